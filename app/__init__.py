@@ -1,0 +1,1 @@
+"""The faces of the project: the command line, and what else a person meets."""

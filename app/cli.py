@@ -1,0 +1,92 @@
+"""The command line: ``hra-diffusion COMMAND …``. A command's module is imported only when it is called."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+COMMANDS = {
+    "train": "teach a subject: photos in, an adapter out",
+    "generate": "draw pictures with adapters",
+    "compare": "set adapters and the base side by side, from the same noise",
+    "adapters": "list the adapters you have",
+    "show": "what an adapter file or a picture says of itself",
+    "methods": "the adapter methods and their options",
+    "demo": "train HRA and LoRA on a sample subject and compare them",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overview = _overview()
+    if not argv or argv[0] not in COMMANDS:
+        overview.parse_args(argv or ["--help"])
+        return 2
+    _quieten()
+    command = importlib.import_module(f"app.commands.{argv[0]}")
+    parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
+    command.add_arguments(parser)
+    return run(command, parser.parse_args(argv[1:]))
+
+
+def run(command, arguments: argparse.Namespace) -> int:
+    """Run a parsed command and turn what a person can put right into a message and an exit code."""
+    from hra_diffusion.errors import UserError
+
+    try:
+        command.run(arguments)
+    except UserError as error:
+        return _fail(str(error), arguments)
+    except MemoryError as error:
+        return _fail(f"out of memory ({error}); try a smaller --batch-size or --resolution", arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return _fail(
+            f"out of memory; try a smaller --batch-size or --resolution, or --dtype bfloat16 ({error})", arguments
+        )
+    return 0
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "hra-diffusion",
+        description="Teach Stable Diffusion a subject from a handful of photos, and compare the ways of doing it.",
+        epilog="hra-diffusion COMMAND --help tells a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=version("hra-diffusion"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def _fail(message: str, arguments: argparse.Namespace) -> int:
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": message}, ensure_ascii=False))
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _quieten() -> None:
+    """Loading bars and notes of the libraries below are not ours to show; a person's own settings are kept."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

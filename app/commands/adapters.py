@@ -1,0 +1,30 @@
+"""hra-diffusion adapters: the adapters you have."""
+
+import argparse
+from pathlib import Path
+
+from app.commands.common import add_base, roots, say
+from hra_diffusion.library import SavedAdapter, list_adapters
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="DIR", help="look in this folder too (default: outputs)")
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    found = list(list_adapters(roots(arguments.output)))
+    text = "\n".join(line(adapter) for adapter in found) or "no adapters yet; hra-diffusion train makes one"
+    say(arguments, text, {"adapters": [facts(adapter) for adapter in found]})
+
+
+def line(adapter: SavedAdapter) -> str:
+    """An adapter on one line."""
+    info, size = adapter.info, adapter.path.stat().st_size / 1e6
+    return f"{info.name:24} {info.method:8} {info.subject:20} on {info.base:16} {size:6.2f} MB  {adapter.path}"
+
+
+def facts(adapter: SavedAdapter) -> dict:
+    """An adapter as plain values."""
+    shown = adapter.info.model_dump(mode="json", exclude={"fingerprint"})
+    return {"file": str(adapter.path), "bytes": adapter.path.stat().st_size, **shown}

@@ -1,0 +1,101 @@
+"""Options and steps that several commands share."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from hra_diffusion import library, pipeline
+from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.generation import SCHEDULERS, Settings
+
+OUTPUTS = Path("outputs")
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """--base, --device, --dtype, --json, --quiet."""
+    group = parser.add_argument_group("base model and machine")
+    group.add_argument(
+        "--base", default=pipeline.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
+    )
+    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
+    group.add_argument("--dtype", default="float32", choices=tuple(pipeline.DTYPES), help="precision of the base")
+    add_output_mode(parser)
+
+
+def add_output_mode(parser: argparse.ArgumentParser) -> None:
+    """--json and --quiet."""
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that draws."""
+    group = parser.add_argument_group("drawing")
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not be in the picture")
+    group.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
+    group.add_argument(
+        "--guidance-scale", type=float, help="how closely to follow the prompt; the base's own by default"
+    )
+    group.add_argument(
+        "--scheduler", default="dpm++", choices=tuple(SCHEDULERS), help="noise scheduler (default dpm++)"
+    )
+    group.add_argument("--width", type=int, help="pixels; the base's own by default")
+    group.add_argument("--height", type=int, help="pixels; the base's own by default")
+    group.add_argument("--batch-size", type=int, default=8, help="pictures drawn at once (default 8)")
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """The drawing options as settings."""
+    return Settings(arguments.steps, arguments.guidance_scale, arguments.scheduler, arguments.width, arguments.height)
+
+
+def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
+    """The base model the arguments ask for."""
+    return pipeline.load_base(arguments.base, arguments.device, arguments.dtype)
+
+
+def roots(output: Path | None) -> list[Path]:
+    """Where adapters are looked for by name: the command's output folder, the one above it, then the default one."""
+    return list(dict.fromkeys([*([output, output.parent] if output else []), OUTPUTS]))
+
+
+def put_on(
+    pipe: StableDiffusionPipeline, wanted: Sequence[str], places: Sequence[Path]
+) -> list[tuple[Path, AdapterInfo, float]]:
+    """Load adapters given as NAME|FILE[:STRENGTH]; a file asked for twice is loaded once."""
+    loaded: dict[Path, AdapterInfo] = {}
+    result = []
+    for text in wanted:
+        name, strength = (text, 1.0) if Path(text).is_file() else library.parse_strength(text)
+        path = library.find_adapter(name, places)
+        if path not in loaded:
+            loaded[path] = library.put_on(pipe, path)
+        result.append((path, loaded[path], strength))
+    return result
+
+
+def say(arguments: argparse.Namespace, text: str, facts: Any) -> None:
+    """Print the text, or in --json mode the facts, or in --quiet mode nothing."""
+    if arguments.json:
+        print(json.dumps(facts, ensure_ascii=False, default=str))
+    elif not arguments.quiet:
+        print(text)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s"
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.start, 2)

@@ -1,0 +1,64 @@
+"""hra-diffusion compare: adapters and the base side by side, from the same noise."""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
+from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.comparison import BASE, Column, compare, save
+from hra_diffusion.files import make_folder
+from training.photos import ingest
+from training.runs import Run
+from training.session import natural_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", nargs="+", action="extend", required=True, metavar="NAME|FILE[:STRENGTH]",
+                        help="a column each")  # fmt: skip
+    parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
+                        "for each column's trigger and class noun")  # fmt: skip
+    parser.add_argument("--seed", type=int, nargs="+", action="extend", metavar="N", help="a row each (default 0)")
+    parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
+                        "the first adapter learned from, if they are still there")  # fmt: skip
+    parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
+    parser.add_argument("--output", type=Path, default=OUTPUTS / "compare", metavar="DIR", help="where the grid goes")
+    add_drawing(parser)
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    make_folder(arguments.output)
+    pipe = load_base(arguments)
+    adapters = put_on(pipe, arguments.adapter, roots(arguments.output))
+    columns = [Column(label(info, strength), {info.name: strength}, info.subject) for _, info, strength in adapters]
+    if not arguments.no_base:
+        columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
+    comparison = compare(
+        pipe,
+        columns,
+        arguments.prompt,
+        arguments.seed or [0],
+        settings(arguments),
+        reference_photos(arguments.photos, adapters[0][0], natural_size(pipe)),
+        arguments.negative_prompt,
+        arguments.batch_size,
+    )
+    grid = save(comparison, arguments.output)
+    results = arguments.output / "results.json"
+    text = f"{grid}\n{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"
+    say(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
+
+
+def label(info: AdapterInfo, strength: float) -> str:
+    """How a column is called: the adapter's name, and its strength where that is not 1."""
+    return info.name if strength == 1 else f"{info.name} × {strength:g}"
+
+
+def reference_photos(given: list[Path] | None, adapter: Path, size: int) -> list[Image.Image]:
+    """The photos to show beside the pictures: those given, or those the adapter's run learned from."""
+    run = Run(adapter.parent)
+    if not given and (run.folder / "config.yaml").is_file():
+        given = [photo for photo in run.config.photos if photo.exists()]
+    return [photo.image for photo in ingest(given, size).photos] if given else []

@@ -1,0 +1,64 @@
+"""hra-diffusion demo: the whole way on a sample subject. A second run finds everything done."""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from app.commands.common import OUTPUTS, Stopwatch, add_output_mode, say
+from hra_diffusion import library, pipeline
+from hra_diffusion.comparison import BASE, Column, compare, save
+from training import config as configs
+from training.events import Bar
+from training.loop import train
+from training.photos import ingest
+from training.runs import Run
+from training.session import natural_size
+
+SUBJECT, CLASS_NOUN = "octopus", "animal"
+METHODS = ("lora", "hra")
+PROMPTS = ("a {subject} in the snow", "a {subject} on the beach", "a {subject} on a cobblestone street")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=OUTPUTS / "demo", metavar="DIR", help="where everything goes")
+    add_output_mode(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    whole, seconds = Stopwatch(), {}
+    for method in METHODS:
+        watch = Stopwatch()
+        adapter = train(config(method), arguments.output, [] if arguments.quiet or arguments.json else [Bar(method)], True)
+        seconds[f"train {method}"] = watch.seconds
+        seconds |= {f"  {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()} if watch.seconds > 1 else {}
+    watch, grid = Stopwatch(), arguments.output / "grid.png"
+    if not grid.exists():
+        draw_comparison(arguments.output)
+    seconds["compare"] = watch.seconds
+    seconds["in all"] = whole.seconds
+    table = "\n".join(f"{phase:16} {s:7.1f} s" for phase, s in seconds.items())
+    say(arguments, f"{table}\n\nphotos | base | LoRA | HRA, same noise: {grid}", {"grid": str(grid), "seconds": seconds})
+
+
+def config(method: str) -> configs.TrainConfig:
+    """The run of one method on the sample subject."""
+    photos = pipeline.ASSETS / "subjects" / SUBJECT
+    return configs.parse(
+        {"name": f"{SUBJECT}-{method}", "photos": [photos], "class_noun": CLASS_NOUN, "method": method, "preset": "quick"}
+    )
+
+
+def draw_comparison(output: Path) -> None:
+    """Base, LoRA and HRA on a few prompts, from the same noise, beside the photos."""
+    pipe = pipeline.load_base()
+    columns = [Column(BASE, {}, CLASS_NOUN)]
+    for method in METHODS:
+        info = library.put_on(pipe, library.find_adapter(f"{SUBJECT}-{method}", [output]))
+        columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
+    save(compare(pipe, columns, PROMPTS, (0,), photos=reference_photos(natural_size(pipe))), output)
+
+
+def reference_photos(size: int) -> list[Image.Image]:
+    """The sample subject's photos."""
+    return [photo.image for photo in ingest([pipeline.ASSETS / "subjects" / SUBJECT], size).photos]

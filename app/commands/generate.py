@@ -1,0 +1,45 @@
+"""hra-diffusion generate: pictures with adapters, their settings inside each PNG."""
+
+import argparse
+from pathlib import Path
+
+from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
+from hra_diffusion.files import make_folder
+from hra_diffusion.generation import PNG_KEY, generate, save_png, slug
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
+                        "for the first adapter's trigger and class noun")  # fmt: skip
+    parser.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="NAME|FILE[:STRENGTH]",
+                        help="adapters to apply together, in order; none draws with the base")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="decides the noise; picture k of --count has seed + k")
+    parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default 1)")
+    parser.add_argument("--output", type=Path, default=OUTPUTS / "pictures", metavar="DIR", help="where pictures go")
+    add_drawing(parser)
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    make_folder(arguments.output)
+    pipe, watch = load_base(arguments), Stopwatch()
+    adapters = put_on(pipe, arguments.adapter, roots(arguments.output))
+    subject = adapters[0][1].subject if adapters else ""
+    images = generate(
+        pipe,
+        [prompt.replace("{subject}", subject) for prompt in arguments.prompt],
+        {info.name: strength for _, info, strength in adapters},
+        arguments.seed,
+        arguments.count,
+        settings(arguments),
+        arguments.negative_prompt,
+        arguments.batch_size,
+    )
+    first = len(list(arguments.output.glob("[0-9][0-9][0-9][0-9]-*.png")))
+    paths = [
+        save_png(image, arguments.output / f"{first + i:04d}-{slug(image.info[PNG_KEY]['prompt'])}.png")
+        for i, image in enumerate(images)
+    ]
+    pictures = [{"picture": str(path), **image.info[PNG_KEY]} for path, image in zip(paths, images, strict=True)]
+    text = "\n".join(str(path) for path in paths) + f"\n{len(paths)} pictures in {watch}"
+    say(arguments, text, {"pictures": pictures, "seconds": watch.seconds})

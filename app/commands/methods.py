@@ -1,0 +1,36 @@
+"""hra-diffusion methods: the adapter methods and their options, as registered."""
+
+import argparse
+
+from app.commands.common import add_output_mode, say
+from hra_diffusion import registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_output_mode(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    methods = [registry.get(name) for name in registry.names()]
+    text = "\n\n".join(f"{describe(method)}" for method in methods)
+    say(arguments, text, {"methods": [facts(method) for method in methods]})
+
+
+def describe(method: registry.Method) -> str:
+    """A method with its options, for reading."""
+    lines = [f"{method.name:8} {method.title}: {method.summary} ({method.paper})"]
+    for name, field in method.config.model_fields.items():
+        lines.append(f"{'':10}--{name.replace('_', '-')}, default {field.default}: {field.description}")
+    return "\n".join(lines)
+
+
+def facts(method: registry.Method) -> dict:
+    """A method as plain values; its options as a JSON schema."""
+    return {
+        "name": method.name,
+        "title": method.title,
+        "summary": method.summary,
+        "paper": method.paper,
+        "starts_at_base": method.starts_at_base(method.config()),
+        "options": method.config.model_json_schema()["properties"],
+    }

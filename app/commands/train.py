@@ -1,0 +1,90 @@
+"""hra-diffusion train: photos in, an adapter out. Flags come from the configuration's and the methods' own fields."""
+
+import argparse
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from app.commands.common import OUTPUTS, add_output_mode
+from hra_diffusion import registry
+from training import config as configs
+from training import runs
+from training.config import ConfigError, TrainConfig
+from training.events import Bar, print_json
+from training.loop import train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
+    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
+    add_output_mode(parser)
+    group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
+    for name, field in TrainConfig.model_fields.items():
+        if name == "method":
+            group.add_argument("--method", choices=registry.names(), default=argparse.SUPPRESS, help=field.description)
+        elif name != "options":
+            _add_flag(group, name, field, field.description or "")
+    options = parser.add_argument_group("options of the methods")
+    for name, (field, methods) in _method_options().items():
+        _add_flag(options, name, field, f"{field.description} [{', '.join(methods)}]")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    listeners = [print_json] if arguments.json else [] if arguments.quiet else [Bar(getattr(arguments, "name", "run"))]
+    train(read_config(arguments), arguments.output, listeners, arguments.resume)
+
+
+def read_config(arguments: argparse.Namespace) -> TrainConfig:
+    """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
+    given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
+    options = {name: value for name, value in vars(arguments).items() if name in _method_options()}
+    if arguments.resume and set(given) <= {"name", "device"} and not options and "name" in given:
+        if saved := runs.find(arguments.output, given["name"]):
+            return saved.config.model_copy(update=given)
+        raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
+    values = configs.read_values(arguments.config) if arguments.config else {}
+    values |= given | ({"options": values.get("options", {}) | options} if options else {})
+    if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
+        raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
+    values["photos"] = [str(Path(photo).expanduser().resolve()) for photo in values["photos"]]
+    return configs.parse(values)
+
+
+def _method_options() -> dict[str, tuple[FieldInfo, list[str]]]:
+    """Every option of every method, with the methods that have it."""
+    found: dict[str, tuple[FieldInfo, list[str]]] = {}
+    for method in registry.names():
+        for name, field in registry.get(method).config.model_fields.items():
+            found.setdefault(name, (field, []))[1].append(method)
+    return found
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
+    flag, kind = "--" + name.replace("_", "-"), field.annotation
+    text = text.replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    several = typing.get_origin(kind) is tuple
+    group.add_argument(
+        flag,
+        dest=name,
+        default=argparse.SUPPRESS,
+        help=text,
+        metavar=_shown(kind),
+        **({"nargs": "+", "action": "extend"} if several else {}),
+    )
+
+
+def _shown(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    if isinstance(kind, types.UnionType):
+        return _shown(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is tuple:
+        return _shown(typing.get_args(kind)[0])
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")

@@ -1,0 +1,36 @@
+"""Teach Stable Diffusion a subject with LoRA, MoSLoRA, HRA, HOFT or SHOFT: the adapters and what is done with them.
+
+import hra_diffusion as hra
+pipe = hra.load_base("toybox")                       # or any StableDiffusionPipeline you hold
+hra.load(pipe, "outputs/Rex/Rex.safetensors")
+image, = hra.generate(pipe, "a sks dog in the snow", {"Rex": 1.0}, seed=7)
+"""
+
+from hra_diffusion.attachment import attach, detach
+from hra_diffusion.comparison import Column, Comparison, compare
+from hra_diffusion.generation import Request, Settings, draw, generate, save_png
+from hra_diffusion.pipeline import activate, load, load_base, loaded, merge, unload, unmerge
+from hra_diffusion.registry import get as get_method
+from hra_diffusion.registry import names as method_names
+
+__all__ = [
+    "Column",
+    "Comparison",
+    "Request",
+    "Settings",
+    "activate",
+    "attach",
+    "compare",
+    "detach",
+    "draw",
+    "generate",
+    "get_method",
+    "load",
+    "load_base",
+    "loaded",
+    "merge",
+    "method_names",
+    "save_png",
+    "unload",
+    "unmerge",
+]

@@ -1,0 +1,196 @@
+"""One safetensors file <-> the adapters on a model's components.
+
+Tensors are named ``{component}.{layer path}.{parameter}`` ("unet.….to_q.right.u"); everything else about the adapter is
+in the file's metadata. Loading believes nothing: every layer, shape and version is checked before anything is attached.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hra_diffusion import attachment, registry
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import save_tensors
+from hra_diffusion.layer import as_matrix
+
+FORMAT = "hra-diffusion"
+FORMAT_VERSION = 1
+FINGERPRINT_TOLERANCE = 5e-3
+"""RMS distance of two fingerprints above which the weights differ by more than rounding to bfloat16 (about 1e-3)."""
+
+
+class AdapterFileError(UserError):
+    """An adapter file can't be used: what is wrong with it, and what to do."""
+
+
+class AdapterInfo(BaseModel):
+    """What an adapter file says of itself."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    method: str
+    options: dict[str, Any] = Field(description="The method's configuration.")
+    base: str = Field(description="The base model it was trained on, as named then.")
+    fingerprint: dict[str, dict[str, float]] = Field(description="Component -> layer -> probe of the frozen weight.")
+    targets: str = "attention"
+    trigger: str = ""
+    class_noun: str = ""
+    training: dict[str, Any] = Field(default_factory=dict, description="How it was trained: steps, rates, seconds.")
+
+    @property
+    def subject(self) -> str:
+        """How prompts call the subject: "sks dog"."""
+        return f"{self.trigger} {self.class_noun}".strip()
+
+
+def save(
+    path: Path, components: Mapping[str, nn.Module], info: AdapterInfo, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the adapter ``info.name`` of these components (or ``state``, its parameters by key) to one file, whole.
+
+    Raises FileError when the file can't be written.
+    """
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "adapter": info.model_dump_json()}
+    save_tensors(path, state or parameters(components, info.name), metadata)
+
+
+def parameters(components: Mapping[str, nn.Module], name: str) -> dict[str, nn.Parameter]:
+    """All parameters of one adapter as ``{component}.{layer path}.{parameter}``."""
+    return {
+        f"{component}.{key}": parameter
+        for component, model in components.items()
+        if name in attachment.adapter_names(model)
+        for key, parameter in attachment.adapter_parameters(model, name).items()
+    }
+
+
+def read_info(path: Path) -> AdapterInfo:
+    """The metadata of an adapter file. Raises AdapterFileError for anything that is not a whole one of ours."""
+    return _read(path)[0]
+
+
+def load(path: Path, components: Mapping[str, nn.Module], name: str | None = None) -> AdapterInfo:
+    """Attach the adapter in ``path`` to the components it was trained on, under ``name`` (its own by default).
+
+    Raises AdapterFileError, with the components untouched, for a file that is not whole, a newer format, an adapter of
+    another base (missing or extra layers, wrong shapes). Warns if the base's weights are of the right shape but not
+    those it was trained on.
+    """
+    info, tensors = _read(path)
+    info = info.model_copy(update={"name": name or info.name})
+    _check_layers(path, info, components)
+    try:
+        for component, probes in info.fingerprint.items():
+            attachment.attach(components[component], info.method, info.options, name=info.name, targets=list(probes))
+        _copy_in(path, tensors, parameters(components, info.name), info)
+    except ValueError as error:
+        unload(components, info.name)
+        raise error if isinstance(error, AdapterFileError) else AdapterFileError(f"{path}: {error}") from None
+    _compare_fingerprint(path, info, components)
+    return info
+
+
+def unload(components: Mapping[str, nn.Module], name: str) -> None:
+    """Detach the adapter from every component that has it."""
+    for model in components.values():
+        if name in attachment.adapter_names(model):
+            attachment.detach(model, name)
+
+
+def fingerprint(components: Mapping[str, nn.Module], name: str) -> dict[str, dict[str, float]]:
+    """A probe of every weight the adapter lives on: ``⟨W, p⟩ / ‖W‖`` for a fixed pattern p of unit RMS.
+
+    Rounding W to float16 or bfloat16 moves a probe by about 1e-3 at most, fine-tuning the base by more.
+    """
+    return {
+        component: {
+            path: _probe(as_matrix(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
+        }
+        for component, model in components.items()
+        if name in attachment.adapter_names(model)
+    }
+
+
+def _probe(weight: Tensor) -> float:
+    flat = weight.detach().double().flatten().cpu()
+    pattern = torch.cos(torch.arange(flat.numel(), dtype=torch.float64) * 2.399963) * 2**0.5  # the golden angle
+    return round(float(flat @ pattern / flat.norm()), 6)
+
+
+def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise AdapterFileError(f"no adapter file {path}") from None
+    except OSError as error:
+        raise AdapterFileError(f"{path} can't be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise AdapterFileError(
+            f"{path} is not a whole safetensors file ({error}); copy it again or take another checkpoint"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise AdapterFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
+    if int(metadata.get("format_version", 0)) > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{path} has format version {metadata['format_version']}, newer than {FORMAT_VERSION}; update hra-diffusion"
+        )
+    try:
+        info = AdapterInfo.model_validate_json(metadata.get("adapter", ""))
+    except ValidationError as error:
+        raise AdapterFileError(f"{path} has damaged metadata: {registry.explain(error)}") from None
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise AdapterFileError(f"{path} holds NaN or infinite values in {bad[0]}; take an earlier checkpoint")
+    return info, tensors
+
+
+def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:
+    for component, probes in info.fingerprint.items():
+        if component not in components:
+            raise AdapterFileError(f"{path} is for another base ({info.base}): this one has no {component}")
+        if info.name in attachment.adapter_names(components[component]):
+            raise AdapterFileError(
+                f"an adapter named {info.name!r} is loaded already; unload it or load under another name"
+            )
+        known = {layer for layer, _ in components[component].named_modules()}
+        if missing := [layer for layer in probes if layer not in known]:
+            more = f" and {len(missing) - 1} more layers" if len(missing) > 1 else ""
+            raise AdapterFileError(
+                f"{path} is for another base ({info.base}): this one has no {component}.{missing[0]}{more}"
+            )
+
+
+def _copy_in(path: Path, tensors: Mapping[str, Tensor], into: Mapping[str, nn.Parameter], info: AdapterInfo) -> None:
+    if absent := sorted(set(into) - set(tensors)):
+        raise AdapterFileError(f"{path} is not whole: {absent[0]} is missing; copy it again or take another checkpoint")
+    if extra := sorted(set(tensors) - set(into)):
+        raise AdapterFileError(f"{path} holds {extra[0]}, which no layer it lists has")
+    for key, parameter in into.items():
+        if tensors[key].shape != parameter.shape:
+            raise AdapterFileError(
+                f"{path} is for another base ({info.base}): {key} is {tuple(tensors[key].shape)} in the file, "
+                f"{tuple(parameter.shape)} here"
+            )
+    with torch.no_grad():
+        for key, parameter in into.items():
+            parameter.copy_(tensors[key])
+
+
+def _compare_fingerprint(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:
+    here = fingerprint(components, info.name)
+    pairs = [(probe, here[c][layer]) for c, probes in info.fingerprint.items() for layer, probe in probes.items()]
+    distance = (sum((a - b) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
+    if distance > FINGERPRINT_TOLERANCE:
+        warnings.warn(
+            f"{path} was trained on other weights of the same shape ({info.base}; fingerprints differ by "
+            f"{distance:.2g}): expect another result than on its own base",
+            stacklevel=3,
+        )

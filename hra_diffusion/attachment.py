@@ -1,0 +1,247 @@
+"""Put adapters on a model and take them off: any torch model with linear (or conv) layers.
+
+The model stays itself: layers keep their class's behaviour, their weights and the names of these; ``detach`` leaves no
+trace.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hra_diffusion import methods as _methods  # noqa: F401  (registers the methods)
+from hra_diffusion import registry
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name
+from hra_diffusion.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
+from hra_diffusion.registry import MethodConfig
+
+TARGETS = {
+    "attention": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj)",
+    "attention+feed-forward": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
+    r"|ff\.net\.0\.proj|ff\.net\.2|mlp\.fc1|mlp\.fc2|gate_proj|up_proj|down_proj)",
+    "attention+conv": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
+    r"|conv1|conv2|conv_shortcut|proj_in|proj_out)",
+}
+"""Named sets of layers to adapt, as patterns a module's whole path must match. Attention is what the papers adapt."""
+
+
+def find_targets(model: nn.Module, targets: str = "attention") -> list[str]:
+    """Paths of the layers to adapt: ``targets`` names a set in ``TARGETS`` or is a pattern for the whole path.
+
+    Raises ValueError if nothing matches, or if what matches is no layer an adapter can live on.
+    """
+    pattern = re.compile(TARGETS.get(targets, targets))
+    leaves = {path: module for path, module in _plain_modules(model) if not _has_children(module)}
+    found = [path for path in leaves if pattern.fullmatch(path)]
+    if not found:
+        usable = [path for path, module in leaves.items() if not unsupported(module)]
+        raise UserError(
+            f"no layer of {type(model).__name__} matches the target {targets!r}; "
+            f"it names one of {', '.join(TARGETS)} or is a regular expression for paths like {', '.join(usable[:3])}"
+        )
+    for path in found:
+        if reason := unsupported(leaves[path]):
+            raise UserError(f"target {targets!r} matches {path}: {reason}")
+    return found
+
+
+def attach(
+    model: nn.Module,
+    method: str = "hra",
+    options: Mapping | MethodConfig | None = None,
+    *,
+    name: str = "default",
+    targets: str | Sequence[str] = "attention",
+    seed: int = 0,
+) -> list[str]:
+    """Add a new adapter to the model and make it the active one; the model's own parameters are frozen.
+
+    ``targets``: a set in ``TARGETS``, a pattern, or a list of layer paths. ``seed`` decides the starting values.
+    Adapter parameters are float32, on each layer's device. Returns the adapted layers' paths.
+    Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use.
+    """
+    chosen = registry.get(method)
+    config = chosen.parse(cast(dict, options or {}))
+    checked_name(name)
+    if name in adapter_names(model):
+        raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
+    paths = find_targets(model, targets) if isinstance(targets, str) else list(targets)
+    layers = {path: _layer(model, path) for path in paths}
+    for path, layer in layers.items():
+        if config.rank > min(as_matrix(layer).shape):
+            raise UserError(f"rank {config.rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
+    routing = routing_of(model) or Routing()
+    freeze(model)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers.values():
+        d_out, d_in = as_matrix(layer).shape
+        adapter = chosen.build(config, d_in, d_out, generator)
+        adapter.method, adapter.config = chosen.name, config  # type: ignore[assignment]
+        host(layer, routing).adapters[key(name)] = adapter.to(layer.weight.device)  # type: ignore[arg-type]
+    activate(model, {name: 1.0})
+    return paths
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Remove one adapter, or all of them. With the last one the model is exactly what it was before ``attach``."""
+    for gone in [name] if name else adapter_names(model):
+        _require(model, gone)
+        routing = cast(Routing, routing_of(model))
+        if routing.merged:
+            unmerge(model)
+        routing.mix = tuple(entry for entry in routing.mix if entry[0] != gone)
+        for _, layer in hosts(model):
+            if key(gone) in layer.adapters:
+                del layer.adapters[key(gone)]
+            if not layer.adapters:
+                unhost(layer)
+    if not any(True for _ in hosts(model)):
+        _unfreeze(model)
+
+
+def activate(model: nn.Module, strengths: Mapping[str, float]) -> None:
+    """Apply these adapters, at these strengths and in this order, from now on; an empty mapping is the base.
+
+    1 is the adapter as trained, 0 the base; orthogonal methods stay orthogonal in between (a rotation by a part of
+    the angle). Raises ValueError for a name that is not there, and while adapters are merged.
+    """
+    for name in strengths:
+        _require(model, name)
+    routing = routing_of(model)
+    if routing is None:
+        return
+    if routing.merged:
+        raise UserError("adapters are merged into the weights; unmerge them first")
+    routing.mix = tuple(strengths.items())
+
+
+@contextlib.contextmanager
+def routed(model: nn.Module, groups: Sequence[tuple[Mapping[str, float], int]]) -> Iterator[None]:
+    """Within the block, contiguous groups of each batch have their own adapters: ``(strengths, count)`` each.
+
+    An empty mapping is the base. A batch may be a multiple of the groups' sum; the pattern then repeats.
+    """
+    routing = routing_of(model)
+    for name in {name for strengths, _ in groups for name in strengths}:
+        _require(model, name)
+    if routing is None:
+        yield
+        return
+    before = routing.groups
+    routing.groups = tuple((tuple(strengths.items()), count) for strengths, count in groups)
+    try:
+        yield
+    finally:
+        routing.groups = before
+
+
+def merge(model: nn.Module) -> None:
+    """Write the active adapters into the weights: no cost at inference. ``unmerge`` brings back the very bits."""
+    routing = routing_of(model)
+    if routing is None or routing.merged:
+        return
+    for _, layer in hosts(model):
+        weight = cast(nn.Parameter, layer.weight)
+        if layer.active(routing.mix):
+            merged = layer.adapted_weight(routing.mix).detach()
+            layer.__dict__["unmerged_weight"] = weight.data
+            weight.data = merged
+    routing.merged = True
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo ``merge``: the weights are the original ones, bit for bit."""
+    routing = routing_of(model)
+    if routing is None or not routing.merged:
+        return
+    for _, layer in hosts(model):
+        if (original := layer.__dict__.pop("unmerged_weight", None)) is not None:
+            weight = cast(nn.Parameter, layer.weight)
+            weight.data = original.to(weight.device)
+    routing.merged = False
+
+
+def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
+    """The model's layers that hold adapters, with their paths."""
+    return ((path, module) for path, module in list(model.named_modules()) if isinstance(module, AdapterHost))
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """Names of the adapters on the model, in the order they came."""
+    return list(dict.fromkeys(name[1:] for _, layer in hosts(model) for name in layer.adapters))
+
+
+def adapter_layers(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The modules of one adapter by the path of the layer they live on. Raises ValueError for an unknown name."""
+    _require(model, name)
+    return {path: layer.adapters[key(name)] for path, layer in hosts(model) if key(name) in layer.adapters}
+
+
+def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The trainable parameters of one adapter as ``{layer path}.{parameter}``."""
+    return {
+        f"{path}.{parameter_name}": parameter
+        for path, module in adapter_layers(model, name).items()
+        for parameter_name, parameter in module.named_parameters()
+    }
+
+
+def penalty(model: nn.Module, name: str) -> Tensor | None:
+    """The method's regulariser for this adapter, to be added to the loss; None for a method that has none."""
+    layers = list(adapter_layers(model, name).values())
+    method = registry.get(cast(str, layers[0].method))
+    return method.penalty(cast(MethodConfig, layers[0].config), layers) if method.penalty else None
+
+
+def routing_of(model: nn.Module) -> Routing | None:
+    """The routing its hosts share, or None for a model without adapters."""
+    return next((layer.routing for _, layer in hosts(model)), None)
+
+
+def freeze(model: nn.Module) -> None:
+    """Freeze the model's own parameters, remembering which were trainable."""
+    for _, module in _plain_modules(model):
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                parameter.was_trainable = True  # type: ignore[attr-defined]
+
+
+def _unfreeze(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.__dict__.pop("was_trainable", False):
+            parameter.requires_grad_(True)
+
+
+def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's modules without those that belong to adapters."""
+    return ((path, module) for path, module in model.named_modules() if "adapters.@" not in path)
+
+
+def _has_children(module: nn.Module) -> bool:
+    return not isinstance(module, AdapterHost) and any(True for _ in module.children())
+
+
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        raise UserError(f"{type(model).__name__} has no layer {path}") from None
+    if reason := unsupported(layer):
+        raise UserError(f"{path}: {reason}")
+    return layer
+
+
+def _shape(layer: nn.Module) -> str:
+    d_out, d_in = as_matrix(layer).shape
+    return f"{d_in} to {d_out}"
+
+
+def _require(model: nn.Module, name: str) -> None:
+    if name not in adapter_names(model):
+        known = ", ".join(adapter_names(model)) or "none"
+        raise UserError(f"no adapter named {name!r} on this {type(model).__name__}; adapters: {known}")

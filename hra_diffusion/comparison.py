@@ -1,0 +1,161 @@
+"""Prompts × (base + adapters) × seeds from the same noise: the pictures, a labelled grid, the facts as JSON."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+
+from hra_diffusion.files import write_text
+from hra_diffusion.generation import PNG_KEY, Request, Settings, complete, describe, draw, save_png, slug
+
+BASE = "base"
+GAP, MARGIN = 6, 14
+
+
+@dataclass(frozen=True)
+class Column:
+    """One contestant: a label, the adapters it applies, and what ``{subject}`` in a prompt becomes for it."""
+
+    label: str
+    adapters: Mapping[str, float]
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a comparison with the request that made it."""
+
+    column: str
+    request: Request
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references."""
+
+    columns: tuple[Column, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    settings: Settings
+    seconds: float
+    photos: tuple[Image.Image, ...] = ()
+
+    def row(self, prompt: int, seed: int) -> tuple[Cell, ...]:
+        """The cells of one prompt and seed (by index), one a column."""
+        start = (prompt * len(self.seeds) + seed) * len(self.columns)
+        return self.cells[start : start + len(self.columns)]
+
+
+def compare(
+    pipe: StableDiffusionPipeline,
+    columns: Sequence[Column],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings | None = None,
+    photos: Sequence[Image.Image] = (),
+    negative_prompt: str = "",
+    batch_size: int = 8,
+) -> Comparison:
+    """Draw every prompt with every column from the same initial noise; adapters share denoising batches.
+
+    ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
+    """
+    settings = complete(pipe, settings or Settings())
+    requests = [
+        Request(prompt.replace("{subject}", column.subject), seed, tuple(column.adapters.items()), negative_prompt)
+        for prompt in prompts
+        for seed in seeds
+        for column in columns
+    ]
+    start = time.perf_counter()
+    pictures = draw(pipe, requests, settings, batch_size)
+    seconds = time.perf_counter() - start
+    for request, picture in zip(requests, pictures, strict=True):
+        picture.info[PNG_KEY] = describe(pipe, request, settings)
+    labels = [column.label for column in columns] * (len(prompts) * len(seeds))
+    cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, strict=True))
+    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, settings, seconds, tuple(photos))
+
+
+def save(comparison: Comparison, folder: Path) -> Path:
+    """Write ``grid.png``, ``pictures/…png`` and ``results.json`` into ``folder``; returns the grid's path."""
+    entries = []
+    for cell in comparison.cells:
+        name = f"{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
+        save_png(cell.image, folder / "pictures" / name)
+        entries.append({"column": cell.column, "picture": f"pictures/{name}", **cell.image.info[PNG_KEY]})
+    for entry, drift in zip(entries, drift_from_base(comparison), strict=True):
+        entry["difference_from_base"] = drift
+    grid = save_png(draw_grid(comparison), folder / "grid.png")
+    write_text(
+        folder / "results.json", json.dumps(_summary(comparison) | {"cells": entries}, indent=1, ensure_ascii=False)
+    )
+    return grid
+
+
+def drift_from_base(comparison: Comparison) -> list[float | None]:
+    """RMS pixel difference (0 to 1) of each cell from the base's picture of the same noise; None without a base.
+
+    A proxy: it says how much changed, not whether it changed for the better.
+    """
+    base = next((i for i, column in enumerate(comparison.columns) if not column.adapters), None)
+    if base is None:
+        return [None] * len(comparison.cells)
+    arrays = [np.asarray(cell.image, dtype=np.float64) / 255 for cell in comparison.cells]
+    width = len(comparison.columns)
+    return [round(float(np.sqrt(np.mean((a - arrays[i - i % width + base]) ** 2))), 4) for i, a in enumerate(arrays)]
+
+
+def draw_grid(comparison: Comparison) -> Image.Image:
+    """One labelled picture: a row a prompt and seed; reference photos first, then a column a contestant."""
+    side = max(comparison.cells[0].image.height, 128)
+    font = ImageFont.load_default(size=max(13, side // 11))
+    line = int(font.size * 1.35)
+    references = 2 if comparison.photos else 0
+    widths = [side] * (len(comparison.columns) + references)
+    left = MARGIN + references * GAP
+    rows = [(p, s) for p in range(len(comparison.prompts)) for s in range(len(comparison.seeds))]
+    height = 2 * MARGIN + line + len(rows) * (side + GAP) + len(comparison.prompts) * line
+    sheet = Image.new("RGB", (left + sum(widths) + GAP * len(widths) + MARGIN, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    places = [left + i * (side + GAP) for i in range(len(widths))]
+    if references:
+        pen.text((places[0], MARGIN), "photos", "#555", font)
+    for place, column in zip(places[references:], comparison.columns, strict=True):
+        pen.text((place, MARGIN), _fit(column.label, font, side), "black", font)
+    y = MARGIN + line
+    for number, (prompt, seed) in enumerate(rows):
+        if seed == 0:
+            pen.text((MARGIN, y), _fit(comparison.prompts[prompt], font, sheet.width - 2 * MARGIN), "#1f4e9e", font)
+            y += line
+        shown = [comparison.photos[(2 * number + i) % len(comparison.photos)] for i in range(references)]
+        for place, image in zip(places, [*shown, *(c.image for c in comparison.row(prompt, seed))], strict=True):
+            sheet.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (place, y))
+        y += side + GAP
+    return sheet
+
+
+def _fit(text: str, font: Any, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "columns": [{"label": c.label, "adapters": dict(c.adapters), "subject": c.subject} for c in comparison.columns],
+        "prompts": comparison.prompts,
+        "seeds": comparison.seeds,
+        "grid": "grid.png",
+        "seconds": round(comparison.seconds, 2),
+    }

@@ -1,0 +1,5 @@
+"""What a person can put right. Everything else that is raised is a fault of the program."""
+
+
+class UserError(ValueError):
+    """Something given can't be used: the message says what is wrong, where, and what to do."""

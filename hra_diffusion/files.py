@@ -1,0 +1,98 @@
+"""Names and files from outside, checked; and files written whole or not at all."""
+
+import contextlib
+import errno
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hra_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_NAME = 64
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+class FileError(UserError, OSError):
+    """A file or folder can't be used: what, where and what to do."""
+
+
+def checked_name(name: str) -> str:
+    """``name`` if it is safe as an adapter's and a folder's name.
+
+    Letters and digits of any language, spaces, ``-`` and ``_``; starts with a letter or digit; at most 64 characters.
+    Raises ValueError saying what is wrong.
+    """
+    shown = repr(name if len(name) <= MAX_NAME else name[:20] + "…")
+    if not name or len(name) > MAX_NAME:
+        raise UserError(f"the name {shown} has {len(name)} characters; use 1 to {MAX_NAME}")
+    wrong = next((c for c in name if not (c.isalnum() or unicodedata.category(c) == "Mn" or c in " -_")), None)
+    if wrong is not None:
+        raise UserError(f"the name {shown} has {wrong!r} in it; use letters, digits, spaces, - and _")
+    if not name[0].isalnum() or name[-1] == " " or name.casefold() in _RESERVED:
+        raise UserError(f"the name {shown} can't be used for a folder; start with a letter or digit, end without space")
+    return name
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it becomes ``path``, on failure nothing is left behind.
+
+    Makes parent folders. Raises FileError for a full disk, a read-only folder, a file where a folder must be.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        make_folder(path.parent)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise explained(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, as float32 where they are floating point, to a safetensors file whole or not at all."""
+    from safetensors.torch import save
+
+    data = save({key: _storable(tensor) for key, tensor in tensors.items()}, dict(metadata or {}))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _storable(tensor: "Tensor") -> "Tensor":
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder with its parents. Raises FileError saying why it can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, folder) from error
+    return folder
+
+
+def explained(error: OSError, path: Path) -> FileError:
+    """The system's error as a sentence with the place and the remedy."""
+    if isinstance(error, FileError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FileError(f"the disk is full: {path} could not be written; free some space, then resume")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return FileError(f"{path} can't be written: permission denied; choose another folder with --output")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return FileError(f"{path} can't be a folder: a file is in its place; choose another with --output")
+    return FileError(f"{path}: {error.strerror or error}")

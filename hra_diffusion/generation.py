@@ -1,0 +1,211 @@
+"""Requests -> pictures with their settings inside. Generation and comparison share this one denoising path."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, PngImagePlugin
+from torch import Tensor, nn
+
+from hra_diffusion import attachment
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import atomic_path
+from hra_diffusion.layer import Mix
+from hra_diffusion.pipeline import TOYBOX, components, loaded
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+}
+GUIDANCE_SCALE = {TOYBOX: 3.0}
+"""Guidance scales for bases that want another than Stable Diffusion's 7.5."""
+PNG_KEY = "hra_diffusion"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of one call share. ``guidance_scale`` and the sizes (pixels) default to the base's own."""
+
+    steps: int = 25
+    guidance_scale: float | None = None
+    scheduler: str = "dpm++"
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture. ``adapters``: (name, strength) in order, empty for the base. The seed decides its noise alone."""
+
+    prompt: str
+    seed: int
+    adapters: Mix = ()
+    negative_prompt: str = ""
+
+
+def draw(
+    pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: Settings | None = None, batch_size: int = 8
+) -> list[Image.Image]:
+    """The requested pictures, in order. Requests with different adapters share a denoising batch.
+
+    A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
+    its noise is drawn on the CPU from its seed. Raises ValueError for an adapter that is not loaded, an unknown
+    scheduler, a size the base can't draw.
+    """
+    settings = complete(pipe, settings or Settings())
+    for name, _ in {entry for request in requests for entry in request.adapters}:
+        if name not in loaded(pipe):
+            raise UserError(f"no adapter named {name!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}")
+    order = sorted(range(len(requests)), key=lambda i: requests[i].adapters)
+    pictures: dict[int, Image.Image] = {}
+    with _scheduler(pipe, settings.scheduler), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            pictures |= zip(chunk, _draw_batch(pipe, [requests[i] for i in chunk], settings), strict=True)
+    return [pictures[i] for i in range(len(requests))]
+
+
+def generate(
+    pipe: StableDiffusionPipeline,
+    prompts: str | Sequence[str],
+    adapters: Mapping[str, float] | None = None,
+    seed: int = 0,
+    count: int = 1,
+    settings: Settings | None = None,
+    negative_prompt: str = "",
+    batch_size: int = 8,
+) -> list[Image.Image]:
+    """``count`` pictures of each prompt, with seeds ``seed``, ``seed`` + 1, …; settings are in each ``image.info``."""
+    mix = tuple((adapters or {}).items())
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    requests = [Request(prompt, seed + i, mix, negative_prompt) for prompt in prompts for i in range(count)]
+    pictures = draw(pipe, requests, settings, batch_size)
+    for picture, request in zip(pictures, requests, strict=True):
+        picture.info[PNG_KEY] = describe(pipe, request, complete(pipe, settings or Settings()))
+    return pictures
+
+
+def describe(pipe: StableDiffusionPipeline, request: Request, settings: Settings) -> dict[str, Any]:
+    """Everything that made a picture, ready for JSON."""
+    made = {"base": getattr(pipe, "base_name", pipe.config.get("_name_or_path", "")), **dataclasses.asdict(request)}
+    return made | {"adapters": dict(request.adapters)} | dataclasses.asdict(settings)
+
+
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG with the settings of ``image.info`` in it, atomically; returns ``path``.
+
+    They are stored as JSON under "hra_diffusion", and under "parameters" as other tools read them.
+    """
+    info = PngImagePlugin.PngInfo()
+    if made := image.info.get(PNG_KEY):
+        info.add_itxt(PNG_KEY, json.dumps(made, ensure_ascii=False))
+        info.add_itxt("parameters", _parameters(made))
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=info)
+    return path
+
+
+def read_png(path: Path) -> dict[str, Any]:
+    """The settings inside a picture of ours. Raises ValueError if it has none."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info[PNG_KEY])
+    except (OSError, KeyError, ValueError):
+        raise UserError(f"{path} holds no settings of hra-diffusion") from None
+
+
+def slug(text: str, length: int = 40) -> str:
+    """Text as a part of a file name: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+
+
+def complete(pipe: StableDiffusionPipeline, settings: Settings) -> Settings:
+    """The settings with the base's own size and guidance scale where none are given; checked."""
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    guidance = GUIDANCE_SCALE.get(getattr(pipe, "base_name", ""), 7.5)
+    settings = dataclasses.replace(
+        settings,
+        width=settings.width or side,
+        height=settings.height or side,
+        guidance_scale=guidance if settings.guidance_scale is None else settings.guidance_scale,
+    )
+    if settings.scheduler not in SCHEDULERS:
+        raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
+    if not 1 <= settings.steps <= 1000:
+        raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
+    multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.down_block_types) - 1)
+    for side in (settings.width, settings.height):
+        if side % multiple or not multiple <= side <= 4096:
+            raise UserError(f"width and height must be multiples of {multiple} up to 4096 for this base, not {side}")
+    return settings
+
+
+def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings: Settings) -> list[Image.Image]:
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, *size)
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    groups = [(mix, sum(1 for _ in same)) for mix, same in groupby(request.adapters for request in requests)]
+    with contextlib.ExitStack() as stack:
+        for model in components(pipe).values():
+            stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
+        positive, negative = _encode(pipe, requests, settings.guidance_scale > 1)
+        return pipe(
+            prompt_embeds=positive,
+            negative_prompt_embeds=negative,
+            latents=latents.to(pipe.device, pipe.unet.dtype),
+            generator=generators,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            width=settings.width,
+            height=settings.height,
+        ).images
+
+
+def _encode(pipe: StableDiffusionPipeline, requests: list[Request], guided: bool) -> tuple[Tensor, Tensor | None]:
+    return pipe.encode_prompt(
+        [request.prompt for request in requests],
+        pipe.device,
+        1,
+        guided,
+        [request.negative_prompt for request in requests] if guided else None,
+    )
+
+
+def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
+    names = attachment.adapter_names(model)
+    return {name: strength for name, strength in mix if name in names}
+
+
+@contextlib.contextmanager
+def _scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
+    kind, options = SCHEDULERS[name]
+    before = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, kind).from_config(before.config, **options)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def _parameters(made: Mapping[str, Any]) -> str:
+    adapters = ", ".join(f"{name}:{strength:g}" for name, strength in made["adapters"].items())
+    return (
+        f"{made['prompt']}\nNegative prompt: {made['negative_prompt']}\n"
+        f"Steps: {made['steps']}, Sampler: {made['scheduler']}, CFG scale: {made['guidance_scale']:g}, "
+        f"Seed: {made['seed']}, Size: {made['width']}x{made['height']}, Model: {made['base']}, Adapters: {adapters}"
+    )

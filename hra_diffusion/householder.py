@@ -1,0 +1,127 @@
+"""Products of Householder reflections in compact WY form: pure tensor functions.
+
+A chain of r reflections ``H_1 … H_r`` with ``H_i = I − 2 û_i û_iᵀ`` equals ``I − Û T Ûᵀ`` with
+``T = (½ I + striu(ÛᵀÛ))⁻¹`` (upper triangular, r×r). Nothing here ever builds a d×d matrix.
+
+Every orthogonal matrix is passed around as two factors, ``basis`` (d, r) and ``core`` (r, r), meaning
+``Q = I − basis · core · basisᵀ``. Vectors are columns of U; data are rows.
+
+Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2505.16531.
+"""
+
+import math
+
+import numpy as np
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unit_columns(u: Tensor) -> Tensor:
+    """Columns of ``u`` (d, r) scaled to length 1, in float32 or wider; a zero column stays zero."""
+    return F.normalize(_at_least_float32(u), dim=-2)
+
+
+def wy_factor(u: Tensor) -> Tensor:
+    """T of the compact WY form for the columns of ``u`` (d, r), whatever their lengths.
+
+    Returns (r, r), upper triangular, in float32 or wider also under autocast: ``I − Û T Ûᵀ`` is ``H_1 … H_r``.
+    Valid for coincident and nearly parallel columns. Source: arXiv 2405.17484 with the triangular inverse written out.
+    """
+    unit = unit_columns(u)
+    with torch.autocast(u.device.type, enabled=False):
+        identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
+        triangle = (unit.mT @ unit).triu(1) + identity / 2
+        return torch.linalg.solve_triangular(triangle, identity, upper=True)
+
+
+def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (basis, core) of ``H_1 … H_r`` for the columns of ``u`` (d, r)."""
+    return unit_columns(u), wy_factor(u)
+
+
+def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of HOFT's published approximation, ``T ≈ 2 I − 4 striu(ÛᵀÛ)``: exact and orthogonal for r ≤ 2 only.
+
+    Source: arXiv 2505.16531, the Neumann step ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹`` with D = ½ I. Here to reproduce the paper.
+    """
+    unit = unit_columns(u)
+    with torch.autocast(u.device.type, enabled=False):
+        identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
+        return unit, 2 * identity - 4 * (unit.mT @ unit).triu(1)
+
+
+def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (basis, core) of ``I − 2 Q Qᵀ``, Q the orthonormalised columns of ``u`` (d, r): HRA at λ = ∞.
+
+    Needs linearly independent columns; paired (equal) columns would orthogonalise a vector against itself.
+    """
+    with torch.autocast(u.device.type, enabled=False):
+        basis = torch.linalg.qr(_at_least_float32(u)).Q
+    return basis, 2 * torch.eye(u.shape[-1], dtype=basis.dtype, device=basis.device)
+
+
+def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor) -> Tensor:
+    """``rows · Qᵀ`` for rows (…, d) and ``Q = I − basis · core · basisᵀ``; each row is mapped by Q.
+
+    Pass ``core.mT`` to get ``rows · Q``. The r×r product is taken at the factors' own precision before the factors
+    meet ``rows`` in the rows' dtype. Costs 2·r·d multiply-adds a row.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        left = basis @ core
+    return rows - (rows @ basis.to(rows.dtype)) @ left.mT.to(rows.dtype)
+
+
+def orthogonality_defect(u: Tensor) -> Tensor:
+    """``‖I − ÛᵀÛ‖²_F`` of the unit columns of ``u``: the HRA regulariser of one layer (arXiv 2405.17484, eq. 7)."""
+    unit = unit_columns(u)
+    with torch.autocast(u.device.type, enabled=False):
+        identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
+        return (identity - unit.mT @ unit).square().sum()
+
+
+def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    """Factors of ``Q^exponent`` for ``Q = I − basis · core · basisᵀ`` of even rank; orthogonal at every exponent.
+
+    Q acts on span(basis) only: with Z an orthonormal basis of it, ``Q = I + Z (R − I) Zᵀ`` and R is a rotation of
+    determinant +1, so ``Q^s = I + Z (R^s − I) Zᵀ`` with the real matrix power. Where R turns a plane by exactly π the
+    plane is a choice: consecutive columns of Z are paired (at λ = ∞ these are the Gram–Schmidt columns).
+    Computed in float64 on the CPU (r×r work); not differentiable.
+    """
+    z = torch.linalg.qr(basis.detach().cpu().double()).Q
+    inside = z.mT @ basis.detach().cpu().double()
+    identity = torch.eye(z.shape[1], dtype=z.dtype)
+    rotation = identity - inside @ core.detach().cpu().double() @ inside.mT
+    turned = torch.from_numpy(_rotation_power(rotation.numpy(), exponent))
+    return z.to(basis), (identity - turned).to(core)
+
+
+def _rotation_power(rotation: np.ndarray, exponent: float) -> np.ndarray:
+    """Real power of an orthogonal matrix of determinant +1, by its real Schur form (2×2 rotation blocks and ±1)."""
+    blocks, vectors = scipy.linalg.schur(rotation, output="real")
+    result = np.eye(len(blocks))
+    flips: list[int] = []
+    i = 0
+    while i < len(blocks):
+        if i + 1 < len(blocks) and abs(blocks[i + 1, i]) > 1e-9:
+            angle = math.atan2(blocks[i + 1, i] - blocks[i, i + 1], blocks[i, i] + blocks[i + 1, i + 1])
+            _turn(result, i, i + 1, angle * exponent)
+            i += 2
+            continue
+        if blocks[i, i] < 0:
+            flips.append(i)
+        i += 1
+    for first, second in zip(flips[::2], flips[1::2], strict=True):
+        _turn(result, first, second, math.pi * exponent)
+    return vectors @ result @ vectors.T
+
+
+def _turn(matrix: np.ndarray, i: int, j: int, angle: float) -> None:
+    """Write a plane rotation by ``angle`` radians into rows and columns i, j of ``matrix``."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = cos, -sin, sin, cos
+
+
+def _at_least_float32(u: Tensor) -> Tensor:
+    return u if u.dtype in (torch.float32, torch.float64) else u.float()

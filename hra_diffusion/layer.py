@@ -1,0 +1,144 @@
+"""Hosts adapters on a frozen layer: which applies to which part of the batch, how strongly, merged or live.
+
+A hosting layer is the very same module with its class swapped for one that also holds adapters (as PyTorch's own
+parametrizations do): its weight, its bias and their names in the state dict stay where they were.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hra_diffusion.errors import UserError
+
+Mix = tuple[tuple[str, float], ...]
+"""Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""
+
+
+@dataclass
+class Routing:
+    """Which adapters the layers of one model apply; one object, shared by all its hosts.
+
+    ``mix`` holds for the whole batch; with ``groups``, contiguous groups of the batch, ``(mix, count)`` each, have
+    their own. The pattern repeats when the batch is a multiple of it, as classifier-free guidance makes it.
+    """
+
+    mix: Mix = ()
+    groups: tuple[tuple[Mix, int], ...] = ()
+    merged: bool = False
+
+    def split(self, batch: Tensor) -> list[tuple[Mix, Tensor]]:
+        """The batch's groups with their mixes. Raises ValueError if the pattern does not fit the batch."""
+        if not self.groups:
+            return [(self.mix, batch)]
+        size = sum(count for _, count in self.groups)
+        if batch.shape[0] % size:
+            raise UserError(
+                f"the adapter groups cover {size} samples, which does not divide a batch of {batch.shape[0]}"
+            )
+        repeated = self.groups * (batch.shape[0] // size)
+        parts = batch.split([count for _, count in repeated])
+        return [(mix, part) for (mix, _), part in zip(repeated, parts, strict=True)]
+
+
+class AdapterHost(nn.Module):
+    """Mixed into the class of a frozen linear or conv layer by ``host``."""
+
+    adapters: nn.ModuleDict
+    routing: Routing
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.routing.merged:
+            return super().forward(x)
+        parts = [self._adapted(part, mix) for mix, part in self.routing.split(x)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def active(self, mix: Mix) -> list[tuple[Any, float]]:
+        """The adapters of ``mix`` that live on this layer and have a strength other than 0."""
+        return [(self.adapters[key(name)], s) for name, s in mix if key(name) in self.adapters and s != 0]
+
+    def adapted_weight(self, mix: Mix) -> Tensor:
+        """The weight with ``mix`` in it, computed in float32, in the weight's shape and dtype."""
+        weight = as_matrix(self).float()
+        for adapter, strength in self.active(mix):
+            weight = adapter.adapted_weight(weight, strength)
+        return weight.reshape(cast(Tensor, self.weight).shape).to(self.weight.dtype)
+
+    def _adapted(self, x: Tensor, mix: Mix) -> Tensor:
+        active = self.active(mix)
+        if not active:
+            return super().forward(x)
+        project: Callable[[Tensor], Tensor] = functools.partial(F.linear, weight=as_matrix(self))
+        for adapter, strength in active:
+            project = functools.partial(adapter, inner=project, strength=strength)
+        return map_rows(self, x, project)
+
+
+def host(layer: nn.Module, routing: Routing) -> AdapterHost:
+    """Turn a linear or conv layer, in place, into one that can hold adapters; a host is returned as it is.
+
+    Raises ValueError for any other layer, and for a conv this library can't adapt, saying why.
+    """
+    if isinstance(layer, AdapterHost):
+        return layer
+    if reason := unsupported(layer):
+        raise UserError(reason)
+    layer.__class__ = _hosting(type(layer))
+    layer.adapters = nn.ModuleDict()
+    layer.routing = cast(Any, routing)
+    return cast(AdapterHost, layer)
+
+
+def unhost(layer: AdapterHost) -> None:
+    """Turn a host back into the plain layer it was. Its adapters are dropped."""
+    del layer.adapters
+    del layer.routing
+    layer.__class__ = type(layer).__bases__[1]
+
+
+def unsupported(layer: nn.Module) -> str | None:
+    """Why this layer can't hold an adapter, or None if it can."""
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1:
+            return f"a grouped convolution ({layer.groups} groups) can't be adapted: its weight is not one matrix"
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            return "a convolution can be adapted only with explicit zero padding"
+        return None
+    if isinstance(layer, nn.Linear):
+        return None
+    return f"a {type(layer).__name__} has no weight matrix to adapt; only linear and conv layers have"
+
+
+def as_matrix(layer: nn.Module) -> Tensor:
+    """The layer's weight as (d_out, d_in); a conv's is flattened to (c_out, c_in·k·k)."""
+    return cast(Tensor, layer.weight).flatten(1)
+
+
+def map_rows(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run ``project``, a map of rows (…, d_in) to (…, d_out), where the layer's own product stood; then add its bias.
+
+    A linear's rows are its input. A conv's rows are its patches, taken with its own stride, padding and dilation.
+    """
+    bias = cast(Tensor | None, layer.bias)
+    if not isinstance(layer, nn.Conv2d):
+        y = project(x)
+        return y if bias is None else y + bias.to(y.dtype)
+    kernel, dilation, padding, stride = layer.kernel_size, layer.dilation, cast(Any, layer.padding), layer.stride
+    size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    y = project(F.unfold(x, kernel, dilation, padding, stride).mT).mT
+    y = y if bias is None else y + bias.to(y.dtype)[:, None]
+    return y.reshape(x.shape[0], -1, *size)
+
+
+def key(name: str) -> str:
+    """The adapter's key in a host's ModuleDict; marked, so that no name meets one of the dict's own attributes."""
+    return f"@{name}"
+
+
+@functools.cache
+def _hosting(base: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Hosting{base.__name__}", (AdapterHost, base), {})

@@ -1,0 +1,47 @@
+"""HOFT: Householder orthogonal fine-tuning on both sides, ``Q_U W Q_V`` (arXiv 2505.16531).
+
+The paper approximates the triangular inverse by ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹``, which is exact only for r ≤ 2 and, with the
+paper's own paired start, is not the identity for r ≥ 4. Ours is exact at the same cost; ``approximate_inverse``
+reproduces the paper.
+"""
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from hra_diffusion.parts import ReflectionConfig, Rotation
+from hra_diffusion.registry import Inner, register
+
+
+class HOFTConfig(ReflectionConfig):
+    approximate_inverse: bool = Field(
+        False, description="Use the paper's approximation of the inverse: neither orthogonal nor the base at step 0."
+    )
+
+
+def starts_at_base(config: HOFTConfig) -> bool:
+    """The approximation is exact, and so the identity at the start, up to rank 2 only."""
+    return not config.approximate_inverse or config.rank <= 2
+
+
+@register(
+    "hoft",
+    config=HOFTConfig,
+    title="HOFT",
+    summary="Rotates each weight on both sides by chains of reflections.",
+    paper="arXiv 2505.16531",
+    starts_at_base=starts_at_base,
+)
+class HOFT(nn.Module):
+    """``left.u`` (d_out, r) and ``right.u`` (d_in, r): the reflection vectors of Q_U and Q_V as columns."""
+
+    def __init__(self, config: HOFTConfig, d_in: int, d_out: int, generator: Generator):
+        super().__init__()
+        form = "approximate" if config.approximate_inverse else "exact"
+        self.left = Rotation(d_out, config.rank, generator, form)
+        self.right = Rotation(d_in, config.rank, generator, form)
+
+    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
+        return self.left(inner(self.right(rows, strength)), strength)
+
+    def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        return self.left(self.right.transposed(weight, strength).mT, strength).mT

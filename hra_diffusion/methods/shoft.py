@@ -1,0 +1,35 @@
+"""SHOFT: HOFT with a trainable scale of each output, ``Q_U diag(m) W Q_V`` (arXiv 2505.16531)."""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hra_diffusion.methods.hoft import HOFT, HOFTConfig, starts_at_base
+from hra_diffusion.registry import Inner, register
+
+
+@register(
+    "shoft",
+    config=HOFTConfig,
+    title="SHOFT",
+    summary="HOFT that may also scale each output.",
+    paper="arXiv 2505.16531",
+    starts_at_base=starts_at_base,
+)
+class SHOFT(nn.Module):
+    """``hoft`` holds Q_U and Q_V; ``magnitude`` m (d_out,) starts at 1. Strength s scales by 1 + s (m − 1)."""
+
+    def __init__(self, config: HOFTConfig, d_in: int, d_out: int, generator: Generator):
+        super().__init__()
+        self.hoft = HOFT(config, d_in, d_out, generator)
+        self.magnitude = nn.Parameter(torch.ones(d_out))
+
+    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
+        scale = self._scale(strength)
+        return self.hoft(rows, lambda x: (y := inner(x)) * scale.to(y.dtype), strength)
+
+    def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        scaled = weight * self._scale(strength)[:, None].to(weight.dtype)
+        return self.hoft.adapted_weight(scaled, strength)
+
+    def _scale(self, strength: float) -> Tensor:
+        return 1 + strength * (self.magnitude - 1)

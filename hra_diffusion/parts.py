@@ -1,0 +1,94 @@
+"""What several methods are built from: starting values, the low-rank update, and a trainable orthogonal matrix."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import field_validator
+from torch import Generator, Tensor, nn
+
+from hra_diffusion import householder
+from hra_diffusion.registry import Inner, MethodConfig
+
+
+def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:
+    """The uniform start of LoRA, HRA and PEFT: Kaiming with a = √5 over the second dimension."""
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+
+
+def low_rank_rows(rows: Tensor, inner: Inner, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """``inner(rows) + scale · rows · downᵀ · upᵀ`` for down (r, d_in) and up (d_out, r)."""
+    low = F.linear(rows, down.to(rows.dtype))
+    return inner(rows) + F.linear(low, up.to(rows.dtype)) * scale
+
+
+def low_rank_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """``weight + scale · up · down``, in the weight's dtype."""
+    return weight + (scale * (up @ down)).to(weight.dtype)
+
+
+class ReflectionConfig(MethodConfig):
+    """Options of the methods made of reflections."""
+
+    @field_validator("rank")
+    @classmethod
+    def _even(cls, rank: int) -> int:
+        if rank % 2:
+            raise ValueError(f"rank must be even: reflections come in pairs that cancel at the start; use {rank + 1}")
+        return rank
+
+
+CHAINS = {
+    "exact": householder.reflection_chain,
+    "orthonormal": householder.gram_schmidt_chain,
+    "approximate": householder.approximate_chain,
+}
+
+
+class Rotation(nn.Module):
+    """A trainable orthogonal d×d matrix, a chain of r reflections whose vectors are the columns of ``u`` (d, r).
+
+    ``form`` says how the vectors make the matrix: "exact" reflections, "orthonormal" ones (λ = ∞), or HOFT's
+    "approximate" inverse. Columns start in equal pairs, which makes the exact chain the identity while its gradients
+    are not zero; orthonormal ones start unpaired and are never the identity.
+    """
+
+    def __init__(self, dim: int, rank: int, generator: Generator, form: str = "exact"):
+        super().__init__()
+        self.chain = CHAINS[form]
+        self.u = nn.Parameter((kaiming if form == "orthonormal" else paired)((dim, rank), generator))
+        self._frozen: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, rows: Tensor, strength: float = 1.0) -> Tensor:
+        """``rows · Qᵀ``: each row mapped by Q^strength."""
+        return householder.rotate_rows(rows, *self.factors(strength))
+
+    def transposed(self, rows: Tensor, strength: float = 1.0) -> Tensor:
+        """``rows · Q``, as a weight's rows need it in ``W Q``."""
+        basis, core = self.factors(strength)
+        return householder.rotate_rows(rows, basis, core.mT)
+
+    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(basis, core) of ``Q^strength``. Computed afresh while gradients are recorded, else kept until u changes."""
+        if torch.is_grad_enabled() and strength == 1:
+            return self.chain(self.u)
+        state = (strength, self.u._version, self.u.data_ptr(), self.u.device)
+        if self._frozen is None or self._frozen[0] != state:
+            with torch.no_grad():
+                self._frozen = state, self._at(strength)
+        return self._frozen[1]
+
+    def _at(self, strength: float) -> tuple[Tensor, Tensor]:
+        basis, core = self.chain(self.u)
+        if strength == 1:
+            return basis, core
+        if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
+            return basis, strength * core
+        return householder.power(basis, core, strength)
+
+
+def paired(shape: tuple[int, int], generator: Generator) -> Tensor:
+    """(d, r) with columns in equal pairs. Their length is Kaiming's, as in HRA's code and PEFT, so that
+    published learning rates hold: only a column's direction counts, and Adam turns it by about lr·√d/‖u‖ a step."""
+    dim, rank = shape
+    return kaiming((dim, rank // 2), generator).repeat_interleave(2, dim=1)

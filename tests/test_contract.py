@@ -1,0 +1,269 @@
+"""What every registered method promises, on every kind of model it can live on. A new method is tested by being there."""
+
+import copy
+
+import pytest
+import torch
+from conftest import relative, stir, tiny_llama, tiny_text_encoder, tiny_unet
+
+from hra_diffusion import adapter_file, attachment, registry
+from hra_diffusion.attachment import activate, attach, detach
+from hra_diffusion.layer import as_matrix
+
+VARIANTS = [
+    ("lora", {"rank": 4, "alpha": 8}),
+    ("moslora", {"rank": 4, "mixer": "kaiming"}),
+    ("hra", {"rank": 4, "orthogonality": 1e-3}),
+    ("hra", {"rank": 4, "orthogonality": float("inf")}),
+    ("hoft", {"rank": 4, "approximate_inverse": True}),
+    *((name, {"rank": 4}) for name in registry.names()),
+]
+each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=lambda v: str(v).replace(" ", ""))
+
+
+def unet_input(model, batch=2):
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(batch, 4, 8, 8, generator=g), torch.randn(batch, 6, 32, generator=g)
+    return model(x.to(model.dtype), torch.full((batch,), 10), text.to(model.dtype)).sample
+
+
+def tokens_input(model, batch=2):
+    ids = torch.randint(0, 60, (batch, 9), generator=torch.Generator().manual_seed(1))
+    output = model(ids)
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+HOSTS = {
+    "unet": (tiny_unet, unet_input),
+    "text_encoder": (tiny_text_encoder, tokens_input),
+    "llama": (tiny_llama, tokens_input),
+}
+
+
+@pytest.fixture(params=HOSTS)
+def host_model(request):
+    build, run = HOSTS[request.param]
+    torch.manual_seed(0)
+    return build().eval(), run
+
+
+@pytest.fixture
+def unet():
+    torch.manual_seed(0)
+    return tiny_unet().eval()
+
+
+def put_on(model, method, options, name="a", seed=0):
+    attach(model, method, options, name=name, seed=seed)
+    stir(attachment.adapter_parameters(model, name).values(), seed)
+
+
+@each_variant
+def test_starts_at_the_base_where_promised(host_model, method, options):
+    model, run = host_model
+    with torch.no_grad():
+        base = run(model)
+        attach(model, method, options)
+        start = run(model)
+    config = registry.get(method).parse(options)
+    assert (relative(start, base) < 1e-5) == registry.get(method).starts_at_base(config)
+
+
+@each_variant
+def test_gradients_reach_every_adapter_parameter_and_nothing_else(host_model, method, options):
+    model, run = host_model
+    put_on(model, method, options)
+    (run(model).square().mean() + (attachment.penalty(model, "a") or 0)).backward()
+    adapters = attachment.adapter_parameters(model, "a")
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.values())
+    ours = {id(p) for p in adapters.values()}
+    assert all(p.grad is None for p in model.parameters() if id(p) not in ours)
+
+
+@each_variant
+def test_detach_leaves_no_trace(host_model, method, options):
+    model, run = host_model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    classes = [type(m) for m in model.modules()]
+    trainable = [p.requires_grad for p in model.parameters()]
+    with torch.no_grad():
+        base = run(model)
+        put_on(model, method, options)
+        assert set(before) <= set(model.state_dict()), "the base's own names stay while adapters are on"
+        detach(model)
+        assert torch.equal(run(model), base)
+    assert [type(m) for m in model.modules()] == classes
+    assert [p.requires_grad for p in model.parameters()] == trainable
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+
+
+@each_variant
+@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
+def test_weight_path_equals_activation_path(host_model, method, options, strength):
+    model, run = host_model
+    put_on(model, method, options)
+    activate(model, {"a": strength})
+    with torch.no_grad():
+        live = run(model)
+        attachment.merge(model)
+        merged = run(model)
+    assert relative(merged, live) < 2e-5
+
+
+@each_variant
+def test_unmerge_restores_the_bits(unet, method, options):
+    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    put_on(unet, method, options)
+    attachment.merge(unet)
+    assert any(not torch.equal(unet.state_dict()[key], value) for key, value in before.items())
+    with pytest.raises(ValueError, match="unmerge"):
+        activate(unet, {"a": 0.5})
+    attachment.unmerge(unet)
+    assert all(torch.equal(unet.state_dict()[key], value) for key, value in before.items())
+
+
+@each_variant
+def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, options):
+    with torch.no_grad():
+        base = unet_input(unet)
+        put_on(unet, method, options)
+        full = unet_input(unet)
+        activate(unet, {"a": 0.0})
+        assert torch.equal(unet_input(unet), base)
+        activate(unet, {"a": 0.9999})
+        assert relative(unet_input(unet), full) < 1e-3
+    assert relative(full, base) > 1e-3
+
+
+@pytest.mark.parametrize(("method", "options"), [("hra", {"rank": 4}), ("hra", {"rank": 4, "orthogonality": float("inf")}), ("hoft", {"rank": 4})])
+@pytest.mark.parametrize("strength", [-0.5, 0.3, 0.7, 1.0, 1.2])
+def test_orthogonal_methods_stay_orthogonal_at_every_strength(unet, method, options, strength):
+    put_on(unet, method, options)
+    for _, layer in attachment.hosts(unet):
+        weight = as_matrix(layer).double()
+        adapted = layer.adapted_weight((("a", strength),)).double()
+        before, after = (torch.linalg.svdvals(w) for w in (weight, adapted))
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5, msg="singular values of W are kept")
+
+
+@each_variant
+def test_save_and_load(tmp_path, unet, method, options):
+    other = copy.deepcopy(unet)
+    put_on(unet, method, options)
+    config = registry.get(method).parse(options)
+    info = adapter_file.AdapterInfo(
+        name="a",
+        method=method,
+        options=config.model_dump(),
+        base="tiny",
+        fingerprint=adapter_file.fingerprint({"unet": unet}, "a"),
+        trigger="sks",
+        class_noun="dog",
+    )
+    adapter_file.save(tmp_path / "a.safetensors", {"unet": unet}, info)
+    again = adapter_file.load(tmp_path / "a.safetensors", {"unet": other})
+    assert again == info.model_copy(update={"options": again.options})
+    assert registry.get(method).parse(again.options) == config
+    with torch.no_grad():
+        assert torch.equal(unet_input(other), unet_input(unet))
+
+
+@each_variant
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16-base", "autocast"])
+def test_bfloat16(unet, method, options, autocast):
+    with torch.no_grad():
+        put_on(unet, method, options)
+        exact = unet_input(unet)
+        if not autocast:
+            parameters = attachment.adapter_parameters(unet, "a")
+            kept = {key: p.clone() for key, p in parameters.items()}
+            unet.to(torch.bfloat16)
+            for key, parameter in parameters.items():
+                parameter.data = kept[key]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            low = unet_input(unet)
+    assert relative(low.float(), exact) < 5e-2
+
+
+@each_variant
+def test_gradient_checkpointing_gives_the_same_gradients(method, options):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        unet = tiny_unet().train()
+        put_on(unet, method, options)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet_input(unet).square().mean().backward()
+        gradients.append([p.grad for p in attachment.adapter_parameters(unet, "a").values()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@each_variant
+def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
+    put_on(unet, method, options)
+    put_on(unet, "lora", {"rank": 2}, name="b", seed=3)
+    alone = []
+    with torch.no_grad():
+        for mix in ({}, {"a": 1.0}, {"b": 0.5}):
+            activate(unet, mix)
+            alone.append(unet_input(unet, 4))
+        with attachment.routed(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
+            together = unet_input(unet, 4)
+    expected = torch.cat([alone[0][:1], alone[1][1:3], alone[2][3:]])
+    assert relative(together, expected) < 1e-5
+    with torch.no_grad(), attachment.routed(unet, [({}, 1), ({"a": 1.0}, 1)]):
+        repeated = unet_input(unet, 4)
+    assert relative(repeated, torch.cat([alone[0][:1], alone[1][1:2], alone[0][2:3], alone[1][3:]])) < 1e-5
+
+
+@each_variant
+def test_adapters_compose_in_order(unet, method, options):
+    put_on(unet, method, options)
+    put_on(unet, "hra", {"rank": 2}, name="b", seed=3)
+    activate(unet, {"a": 0.7, "b": 1.0})
+    with torch.no_grad():
+        live = unet_input(unet)
+        attachment.merge(unet)
+        assert relative(unet_input(unet), live) < 2e-5
+
+
+@each_variant
+def test_seed_decides_the_start(method, options):
+    def start(seed):
+        torch.manual_seed(0)
+        unet = tiny_unet()
+        attach(unet, method, options, seed=seed)
+        return torch.cat([p.detach().flatten() for p in attachment.adapter_parameters(unet, "default").values()])
+
+    assert torch.equal(start(5), start(5)) and not torch.equal(start(5), start(6))
+
+
+@each_variant
+@pytest.mark.parametrize("targets", ["attention+feed-forward", "attention+conv"])
+def test_feed_forward_and_conv_layers(unet, method, options, targets):
+    if targets == "attention+conv":  # its stride, padding and dilation are taken from the layer, whatever they are
+        conv = unet.down_blocks[0].resnets[0].conv2
+        conv.dilation, conv.padding = (2, 1), (2, 1)
+    paths = attach(unet, method, options, name="a", targets=targets)
+    assert len(paths) > len(attachment.find_targets(unet, "attention"))
+    stir(attachment.adapter_parameters(unet, "a").values())
+    with torch.no_grad():
+        live = unet_input(unet)
+        attachment.merge(unet)
+        assert relative(unet_input(unet), live) < 2e-5
+
+
+def test_parameter_counts_are_the_published_ones():
+    """methods.md's counts over Σd_in and Σd_out, here of the tiny UNet."""
+    rows = {"lora": 1, "moslora": 1, "hoft": 1, "hra": 0, "shoft": 1}
+    for method, both_sides in rows.items():
+        unet = tiny_unet()
+        attach(unet, method, {"rank": 4})
+        shapes = [as_matrix(layer).shape for _, layer in attachment.hosts(unet)]
+        d_out, d_in = (sum(side) for side in zip(*shapes, strict=True))
+        extra = {"moslora": 16 * len(shapes), "shoft": d_out}.get(method, 0)
+        count = sum(p.numel() for p in attachment.adapter_parameters(unet, "default").values())
+        assert count == 4 * (d_in + both_sides * d_out) + extra

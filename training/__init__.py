@@ -1,0 +1,1 @@
+"""Photos in, adapter out: DreamBooth training of the adapters of ``hra_diffusion``."""

@@ -1,0 +1,141 @@
+"""One typed configuration of a training run: from flags, a form or YAML, to YAML."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hra_diffusion import registry
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name, write_text
+from hra_diffusion.pipeline import DTYPES, TOYBOX
+from hra_diffusion.registry import explain
+from training.presets import PRESETS, defaults
+
+
+class ConfigError(UserError):
+    """A training configuration can't be used: which field, what is wrong, what is allowed."""
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run. Fields left out take the preset's value for this base and method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", validate_default=True)
+
+    name: str = Field(description="Name of the adapter and of the run's folder.")
+    photos: tuple[Path, ...] = Field(min_length=1, description="Photos, or folders of photos, of the subject.")
+    class_noun: str = Field(min_length=1, max_length=60, description='What it is, in a word: "dog", "teapot", "toy".')
+    trigger: str = Field("sks", min_length=1, max_length=40, description="Rare word that will stand for the subject.")
+    caption: str = Field("a photo of a {subject}", description="Caption of photos that have no .txt file beside them.")
+    crop: Literal["smart", "center", "letterbox"] = Field("smart", description="How photos become square.")
+
+    base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file, a hub id.")
+    dtype: str = Field("float32", description=f"Precision of the frozen base: {', '.join(DTYPES)}.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best there is by default.")
+
+    preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to learn.")
+    method: str = Field("hra", description="Adapter method.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The method's own options.")
+    targets: str = Field("attention", description="Layers to adapt: a named set or a pattern.")
+    train_text_encoder: bool = Field(description="Adapt the text encoder too.")
+
+    steps: int = Field(ge=1, le=100_000, description="Optimiser steps.")
+    batch_size: int = Field(ge=1, le=64, description="Photos a step (on each device).")
+    gradient_accumulation: int = Field(1, ge=1, le=64, description="Batches accumulated for one optimiser step.")
+    learning_rate: float = Field(gt=0, le=1, description="Learning rate of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(description="How the learning rate falls.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
+    weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    min_snr_gamma: float | None = Field(5.0, gt=0, description="Min-SNR loss weighting; empty: unweighted.")
+    prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
+    class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
+    flip: bool = Field(True, description="Also learn from mirrored photos.")
+    gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
+    resolution: int | None = Field(None, ge=64, le=2048, description="Side of the training pictures in pixels.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Decides everything random.")
+
+    checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
+    sample_every: int = Field(ge=0, description="Steps between rounds of sample pictures; 0: only before and after.")
+    sample_prompts: tuple[str, ...] = Field(
+        ("a photo of a {subject}", "a {subject} in the snow", "a {subject} on the beach"),
+        description="Prompts of the sample pictures.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset", "balanced") not in PRESETS:
+            return given
+        given = {field: value for field, value in given.items() if value is not None}
+        method, base = given.get("method", "hra"), given.get("base", TOYBOX)
+        if method not in registry.names():
+            return given
+        filled = defaults(base, method, given.get("preset", "balanced"))
+        options = filled.pop("options") | dict(given.get("options") or {})
+        return filled | given | {"options": options}
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return checked_name(name)
+
+    @field_validator("class_noun", "trigger")
+    @classmethod
+    def _check_words(cls, words: str) -> str:
+        if not words.isprintable() or not words.strip():
+            raise ValueError("must be plain words")
+        return words.strip()
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str) -> str:
+        if dtype not in DTYPES:
+            raise ValueError(f"use one of {', '.join(DTYPES)}")
+        return dtype
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        registry.get(self.method).parse(self.options)
+        return self
+
+    @property
+    def subject(self) -> str:
+        """How prompts call the subject: "sks dog"."""
+        return f"{self.trigger} {self.class_noun}"
+
+    def adapter_options(self) -> registry.MethodConfig:
+        """The method's own, validated configuration."""
+        return registry.get(self.method).parse(self.options)
+
+
+def parse(values: dict[str, Any]) -> TrainConfig:
+    """A configuration from plain values. Raises ConfigError naming every field that is wrong."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+def read(path: Path) -> TrainConfig:
+    """A configuration from a YAML file. Raises ConfigError for a missing, unreadable or wrong one."""
+    return parse(read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file. Raises ConfigError for one that is missing or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings; expected lines like 'name: Rex'")
+    return values
+
+
+def write(config: TrainConfig, path: Path) -> None:
+    """Write the whole configuration, presets filled in, as YAML."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -1,0 +1,139 @@
+"""What a run says while it goes: typed events. The bar, the log file and any page are listeners."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the run begins: "load base", "read photos", "class images", "cache", "train", "save"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the person should know that stops nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimiser step is done: ``step`` of ``total``; ``seconds`` is this step's time."""
+
+    step: int
+    total: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sample pictures of ``step`` lie in the run's folder."""
+
+    step: int
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of ``step`` is saved; ``adapter`` can be used as it is."""
+
+    step: int
+    adapter: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop after ``step``; resume goes on from there."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run broke: why, and what to do."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The adapter is ready. ``phases``: seconds by phase."""
+
+    adapter: str
+    steps: int
+    seconds: float
+    phases: dict[str, float]
+
+
+Event = Phase | Notice | Step | Sample | Checkpoint | Stopped | Failed | Finished
+Listener = Callable[[Event], None]
+
+
+def as_json(event: Event) -> str:
+    """One line of JSON: the event's kind, the time (Unix seconds), its fields."""
+    return json.dumps(
+        {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **dataclasses.asdict(event)},
+        ensure_ascii=False,
+    )
+
+
+class LogFile:
+    """Appends events to a file, one line of JSON each."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(as_json(event) + "\n")
+
+
+class Bar:
+    """A progress bar on the terminal: the phase, then steps with loss, speed and time left."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.bar: Any = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Phase(name=phase):
+                self._say(f"{self.name}: {phase} …")
+            case Notice(message=message):
+                self._say(f"{self.name}: note: {message}")
+            case Step():
+                self._advance(event)
+            case Finished(adapter=adapter, seconds=seconds):
+                self._say(f"{self.name}: ready in {seconds:.0f} s: {adapter}")
+            case Stopped(step=step):
+                self._say(f"{self.name}: stopped after step {step}; go on with --resume")
+
+    def _advance(self, event: Step) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=event.total, initial=event.step - 1, unit="step", desc=self.name, file=sys.stderr)
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {event.loss:.4f}", refresh=False)
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None and self.bar.n >= self.bar.total:
+            self.bar.close()
+            self.bar = None
+        tqdm.write(line, file=sys.stderr)
+
+
+def print_json(event: Event) -> None:
+    """Listener of the ``--json`` mode: one line of JSON an event on standard output."""
+    sys.stdout.write(as_json(event) + "\n")
+    sys.stdout.flush()

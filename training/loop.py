@@ -1,0 +1,226 @@
+"""Train an adapter: one step, the loop, save. One loop for every base and every method."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hra_diffusion import attachment, pipeline
+from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
+from hra_diffusion.generation import Settings as DrawSettings
+from training import objective, runs
+from training.checkpoint import averaged, keep, restore, write_adapter
+from training.config import TrainConfig
+from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
+from training.photos import find_photos, ingest
+from training.runs import Run
+from training.session import Clock, Session, TrainingError, at_hand, make_accelerator, natural_size, set_up
+
+SAMPLE_STEPS = 15
+"""Denoising steps of the sample pictures: enough to judge by, a second or two a round on the embedded base."""
+
+
+@dataclass
+class StopFlag:
+    """Set once somebody asks the run to stop."""
+
+    asked: bool = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Within the block the first Ctrl-C or SIGTERM sets the flag; a second one ends the process at once."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if flag.asked:
+            raise KeyboardInterrupt
+        flag.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(config: TrainConfig, output: Path, listeners: Sequence[Listener] = (), resume: bool = False) -> Path:
+    """Train an adapter into ``output/name`` and return its file.
+
+    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
+    Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base and photos are checked before
+    anything is written. Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError, each with
+    what is wrong and what to do.
+    """
+    accelerator = make_accelerator(config)
+    if (run := runs.find(output, config.name)) and not run.can_start_over:
+        run.require_resumable(config, resume)
+        if run.state["status"] == "finished":
+            return run.adapter
+    find_photos(config.photos)
+    clock = Clock(accelerator.is_main_process, listeners)
+    with clock.phase("load base"):
+        pipe = pipeline.load_base(config.base, str(accelerator.device), config.dtype)
+    with clock.phase("read photos"):
+        album = ingest(config.photos, config.resolution or natural_size(pipe), config.crop)
+    if accelerator.is_main_process:
+        run = runs.open_or_create(output, config)
+        clock.listeners = (LogFile(run.folder / "events.jsonl"), *listeners)
+    accelerator.wait_for_everyone()
+    run = run or Run(output / config.name)
+    with run.locked() if accelerator.is_main_process else contextlib.nullcontext():
+        try:
+            with stop_signals() as stop:
+                session = set_up(config, run, accelerator, pipe, album, clock)
+                if run.checkpoints():
+                    restore(session, run.checkpoints()[-1])
+                return learn(session, stop)
+        except Exception as error:
+            run.fail(str(error))
+            clock.emit(Failed(str(error)))
+            raise
+
+
+def learn(session: Session, stop: StopFlag) -> Path:
+    """The loop: sample, step, tell, keep; then save. Raises KeyboardInterrupt when stopped, the last step kept."""
+    config = session.config
+    if session.step == 0:
+        draw_samples(session)
+    with session.clock.phase("train"):
+        while session.step < config.steps:
+            start, learning_rate = time.perf_counter(), rate(session)
+            loss = train_step(session, learning_rate)
+            seconds = round(time.perf_counter() - start, 4)
+            session.clock.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
+            last = session.step == config.steps
+            if last or session.step % config.checkpoint_every == 0 or stop.asked:
+                keep(session)
+            if last or (config.sample_every and session.step % config.sample_every == 0):
+                draw_samples(session)
+            if stop.asked and not last:
+                finish_early(session)
+    return save(session)
+
+
+def train_step(session: Session, learning_rate: float) -> float:
+    """One optimiser step; returns its loss. Raises TrainingError on a loss or gradient that is not finite."""
+    config, accelerator = session.config, session.accelerator
+    for group in session.optimizer.param_groups:
+        group["lr"] = learning_rate
+    total = 0.0
+    for micro in range(config.gradient_accumulation):
+        with accelerator.accumulate(session.denoiser):
+            loss = batch_loss(session, session.step * config.gradient_accumulation + micro)
+            total += require_finite(session, "loss", loss.item()) / config.gradient_accumulation
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(session.parameters.values(), config.max_gradient_norm)
+                if config.mixed_precision != "fp16":  # there the scaler skips such steps itself
+                    require_finite(session, "gradient", float(norm))
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+    session.step += 1
+    update_averages(session)
+    return total
+
+
+def batch_loss(session: Session, position: int) -> Tensor:
+    """The objective on batch number ``position`` (of all batches, over all processes)."""
+    config, accelerator = session.config, session.accelerator
+    position = position * accelerator.num_processes + accelerator.process_index
+    batches = [session.photos.batch(config.batch_size, position, config.seed, "photos")]
+    if session.class_images is not None:
+        batches.append(session.class_images.batch(config.batch_size, position, config.seed, "class"))
+    latents, text = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    scheduler = session.pipe.scheduler
+    alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    generator = objective.stream(config.seed, "noise", position)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+    wanted = objective.target(latents, noise, timesteps, alphas, kind)
+    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind)
+    latents = objective.noisy(latents, noise, timesteps, alphas)
+    device = accelerator.device
+    prediction = session.denoiser(latents.to(device), timesteps.to(device), text.to(device))
+    classes = config.batch_size if session.class_images is not None else 0
+    loss = objective.denoising_loss(prediction, wanted.to(device), weights.to(device), classes, config.prior_weight)
+    penalties = [attachment.penalty(model, config.name) for model in session.trained.values()]
+    return loss + sum(penalty.to(device) for penalty in penalties if penalty is not None)
+
+
+def rate(session: Session) -> float:
+    """The learning rate of the step to come."""
+    config = session.config
+    step = min(session.step, config.steps - 1)
+    return config.learning_rate * objective.learning_rate_factor(
+        step, config.steps, config.warmup_steps, config.schedule
+    )
+
+
+def require_finite(session: Session, what: str, value: float) -> float:
+    """``value`` if finite. Raises TrainingError saying what is kept and what to change."""
+    if math.isfinite(value):
+        return value
+    kept = session.run.checkpoints()
+    where = f"the last good checkpoint is {kept[-1]}" if kept else "there was no checkpoint yet"
+    raise TrainingError(
+        f"the {what} became {value} at step {session.step + 1}; {where}. "
+        f"Try a lower --learning-rate than {session.config.learning_rate:g}, or --dtype float32"
+    )
+
+
+def update_averages(session: Session) -> None:
+    """Move the moving averages towards the parameters, faster at the start."""
+    decay = min(session.config.ema_decay, (1 + session.step) / (10 + session.step))
+    for key, average in session.averages.items():
+        average.lerp_(session.parameters[key].detach(), 1 - decay)
+
+
+def draw_samples(session: Session) -> None:
+    """Draw the sample prompts: at step 0 with the base, later with the adapter as it is."""
+    config, pipe = session.config, session.pipe
+    if not session.accelerator.is_main_process or not config.sample_prompts:
+        return
+    side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
+    settings = complete(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    mix = ((config.name, 1.0),) if session.step else ()
+    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
+    requests = [Request(prompt, config.seed, mix) for prompt in prompts]
+    with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
+        pictures = draw(pipe, requests, settings)
+    for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
+        picture.info[PNG_KEY] = describe(pipe, request, settings)
+        save_png(picture, session.run.sample(session.step, number))
+    paths = tuple(str(session.run.sample(session.step, number)) for number in range(len(pictures)))
+    session.clock.emit(Sample(session.step, paths))
+
+
+def finish_early(session: Session) -> None:
+    """Mark the run as stopped, its last step kept, and leave."""
+    if session.accelerator.is_main_process:
+        session.run.write_state("stopped", session.step, session.config.steps)
+    session.clock.emit(Stopped(session.step))
+    raise KeyboardInterrupt
+
+
+def save(session: Session) -> Path:
+    """Write the finished adapter and close the run; returns the adapter's file."""
+    run, config, phases = session.run, session.config, session.clock.phases
+    if session.accelerator.is_main_process:
+        write_adapter(session, run.adapter)
+        run.write_state("finished", session.step, config.steps, seconds=phases)
+    session.clock.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
+    session.accelerator.wait_for_everyone()
+    return run.adapter

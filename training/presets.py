@@ -1,0 +1,57 @@
+"""What a run takes where nothing is said, by base family, preset and method.
+
+Toybox figures come from the sweep in ``benchmarks/sweep.py`` (recorded in ``benchmarks/results/sweep.md``); Stable
+Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and are not yet measured here.
+"""
+
+from typing import Any
+
+from hra_diffusion import methods as _methods  # noqa: F401  (registers the methods)
+from hra_diffusion.pipeline import TOYBOX
+
+PRESETS = ("quick", "balanced", "best")
+
+_COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0}
+_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
+    "toybox": {
+        "quick": {"steps": 100, "batch_size": 4, "class_images": 16, "checkpoint_every": 50, "sample_every": 50},
+        "balanced": {"steps": 250, "batch_size": 4, "class_images": 32, "checkpoint_every": 50, "sample_every": 50},
+        "best": {"steps": 600, "batch_size": 4, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
+    },
+    "sd1": {
+        "quick": {"steps": 400, "batch_size": 1, "class_images": 50, "checkpoint_every": 100, "sample_every": 100},
+        "balanced": {"steps": 1000, "batch_size": 1, "class_images": 100, "checkpoint_every": 200, "sample_every": 200},
+        "best": {"steps": 2000, "batch_size": 1, "class_images": 200, "checkpoint_every": 250, "sample_every": 250},
+    },
+}
+_METHOD: dict[str, dict[str, dict[str, Any]]] = {
+    "toybox": {
+        "lora": {"learning_rate": 3e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 3e-3, "options": {"rank": 8}},
+        "hra": {"learning_rate": 1e-2, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 1e-2, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 1e-2, "options": {"rank": 8}},
+    },
+    "sd1": {
+        "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
+        "moslora": {"learning_rate": 1e-4, "options": {"rank": 4}},
+        "hra": {"learning_rate": 1e-4, "options": {"rank": 8, "orthogonality": 1e-3}},
+        "hoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
+        "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
+    },
+}
+_OTHER = {
+    "toybox": {"schedule": "cosine", "train_text_encoder": True},
+    "sd1": {"schedule": "linear", "train_text_encoder": False},
+}
+
+
+def family(base: str) -> str:
+    """Which column of defaults a base takes."""
+    return "toybox" if base == TOYBOX else "sd1"
+
+
+def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
+    """Default values of a run's fields for this base, method and preset; a method without figures takes LoRA's."""
+    column = family(base)
+    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | _METHOD[column].get(method, _METHOD[column]["lora"])

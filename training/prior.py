@@ -1,0 +1,39 @@
+"""Class images for prior preservation: drawn by the base once, kept, shared by all runs with the same request."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from hra_diffusion.generation import Request, Settings, complete, draw, save_png, slug
+
+BATCH = 8
+
+
+def class_prompt(class_noun: str) -> str:
+    """The prompt that shows the class without the subject."""
+    return f"a photo of {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}"
+
+
+def class_images(
+    pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path
+) -> Iterator[Image.Image]:
+    """``count`` square pictures of the class, ``resolution`` pixels wide; those missing from ``folder`` are drawn.
+
+    Kept by (base, class noun, settings): picture k has seed k, so a larger request only adds to a smaller one.
+    """
+    settings = complete(pipe, Settings(width=resolution, height=resolution))
+    key = json.dumps([pipe.base_name, class_prompt(class_noun), repr(settings)])
+    place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    paths = [place / f"{seed:04d}.png" for seed in range(count)]
+    missing = [seed for seed in range(count) if not paths[seed].exists()]
+    for start in range(0, len(missing), BATCH):
+        requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + BATCH]]
+        for request, image in zip(requests, draw(pipe, requests, settings, BATCH), strict=True):
+            save_png(image, paths[request.seed])
+    for path in paths:
+        with Image.open(path) as image:
+            yield image.convert("RGB")

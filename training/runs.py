@@ -1,0 +1,141 @@
+"""A run's folder: configuration, events, checkpoints, samples, state. Every file in it is whole or not there.
+
+{output}/{name}/config.yaml               the whole configuration, presets filled in
+{output}/{name}/state.json                status ("running", "stopped", "failed", "finished"), step, steps
+{output}/{name}/events.jsonl              everything the run said
+{output}/{name}/checkpoints/000050/       adapter.safetensors (usable) and training.safetensors (to go on from)
+{output}/{name}/samples/000050-0.png      sample pictures, step 0 (the base) included
+{output}/{name}/{name}.safetensors        the finished adapter
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name, explained, make_folder, save_tensors, write_text
+from training import config as configs
+from training.config import TrainConfig
+
+
+class RunError(UserError):
+    """A run can't be started, resumed or found: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def adapter(self) -> Path:
+        """Where the finished adapter is."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def config(self) -> TrainConfig:
+        return configs.read(self.folder / "config.yaml")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Status and step as last written."""
+        return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+
+    def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
+        """Replace the state, atomically."""
+        write_text(self.folder / "state.json", json.dumps({"status": status, "step": step, "steps": steps, **more}))
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed at the step it had reached."""
+        state = self.state
+        self.write_state("failed", state["step"], state["steps"], reason=reason)
+
+    @property
+    def can_start_over(self) -> bool:
+        """Whether nothing would be lost: the run failed before its first checkpoint."""
+        return self.state["status"] == "failed" and not self.checkpoints()
+
+    def require_resumable(self, config: TrainConfig, resume: bool) -> None:
+        """Raises RunError if the run was not meant to go on, or was set up otherwise."""
+        if not resume:
+            raise RunError(
+                f"{self.folder} exists already; go on with it by --resume, or take another --name or --output"
+            )
+        before, now = (c.model_dump(mode="json", exclude={"device"}) for c in (self.config, config))
+        if changed := [field for field in now if now[field] != before[field]]:
+            raise RunError(
+                f"{self.folder} was started with another {', '.join(changed)}; "
+                f"resume with the same settings, or start a new run under another --name"
+            )
+
+    def checkpoints(self) -> list[Path]:
+        """Folders of the whole checkpoints, oldest first."""
+        return sorted(self.folder.glob("checkpoints/[0-9]*"))
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` is or will be."""
+        return self.folder / "checkpoints" / f"{step:06d}"
+
+    def sample(self, step: int, number: int) -> Path:
+        """Where sample picture ``number`` of ``step`` is or will be."""
+        return self.folder / "samples" / f"{step:06d}-{number}.png"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: no other process can train under this name. Freed by the system if this process dies."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunError(f"{self.folder} is being trained by another process; wait, or take another --name") from None
+
+
+def open_or_create(output: Path, config: TrainConfig) -> Run:
+    """The run's folder: the one that is there, or a new one. Raises FileError if it can't be made."""
+    run = find(output, config.name)
+    if run and not run.can_start_over:
+        return run
+    run = Run(output / config.name)
+    make_folder(run.folder)
+    configs.write(config, run.folder / "config.yaml")
+    run.write_state("running", 0, config.steps)
+    return run
+
+
+def find(output: Path, name: str) -> Run | None:
+    """The run called ``name`` in ``output``, if there is one."""
+    run = Run(output / checked_name(name))
+    return run if (run.folder / "config.yaml").is_file() else None
+
+
+def all_runs(output: Path) -> list[Run]:
+    """Every run in ``output``, by name."""
+    return [Run(path.parent) for path in sorted(output.glob("*/config.yaml"))]
+
+
+def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint's folder under a temporary name, then rename it. ``adapter(path)`` writes its adapter."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        make_folder(temporary)
+        save_tensors(temporary / "training.safetensors", training)
+        adapter(temporary / "adapter.safetensors")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise explained(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

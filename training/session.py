@@ -1,0 +1,186 @@
+"""What a run holds while it trains, and how it is set up."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from hra_diffusion import adapter_file, attachment, pipeline
+from hra_diffusion.errors import UserError
+from training import prior
+from training.cache import Examples, encode, too_long
+from training.config import TrainConfig
+from training.events import Event, Listener, Notice, Phase
+from training.photos import Album
+from training.runs import Run
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training can't go on: what happened, what is kept, what to change."""
+
+
+class Denoiser(nn.Module):
+    """UNet and, where it learns too, text encoder as one module, so that one wrapper serves several processes."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, L) or embeddings (B, L, d)."""
+        if self.text_encoder is not None:
+            text = self.text_encoder(text)[0]
+        dtype = next(self.unet.parameters()).dtype
+        return self.unet(latents.to(dtype), timesteps, text.to(dtype)).sample
+
+
+@dataclass
+class Clock:
+    """Tells the listeners (of the main process) what happens and keeps the seconds of each phase."""
+
+    speaking: bool
+    listeners: Sequence[Listener]
+    phases: dict[str, float] = field(default_factory=dict)
+    _elsewhere: float = 0.0
+
+    def emit(self, event: Event) -> None:
+        for listener in self.listeners if self.speaking else ():
+            listener(event)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase and add up its seconds, without those of phases within it."""
+        self.emit(Phase(name))
+        start, outside = time.perf_counter(), self._elsewhere
+        yield
+        seconds = time.perf_counter() - start
+        self.phases[name] = round(self.phases.get(name, 0) + seconds - (self._elsewhere - outside), 2)
+        self._elsewhere = outside + seconds
+
+
+@dataclass
+class Session:
+    """Everything a run holds while it trains."""
+
+    config: TrainConfig
+    run: Run
+    accelerator: Accelerator
+    clock: Clock
+    pipe: StableDiffusionPipeline
+    denoiser: nn.Module
+    parameters: dict[str, nn.Parameter]
+    optimizer: Any
+    photos: Examples
+    class_images: Examples | None
+    averages: dict[str, Tensor]
+    step: int = 0
+
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """The components that learn, by name."""
+        names = ("unet", "text_encoder") if self.config.train_text_encoder else ("unet",)
+        return {name: getattr(self.pipe, name) for name in names}
+
+
+def set_up(
+    config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
+) -> Session:
+    """Class images, caches, adapter, optimiser; and the last checkpoint where there is one."""
+    for note in album.warnings:
+        clock.emit(Notice(note.message))
+    photos, class_images = cache_examples(config, run, accelerator, pipe, album, clock)
+    parameters = add_adapter(config, pipe)
+    denoiser = Denoiser(pipe.unet, pipe.text_encoder if config.train_text_encoder else None).train()
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
+    averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
+    return Session(
+        config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages
+    )
+
+
+def cache_examples(
+    config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
+) -> tuple[Examples, Examples | None]:
+    """Photos and, with prior preservation, class images as cached latents and text."""
+    captions = [photo.caption or config.caption.replace("{subject}", config.subject) for photo in album.photos]
+    for caption in too_long(pipe, captions):
+        clock.emit(Notice(f"this caption is too long for the text encoder, its end will not be seen: {caption[:80]}…"))
+    images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
+    size = images[0].size[0]
+    class_pictures: list[Image.Image] = []
+    if config.prior_weight:
+        with clock.phase("class images"), accelerator.main_process_first():
+            folder = run.folder.parent / ".cache" / "class-images"
+            class_pictures = list(prior.class_images(pipe, config.class_noun, config.class_images, size, folder))
+    with clock.phase("cache"):
+        photos = encode(pipe, images, captions, config.flip, embed)
+        prompts = [prior.class_prompt(config.class_noun)] * len(class_pictures)
+        class_images = encode(pipe, class_pictures, prompts, False, embed) if class_pictures else None
+    park(pipe, config)
+    return photos, class_images
+
+
+def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
+    """Attach the new adapter; returns its parameters by file key. Raises TrainingError if the base can't hold it."""
+    try:
+        attachment.attach(
+            pipe.unet, config.method, config.options, name=config.name, targets=config.targets, seed=config.seed
+        )
+        attachment.freeze(pipe.text_encoder)
+        if config.train_text_encoder:
+            attachment.attach(pipe.text_encoder, config.method, config.options, name=config.name, seed=config.seed + 1)
+    except ValueError as error:
+        raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
+    return adapter_file.parameters(pipeline.components(pipe), config.name)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+        )
+    except ValueError as error:
+        raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error
+
+
+def natural_size(pipe: StableDiffusionPipeline) -> int:
+    """Side in pixels of the pictures the base was made for."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    """Move what training does not use off the accelerator: the VAE, and a text encoder that stands still."""
+    for model in _idle(pipe, config):
+        model.to("cpu")
+    if pipe.unet.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def at_hand(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
+    """Within the block the parked models are beside the UNet."""
+    for model in _idle(pipe, config):
+        model.to(pipe.unet.device)
+    yield
+    park(pipe, config)
+
+
+def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:
+    return [pipe.vae] if config.train_text_encoder else [pipe.vae, pipe.text_encoder]
