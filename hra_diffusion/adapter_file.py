@@ -139,9 +139,12 @@ def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
         ) from None
     if metadata.get("format") != FORMAT:
         raise AdapterFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
-    if int(metadata.get("format_version", 0)) > FORMAT_VERSION:
+    version = metadata.get("format_version", "")
+    if not version.isdecimal():
+        raise AdapterFileError(f"{path} has damaged metadata: format version {version!r}; copy it again")
+    if int(version) > FORMAT_VERSION:
         raise AdapterFileError(
-            f"{path} has format version {metadata['format_version']}, newer than {FORMAT_VERSION}; update hra-diffusion"
+            f"{path} has format version {version}, newer than {FORMAT_VERSION}; update hra-diffusion"
         )
     try:
         info = AdapterInfo.model_validate_json(metadata.get("adapter", ""))

@@ -67,14 +67,11 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset", "balanced") not in PRESETS:
-            return given
+    def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         given = {field: value for field, value in given.items() if value is not None}
-        method, base = given.get("method", "hra"), given.get("base", TOYBOX)
-        if method not in registry.names():
-            return given
-        filled = defaults(base, method, given.get("preset", "balanced"))
+        method = registry.get(given.get("method", "hra")).name
+        preset = given.get("preset") if given.get("preset") in PRESETS else "balanced"
+        filled = defaults(str(given.get("base", TOYBOX)), method, preset)
         options = filled.pop("options") | dict(given.get("options") or {})
         return filled | given | {"options": options}
 

@@ -1,0 +1,277 @@
+"""The command line as scripts and people use it, run in this process through its own entry point."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from app.cli import COMMANDS, main
+from hra_diffusion import registry
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photos, base_folder):
+    """An output folder with two adapters, trained by the command line."""
+    output = tmp_path_factory.mktemp("outputs")
+    for method in ("lora", "hra"):
+        assert main(train_command(photos, base_folder, output, f"rex-{method}", "--method", method)) == 0
+    return output
+
+
+def train_command(photos, base, output, name, *more):
+    few = ["--steps", "2", "--class-images", "1", "--sample-every", "0", "--sample-prompts", "a {subject}", "--quiet"]
+    return ["train", "--photos", str(photos), "--class-noun", "dog", "--name", name, "--base", str(base),
+            "--resolution", "64", "--output", str(output), "--device", "cpu", *few, *more]  # fmt: skip
+
+
+def run_json(capsys, *command) -> dict:
+    """Run a command in --json mode; its one line of output, read."""
+    assert main([*map(str, command), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_help_needs_no_torch():
+    """Help is instant because nothing heavy is imported for it."""
+    code = "import sys; from app.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("False") and all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0 and f"hra-diffusion {command}" in capsys.readouterr().out
+
+
+def test_methods(capsys):
+    listed = run_json(capsys, "methods")["methods"]
+    assert [method["name"] for method in listed] == registry.names()
+    assert main(["methods"]) == 0 and "--orthogonality" in capsys.readouterr().out
+
+
+def test_every_option_of_every_method_is_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for method in registry.names():
+        for option in registry.get(method).config.model_fields:
+            assert f"--{option.replace('_', '-')}" in text
+
+
+def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
+    command = train_command(photos, base_folder, tmp_path, "Rex")
+    command.remove("--quiet")
+    assert main([*command, "--json", "--rank", "2", "--orthogonality", "inf"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
+    config = (tmp_path / "Rex" / "config.yaml").read_text()
+    assert "rank: '2'" in config or "rank: 2" in config
+
+
+def test_generate_by_name_and_by_file(trained, base_folder, tmp_path, capsys):
+    file = trained / "rex-hra" / "rex-hra.safetensors"
+    common = ["--prompt", "a {subject} in the snow", "--seed", "7", "--base", base_folder, "--steps", "3"]
+    named = run_json(capsys, "generate", "--adapter", "rex-hra:0.5", *common, "--output", trained / "pictures")
+    filed = run_json(capsys, "generate", "--adapter", f"{file}:0.5", *common, "--output", tmp_path)
+    (one,), (two,) = named["pictures"], filed["pictures"]
+    assert one["prompt"] == "a sks dog in the snow" and one["adapters"] == {"rex-hra": 0.5} and one["seed"] == 7
+    assert Path(one["picture"]).parent == trained / "pictures"
+    assert Image.open(one["picture"]).tobytes() == Image.open(two["picture"]).tobytes()
+
+
+def test_generating_again_overwrites_nothing(base_folder, tmp_path, capsys):
+    for _ in range(2):
+        run_json(capsys, "generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_compare(trained, base_folder, tmp_path, capsys):
+    result = run_json(
+        capsys, "compare", "--adapter", "rex-lora", "rex-hra", "rex-hra:0.5", "--prompt", "a {subject}", "a {subject} at night",
+        "--seed", "1", "2", "--base", base_folder, "--steps", "2", "--output", trained / "side-by-side",
+    )  # fmt: skip
+    facts = json.loads(Path(result["results"]).read_text())
+    assert [column["label"] for column in facts["columns"]] == ["base", "rex-lora", "rex-hra", "rex-hra × 0.5"]
+    assert len(facts["cells"]) == 16 and all((trained / "side-by-side" / c["picture"]).is_file() for c in facts["cells"])
+    with Image.open(result["grid"]) as grid:
+        assert grid.width > grid.height / 2
+    assert facts["cells"][0]["prompt"] == "a dog", "the base is asked for the class"
+
+
+def test_adapters_and_show(trained, capsys):
+    listed = run_json(capsys, "adapters", "--output", trained)["adapters"]
+    assert [adapter["name"] for adapter in listed] == ["rex-hra", "rex-lora"]
+    shown = run_json(capsys, "show", "rex-lora", "--output", trained)
+    assert shown["method"] == "lora" and shown["trigger"] == "sks" and shown["training"]["steps"] == 2
+    assert main(["show", str(trained / "rex-hra" / "samples" / "000000-0.png")]) == 0
+    assert "prompt: a sks dog" in capsys.readouterr().out
+
+
+def test_resume_by_name_alone(trained, capsys):
+    assert main(["train", "--resume", "--name", "rex-hra", "--output", str(trained)]) == 0
+
+
+def test_ctrl_c_keeps_the_last_step(photos, base_folder, tmp_path):
+    command = train_command(photos, base_folder, tmp_path, "Rex", "--steps", "500", "--checkpoint-every", "500")
+    command.remove("--quiet")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", *command, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "step":
+            process.send_signal(2)
+            break
+    rest = [json.loads(line) for line in process.stdout.read().splitlines()]
+    assert process.wait(60) == 130
+    stopped = rest[-1]
+    assert stopped["event"] == "stopped" and (tmp_path / "Rex" / "checkpoints" / f"{stopped['step']:06d}").is_dir()
+
+
+def bad_photo(tmp_path, make):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    make(folder)
+    return folder
+
+
+def truncate(folder):
+    Image.effect_noise((200, 200), 50).save(folder / "a.jpg")
+    (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes()[:2000])
+
+
+BAD_PHOTOS = {
+    "no photos": (lambda f: None, "no photos"),
+    "text named jpg": (lambda f: (f / "a.jpg").write_text("hello"), "a.jpg"),
+    "truncated": (truncate, "a.jpg"),
+    "bomb": (lambda f: Image.new("1", (30_000, 30_000)).save(f / "a.png"), "megapixels"),
+    "tiny": (lambda f: Image.new("RGB", (16, 16)).save(f / "a.png"), "16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PHOTOS)
+def test_bad_photos(case, tmp_path, base_folder, capsys):
+    make, message = BAD_PHOTOS[case]
+    output = tmp_path / "out"
+    assert main(train_command(bad_photo(tmp_path, make), base_folder, output, "Rex")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not output.exists(), "nothing is left behind"
+
+
+BAD_FLAGS = {
+    "unknown method": (["--method", "magic"], 2, "invalid choice: 'magic'"),
+    "odd rank": (["--rank", "3"], 1, "rank must be even"),
+    "too large rank": (["--rank", "200"], 1, "rank 200 is too large"),
+    "name up": (["--name", "../x"], 1, "letters, digits"),
+    "name slash": (["--name", "a/b"], 1, "letters, digits"),
+    "name control": (["--name", "a\x1bb"], 1, "letters, digits"),
+    "name long": (["--name", "x" * 300], 1, "300 characters"),
+    "base missing": (["--base", "not-there"], 1, "no base model 'not-there'"),
+    "photos missing": (["--photos", "not-there"], 1, "not-there"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags(case, photos, base_folder, tmp_path, capsys):
+    flags, code, message = BAD_FLAGS[case]
+    output = tmp_path / "out"
+    try:
+        returned = main(train_command(photos, base_folder, output, "Rex", *flags))
+    except SystemExit as exit_:
+        returned = exit_.code
+    error = capsys.readouterr().err
+    assert returned == code and message in error and "Traceback" not in error
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_missing_flags_are_named(capsys):
+    assert main(["train", "--method", "hra"]) == 1
+    assert "still needed: --photos, --class-noun, --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "model_index.json").write_text("{}"))])
+def test_a_base_that_is_none(make, tmp_path, capsys):
+    make(tmp_path / "base")
+    assert main(["generate", "--prompt", "a dog", "--base", str(tmp_path / "base"), "--output", str(tmp_path)]) == 1
+    assert str(tmp_path / "base") in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(photos, base_folder, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main(train_command(photos, base_folder, tmp_path / "out", "Rex")) == 1
+    assert main(["generate", "--prompt", "a", "--base", str(base_folder), "--output", str(tmp_path / "out")]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("can't be a folder: a file is in its place") == 2 and (tmp_path / "out").read_text() == "mine"
+
+
+def test_output_that_is_read_only(photos, base_folder, tmp_path, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        locked = Path("/sys/hra-diffusion-test")  # the administrator may write anywhere but here
+    if not locked.parent.is_dir():
+        pytest.skip("needs a folder that nobody may write to")
+    assert main(train_command(photos, base_folder, locked / "out", "Rex")) == 1
+    assert "can't be written: permission denied; choose another folder" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_base(trained, tmp_path, capsys):
+    from conftest import tiny_pipe
+
+    tiny_pipe(cross_attention_dim=16).save_pretrained(tmp_path / "other")
+    file = trained / "rex-hra" / "rex-hra.safetensors"
+    command = ["generate", "--adapter", str(file), "--prompt", "a", "--base", str(tmp_path / "other")]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    assert "is for another base (tiny-sd)" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_adapter_that_is_not_there(trained, base_folder, tmp_path, capsys):
+    command = ["generate", "--adapter", "rox", "--prompt", "a", "--base", str(base_folder), "--output", str(trained / "p")]
+    assert main(command) == 1
+    assert "no adapter named 'rox'" in (error := capsys.readouterr().err) and "rex-hra, rex-lora" in error
+
+
+def test_two_runs_of_one_name(trained, photos, base_folder, capsys):
+    assert main(train_command(photos, base_folder, trained, "rex-hra", "--steps", "3")) == 1
+    assert "exists already; go on with it by --resume, or take another --name" in capsys.readouterr().err
+
+
+def test_a_full_disk(photos, base_folder, tmp_path, capsys):
+    """A real file system of 600 kB where one may be mounted; elsewhere the same check on /dev/full is in its own test."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, check=False)
+    if not done or done.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        command = train_command(photos, base_folder, small, "Rex", "--steps", "400", "--checkpoint-every", "1")
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert "the disk is full" in error and "free some space" in error
+        kept = sorted((small / "Rex" / "checkpoints").glob("[0-9]*/adapter.safetensors"))
+        assert kept and not list(small.rglob("*.tmp*")), "whole checkpoints stay, nothing half-written"
+        from hra_diffusion.adapter_file import read_info
+
+        assert all(read_info(path).name == "Rex" for path in kept)
+    finally:
+        subprocess.run(["umount", str(small)], check=False)

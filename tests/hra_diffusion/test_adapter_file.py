@@ -1,0 +1,138 @@
+"""Adapter files: what they hold, and every way one can be wrong."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from conftest import stir, tiny_pipe
+from safetensors.torch import load_file, save_file
+
+from hra_diffusion import adapter_file, attachment, pipeline
+from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo
+from hra_diffusion.files import FileError
+
+
+@pytest.fixture
+def saved(tmp_path, pipe):
+    """An HRA adapter of UNet and text encoder, saved from the tiny pipeline."""
+    parts = pipeline.components(pipe)
+    for model in parts.values():
+        attachment.attach(model, "hra", {"rank": 4}, name="Rex")
+        stir(attachment.adapter_parameters(model, "Rex").values())
+    info = AdapterInfo(
+        name="Rex",
+        method="hra",
+        options={"rank": 4},
+        base="tiny",
+        fingerprint=adapter_file.fingerprint(parts, "Rex"),
+        trigger="sks",
+        class_noun="dog",
+    )
+    adapter_file.save(tmp_path / "rex.safetensors", parts, info)
+    return tmp_path / "rex.safetensors"
+
+
+def rewrite(path, tensors=None, **metadata):
+    """The file again with other tensors or metadata."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    save_file(tensors or load_file(path), path, header["__metadata__"] | metadata)
+
+
+def test_keys_name_component_layer_and_parameter(saved):
+    keys = set(load_file(saved))
+    assert "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.right.u" in keys
+    assert "text_encoder.encoder.layers.0.self_attn.q_proj.right.u" in keys
+    info = adapter_file.read_info(saved)
+    assert (info.name, info.method, info.subject, info.base) == ("Rex", "hra", "sks dog", "tiny")
+
+
+def test_loads_on_the_same_base_without_a_word(saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.load(tiny_pipe(), saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_low_precision_is_the_same_base(saved, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.load(tiny_pipe().to(dtype), saved)
+
+
+def test_other_weights_of_the_same_shape_are_told(saved):
+    other = tiny_pipe()
+    stir([p for p in other.unet.parameters() if p.dim() > 1], by=0.1)
+    with pytest.warns(UserWarning, match="trained on other weights of the same shape"):
+        pipeline.load(other, saved)
+    assert pipeline.loaded(other) == ["Rex"]
+
+
+def drop(tensors, part):
+    return {key: value for key, value in tensors.items() if part not in key}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.unlink(), "no adapter file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole safetensors file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:5]), "not a whole safetensors file"),
+        (lambda p: p.write_bytes(b"\xff" * 64), "not a whole safetensors file"),
+        (lambda p: save_file(load_file(p), p, {}), "not an adapter of hra-diffusion"),
+        (lambda p: rewrite(p, format_version="2"), "format version 2, newer than 1"),
+        (lambda p: rewrite(p, adapter="{}"), "damaged metadata"),
+        (lambda p: rewrite(p, format_version="new"), "damaged metadata"),
+        (lambda p: rewrite(p, drop(load_file(p), "mid_block")), "not whole: unet.mid_block.* is missing"),
+        (lambda p: rewrite(p, load_file(p) | {"unet.lost.right.u": torch.ones(2, 2)}), "holds unet.lost.right.u"),
+        (lambda p: rewrite(p, {k: v * float("nan") for k, v in load_file(p).items()}), "NaN or infinite"),
+        (lambda p: rewrite(p, {k: v[:-1].contiguous() for k, v in load_file(p).items()}), "for another base"),
+    ],
+)
+def test_a_wrong_file_is_refused_and_leaves_the_pipeline_alone(saved, spoil, message):
+    fresh = tiny_pipe()
+    spoil(saved)
+    with pytest.raises(AdapterFileError, match=message):
+        pipeline.load(fresh, saved)
+    assert pipeline.loaded(fresh) == []
+
+
+def test_another_architecture_is_named(saved):
+    narrow = tiny_pipe(cross_attention_dim=16)
+    with pytest.raises(AdapterFileError, match=r"for another base \(tiny\).*attn2.to_k.*\(32, 4\) in the file, \(16, 4\) here"):
+        pipeline.load(narrow, saved)
+    assert pipeline.loaded(narrow) == []
+
+
+def test_the_same_name_twice_needs_another_name(saved):
+    fresh = tiny_pipe()
+    pipeline.load(fresh, saved)
+    with pytest.raises(AdapterFileError, match="loaded already"):
+        pipeline.load(fresh, saved)
+    pipeline.load(fresh, saved, "Rex 2")
+    assert pipeline.loaded(fresh) == ["Rex", "Rex 2"]
+
+
+def test_unload_leaves_the_pipeline_as_it_was(saved):
+    fresh, untouched = tiny_pipe(), tiny_pipe()
+    pipeline.load(fresh, saved)
+    pipeline.unload(fresh, "Rex")
+    for name, part in pipeline.components(fresh).items():
+        expected = pipeline.components(untouched)[name].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in part.state_dict().items())
+
+
+def test_a_full_disk_leaves_nothing_behind():
+    from pathlib import Path
+
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    from hra_diffusion.files import atomic_path
+
+    place = Path("/dev/shm") / "hra-diffusion-test.bin"
+    with pytest.raises(FileError, match="the disk is full.*free some space"), atomic_path(place) as temporary:
+        temporary.symlink_to("/dev/full")
+        with temporary.open("wb", buffering=0) as file:
+            file.write(b"x")
+    assert not place.exists() and not list(place.parent.glob(".hra-diffusion-test*"))

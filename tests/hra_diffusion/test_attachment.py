@@ -1,0 +1,102 @@
+"""What can be adapted, what is refused and how that is said."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_text_encoder, tiny_unet
+
+from hra_diffusion import attachment, registry
+from hra_diffusion.attachment import activate, attach, detach, find_targets
+from hra_diffusion.errors import UserError
+
+
+@pytest.fixture
+def unet():
+    return tiny_unet()
+
+
+def test_attention_projections_are_the_default_target(unet):
+    paths = find_targets(unet)
+    assert len(paths) == 32, "4 transformer blocks × (self + cross) attention × (q, k, v, out)"
+    assert all(path.rpartition("attn")[2].split(".", 1)[1] in ("to_q", "to_k", "to_v", "to_out.0") for path in paths)
+    assert len(find_targets(tiny_text_encoder())) == 8
+
+
+def test_a_pattern_chooses_layers(unet):
+    assert attach(unet, "hra", {"rank": 2}, targets=r"mid_block.*attn2\.to_[kv]") == [
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_v",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "dora"}, "known methods: hoft, hra, lora, moslora, shoft"),
+        ({"method": "hra", "options": {"rank": 3}}, "even.*use 4"),
+        ({"method": "hoft", "options": {"rank": 5}}, "even"),
+        ({"method": "hra", "options": {"rank": 64}}, "rank 64 is too large for .*, a 32 to 32 layer"),
+        ({"method": "lora", "options": {"rank": 0}}, "rank.*greater than or equal to 1"),
+        ({"method": "lora", "options": {"ranks": 4}}, "no option 'ranks'"),
+        ({"method": "lora", "options": {"alpha": "much"}}, "alpha.*number.*'much'"),
+        ({"method": "hra", "targets": "nowhere"}, "matches the target 'nowhere'; it names one of attention"),
+        ({"method": "hra", "targets": r".*norm1"}, "no weight matrix to adapt; only linear and conv"),
+        ({"method": "hra", "name": "../up"}, "letters, digits"),
+        ({"method": "hra", "targets": ["mid_block.lost"]}, "no layer mid_block.lost"),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong_and_leave_the_model_alone(unet, arguments, message):
+    before = copy.deepcopy(unet.state_dict())
+    with pytest.raises(UserError, match=message):
+        attach(unet, **arguments)
+    assert attachment.adapter_names(unet) == [] and list(unet.state_dict()) == list(before)
+
+
+def test_grouped_convolutions_are_refused():
+    with pytest.raises(UserError, match="grouped convolution"):
+        attach(torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=2)), "lora", {"rank": 1}, targets="0")
+
+
+def test_names_are_unique_and_must_exist(unet):
+    attach(unet, "lora", {"rank": 2}, name="keys")  # also a name of ModuleDict's own
+    with pytest.raises(UserError, match="'keys' is on this model already"):
+        attach(unet, "hra", {"rank": 2}, name="keys")
+    with pytest.raises(UserError, match="no adapter named 'b'.*adapters: keys"):
+        activate(unet, {"b": 1.0})
+    with pytest.raises(UserError, match="no adapter named 'b'"):
+        detach(unet, "b")
+
+
+def test_detaching_one_of_two_keeps_the_other(unet):
+    attach(unet, "lora", {"rank": 2}, name="a")
+    attach(unet, "hra", {"rank": 2}, name="b")
+    activate(unet, {"a": 0.5, "b": 1.0})
+    detach(unet, "a")
+    assert attachment.adapter_names(unet) == ["b"] and attachment.routing_of(unet).mix == (("b", 1.0),)
+
+
+def test_groups_that_do_not_fit_the_batch_are_refused(unet):
+    attach(unet, "lora", {"rank": 2}, name="a")
+    x, text = torch.zeros(3, 4, 8, 8), torch.zeros(3, 6, 32)
+    with pytest.raises(ValueError, match="cover 2 samples"), attachment.routed(unet, [({}, 1), ({"a": 1.0}, 1)]):
+        unet(x, torch.full((3,), 1), text)
+
+
+def test_adapters_stay_in_float32_on_a_bfloat16_base():
+    unet = tiny_unet().to(torch.bfloat16)
+    attach(unet, "hra", {"rank": 2})
+    assert {p.dtype for p in attachment.adapter_parameters(unet, "default").values()} == {torch.float32}
+    assert unet.dtype == torch.bfloat16
+
+
+def test_a_copied_model_has_adapters_of_its_own(unet):
+    attach(unet, "lora", {"rank": 2}, name="a")
+    twin = copy.deepcopy(unet)
+    activate(twin, {})
+    assert attachment.routing_of(unet).mix == (("a", 1.0),)
+
+
+def test_two_methods_cannot_share_a_name():
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register("lora", config=registry.MethodConfig, title="", summary="", paper="")(object)

@@ -1,0 +1,143 @@
+"""Pictures: same seed, same picture; together or one by one; settings inside."""
+
+import numpy as np
+import pytest
+from conftest import stir, tiny_pipe
+from PIL import Image
+
+from hra_diffusion import attachment, comparison, generation, pipeline
+from hra_diffusion.comparison import Column, compare
+from hra_diffusion.errors import UserError
+from hra_diffusion.generation import Request, Settings, draw, generate, read_png, save_png
+
+FEW = Settings(steps=4)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A tiny pipeline with two adapters on it: "a" on UNet and text encoder, "b" on the UNet alone."""
+    pipe = tiny_pipe()
+    for name, parts, method in (("a", ("unet", "text_encoder"), "hra"), ("b", ("unet",), "lora")):
+        for part in parts:
+            model = getattr(pipe, part)
+            attachment.attach(model, method, {"rank": 4}, name=name)
+            stir(attachment.adapter_parameters(model, name).values(), by=1.0)
+    return pipe
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference in grey levels (0 to 255)."""
+    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
+
+
+def test_the_seed_decides_the_picture(pipe):
+    first, second = (generate(pipe, "a dog", {"a": 1.0}, seed=3, settings=FEW)[0] for _ in range(2))
+    assert distance(first, second) == 0
+    assert distance(first, generate(pipe, "a dog", {"a": 1.0}, seed=4, settings=FEW)[0]) > 1
+
+
+def test_count_goes_on_from_the_seed(pipe):
+    _, second = generate(pipe, "a dog", {}, seed=3, count=2, settings=FEW)
+    assert distance(second, generate(pipe, "a dog", {}, seed=4, settings=FEW)[0]) < 0.5
+
+
+@pytest.mark.parametrize("scheduler", generation.SCHEDULERS)
+def test_pictures_drawn_together_equal_those_drawn_alone(pipe, scheduler):
+    """Different adapters, prompts and seeds in one denoising batch, stochastic schedulers too."""
+    requests = [
+        Request("a dog", 1),
+        Request("a cat in the snow", 2, (("a", 1.0),), "blurry"),
+        Request("a dog", 1, (("b", 0.7),)),
+        Request("a dog", 1, (("a", 0.5), ("b", 1.0))),
+    ]
+    settings = Settings(steps=4, scheduler=scheduler)
+    together = draw(pipe, requests, settings)
+    for request, picture in zip(requests, together, strict=True):
+        assert distance(picture, draw(pipe, [request], settings)[0]) < 0.5
+    assert distance(together[0], together[2]) > 1, "the adapter does something"
+
+
+def test_a_comparison_equals_generate(pipe, tmp_path):
+    columns = [Column("base", {}, "dog"), Column("A", {"a": 1.0}, "sks dog"), Column("B", {"b": 0.5}, "qwe dog")]
+    prompts, seeds = ["a {subject} in the snow", "a {subject}"], [5, 6]
+    result = compare(pipe, columns, prompts, seeds, FEW, photos=[Image.new("RGB", (16, 16), "red")], batch_size=5)
+    assert len(result.cells) == 12
+    for p, prompt in enumerate(prompts):
+        for s, seed in enumerate(seeds):
+            for cell, column in zip(result.row(p, s), columns, strict=True):
+                asked = prompt.replace("{subject}", column.subject)
+                assert cell.request.prompt == asked
+                alone = generate(pipe, asked, column.adapters, seed, settings=FEW)[0]
+                assert distance(cell.image, alone) < 0.5
+    grid = comparison.save(result, tmp_path)
+    assert grid == tmp_path / "grid.png" and len(list((tmp_path / "pictures").iterdir())) == 12
+    drifts = comparison.drift_from_base(result)
+    assert drifts[0] == 0 and drifts[1] > 0
+
+
+def test_settings_travel_inside_the_png(pipe, tmp_path):
+    image = generate(pipe, "ein Hündchen", {"a": 0.5}, seed=9, settings=FEW, negative_prompt="blurry")[0]
+    path = save_png(image, tmp_path / "p.png")
+    made = read_png(path)
+    assert made == {
+        "base": "tiny",
+        "prompt": "ein Hündchen",
+        "seed": 9,
+        "adapters": {"a": 0.5},
+        "negative_prompt": "blurry",
+        "steps": 4,
+        "guidance_scale": 7.5,
+        "scheduler": "dpm++",
+        "width": 16,
+        "height": 16,
+    }
+    with Image.open(path) as stored:
+        assert "Seed: 9" in stored.info["parameters"], "other tools read this"
+    again = generate(pipe, made["prompt"], made["adapters"], made["seed"], settings=FEW, negative_prompt="blurry")[0]
+    assert distance(again, image) == 0
+
+
+def test_a_foreign_png_has_no_settings(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no settings"):
+        read_png(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(scheduler="magic"), "unknown scheduler 'magic'; use one of dpm"),
+        (Settings(width=17), "multiples of 4"),
+        (Settings(height=100_000), "up to 4096"),
+        (Settings(steps=0), "steps must be from 1 to 1000"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(pipe, settings, message):
+    with pytest.raises(UserError, match=message):
+        generate(pipe, "a dog", settings=settings)
+
+
+def test_an_adapter_must_be_loaded(pipe):
+    with pytest.raises(UserError, match="no adapter named 'c' is loaded; loaded: a, b"):
+        generate(pipe, "a dog", {"c": 1.0})
+
+
+def test_drawing_leaves_the_pipeline_as_it_was(pipe):
+    scheduler, mix = pipe.scheduler, attachment.routing_of(pipe.unet).mix
+    pipeline.activate(pipe, {"b": 0.3})
+    generate(pipe, "a dog", {"a": 1.0}, settings=FEW)
+    assert pipe.scheduler is scheduler and attachment.routing_of(pipe.unet).mix == (("b", 0.3),)
+    pipeline.activate(pipe, dict(mix))
+
+
+def test_a_pipeline_call_of_the_persons_own_uses_the_active_adapters(pipe):
+    import torch
+
+    def own_call():
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        return pipe("a dog", latents=latents, num_inference_steps=3).images[0]
+
+    pipeline.activate(pipe, {})
+    base = own_call()
+    pipeline.activate(pipe, {"a": 1.0})
+    assert distance(own_call(), base) > 1

@@ -1,0 +1,93 @@
+"""Somebody else's code as the judge: PEFT's LoRA and HRA, with the same parameters, on the same model."""
+
+import copy
+
+import pytest
+import torch
+from conftest import relative, stir, tiny_llama, tiny_unet
+from peft import HRAConfig, LoraConfig, inject_adapter_in_model
+
+from hra_diffusion import attachment
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def run(unet):
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 6, 32, generator=g)
+    return unet(x, torch.full((2,), 10), text).sample
+
+
+def pair(config, method, options):
+    """The same tiny UNet twice: with PEFT's adapter, and with ours."""
+    torch.manual_seed(0)
+    ours = tiny_unet().eval()
+    theirs = inject_adapter_in_model(config, copy.deepcopy(ours), "default").eval()
+    attachment.attach(ours, method, options, name="a")
+    stir(attachment.adapter_parameters(ours, "a").values())
+    return ours, theirs
+
+
+def compare_outputs_and_gradients(ours, theirs, counterparts):
+    """``counterparts``: our parameter -> (PEFT's parameter, transposed?)."""
+    with torch.no_grad():
+        for mine, (other, transposed) in counterparts.items():
+            other.copy_(mine.mT if transposed else mine)
+    outputs = [run(model) for model in (ours, theirs)]
+    assert relative(*outputs) < 1e-5
+    for output in outputs:
+        output.square().mean().backward()
+    for mine, (other, transposed) in counterparts.items():
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad.mT if transposed else other.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_lora_is_pefts_lora():
+    ours, theirs = pair(LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS), "lora", {"rank": 4, "alpha": 8})
+    counterparts = {}
+    for path, adapter in attachment.adapter_layers(ours, "a").items():
+        layer = theirs.get_submodule(path)
+        counterparts[adapter.down] = (layer.lora_A["default"].weight, False)
+        counterparts[adapter.up] = (layer.lora_B["default"].weight, False)
+    compare_outputs_and_gradients(ours, theirs, counterparts)
+
+
+def test_hra_is_pefts_hra():
+    ours, theirs = pair(HRAConfig(r=4, target_modules=TARGETS), "hra", {"rank": 4})
+    counterparts = {
+        adapter.right.u: (theirs.get_submodule(path).hra_u["default"], False)
+        for path, adapter in attachment.adapter_layers(ours, "a").items()
+    }
+    compare_outputs_and_gradients(ours, theirs, counterparts)
+
+
+def test_gram_schmidt_hra_is_pefts_from_an_unpaired_start():
+    ours, theirs = pair(
+        HRAConfig(r=4, apply_GS=True, target_modules=TARGETS), "hra", {"rank": 4, "orthogonality": float("inf")}
+    )
+    counterparts = {
+        adapter.right.u: (theirs.get_submodule(path).hra_u["default"], False)
+        for path, adapter in attachment.adapter_layers(ours, "a").items()
+    }
+    compare_outputs_and_gradients(ours, theirs, counterparts)
+
+
+@pytest.mark.parametrize("method", ["lora", "hra"])
+def test_language_models_too(method):
+    torch.manual_seed(0)
+    ours = tiny_llama().eval()
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    config = HRAConfig(r=4, target_modules=names) if method == "hra" else LoraConfig(r=4, lora_alpha=4, target_modules=names)
+    theirs = inject_adapter_in_model(config, copy.deepcopy(ours), "default").eval()
+    attachment.attach(ours, method, {"rank": 4}, name="a")
+    stir(attachment.adapter_parameters(ours, "a").values())
+    with torch.no_grad():
+        for path, adapter in attachment.adapter_layers(ours, "a").items():
+            layer = theirs.get_submodule(path)
+            if method == "hra":
+                layer.hra_u["default"].copy_(adapter.right.u)
+            else:
+                layer.lora_A["default"].weight.copy_(adapter.down)
+                layer.lora_B["default"].weight.copy_(adapter.up)
+        ids = torch.arange(10)[None]
+        assert relative(ours(ids).logits, theirs(ids).logits) < 1e-5

@@ -1,0 +1,247 @@
+"""Training the whole way on a tiny real base: what is kept, what goes on exactly, what stops cleanly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_pipe
+from PIL import Image
+from safetensors.torch import load_file
+
+import hra_diffusion
+from hra_diffusion import adapter_file, registry
+from training import config as configs
+from training.events import Checkpoint, Finished, Phase, Sample, Step
+from training.loop import train
+from training.runs import RunError, find
+from training.session import TrainingError
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Three small photos, one with a caption of its own."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    (folder / "1.txt").write_text("a sks dog at night")
+    return folder
+
+
+@pytest.fixture
+def settings(photos, base_folder):
+    """A run of a few seconds."""
+
+    def make(**changes):
+        values = {
+            "name": "Rex",
+            "photos": [str(photos)],
+            "class_noun": "dog",
+            "base": str(base_folder),
+            "device": "cpu",
+            "resolution": 64,
+            "steps": 4,
+            "batch_size": 2,
+            "class_images": 2,
+            "checkpoint_every": 2,
+            "sample_every": 2,
+            "sample_prompts": ["a {subject}"],
+            "learning_rate": 1e-2,
+            "train_text_encoder": True,
+        }
+        return configs.parse(values | changes)
+
+    return make
+
+
+def weights(path):
+    return torch.cat([value.flatten() for _, value in sorted(load_file(path).items())])
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_photos_in_an_adapter_out(settings, tmp_path, base_folder, method):
+    heard = []
+    adapter = train(settings(method=method), tmp_path, [heard.append])
+    assert adapter == tmp_path / "Rex" / "Rex.safetensors"
+    info = adapter_file.read_info(adapter)
+    assert (info.method, info.trigger, info.class_noun, info.base) == (method, "sks", "dog", "tiny-sd")
+    pipe = hra_diffusion.load_base(str(base_folder), "cpu")
+    hra_diffusion.load(pipe, adapter)
+    few = hra_diffusion.Settings(steps=3)
+    base, taught = (hra_diffusion.generate(pipe, "a sks dog", mix, settings=few)[0] for mix in ({}, {"Rex": 1.0}))
+    assert np.asarray(base).tolist() != np.asarray(taught).tolist()
+
+    phases = [event.name for event in heard if isinstance(event, Phase)]
+    assert phases[:4] == ["load base", "read photos", "class images", "cache"]
+    assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
+    assert [event.step for event in heard if isinstance(event, Sample)] == [0, 2, 4]
+    assert [event.step for event in heard if isinstance(event, Checkpoint)] == [2, 4]
+    assert isinstance(heard[-1], Finished) and set(heard[-1].phases) == {*phases}
+
+
+def test_the_runs_folder(settings, tmp_path, base_folder):
+    config = settings()
+    train(config, tmp_path)
+    run = find(tmp_path, "Rex")
+    assert run is not None and run.config == config and run.state["status"] == "finished"
+    assert sorted(p.name for p in (run.folder / "samples").iterdir()) == ["000000-0.png", "000002-0.png", "000004-0.png"]
+    lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
+    assert lines[-1]["event"] == "finished" and sum(line["event"] == "step" for line in lines) == 4
+    assert not list(tmp_path.rglob("*.tmp*")), "nothing half-written is left"
+    pipe = hra_diffusion.load_base(str(base_folder), "cpu")
+    for checkpoint in run.checkpoints():
+        hra_diffusion.load(pipe, checkpoint / "adapter.safetensors", checkpoint.name)
+    assert hra_diffusion.loaded(pipe) == ["000002", "000004"], "every checkpoint is a usable adapter"
+
+
+def test_the_base_is_never_changed(settings, tmp_path, base_folder):
+    before = {path: path.read_bytes() for path in base_folder.rglob("*.safetensors")}
+    train(settings(), tmp_path)
+    assert {path: path.read_bytes() for path in base_folder.rglob("*.safetensors")} == before
+
+
+class StopAfter:
+    """A listener that interrupts the run as Ctrl-C does, once a step is done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, event):
+        if isinstance(event, Step) and event.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "lora", "ema_decay": 0.9, "schedule": "linear", "warmup_steps": 2},
+        {"method": "shoft", "gradient_accumulation": 2, "train_text_encoder": False, "prior_weight": 0},
+    ],
+    ids=["hra", "lora-ema", "shoft-accumulation"],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, changes):
+    config = settings(steps=5, checkpoint_every=100, sample_every=0, **changes)
+    whole = weights(train(config, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", [StopAfter(3)])
+    run = find(tmp_path / "parts", "Rex")
+    assert run is not None and run.state["status"] == "stopped" and run.state["step"] == 3
+    assert run.checkpoints()[-1].name == "000003", "the last step is kept"
+    resumed = weights(train(config, tmp_path / "parts", resume=True))
+    assert torch.equal(resumed, whole)
+
+
+def test_the_same_seed_gives_the_same_weights(settings, tmp_path):
+    first, again, other = (
+        weights(train(settings(seed=seed, sample_every=0), tmp_path / str(i))) for i, seed in enumerate((1, 1, 2))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_finished_run_is_left_alone(settings, tmp_path):
+    adapter = train(settings(), tmp_path)
+    stamp, heard = adapter.stat().st_mtime_ns, []
+    assert train(settings(), tmp_path, [heard.append], resume=True) == adapter
+    assert adapter.stat().st_mtime_ns == stamp and not heard
+
+
+def test_two_runs_of_one_name(settings, tmp_path):
+    train(settings(), tmp_path)
+    with pytest.raises(RunError, match="exists already; go on with it by --resume, or take another --name"):
+        train(settings(), tmp_path)
+    with pytest.raises(RunError, match="was started with another steps, learning_rate"):
+        train(settings(steps=9, learning_rate=1e-3), tmp_path, resume=True)
+
+
+def test_a_run_that_is_going_on_is_not_joined(settings, tmp_path):
+    def second(event):
+        if isinstance(event, Step) and event.step == 1:
+            with pytest.raises(RunError, match="being trained by another process"):
+                train_elsewhere(settings(), tmp_path)
+
+    train(settings(), tmp_path, [second])
+
+
+def train_elsewhere(config, output):
+    """Resume from another process; its error is raised here."""
+    code = (
+        "import sys, pathlib; from training import config; from training.loop import train\n"
+        "train(config.read(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), resume=True)"
+    )
+    configs.write(config, output / "other.yaml")
+    command = [sys.executable, "-c", code, str(output / "other.yaml"), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RunError(done.stderr.strip().splitlines()[-1])
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(settings, tmp_path):
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+; .*Try a lower --learning-rate than 1"):
+        train(settings(method="lora", learning_rate=1.0, max_gradient_norm=1e30, steps=400, checkpoint_every=1,
+                       sample_every=0, weight_decay=0, dtype="float16", mixed_precision="no", options={"alpha": 1e4},
+                       prior_weight=0, train_text_encoder=False), tmp_path)  # fmt: skip
+    run = find(tmp_path, "Rex")
+    assert run is not None and run.state["status"] == "failed" and "became" in run.state["reason"]
+    assert not (run.folder / "Rex.safetensors").exists(), "no broken adapter is called finished"
+    for checkpoint in run.checkpoints():
+        assert weights(checkpoint / "adapter.safetensors").isfinite().all()
+    assert json.loads((run.folder / "events.jsonl").read_text().splitlines()[-1])["event"] == "failed"
+
+
+def test_class_images_are_drawn_once_and_shared(settings, tmp_path):
+    train(settings(name="a"), tmp_path)
+    images = sorted((tmp_path / ".cache").rglob("*.png"))
+    stamps = [image.stat().st_mtime_ns for image in images]
+    train(settings(name="b", class_images=3), tmp_path)
+    after = sorted((tmp_path / ".cache").rglob("*.png"))
+    assert len(images) == 2 and len(after) == 3
+    assert [image.stat().st_mtime_ns for image in after[:2]] == stamps
+
+
+def test_velocity_prediction_and_a_frozen_text_encoder(settings, tmp_path):
+    base = tmp_path / "v-base"
+    tiny_pipe("v_prediction").save_pretrained(base)
+    adapter = train(settings(base=str(base), train_text_encoder=False), tmp_path)
+    assert all(key.startswith("unet.") for key in load_file(adapter))
+
+
+def test_the_loss_falls_on_a_single_photo(settings, tmp_path, photos):
+    heard = []
+    train(
+        settings(photos=[str(photos / "0.jpg")], steps=60, prior_weight=0, sample_every=0, batch_size=4, flip=False,
+                 checkpoint_every=100, learning_rate=3e-2, method="lora"), tmp_path, [heard.append],
+    )  # fmt: skip
+    losses = [event.loss for event in heard if isinstance(event, Step)]
+    assert np.mean(losses[-20:]) < np.mean(losses[:20])
+
+
+def test_bfloat16_and_gradient_checkpointing(settings, tmp_path):
+    adapter = train(settings(dtype="bfloat16", gradient_checkpointing=True), tmp_path / "bf16")
+    assert weights(adapter).isfinite().all()
+    adapter = train(settings(mixed_precision="bf16"), tmp_path / "mixed")
+    assert weights(adapter).isfinite().all()
+
+
+def test_a_rank_the_base_cannot_hold(settings, tmp_path):
+    with pytest.raises(TrainingError, match="hra can't be put on .*: rank 64 is too large"):
+        train(settings(options={"rank": 64}), tmp_path)
+    train(settings(), tmp_path)  # a run that failed before its first checkpoint does not block its name
+
+
+def test_two_processes(settings, tmp_path):
+    """accelerate launch with two CPU processes: one run, gradients shared, both halves of the data seen."""
+    configs.write(settings(sample_every=0), tmp_path / "c.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+               "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--module", "app.cli", "train",
+               "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path), "--json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert sum(event["event"] == "finished" for event in events) == 1, "only the main process speaks"
+    assert weights(tmp_path / "Rex" / "Rex.safetensors").isfinite().all()

@@ -1,0 +1,67 @@
+"""The objective's pure functions against diffusers' own, and against their definitions."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+
+from training import objective
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(6, 4, 8, 8, generator=g), torch.randn(6, 4, 8, 8, generator=g)
+    return latents, noise, torch.tensor([0, 10, 250, 500, 900, 999]), DDPMScheduler(beta_schedule="scaled_linear")
+
+
+def test_noise_and_velocity_are_diffusers(batch):
+    latents, noise, timesteps, scheduler = batch
+    alphas = scheduler.alphas_cumprod
+    torch.testing.assert_close(objective.noisy(latents, noise, timesteps, alphas), scheduler.add_noise(latents, noise, timesteps))
+    torch.testing.assert_close(
+        objective.target(latents, noise, timesteps, alphas, "v_prediction"), scheduler.get_velocity(latents, noise, timesteps)
+    )
+    assert objective.target(latents, noise, timesteps, alphas, "epsilon") is noise
+    with pytest.raises(ValueError, match="known: epsilon"):
+        objective.target(latents, noise, timesteps, alphas, "flow")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights(batch, kind):
+    _, _, timesteps, scheduler = batch
+    snr = compute_snr(scheduler, timesteps)
+    expected = snr.clamp(max=5.0) / (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 5.0, kind), expected)
+    assert objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, None, kind).eq(1).all()
+
+
+def test_the_prior_is_weighed_apart():
+    prediction, wanted = torch.zeros(4, 1, 2, 2), torch.zeros(4, 1, 2, 2)
+    wanted[:2], wanted[2:] = 1.0, 2.0
+    assert objective.denoising_loss(prediction, wanted, torch.ones(4), 2, 0.5) == 1 + 0.5 * 4
+    assert objective.denoising_loss(prediction, wanted, torch.ones(4), 0, 0.5) == 2.5
+
+
+def test_every_photo_is_seen_once_an_epoch():
+    for epoch in range(3):
+        seen = [i for batch in range(5) for i in objective.batch_indices(10, 2, epoch * 5 + batch, seed=1)]
+        assert sorted(seen) == list(range(10))
+    assert len(objective.batch_indices(3, 8, 4, 0)) == 8, "a batch may be larger than the album"
+
+
+def test_random_streams_depend_on_purpose_and_step_only():
+    def draw(*labels):
+        return torch.randn(3, generator=objective.stream(*labels)).tolist()
+
+    assert draw(1, "noise", 5) == draw(1, "noise", 5)
+    assert len({tuple(draw(*labels)) for labels in ((1, "noise", 5), (1, "noise", 6), (2, "noise", 5), (1, "class", 5))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.5, 0.25]), ("cosine", [0.5, 1, 1, 0.5, 0.1464])],
+)
+def test_learning_rate_schedules(schedule, expected):
+    factors = [objective.learning_rate_factor(step, 6, 2, schedule) for step in (0, 1, 2, 4, 5)]
+    assert factors == pytest.approx(expected, abs=1e-3)
