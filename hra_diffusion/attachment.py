@@ -213,7 +213,8 @@ def freeze(model: nn.Module) -> None:
 
 def _unfreeze(model: nn.Module) -> None:
     for parameter in model.parameters():
-        if parameter.__dict__.pop("was_trainable", False):
+        if hasattr(parameter, "was_trainable"):
+            del parameter.was_trainable  # type: ignore[attr-defined]
             parameter.requires_grad_(True)
 
 

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import PNG_KEY, Request, Settings, complete, describe, draw, save_png, slug
+from hra_diffusion.generation import PNG_KEY, FullSettings, Request, Settings, complete, describe, draw, save_png, slug
 
 BASE = "base"
 GAP, MARGIN = 6, 14
@@ -44,7 +44,7 @@ class Comparison:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-    settings: Settings
+    settings: FullSettings
     seconds: float
     photos: tuple[Image.Image, ...] = ()
 
@@ -68,7 +68,7 @@ def compare(
 
     ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
     """
-    settings = complete(pipe, settings or Settings())
+    full = complete(pipe, settings or Settings())
     requests = [
         Request(prompt.replace("{subject}", column.subject), seed, tuple(column.adapters.items()), negative_prompt)
         for prompt in prompts
@@ -76,13 +76,13 @@ def compare(
         for column in columns
     ]
     start = time.perf_counter()
-    pictures = draw(pipe, requests, settings, batch_size)
+    pictures = draw(pipe, requests, full, batch_size)
     seconds = time.perf_counter() - start
     for request, picture in zip(requests, pictures, strict=True):
-        picture.info[PNG_KEY] = describe(pipe, request, settings)
+        picture.info[PNG_KEY] = describe(pipe, request, full)
     labels = [column.label for column in columns] * (len(prompts) * len(seeds))
     cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, strict=True))
-    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, settings, seconds, tuple(photos))
+    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos))
 
 
 def save(comparison: Comparison, folder: Path) -> Path:
@@ -117,8 +117,8 @@ def drift_from_base(comparison: Comparison) -> list[float | None]:
 def draw_grid(comparison: Comparison) -> Image.Image:
     """One labelled picture: a row a prompt and seed; reference photos first, then a column a contestant."""
     side = max(comparison.cells[0].image.height, 128)
-    font = ImageFont.load_default(size=max(13, side // 11))
-    line = int(font.size * 1.35)
+    size = max(13, side // 11)
+    font, line = ImageFont.load_default(size=size), int(size * 1.35)
     references = 2 if comparison.photos else 0
     widths = [side] * (len(comparison.columns) + references)
     left = MARGIN + references * GAP

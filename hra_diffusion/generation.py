@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
@@ -48,6 +49,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class FullSettings:
+    """Settings with nothing left open, as pictures carry them."""
+
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Request:
     """One picture. ``adapters``: (name, strength) in order, empty for the base. The seed decides its noise alone."""
 
@@ -58,7 +70,10 @@ class Request:
 
 
 def draw(
-    pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: Settings | None = None, batch_size: int = 8
+    pipe: StableDiffusionPipeline,
+    requests: Sequence[Request],
+    settings: Settings | FullSettings | None = None,
+    batch_size: int = 8,
 ) -> list[Image.Image]:
     """The requested pictures, in order. Requests with different adapters share a denoising batch.
 
@@ -99,7 +114,7 @@ def generate(
     return pictures
 
 
-def describe(pipe: StableDiffusionPipeline, request: Request, settings: Settings) -> dict[str, Any]:
+def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Everything that made a picture, ready for JSON."""
     made = {"base": getattr(pipe, "base_name", pipe.config.get("_name_or_path", "")), **dataclasses.asdict(request)}
     return made | {"adapters": dict(request.adapters)} | dataclasses.asdict(settings)
@@ -133,28 +148,29 @@ def slug(text: str, length: int = 40) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
 
 
-def complete(pipe: StableDiffusionPipeline, settings: Settings) -> Settings:
+def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -> FullSettings:
     """The settings with the base's own size and guidance scale where none are given; checked."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    guidance = GUIDANCE_SCALE.get(getattr(pipe, "base_name", ""), 7.5)
-    settings = dataclasses.replace(
-        settings,
-        width=settings.width or side,
-        height=settings.height or side,
-        guidance_scale=guidance if settings.guidance_scale is None else settings.guidance_scale,
+    own_guidance = GUIDANCE_SCALE.get(getattr(pipe, "base_name", ""), 7.5)
+    full = FullSettings(
+        settings.steps,
+        own_guidance if settings.guidance_scale is None else settings.guidance_scale,
+        settings.scheduler,
+        settings.width or side,
+        settings.height or side,
     )
     if settings.scheduler not in SCHEDULERS:
         raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
     multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.down_block_types) - 1)
-    for side in (settings.width, settings.height):
+    for side in (full.width, full.height):
         if side % multiple or not multiple <= side <= 4096:
             raise UserError(f"width and height must be multiples of {multiple} up to 4096 for this base, not {side}")
-    return settings
+    return full
 
 
-def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings: Settings) -> list[Image.Image]:
+def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings) -> list[Image.Image]:
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, *size)
@@ -164,7 +180,7 @@ def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings
         for model in components(pipe).values():
             stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
         positive, negative = _encode(pipe, requests, settings.guidance_scale > 1)
-        return pipe(
+        output = pipe(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
             latents=latents.to(pipe.device, pipe.unet.dtype),
@@ -173,7 +189,8 @@ def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings
             guidance_scale=settings.guidance_scale,
             width=settings.width,
             height=settings.height,
-        ).images
+        )
+    return cast(StableDiffusionPipelineOutput, output).images  # type: ignore[return-value]
 
 
 def _encode(pipe: StableDiffusionPipeline, requests: list[Request], guided: bool) -> tuple[Tensor, Tensor | None]:

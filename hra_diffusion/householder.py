@@ -99,7 +99,7 @@ def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]
 
 def _rotation_power(rotation: np.ndarray, exponent: float) -> np.ndarray:
     """Real power of an orthogonal matrix of determinant +1, by its real Schur form (2×2 rotation blocks and ±1)."""
-    blocks, vectors = scipy.linalg.schur(rotation, output="real")
+    blocks, vectors = scipy.linalg.schur(rotation, output="real")[:2]
     result = np.eye(len(blocks))
     flips: list[int] = []
     i = 0

@@ -63,10 +63,11 @@ class AdapterHost(nn.Module):
 
     def adapted_weight(self, mix: Mix) -> Tensor:
         """The weight with ``mix`` in it, computed in float32, in the weight's shape and dtype."""
+        own = cast(Tensor, self.weight)
         weight = as_matrix(self).float()
         for adapter, strength in self.active(mix):
             weight = adapter.adapted_weight(weight, strength)
-        return weight.reshape(cast(Tensor, self.weight).shape).to(self.weight.dtype)
+        return weight.reshape(own.shape).to(own.dtype)
 
     def _adapted(self, x: Tensor, mix: Mix) -> Tensor:
         active = self.active(mix)

@@ -115,7 +115,9 @@ def base_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared (the benchmark's photos, two public adapters, CLIP's vocabulary) beside the project")
+        pytest.skip(
+            "needs ../shared (the benchmark's photos, two public adapters, CLIP's vocabulary) beside the project"
+        )
     return SHARED
 
 

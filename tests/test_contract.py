@@ -1,4 +1,4 @@
-"""What every registered method promises, on every kind of model it can live on. A new method is tested by being there."""
+"""What every registered method promises, on every kind of model it can live on."""
 
 import copy
 
@@ -136,7 +136,10 @@ def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, opt
     assert relative(full, base) > 1e-3
 
 
-@pytest.mark.parametrize(("method", "options"), [("hra", {"rank": 4}), ("hra", {"rank": 4, "orthogonality": float("inf")}), ("hoft", {"rank": 4})])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("hra", {"rank": 4}), ("hra", {"rank": 4, "orthogonality": float("inf")}), ("hoft", {"rank": 4})],
+)
 @pytest.mark.parametrize("strength", [-0.5, 0.3, 0.7, 1.0, 1.2])
 def test_orthogonal_methods_stay_orthogonal_at_every_strength(unet, method, options, strength):
     put_on(unet, method, options)

@@ -70,7 +70,8 @@ class TrainConfig(BaseModel):
     def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         given = {field: value for field, value in given.items() if value is not None}
         method = registry.get(given.get("method", "hra")).name
-        preset = given.get("preset") if given.get("preset") in PRESETS else "balanced"
+        preset = given.get("preset", "balanced")
+        preset = preset if preset in PRESETS else "balanced"  # a wrong one is refused with the other fields
         filled = defaults(str(given.get("base", TOYBOX)), method, preset)
         options = filled.pop("options") | dict(given.get("options") or {})
         return filled | given | {"options": options}

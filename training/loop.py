@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ def train_step(session: Session, learning_rate: float) -> float:
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(session.parameters.values(), config.max_gradient_norm)
                 if config.mixed_precision != "fp16":  # there the scaler skips such steps itself
-                    require_finite(session, "gradient", float(norm))
+                    require_finite(session, "gradient", float(cast(Tensor, norm)))
             session.optimizer.step()
             session.optimizer.zero_grad()
     session.step += 1

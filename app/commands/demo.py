@@ -29,23 +29,35 @@ def run(arguments: argparse.Namespace) -> None:
     whole, seconds = Stopwatch(), {}
     for method in METHODS:
         watch = Stopwatch()
-        adapter = train(config(method), arguments.output, [] if arguments.quiet or arguments.json else [Bar(method)], True)
+        adapter = train(
+            config(method), arguments.output, [] if arguments.quiet or arguments.json else [Bar(method)], True
+        )
         seconds[f"train {method}"] = watch.seconds
-        seconds |= {f"  {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()} if watch.seconds > 1 else {}
+        seconds |= (
+            {f"  {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()} if watch.seconds > 1 else {}
+        )
     watch, grid = Stopwatch(), arguments.output / "grid.png"
     if not grid.exists():
         draw_comparison(arguments.output)
     seconds["compare"] = watch.seconds
     seconds["in all"] = whole.seconds
     table = "\n".join(f"{phase:16} {s:7.1f} s" for phase, s in seconds.items())
-    say(arguments, f"{table}\n\nphotos | base | LoRA | HRA, same noise: {grid}", {"grid": str(grid), "seconds": seconds})
+    say(
+        arguments, f"{table}\n\nphotos | base | LoRA | HRA, same noise: {grid}", {"grid": str(grid), "seconds": seconds}
+    )
 
 
 def config(method: str) -> configs.TrainConfig:
     """The run of one method on the sample subject."""
     photos = pipeline.ASSETS / "subjects" / SUBJECT
     return configs.parse(
-        {"name": f"{SUBJECT}-{method}", "photos": [photos], "class_noun": CLASS_NOUN, "method": method, "preset": "quick"}
+        {
+            "name": f"{SUBJECT}-{method}",
+            "photos": [photos],
+            "class_noun": CLASS_NOUN,
+            "method": method,
+            "preset": "quick",
+        }
     )
 
 

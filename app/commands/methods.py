@@ -31,6 +31,6 @@ def facts(method: registry.Method) -> dict:
         "title": method.title,
         "summary": method.summary,
         "paper": method.paper,
-        "starts_at_base": method.starts_at_base(method.config()),
+        "starts_at_base": method.starts_at_base(method.parse({})),
         "options": method.config.model_json_schema()["properties"],
     }

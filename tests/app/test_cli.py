@@ -48,7 +48,9 @@ def run_json(capsys, *command) -> dict:
 
 def test_help_needs_no_torch():
     """Help is instant because nothing heavy is imported for it."""
-    code = "import sys; from app.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = (
+        "import sys; from app.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip().endswith("False") and all(command in done.stdout for command in COMMANDS)
 
@@ -104,12 +106,14 @@ def test_generating_again_overwrites_nothing(base_folder, tmp_path, capsys):
 
 def test_compare(trained, base_folder, tmp_path, capsys):
     result = run_json(
-        capsys, "compare", "--adapter", "rex-lora", "rex-hra", "rex-hra:0.5", "--prompt", "a {subject}", "a {subject} at night",
+        capsys, "compare", "--adapter", "rex-lora", "rex-hra", "rex-hra:0.5", "--prompt", "a {subject}", "a {subject} at sea",
         "--seed", "1", "2", "--base", base_folder, "--steps", "2", "--output", trained / "side-by-side",
     )  # fmt: skip
     facts = json.loads(Path(result["results"]).read_text())
     assert [column["label"] for column in facts["columns"]] == ["base", "rex-lora", "rex-hra", "rex-hra × 0.5"]
-    assert len(facts["cells"]) == 16 and all((trained / "side-by-side" / c["picture"]).is_file() for c in facts["cells"])
+    assert len(facts["cells"]) == 16 and all(
+        (trained / "side-by-side" / c["picture"]).is_file() for c in facts["cells"]
+    )
     with Image.open(result["grid"]) as grid:
         assert grid.width > grid.height / 2
     assert facts["cells"][0]["prompt"] == "a dog", "the base is asked for the class"
@@ -207,7 +211,9 @@ def test_missing_flags_are_named(capsys):
     assert "still needed: --photos, --class-noun, --name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "model_index.json").write_text("{}"))])
+@pytest.mark.parametrize(
+    "make", [lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "model_index.json").write_text("{}"))]
+)
 def test_a_base_that_is_none(make, tmp_path, capsys):
     make(tmp_path / "base")
     assert main(["generate", "--prompt", "a dog", "--base", str(tmp_path / "base"), "--output", str(tmp_path)]) == 1
@@ -245,7 +251,17 @@ def test_an_adapter_of_another_base(trained, tmp_path, capsys):
 
 
 def test_an_adapter_that_is_not_there(trained, base_folder, tmp_path, capsys):
-    command = ["generate", "--adapter", "rox", "--prompt", "a", "--base", str(base_folder), "--output", str(trained / "p")]
+    command = [
+        "generate",
+        "--adapter",
+        "rox",
+        "--prompt",
+        "a",
+        "--base",
+        str(base_folder),
+        "--output",
+        str(trained / "p"),
+    ]
     assert main(command) == 1
     assert "no adapter named 'rox'" in (error := capsys.readouterr().err) and "rex-hra, rex-lora" in error
 
@@ -256,11 +272,13 @@ def test_two_runs_of_one_name(trained, photos, base_folder, capsys):
 
 
 def test_a_full_disk(photos, base_folder, tmp_path, capsys):
-    """A real file system of 600 kB where one may be mounted; elsewhere the same check on /dev/full is in its own test."""
+    """A real file system of 600 kB, where one may be mounted."""
     small = tmp_path / "small"
     small.mkdir()
     mount = shutil.which("mount")
-    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, check=False)
+    done = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, check=False
+    )
     if not done or done.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:

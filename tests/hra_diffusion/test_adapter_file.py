@@ -35,7 +35,7 @@ def saved(tmp_path, pipe):
 
 def rewrite(path, tensors=None, **metadata):
     """The file again with other tensors or metadata."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     save_file(tensors or load_file(path), path, header["__metadata__"] | metadata)
 
@@ -100,7 +100,9 @@ def test_a_wrong_file_is_refused_and_leaves_the_pipeline_alone(saved, spoil, mes
 
 def test_another_architecture_is_named(saved):
     narrow = tiny_pipe(cross_attention_dim=16)
-    with pytest.raises(AdapterFileError, match=r"for another base \(tiny\).*attn2.to_k.*\(32, 4\) in the file, \(16, 4\) here"):
+    with pytest.raises(
+        AdapterFileError, match=r"for another base \(tiny\).*attn2.to_k.*\(32, 4\) in the file, \(16, 4\) here"
+    ):
         pipeline.load(narrow, saved)
     assert pipeline.loaded(narrow) == []
 
@@ -131,7 +133,7 @@ def test_a_full_disk_leaves_nothing_behind():
     from hra_diffusion.files import atomic_path
 
     place = Path("/dev/shm") / "hra-diffusion-test.bin"
-    with pytest.raises(FileError, match="the disk is full.*free some space"), atomic_path(place) as temporary:
+    with pytest.raises(FileError, match=r"the disk is full.*free some space"), atomic_path(place) as temporary:
         temporary.symlink_to("/dev/full")
         with temporary.open("wb", buffering=0) as file:
             file.write(b"x")

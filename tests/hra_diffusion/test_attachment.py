@@ -62,7 +62,7 @@ def test_names_are_unique_and_must_exist(unet):
     attach(unet, "lora", {"rank": 2}, name="keys")  # also a name of ModuleDict's own
     with pytest.raises(UserError, match="'keys' is on this model already"):
         attach(unet, "hra", {"rank": 2}, name="keys")
-    with pytest.raises(UserError, match="no adapter named 'b'.*adapters: keys"):
+    with pytest.raises(UserError, match=r"no adapter named 'b'.*adapters: keys"):
         activate(unet, {"b": 1.0})
     with pytest.raises(UserError, match="no adapter named 'b'"):
         detach(unet, "b")

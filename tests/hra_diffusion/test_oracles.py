@@ -77,7 +77,9 @@ def test_language_models_too(method):
     torch.manual_seed(0)
     ours = tiny_llama().eval()
     names = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    config = HRAConfig(r=4, target_modules=names) if method == "hra" else LoraConfig(r=4, lora_alpha=4, target_modules=names)
+    config = (
+        HRAConfig(r=4, target_modules=names) if method == "hra" else LoraConfig(r=4, lora_alpha=4, target_modules=names)
+    )
     theirs = inject_adapter_in_model(config, copy.deepcopy(ours), "default").eval()
     attachment.attach(ours, method, {"rank": 4}, name="a")
     stir(attachment.adapter_parameters(ours, "a").values())

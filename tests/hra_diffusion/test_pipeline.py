@@ -46,7 +46,9 @@ def test_a_damaged_folder(base_folder, tmp_path):
         load_base(str(broken), "cpu")
 
 
-@pytest.mark.parametrize(("index", "message"), [('{"_class_name": "FluxPipeline"}', "is a FluxPipeline"), ("[", "damaged")])
+@pytest.mark.parametrize(
+    ("index", "message"), [('{"_class_name": "FluxPipeline"}', "is a FluxPipeline"), ("[", "damaged")]
+)
 def test_not_stable_diffusion(tmp_path, index, message):
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(BaseModelError, match=message):
@@ -65,7 +67,9 @@ def test_an_inpainting_base_is_refused(tmp_path):
     pipe = tiny_pipe()
     pipe.register_modules(unet=UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9}))
     pipe.save_pretrained(tmp_path / "inpaint")
-    assert json.loads((tmp_path / "inpaint" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((tmp_path / "inpaint" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    )
     with pytest.raises(BaseModelError, match="inpainting"):
         load_base(str(tmp_path / "inpaint"), "cpu")
 

@@ -89,7 +89,11 @@ def test_the_runs_folder(settings, tmp_path, base_folder):
     train(config, tmp_path)
     run = find(tmp_path, "Rex")
     assert run is not None and run.config == config and run.state["status"] == "finished"
-    assert sorted(p.name for p in (run.folder / "samples").iterdir()) == ["000000-0.png", "000002-0.png", "000004-0.png"]
+    assert sorted(p.name for p in (run.folder / "samples").iterdir()) == [
+        "000000-0.png",
+        "000002-0.png",
+        "000004-0.png",
+    ]
     lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert lines[-1]["event"] == "finished" and sum(line["event"] == "step" for line in lines) == 4
     assert not list(tmp_path.rglob("*.tmp*")), "nothing half-written is left"
@@ -229,7 +233,7 @@ def test_bfloat16_and_gradient_checkpointing(settings, tmp_path):
 
 
 def test_a_rank_the_base_cannot_hold(settings, tmp_path):
-    with pytest.raises(TrainingError, match="hra can't be put on .*: rank 64 is too large"):
+    with pytest.raises(TrainingError, match=r"hra can't be put on .*: rank 64 is too large"):
         train(settings(options={"rank": 64}), tmp_path)
     train(settings(), tmp_path)  # a run that failed before its first checkpoint does not block its name
 
@@ -240,7 +244,9 @@ def test_two_processes(settings, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
                "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--module", "app.cli", "train",
                "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path), "--json"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert sum(event["event"] == "finished" for event in events) == 1, "only the main process speaks"

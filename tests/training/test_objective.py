@@ -18,9 +18,12 @@ def batch():
 def test_noise_and_velocity_are_diffusers(batch):
     latents, noise, timesteps, scheduler = batch
     alphas = scheduler.alphas_cumprod
-    torch.testing.assert_close(objective.noisy(latents, noise, timesteps, alphas), scheduler.add_noise(latents, noise, timesteps))
     torch.testing.assert_close(
-        objective.target(latents, noise, timesteps, alphas, "v_prediction"), scheduler.get_velocity(latents, noise, timesteps)
+        objective.noisy(latents, noise, timesteps, alphas), scheduler.add_noise(latents, noise, timesteps)
+    )
+    torch.testing.assert_close(
+        objective.target(latents, noise, timesteps, alphas, "v_prediction"),
+        scheduler.get_velocity(latents, noise, timesteps),
     )
     assert objective.target(latents, noise, timesteps, alphas, "epsilon") is noise
     with pytest.raises(ValueError, match="known: epsilon"):
@@ -55,7 +58,10 @@ def test_random_streams_depend_on_purpose_and_step_only():
         return torch.randn(3, generator=objective.stream(*labels)).tolist()
 
     assert draw(1, "noise", 5) == draw(1, "noise", 5)
-    assert len({tuple(draw(*labels)) for labels in ((1, "noise", 5), (1, "noise", 6), (2, "noise", 5), (1, "class", 5))}) == 4
+    assert (
+        len({tuple(draw(*labels)) for labels in ((1, "noise", 5), (1, "noise", 6), (2, "noise", 5), (1, "class", 5))})
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
