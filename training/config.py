@@ -33,12 +33,12 @@ class TrainConfig(BaseModel):
     base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file, a hub id.")
     dtype: str = Field("float32", description=f"Precision of the frozen base: {', '.join(DTYPES)}.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps; the best there is by default.")
+    device: Literal["cpu", "cuda", "mps"] | None = Field(None, description="The best there is by default.")
 
     preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to learn.")
     method: str = Field("hra", description="Adapter method.")
     options: dict[str, Any] = Field(default_factory=dict, description="The method's own options.")
-    targets: str = Field("attention", description="Layers to adapt: a named set or a pattern.")
+    targets: str = Field("attention", description="Layers of the UNet to adapt: a named set or a pattern.")
     train_text_encoder: bool = Field(description="Adapt the text encoder too.")
 
     steps: int = Field(ge=1, le=100_000, description="Optimiser steps.")

@@ -22,7 +22,7 @@ from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
 from training.photos import find_photos, ingest
 from training.runs import Run
-from training.session import Clock, Session, TrainingError, at_hand, make_accelerator, natural_size, set_up
+from training.session import Clock, Session, TrainingError, at_hand, make_accelerator, set_up
 
 SAMPLE_STEPS = 15
 """Denoising steps of the sample pictures: enough to judge by, a second or two a round on the embedded base."""
@@ -74,7 +74,8 @@ def train(config: TrainConfig, output: Path, listeners: Sequence[Listener] = (),
     with clock.phase("load base"):
         pipe = pipeline.load_base(config.base, str(accelerator.device), config.dtype)
     with clock.phase("read photos"):
-        album = ingest(config.photos, config.resolution or natural_size(pipe), config.crop)
+        size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
+        album = ingest(config.photos, size, config.crop)
     if accelerator.is_main_process:
         run = runs.open_or_create(output, config)
         clock.listeners = (LogFile(run.folder / "events.jsonl"), *listeners)
@@ -82,10 +83,10 @@ def train(config: TrainConfig, output: Path, listeners: Sequence[Listener] = (),
     run = run or Run(output / config.name)
     with run.locked() if accelerator.is_main_process else contextlib.nullcontext():
         try:
+            session = set_up(config, run, accelerator, pipe, album, clock)
+            if run.checkpoints():
+                restore(session, run.checkpoints()[-1])
             with stop_signals() as stop:
-                session = set_up(config, run, accelerator, pipe, album, clock)
-                if run.checkpoints():
-                    restore(session, run.checkpoints()[-1])
                 return learn(session, stop)
         except Exception as error:
             run.fail(str(error))

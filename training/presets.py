@@ -28,9 +28,10 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         "lora": {"learning_rate": 3e-3, "options": {"rank": 8}},
         "moslora": {"learning_rate": 3e-3, "options": {"rank": 8}},
-        "hra": {"learning_rate": 1e-2, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 1e-2, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 1e-2, "options": {"rank": 8}},
+        # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
+        "hra": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},

@@ -151,13 +151,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
     AcceleratorState._reset_state()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
         )
     except ValueError as error:
         raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error
+    if config.device and accelerator.device.type != config.device:
+        raise TrainingError(f"no {config.device} device is available here; use --device cpu")
+    return accelerator
 
 
 def natural_size(pipe: StableDiffusionPipeline) -> int:

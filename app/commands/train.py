@@ -83,7 +83,7 @@ def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
 def _shown(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(typing.get_args(kind)) + "}"
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return _shown(typing.get_args(kind)[0])
     if typing.get_origin(kind) is tuple:
         return _shown(typing.get_args(kind)[0])

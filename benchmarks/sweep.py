@@ -1,0 +1,159 @@
+"""Which learning rate suits each method on toybox: a small sweep over held-out subjects.
+
+    python benchmarks/sweep.py --sprites DIR [--output benchmarks/results/sweep]
+
+Every run is judged by its denoising loss (same noise, same timesteps) on renders the training never saw:
+- subject: the subject in other scenes, captioned "a photo of a sks animal in the snow", as a part of the base's loss on
+  the same pictures (below 1 is learned);
+- class: other things of the world under their own captions, as a part of the base's loss (above 1 is forgotten).
+The rate kept is the one with the lowest subject loss among those whose class loss is at most 1.02, by the mean over
+subjects and seeds. A denoising loss is a proxy for what a person sees: look at the pictures too.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from hra_diffusion import library, pipeline, registry
+from hra_diffusion.files import write_text
+from training import config as configs
+from training import objective
+from training.cache import Examples, encode
+from training.loop import train
+from training.toybox.captions import NOUNS, with_article
+from training.toybox.scenes import SCENES
+from training.toybox.subjects import save_photos, take_photos
+from training.toybox.world import THINGS, find_thing, photograph
+
+SUBJECTS = ("octopus", "penguin")
+RATES = {"low_rank": (1e-3, 3e-3, 6e-3), "reflections": (3e-3, 1e-2, 3e-2)}
+TIMESTEPS = torch.arange(50, 1000, 100)
+CLASS_LIMIT = 1.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sweep"))
+    parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", default=registry.names())
+    arguments = parser.parse_args()
+    pipe = pipeline.load_base()
+    others = encode_things(pipe, arguments.sprites)
+    rows = []
+    for subject in SUBJECTS:
+        unseen = encode_subject(pipe, arguments.sprites, subject)
+        base = {"subject": denoising_loss(pipe, unseen), "class": denoising_loss(pipe, others)}
+        for method in arguments.methods:
+            for rate in rates(method):
+                for seed in arguments.seeds:
+                    row = measure(arguments, pipe, subject, method, rate, seed, unseen, others, base)
+                    rows.append(row)
+                    print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    write_text(arguments.output.with_suffix(".json"), json.dumps(rows, indent=1))
+    write_text(arguments.output.with_suffix(".md"), table(rows, arguments.preset))
+    print(table(rows, arguments.preset))
+
+
+def rates(method: str) -> tuple[float, ...]:
+    """The rates to try: reflections turn by an angle, low-rank updates add; they live on different scales."""
+    return RATES["low_rank" if "alpha" in registry.get(method).config.model_fields else "reflections"]
+
+
+def measure(arguments, pipe, subject, method, rate, seed, unseen: Examples, others: Examples, base: dict) -> dict:
+    """Train once and judge."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / "photos"
+        save_photos(take_photos(arguments.sprites, subject, 5, seed=0), photos)
+        config = configs.parse(
+            {"name": "a", "photos": [photos], "class_noun": find_thing(subject).noun, "method": method, "seed": seed,
+             "learning_rate": rate, "preset": arguments.preset, "sample_prompts": [], "device": "cpu"}
+        )  # fmt: skip
+        library.put_on(pipe, train(config, Path(folder)))
+    seconds = time.perf_counter() - start
+    pipeline.activate(pipe, {"a": 1.0})
+    scores = {"subject": denoising_loss(pipe, unseen), "class": denoising_loss(pipe, others)}
+    pipeline.unload(pipe, "a")
+    ratios = {f"{key}_loss": round(scores[key] / base[key], 4) for key in scores}
+    return {"subject": subject, "method": method, "rate": rate, "seed": seed, **ratios, "seconds": round(seconds, 1)}
+
+
+def encode_subject(pipe: StableDiffusionPipeline, sprites: Path, subject: str) -> Examples:
+    """One render in every scene, other than the training photos, under prompts with the trigger."""
+    thing = find_thing(subject)
+    images = [photograph(sprites, thing, phrase, seed=1000 + i) for i, phrase in enumerate(SCENES)]
+    captions = [f"a photo of a sks {thing.noun} {phrase}" for phrase in SCENES]
+    return encode(pipe, images, captions, flip=False, embed=False)
+
+
+def encode_things(pipe: StableDiffusionPipeline, sprites: Path) -> Examples:
+    """Every thing of the world once, under its own name."""
+    phrases = list(SCENES)
+    placed = [(thing, phrases[i % len(phrases)]) for i, thing in enumerate(THINGS)]
+    images = [photograph(sprites, thing, phrase, seed=2000 + i) for i, (thing, phrase) in enumerate(placed)]
+    captions = [f"a photo of {with_article(thing.name)} {phrase}" for thing, phrase in placed]
+    assert all(thing.name in NOUNS for thing, _ in placed)
+    return encode(pipe, images, captions, flip=False, embed=False)
+
+
+@torch.no_grad()
+def denoising_loss(pipe: StableDiffusionPipeline, examples: Examples) -> float:
+    """Mean weighted squared error over ten timesteps, with noise fixed by picture and timestep."""
+    scheduler, latents, total = pipe.scheduler, examples.mean[:, 0], 0.0
+    alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    text = pipe.text_encoder(examples.text)[0]
+    for timestep in TIMESTEPS:
+        noise = torch.randn(latents.shape, generator=objective.stream(0, "sweep", int(timestep)))
+        timesteps = timestep.expand(len(latents))
+        predicted = pipe.unet(objective.noisy(latents, noise, timesteps, alphas), timesteps, text).sample
+        weights = objective.min_snr_weights(timesteps, alphas, 5.0, kind)
+        wanted = objective.target(latents, noise, timesteps, alphas, kind)
+        total += float(objective.denoising_loss(predicted, wanted, weights, 0, 0.0))
+    return total / len(TIMESTEPS)
+
+
+def table(rows: list[dict], preset: str) -> str:
+    """The sweep as Markdown: mean and range over subjects and seeds, the rate kept marked."""
+    lines = [
+        f"Preset {preset}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. Losses are "
+        "parts of the base's; mean (least to most) over subjects and seeds.",
+        "",
+        "| method | rate | subject loss | class loss | seconds |  |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        kept = best_rate([row for row in rows if row["method"] == method])
+        for rate in rates(method):
+            same = [row for row in rows if row["method"] == method and row["rate"] == rate]
+            cells = [spread([row[key] for row in same]) for key in ("subject_loss", "class_loss", "seconds")]
+            lines.append(f"| {method} | {rate:g} | {' | '.join(cells)} | {'kept' if rate == kept else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def best_rate(rows: list[dict]) -> float:
+    """The rate with the lowest mean subject loss among those that forget little (or all, if none does)."""
+
+    def mean(rate: float, key: str) -> float:
+        return statistics.mean(row[key] for row in rows if row["rate"] == rate)
+
+    tried = sorted({row["rate"] for row in rows})
+    gentle = [rate for rate in tried if mean(rate, "class_loss") <= CLASS_LIMIT]
+    return min(gentle or tried, key=lambda rate: mean(rate, "subject_loss"))
+
+
+def spread(values: list[float]) -> str:
+    """Mean (least to most)."""
+    return f"{statistics.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+if __name__ == "__main__":
+    main()
