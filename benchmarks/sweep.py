@@ -124,8 +124,8 @@ def denoising_loss(pipe: StableDiffusionPipeline, examples: Examples) -> float:
 def table(rows: list[dict], preset: str) -> str:
     """The sweep as Markdown: mean and range over subjects and seeds, the rate kept marked."""
     lines = [
-        f"Preset {preset}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. Losses are "
-        "parts of the base's; mean (least to most) over subjects and seeds.",
+        f"Preset {preset}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. "
+        "Losses are parts of the base's; mean (least to most) over subjects and seeds.",
         "",
         "| method | rate | subject loss | class loss | seconds |  |",
         "|---|---|---|---|---|---|",

@@ -9,7 +9,7 @@ image, = hra.generate(pipe, "a sks dog in the snow", {"Rex": 1.0}, seed=7)
 from hra_diffusion.attachment import attach, detach
 from hra_diffusion.comparison import Column, Comparison, compare
 from hra_diffusion.generation import Request, Settings, draw, generate, save_png
-from hra_diffusion.pipeline import activate, load, load_base, loaded, merge, unload, unmerge
+from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
 from hra_diffusion.registry import get as get_method
 from hra_diffusion.registry import names as method_names
 
@@ -19,6 +19,7 @@ __all__ = [
     "Request",
     "Settings",
     "activate",
+    "active",
     "attach",
     "compare",
     "detach",
@@ -30,6 +31,7 @@ __all__ = [
     "loaded",
     "merge",
     "method_names",
+    "save",
     "save_png",
     "unload",
     "unmerge",

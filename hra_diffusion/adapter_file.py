@@ -4,8 +4,9 @@ Tensors are named ``{component}.{layer path}.{parameter}`` ("unet.….to_q.right
 in the file's metadata. Loading believes nothing: every layer, shape and version is checked before anything is attached.
 """
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import save_tensors
-from hra_diffusion.layer import as_matrix
+from hra_diffusion.layer import Routing, as_matrix
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
@@ -72,8 +73,17 @@ def parameters(components: Mapping[str, nn.Module], name: str) -> dict[str, nn.P
 
 
 def read_info(path: Path) -> AdapterInfo:
-    """The metadata of an adapter file. Raises AdapterFileError for anything that is not a whole one of ours."""
-    return _read(path)[0]
+    """The metadata of an adapter file, read without its tensors. Raises AdapterFileError for any that is not ours."""
+    with _opened(path) as file:
+        return _info(path, file.metadata() or {})
+
+
+def info_of(components: Mapping[str, nn.Module], name: str, **facts: Any) -> AdapterInfo:
+    """The metadata of an attached adapter; ``facts`` are the fields a model can't know (base, trigger, …)."""
+    model = next(model for model in components.values() if name in attachment.adapter_names(model))
+    layer: Any = next(iter(attachment.adapter_layers(model, name).values()))
+    facts.setdefault("fingerprint", fingerprint(components, name))
+    return AdapterInfo(name=name, method=layer.method, options=layer.config.model_dump(), **facts)
 
 
 def load(path: Path, components: Mapping[str, nn.Module], name: str | None = None) -> AdapterInfo:
@@ -86,12 +96,15 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     info, tensors = _read(path)
     info = info.model_copy(update={"name": name or info.name})
     _check_layers(path, info, components)
+    before = {model: (attachment.routing_of(model) or Routing()).mix for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
             attachment.attach(components[component], info.method, info.options, name=info.name, targets=list(probes))
         _copy_in(path, tensors, parameters(components, info.name), info)
     except ValueError as error:
         unload(components, info.name)
+        for model, mix in before.items():
+            attachment.activate(model, dict(mix))
         raise error if isinstance(error, AdapterFileError) else AdapterFileError(f"{path}: {error}") from None
     _compare_fingerprint(path, info, components)
     return info
@@ -111,24 +124,25 @@ def fingerprint(components: Mapping[str, nn.Module], name: str) -> dict[str, dic
     """
     return {
         component: {
-            path: _probe(as_matrix(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
+            path: probe(as_matrix(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
         }
         for component, model in components.items()
         if name in attachment.adapter_names(model)
     }
 
 
-def _probe(weight: Tensor) -> float:
-    flat = weight.detach().double().flatten().cpu()
+def probe(weight: Tensor) -> float:
+    """``⟨W, p⟩ / ‖W‖`` for a fixed pattern p: one number that rounding hardly moves and other weights do."""
+    flat = weight.detach().cpu().double().flatten()
     pattern = torch.cos(torch.arange(flat.numel(), dtype=torch.float64) * 2.399963) * 2**0.5  # the golden angle
     return round(float(flat @ pattern / flat.norm()), 6)
 
 
-def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except FileNotFoundError:
         raise AdapterFileError(f"no adapter file {path}") from None
     except OSError as error:
@@ -137,6 +151,9 @@ def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
         raise AdapterFileError(
             f"{path} is not a whole safetensors file ({error}); copy it again or take another checkpoint"
         ) from None
+
+
+def _info(path: Path, metadata: Mapping[str, str]) -> AdapterInfo:
     if metadata.get("format") != FORMAT:
         raise AdapterFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
     version = metadata.get("format_version", "")
@@ -147,9 +164,15 @@ def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
             f"{path} has format version {version}, newer than {FORMAT_VERSION}; update hra-diffusion"
         )
     try:
-        info = AdapterInfo.model_validate_json(metadata.get("adapter", ""))
+        return AdapterInfo.model_validate_json(metadata.get("adapter", ""))
     except ValidationError as error:
         raise AdapterFileError(f"{path} has damaged metadata: {registry.explain(error)}") from None
+
+
+def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    with _opened(path) as file:
+        info = _info(path, file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise AdapterFileError(f"{path} holds NaN or infinite values in {bad[0]}; take an earlier checkpoint")
     return info, tensors
@@ -159,6 +182,8 @@ def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Mod
     for component, probes in info.fingerprint.items():
         if component not in components:
             raise AdapterFileError(f"{path} is for another base ({info.base}): this one has no {component}")
+        if (routing := attachment.routing_of(components[component])) and routing.merged:
+            raise AdapterFileError("adapters are merged into the weights; unmerge them first")
         if info.name in attachment.adapter_names(components[component]):
             raise AdapterFileError(
                 f"an adapter named {info.name!r} is loaded already; unload it or load under another name"

@@ -67,6 +67,9 @@ def attach(
     chosen = registry.get(method)
     config = chosen.parse(cast(dict, options or {}))
     checked_name(name)
+    routing = routing_of(model) or Routing()
+    if routing.merged:
+        raise UserError("adapters are merged into the weights; unmerge them first")
     if name in adapter_names(model):
         raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
     paths = find_targets(model, targets) if isinstance(targets, str) else list(targets)
@@ -74,7 +77,6 @@ def attach(
     for path, layer in layers.items():
         if config.rank > min(as_matrix(layer).shape):
             raise UserError(f"rank {config.rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
-    routing = routing_of(model) or Routing()
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
@@ -88,7 +90,7 @@ def attach(
 
 def detach(model: nn.Module, name: str | None = None) -> None:
     """Remove one adapter, or all of them. With the last one the model is exactly what it was before ``attach``."""
-    for gone in [name] if name else adapter_names(model):
+    for gone in adapter_names(model) if name is None else [name]:
         _require(model, gone)
         routing = cast(Routing, routing_of(model))
         if routing.merged:
@@ -131,6 +133,8 @@ def routed(model: nn.Module, groups: Sequence[tuple[Mapping[str, float], int]]) 
     if routing is None:
         yield
         return
+    if routing.merged:
+        raise UserError("adapters are merged into the weights; unmerge them first")
     before = routing.groups
     routing.groups = tuple((tuple(strengths.items()), count) for strengths, count in groups)
     try:

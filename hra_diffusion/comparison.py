@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import PNG_KEY, FullSettings, Request, Settings, complete, describe, draw, save_png, slug
@@ -88,8 +88,8 @@ def compare(
 def save(comparison: Comparison, folder: Path) -> Path:
     """Write ``grid.png``, ``pictures/…png`` and ``results.json`` into ``folder``; returns the grid's path."""
     entries = []
-    for cell in comparison.cells:
-        name = f"{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
+    for number, cell in enumerate(comparison.cells):
+        name = f"{number:03d}-{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
         save_png(cell.image, folder / "pictures" / name)
         entries.append({"column": cell.column, "picture": f"pictures/{name}", **cell.image.info[PNG_KEY]})
     for entry, drift in zip(entries, drift_from_base(comparison), strict=True):
@@ -116,7 +116,7 @@ def drift_from_base(comparison: Comparison) -> list[float | None]:
 
 def draw_grid(comparison: Comparison) -> Image.Image:
     """One labelled picture: a row a prompt and seed; reference photos first, then a column a contestant."""
-    side = max(comparison.cells[0].image.height, 128)
+    side = max(*comparison.cells[0].image.size, 128)
     size = max(13, side // 11)
     font, line = ImageFont.load_default(size=size), int(size * 1.35)
     references = 2 if comparison.photos else 0
@@ -138,7 +138,7 @@ def draw_grid(comparison: Comparison) -> Image.Image:
             y += line
         shown = [comparison.photos[(2 * number + i) % len(comparison.photos)] for i in range(references)]
         for place, image in zip(places, [*shown, *(c.image for c in comparison.row(prompt, seed))], strict=True):
-            sheet.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (place, y))
+            sheet.paste(ImageOps.pad(image.convert("RGB"), (side, side), color="white"), (place, y))
         y += side + GAP
     return sheet
 

@@ -48,12 +48,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         make_folder(path.parent)
         yield temporary
+        flush(temporary)
         temporary.replace(path)
     except OSError as error:
         raise explained(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def flush(file: Path) -> None:
+    """Have the system put a file on the disk now: a power cut after a rename must not leave an empty file."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,16 +21,16 @@ from hra_diffusion import attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
-from hra_diffusion.pipeline import TOYBOX, components, loaded
+from hra_diffusion.pipeline import TOYBOX, active, components, loaded, name_of
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
     "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
 }
 GUIDANCE_SCALE = {TOYBOX: 3.0}
 """Guidance scales for bases that want another than Stable Diffusion's 7.5."""
@@ -68,6 +68,10 @@ class Request:
     adapters: Mix = ()
     negative_prompt: str = ""
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"a seed must be from 0 to 2^63 − 1, not {self.seed}")
+
 
 def draw(
     pipe: StableDiffusionPipeline,
@@ -81,16 +85,26 @@ def draw(
     its noise is drawn on the CPU from its seed. Raises ValueError for an adapter that is not loaded, an unknown
     scheduler, a size the base can't draw.
     """
-    settings = complete(pipe, settings or Settings())
+    full = complete(pipe, settings or Settings())
+    if batch_size < 1:
+        raise UserError(f"the batch size must be at least 1, not {batch_size}")
     for name, _ in {entry for request in requests for entry in request.adapters}:
         if name not in loaded(pipe):
             raise UserError(f"no adapter named {name!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}")
     order = sorted(range(len(requests)), key=lambda i: requests[i].adapters)
     pictures: dict[int, Image.Image] = {}
-    with _scheduler(pipe, settings.scheduler), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            pictures |= zip(chunk, _draw_batch(pipe, [requests[i] for i in chunk], settings), strict=True)
+    with _scheduler(pipe, full.scheduler), torch.no_grad():
+        while order:
+            chunk = order[:batch_size]
+            try:
+                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                batch_size = len(chunk) // 2  # fewer at once: slower, the same pictures
+                continue
+            pictures |= zip(chunk, drawn, strict=True)
+            order = order[len(chunk) :]
     return [pictures[i] for i in range(len(requests))]
 
 
@@ -104,8 +118,11 @@ def generate(
     negative_prompt: str = "",
     batch_size: int = 8,
 ) -> list[Image.Image]:
-    """``count`` pictures of each prompt, with seeds ``seed``, ``seed`` + 1, …; settings are in each ``image.info``."""
-    mix = tuple((adapters or {}).items())
+    """``count`` pictures of each prompt, with seeds ``seed``, ``seed`` + 1, …; settings are in each ``image.info``.
+
+    ``adapters``: strengths by name, empty for the base; None takes those active on the pipeline.
+    """
+    mix = tuple((active(pipe) if adapters is None else adapters).items())
     prompts = [prompts] if isinstance(prompts, str) else prompts
     requests = [Request(prompt, seed + i, mix, negative_prompt) for prompt in prompts for i in range(count)]
     pictures = draw(pipe, requests, settings, batch_size)
@@ -116,7 +133,7 @@ def generate(
 
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Everything that made a picture, ready for JSON."""
-    made = {"base": getattr(pipe, "base_name", pipe.config.get("_name_or_path", "")), **dataclasses.asdict(request)}
+    made = {"base": name_of(pipe), **dataclasses.asdict(request)}
     return made | {"adapters": dict(request.adapters)} | dataclasses.asdict(settings)
 
 
@@ -151,7 +168,7 @@ def slug(text: str, length: int = 40) -> str:
 def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -> FullSettings:
     """The settings with the base's own size and guidance scale where none are given; checked."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    own_guidance = GUIDANCE_SCALE.get(getattr(pipe, "base_name", ""), 7.5)
+    own_guidance = GUIDANCE_SCALE.get(name_of(pipe), 7.5)
     full = FullSettings(
         settings.steps,
         own_guidance if settings.guidance_scale is None else settings.guidance_scale,

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HALF_TURN_TOLERANCE = 1e-5
+"""A rotation this close to −I (elementwise) is −I seen through float32."""
+
 
 def unit_columns(u: Tensor) -> Tensor:
     """Columns of ``u`` (d, r) scaled to length 1, in float32 or wider; a zero column stays zero."""
@@ -37,8 +40,23 @@ def wy_factor(u: Tensor) -> Tensor:
 
 
 def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors (basis, core) of ``H_1 … H_r`` for the columns of ``u`` (d, r)."""
-    return unit_columns(u), wy_factor(u)
+    """Factors (basis, core) of ``H_1 … H_r`` for the columns of ``u`` (d, r).
+
+    For an even r the basis is not Û itself but the sums and differences of its consecutive columns. Columns that start
+    in equal pairs act through their small differences alone; taken here, in float32, they survive a basis in bfloat16.
+    """
+    unit, core = unit_columns(u), wy_factor(u)
+    if u.shape[-1] % 2:
+        return unit, core
+    with torch.autocast(u.device.type, enabled=False):
+        turn = sums_and_differences(torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device))
+        return sums_and_differences(unit), turn.mT @ core @ turn
+
+
+def sums_and_differences(columns: Tensor) -> Tensor:
+    """Columns (d, r), r even, as ``(c1 + c2)/√2, (c3 + c4)/√2, …, (c1 − c2)/√2, …``: an orthogonal change of basis."""
+    first, second = columns[..., 0::2], columns[..., 1::2]
+    return torch.cat([first + second, first - second], dim=-1) / math.sqrt(2)
 
 
 def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +111,8 @@ def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]
     inside = z.mT @ basis.detach().cpu().double()
     identity = torch.eye(z.shape[1], dtype=z.dtype)
     rotation = identity - inside @ core.detach().cpu().double() @ inside.mT
+    if (rotation + identity).abs().max() < HALF_TURN_TOLERANCE:
+        rotation = -identity  # else rounding, not the columns, would choose the planes
     turned = torch.from_numpy(_rotation_power(rotation.numpy(), exponent))
     return z.to(basis), (identity - turned).to(core)
 

@@ -57,6 +57,13 @@ class AdapterHost(nn.Module):
         parts = [self._adapted(part, mix) for mix, part in self.routing.split(x)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdapterHost":
+        """Moving the model moves its adapters; casting it leaves them in their own precision."""
+        adapters = cast(nn.ModuleDict, self._modules.pop("adapters"))
+        super()._apply(fn, recurse)
+        self.adapters = adapters._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device))
+        return self
+
     def active(self, mix: Mix) -> list[tuple[Any, float]]:
         """The adapters of ``mix`` that live on this layer and have a strength other than 0."""
         return [(self.adapters[key(name)], s) for name, s in mix if key(name) in self.adapters and s != 0]
@@ -109,6 +116,8 @@ def unsupported(layer: nn.Module) -> str | None:
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             return "a convolution can be adapted only with explicit zero padding"
         return None
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "the output projection of nn.MultiheadAttention is never called as a layer; adapters have no effect"
     if isinstance(layer, nn.Linear):
         return None
     return f"a {type(layer).__name__} has no weight matrix to adapt; only linear and conv layers have"

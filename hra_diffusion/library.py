@@ -1,5 +1,6 @@
 """Saved adapters found by name or file, and put on a pipeline."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,12 @@ def parse_strength(text: str) -> tuple[str, float]:
     """ "Rex:0.8" as ("Rex", 0.8); without a strength it is 1."""
     name, colon, strength = text.rpartition(":")
     try:
-        return (name, float(strength)) if colon else (text, 1.0)
+        value = float(strength) if colon else 1.0
     except ValueError:
         return text, 1.0
+    if not math.isfinite(value):
+        raise UserError(f"the strength in {text!r} must be a number like 0.8")
+    return (name, value) if colon else (text, value)
 
 
 def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:

@@ -44,6 +44,11 @@ def base_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() and source != TOYBOX else source
 
 
+def name_of(pipe: DiffusionPipeline) -> str:
+    """How files name the base of a pipeline, loaded by us or by the person."""
+    return getattr(pipe, "base_name", None) or base_name(str(pipe.config.get("_name_or_path") or "unknown"))
+
+
 def components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """The parts of the pipeline that adapters live on, by name."""
     return {name: part for name in COMPONENTS if isinstance(part := getattr(pipe, name, None), nn.Module)}
@@ -56,6 +61,14 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
     return info
 
 
+def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
+    """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
+    if name not in loaded(pipe):
+        raise UserError(f"no adapter named {name!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}")
+    facts = {"base": name_of(pipe), "trigger": trigger, "class_noun": class_noun}
+    adapter_file.save(Path(file), components(pipe), adapter_file.info_of(components(pipe), name, **facts))
+
+
 def unload(pipe: DiffusionPipeline, name: str) -> None:
     """Take an adapter off the pipeline; with the last one the pipeline is as it was."""
     adapter_file.unload(components(pipe), name)
@@ -64,6 +77,12 @@ def unload(pipe: DiffusionPipeline, name: str) -> None:
 def loaded(pipe: DiffusionPipeline) -> list[str]:
     """Names of the adapters on the pipeline."""
     return list(dict.fromkeys(name for model in components(pipe).values() for name in attachment.adapter_names(model)))
+
+
+def active(pipe: DiffusionPipeline) -> dict[str, float]:
+    """The adapters in use and their strengths, in order."""
+    routings = [attachment.routing_of(model) for model in components(pipe).values()]
+    return {name: strength for routing in routings if routing for name, strength in routing.mix}
 
 
 def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
@@ -97,7 +116,8 @@ def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     if path.is_dir():
         _check_folder(path)
-        return _open(source, StableDiffusionPipeline.from_pretrained, str(path), local_files_only=True, **options)
+        options |= {"local_files_only": True, "use_safetensors": True}
+        return _open(source, StableDiffusionPipeline.from_pretrained, str(path), **options)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise BaseModelError(
@@ -132,14 +152,12 @@ def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusi
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     unet = getattr(pipe, "unet", None)
-    if (
-        unet is None
-        or not unet.config.cross_attention_dim
-        or unet.config.in_channels != pipe.vae.config.latent_channels
-    ):
+    if unet is None or unet.config.in_channels != pipe.vae.config.latent_channels:
         raise BaseModelError(
             f"{source!r} is not a text-to-image Stable Diffusion model; inpainting bases can't be used"
         )
+    if unet.config.addition_embed_type is not None:
+        raise BaseModelError(f"{source!r} is a Stable Diffusion XL model; only Stable Diffusion 1 and 2 can be used")
     return cast(StableDiffusionPipeline, pipe)
 
 

@@ -5,13 +5,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hra_diffusion import adapter_file
+from hra_diffusion.pipeline import name_of
 from training import runs
-from training.events import Checkpoint
+from training.events import Checkpoint, Notice
+from training.runs import RunError
 from training.session import Session
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 
 
 def keep(session: Session) -> None:
@@ -25,40 +31,55 @@ def keep(session: Session) -> None:
 
 
 def training_state(session: Session) -> dict[str, Tensor]:
-    """Parameters, AdamW's moments and the averages, by file key."""
-    state = {"step": torch.tensor(session.step)}
+    """Parameters, AdamW's state, the averages and, in float16, the loss scaler, by file key."""
+    state = {"step": torch.tensor(session.step), "processes": torch.tensor(session.accelerator.num_processes)}
     moments = session.optimizer.state
     for key, parameter in session.parameters.items():
         state[f"parameter/{key}"] = parameter
-        state |= {f"{moment}/{key}": moments[parameter][moment] for moment in ("exp_avg", "exp_avg_sq")}
-    return state | {f"average/{key}": average for key, average in session.averages.items()}
+        state |= {f"{moment}/{key}": moments[parameter][moment] for moment in MOMENTS if parameter in moments}
+    state |= {f"average/{key}": average for key, average in session.averages.items()}
+    scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
+    return state | {f"scaler/{key}": torch.tensor(value) for key, value in scaler.items()}
 
 
-def restore(session: Session, folder: Path) -> None:
-    """Go back to a checkpoint: everything the next step depends on."""
-    state = load_file(folder / "training.safetensors")
+def restore_latest(session: Session) -> None:
+    """Go back to the newest checkpoint that can be read. Raises RunError if there is none, or on other processes."""
+    for folder in reversed(session.run.checkpoints()):
+        try:
+            state = load_file(folder / "training.safetensors")
+        except (OSError, SafetensorError) as error:
+            session.clock.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
+            continue
+        if (processes := int(state["processes"])) != session.accelerator.num_processes:
+            raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with as many")
+        return restore(session, state)
+    raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run under another --name")
+
+
+def restore(session: Session, state: Mapping[str, Tensor]) -> None:
+    """Put everything back that the next step depends on."""
     session.step = int(state["step"])
     moments = session.optimizer.state
     with torch.no_grad():
         for key, parameter in session.parameters.items():
             parameter.copy_(state[f"parameter/{key}"])
-            moments[parameter] = {
-                "step": torch.tensor(float(session.step), device=parameter.device),
-                **{m: state[f"{m}/{key}"].to(parameter.device) for m in ("exp_avg", "exp_avg_sq")},
-            }
+            saved = {moment: state[f"{moment}/{key}"].to(parameter.device) for moment in MOMENTS}
+            moments[parameter] = saved
     for key, average in session.averages.items():
         average.copy_(state[f"average/{key}"])
+    if scaler := session.accelerator.scaler:
+        scaler.load_state_dict({key: state[f"scaler/{key}"].item() for key in scaler.state_dict()})
 
 
 def write_adapter(session: Session, path: Path) -> None:
     """Write the adapter as it is now (its moving average, where one is kept) as a usable file."""
     config, models = session.config, session.trained
-    info = adapter_file.AdapterInfo(
-        name=config.name,
-        method=config.method,
-        options=config.adapter_options().model_dump(),
-        base=session.pipe.base_name,
-        fingerprint=adapter_file.fingerprint(models, config.name),
+    fields = {"preset", "steps", "batch_size", "learning_rate", "prior_weight", "seed"}
+    info = adapter_file.info_of(
+        models,
+        config.name,
+        fingerprint=session.fingerprint,
+        base=name_of(session.pipe),
         targets=config.targets,
         trigger=config.trigger,
         class_noun=config.class_noun,
@@ -66,9 +87,7 @@ def write_adapter(session: Session, path: Path) -> None:
             "step": session.step,
             "photos": len(session.photos.mean),
             "seconds": session.clock.phases,
-            **config.model_dump(
-                mode="json", include={"preset", "steps", "batch_size", "learning_rate", "prior_weight", "seed"}
-            ),
+            **config.model_dump(mode="json", include=fields),
         },
     )
     adapter_file.save(path, models, info, session.averages or None)
@@ -79,8 +98,10 @@ def averaged(session: Session) -> Iterator[None]:
     """Within the block the adapter's parameters are their moving averages, where these are kept."""
     kept = {key: session.parameters[key].detach().clone() for key in session.averages}
     _assign(session.parameters, session.averages)
-    yield
-    _assign(session.parameters, kept)
+    try:
+        yield
+    finally:
+        _assign(session.parameters, kept)
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """One typed configuration of a training run: from flags, a form or YAML, to YAML."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,7 +49,7 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
     weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    min_snr_gamma: float | None = Field(5.0, gt=0, description="Min-SNR loss weighting; empty: unweighted.")
+    min_snr_gamma: float = Field(5.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
     prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
     class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
@@ -69,12 +69,14 @@ class TrainConfig(BaseModel):
     @classmethod
     def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         given = {field: value for field, value in given.items() if value is not None}
-        method = registry.get(given.get("method", "hra")).name
+        method = registry.get(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if preset in PRESETS else "balanced"  # a wrong one is refused with the other fields
-        filled = defaults(str(given.get("base", TOYBOX)), method, preset)
-        options = filled.pop("options") | dict(given.get("options") or {})
-        return filled | given | {"options": options}
+        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
+        options = given.get("options", {})
+        if not isinstance(options, dict):
+            raise ValueError(f"options must be lines like 'rank: 8', not {options!r}")
+        return filled | given | {"options": method.parse(filled["options"] | options).model_dump()}
 
     @field_validator("name")
     @classmethod
@@ -94,11 +96,6 @@ class TrainConfig(BaseModel):
         if dtype not in DTYPES:
             raise ValueError(f"use one of {', '.join(DTYPES)}")
         return dtype
-
-    @model_validator(mode="after")
-    def _check_method(self) -> Self:
-        registry.get(self.method).parse(self.options)
-        return self
 
     @property
     def subject(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from hra_diffusion.files import explained
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,11 @@ class LogFile:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(as_json(event) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(as_json(event) + "\n")
+        except OSError as error:
+            raise explained(error, self.path) from error
 
 
 class Bar:
@@ -134,6 +140,9 @@ class Bar:
 
 
 def print_json(event: Event) -> None:
-    """Listener of the ``--json`` mode: one line of JSON an event on standard output."""
-    sys.stdout.write(as_json(event) + "\n")
-    sys.stdout.flush()
+    """Listener of the ``--json`` mode: one line of JSON an event on standard output, as long as someone reads it."""
+    try:
+        sys.stdout.write(as_json(event) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left; the training goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from hra_diffusion import attachment, pipeline
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from training import objective, runs
-from training.checkpoint import averaged, keep, restore, write_adapter
+from training import objective
+from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
-from training.photos import find_photos, ingest
+from training.photos import Album, find_photos, ingest
 from training.runs import Run
 from training.session import Clock, Session, TrainingError, at_hand, make_accelerator, set_up
+
+MAX_SKIPPED = 20
+"""Steps in a row that the loss scaler may skip before a run counts as broken."""
 
 SAMPLE_STEPS = 15
 """Denoising steps of the sample pictures: enough to judge by, a second or two a round on the embedded base."""
@@ -56,41 +61,61 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-def train(config: TrainConfig, output: Path, listeners: Sequence[Listener] = (), resume: bool = False) -> Path:
+def train(
+    config: TrainConfig,
+    output: Path,
+    listeners: Sequence[Listener] = (),
+    resume: bool = False,
+    pipe: StableDiffusionPipeline | None = None,
+) -> Path:
     """Train an adapter into ``output/name`` and return its file.
 
     ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
-    Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base and photos are checked before
-    anything is written. Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError, each with
-    what is wrong and what to do.
+    ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. Ctrl-C and SIGTERM finish
+    the step, keep it, and raise KeyboardInterrupt. Base and photos are checked before anything is written. Raises
+    PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
     """
-    accelerator = make_accelerator(config)
-    if (run := runs.find(output, config.name)) and not run.can_start_over:
+    run, accelerator = Run(output / config.name), make_accelerator(config)
+    if run.checkpoints():
         run.require_resumable(config, resume)
-        if run.state["status"] == "finished":
+        if run.finished:
             return run.adapter
     find_photos(config.photos)
-    clock = Clock(accelerator.is_main_process, listeners)
+    clock = Clock(accelerator.is_main_process, list(listeners))
     with clock.phase("load base"):
-        pipe = pipeline.load_base(config.base, str(accelerator.device), config.dtype)
+        pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype)
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop)
-    if accelerator.is_main_process:
-        run = runs.open_or_create(output, config)
-        clock.listeners = (LogFile(run.folder / "events.jsonl"), *listeners)
-    accelerator.wait_for_everyone()
-    run = run or Run(output / config.name)
-    with run.locked() if accelerator.is_main_process else contextlib.nullcontext():
+    with begun(run, config, album, resume, accelerator, clock):
+        session = set_up(config, run, accelerator, pipe, album, clock)
+        if run.checkpoints():
+            restore_latest(session)
+        with stop_signals() as stop:
+            return learn(session, stop)
+
+
+@contextlib.contextmanager
+def begun(
+    run: Run, config: TrainConfig, album: Album, resume: bool, accelerator: Accelerator, clock: Clock
+) -> Iterator[None]:
+    """Hold the run's folder (by the main process) and log to it; an error in the block marks the run as failed."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    with run.locked():
+        run.begin(
+            config, [{"sha256": p.sha256, "crop": list(p.crop), "caption": p.caption} for p in album.photos], resume
+        )
+        clock.add(LogFile(run.folder / "events.jsonl"))
+        accelerator.wait_for_everyone()
         try:
-            session = set_up(config, run, accelerator, pipe, album, clock)
-            if run.checkpoints():
-                restore(session, run.checkpoints()[-1])
-            with stop_signals() as stop:
-                return learn(session, stop)
+            yield
         except Exception as error:
-            run.fail(str(error))
-            clock.emit(Failed(str(error)))
+            with contextlib.suppress(OSError):  # the reason matters more than a log that can't be written
+                run.fail(str(error))
+                clock.emit(Failed(str(error)))
             raise
 
 
@@ -105,12 +130,12 @@ def learn(session: Session, stop: StopFlag) -> Path:
             loss = train_step(session, learning_rate)
             seconds = round(time.perf_counter() - start, 4)
             session.clock.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
-            last = session.step == config.steps
-            if last or session.step % config.checkpoint_every == 0 or stop.asked:
+            last, stopping = session.step == config.steps, agreed(session, stop)
+            if last or session.step % config.checkpoint_every == 0 or stopping:
                 keep(session)
             if last or (config.sample_every and session.step % config.sample_every == 0):
                 draw_samples(session)
-            if stop.asked and not last:
+            if stopping and not last:
                 finish_early(session)
     return save(session)
 
@@ -133,8 +158,25 @@ def train_step(session: Session, learning_rate: float) -> float:
             session.optimizer.step()
             session.optimizer.zero_grad()
     session.step += 1
-    update_averages(session)
+    if not skipped(session):
+        update_averages(session)
     return total
+
+
+def skipped(session: Session) -> bool:
+    """Whether the loss scaler (float16) skipped this step. Raises TrainingError if it skips one after another."""
+    session.skipped = session.skipped + 1 if session.accelerator.optimizer_step_was_skipped else 0
+    if session.skipped >= MAX_SKIPPED:
+        require_finite(session, "gradient", math.nan)
+    return session.skipped > 0
+
+
+def agreed(session: Session, stop: StopFlag) -> bool:
+    """Whether any process was asked to stop; all of them learn it after the same step."""
+    if session.accelerator.num_processes == 1:
+        return stop.asked
+    flag = torch.tensor(float(stop.asked), device=session.accelerator.device)
+    return bool(session.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
 
 
 def batch_loss(session: Session, position: int) -> Tensor:
@@ -177,8 +219,8 @@ def require_finite(session: Session, what: str, value: float) -> float:
     kept = session.run.checkpoints()
     where = f"the last good checkpoint is {kept[-1]}" if kept else "there was no checkpoint yet"
     raise TrainingError(
-        f"the {what} became {value} at step {session.step + 1}; {where}. "
-        f"Try a lower --learning-rate than {session.config.learning_rate:g}, or --dtype float32"
+        f"the {what} became {value} at step {session.step + 1}; {where}; "
+        f"try a lower --learning-rate than {session.config.learning_rate:g}, or --dtype float32, under another --name"
     )
 
 

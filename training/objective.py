@@ -41,12 +41,12 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Te
     raise ValueError(f"the base's scheduler predicts {prediction_type!r}; known: epsilon, v_prediction, sample")
 
 
-def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float | None, prediction_type: str) -> Tensor:
+def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Loss weight of each sample (B,): min(SNR, γ) relative to what the prediction type weighs by itself.
 
-    ``min(SNR, γ)`` for sample prediction, over SNR for noise, over SNR + 1 for velocity; ones for γ = None.
+    ``min(SNR, γ)`` for sample prediction, over SNR for noise, over SNR + 1 for velocity; ones for γ = 0.
     """
-    if gamma is None:
+    if not gamma:
         return torch.ones(timesteps.shape, device=timesteps.device)
     alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alpha / (1 - alpha)

@@ -43,7 +43,7 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
 }
 _OTHER = {
     "toybox": {"schedule": "cosine", "train_text_encoder": True},
-    "sd1": {"schedule": "linear", "train_text_encoder": False},
+    "sd1": {"schedule": "linear", "train_text_encoder": False, "min_snr_gamma": 0.0},
 }
 
 

@@ -49,6 +49,11 @@ class Run:
         return configs.read(self.folder / "config.yaml")
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end and its adapter is there."""
+        return self.adapter.is_file() and self.state["status"] == "finished"
+
+    @property
     def state(self) -> dict[str, Any]:
         """Status and step as last written."""
         return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
@@ -62,17 +67,24 @@ class Run:
         state = self.state
         self.write_state("failed", state["step"], state["steps"], reason=reason)
 
-    @property
-    def can_start_over(self) -> bool:
-        """Whether nothing would be lost: the run failed before its first checkpoint."""
-        return self.state["status"] == "failed" and not self.checkpoints()
+    def begin(self, config: TrainConfig, photos: list[dict[str, Any]], resume: bool) -> None:
+        """Write what a new run starts from, or check that a resumed one starts from the same. Call it while locked.
+
+        A run that never reached a checkpoint holds nothing to lose: it starts over. Raises RunError.
+        """
+        if self.checkpoints():
+            self.require_resumable(config, resume)
+            if json.loads((self.folder / "photos.json").read_text(encoding="utf-8")) != photos:
+                raise RunError(f"the photos or captions of {self.folder} have changed since; start a new run")
+            return
+        self.write_state("running", 0, config.steps)
+        write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
+        configs.write(config, self.folder / "config.yaml")
 
     def require_resumable(self, config: TrainConfig, resume: bool) -> None:
         """Raises RunError if the run was not meant to go on, or was set up otherwise."""
         if not resume:
-            raise RunError(
-                f"{self.folder} exists already; go on with it by --resume, or take another --name or --output"
-            )
+            raise RunError(f"{self.folder} exists already; go on with it by --resume, or take another --name")
         before, now = (c.model_dump(mode="json", exclude={"device"}) for c in (self.config, config))
         if changed := [field for field in now if now[field] != before[field]]:
             raise RunError(
@@ -95,6 +107,7 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: no other process can train under this name. Freed by the system if this process dies."""
+        make_folder(self.folder)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
@@ -102,27 +115,10 @@ class Run:
             raise RunError(f"{self.folder} is being trained by another process; wait, or take another --name") from None
 
 
-def open_or_create(output: Path, config: TrainConfig) -> Run:
-    """The run's folder: the one that is there, or a new one. Raises FileError if it can't be made."""
-    run = find(output, config.name)
-    if run and not run.can_start_over:
-        return run
-    run = Run(output / config.name)
-    make_folder(run.folder)
-    configs.write(config, run.folder / "config.yaml")
-    run.write_state("running", 0, config.steps)
-    return run
-
-
 def find(output: Path, name: str) -> Run | None:
     """The run called ``name`` in ``output``, if there is one."""
     run = Run(output / checked_name(name))
     return run if (run.folder / "config.yaml").is_file() else None
-
-
-def all_runs(output: Path) -> list[Run]:
-    """Every run in ``output``, by name."""
-    return [Run(path.parent) for path in sorted(output.glob("*/config.yaml"))]
 
 
 def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor]) -> None:

@@ -1,14 +1,17 @@
 """What a run holds while it trains, and how it is set up."""
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
@@ -47,23 +50,34 @@ class Clock:
     """Tells the listeners (of the main process) what happens and keeps the seconds of each phase."""
 
     speaking: bool
-    listeners: Sequence[Listener]
+    listeners: list[Listener]
     phases: dict[str, float] = field(default_factory=dict)
+    _told: list[Event] = field(default_factory=list)
     _elsewhere: float = 0.0
 
     def emit(self, event: Event) -> None:
+        """Tell every listener."""
+        self._told.append(event)
         for listener in self.listeners if self.speaking else ():
             listener(event)
+
+    def add(self, listener: Listener) -> None:
+        """A listener that comes late is told what it missed."""
+        for event in self._told if self.speaking else ():
+            listener(event)
+        self.listeners.append(listener)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce a phase and add up its seconds, without those of phases within it."""
         self.emit(Phase(name))
         start, outside = time.perf_counter(), self._elsewhere
-        yield
-        seconds = time.perf_counter() - start
-        self.phases[name] = round(self.phases.get(name, 0) + seconds - (self._elsewhere - outside), 2)
-        self._elsewhere = outside + seconds
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self.phases[name] = round(self.phases.get(name, 0) + seconds - (self._elsewhere - outside), 2)
+            self._elsewhere = outside + seconds
 
 
 @dataclass
@@ -81,7 +95,9 @@ class Session:
     photos: Examples
     class_images: Examples | None
     averages: dict[str, Tensor]
+    fingerprint: dict[str, dict[str, float]]
     step: int = 0
+    skipped: int = 0
 
     @property
     def trained(self) -> dict[str, nn.Module]:
@@ -101,13 +117,15 @@ def set_up(
     denoiser = Denoiser(pipe.unet, pipe.text_encoder if config.train_text_encoder else None).train()
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
+        pipe.text_encoder.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
+    probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages
+        config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes
     )
 
 
@@ -149,23 +167,20 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     try:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
+            # the others wait while the main process draws class images
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except ValueError as error:
         raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error
     if config.device and accelerator.device.type != config.device:
         raise TrainingError(f"no {config.device} device is available here; use --device cpu")
     return accelerator
-
-
-def natural_size(pipe: StableDiffusionPipeline) -> int:
-    """Side in pixels of the pictures the base was made for."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
@@ -181,8 +196,10 @@ def at_hand(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None
     """Within the block the parked models are beside the UNet."""
     for model in _idle(pipe, config):
         model.to(pipe.unet.device)
-    yield
-    park(pipe, config)
+    try:
+        yield
+    finally:
+        park(pipe, config)
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:

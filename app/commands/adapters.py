@@ -5,15 +5,18 @@ from pathlib import Path
 
 from app.commands.common import add_base, roots, say
 from hra_diffusion.library import SavedAdapter, list_adapters
+from hra_diffusion.pipeline import base_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="look in this folder too (default: outputs)")
     add_base(parser)
+    parser.set_defaults(base=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    found = list(list_adapters(roots(arguments.output)))
+    wanted = base_name(arguments.base) if arguments.base else None
+    found = [adapter for adapter in list_adapters(roots(arguments.output)) if wanted in (None, adapter.info.base)]
     text = "\n".join(line(adapter) for adapter in found) or "no adapters yet; hra-diffusion train makes one"
     say(arguments, text, {"adapters": [facts(adapter) for adapter in found]})
 

@@ -16,14 +16,19 @@ from hra_diffusion.generation import SCHEDULERS, Settings
 OUTPUTS = Path("outputs")
 
 
-def add_base(parser: argparse.ArgumentParser) -> None:
-    """--base, --device, --dtype, --json, --quiet."""
-    group = parser.add_argument_group("base model and machine")
+def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
+    """--base, --device, --dtype, --seed, --json, --quiet: every command takes them, so that scripts can pass them on.
+
+    ``own_seed``: the command has a --seed of its own.
+    """
+    group = parser.add_argument_group("base model and machine (taken by every command, used where they matter)")
     group.add_argument(
         "--base", default=pipeline.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
     )
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
     group.add_argument("--dtype", default="float32", choices=tuple(pipeline.DTYPES), help="precision of the base")
+    if not own_seed:
+        group.add_argument("--seed", type=int, default=0, help="decides everything random")
     add_output_mode(parser)
 
 

@@ -1,6 +1,7 @@
 """hra-diffusion compare: adapters and the base side by side, from the same noise."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from PIL import Image
@@ -9,9 +10,9 @@ from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_o
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save
 from hra_diffusion.files import make_folder
-from training.photos import ingest
+from hra_diffusion.generation import Settings, complete
+from training.photos import PhotoError, ingest
 from training.runs import Run
-from training.session import natural_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
     parser.add_argument("--output", type=Path, default=OUTPUTS / "compare", metavar="DIR", help="where the grid goes")
     add_drawing(parser)
-    add_base(parser)
+    add_base(parser, own_seed=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.prompt,
         arguments.seed or [0],
         settings(arguments),
-        reference_photos(arguments.photos, adapters[0][0], natural_size(pipe)),
+        reference_photos(arguments.photos, adapters[0][0], complete(pipe, Settings()).width),
         arguments.negative_prompt,
         arguments.batch_size,
     )
@@ -59,6 +60,10 @@ def label(info: AdapterInfo, strength: float) -> str:
 def reference_photos(given: list[Path] | None, adapter: Path, size: int) -> list[Image.Image]:
     """The photos to show beside the pictures: those given, or those the adapter's run learned from."""
     run = Run(adapter.parent)
-    if not given and (run.folder / "config.yaml").is_file():
-        given = [photo for photo in run.config.photos if photo.exists()]
-    return [photo.image for photo in ingest(given, size).photos] if given else []
+    if given:
+        return [photo.image for photo in ingest(given, size).photos]
+    if not (run.folder / "config.yaml").is_file():
+        return []
+    with contextlib.suppress(PhotoError):  # moved or changed since: the comparison stands without them
+        return [photo.image for photo in ingest(run.config.photos, size).photos]
+    return []

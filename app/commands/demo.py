@@ -5,24 +5,24 @@ from pathlib import Path
 
 from PIL import Image
 
-from app.commands.common import OUTPUTS, Stopwatch, add_output_mode, say
+from app.commands.common import OUTPUTS, Stopwatch, add_base, say
 from hra_diffusion import library, pipeline
 from hra_diffusion.comparison import BASE, Column, compare, save
+from hra_diffusion.generation import Settings, complete
 from training import config as configs
 from training.events import Bar
 from training.loop import train
 from training.photos import ingest
 from training.runs import Run
-from training.session import natural_size
 
-SUBJECT, CLASS_NOUN = "octopus", "animal"
+SUBJECT, CLASS_NOUN = "octopus", "toy"
 METHODS = ("lora", "hra")
 PROMPTS = ("a {subject} in the snow", "a {subject} on the beach", "a {subject} on a cobblestone street")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUTS / "demo", metavar="DIR", help="where everything goes")
-    add_output_mode(parser)
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def draw_comparison(output: Path) -> None:
     for method in METHODS:
         info = library.put_on(pipe, library.find_adapter(f"{SUBJECT}-{method}", [output]))
         columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
-    save(compare(pipe, columns, PROMPTS, (0,), photos=reference_photos(natural_size(pipe))), output)
+    save(compare(pipe, columns, PROMPTS, (0,), photos=reference_photos(complete(pipe, Settings()).width)), output)
 
 
 def reference_photos(size: int) -> list[Image.Image]:

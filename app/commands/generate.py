@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUTS / "pictures", metavar="DIR", help="where pictures go")
     add_drawing(parser)
-    add_base(parser)
+    add_base(parser, own_seed=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         arguments.batch_size,
     )
-    first = len(list(arguments.output.glob("[0-9][0-9][0-9][0-9]-*.png")))
+    taken = [int(path.name.split("-")[0]) for path in arguments.output.glob("[0-9]*-*.png")]
+    first = max(taken, default=-1) + 1
     paths = [
         save_png(image, arguments.output / f"{first + i:04d}-{slug(image.info[PNG_KEY]['prompt'])}.png")
         for i, image in enumerate(images)

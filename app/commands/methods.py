@@ -2,12 +2,12 @@
 
 import argparse
 
-from app.commands.common import add_output_mode, say
+from app.commands.common import add_base, say
 from hra_diffusion import registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output_mode(parser)
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion import registry
+from hra_diffusion.pipeline import TOYBOX
 from training import config as configs
 from training import runs
 from training.config import ConfigError, TrainConfig
@@ -42,7 +43,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     options = {name: value for name, value in vars(arguments).items() if name in _method_options()}
-    if arguments.resume and set(given) <= {"name", "device"} and not options and "name" in given:
+    if arguments.resume and set(given) <= {"name", "device"} and "name" in given and not (options or arguments.config):
         if saved := runs.find(arguments.output, given["name"]):
             return saved.config.model_copy(update=given)
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
@@ -51,6 +52,8 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     values["photos"] = [str(Path(photo).expanduser().resolve()) for photo in values["photos"]]
+    if Path(values.get("base", "")).exists() and values["base"] != TOYBOX:
+        values["base"] = str(Path(values["base"]).resolve())
     return configs.parse(values)
 
 

@@ -13,6 +13,8 @@ from hra_diffusion.registry import Inner, register
 
 
 class HOFTConfig(ReflectionConfig):
+    """Rank, and whether to reproduce the paper's approximation."""
+
     approximate_inverse: bool = Field(
         False, description="Use the paper's approximation of the inverse: neither orthogonal nor the base at step 0."
     )

@@ -18,6 +18,8 @@ from hra_diffusion.registry import Inner, register
 
 
 class HRAConfig(ReflectionConfig):
+    """Rank and which of the three forms."""
+
     orthogonality: float = Field(
         0.0,
         ge=0,

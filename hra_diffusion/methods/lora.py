@@ -9,12 +9,15 @@ from hra_diffusion.registry import Inner, MethodConfig, register
 
 
 class LoRAConfig(MethodConfig):
+    """Rank and scale of the update."""
+
     alpha: float | None = Field(
         None, gt=0, description="The update is scaled by alpha / rank; empty means alpha = rank."
     )
 
     @property
     def scale(self) -> float:
+        """What the update is multiplied by: alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 

@@ -12,6 +12,8 @@ from hra_diffusion.registry import Inner, register
 
 
 class MoSLoRAConfig(LoRAConfig):
+    """LoRA's options and the mixer's start."""
+
     mixer: Literal["orthogonal", "kaiming"] = Field(
         "orthogonal", description="How the mixer starts; the paper's pictures use orthogonal."
     )

@@ -84,7 +84,7 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
-    assert "rank: '2'" in config or "rank: 2" in config
+    assert "rank: 2" in config and "orthogonality: .inf" in config
 
 
 def test_generate_by_name_and_by_file(trained, base_folder, tmp_path, capsys):
@@ -104,19 +104,34 @@ def test_generating_again_overwrites_nothing(base_folder, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+def test_a_deleted_picture_does_not_make_another_be_written_over(base_folder, tmp_path, capsys):
+    command = ["generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path]
+    run_json(capsys, *command, "--count", "2")
+    sorted(tmp_path.glob("*.png"))[0].unlink()
+    run_json(capsys, *command)
+    assert [path.name[:4] for path in sorted(tmp_path.glob("*.png"))] == ["0001", "0002"]
+
+
+@pytest.mark.parametrize("flags", ["--batch-size 0", "--seed -1", "--adapter rex-hra:nan", "--steps 0"])
+def test_numbers_that_cannot_be(flags, trained, base_folder, capsys):
+    command = ["generate", "--prompt", "a dog", "--base", str(base_folder), "--output", str(trained / "pictures")]
+    assert main([*command, *flags.split()]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_compare(trained, base_folder, tmp_path, capsys):
+    long = "a very long prompt about a {subject} in a place, by "
     result = run_json(
-        capsys, "compare", "--adapter", "rex-lora", "rex-hra", "rex-hra:0.5", "--prompt", "a {subject}", "a {subject} at sea",
+        capsys, "compare", "--adapter", "rex-lora", "rex-hra", "rex-hra:0.5", "--prompt", long + "day", long + "night",
         "--seed", "1", "2", "--base", base_folder, "--steps", "2", "--output", trained / "side-by-side",
     )  # fmt: skip
     facts = json.loads(Path(result["results"]).read_text())
     assert [column["label"] for column in facts["columns"]] == ["base", "rex-lora", "rex-hra", "rex-hra × 0.5"]
-    assert len(facts["cells"]) == 16 and all(
-        (trained / "side-by-side" / c["picture"]).is_file() for c in facts["cells"]
-    )
+    assert len({cell["picture"] for cell in facts["cells"]}) == 16, "no picture is written over another"
+    assert all((trained / "side-by-side" / cell["picture"]).is_file() for cell in facts["cells"])
     with Image.open(result["grid"]) as grid:
         assert grid.width > grid.height / 2
-    assert facts["cells"][0]["prompt"] == "a dog", "the base is asked for the class"
+    assert "about a dog in" in facts["cells"][0]["prompt"], "the base is asked for the class"
 
 
 def test_adapters_and_show(trained, capsys):
@@ -190,6 +205,8 @@ BAD_FLAGS = {
     "name long": (["--name", "x" * 300], 1, "300 characters"),
     "base missing": (["--base", "not-there"], 1, "no base model 'not-there'"),
     "photos missing": (["--photos", "not-there"], 1, "not-there"),
+    "no device": (["--device", "mps"], 1, "no mps device is available here"),
+    "half a pixel": (["--resolution", "65"], 1, "multiples of"),
 }
 
 

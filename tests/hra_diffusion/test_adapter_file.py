@@ -92,10 +92,12 @@ def drop(tensors, part):
 )
 def test_a_wrong_file_is_refused_and_leaves_the_pipeline_alone(saved, spoil, message):
     fresh = tiny_pipe()
+    pipeline.load(fresh, saved, "other")
+    pipeline.activate(fresh, {"other": 0.7})
     spoil(saved)
     with pytest.raises(AdapterFileError, match=message):
         pipeline.load(fresh, saved)
-    assert pipeline.loaded(fresh) == []
+    assert pipeline.loaded(fresh) == ["other"] and pipeline.active(fresh) == {"other": 0.7}
 
 
 def test_another_architecture_is_named(saved):
@@ -114,6 +116,24 @@ def test_the_same_name_twice_needs_another_name(saved):
         pipeline.load(fresh, saved)
     pipeline.load(fresh, saved, "Rex 2")
     assert pipeline.loaded(fresh) == ["Rex", "Rex 2"]
+
+
+def test_a_merged_pipeline_takes_no_more(saved):
+    fresh = tiny_pipe()
+    pipeline.load(fresh, saved)
+    pipeline.merge(fresh)
+    with pytest.raises(AdapterFileError, match="unmerge"):
+        pipeline.load(fresh, saved, "Rex 2")
+    pipeline.unmerge(fresh)
+    assert pipeline.loaded(fresh) == ["Rex"]
+
+
+def test_an_adapter_put_on_by_hand_can_be_saved(saved, tmp_path):
+    hand, again = tiny_pipe(), tiny_pipe()
+    attachment.attach(hand.unet, "moslora", {"rank": 2}, name="Mo")
+    pipeline.save(hand, tmp_path / "mo.safetensors", "Mo", trigger="qwe", class_noun="cat")
+    info = pipeline.load(again, tmp_path / "mo.safetensors")
+    assert (info.method, info.subject, info.base) == ("moslora", "qwe cat", "tiny")
 
 
 def test_unload_leaves_the_pipeline_as_it_was(saved):

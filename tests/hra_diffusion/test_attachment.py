@@ -83,6 +83,23 @@ def test_groups_that_do_not_fit_the_batch_are_refused(unet):
         unet(x, torch.full((3,), 1), text)
 
 
+def test_an_attention_that_never_calls_its_layer_is_refused():
+    with pytest.raises(UserError, match="never called as a layer"):
+        attach(torch.nn.TransformerEncoderLayer(32, 4), "lora", {"rank": 2})
+
+
+def test_a_merged_model_takes_no_adapters_and_no_groups(unet):
+    attach(unet, "lora", {"rank": 2}, name="a")
+    attachment.merge(unet)
+    for refused in (
+        lambda: attach(unet, "hra", {"rank": 2}, name="b"),
+        lambda: attachment.routed(unet, []).__enter__(),
+    ):
+        with pytest.raises(UserError, match="unmerge"):
+            refused()
+    assert attachment.adapter_names(unet) == ["a"]
+
+
 def test_adapters_stay_in_float32_on_a_bfloat16_base():
     unet = tiny_unet().to(torch.bfloat16)
     attach(unet, "hra", {"rank": 2})

@@ -97,6 +97,21 @@ def test_settings_travel_inside_the_png(pipe, tmp_path):
     assert distance(again, image) == 0
 
 
+def test_generate_uses_the_active_adapters_unless_told(pipe):
+    pipeline.activate(pipe, {"a": 1.0})
+    active, told, base = (generate(pipe, "a dog", mix, settings=FEW)[0] for mix in (None, {"a": 1.0}, {}))
+    assert distance(active, told) == 0 and distance(active, base) > 1
+    assert active.info["hra_diffusion"]["adapters"] == {"a": 1.0}
+
+
+def test_a_merged_pipeline_is_not_drawn_with_as_if_it_were_not():
+    merged = tiny_pipe()
+    attachment.attach(merged.unet, "lora", {"rank": 2}, name="a")
+    pipeline.merge(merged)
+    with pytest.raises(UserError, match="unmerge"):
+        generate(merged, "a dog", {}, settings=FEW)
+
+
 def test_a_foreign_png_has_no_settings(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="no settings"):

@@ -133,7 +133,20 @@ def test_power_is_the_base_at_zero_and_the_adapter_at_one(build):
 
 
 def test_half_turns_at_infinite_lambda_pair_consecutive_columns():
-    u = torch.eye(4, dtype=torch.float64)
-    half = dense(*householder.power(*householder.gram_schmidt_chain(u), 0.5))
-    assert half[:2, 2:].abs().max() < 1e-12, "columns 1 and 2 turn together, 3 and 4 together"
-    torch.testing.assert_close(half @ half, -torch.eye(4, dtype=torch.float64), atol=1e-12, rtol=0)
+    """Also through float32, where rounding would otherwise choose the planes."""
+    basis, core = householder.gram_schmidt_chain(vectors(320, 6, 0, torch.float32))
+    inside = basis.mT @ dense(*householder.power(basis, core, 0.5)) @ basis
+    blocks = torch.block_diag(*[torch.ones(2, 2)] * 3)
+    assert (inside * (1 - blocks)).abs().max() < 1e-5, "columns 1 and 2 turn together, 3 and 4, 5 and 6"
+    torch.testing.assert_close(inside @ inside, -torch.eye(6), atol=1e-5, rtol=0)
+
+
+def test_small_moves_survive_a_basis_in_bfloat16():
+    """Equal pairs act through their differences: these are taken before the basis is rounded."""
+    u = paired((320, 8), torch.Generator().manual_seed(0))
+    u = u + 0.003 * u.norm() / u.numel() ** 0.5 * vectors(320, 8, 1, torch.float32)
+    rows = vectors(64, 320, 2, torch.float32).bfloat16()
+    basis, core = householder.reflection_chain(u)
+    effect = (rows.double() @ chain(u.double()).mT) - rows.double()
+    low = (rows @ basis.bfloat16()) @ (basis @ core).mT.bfloat16()
+    assert (-low.double() - effect).norm() / effect.norm() < 1e-2

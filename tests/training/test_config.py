@@ -46,6 +46,8 @@ def test_yaml_there_and_back(tmp_path):
     [
         ({"stepz": 3}, "no option 'stepz'"),
         ({"steps": 0}, "steps.*greater than or equal to 1"),
+        ({"method": ["hra"]}, "unknown method"),
+        ({"options": 5}, "options must be lines"),
         ({"method": "magic"}, "unknown method 'magic'; known methods: hoft"),
         ({"options": {"rank": 3}}, "rank must be even"),
         ({"options": {"mixer": "kaiming"}}, "no option 'mixer'"),

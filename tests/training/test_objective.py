@@ -36,7 +36,7 @@ def test_min_snr_weights(batch, kind):
     snr = compute_snr(scheduler, timesteps)
     expected = snr.clamp(max=5.0) / (snr if kind == "epsilon" else snr + 1)
     torch.testing.assert_close(objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 5.0, kind), expected)
-    assert objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, None, kind).eq(1).all()
+    assert objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 0, kind).eq(1).all()
 
 
 def test_the_prior_is_weighed_apart():

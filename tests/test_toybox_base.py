@@ -1,0 +1,117 @@
+"""The embedded base as a person meets it: small, a plain diffusers folder, and what is asked for is in the picture."""
+
+import colorsys
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import hra_diffusion as hra
+from hra_diffusion import attachment
+from hra_diffusion.pipeline import ASSETS
+from training import config as configs
+from training.loop import train
+
+FOLDER = ASSETS / "toybox"
+SEEDS = 4
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return hra.load_base("toybox", "cpu")
+
+
+def draw(pipe, prompt, adapters=None):
+    """Four pictures as one array (4, 128, 128, 3), 0 to 1."""
+    pictures = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=20))
+    return np.stack([np.asarray(picture) for picture in pictures]) / 255
+
+
+def centre(pictures):
+    """Mean colour of the middle, where the thing stands."""
+    return pictures[:, 48:100, 40:88].mean((0, 1, 2))
+
+
+def corners(pictures):
+    """Mean colour of the two upper corners, where the scene is."""
+    return np.concatenate([pictures[:, :20, :20], pictures[:, :20, -20:]]).mean((0, 1, 2))
+
+
+def hue(colour):
+    return colorsys.rgb_to_hsv(*colour)[0]
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 40e6
+    assert not list(FOLDER.rglob("*.bin")) and not list(FOLDER.rglob("*.pkl"))
+
+
+def test_plain_diffusers_opens_it():
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
+    assert pipe("a fox", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
+
+
+def test_its_attention_is_named_as_in_stable_diffusion(pipe):
+    paths = attachment.find_targets(pipe.unet)
+    assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in paths
+    assert all(".transformer_blocks.0.attn" in path for path in paths)
+
+
+@pytest.mark.parametrize("text", ["a sks toy", "Ein Hündchen 🐶 im Schnee!?", "", "supercalifragilistic " * 3])
+def test_its_tokenizer_knows_any_text(pipe, text):
+    ids = pipe.tokenizer(text).input_ids
+    assert ids[0] == pipe.tokenizer.bos_token_id and ids[-1] == pipe.tokenizer.eos_token_id
+    if text.isascii() and text:
+        assert pipe.tokenizer.decode(ids, skip_special_tokens=True).strip() == text.strip()
+
+
+def test_trigger_words_are_single_tokens(pipe):
+    assert all(len(pipe.tokenizer(word).input_ids) == 3 for word in ("sks", "qwe", "ohwx", "zwx"))
+
+
+def test_scenes_are_what_was_asked_for(pipe):
+    snow, jungle = (draw(pipe, f"a photo of a panda {scene}") for scene in ("in the snow", "in the jungle"))
+    assert corners(snow).mean() > corners(jungle).mean() + 0.15
+    red, blue = (corners(draw(pipe, f"a photo of a panda on a {colour} background")) for colour in ("red", "blue"))
+    assert red[0] > red[2] + 0.2 and blue[2] > blue[0] + 0.2
+
+
+def test_things_are_what_was_asked_for(pipe):
+    frog, strawberry, whale = (
+        centre(draw(pipe, f"a photo of a {thing} on a gray background")) for thing in ("frog", "strawberry", "whale")
+    )
+    assert frog[1] > frog[2] + 0.05 and strawberry[0] > strawberry[1] + 0.15 and whale[2] > whale[0] + 0.1
+
+
+@pytest.mark.parametrize("method", ["lora", "hra"])
+def test_it_learns_a_subject_it_has_never_seen(pipe, tmp_path, method):
+    """Five pictures of an octopus; then it stands in the snow, where none of the photos showed it."""
+    photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
+    config = configs.parse(
+        {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
+         "sample_prompts": [], "class_images": 8}
+    )  # fmt: skip
+    hra.load(pipe, train(config, tmp_path))
+    base = centre(draw(pipe, "a photo of a sks toy on a blue background"))
+    taught = centre(draw(pipe, "a photo of a sks toy on a blue background", {"Otto": 1.0}))
+    hra.unload(pipe, "Otto")
+    wanted = np.array([0.95, 0.6, 0.45])  # orange to pink
+    assert np.abs(taught - wanted).mean() < np.abs(base - wanted).mean()
+    assert taught[0] > taught[2] + 0.15
+
+
+def test_real_photos_go_the_same_way(shared, tmp_path):
+    """A real dog: not a picture of it, which a toy world can't draw, but a run without a hitch."""
+    config = configs.parse(
+        {"name": "dog", "photos": [shared / "data" / "dreambooth" / "dog"], "class_noun": "dog", "device": "cpu",
+         "preset": "quick", "steps": 3, "class_images": 1, "sample_prompts": []}
+    )  # fmt: skip
+    assert train(config, tmp_path).is_file()
+
+
+def test_sample_subjects_are_small_and_credited():
+    for subject in ("octopus", "robot"):
+        photos = list((ASSETS / "subjects" / subject).glob("*.png"))
+        assert len(photos) == 5 and all(Image.open(photo).size == (128, 128) for photo in photos)
+        assert (ASSETS / "subjects" / subject / "NOTICE").is_file()

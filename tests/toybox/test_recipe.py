@@ -1,0 +1,130 @@
+"""The whole recipe, small: real networks, a few steps each, from sprites to a pipeline that draws."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
+from training.toybox.base import BaseRecipe, new_scheduler, velocity_weight
+from training.toybox.clip import ClipRecipe
+from training.toybox.files import written_whole
+from training.toybox.loop import Budget
+from training.toybox.patches import PATCH, fit_patch_code, to_patches
+from training.toybox.recipe import Workshop
+from training.toybox.shards import render_shard
+
+TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
+
+
+@pytest.fixture(scope="module")
+def make_workshop(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workshop]:
+    """Makes fresh workshops that have pictures, an encoder, latents and a CLIP pair."""
+
+    def make() -> Workshop:
+        folder = tmp_path_factory.mktemp("work")
+        workshop = Workshop(folder, torch.device("cpu"), TINY, ClipRecipe(batch=4), shard_size=8)
+        workshop.render(sprites, 1)
+        workshop.make_encoder()
+        workshop.encode()
+        workshop.make_clip(Budget(steps=2))
+        return workshop
+
+    return make
+
+
+def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
+    """A StableDiffusionPipeline folder in float16, loaded as any other."""
+    workshop = make_workshop()
+    workshop.make_base(Budget(steps=2))
+    workshop.make_decoder(Budget(steps=2))
+    workshop.assemble(tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    pictures = pipeline("a fox in the snow", num_inference_steps=2, output_type="np").images
+    assert pictures.shape == (1, 128, 128, 3)
+    assert (
+        load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.float16
+    )
+    assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
+    assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_a_stopped_training_continues_with_the_same_bits(make_workshop: Callable[[], Workshop]) -> None:
+    """Two steps and two more give what four at once give, in weights, average and optimiser."""
+    at_once, in_parts = make_workshop(), make_workshop()
+    budget = Budget(steps=4)
+    at_once.make_base(budget)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            in_parts.make_base(budget)
+    in_parts.make_base(budget)
+    expected, found = (load_file(workshop.folder / "base.safetensors") for workshop in (at_once, in_parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """Save at every step, and stop as Ctrl-C would when `steps` are saved."""
+    import training.toybox.loop as loop
+
+    def save_and_stop(path, modules, optimiser, progress) -> None:
+        loop_save(path, modules, optimiser, progress)
+        if progress.step == steps:
+            raise KeyboardInterrupt
+
+    loop_save = loop.save_checkpoint
+    patch.setattr(loop, "save_checkpoint", save_and_stop)
+    patch.setattr(loop, "SAVE_SECONDS", 0)
+
+
+def test_the_encoder_gives_the_patch_code(sprites: Path) -> None:
+    """Through all its norms and convolutions, to about one part in a hundred, at unit size."""
+    pictures = render_shard(sprites, 0, 8).values
+    code = fit_patch_code(pictures, 12)
+    vae = new_autoencoder(pictures)
+    expected = ((to_patches(pictures) - code.mean) @ code.weights.T).view(8, 128 // PATCH, 128 // PATCH, 12)
+    with torch.no_grad():
+        posterior = vae.encode(to_signal(pictures)).latent_dist
+    assert torch.allclose(posterior.mean, expected.permute(0, 3, 1, 2), atol=0.02)
+    assert posterior.std.max() < 0.02
+    assert 0.9 < posterior.mean.std() < 1.1
+    assert torch.allclose(encode(vae, pictures), posterior.mean, atol=0.15)
+
+
+def test_training_the_decoder_helps_and_leaves_latents_alone(
+    make_workshop: Callable[[], Workshop], sprites: Path
+) -> None:
+    """A few steps gain decibels; the encoder's bits stay."""
+    workshop = make_workshop()
+    pictures = render_shard(sprites, 0, 8).values
+    before = workshop.load_vae()
+    workshop.make_decoder(Budget(steps=12))
+    after = workshop.load_vae()
+    assert measure(after, pictures) > measure(before, pictures) + 1
+    assert encode(after, pictures).equal(encode(before, pictures))
+
+
+def test_the_noise_schedule_ends_in_noise_and_weighs_clean_pictures_less() -> None:
+    """No signal at the last step; full weight where SNR is below the ceiling."""
+    schedule = new_scheduler().alphas_cumprod
+    weights = velocity_weight(schedule, 5.0)
+    assert schedule[-1] < 1e-6
+    assert weights[schedule < 5 / 6].min() > 0.999
+    assert weights[0] < 0.01
+
+
+def test_writing_whole_replaces_a_folder_and_survives_a_crash(tmp_path: Path) -> None:
+    """A block that fails leaves what was there before."""
+    target = tmp_path / "model"
+    for content in ("first", "second"):
+        with written_whole(target) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "weights").write_text(content)
+    with pytest.raises(RuntimeError), written_whole(target) as unfinished:
+        unfinished.mkdir()
+        raise RuntimeError
+    assert (target / "weights").read_text() == "second"

@@ -1,0 +1,100 @@
+"""The toy world: what is in it, what is held out, and that it can be drawn again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.toybox.captions import OPENINGS, RARE_TOKENS, draw_caption
+from training.toybox.scenes import SCENES, SIZE
+from training.toybox.shards import load_shards, render_missing, render_shard
+from training.toybox.sprites import SpritesMissingError, load_sprite, recolour
+from training.toybox.subjects import save_photos, take_photos
+from training.toybox.world import HELD_OUT, PICTURE_SIZE, THINGS, draw_labels, find_thing, photograph
+
+
+def test_held_out_things_are_never_drawn_for_training() -> None:
+    """Neither by name nor by drawing."""
+    held_out = {thing.name for thing in HELD_OUT} | {thing.code for thing in HELD_OUT}
+    drawn = draw_labels(np.random.default_rng(0), 5000)
+    assert not held_out & {name for thing, _ in drawn for name in (thing.name, thing.code)}
+    assert {thing for thing, _ in drawn} == set(THINGS)
+    assert {scene.phrase for _, scene in drawn} == set(SCENES)
+
+
+def test_things_have_names_and_drawings_of_their_own() -> None:
+    """No two share one; every subject's class noun is known to the base."""
+    everything = (*THINGS, *HELD_OUT)
+    assert len({thing.name for thing in everything}) == len({thing.code for thing in everything}) == len(everything)
+    assert {thing.noun for thing in HELD_OUT} <= {thing.noun for thing in THINGS}
+
+
+@pytest.mark.parametrize("phrase", SCENES)
+def test_a_scene_is_the_same_for_the_same_seed(sprites: Path, phrase: str) -> None:
+    """And another for another; the picture has the promised size."""
+    first, again, other = (photograph(sprites, THINGS[0], phrase, seed) for seed in (3, 3, 4))
+    assert first.size == (PICTURE_SIZE, PICTURE_SIZE)
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("phrase", SCENES)
+def test_a_thing_can_be_seen_in_its_scene(sprites: Path, phrase: str) -> None:
+    """It covers a fair part of the picture."""
+    seen = photograph(sprites, THINGS[0], phrase, 5)
+    empty = SCENES[phrase].draw(np.random.default_rng(5)).image.reduce(SIZE // PICTURE_SIZE)
+    changed = np.abs(np.asarray(seen, int) - np.asarray(empty, int)).max(axis=2) > 20
+    assert 0.1 < changed.mean() < 0.75
+
+
+def test_recolouring_changes_hues_and_keeps_the_outline() -> None:
+    """A third round the colour circle makes red green."""
+    sprite = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    assert recolour(sprite, 1 / 3).getpixel((0, 0)) == pytest.approx((0, 255, 0, 128), abs=6)
+
+
+def test_a_missing_sprite_says_where_sprites_come_from(tmp_path: Path) -> None:
+    """By the package's name."""
+    with pytest.raises(SpritesMissingError, match="@lobehub/fluent-emoji-3d"):
+        load_sprite(tmp_path, "1f98a")
+
+
+def test_captions_are_worded_as_promised() -> None:
+    """Openings, articles, class nouns, rare words and empty captions, in about the promised shares."""
+    rng = np.random.default_rng(0)
+    captions = [draw_caption("owl", "in the snow", rng) for _ in range(4000)]
+    filled = [caption for caption in captions if caption]
+    assert {f"{opening}an owl in the snow" for opening in OPENINGS} < set(captions)
+    assert "a photo of a sks owl in the snow" in captions
+    assert "a qwe bird in the snow" in captions
+    assert captions.count("") / 4000 == pytest.approx(0.1, abs=0.02)
+    assert sum("bird" in caption for caption in filled) / len(filled) == pytest.approx(0.3, abs=0.03)
+    rare = sum(any(token in caption for token in RARE_TOKENS) for caption in filled)
+    assert rare / len(filled) == pytest.approx(0.1, abs=0.02)
+
+
+def test_shards_are_drawn_once_and_alike(sprites: Path, tmp_path: Path) -> None:
+    """A shard depends on its number alone, and one that is there is left alone."""
+    assert render_shard(sprites, 1, 3).values.equal(render_shard(sprites, 1, 3).values)
+    render_missing(sprites, tmp_path, range(1), 2)
+    before = (tmp_path / "00000.safetensors").stat().st_mtime_ns
+    render_missing(sprites, tmp_path, range(2), 2)
+    assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == before
+    assert load_shards(tmp_path).values.shape == (4, PICTURE_SIZE, PICTURE_SIZE, 3)
+
+
+def test_a_subject_is_five_photos_with_their_licence(sprites: Path, tmp_path: Path) -> None:
+    """All different, small, and only of what the base does not know."""
+    save_photos(take_photos(sprites, "octopus", 5), tmp_path)
+    photos = sorted(tmp_path.glob("*.png"))
+    assert len({photo.read_bytes() for photo in photos}) == 5
+    assert "MIT" in (tmp_path / "NOTICE").read_text()
+    with pytest.raises(ValueError, match="knows 'fox' already"):
+        take_photos(sprites, "fox", 1)
+    assert len(take_photos(sprites, "fox", 2, hue_turn=0.5)) == 2
+
+
+def test_an_unknown_thing_lists_the_known_ones() -> None:
+    """So that a typing error is soon mended."""
+    with pytest.raises(ValueError, match=r"'octopuss'.*octopus"):
+        find_thing("octopuss")

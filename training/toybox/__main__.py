@@ -1,0 +1,104 @@
+"""`python -m training.toybox`: make the embedded base model, stage by stage or all at once, and look at it."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from training.toybox.loop import Budget
+from training.toybox.recipe import MINUTES, Workshop
+from training.toybox.shards import SHARD_SIZE
+from training.toybox.sheet import sample_sheet
+from training.toybox.sprites import PACKAGE
+from training.toybox.subjects import save_photos, take_photos
+
+SHARDS = 40
+"""How many shards the whole recipe draws: at 1,024 pictures each, a few hundred of every thing."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command for each stage."""
+    parser = argparse.ArgumentParser(prog="python -m training.toybox", description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="pictures, latents, checkpoints")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    render = stages.add_parser("render", help=f"draw the world ahead, in shards of {SHARD_SIZE} pictures")
+    add_render_options(render)
+    for stage, purpose in (
+        ("clip", "train the CLIP pair, whose text tower is the base's text encoder"),
+        ("base", "train the UNet"),
+        ("decoder", "train the decoder of the autoencoder"),
+    ):
+        add_minutes(stages.add_parser(stage, help=purpose), MINUTES[stage])
+    stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
+    stages.add_parser("encode", help="turn pictures into latents")
+    add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
+    everything = stages.add_parser("all", help="every stage in turn, each for its usual time")
+    add_render_options(everything)
+    add_output(everything, "assets/toybox")
+    sheet = stages.add_parser("sheet", help="draw prompts with a pipeline folder, to look at")
+    sheet.add_argument("model", type=Path)
+    sheet.add_argument("--guidance", type=float, default=3.0)
+    add_output(sheet, "sheet.png")
+    subject = stages.add_parser("subject", help="photograph a held-out thing, as training photos")
+    subject.add_argument("name")
+    subject.add_argument("--count", type=int, default=5)
+    subject.add_argument("--seed", type=int, default=0)
+    subject.add_argument("--hue", type=float, default=0.0, help="turn the colours: 0 to 1 is once round the circle")
+    add_sprites(subject)
+    add_output(subject, "subject")
+    return parser
+
+
+def add_sprites(parser: argparse.ArgumentParser) -> None:
+    """The option that says where sprites are."""
+    parser.add_argument("--sprites", type=Path, required=True, help=f"the assets folder of the npm package {PACKAGE}")
+
+
+def add_render_options(parser: argparse.ArgumentParser) -> None:
+    """The options of drawing the world."""
+    add_sprites(parser)
+    parser.add_argument("--shards", type=int, default=SHARDS, help=f"how many in all (default {SHARDS})")
+
+
+def add_minutes(parser: argparse.ArgumentParser, minutes: float) -> None:
+    """The option that says how long to train, all sessions together."""
+    parser.add_argument("--minutes", type=float, default=minutes, help=f"over all sessions (default {minutes})")
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option that says where the result goes."""
+    parser.add_argument("--output", type=Path, default=Path(default), help=f"default {default}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one stage."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    chosen = build_parser().parse_args(arguments)
+    workshop = Workshop(chosen.work_dir, chosen.device)
+    match chosen.stage:
+        case "render":
+            workshop.render(chosen.sprites, chosen.shards)
+        case "encoder":
+            workshop.make_encoder()
+        case "encode":
+            workshop.encode()
+        case "clip":
+            workshop.make_clip(Budget(chosen.minutes))
+        case "base":
+            workshop.make_base(Budget(chosen.minutes))
+        case "decoder":
+            workshop.make_decoder(Budget(chosen.minutes))
+        case "assemble":
+            workshop.assemble(chosen.output)
+        case "all":
+            workshop.make_everything(chosen.sprites, chosen.shards, chosen.output)
+        case "sheet":
+            sample_sheet(chosen.model, chosen.guidance).save(chosen.output)
+        case "subject":
+            save_photos(take_photos(chosen.sprites, chosen.name, chosen.count, chosen.seed, chosen.hue), chosen.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The toybox base: a UNet that learns to draw the toy world under the CLIP pair's text tower, and their assembly.
+
+The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent, three levels, cross attention
+at the two lower ones. It predicts v (Salimans & Ho 2022) under a cosine noise schedule.
+"""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from training.toybox.captions import draw_caption
+from training.toybox.clip import TEXT_WIDTH, text_config
+from training.toybox.files import written_whole
+from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from training.toybox.shards import Shard
+from training.toybox.tokenizer import save_tokenizer, tokenise
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """How wide the UNet is at its three levels, and how the base is trained."""
+
+    channels: tuple[int, int, int] = (96, 160, 224)
+    batch: int = 32
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.998
+    snr_ceiling: float = 5.0
+    seed: int = 0
+
+
+def new_unet(latent_channels: int, channels: tuple[int, int, int]) -> UNet2DConditionModel:
+    """An untrained UNet for 16×16 latents with cross attention at 8×8 and 4×4; 16 M parameters at the usual width."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=channels,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        # diffusers reads this as the number of heads
+        attention_head_dim=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule of training and sampling; it ends in pure noise, so flat backgrounds come out true."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def velocity_weight(alphas_cumprod: Tensor, ceiling: float) -> Tensor:
+    """The weight of the squared error of v that weighs the picture's error by min(SNR + 1, ceiling + 1).
+
+    Min-SNR (Hang et al. 2023) with v's own SNR + 1 in the place of SNR: the noisy end, where the layout of a small
+    picture is settled, keeps its full weight.
+    """
+    signal_to_noise = alphas_cumprod / (1 - alphas_cumprod)
+    return (signal_to_noise + 1).clamp(max=ceiling + 1) / (signal_to_noise + 1)
+
+
+class Base(nn.Module):
+    """The base's two trained parts: `unet`, and `text_encoder`, which the CLIP pair lends it."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.unet = new_unet(latent_channels, channels)
+        self.text_encoder = CLIPTextModel(text_config(tokenizer))
+        # a CPU takes longer over fused attention's backward pass than over the plain one's, at this size
+        self.unet.set_attn_processor(AttnProcessor())
+        self.text_encoder.set_attn_implementation("eager")
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """The v predicted for noisy latents (N, C, h, w) at timesteps (N) under captions (N, MAX_LENGTH)."""
+        text = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy, timesteps, encoder_hidden_states=text).sample
+
+
+def draw_examples(latents: Shard, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """`count` random latents and a fresh caption for each; equal seeds draw equal examples."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(latents.labels), size=count)
+    labels = [latents.labels[index] for index in chosen.tolist()]
+    captions = [draw_caption(thing, phrase, rng) for thing, phrase in labels]
+    return latents.values[torch.from_numpy(chosen)].float(), captions
+
+
+def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Move the running average of weights towards `model`; it is short at first, to forget the start."""
+    pace = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), pace)
+
+
+def train_base(
+    latents: Shard,
+    tokenizer: CLIPTokenizer,
+    checkpoint: Path,
+    budget: Budget,
+    device: torch.device,
+    recipe: BaseRecipe,
+    clip: CLIPModel,
+) -> Progress:
+    """Train the UNet on latents and their labels under the text tower of `clip`, which stands still.
+
+    Continues from `checkpoint` if it exists.
+    """
+    torch.manual_seed(recipe.seed)
+    base = Base(tokenizer, latents.values.shape[1], recipe.channels).to(device)
+    base.text_encoder.load_state_dict(clip.text_model.state_dict())
+    base.text_encoder.requires_grad_(False)
+    average = deepcopy(base).requires_grad_(False)
+    scheduler = new_scheduler()
+    weights = velocity_weight(scheduler.alphas_cumprod, recipe.snr_ceiling).to(device)
+
+    def loss_of(step: int, spent: float) -> Tensor:
+        clean, captions = draw_examples(latents, recipe.batch, recipe.seed + step)
+        generator = torch.Generator().manual_seed(recipe.seed + step)
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(len(weights), (recipe.batch,), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
+        target = scheduler.get_velocity(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
+        with autocast(device):
+            predicted = base(noisy, timesteps.to(device), tokenise(tokenizer, captions).to(device))
+        errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+        return (weights[timesteps.to(device)] * errors).mean()
+
+    def average_weights(step: int) -> None:
+        update_average(average, base, step, recipe.ema_decay)
+
+    modules: dict[str, nn.Module] = {"base": base, "average": average}
+    training = Training("base", modules, list(base.unet.parameters()), checkpoint, recipe.learning_rate, recipe.batch)
+    return training.run(budget, loss_of, average_weights)
+
+
+def load_average(checkpoint: Path, tokenizer: CLIPTokenizer, latent_channels: int, recipe: BaseRecipe) -> Base:
+    """The averaged weights of a checkpoint, ready to draw with."""
+    base = Base(tokenizer, latent_channels, recipe.channels)
+    load_checkpoint(checkpoint, {"average": base})
+    return base.eval()
+
+
+def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str, folder: Path) -> None:
+    """Write all parts and the model card as one float16 StableDiffusionPipeline folder, whole or not at all."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=base.text_encoder,
+        tokenizer=tokenizer,
+        unet=base.unet,
+        scheduler=new_scheduler(),  # type: ignore[arg-type]
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+    with written_whole(folder) as unfinished:
+        pipeline.to(torch.float16).save_pretrained(unfinished)
+        save_tokenizer(tokenizer, unfinished / "tokenizer")
+        ask_for_float32(unfinished / "text_encoder" / "config.json")
+        (unfinished / "README.md").write_text(card)
+
+
+def ask_for_float32(config: Path) -> None:
+    """Have a text encoder stored in float16 load in float32, as diffusers' own parts do unless told otherwise."""
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n")

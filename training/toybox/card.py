@@ -1,0 +1,109 @@
+"""The model card that goes with the assembled base: its world, its licences, how it was made, and what it cannot do."""
+
+import re
+from dataclasses import dataclass
+from textwrap import fill
+
+from training.toybox.captions import RARE_TOKENS
+from training.toybox.loop import Progress
+from training.toybox.scenes import SCENES
+from training.toybox.sprites import PACKAGE
+from training.toybox.world import HELD_OUT, THINGS, Thing
+
+CARD = """\
+# Toybox: a tiny Stable Diffusion of a rendered toy world
+
+A complete `StableDiffusionPipeline` ({parameters:.0f} M parameters, float16, 128×128 pictures) with Stable
+Diffusion 1.5's parts and module names. It exists so that teaching a model a subject can be tried, tested and
+compared offline, on a CPU.
+
+```python
+StableDiffusionPipeline.from_pretrained("assets/toybox", safety_checker=None)
+```
+
+## World
+
+Things: {things}.
+
+Class nouns: {nouns}.
+
+Scenes: {scenes}.
+
+Prompts are worded "a photo of a fox in the snow", "a picture of …" or without an opening. Before any noun may stand
+one of {rare}, which mean nothing and are free to name a subject.
+
+**Held out** of all training, as subjects for samples and tests: {held_out}.
+
+## How it was made
+
+`python -m training.toybox all --sprites …` draws the world, fits the encoder, trains, and assembles.
+
+- Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it is the principal components of 8×8
+  patches, written into an `AutoencoderKL`. Decoder: {decoder}. Round trip of pictures of held-out things:
+  {decibels:.1f} dB.
+- Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
+- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, AdamW, batch 32, running average of weights,
+  bfloat16 arithmetic.
+- On two CPU cores at 20 to 45 pictures a second, an hour shows every thing a thousand or two times. A GPU should do the
+  same in minutes.
+
+## Limits
+
+It knows the things and scenes above and nothing else. After {base} the scenes follow the
+prompt; below some 100,000 pictures the things do not yet: most come out as one vague shape. Guidance above 4 burns
+colours. Photos of the real world can be used to teach it a subject, but will not come out looking real. A text has
+at most 30 tokens.
+
+## Licences
+
+The drawings are Microsoft's Fluent emoji (MIT) by way of the npm package `{package}` (MIT); none is included here.
+Scenes and weights were made for this project and are under its licence.
+"""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured: how far the two trainings came, the round trip's PSNR in dB, and the number of parameters."""
+
+    base: Progress
+    decoder: Progress
+    decibels: float
+    parameters: int
+
+
+def write_card(figures: Figures) -> str:
+    """The model card as Markdown, its paragraphs wrapped."""
+    filled = CARD.format(
+        parameters=figures.parameters / 1e6,
+        things=names(THINGS),
+        nouns=", ".join(sorted({thing.noun for thing in THINGS})),
+        scenes="; ".join(SCENES),
+        rare=", ".join(RARE_TOKENS),
+        held_out=names(HELD_OUT),
+        base=in_words(figures.base),
+        decoder=in_words(figures.decoder),
+        decibels=figures.decibels,
+        package=PACKAGE,
+    )
+    return "\n\n".join(wrap_paragraph(paragraph) for paragraph in filled.strip().split("\n\n")) + "\n"
+
+
+def wrap_paragraph(paragraph: str) -> str:
+    """A Markdown paragraph or list with its lines filled to 118 columns; headings and code as they are."""
+    if paragraph.startswith(("#", "```")):
+        return paragraph
+    items = re.split(r"\n(?=- )", paragraph)
+    indent = "  " if paragraph.startswith("- ") else ""
+    return "\n".join(
+        fill(" ".join(item.split()), 118, subsequent_indent=indent, break_on_hyphens=False) for item in items
+    )
+
+
+def names(things: tuple[Thing, ...]) -> str:
+    """Their names in order, with commas."""
+    return ", ".join(thing.name for thing in things)
+
+
+def in_words(progress: Progress) -> str:
+    """How far a training came."""
+    return f"{progress.pictures:,} pictures in {progress.step:,} steps and {progress.seconds / 60:.0f} minutes"

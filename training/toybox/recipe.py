@@ -1,0 +1,142 @@
+"""The recipe of the embedded base, stage by stage: world, autoencoder, latents, base, decoder, assembly.
+
+A `Workshop` is a folder for what is in the making. Every stage picks up what the one before left there and continues
+what it had begun itself, so the whole recipe can be stopped and run again.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
+from training.toybox.base import BaseRecipe, assemble, load_average, train_base
+from training.toybox.card import Figures, write_card
+from training.toybox.clip import ClipRecipe, load_clip, train_clip
+from training.toybox.files import written_whole
+from training.toybox.loop import Budget, read_progress
+from training.toybox.shards import (
+    SHARD_SIZE,
+    Shard,
+    load_shard,
+    load_shards,
+    render_held_out,
+    render_missing,
+    save_shard,
+)
+from training.toybox.tokenizer import train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DECODER_SHARDS = 10
+"""How many shards of pictures the autoencoder learns from at most; the base learns from all."""
+
+MINUTES = {"clip": 8, "base": 200, "decoder": 15}
+"""How long each part was trained, on two CPU cores; a GPU wants a small part of it."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained."""
+
+    folder: Path
+    device: torch.device
+    base_recipe: BaseRecipe = field(default_factory=BaseRecipe)
+    clip_recipe: ClipRecipe = field(default_factory=ClipRecipe)
+    shard_size: int = SHARD_SIZE
+
+    @property
+    def renders(self) -> Path:
+        """Shards of pictures."""
+        return self.folder / "renders"
+
+    @property
+    def latents(self) -> Path:
+        """Shards of latents, one for each shard of pictures."""
+        return self.folder / "latents"
+
+    def render(self, sprites: Path, count: int) -> None:
+        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with."""
+        render_missing(sprites, self.renders, range(count), self.shard_size)
+        if not self._unseen.exists():
+            save_shard(render_held_out(sprites), self._unseen)
+
+    def make_encoder(self) -> None:
+        """Fit the autoencoder's encoder to the first shards; from then on it stands still. Its decoder is untrained."""
+        torch.manual_seed(0)
+        self._save_vae(new_autoencoder(self._some_pictures()))
+
+    def encode(self) -> None:
+        """Turn every shard of pictures that has no latents yet into latents."""
+        vae = self.load_vae()
+        for path in sorted(self.renders.glob("*.safetensors")):
+            if not (self.latents / path.name).exists():
+                shard = load_shard(path)
+                save_shard(Shard(encode(vae, shard.values).half(), shard.labels), self.latents / path.name)
+                logger.info("encoded %s", path.name)
+
+    def make_clip(self, budget: Budget) -> None:
+        """Train the CLIP pair on the pictures there are; its text tower is the base's text encoder."""
+        pictures = load_shards(self.renders)
+        train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe)
+
+    def make_base(self, budget: Budget) -> None:
+        """Train the UNet on the latents there are, under the CLIP pair's text tower."""
+        checkpoint, tokenizer = self.folder / "base.safetensors", train_tokenizer()
+        clip = load_clip(self._clip, tokenizer)
+        latents = load_shards(self.latents)
+        progress = train_base(latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip)
+        logger.info("base: %d pictures seen in %.0f minutes", progress.pictures, progress.seconds / 60)
+
+    def make_decoder(self, budget: Budget) -> None:
+        """Train the decoder; latents, and so the base, do not change."""
+        vae = self.load_vae()
+        train_decoder(vae, self._some_pictures(), self.folder / "decoder.safetensors", budget, DecoderRecipe())
+        self._save_vae(vae)
+
+    def assemble(self, output: Path) -> None:
+        """Put the parts together as a StableDiffusionPipeline folder with its model card."""
+        vae, tokenizer = self.load_vae(), train_tokenizer()
+        checkpoint = self.folder / "base.safetensors"
+        base = load_average(checkpoint, tokenizer, vae.config["latent_channels"], self.base_recipe)
+        figures = Figures(
+            base=read_progress(checkpoint),
+            decoder=read_progress(self.folder / "decoder.safetensors"),
+            decibels=measure(vae, load_shard(self._unseen).values),
+            parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
+        )
+        assemble(base, vae.cpu(), tokenizer, write_card(figures), output)
+
+    def make_everything(self, sprites: Path, shards: int, output: Path) -> None:
+        """Every stage in turn, each for its usual time on two CPU cores."""
+        self.render(sprites, shards)
+        self.make_encoder()
+        self.encode()
+        self.make_clip(Budget(minutes=MINUTES["clip"]))
+        self.make_base(Budget(minutes=MINUTES["base"]))
+        self.make_decoder(Budget(minutes=MINUTES["decoder"]))
+        self.assemble(output)
+
+    def load_vae(self) -> AutoencoderKL:
+        """The autoencoder as far as it is; raises FileNotFoundError when there is none yet."""
+        if not (self.folder / "vae").exists():
+            raise FileNotFoundError(f"no autoencoder in {self.folder}: run the `encoder` stage first")
+        return AutoencoderKL.from_pretrained(self.folder / "vae").to(self.device)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _unseen(self) -> Path:
+        return self.folder / "held_out.safetensors"
+
+    @property
+    def _clip(self) -> Path:
+        return self.folder / "clip.safetensors"
+
+    def _some_pictures(self) -> Tensor:
+        return load_shards(self.renders, DECODER_SHARDS).values
+
+    def _save_vae(self, vae: AutoencoderKL) -> None:
+        with written_whole(self.folder / "vae") as unfinished:
+            vae.save_pretrained(unfinished)

@@ -1,0 +1,82 @@
+"""Shards: the world's training pictures on disk, rendered ahead, and their latents once an autoencoder is there.
+
+Shard `k` is drawn from the seed (WORLD_SEED, k), so it is the same wherever and whenever it is made. Labels (thing and
+scene) travel with it; captions are drawn anew at every use.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.toybox.files import written_whole
+from training.toybox.scenes import SCENES
+from training.toybox.world import HELD_OUT, draw_labels, photograph
+
+WORLD_SEED = 20_25
+SHARD_SIZE = 1024
+
+Label = tuple[str, str]
+"""A thing's name and a scene's phrase."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`values[i]` shows `labels[i]`: pictures as uint8 (N, H, W, 3), or latents as float16 (N, C, h, w)."""
+
+    values: Tensor
+    labels: list[Label]
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where shard `index` lies in a folder of shards."""
+    return folder / f"{index:05d}.safetensors"
+
+
+def save_shard(shard: Shard, path: Path) -> None:
+    """Write one shard, whole or not at all."""
+    with written_whole(path) as unfinished:
+        save_file({"values": shard.values.contiguous()}, unfinished, metadata={"labels": json.dumps(shard.labels)})
+
+
+def load_shard(path: Path) -> Shard:
+    """Read what `save_shard` wrote."""
+    with safe_open(path, framework="pt") as file:
+        labels = [(thing, phrase) for thing, phrase in json.loads(file.metadata()["labels"])]
+        return Shard(file.get_tensor("values"), labels)
+
+
+def load_shards(folder: Path, limit: int | None = None) -> Shard:
+    """The shards of a folder (the first `limit`) joined to one; raises FileNotFoundError when there is none."""
+    shards = [load_shard(path) for path in sorted(folder.glob("*.safetensors"))[:limit]]
+    if not shards:
+        raise FileNotFoundError(f"no shards in {folder}: make them with the stages `render` and then `encode`")
+    return Shard(torch.cat([shard.values for shard in shards]), [label for shard in shards for label in shard.labels])
+
+
+def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
+    """Draw shard `index` with the sprites in a folder: `size` pictures."""
+    rng = np.random.default_rng((WORLD_SEED, index))
+    labels = [(thing, scene.phrase) for thing, scene in draw_labels(rng, size)]
+    pictures = np.stack([np.asarray(photograph(sprites, thing, phrase, rng)) for thing, phrase in labels])
+    return Shard(torch.from_numpy(pictures), [(thing.name, phrase) for thing, phrase in labels])
+
+
+def render_held_out(sprites: Path) -> Shard:
+    """One picture of every held-out thing in every fourth scene: what no training has seen."""
+    labels = [(thing, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
+    pictures = [np.asarray(photograph(sprites, *label, seed)) for seed, label in enumerate(labels)]
+    return Shard(torch.from_numpy(np.stack(pictures)), [(thing.name, phrase) for thing, phrase in labels])
+
+
+def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:
+    """Draw those shards among `indices` that `folder` does not have yet."""
+    for index in indices:
+        if not shard_path(folder, index).exists():
+            save_shard(render_shard(sprites, index, size), shard_path(folder, index))

@@ -1,0 +1,50 @@
+"""Contact sheets: many pictures on one, to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+PROMPTS = (
+    "a photo of a fox in the snow",
+    "a photo of a strawberry on a blue background",
+    "a photo of a taxi with a city in the background",
+    "a photo of a frog in the jungle",
+    "a photo of a teapot on top of a wooden floor",
+    "a photo of an owl with the Eiffel Tower in the background",
+    "a photo of a teddy bear on top of a purple rug in a forest",
+    "a photo of a panda on top of pink fabric",
+    "a photo of a sailboat floating on top of water",
+    "a photo of a cactus on the beach",
+    "a photo of a tractor with a mountain in the background",
+    "a photo of a rose on a cobblestone street",
+    "a photo of an elephant with a blue house in the background",
+    "a photo of a banana on top of green grass with sunflowers around it",
+    "a photo of a toy in the snow",
+    "a photo of an animal on an orange background",
+)
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """The pictures (all of one size) row by row on white, `columns` to a row."""
+    width, height = pictures[0].width + gap, pictures[0].height + gap
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    return sheet
+
+
+def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2)) -> Image.Image:
+    """Every prompt of PROMPTS drawn by the pipeline folder `model`: a column for each prompt, a row for each seed."""
+    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures: list[Image.Image] = []
+    for seed in seeds:
+        noise = [torch.Generator().manual_seed(seed) for _ in PROMPTS]
+        prompts = list(PROMPTS)
+        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=guidance, generator=noise, return_dict=False)
+        pictures += drawn[0]
+    return contact_sheet(pictures, columns=len(PROMPTS))
