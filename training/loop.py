@@ -104,10 +104,9 @@ def begun(
         accelerator.wait_for_everyone()
         yield
         return
+    photos = [{"sha256": p.sha256, "crop": list(p.crop), "caption": p.caption} for p in album.photos]
     with run.locked():
-        run.begin(
-            config, [{"sha256": p.sha256, "crop": list(p.crop), "caption": p.caption} for p in album.photos], resume
-        )
+        run.begin(config, photos, resume)
         clock.add(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
