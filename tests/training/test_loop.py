@@ -271,8 +271,8 @@ def test_two_processes_are_one_with_two_batches_a_step(settings, tmp_path):
     """accelerate launch with two CPU processes: gradients are shared and each sees its own batches."""
     configs.write(settings(sample_every=0), tmp_path / "c.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
-               "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--module", "app.cli", "train",
-               "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path), "--json"]  # fmt: skip
+               "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
+               "--module", "app.cli", "train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path), "--json"]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
