@@ -79,7 +79,7 @@ def train_clip(
 ) -> Progress:
     """Train on uint8 pictures and their labels, continuing from `checkpoint` if it exists."""
     torch.manual_seed(recipe.seed)
-    clip = new_clip(tokenizer).to(device)
+    clip = new_clip(tokenizer).to(device)  # type: ignore[arg-type]
 
     def loss_of(step: int, spent: float) -> Tensor:
         rng = np.random.default_rng(recipe.seed + step)
@@ -88,7 +88,7 @@ def train_clip(
         captions = [draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen]
         signal = to_signal(pictures.values[torch.from_numpy(chosen)]).to(device)
         with autocast(device):
-            found = clip(tokenise(tokenizer, captions).to(device), signal)
+            found = clip(tokenise(tokenizer, captions).to(device), signal)  # type: ignore[call-arg]  # type: ignore[call-arg]
         return contrast(found.logits_per_image.float())
 
     training = Training("clip", {"clip": clip}, list(clip.parameters()), checkpoint, recipe.learning_rate, recipe.batch)

@@ -45,6 +45,6 @@ def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2))
     for seed in seeds:
         noise = [torch.Generator().manual_seed(seed) for _ in PROMPTS]
         prompts = list(PROMPTS)
-        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=guidance, generator=noise, return_dict=False)
+        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=guidance, generator=noise, return_dict=False)  # type: ignore
         pictures += drawn[0]
     return contact_sheet(pictures, columns=len(PROMPTS))
