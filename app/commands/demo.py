@@ -33,15 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
             config(method), arguments.output, [] if arguments.quiet or arguments.json else [Bar(method)], True
         )
         seconds[f"train {method}"] = watch.seconds
-        seconds |= (
-            {f"  {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()} if watch.seconds > 1 else {}
-        )
+        if watch.seconds > 1:  # else it was trained before
+            seconds |= {f"  {method} {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()}
     watch, grid = Stopwatch(), arguments.output / "grid.png"
     if not grid.exists():
         draw_comparison(arguments.output)
     seconds["compare"] = watch.seconds
     seconds["in all"] = whole.seconds
-    table = "\n".join(f"{phase:16} {s:7.1f} s" for phase, s in seconds.items())
+    table = "\n".join(f"{phase:20} {s:7.1f} s" for phase, s in seconds.items())
     say(
         arguments, f"{table}\n\nphotos | base | LoRA | HRA, same noise: {grid}", {"grid": str(grid), "seconds": seconds}
     )
