@@ -1,6 +1,6 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
-Toybox figures come from the sweep in ``benchmarks/sweep.py`` (recorded in ``benchmarks/results/sweep.md``); Stable
+Toybox figures are first guesses until ``benchmarks/sweep.py`` has been run on the finished base. Stable
 Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and are not yet measured here.
 """
 
