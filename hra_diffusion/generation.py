@@ -21,7 +21,7 @@ from hra_diffusion import attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
-from hra_diffusion.pipeline import TOYBOX, active, components, loaded, name_of
+from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
@@ -88,9 +88,7 @@ def draw(
     full = complete(pipe, settings or Settings())
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
-    for name, _ in {entry for request in requests for entry in request.adapters}:
-        if name not in loaded(pipe):
-            raise UserError(f"no adapter named {name!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}")
+    require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
     order = sorted(range(len(requests)), key=lambda i: requests[i].adapters)
     pictures: dict[int, Image.Image] = {}
     with _scheduler(pipe, full.scheduler), torch.no_grad():

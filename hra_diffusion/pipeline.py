@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,8 +63,7 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
 
 def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
     """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
-    if name not in loaded(pipe):
-        raise UserError(f"no adapter named {name!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}")
+    require_loaded(pipe, [name])
     facts = {"base": name_of(pipe), "trigger": trigger, "class_noun": class_noun}
     adapter_file.save(Path(file), components(pipe), adapter_file.info_of(components(pipe), name, **facts))
 
@@ -79,6 +78,13 @@ def loaded(pipe: DiffusionPipeline) -> list[str]:
     return list(dict.fromkeys(name for model in components(pipe).values() for name in attachment.adapter_names(model)))
 
 
+def require_loaded(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
+    """Raises UserError naming the first adapter that is not on the pipeline, and those that are."""
+    here = loaded(pipe)
+    if unknown := sorted(set(names) - set(here)):
+        raise UserError(f"no adapter named {unknown[0]!r} is loaded; loaded: {', '.join(here) or 'none'}")
+
+
 def active(pipe: DiffusionPipeline) -> dict[str, float]:
     """The adapters in use and their strengths, in order."""
     routings = [attachment.routing_of(model) for model in components(pipe).values()]
@@ -90,10 +96,7 @@ def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
 
     Raises ValueError for a name that is not on the pipeline.
     """
-    if unknown := set(strengths) - set(loaded(pipe)):
-        raise UserError(
-            f"no adapter named {sorted(unknown)[0]!r} is loaded; loaded: {', '.join(loaded(pipe)) or 'none'}"
-        )
+    require_loaded(pipe, strengths)
     for model in components(pipe).values():
         here = attachment.adapter_names(model)
         attachment.activate(model, {name: strength for name, strength in strengths.items() if name in here})
