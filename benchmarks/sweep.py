@@ -27,7 +27,8 @@ from training import config as configs
 from training import objective
 from training.cache import Examples, encode
 from training.loop import train
-from training.toybox.captions import NOUNS, with_article
+from training.prior import with_article
+from training.toybox.captions import NOUNS
 from training.toybox.scenes import SCENES
 from training.toybox.subjects import save_photos, take_photos
 from training.toybox.world import THINGS, find_thing, photograph

@@ -134,7 +134,8 @@ def draw_grid(comparison: Comparison) -> Image.Image:
     y = MARGIN + line
     for number, (prompt, seed) in enumerate(rows):
         if seed == 0:
-            pen.text((MARGIN, y), _fit(comparison.prompts[prompt], font, sheet.width - 2 * MARGIN), "#1f4e9e", font)
+            title = comparison.prompts[prompt].replace("{subject}", comparison.columns[0].subject)
+            pen.text((MARGIN, y), _fit(title, font, sheet.width - 2 * MARGIN), "#1f4e9e", font)
             y += line
         shown = [comparison.photos[(2 * number + i) % len(comparison.photos)] for i in range(references)]
         for place, image in zip(places, [*shown, *(c.image for c in comparison.row(prompt, seed))], strict=True):

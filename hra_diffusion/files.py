@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,27 +41,50 @@ def checked_name(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success it becomes ``path``, on failure nothing is left behind.
+    """Yield a temporary name beside ``path`` for a file or a folder; on success it takes the place of ``path``.
 
-    Makes parent folders. Raises FileError for a full disk, a read-only folder, a file where a folder must be.
+    On failure nothing is left behind. Makes parent folders. Raises FileError for a full disk, a read-only folder, a
+    file where a folder must be.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         make_folder(path.parent)
+        remove(temporary)
         yield temporary
         flush(temporary)
-        temporary.replace(path)
+        put(temporary, path)
     except OSError as error:
         raise explained(error, path) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
-def flush(file: Path) -> None:
-    """Have the system put a file on the disk now: a power cut after a rename must not leave an empty file."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def flush(path: Path) -> None:
+    """Have the system put a file, or all of a folder, on the disk now: a power cut must not leave a renamed blank."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``; a folder that stands there steps aside first and is then deleted."""
+    if not path.is_dir():
+        temporary.replace(path)
+        return
+    outdated = temporary.with_suffix(".old")
+    path.rename(outdated)
+    temporary.rename(path)
+    remove(outdated)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,9 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -119,6 +121,14 @@ def shared() -> Path:
             "needs ../shared (the benchmark's photos, two public adapters, CLIP's vocabulary) beside the project"
         )
     return SHARED
+
+
+def save_photos(folder: Path, count: int) -> Path:
+    """``count`` small random photos, 0.jpg and on, in a folder that is there."""
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    return folder
 
 
 def stir(parameters, seed: int = 0, by: float = 0.3) -> None:

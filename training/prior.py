@@ -17,7 +17,12 @@ BATCH = 8
 
 def class_prompt(class_noun: str) -> str:
     """The prompt that shows the class without the subject."""
-    return f"a photo of {'an' if class_noun[0].lower() in 'aeiou' else 'a'} {class_noun}"
+    return f"a photo of {with_article(class_noun)}"
+
+
+def with_article(noun: str) -> str:
+    """``noun`` with the indefinite article before it: "a fox", "an owl"."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def class_images(

@@ -10,7 +10,6 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, explained, make_folder, save_tensors, write_text
+from hra_diffusion.files import atomic_path, checked_name, make_folder, save_tensors, write_text
 from training import config as configs
 from training.config import TrainConfig
 
@@ -122,16 +121,7 @@ def find(output: Path, name: str) -> Run | None:
 
 
 def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint's folder under a temporary name, then rename it. ``adapter(path)`` writes its adapter."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        make_folder(temporary)
-        save_tensors(temporary / "training.safetensors", training)
-        adapter(temporary / "adapter.safetensors")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise explained(error, folder) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Write a checkpoint's folder, whole or not at all. ``adapter(path)`` writes its adapter."""
+    with atomic_path(folder) as unfinished:
+        save_tensors(unfinished / "training.safetensors", training)
+        adapter(unfinished / "adapter.safetensors")

@@ -3,16 +3,14 @@
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from app.commands.common import OUTPUTS, Stopwatch, add_base, say
+from app.commands.compare import reference_photos
 from hra_diffusion import library, pipeline
 from hra_diffusion.comparison import BASE, Column, compare, save
 from hra_diffusion.generation import Settings, complete
 from training import config as configs
 from training.events import Bar
 from training.loop import train
-from training.photos import ingest
 from training.runs import Run
 
 SUBJECT, CLASS_NOUN = "octopus", "toy"
@@ -63,13 +61,10 @@ def config(method: str) -> configs.TrainConfig:
 def draw_comparison(output: Path) -> None:
     """Base, LoRA and HRA on a few prompts, from the same noise, beside the photos."""
     pipe = pipeline.load_base()
+    adapters = [library.find_adapter(f"{SUBJECT}-{method}", [output]) for method in METHODS]
     columns = [Column(BASE, {}, CLASS_NOUN)]
-    for method in METHODS:
-        info = library.put_on(pipe, library.find_adapter(f"{SUBJECT}-{method}", [output]))
+    for method, adapter in zip(METHODS, adapters, strict=True):
+        info = library.put_on(pipe, adapter)
         columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
-    save(compare(pipe, columns, PROMPTS, (0,), photos=reference_photos(complete(pipe, Settings()).width)), output)
-
-
-def reference_photos(size: int) -> list[Image.Image]:
-    """The sample subject's photos."""
-    return [photo.image for photo in ingest([pipeline.ASSETS / "subjects" / SUBJECT], size).photos]
+    photos = reference_photos(None, adapters[0], complete(pipe, Settings()).width)
+    save(compare(pipe, columns, PROMPTS, (0,), photos=photos), output)

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, save_photos
 from PIL import Image
 
 from app.cli import COMMANDS, main
@@ -18,11 +17,7 @@ from hra_diffusion import registry
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(2):
-        pixels = np.random.default_rng(i).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
-    return folder
+    return save_photos(tmp_path_factory.mktemp("photos"), 2)
 
 
 @pytest.fixture(scope="module")

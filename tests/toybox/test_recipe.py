@@ -8,10 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, new_scheduler, velocity_weight
+from training.toybox.base import BaseRecipe, new_scheduler, velocity_odds
 from training.toybox.clip import ClipRecipe
-from training.toybox.files import written_whole
 from training.toybox.loop import Budget
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
@@ -108,23 +108,23 @@ def test_training_the_decoder_helps_and_leaves_latents_alone(
     assert encode(after, pictures).equal(encode(before, pictures))
 
 
-def test_the_noise_schedule_ends_in_noise_and_weighs_clean_pictures_less() -> None:
-    """No signal at the last step; full weight where SNR is below the ceiling."""
+def test_the_noise_schedule_ends_in_noise_and_draws_clean_pictures_less() -> None:
+    """No signal at the last step; full odds where SNR is below the ceiling."""
     schedule = new_scheduler().alphas_cumprod
-    weights = velocity_weight(schedule, 5.0)
+    odds = velocity_odds(schedule, 5.0)
     assert schedule[-1] < 1e-6
-    assert weights[schedule < 5 / 6].min() > 0.999
-    assert weights[0] < 0.01
+    assert odds[schedule < 5 / 6].min() > 0.999
+    assert odds[0] < 0.01
 
 
 def test_writing_whole_replaces_a_folder_and_survives_a_crash(tmp_path: Path) -> None:
     """A block that fails leaves what was there before."""
     target = tmp_path / "model"
     for content in ("first", "second"):
-        with written_whole(target) as unfinished:
+        with atomic_path(target) as unfinished:
             unfinished.mkdir()
             (unfinished / "weights").write_text(content)
-    with pytest.raises(RuntimeError), written_whole(target) as unfinished:
+    with pytest.raises(RuntimeError), atomic_path(target) as unfinished:
         unfinished.mkdir()
         raise RuntimeError
     assert (target / "weights").read_text() == "second"

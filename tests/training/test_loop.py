@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, relative, tiny_pipe
-from PIL import Image
+from conftest import ROOT, relative, save_photos, tiny_pipe
 from safetensors.torch import load_file
 
 import hra_diffusion
@@ -26,10 +25,7 @@ from training.session import TrainingError
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """Three small photos, one with a caption of its own."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+    folder = save_photos(tmp_path_factory.mktemp("photos"), 3)
     (folder / "1.txt").write_text("a sks dog at night")
     return folder
 

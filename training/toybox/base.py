@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from hra_diffusion.files import atomic_path
 from training.toybox.captions import draw_caption
 from training.toybox.clip import TEXT_WIDTH, text_config
-from training.toybox.files import written_whole
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
 from training.toybox.shards import Shard
 from training.toybox.tokenizer import save_tokenizer, tokenise
@@ -50,6 +50,9 @@ def new_unet(latent_channels: int, channels: tuple[int, int, int]) -> UNet2DCond
         cross_attention_dim=TEXT_WIDTH,
         # diffusers reads this as the number of heads
         attention_head_dim=4,
+        # the whole caption also joins the time embedding: levels without attention hear of it too
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -65,11 +68,11 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def velocity_weight(alphas_cumprod: Tensor, ceiling: float) -> Tensor:
-    """The weight of the squared error of v that weighs the picture's error by min(SNR + 1, ceiling + 1).
+def velocity_odds(alphas_cumprod: Tensor, ceiling: float) -> Tensor:
+    """How often to train at each timestep, so that the picture's error is weighed by min(SNR + 1, ceiling + 1).
 
     Min-SNR (Hang et al. 2023) with v's own SNR + 1 in the place of SNR: the noisy end, where the layout of a small
-    picture is settled, keeps its full weight.
+    picture is settled, keeps its full weight. Drawing a timestep less often costs less than weighing it lightly.
     """
     signal_to_noise = alphas_cumprod / (1 - alphas_cumprod)
     return (signal_to_noise + 1).clamp(max=ceiling + 1) / (signal_to_noise + 1)
@@ -127,19 +130,18 @@ def train_base(
     base.text_encoder.requires_grad_(False)
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
-    weights = velocity_weight(scheduler.alphas_cumprod, recipe.snr_ceiling).to(device)
+    odds = velocity_odds(scheduler.alphas_cumprod, recipe.snr_ceiling)
 
     def loss_of(step: int, spent: float) -> Tensor:
         clean, captions = draw_examples(latents, recipe.batch, recipe.seed + step)
         generator = torch.Generator().manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(len(weights), (recipe.batch,), generator=generator)
+        timesteps = torch.multinomial(odds, recipe.batch, replacement=True, generator=generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
         with autocast(device):
             predicted = base(noisy, timesteps.to(device), tokenise(tokenizer, captions).to(device))
-        errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
-        return (weights[timesteps.to(device)] * errors).mean()
+        return F.mse_loss(predicted.float(), target)
 
     def average_weights(step: int) -> None:
         update_average(average, base, step, recipe.ema_decay)
@@ -168,7 +170,7 @@ def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
-    with written_whole(folder) as unfinished:
+    with atomic_path(folder) as unfinished:
         pipeline.to(torch.float16).save_pretrained(unfinished)
         save_tokenizer(tokenizer, unfinished / "tokenizer")
         ask_for_float32(unfinished / "text_encoder" / "config.json")

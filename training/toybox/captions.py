@@ -1,5 +1,6 @@
 """Captions of the toy world: "a photo of a fox in the snow", as the DreamBooth benchmark's prompts are phrased."""
 
+from training.prior import with_article
 from training.toybox.scenes import Rng
 from training.toybox.world import HELD_OUT, THINGS
 
@@ -13,11 +14,6 @@ RARE_SHARE = 0.1
 EMPTY_SHARE = 0.1
 
 NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT)}
-
-
-def with_article(words: str) -> str:
-    """`words` with the indefinite article before them: "a fox", "an owl"."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def subject_phrase(noun: str, trigger: str) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.toybox.files import written_whole
+from hra_diffusion.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimi
         tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
     # a view (a tied weight, a channels-last layout) is stored as plain memory of its own
     tensors = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
-    with written_whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         save_file(tensors, unfinished, metadata={"progress": json.dumps(asdict(progress))})
 
 

@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
 from training.toybox.base import BaseRecipe, assemble, load_average, train_base
 from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, train_clip
-from training.toybox.files import written_whole
 from training.toybox.loop import Budget, read_progress
 from training.toybox.shards import (
     SHARD_SIZE,
@@ -138,5 +138,5 @@ class Workshop:
         return load_shards(self.renders, DECODER_SHARDS).values
 
     def _save_vae(self, vae: AutoencoderKL) -> None:
-        with written_whole(self.folder / "vae") as unfinished:
+        with atomic_path(self.folder / "vae") as unfinished:
             vae.save_pretrained(unfinished)

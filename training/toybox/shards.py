@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.toybox.files import written_whole
+from hra_diffusion.files import atomic_path
 from training.toybox.scenes import SCENES
 from training.toybox.world import HELD_OUT, draw_labels, photograph
 
@@ -41,7 +41,7 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def save_shard(shard: Shard, path: Path) -> None:
     """Write one shard, whole or not at all."""
-    with written_whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         save_file({"values": shard.values.contiguous()}, unfinished, metadata={"labels": json.dumps(shard.labels)})
 
 
