@@ -1,4 +1,4 @@
-"""Which learning rate suits each method on toybox: a small sweep over held-out subjects.
+"""Which settings suit each method on toybox: a small sweep over held-out subjects.
 
     python benchmarks/sweep.py --sprites DIR [--output benchmarks/results/sweep]
 
@@ -6,8 +6,9 @@ Every run is judged by its denoising loss (same noise, same timesteps) on render
 - subject: the subject in other scenes, captioned "a photo of a sks animal in the snow", as a part of the base's loss on
   the same pictures (below 1 is learned);
 - class: other things of the world under their own captions, as a part of the base's loss (above 1 is forgotten).
-The rate kept is the one with the lowest subject loss among those whose class loss is at most 1.02, by the mean over
-subjects and seeds. A denoising loss is a proxy for what a person sees: look at the pictures too.
+First the learning rate is swept at rank 8. The rate kept is the one with the lowest subject loss among those whose class
+loss is at most 1.02, by the mean over subjects and seeds. At that rate other ranks, HRA's λ and the other presets' steps
+are then tried. A denoising loss is a proxy for what a person sees: look at the pictures too.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import platform
 import statistics
 import tempfile
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -33,35 +36,58 @@ from training.toybox.scenes import SCENES
 from training.toybox.subjects import save_photos, take_photos
 from training.toybox.world import THINGS, find_thing, photograph
 
-SUBJECTS = ("octopus", "penguin")
-RATES = {"low_rank": (1e-3, 3e-3, 6e-3), "reflections": (3e-3, 1e-2, 3e-2)}
+SUBJECTS = ("penguin", "hedgehog")
+RATES = {"low_rank": (3e-3, 1e-2, 2e-2), "reflections": (3e-3, 1e-2, 3e-2)}
 TIMESTEPS = torch.arange(50, 1000, 100)
 CLASS_LIMIT = 1.02
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to train a method."""
+
+    method: str
+    rate: float
+    preset: str = "balanced"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What is special about it, in words."""
+        said = [f"{key} {value:g}" for key, value in self.options.items()]
+        return ", ".join([*said, *([self.preset] if self.preset != "balanced" else [])])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every trial is measured on: the base, unseen pictures of each subject and of other things, a folder."""
+
+    pipe: StableDiffusionPipeline
+    sprites: Path
+    folder: Path
+    subjects: dict[str, Examples]
+    others: Examples
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sweep"))
-    parser.add_argument("--preset", default="balanced")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=registry.names())
+    parser.add_argument("--subjects", nargs="+", default=SUBJECTS)
     arguments = parser.parse_args()
     pipe = pipeline.load_base()
-    others = encode_things(pipe, arguments.sprites)
-    rows = []
-    for subject in SUBJECTS:
-        unseen = encode_subject(pipe, arguments.sprites, subject)
-        base = {"subject": denoising_loss(pipe, unseen), "class": denoising_loss(pipe, others)}
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = {name: encode_subject(pipe, arguments.sprites, name) for name in arguments.subjects}
+        bench = Bench(pipe, arguments.sprites, Path(folder), subjects, encode_things(pipe, arguments.sprites))
+        rows: list[dict] = []
         for method in arguments.methods:
-            for rate in rates(method):
-                for seed in arguments.seeds:
-                    row = measure(arguments, pipe, subject, method, rate, seed, unseen, others, base)
-                    rows.append(row)
-                    print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-    write_text(arguments.output.with_suffix(".json"), json.dumps(rows, indent=1))
-    write_text(arguments.output.with_suffix(".md"), table(rows, arguments.preset))
-    print(table(rows, arguments.preset))
+            swept = run(bench, [Trial(method, rate) for rate in rates(method)], arguments.seeds)
+            rows += swept + run(bench, variations(method, best_rate(swept)), arguments.seeds)
+            write_text(arguments.output.with_suffix(".json"), json.dumps(rows, indent=1))
+            write_text(arguments.output.with_suffix(".md"), table(rows))
+    print(table(rows))
 
 
 def rates(method: str) -> tuple[float, ...]:
@@ -69,23 +95,53 @@ def rates(method: str) -> tuple[float, ...]:
     return RATES["low_rank" if "alpha" in registry.get(method).config.model_fields else "reflections"]
 
 
-def measure(arguments, pipe, subject, method, rate, seed, unseen: Examples, others: Examples, base: dict) -> dict:
+def variations(method: str, rate: float) -> list[Trial]:
+    """Other ranks, other presets and HRA's other forms, at one rate."""
+    trials = [Trial(method, rate, options={"rank": rank}) for rank in (4, 16)]
+    if method == "hra":
+        trials += [Trial(method, rate, options={"orthogonality": value}) for value in (1e-3, float("inf"))]
+    return [*trials, Trial(method, rate, "quick")]
+
+
+def run(bench: Bench, trials: list[Trial], seeds: list[int]) -> list[dict]:
+    """A row for every trial, subject and seed."""
+    rows = []
+    for trial in trials:
+        for subject in bench.subjects:
+            for seed in seeds:
+                rows.append(measure(bench, trial, subject, seed))
+                print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def measure(bench: Bench, trial: Trial, subject: str, seed: int) -> dict:
     """Train once and judge."""
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        photos = Path(folder) / "photos"
-        save_photos(take_photos(arguments.sprites, subject, 5, seed=0), photos)
-        config = configs.parse(
-            {"name": "a", "photos": [photos], "class_noun": find_thing(subject).noun, "method": method, "seed": seed,
-             "learning_rate": rate, "preset": arguments.preset, "sample_prompts": [], "device": "cpu"}
-        )  # fmt: skip
-        library.put_on(pipe, train(config, Path(folder)))
+    photos, start = bench.folder / f"{subject} photos", time.perf_counter()
+    if not photos.exists():
+        save_photos(take_photos(bench.sprites, subject, 5, seed=0), photos)
+    name = f"run {len(list(bench.folder.glob('run *')))}"
+    config = configs.parse(
+        {"name": name, "photos": [photos], "class_noun": find_thing(subject).noun, "method": trial.method, "seed": seed,
+         "learning_rate": trial.rate, "preset": trial.preset, "options": trial.options, "sample_prompts": [],
+         "device": "cpu"}
+    )  # fmt: skip
+    library.put_on(bench.pipe, train(config, bench.folder))
     seconds = time.perf_counter() - start
-    pipeline.activate(pipe, {"a": 1.0})
-    scores = {"subject": denoising_loss(pipe, unseen), "class": denoising_loss(pipe, others)}
-    pipeline.unload(pipe, "a")
-    ratios = {f"{key}_loss": round(scores[key] / base[key], 4) for key in scores}
-    return {"subject": subject, "method": method, "rate": rate, "seed": seed, **ratios, "seconds": round(seconds, 1)}
+    ratios = {}
+    for kind, examples in (("subject", bench.subjects[subject]), ("class", bench.others)):
+        pipeline.activate(bench.pipe, {})
+        base = denoising_loss(bench.pipe, examples)
+        pipeline.activate(bench.pipe, {name: 1.0})
+        ratios[f"{kind}_loss"] = round(denoising_loss(bench.pipe, examples) / base, 4)
+    pipeline.unload(bench.pipe, name)
+    return {
+        **asdict(trial),
+        "label": trial.label,
+        "subject": subject,
+        "seed": seed,
+        **ratios,
+        "seconds": round(seconds, 1),
+    }
 
 
 def encode_subject(pipe: StableDiffusionPipeline, sprites: Path, subject: str) -> Examples:
@@ -122,21 +178,22 @@ def denoising_loss(pipe: StableDiffusionPipeline, examples: Examples) -> float:
     return total / len(TIMESTEPS)
 
 
-def table(rows: list[dict], preset: str) -> str:
+def table(rows: list[dict]) -> str:
     """The sweep as Markdown: mean and range over subjects and seeds, the rate kept marked."""
     lines = [
-        f"Preset {preset}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. "
+        f"Balanced, rank 8 where nothing else is said; {len({row['subject'] for row in rows})} subjects; "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. "
         "Losses are parts of the base's; mean (least to most) over subjects and seeds.",
         "",
-        "| method | rate | subject loss | class loss | seconds |  |",
-        "|---|---|---|---|---|---|",
+        "| method | rate | varied | subject loss | class loss | seconds |  |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        kept = best_rate([row for row in rows if row["method"] == method])
-        for rate in rates(method):
-            same = [row for row in rows if row["method"] == method and row["rate"] == rate]
-            cells = [spread([row[key] for row in same]) for key in ("subject_loss", "class_loss", "seconds")]
-            lines.append(f"| {method} | {rate:g} | {' | '.join(cells)} | {'kept' if rate == kept else ''} |")
+    for method, rate, label in dict.fromkeys((row["method"], row["rate"], row["label"]) for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        same = [row for row in own if (row["rate"], row["label"]) == (rate, label)]
+        cells = [spread([row[key] for row in same]) for key in ("subject_loss", "class_loss", "seconds")]
+        kept = not label and rate == best_rate([row for row in own if not row["label"]])
+        lines.append(f"| {method} | {rate:g} | {label} | {' | '.join(cells)} | {'kept' if kept else ''} |")
     return "\n".join(lines) + "\n"
 
 

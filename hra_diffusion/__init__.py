@@ -8,6 +8,7 @@ image, = hra.generate(pipe, "a sks dog in the snow", {"Rex": 1.0}, seed=7)
 
 from hra_diffusion.attachment import attach, detach
 from hra_diffusion.comparison import Column, Comparison, compare
+from hra_diffusion.comparison import save as save_comparison
 from hra_diffusion.generation import Request, Settings, draw, generate, save_png
 from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
 from hra_diffusion.registry import get as get_method
@@ -32,6 +33,7 @@ __all__ = [
     "merge",
     "method_names",
     "save",
+    "save_comparison",
     "save_png",
     "unload",
     "unmerge",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import save_tensors
-from hra_diffusion.layer import Routing, as_matrix
+from hra_diffusion.layer import Routing, original_weight
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
@@ -124,7 +124,7 @@ def fingerprint(components: Mapping[str, nn.Module], name: str) -> dict[str, dic
     """
     return {
         component: {
-            path: probe(as_matrix(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
+            path: probe(original_weight(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
         }
         for component, model in components.items()
         if name in attachment.adapter_names(model)

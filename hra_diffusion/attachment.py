@@ -158,14 +158,14 @@ def merge(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Undo ``merge``: the weights are the original ones, bit for bit."""
+    """Undo ``merge``: the weights are the original ones, bit for bit (unless the model was cast meanwhile)."""
     routing = routing_of(model)
     if routing is None or not routing.merged:
         return
     for _, layer in hosts(model):
         if (original := layer.__dict__.pop("unmerged_weight", None)) is not None:
             weight = cast(nn.Parameter, layer.weight)
-            weight.data = original.to(weight.device)
+            weight.data = original.to(weight)
     routing.merged = False
 
 

@@ -120,6 +120,8 @@ def generate(
 
     ``adapters``: strengths by name, empty for the base; None takes those active on the pipeline.
     """
+    if count < 1:
+        raise UserError(f"the count of pictures must be at least 1, not {count}")
     mix = tuple((active(pipe) if adapters is None else adapters).items())
     prompts = [prompts] if isinstance(prompts, str) else prompts
     requests = [Request(prompt, seed + i, mix, negative_prompt) for prompt in prompts for i in range(count)]
@@ -131,7 +133,7 @@ def generate(
 
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Everything that made a picture, ready for JSON."""
-    made = {"base": name_of(pipe), **dataclasses.asdict(request)}
+    made = {"base": name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
     return made | {"adapters": dict(request.adapters)} | dataclasses.asdict(settings)
 
 

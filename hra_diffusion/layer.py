@@ -128,6 +128,11 @@ def as_matrix(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.weight).flatten(1)
 
 
+def original_weight(layer: nn.Module) -> Tensor:
+    """The layer's own weight, also while adapters are merged into it."""
+    return cast(Tensor, layer.__dict__.get("unmerged_weight", layer.weight))
+
+
 def map_rows(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
     """Run ``project``, a map of rows (…, d_in) to (…, d_out), where the layer's own product stood; then add its bias.
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
 from torch import nn
 
 from hra_diffusion import adapter_file, attachment
@@ -148,10 +150,14 @@ def _check_folder(path: Path) -> None:
         raise BaseModelError(f"{path} is a {kind}; only StableDiffusionPipeline folders can be used")
 
 
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+"""What the libraries below raise, besides errors of their own, for a model that is not whole."""
+
+
 def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusionPipeline:
     try:
         pipe = reader(place, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (*_UNREADABLE, SafetensorError, SingleFileComponentError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     unet = getattr(pipe, "unet", None)
@@ -159,7 +165,7 @@ def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusi
         raise BaseModelError(
             f"{source!r} is not a text-to-image Stable Diffusion model; inpainting bases can't be used"
         )
-    if unet.config.addition_embed_type is not None:
+    if unet.config.addition_embed_type not in (None, "text"):
         raise BaseModelError(f"{source!r} is a Stable Diffusion XL model; only Stable Diffusion 1 and 2 can be used")
     return cast(StableDiffusionPipeline, pipe)
 
@@ -167,6 +173,8 @@ def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusi
 def _device(name: str | None) -> str:
     if name and name.startswith("cuda") and not torch.cuda.is_available():
         raise BaseModelError("no CUDA device is available here; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BaseModelError("no MPS device is available here; use --device cpu")
     if name:
         return name
     if torch.cuda.is_available():

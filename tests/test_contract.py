@@ -123,6 +123,21 @@ def test_unmerge_restores_the_bits(unet, method, options):
     assert all(torch.equal(unet.state_dict()[key], value) for key, value in before.items())
 
 
+def test_a_cast_while_merged_reaches_the_original_weights(unet):
+    put_on(unet, "lora", {"rank": 2})
+    attachment.merge(unet)
+    unet.to(torch.float16)
+    attachment.unmerge(unet)
+    assert {parameter.dtype for name, parameter in unet.named_parameters() if "@" not in name} == {torch.float16}
+
+
+def test_the_fingerprint_is_the_bases_also_while_merged(unet):
+    put_on(unet, "lora", {"rank": 2})
+    before = adapter_file.fingerprint({"unet": unet}, "a")
+    attachment.merge(unet)
+    assert adapter_file.fingerprint({"unet": unet}, "a") == before
+
+
 @each_variant
 def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, options):
     with torch.no_grad():

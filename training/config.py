@@ -120,14 +120,20 @@ def read(path: Path) -> TrainConfig:
     return parse(read_values(path))
 
 
+_SHAPES = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}
+
+
 def read_values(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML file. Raises ConfigError for one that is missing or no mapping."""
+    """The plain values of a YAML file. Raises ConfigError for one that is missing or no mapping, or wrong in shape."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} can't be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; expected lines like 'name: Rex'")
+    for field, kind in (("photos", list), ("options", dict), ("base", str)):
+        if not isinstance(values.get(field, kind()), kind):
+            raise ConfigError(f"{path}: {field} must be {_SHAPES[kind]}, not {values[field]!r}")
     return values
 
 

@@ -24,7 +24,16 @@ from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
 from training.photos import Album, find_photos, ingest
 from training.runs import Run
-from training.session import Clock, Session, TrainingError, at_hand, make_accelerator, set_up
+from training.session import (
+    Clock,
+    Session,
+    TrainingError,
+    at_hand,
+    given_back,
+    make_accelerator,
+    require_room,
+    set_up,
+)
 
 MAX_SKIPPED = 20
 """Steps in a row that the loss scaler may skip before a run counts as broken."""
@@ -72,8 +81,8 @@ def train(
 
     ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
     ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. Ctrl-C and SIGTERM finish
-    the step, keep it, and raise KeyboardInterrupt. Base and photos are checked before anything is written. Raises
-    PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
+    the step, keep it, and raise KeyboardInterrupt. Base, photos and targets are checked before anything is written.
+    Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
     """
     run, accelerator = Run(output / config.name), make_accelerator(config)
     if run.checkpoints():
@@ -87,7 +96,8 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop)
-    with begun(run, config, album, resume, accelerator, clock):
+    require_room(config, pipe)
+    with begun(run, config, album, resume, accelerator, clock), given_back(pipe):
         session = set_up(config, run, accelerator, pipe, album, clock)
         if run.checkpoints():
             restore_latest(session)

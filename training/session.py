@@ -118,8 +118,12 @@ def set_up(
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
         pipe.text_encoder.activation_checkpointing_enable()
+    # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        parameters.values(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=config.mixed_precision != "fp16",
     )
     denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
@@ -165,6 +169,12 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 
 
+def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
+    """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
+    add_adapter(config, pipe)
+    adapter_file.unload(pipeline.components(pipe), config.name)
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
@@ -184,11 +194,26 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
-    """Move what training does not use off the accelerator: the VAE, and a text encoder that stands still."""
+    """Move what training does not use off the accelerator: the VAE, and a text encoder that stands still.
+
+    Without an accelerator there is one memory only, and they stay in it.
+    """
     for model in _idle(pipe, config):
         model.to("cpu")
     if pipe.unet.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def given_back(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """After the block the pipeline can draw again: its models are on one device, and none is set up for training."""
+    try:
+        yield
+    finally:
+        for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+            model.to(pipe.unet.device).eval()
+        pipe.unet.disable_gradient_checkpointing()
+        pipe.text_encoder.activation_checkpointing_disable()
 
 
 @contextlib.contextmanager

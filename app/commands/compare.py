@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 from pathlib import Path
 
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save
+from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import Settings, complete
 from training.photos import PhotoError, ingest
@@ -24,15 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
                         "the first adapter learned from, if they are still there")  # fmt: skip
     parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
-    parser.add_argument("--output", type=Path, default=OUTPUTS / "compare", metavar="DIR", help="where the grid goes")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the grid goes (default: a new folder in "
+                        f"{OUTPUTS / 'compare'})")  # fmt: skip
     add_drawing(parser)
     add_base(parser, own_seed=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    make_folder(arguments.output)
+    output = make_folder(arguments.output or free_folder(OUTPUTS / "compare"))
+    if (output / "results.json").exists():
+        raise UserError(f"{output} holds a comparison already; choose another folder with --output")
     pipe = load_base(arguments)
-    adapters = put_on(pipe, arguments.adapter, roots(arguments.output))
+    adapters = put_on(pipe, arguments.adapter, roots(output))
     columns = [Column(label(info, strength), {info.name: strength}, info.subject) for _, info, strength in adapters]
     if not arguments.no_base:
         columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
@@ -46,10 +51,15 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         arguments.batch_size,
     )
-    grid = save(comparison, arguments.output)
-    results = arguments.output / "results.json"
+    grid = save(comparison, output)
+    results = output / "results.json"
     text = f"{grid}\n{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"
     say(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
+
+
+def free_folder(parent: Path) -> Path:
+    """The first of parent/0001, parent/0002, … that is not there."""
+    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
 
 
 def label(info: AdapterInfo, strength: float) -> str:

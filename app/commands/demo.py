@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_base, say
+from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import reference_photos
 from hra_diffusion import library, pipeline
 from hra_diffusion.comparison import BASE, Column, compare, save
@@ -27,15 +27,14 @@ def run(arguments: argparse.Namespace) -> None:
     whole, seconds = Stopwatch(), {}
     for method in METHODS:
         watch = Stopwatch()
-        adapter = train(
-            config(method), arguments.output, [] if arguments.quiet or arguments.json else [Bar(method)], True
-        )
+        listeners = [] if arguments.quiet or arguments.json else [Bar(method)]
+        adapter = train(config(method, arguments), arguments.output, listeners, resume=True)
         seconds[f"train {method}"] = watch.seconds
         if watch.seconds > 1:  # else it was trained before
             seconds |= {f"  {method} {phase}": s for phase, s in Run(adapter.parent).state["seconds"].items()}
     watch, grid = Stopwatch(), arguments.output / "grid.png"
     if not grid.exists():
-        draw_comparison(arguments.output)
+        draw_comparison(arguments)
     seconds["compare"] = watch.seconds
     seconds["in all"] = whole.seconds
     table = "\n".join(f"{phase:20} {s:7.1f} s" for phase, s in seconds.items())
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def config(method: str) -> configs.TrainConfig:
+def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
     """The run of one method on the sample subject."""
     photos = pipeline.ASSETS / "subjects" / SUBJECT
     return configs.parse(
@@ -54,17 +53,21 @@ def config(method: str) -> configs.TrainConfig:
             "class_noun": CLASS_NOUN,
             "method": method,
             "preset": "quick",
+            "base": arguments.base,
+            "device": arguments.device,
+            "dtype": arguments.dtype,
+            "seed": arguments.seed,
         }
     )
 
 
-def draw_comparison(output: Path) -> None:
+def draw_comparison(arguments: argparse.Namespace) -> None:
     """Base, LoRA and HRA on a few prompts, from the same noise, beside the photos."""
-    pipe = pipeline.load_base()
+    pipe, output = load_base(arguments), arguments.output
     adapters = [library.find_adapter(f"{SUBJECT}-{method}", [output]) for method in METHODS]
     columns = [Column(BASE, {}, CLASS_NOUN)]
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.put_on(pipe, adapter)
         columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
     photos = reference_photos(None, adapters[0], complete(pipe, Settings()).width)
-    save(compare(pipe, columns, PROMPTS, (0,), photos=photos), output)
+    save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos), output)

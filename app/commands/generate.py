@@ -1,6 +1,7 @@
 """hra-diffusion generate: pictures with adapters, their settings inside each PNG."""
 
 import argparse
+import re
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
@@ -35,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         arguments.batch_size,
     )
-    taken = [int(path.name.split("-")[0]) for path in arguments.output.glob("[0-9]*-*.png")]
-    first = max(taken, default=-1) + 1
+    numbers = (re.match(r"\d+(?=-)", path.name) for path in arguments.output.glob("*.png"))
+    first = max((int(number[0]) for number in numbers if number), default=-1) + 1
     paths = [
         save_png(image, arguments.output / f"{first + i:04d}-{slug(image.info[PNG_KEY]['prompt'])}.png")
         for i, image in enumerate(images)

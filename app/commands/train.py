@@ -52,8 +52,9 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
     values["photos"] = [str(Path(photo).expanduser().resolve()) for photo in values["photos"]]
-    if Path(values.get("base", "")).exists() and values["base"] != TOYBOX:
-        values["base"] = str(Path(values["base"]).resolve())
+    base = values.get("base", TOYBOX)
+    if base != TOYBOX and Path(base).exists():
+        values["base"] = str(Path(base).resolve())
     return configs.parse(values)
 
 

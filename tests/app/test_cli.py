@@ -1,5 +1,6 @@
 """The command line as scripts and people use it, run in this process through its own entry point."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from conftest import ROOT, save_photos
 from PIL import Image
 
 from app.cli import COMMANDS, main
+from app.commands import train as train_cli
 from hra_diffusion import registry
 
 
@@ -107,7 +109,13 @@ def test_a_deleted_picture_does_not_make_another_be_written_over(base_folder, tm
     assert [path.name[:4] for path in sorted(tmp_path.glob("*.png"))] == ["0001", "0002"]
 
 
-@pytest.mark.parametrize("flags", ["--batch-size 0", "--seed -1", "--adapter rex-hra:nan", "--steps 0"])
+def test_other_numbered_files_beside_the_pictures(base_folder, tmp_path, capsys):
+    (tmp_path / "2024.05.01-holiday.png").touch()
+    run_json(capsys, "generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path)
+    assert len(list(tmp_path.glob("0000-*.png"))) == 1
+
+
+@pytest.mark.parametrize("flags", ["--batch-size 0", "--count 0", "--seed -1", "--adapter rex-hra:nan", "--steps 0"])
 def test_numbers_that_cannot_be(flags, trained, base_folder, capsys):
     command = ["generate", "--prompt", "a dog", "--base", str(base_folder), "--output", str(trained / "pictures")]
     assert main([*command, *flags.split()]) == 1
@@ -127,6 +135,29 @@ def test_compare(trained, base_folder, tmp_path, capsys):
     with Image.open(result["grid"]) as grid:
         assert grid.width > grid.height / 2
     assert "about a dog in" in facts["cells"][0]["prompt"], "the base is asked for the class"
+
+
+def test_a_comparison_is_not_written_over(trained, base_folder, tmp_path, capsys):
+    (tmp_path / "results.json").touch()
+    command = ["compare", "--adapter", "rex-lora", "--prompt", "a {subject}", "--base", base_folder]
+    assert main([*map(str, command), "--output", str(tmp_path)]) == 1
+    assert "holds a comparison already" in capsys.readouterr().err
+
+
+def test_without_a_base_it_is_the_embedded_one(photos, tmp_path):
+    command = ["train", "--photos", str(photos), "--class-noun", "dog", "--name", "Rex", "--output", str(tmp_path)]
+    parser = argparse.ArgumentParser()
+    train_cli.add_arguments(parser)
+    assert train_cli.read_config(parser.parse_args(command[1:])).base == "toybox"
+
+
+@pytest.mark.parametrize(
+    "line", ["photos: my-dog", "photos: 5", "options:\n- 5", "base: 5"], ids=["word", "number", "options", "base"]
+)
+def test_settings_of_the_wrong_shape(line, tmp_path, capsys):
+    (tmp_path / "rex.yaml").write_text(f"name: Rex\nclass_noun: dog\n{line}\n")
+    assert main(["train", "--config", str(tmp_path / "rex.yaml"), "--rank", "4", "--output", str(tmp_path)]) == 1
+    assert "must be" in capsys.readouterr().err
 
 
 def test_adapters_and_show(trained, capsys):

@@ -117,3 +117,30 @@ def test_a_copied_model_has_adapters_of_its_own(unet):
 def test_two_methods_cannot_share_a_name():
     with pytest.raises(ValueError, match="registered already"):
         registry.register("lora", config=registry.MethodConfig, title="", summary="", paper="")(object)
+
+
+def test_the_regulariser_is_the_papers_and_small_at_the_start(unet):
+    """λ · Σ‖I − ÛᵀÛ‖² over layers, about rank × λ each at the start; by default their mean."""
+    terms = {}
+    for over in ("mean", "sum"):
+        attach(unet, "hra", {"rank": 4, "orthogonality": 1e-3, "orthogonality_over_layers": over}, name=over)
+        terms[over] = float(attachment.penalty(unet, over))
+    vectors = [u / u.norm(dim=0) for u in attachment.adapter_parameters(unet, "sum").values()]
+    wanted = 1e-3 * sum(float((torch.eye(4) - u.T @ u).square().sum()) for u in vectors)
+    assert terms["sum"] == pytest.approx(wanted, rel=1e-5)
+    assert terms["mean"] == pytest.approx(wanted / len(vectors), rel=1e-5)
+    assert 0.004 <= terms["mean"] < 0.006, "rank × λ, and a little for what the pairs share"
+
+
+@pytest.mark.parametrize("mixer", ["orthogonal", "kaiming"])
+def test_moslora_mixes_from_the_start(unet, mixer):
+    """The mixer is neither zero, which could never train, nor the identity, which is LoRA."""
+    attach(unet, "moslora", {"rank": 4, "mixer": mixer})
+    mixers = [p for name, p in attachment.adapter_parameters(unet, "default").items() if name.endswith("mixer")]
+    for m in mixers:
+        assert m.norm() > 0.5 and (m - torch.eye(4)).norm() > 0.5
+        assert (mixer == "orthogonal") == torch.allclose(m @ m.T, torch.eye(4), atol=1e-5)
+
+
+def test_moslora_is_orthogonal_by_default():
+    assert registry.get("moslora").parse({}).mixer == "orthogonal"

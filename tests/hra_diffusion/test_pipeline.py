@@ -46,6 +46,14 @@ def test_a_damaged_folder(base_folder, tmp_path):
         load_base(str(broken), "cpu")
 
 
+def test_a_truncated_part(base_folder, tmp_path):
+    broken = shutil.copytree(base_folder, tmp_path / "broken")
+    weights = next(broken.glob("text_encoder/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BaseModelError, match="can't be loaded"):
+        load_base(str(broken), "cpu")
+
+
 @pytest.mark.parametrize(
     ("index", "message"), [('{"_class_name": "FluxPipeline"}', "is a FluxPipeline"), ("[", "damaged")]
 )
