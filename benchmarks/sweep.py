@@ -7,8 +7,8 @@ Every run is judged by its denoising loss (same noise, same timesteps) on render
   the same pictures (below 1 is learned);
 - class: other things of the world under their own captions, as a part of the base's loss (above 1 is forgotten).
 First the learning rate is swept at rank 8. The rate kept is the one with the lowest subject loss among those whose
-class loss is at most 1.02, by the mean over subjects and seeds. At that rate other ranks, HRA's λ and the Quick preset's
-steps are then tried. A denoising loss is a proxy for what a person sees: look at the pictures too.
+class loss is at most 1.02, by the mean over subjects and seeds. At that rate other ranks, HRA's λ and the Quick
+preset's steps are then tried. A denoising loss is a proxy for what a person sees: look at the pictures too.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ def measure(bench: Bench, trial: Trial, subject: str, seed: int) -> dict:
     losses = {"subject_loss": bench.judge(subject), "class_loss": bench.judge("")}
     pipeline.unload(bench.pipe, name)
     return {
-        **asdict(trial),
+        "method": trial.method,
+        "rate": trial.rate,
         "label": trial.label,
         "subject": subject,
         "seed": seed,
