@@ -8,7 +8,8 @@ Every run is judged by its denoising loss (same noise, same timesteps) on render
 - class: other things of the world under their own captions, as a part of the base's loss (above 1 is forgotten).
 First the learning rate is swept at rank 8. The rate kept is the one with the lowest subject loss among those whose
 class loss is at most 1.02, by the mean over subjects and seeds. At that rate other ranks, HRA's λ and the Quick
-preset's steps are then tried, on the first subject. A denoising loss is a proxy for what a person sees: look at the pictures too.
+preset's steps are then tried, on the first subject. A denoising loss is a proxy for what a person sees: look at the
+pictures too.
 """
 
 import argparse
@@ -187,8 +188,9 @@ def denoising_loss(pipe: StableDiffusionPipeline, examples: Examples) -> float:
 
 def table(rows: list[dict]) -> str:
     """The sweep as Markdown: mean and range over subjects and seeds, the rate kept marked."""
+    subjects = ", ".join(sorted({row["subject"] for row in rows}))
     lines = [
-        f"Balanced, rank 8 where nothing else is said; subjects: {', '.join(sorted({row['subject'] for row in rows}))}; "
+        f"Balanced, rank 8 where nothing else is said; subjects: {subjects}; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}. "
         "Losses are parts of the base's; mean (least to most) over subjects and seeds.",
         "",
