@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from training.toybox.autoencoder import to_signal
 from training.toybox.captions import draw_caption
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from training.toybox.scenes import Rng
 from training.toybox.shards import Shard
 from training.toybox.tokenizer import MAX_LENGTH, tokenise
 from training.toybox.world import PICTURE_SIZE
@@ -29,6 +30,7 @@ class ClipRecipe:
     """How the pair is trained."""
 
     batch: int = 128
+    scenes: int = 3
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -69,6 +71,26 @@ def contrast(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
+def group_by_scene(pictures: Shard) -> list[np.ndarray]:
+    """The numbers of the pictures of each scene."""
+    scenes = np.array([scene for _, scene in pictures.labels])
+    return [np.nonzero(scenes == scene)[0] for scene in np.unique(scenes)]
+
+
+def draw_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.ndarray:
+    """The numbers of a batch's pictures, from a few scenes only: then it is the things that tell pictures apart.
+
+    In a batch from everywhere the scene alone gives most of the answer, and towers hardly learn things but by colour.
+    """
+    scenes = rng.choice(len(by_scene), recipe.scenes, replace=False)
+    return rng.choice(np.concatenate([by_scene[scene] for scene in scenes]), recipe.batch)
+
+
+def two_wordings(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
+    """Two captions for each chosen picture; an empty one belongs to every picture and teaches nothing here."""
+    return [[draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen] for _ in range(2)]
+
+
 def train_clip(
     pictures: Shard,
     tokenizer: CLIPTokenizer,
@@ -77,19 +99,25 @@ def train_clip(
     device: torch.device,
     recipe: ClipRecipe,
 ) -> Progress:
-    """Train on uint8 pictures and their labels, continuing from `checkpoint` if it exists."""
+    """Train on uint8 pictures and their labels, continuing from `checkpoint` if it exists.
+
+    A picture is to be told by its caption, and a caption by another wording of itself (as in DeCLIP, Li et al. 2022):
+    the text tower so learns what a caption is about before the image tower can see it.
+    """
     torch.manual_seed(recipe.seed)
     clip = new_clip(tokenizer).to(device)  # type: ignore[arg-type]
+    by_scene = group_by_scene(pictures)
 
     def loss_of(step: int, spent: float) -> Tensor:
         rng = np.random.default_rng(recipe.seed + step)
-        chosen = rng.integers(len(pictures.labels), size=recipe.batch)
-        # an empty caption belongs to every picture and teaches nothing here
-        captions = [draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen]
+        chosen = draw_batch(by_scene, recipe, rng)
         signal = to_signal(pictures.values[torch.from_numpy(chosen)]).to(device)
+        wordings = [tokenise(tokenizer, captions).to(device) for captions in two_wordings(pictures, chosen, rng)]
         with autocast(device):
-            found = clip(tokenise(tokenizer, captions).to(device), signal)  # type: ignore[call-arg]  # type: ignore[call-arg]
-        return contrast(found.logits_per_image.float())
+            found = clip(wordings[0], signal)  # type: ignore[call-arg]
+            reworded = F.normalize(clip.text_projection(clip.text_model(wordings[1]).pooler_output), dim=-1)
+            between_texts = clip.logit_scale.exp() * found.text_embeds @ reworded.T
+        return contrast(found.logits_per_image.float()) + contrast(between_texts.float())
 
     training = Training("clip", {"clip": clip}, list(clip.parameters()), checkpoint, recipe.learning_rate, recipe.batch)
     return training.run(budget, loss_of)
