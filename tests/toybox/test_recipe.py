@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -11,11 +12,13 @@ from safetensors.torch import load_file
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
 from training.toybox.base import BaseRecipe, new_scheduler, velocity_odds
-from training.toybox.clip import ClipRecipe
+from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
 from training.toybox.loop import Budget
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
-from training.toybox.shards import render_shard
+from training.toybox.scenes import SCENES
+from training.toybox.shards import Shard, render_shard
+from training.toybox.world import THINGS
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
@@ -50,6 +53,17 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     )
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_a_clip_batch_is_told_apart_by_its_things() -> None:
+    """It comes from three scenes, and holds most things."""
+    labels = [(thing.name, phrase) for thing in THINGS for phrase in SCENES]
+    pictures = Shard(torch.empty(len(labels), 0), labels)
+    chosen = draw_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
+    things, scenes = (set(names) for names in zip(*(labels[number] for number in chosen), strict=True))
+    assert len(chosen) == 128
+    assert len(scenes) == 3
+    assert len(things) > len(THINGS) / 2
 
 
 def test_a_stopped_training_continues_with_the_same_bits(make_workshop: Callable[[], Workshop]) -> None:
