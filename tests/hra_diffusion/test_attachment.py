@@ -124,7 +124,7 @@ def test_the_regulariser_is_the_papers_and_small_at_the_start(unet):
     terms = {}
     for over in ("mean", "sum"):
         attach(unet, "hra", {"rank": 4, "orthogonality": 1e-3, "orthogonality_over_layers": over}, name=over)
-        terms[over] = float(attachment.penalty(unet, over))
+        terms[over] = float(attachment.penalty(unet, over).detach())
     vectors = [u / u.norm(dim=0) for u in attachment.adapter_parameters(unet, "sum").values()]
     wanted = 1e-3 * sum(float((torch.eye(4) - u.T @ u).square().sum()) for u in vectors)
     assert terms["sum"] == pytest.approx(wanted, rel=1e-5)

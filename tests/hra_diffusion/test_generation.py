@@ -81,6 +81,7 @@ def test_settings_travel_inside_the_png(pipe, tmp_path):
     made = read_png(path)
     assert made == {
         "base": "tiny",
+        "dtype": "float32",
         "prompt": "ein Hündchen",
         "seed": 9,
         "adapters": {"a": 0.5},

@@ -88,7 +88,7 @@ def draw_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.n
 
 def two_wordings(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
     """Two captions for each chosen picture; an empty one belongs to every picture and teaches nothing here."""
-    return [[draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen] for _ in range(2)]
+    return [[draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen.tolist()] for _ in range(2)]
 
 
 def train_clip(
