@@ -88,7 +88,8 @@ def draw_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.n
 
 def two_wordings(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
     """Two captions for each chosen picture; an empty one belongs to every picture and teaches nothing here."""
-    return [[draw_caption(*pictures.labels[i], rng) or "a photo" for i in chosen.tolist()] for _ in range(2)]
+    labels = [pictures.labels[number] for number in chosen.tolist()]
+    return [[draw_caption(thing, phrase, rng) or "a photo" for thing, phrase in labels] for _ in range(2)]
 
 
 def train_clip(
