@@ -162,8 +162,9 @@ def test_other_photos_are_another_run(settings, tmp_path, photos):
 
 def test_a_pipeline_already_held_can_be_taught(settings, tmp_path):
     pipe = tiny_pipe()
-    adapter = train(settings(), tmp_path, pipe=pipe)
+    adapter = train(settings(gradient_checkpointing=True), tmp_path, pipe=pipe)
     assert hra_diffusion.active(pipe) == {"Rex": 1.0} and adapter_file.read_info(adapter).base == "tiny"
+    assert not pipe.unet.training and not pipe.text_encoder.training and not pipe.unet.is_gradient_checkpointing
 
 
 def test_the_same_seed_gives_the_same_weights(settings, tmp_path):
