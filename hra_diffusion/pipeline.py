@@ -150,14 +150,16 @@ def _check_folder(path: Path) -> None:
         raise BaseModelError(f"{path} is a {kind}; only StableDiffusionPipeline folders can be used")
 
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
-"""What the libraries below raise, besides errors of their own, for a model that is not whole."""
+_UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, SingleFileComponentError
+)  # fmt: skip
+"""What the libraries below raise for a model that is not whole."""
 
 
 def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusionPipeline:
     try:
         pipe = reader(place, **options)
-    except (*_UNREADABLE, SafetensorError, SingleFileComponentError) as error:
+    except _UNREADABLE as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     unet = getattr(pipe, "unet", None)

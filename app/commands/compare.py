@@ -5,6 +5,7 @@ import contextlib
 import itertools
 from pathlib import Path
 
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.prompt,
         arguments.seed or [0],
         settings(arguments),
-        reference_photos(arguments.photos, adapters[0][0], complete(pipe, Settings()).width),
+        reference_photos(pipe, adapters[0][0], arguments.photos),
         arguments.negative_prompt,
         arguments.batch_size,
     )
@@ -67,9 +68,11 @@ def label(info: AdapterInfo, strength: float) -> str:
     return info.name if strength == 1 else f"{info.name} × {strength:g}"
 
 
-def reference_photos(given: list[Path] | None, adapter: Path, size: int) -> list[Image.Image]:
-    """The photos to show beside the pictures: those given, or those the adapter's run learned from."""
-    run = Run(adapter.parent)
+def reference_photos(
+    pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
+) -> list[Image.Image]:
+    """The photos to show beside pictures, in their size: those given, or those the adapter's run learned from."""
+    run, size = Run(adapter.parent), complete(pipe, Settings()).width
     if given:
         return [photo.image for photo in ingest(given, size).photos]
     if not (run.folder / "config.yaml").is_file():

@@ -7,7 +7,6 @@ from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import reference_photos
 from hra_diffusion import library, pipeline
 from hra_diffusion.comparison import BASE, Column, compare, save
-from hra_diffusion.generation import Settings, complete
 from training import config as configs
 from training.events import Bar
 from training.loop import train
@@ -69,5 +68,5 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.put_on(pipe, adapter)
         columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
-    photos = reference_photos(None, adapters[0], complete(pipe, Settings()).width)
+    photos = reference_photos(pipe, adapters[0])
     save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos), output)
