@@ -169,6 +169,28 @@ def unmerge(model: nn.Module) -> None:
     routing.merged = False
 
 
+@contextlib.contextmanager
+def baked(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
+    """Within the block the model is a plain one, without a trace of adapters, with ``strengths`` in its weights."""
+    routing = routing_of(model)
+    if routing is None:
+        yield
+        return
+    before = routing.mix
+    activate(model, strengths)
+    merge(model)
+    off = [(layer, layer.adapters) for _, layer in hosts(model)]
+    for layer, _ in off:
+        unhost(layer)
+    try:
+        yield
+    finally:
+        for layer, adapters in off:
+            host(layer, routing).adapters = adapters
+        unmerge(model)
+        activate(model, dict(before))
+
+
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
     """The model's layers that hold adapters, with their paths."""
     return ((path, module) for path, module in list(model.named_modules()) if isinstance(module, AdapterHost))

@@ -8,7 +8,7 @@ from pydantic import field_validator
 from torch import Generator, Tensor, nn
 
 from hra_diffusion import householder
-from hra_diffusion.registry import Inner, MethodConfig
+from hra_diffusion.registry import Inner, LowRank, MethodConfig
 
 
 def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:
@@ -25,6 +25,11 @@ def low_rank_rows(rows: Tensor, inner: Inner, down: Tensor, up: Tensor, scale: f
 def low_rank_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """``weight + scale · up · down``, in the weight's dtype."""
     return weight + (scale * (up @ down)).to(weight.dtype)
+
+
+def low_rank_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> LowRank:
+    """A LoRA as it leaves: its scale in ``up``, in the weight's dtype."""
+    return LowRank((scale * up).to(weight.dtype), down.to(weight.dtype))
 
 
 class ReflectionConfig(MethodConfig):
@@ -67,6 +72,11 @@ class Rotation(nn.Module):
         """``rows · Q``, as a weight's rows need it in ``W Q``."""
         basis, core = self.factors(strength)
         return householder.rotate_rows(rows, basis, core.mT)
+
+    def update(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        """``W Q = W + up · down`` with up = −(W basis) core (d_out, r) and down = basisᵀ (r, d_in)."""
+        basis, core = (factor.to(weight.dtype) for factor in self.factors(strength))
+        return LowRank(-(weight @ basis) @ core, basis.mT)
 
     def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """(basis, core) of ``Q^strength``. Computed afresh while gradients are recorded, else kept until u changes."""

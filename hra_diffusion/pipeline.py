@@ -18,7 +18,7 @@ from hra_diffusion.errors import UserError
 
 TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-COMPONENTS = ("unet", "text_encoder")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters live on."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Generator, Tensor, nn
@@ -20,6 +20,17 @@ class MethodConfig(BaseModel):
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: how much it can learn, and its size.")
 
 
+class LowRank(NamedTuple):
+    """An adapted weight as other tools can hold it: ``W′ = diag(scale) (W + up · down)``, without ``scale`` a plain LoRA.
+
+    ``up`` (d_out, k), ``down`` (k, d_in), ``scale`` (d_out,) or None for ones.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: Tensor | None = None
+
+
 class AdapterModule(Protocol):
     """One adapter on one frozen weight W (d_out, d_in). Rows are tokens; ``inner`` maps rows (…, d_in) through the
     weight as the adapters before this one left it, without bias. Also an ``nn.Module``."""
@@ -32,8 +43,23 @@ class AdapterModule(Protocol):
         """W′ (d_out, d_in), in the weight's dtype; ``F.linear(rows, W′)`` equals the call."""
         ...
 
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        """W′ as an update of W, exactly and in the weight's dtype: how the adapter leaves for other tools."""
+        ...
+
 
 AdapterClass = Callable[[MethodConfig, int, int, Generator], nn.Module]
+
+
+@dataclass(frozen=True)
+class PeftForm:
+    """The same method in PEFT: its ``peft_type``, our parameters by PEFT's names, our configuration as PEFT's fields
+    and, where PEFT's folders are read as this very method, back."""
+
+    peft_type: str
+    parameters: dict[str, str]
+    to_peft: Callable[[Any], dict[str, Any]]
+    from_peft: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,7 @@ class Method:
     build: AdapterClass
     penalty: Callable[[MethodConfig, Iterable[nn.Module]], Tensor] | None = None
     starts_at_base: Callable[[MethodConfig], bool] = lambda config: True
+    peft: PeftForm | None = None
 
     def parse(self, options: dict | MethodConfig) -> MethodConfig:
         """Options as a validated config of this method.

@@ -9,10 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from hra_diffusion import families
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -39,20 +55,15 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=24)
 
 
-def tiny_text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=514,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=512,
-            eos_token_id=513,
-            pad_token_id=513,
-        )
-    )
+def tiny_text_config(**more) -> CLIPTextConfig:
+    sizes = {"vocab_size": 514, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 24}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+    return CLIPTextConfig(**(sizes | layers | tokens | more))
+
+
+def tiny_text_encoder(**more) -> CLIPTextModel:
+    return CLIPTextModel(tiny_text_config(**more))
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -99,6 +110,63 @@ def tiny_pipe(prediction_type: str = "epsilon", cross_attention_dim: int = 32) -
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = "tiny"
     return pipe
+
+
+def tiny_sd2_pipe() -> StableDiffusionPipeline:
+    """As version 2 differs from 1: OpenCLIP's activation, linear projections, velocity."""
+    pipe = tiny_pipe("v_prediction")
+    unet = {**pipe.unet.config, "use_linear_projection": True}
+    pipe.register_modules(
+        text_encoder=tiny_text_encoder(hidden_act="gelu").eval(), unet=UNet2DConditionModel.from_config(unet).eval()
+    )
+    return pipe
+
+
+def tiny_xl_pipe() -> StableDiffusionXLPipeline:
+    """A tiny Stable Diffusion XL: two text encoders, pooled text, size and crop."""
+    torch.manual_seed(0)
+    like = tiny_pipe()
+    pipe = StableDiffusionXLPipeline(
+        vae=like.vae,
+        text_encoder=tiny_text_encoder(),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(hidden_size=48, hidden_act="gelu", projection_dim=40)),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=2,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=80,
+            attention_head_dim=(2, 4),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=40 + 6 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler.from_config(like.scheduler.config),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.base_name = "tiny-xl"
+    return pipe
+
+
+PIPES = {"sd": tiny_pipe, "sd2": tiny_sd2_pipe, "sdxl": tiny_xl_pipe}
+"""A tiny pipeline of every family."""
+
+
+def everything(pipe) -> torch.Tensor:
+    """What a pipeline's text encoders and UNet say to two prompts and fixed noise, as one vector."""
+    family = families.of(pipe)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a dog", "a teapot in the snow"]))
+        out = pipe.unet(noise, torch.full((2,), 10), text["hidden"], **family.conditions(text, 16)).sample
+    return torch.cat([part.flatten() for part in (out, *text.values())])
 
 
 @pytest.fixture

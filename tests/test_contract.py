@@ -100,6 +100,22 @@ def test_detach_leaves_no_trace(host_model, method, options):
 
 @each_variant
 @pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
+def test_it_leaves_exactly(host_model, method, options, strength):
+    """W′ = diag(scale) (W + up · down): a plain LoRA, or a DoRA where there is a scale."""
+    model, _ = host_model
+    put_on(model, method, options)
+    for path, adapter in attachment.adapter_layers(model, "a").items():
+        weight = as_matrix(model.get_submodule(path)).detach().double()
+        with torch.no_grad():
+            up, down, scale = adapter.low_rank(weight, strength)
+            wanted = adapter.adapted_weight(weight, strength)
+        scale = torch.ones(len(weight)) if scale is None else scale
+        assert relative(scale[:, None] * (weight + up @ down), wanted) < 1e-6
+        assert up.shape[1] == down.shape[0] <= 2 * adapter.config.rank
+
+
+@each_variant
+@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
 def test_weight_path_equals_activation_path(host_model, method, options, strength):
     model, run = host_model
     put_on(model, method, options)

@@ -5,11 +5,12 @@ paper's own paired start, is not the identity for r ≥ 4. Ours is exact at the 
 reproduces the paper.
 """
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.parts import ReflectionConfig, Rotation
-from hra_diffusion.registry import Inner, register
+from hra_diffusion.registry import Inner, LowRank, register
 
 
 class HOFTConfig(ReflectionConfig):
@@ -47,3 +48,9 @@ class HOFT(nn.Module):
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         return self.left(self.right.transposed(weight, strength).mT, strength).mT
+
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        right = self.right.update(weight, strength)
+        basis, core = (factor.to(weight.dtype) for factor in self.left.factors(strength))
+        turned = weight + right.up @ right.down  # W Q_V
+        return LowRank(torch.cat([-basis @ core, right.up], dim=1), torch.cat([basis.mT @ turned, right.down]))

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from hra_diffusion.householder import orthogonality_defect
 from hra_diffusion.parts import ReflectionConfig, Rotation
-from hra_diffusion.registry import Inner, register
+from hra_diffusion.registry import Inner, LowRank, PeftForm, register
 
 
 class HRAConfig(ReflectionConfig):
@@ -56,6 +56,12 @@ def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
     paper="arXiv 2405.17484",
     penalty=penalty,
     starts_at_base=lambda config: not config.orthonormal,
+    peft=PeftForm(
+        "HRA",
+        {"right.u": "hra_u"},
+        to_peft=lambda config: {"r": config.rank, "apply_GS": config.orthonormal},
+        from_peft=lambda peft: {"rank": peft["r"], "orthogonality": math.inf if peft["apply_GS"] else 0.0},
+    ),
 )
 class HRA(nn.Module):
     """``right.u`` (d_in, r): the reflection vectors as columns."""
@@ -69,3 +75,6 @@ class HRA(nn.Module):
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         return self.right.transposed(weight, strength)
+
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        return self.right.update(weight, strength)

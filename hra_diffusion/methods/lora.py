@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_weight
-from hra_diffusion.registry import Inner, MethodConfig, register
+from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
+from hra_diffusion.registry import Inner, LowRank, MethodConfig, PeftForm, register
 
 
 class LoRAConfig(MethodConfig):
@@ -27,6 +27,11 @@ class LoRAConfig(MethodConfig):
     title="LoRA",
     summary="Adds a low-rank update to each weight: the familiar baseline.",
     paper="arXiv 2106.09685",
+    peft=PeftForm(
+        "LORA",
+        {"down": "lora_A.weight", "up": "lora_B.weight"},
+        to_peft=lambda config: {"r": config.rank, "lora_alpha": config.alpha or config.rank},
+    ),
 )
 class LoRA(nn.Module):
     """``down`` is A (r, d_in), ``up`` is B (d_out, r); B starts at zero."""
@@ -42,3 +47,6 @@ class LoRA(nn.Module):
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         return low_rank_weight(weight, self.down, self.up, strength * self.scale)
+
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        return low_rank_update(weight, self.down, self.up, strength * self.scale)

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.methods.lora import LoRAConfig
-from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_weight
-from hra_diffusion.registry import Inner, register
+from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
+from hra_diffusion.registry import Inner, LowRank, register
 
 
 class MoSLoRAConfig(LoRAConfig):
@@ -41,6 +41,9 @@ class MoSLoRA(nn.Module):
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         return low_rank_weight(weight, self._mixed_down(), self.up, strength * self.scale)
+
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        return low_rank_update(weight, self._mixed_down(), self.up, strength * self.scale)
 
     def _mixed_down(self) -> Tensor:
         """M A (r, d_in): with it MoSLoRA is a plain LoRA, for inference and for export."""

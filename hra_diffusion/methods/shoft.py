@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.methods.hoft import HOFT, HOFTConfig, starts_at_base
-from hra_diffusion.registry import Inner, register
+from hra_diffusion.registry import Inner, LowRank, register
 
 
 @register(
@@ -30,6 +30,11 @@ class SHOFT(nn.Module):
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         scaled = weight * self._scale(strength)[:, None].to(weight.dtype)
         return self.hoft.adapted_weight(scaled, strength)
+
+    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
+        scale = self._scale(strength).to(weight.dtype)
+        up, down, _ = self.hoft.low_rank(weight * scale[:, None], strength)
+        return LowRank(up / scale[:, None], down, scale)
 
     def _scale(self, strength: float) -> Tensor:
         return 1 + strength * (self.magnitude - 1)

@@ -1,0 +1,68 @@
+"""What differs between the families of base models, one small file each; everything else is the same code for all.
+
+A family says how prompts become what the UNet takes, and how files elsewhere call its parts.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn, stack
+
+from hra_diffusion.families import sd, sdxl
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+Text = dict[str, Tensor]
+"""A batch of prompts: ``ids`` (B, encoders, L), or embedded, ``hidden`` (B, L, d) and where the UNet wants it
+``pooled`` (B, p)."""
+
+
+class Family(Protocol):
+    """One family of base models."""
+
+    name: str
+    pipeline: type[DiffusionPipeline]
+    encoders: dict[str, str]
+    """Text encoders by component, with the tokenizer of each."""
+    kohya: dict[str, str]
+    """Components by the prefix that kohya's files give their keys."""
+    guidance_scale: float
+    original_unet_names: bool
+    """Whether kohya's files name the UNet's layers as the original checkpoint does, not as diffusers does."""
+
+    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
+        """Prompts, and negative ones where guidance is used, as keyword arguments of the pipeline's call."""
+        ...
+
+    def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> Text:
+        """Token ids (B, encoders, L) through the text encoders, as this family's UNet wants them."""
+        ...
+
+    def conditions(self, text: Text, pixels: int) -> dict[str, Any]:
+        """What the UNet's call takes beside the text, for square training pictures of so many pixels a side."""
+        ...
+
+
+FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL())
+
+
+def of(pipe: DiffusionPipeline) -> Family:
+    """The family of a pipeline; a subclass of Stable Diffusion's pipeline counts as Stable Diffusion."""
+    return next((family for family in reversed(FAMILIES) if isinstance(pipe, family.pipeline)), FAMILIES[0])
+
+
+def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:
+    """The pipeline's text encoders, in the family's order."""
+    return [cast(nn.Module, getattr(pipe, name)) for name in of(pipe).encoders]
+
+
+def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:
+    """Token ids (N, encoders, L) by each encoder's own tokenizer, padded and cut to its length as the pipeline does."""
+    return stack([_ids(getattr(pipe, name), captions) for name in of(pipe).encoders.values()], dim=1)
+
+
+def _ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    length = tokenizer.model_max_length
+    return tokenizer(
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids

@@ -1,0 +1,34 @@
+"""Stable Diffusion 1 and 2: one text encoder (CLIP, or OpenCLIP in the same class), nothing beside the text.
+
+What else is different in version 2, velocity prediction and widths, its configurations say themselves.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x and 2.x, and what is built like them."""
+
+    name = "sd"
+    pipeline = StableDiffusionPipeline
+    encoders = {"text_encoder": "tokenizer"}
+    kohya = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    guidance_scale = 7.5
+    original_unet_names = False
+
+    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
+        """Keyword arguments of the pipeline's call."""
+        positive, other = pipe.encode_prompt(prompts, pipe.device, 1, negative is not None, negative)
+        return {"prompt_embeds": positive, "negative_prompt_embeds": other}
+
+    def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> dict[str, Tensor]:
+        """Ids (B, 1, L) to the last hidden state (B, L, d)."""
+        return {"hidden": encoders[0](ids[:, 0])[0]}
+
+    def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
+        """Nothing."""
+        return {}

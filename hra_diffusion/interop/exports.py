@@ -1,0 +1,286 @@
+"""An adapter on a pipeline -> a file that other tools load, with what each of them makes of it.
+
+Every method leaves as ``diag(scale) (W + up · down)``: without a scale that is a plain LoRA, exactly; with one it is a
+DoRA, whose magnitude is ``scale · ‖W + up · down‖`` by output. The factors of an orthogonal method depend on W, so the
+file is exact on this very base only.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hra_diffusion import attachment, pipeline, registry
+from hra_diffusion.adapter_file import parameters
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import atomic_path, save_tensors, write_text
+from hra_diffusion.interop import names, original
+from hra_diffusion.layer import original_weight
+from hra_diffusion.registry import LowRank
+
+
+class ExportError(UserError):
+    """An adapter can't leave in this form: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer, ready to leave: factors of one rank for all layers, in the layer's shape, float32.
+
+    ``up`` (d_out, r) and ``down`` (r, d_in), of a convolution (c_out, r, 1, 1) and (r, c_in, k, k); ``magnitude``
+    (d_out,) or None: DoRA's norm of each output's weight.
+    """
+
+    component: str
+    path: str
+    up: Tensor
+    down: Tensor
+    magnitude: Tensor | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. ``form``: "LoRA", "DoRA", a method's own name in PEFT, or "weights"; ``error`` is the relative
+    error ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 where the form is exact."""
+
+    path: Path
+    format: str
+    form: str
+    rank: int | None
+    error: float
+
+
+def export(
+    pipe: DiffusionPipeline,
+    name: str,
+    format: str,
+    path: str | Path,
+    strength: float = 1.0,
+    lora_rank: int | None = None,
+) -> Exported:
+    """Write the adapter ``name`` of a pipeline for other tools; see ``FORMATS``.
+
+    ``strength``: what is written as strength 1; orthogonal methods stay orthogonal at it, which other tools' own
+    sliders can't do. ``lora_rank`` asks for a plain LoRA of this rank, cut where it needs more; the error says how much
+    was lost. Raises UserError for an unknown adapter or format, ExportError, or FileError.
+    """
+    pipeline.require_loaded(pipe, [name])
+    if format not in FORMATS:
+        raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
+    return FORMATS[format](Parcel(pipe, name, strength, lora_rank), Path(path))
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is to be exported."""
+
+    pipe: DiffusionPipeline
+    name: str
+    strength: float
+    lora_rank: int | None
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The pipeline's components that the adapter lives on."""
+        models = pipeline.components(self.pipe)
+        return {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
+
+    def layers(self) -> tuple[list[Layer], float]:
+        """The layers ready to leave, and the relative error of what had to be cut."""
+        updates = {
+            (component, path): _update(model, path, self.name, self.strength)
+            for component, model in self.parts.items()
+            for path in attachment.adapter_layers(model, self.name)
+        }
+        lost = whole = 0.0
+        if self.lora_rank is not None:
+            for place, update in updates.items():
+                updates[place], gone, size = _cut(self._weight(*place), update, self.lora_rank)
+                lost, whole = lost + gone, whole + size
+        rank = max(update.up.shape[1] for update in updates.values())
+        layers = [self._layer(component, path, update, rank) for (component, path), update in updates.items()]
+        return layers, (lost / whole) ** 0.5 if whole else 0.0
+
+    def _weight(self, component: str, path: str) -> Tensor:
+        return original_weight(self.parts[component].get_submodule(path)).detach().flatten(1).cpu().double()
+
+    def _layer(self, component: str, path: str, update: LowRank, rank: int) -> Layer:
+        magnitude = None
+        if update.scale is not None:
+            magnitude = (update.scale * (self._weight(component, path) + update.up @ update.down).norm(dim=1)).float()
+        up, down = _padded(update, rank)
+        layer = self.parts[component].get_submodule(path)
+        if isinstance(layer, nn.Conv2d):
+            up, down = up[..., None, None], down.unflatten(1, (layer.in_channels, *layer.kernel_size))
+        if not all(tensor.isfinite().all() for tensor in (up, down, update.up if magnitude is None else magnitude)):
+            raise ExportError(f"{component}.{path} can't be written as a DoRA: an output has magnitude 0; "
+                              "export a plain LoRA with --lora-rank, or --format merged")  # fmt: skip
+        return Layer(component, path, up, down, magnitude)
+
+
+def kohya(parcel: Parcel, path: Path) -> Exported:
+    """One .safetensors file with kohya's keys: AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts."""
+    layers, error = parcel.layers()
+    rank = layers[0].down.shape[0]
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        key = names.kohya(parcel.pipe, layer.component, layer.path)
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = layer.down, layer.up
+        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+        if layer.magnitude is not None:
+            tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
+    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)),
+             "ss_output_name": parcel.name}  # fmt: skip
+    save_tensors(path, tensors, facts | _made_by(parcel))
+    return Exported(path, "kohya", _form(layers), rank, error)
+
+
+def diffusers(parcel: Parcel, path: Path) -> Exported:
+    """diffusers' own LoRA file; a folder gets it under the name diffusers looks for."""
+    layers, error = parcel.layers()
+    if path.suffix != ".safetensors":
+        path = path / "pytorch_lora_weights.safetensors"
+    tensors = {}
+    for layer in layers:
+        key = f"{layer.component}.{names.public(layer.component, layer.path)}"
+        parts = _peft_parts(layer)
+        if layer.component != "unet" and layer.magnitude is not None:  # transformers' loader asks for the full name
+            parts["lora_magnitude_vector.weight"] = parts.pop("lora_magnitude_vector")
+        tensors |= {f"{key}.{part}": tensor for part, tensor in parts.items()}
+    save_tensors(path, tensors, {"format": "pt"} | _made_by(parcel))
+    return Exported(path, "diffusers", _form(layers), layers[0].down.shape[0], error)
+
+
+def peft(parcel: Parcel, path: Path) -> Exported:
+    """A folder with one of PEFT's folders for each component; a method that PEFT has stays what it is."""
+    method = _method(parcel)
+    native = method.peft if parcel.strength == 1 and parcel.lora_rank is None else None
+    layers, error = ([], 0.0) if native else parcel.layers()
+    with atomic_path(path) as folder:
+        for component, model in parcel.parts.items():
+            own = [layer for layer in layers if layer.component == component]
+            config, tensors = _native(parcel, component, model) if native else _folded(own)
+            save_tensors(folder / component / "adapter_model.safetensors", tensors, {"format": "pt"})
+            write_text(folder / component / "adapter_config.json", json.dumps(config, indent=2))
+    if native:
+        return Exported(path, "peft", native.peft_type, _config(parcel).rank, 0.0)
+    return Exported(path, "peft", _form(layers), layers[0].down.shape[0], error)
+
+
+def merged(parcel: Parcel, path: Path) -> Exported:
+    """The whole base with the adapter in its weights: a .safetensors file in the original layout, else a folder."""
+    if parcel.lora_rank is not None:
+        raise ExportError("--lora-rank is not for --format merged: the weights hold the adapter whole")
+    metadata = {"format": "pt"} | _made_by(parcel)
+    with contextlib.ExitStack() as stack:
+        for model in pipeline.components(parcel.pipe).values():
+            here = parcel.name in attachment.adapter_names(model)
+            stack.enter_context(attachment.baked(model, {parcel.name: parcel.strength} if here else {}))
+        if path.suffix == ".safetensors":
+            tensors = original.checkpoint(parcel.pipe)
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata)
+        else:
+            with atomic_path(path) as folder:
+                parcel.pipe.save_pretrained(folder)
+    return Exported(path, "merged", "weights", None, 0.0)
+
+
+FORMATS: dict[str, Callable[[Parcel, Path], Exported]] = {
+    "kohya": kohya, "diffusers": diffusers, "peft": peft, "merged": merged,
+}  # fmt: skip
+
+
+def _update(model: nn.Module, path: str, name: str, strength: float) -> LowRank:
+    """The adapter on one layer as factors in float64, on the CPU."""
+    adapter: Any = attachment.adapter_layers(model, name)[path]
+    weight = original_weight(model.get_submodule(path)).detach().flatten(1).double()
+    with torch.no_grad():
+        return LowRank(*(None if part is None else part.cpu() for part in adapter.low_rank(weight, strength)))
+
+
+def _cut(weight: Tensor, update: LowRank, rank: int) -> tuple[LowRank, float, float]:
+    """The best plain LoRA of this rank (by SVD) for an update; with what is lost and the whole, squared norms."""
+    delta = update.up @ update.down
+    if update.scale is not None:
+        delta = update.scale[:, None] * (weight + delta) - weight
+    U, sizes, V = torch.linalg.svd(delta, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return LowRank(U[:, :rank] * root, root[:, None] * V[:rank]), float(sizes[rank:] @ sizes[rank:]), float(sizes @ sizes)
+
+
+def _padded(update: LowRank, rank: int) -> tuple[Tensor, Tensor]:
+    """(up, down) with zeros up to ``rank``: mixed ranks are read wrongly by many loaders."""
+    missing = rank - update.up.shape[1]
+    up = nn.functional.pad(update.up, (0, missing))
+    return up.float(), nn.functional.pad(update.down, (0, 0, 0, missing)).float()
+
+
+def _peft_parts(layer: Layer) -> dict[str, Tensor]:
+    parts = {"lora_A.weight": layer.down, "lora_B.weight": layer.up}
+    if layer.magnitude is not None:
+        parts["lora_magnitude_vector"] = layer.magnitude if layer.up.ndim == 2 else layer.magnitude[None, :, None, None]
+    return parts
+
+
+def _form(layers: list[Layer]) -> str:
+    return "LoRA" if all(layer.magnitude is None for layer in layers) else "DoRA"
+
+
+def _folded(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's configuration and tensors of a plain LoRA or a DoRA."""
+    rank = layers[0].down.shape[0]
+    fields = {"r": rank, "lora_alpha": rank, "use_dora": _form(layers) == "DoRA"}
+    tensors = {f"base_model.model.{layer.path}.{key}": t for layer in layers for key, t in _peft_parts(layer).items()}
+    return _peft_config("LORA", fields, [layer.path for layer in layers]), tensors
+
+
+def _native(parcel: Parcel, component: str, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's configuration and tensors of a method that PEFT has too."""
+    form = cast(registry.PeftForm, _method(parcel).peft)
+    paths = list(attachment.adapter_layers(model, parcel.name))
+    own = {key.removeprefix(f"{component}."): tensor for key, tensor in parameters({component: model}, parcel.name).items()}
+    tensors = {
+        f"base_model.model.{path}.{theirs}": _as_peft(model.get_submodule(path), own[f"{path}.{ours}"], theirs)
+        for path in paths
+        for ours, theirs in form.parameters.items()
+    }
+    return _peft_config(form.peft_type, form.to_peft(_config(parcel)), paths), tensors
+
+
+def _as_peft(layer: nn.Module, tensor: Tensor, name: str) -> Tensor:
+    """PEFT's factors of a convolution have the convolution's dimensions."""
+    if not isinstance(layer, nn.Conv2d) or not name.startswith("lora_"):
+        return tensor
+    kernel = (layer.in_channels, *layer.kernel_size)
+    return tensor.unflatten(1, kernel) if name == "lora_A.weight" else tensor[..., None, None]
+
+
+def _peft_config(peft_type: str, fields: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    return {"peft_type": peft_type, "target_modules": paths, "inference_mode": True, "task_type": None, **fields}
+
+
+def _method(parcel: Parcel) -> registry.Method:
+    return registry.get(cast(Any, _any_layer(parcel)).method)
+
+
+def _config(parcel: Parcel) -> registry.MethodConfig:
+    return cast(Any, _any_layer(parcel)).config
+
+
+def _any_layer(parcel: Parcel) -> nn.Module:
+    return next(iter(attachment.adapter_layers(next(iter(parcel.parts.values())), parcel.name).values()))
+
+
+def _made_by(parcel: Parcel) -> dict[str, str]:
+    """Metadata: what the file was made from."""
+    method, options = _method(parcel).name, _config(parcel).model_dump_json()
+    facts = {"name": parcel.name, "method": method, "options": options, "strength": str(parcel.strength)}
+    return {f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(parcel.pipe)}).items()}

@@ -1,0 +1,232 @@
+"""Exports, judged by somebody else's loaders: none of them is patched, all must give our own outputs to 1e-4."""
+
+import logging
+
+import pytest
+import torch
+from conftest import PIPES, everything, relative, stir, tiny_pipe
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+
+from hra_diffusion import attachment, families, interop, pipeline, registry
+from hra_diffusion.interop.exports import ExportError
+
+EXACT = 1e-4
+PLAIN = [name for name in registry.names() if name != "shoft"]
+
+
+def adapted(kind, method, targets="attention", options=None):
+    """A tiny pipeline with a stirred adapter on all its components, and its outputs."""
+    pipe = PIPES[kind]()
+    for component, model in pipeline.components(pipe).items():
+        where = targets if component == "unet" else "attention"
+        attachment.attach(model, method, {"rank": 4} | (options or {}), name="Rex", targets=where)
+        stir(attachment.adapter_parameters(model, "Rex").values())
+    return pipe, everything(pipe)
+
+
+def with_diffusers(kind, path):
+    pipe = PIPES[kind]()
+    pipe.load_lora_weights(str(path))
+    return pipe
+
+
+def with_peft(kind, path):
+    pipe = PIPES[kind]()
+    for component, model in pipeline.components(pipe).items():
+        pipe.register_modules(**{component: PeftModel.from_pretrained(model, path / component).get_base_model()})
+    return pipe
+
+
+class OlderTransformers(nn.Module):
+    """A text encoder as transformers 4 nests it, which is how LyCORIS looks for its layers."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.text_model = encoder
+
+
+def with_lycoris(kind, path):
+    kohya = pytest.importorskip("lycoris.kohya", reason="needs lycoris-lora")
+    pipe = PIPES[kind]()
+    # its default preset counts the layers of diffusers' time embedding twice, and stops
+    kohya.LycorisNetworkKohya.apply_preset({"unet_target_name": []})
+    network, weights = kohya.create_network_from_weights(
+        1.0, str(path), None, OlderTransformers(pipe.text_encoder), pipe.unet
+    )
+    network.weights_sd = weights
+    network.apply_to(None, None, apply_text_encoder=True, apply_unet=True)
+    pipe.keep = network
+    return pipe
+
+
+def with_from_pretrained(kind, path):
+    return DiffusionPipeline.from_pretrained(path)
+
+
+def with_from_single_file(kind, path):
+    like = PIPES[kind]()
+    folder = path.parent / "configuration"
+    like.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    reader = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+    return reader.from_single_file(str(path), config=str(folder), local_files_only=True)
+
+
+@pytest.fixture
+def diffusers_log(caplog):
+    """What diffusers' loader complains of."""
+    logger = logging.getLogger("diffusers")
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_warning()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    diffusers_logging.set_verbosity(before)
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_diffusers_loads_it_exactly_and_without_a_word(kind, method, format, tmp_path, diffusers_log):
+    pipe, ours = adapted(kind, method)
+    done = interop.export(pipe, "Rex", format, tmp_path / "rex.safetensors")
+    assert (done.form, done.error) == ("LoRA", 0.0)
+    assert relative(everything(with_diffusers(kind, done.path)), ours) < EXACT
+    assert not diffusers_log.records
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_diffusers_loads_shoft_as_a_dora_exactly(kind, tmp_path, diffusers_log):
+    pipe, ours = adapted(kind, "shoft")
+    done = interop.export(pipe, "Rex", "diffusers", tmp_path / "folder")
+    assert (done.form, done.path.name) == ("DoRA", "pytorch_lora_weights.safetensors")
+    assert relative(everything(with_diffusers(kind, done.path.parent)), ours) < EXACT
+    assert not diffusers_log.records
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
+    """Why a DoRA wants --format diffusers there: the truth table says so."""
+    pipe, ours = adapted(kind, "shoft")
+    done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    assert relative(everything(with_diffusers(kind, done.path)), ours) > 100 * EXACT
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("method", registry.names())
+def test_peft_loads_it_exactly(kind, method, tmp_path):
+    pipe, ours = adapted(kind, method)
+    done = interop.export(pipe, "Rex", "peft", tmp_path / "rex")
+    assert done.form == {"lora": "LORA", "hra": "HRA", "shoft": "DoRA"}.get(method, "LoRA")
+    assert relative(everything(with_peft(kind, done.path)), ours) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd2"])
+@pytest.mark.parametrize("method", registry.names())
+def test_lycoris_loads_it_exactly(kind, method, tmp_path):
+    pipe, ours = adapted(kind, method)
+    done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    assert relative(everything(with_lycoris(kind, done.path)), ours) < EXACT
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("load", [with_from_pretrained, with_from_single_file])
+def test_merged_weights_load_exactly(kind, method, load, tmp_path):
+    pipe, ours = adapted(kind, method)
+    before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
+    place = tmp_path / ("rex" if load is with_from_pretrained else "rex.safetensors")
+    assert interop.export(pipe, "Rex", "merged", place).form == "weights"
+    loaded = load(kind, place)
+    assert relative(everything(loaded), ours) < EXACT
+    assert pipeline.components(loaded).keys() == pipeline.components(pipe).keys()
+    for part in ("vae", *pipeline.components(loaded)):
+        plain = PIPES[kind]()
+        assert getattr(loaded, part).state_dict().keys() == getattr(plain, part).state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in pipe.unet.state_dict().items())
+    assert pipeline.active(pipe) == {"Rex": 1.0} and torch.equal(everything(pipe), ours)
+
+
+def test_the_vae_of_a_single_file_is_the_same(tmp_path):
+    pipe, _ = adapted("sd", "lora")
+    interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
+    loaded = with_from_single_file("sd", tmp_path / "rex.safetensors").vae.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in pipe.vae.state_dict().items())
+
+
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
+def test_convolutions_leave_too(method, format, tmp_path):
+    pipe, ours = adapted("sd", method, "attention+conv")
+    done = interop.export(pipe, "Rex", format, tmp_path / ("rex" if format == "peft" else "rex.safetensors"))
+    load = {"peft": with_peft, "kohya": with_lycoris, "diffusers": with_diffusers}[format]
+    assert relative(everything(load("sd", done.path)), ours) < EXACT
+
+
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("format", ["diffusers", "peft", "merged"])
+def test_another_strength_becomes_strength_one(method, format, tmp_path):
+    pipe, _ = adapted("sd", method)
+    pipeline.activate(pipe, {"Rex": 0.4})
+    ours = everything(pipe)
+    done = interop.export(pipe, "Rex", format, tmp_path / "rex", strength=0.4)
+    load = {"peft": with_peft, "diffusers": with_diffusers, "merged": with_from_pretrained}[format]
+    assert relative(everything(load("sd", done.path)), ours) < EXACT
+
+
+def test_a_cut_lora_states_its_error(tmp_path):
+    """The error stated is the one that the weights have: SHOFT's, as a plain LoRA of a rank too small for it."""
+    pipe, ours = adapted("sd", "shoft")
+    done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=6)
+    assert done.form == "LoRA" and done.rank == 6
+    loaded = with_diffusers("sd", done.path)
+    loaded.fuse_lora()
+    loaded.unload_lora_weights()
+    gone = whole = 0.0
+    with attachment.baked(pipe.unet, {"Rex": 1.0}), attachment.baked(pipe.text_encoder, {"Rex": 1.0}):
+        for component, base in pipeline.components(tiny_pipe()).items():
+            theirs, wanted = getattr(loaded, component).state_dict(), getattr(pipe, component).state_dict()
+            for key, value in base.state_dict().items():
+                gone += float((theirs[key] - wanted[key]).square().sum())
+                whole += float((wanted[key] - value).square().sum())
+    assert 0.01 < done.error < 1 and done.error == pytest.approx((gone / whole) ** 0.5, rel=1e-3)
+    enough = interop.export(pipe, "Rex", "kohya", tmp_path / "all.safetensors", lora_rank=32)
+    assert enough.error < 1e-6 and relative(everything(with_diffusers("sd", enough.path)), ours) < EXACT
+
+
+def test_an_output_of_magnitude_zero_is_no_dora(tmp_path):
+    pipe, _ = adapted("sd", "shoft")
+    with torch.no_grad():
+        next(iter(attachment.adapter_layers(pipe.unet, "Rex").values())).magnitude[3] = 0
+    with pytest.raises(ExportError, match=r"an output has magnitude 0; export a plain LoRA with --lora-rank"):
+        interop.export(pipe, "Rex", "diffusers", tmp_path / "rex.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_those_that_other_tools_read(tmp_path):
+    """Of SD 1 and 2 as diffusers names them, of SDXL as the original does; text encoders with "text_model"."""
+    keys = {}
+    for kind in PIPES:
+        interop.export(adapted(kind, "lora")[0], "Rex", "kohya", tmp_path / f"{kind}.safetensors")
+        tensors = load_file(tmp_path / f"{kind}.safetensors")
+        keys[kind] = {key.removesuffix(".lora_down.weight") for key in tensors if key.endswith("lora_down.weight")}
+        assert all(tensors[f"{key}.alpha"] == 4 and tensors[f"{key}.alpha"].shape == () for key in keys[kind])
+    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0" in keys["sd"] == keys["sd2"]
+    assert "lora_te_text_model_encoder_layers_1_self_attn_q_proj" in keys["sd"]
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k" in keys["sdxl"]
+    assert "lora_te1_text_model_encoder_layers_0_self_attn_v_proj" in keys["sdxl"]
+    assert "lora_te2_text_model_encoder_layers_1_self_attn_out_proj" in keys["sdxl"]
+
+
+def test_unknown_names_and_formats(tmp_path, pipe):
+    with pytest.raises(ValueError, match="no adapter named 'Rex' is loaded"):
+        interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    attachment.attach(pipe.unet, "lora", name="Rex")
+    with pytest.raises(ExportError, match="unknown format 'onnx'; use one of kohya, diffusers, peft, merged"):
+        interop.export(pipe, "Rex", "onnx", tmp_path / "rex.safetensors")
+    assert families.of(pipe).name == "sd"
