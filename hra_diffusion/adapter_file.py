@@ -26,6 +26,10 @@ FINGERPRINT_TOLERANCE = 5e-3
 """RMS distance of two fingerprints above which the weights differ by more than rounding to bfloat16 (about 1e-3)."""
 
 
+MAX_RANK = 256
+"""The largest rank that an adapter's options may name; layers of a larger one are listed one by one."""
+
+
 class AdapterFileError(UserError):
     """An adapter file can't be used: what is wrong with it, and what to do."""
 
@@ -40,6 +44,9 @@ class AdapterInfo(BaseModel):
     options: dict[str, Any] = Field(description="The method's configuration.")
     base: str = Field(description="The base model it was trained on, as named then.")
     fingerprint: dict[str, dict[str, float]] = Field(description="Component -> layer -> probe of the frozen weight.")
+    ranks: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="Component -> layer -> rank, where it is not that of the options."
+    )
     targets: str = "attention"
     trigger: str = ""
     class_noun: str = ""
@@ -74,7 +81,7 @@ def parameters(components: Mapping[str, nn.Module], name: str) -> dict[str, nn.P
 
 def read_info(path: Path) -> AdapterInfo:
     """The metadata of an adapter file, read without its tensors. Raises AdapterFileError for any that is not ours."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return _info(path, file.metadata() or {})
 
 
@@ -83,7 +90,20 @@ def info_of(components: Mapping[str, nn.Module], name: str, **facts: Any) -> Ada
     model = next(model for model in components.values() if name in attachment.adapter_names(model))
     layer: Any = next(iter(attachment.adapter_layers(model, name).values()))
     facts.setdefault("fingerprint", fingerprint(components, name))
-    return AdapterInfo(name=name, method=layer.method, options=layer.config.model_dump(), **facts)
+    options = layer.config.model_dump() | {"rank": min(layer.config.rank, MAX_RANK)}
+    ranks = {
+        component: {path: layer.config.rank for path, layer in layers if layer.config.rank != options["rank"]}
+        for component, layers in _layers(components, name)
+    }
+    return AdapterInfo(name=name, method=layer.method, options=options, ranks=ranks, **facts)
+
+
+def _layers(components: Mapping[str, nn.Module], name: str) -> list[tuple[str, list[tuple[str, Any]]]]:
+    return [
+        (component, list(attachment.adapter_layers(model, name).items()))
+        for component, model in components.items()
+        if name in attachment.adapter_names(model)
+    ]
 
 
 def load(path: Path, components: Mapping[str, nn.Module], name: str | None = None) -> AdapterInfo:
@@ -99,7 +119,14 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     before = {model: (attachment.routing_of(model) or Routing()).mix for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
-            attachment.attach(components[component], info.method, info.options, name=info.name, targets=list(probes))
+            attachment.attach(
+                components[component],
+                info.method,
+                info.options,
+                name=info.name,
+                targets=list(probes),
+                ranks=info.ranks.get(component),
+            )
         _copy_in(path, tensors, parameters(components, info.name), info)
     except ValueError as error:
         unload(components, info.name)
@@ -139,7 +166,8 @@ def probe(weight: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file for reading. Raises AdapterFileError for one that is missing, unreadable or not whole."""
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -170,7 +198,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> AdapterInfo:
 
 
 def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
-    with _opened(path) as file:
+    with opened(path) as file:
         info = _info(path, file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:

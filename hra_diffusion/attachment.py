@@ -57,10 +57,12 @@ def attach(
     name: str = "default",
     targets: str | Sequence[str] = "attention",
     seed: int = 0,
+    ranks: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Add a new adapter to the model and make it the active one; the model's own parameters are frozen.
 
     ``targets``: a set in ``TARGETS``, a pattern, or a list of layer paths. ``seed`` decides the starting values.
+    ``ranks``: the layers (by path) whose rank is another than the options'.
     Adapter parameters are float32, on each layer's device. Returns the adapted layers' paths.
     Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use.
     """
@@ -74,15 +76,16 @@ def attach(
         raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
     paths = find_targets(model, targets) if isinstance(targets, str) else list(targets)
     layers = {path: _layer(model, path) for path in paths}
+    configs = {path: config.model_copy(update={"rank": (ranks or {}).get(path, config.rank)}) for path in paths}
     for path, layer in layers.items():
-        if config.rank > min(as_matrix(layer).shape):
-            raise UserError(f"rank {config.rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
+        if (rank := configs[path].rank) > min(as_matrix(layer).shape):
+            raise UserError(f"rank {rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers.values():
+    for path, layer in layers.items():
         d_out, d_in = as_matrix(layer).shape
-        adapter = chosen.build(config, d_in, d_out, generator)
-        adapter.method, adapter.config = chosen.name, config  # type: ignore[assignment]
+        adapter = chosen.build(configs[path], d_in, d_out, generator)
+        adapter.method, adapter.config = chosen.name, configs[path]  # type: ignore[assignment]
         host(layer, routing).adapters[key(name)] = adapter.to(layer.weight.device)  # type: ignore[arg-type]
     activate(model, {name: 1.0})
     return paths

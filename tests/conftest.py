@@ -129,7 +129,9 @@ def tiny_xl_pipe() -> StableDiffusionXLPipeline:
     pipe = StableDiffusionXLPipeline(
         vae=like.vae,
         text_encoder=tiny_text_encoder(),
-        text_encoder_2=CLIPTextModelWithProjection(tiny_text_config(hidden_size=48, hidden_act="gelu", projection_dim=40)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            tiny_text_config(hidden_size=48, hidden_act="gelu", projection_dim=40)
+        ),
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=UNet2DConditionModel(

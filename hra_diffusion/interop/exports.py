@@ -161,7 +161,8 @@ def diffusers(parcel: Parcel, path: Path) -> Exported:
 def peft(parcel: Parcel, path: Path) -> Exported:
     """A folder with one of PEFT's folders for each component; a method that PEFT has stays what it is."""
     method = _method(parcel)
-    native = method.peft if parcel.strength == 1 and parcel.lora_rank is None else None
+    whole = parcel.strength == 1 and parcel.lora_rank is None and len(_configs(parcel)) == 1
+    native = method.peft if whole else None
     layers, error = ([], 0.0) if native else parcel.layers()
     with atomic_path(path) as folder:
         for component, model in parcel.parts.items():
@@ -213,7 +214,11 @@ def _cut(weight: Tensor, update: LowRank, rank: int) -> tuple[LowRank, float, fl
         delta = update.scale[:, None] * (weight + delta) - weight
     U, sizes, V = torch.linalg.svd(delta, full_matrices=False)
     root = sizes[:rank].sqrt()
-    return LowRank(U[:, :rank] * root, root[:, None] * V[:rank]), float(sizes[rank:] @ sizes[rank:]), float(sizes @ sizes)
+    return (
+        LowRank(U[:, :rank] * root, root[:, None] * V[:rank]),
+        float(sizes[rank:] @ sizes[rank:]),
+        float(sizes @ sizes),
+    )
 
 
 def _padded(update: LowRank, rank: int) -> tuple[Tensor, Tensor]:
@@ -246,7 +251,9 @@ def _native(parcel: Parcel, component: str, model: nn.Module) -> tuple[dict[str,
     """PEFT's configuration and tensors of a method that PEFT has too."""
     form = cast(registry.PeftForm, _method(parcel).peft)
     paths = list(attachment.adapter_layers(model, parcel.name))
-    own = {key.removeprefix(f"{component}."): tensor for key, tensor in parameters({component: model}, parcel.name).items()}
+    own = {
+        key.removeprefix(f"{component}."): tensor for key, tensor in parameters({component: model}, parcel.name).items()
+    }
     tensors = {
         f"base_model.model.{path}.{theirs}": _as_peft(model.get_submodule(path), own[f"{path}.{ours}"], theirs)
         for path in paths
@@ -273,6 +280,12 @@ def _method(parcel: Parcel) -> registry.Method:
 
 def _config(parcel: Parcel) -> registry.MethodConfig:
     return cast(Any, _any_layer(parcel)).config
+
+
+def _configs(parcel: Parcel) -> set[str]:
+    """The distinct configurations of the adapter's layers: an imported one may have a rank for each."""
+    layers: Any = [layer for m in parcel.parts.values() for layer in attachment.adapter_layers(m, parcel.name).values()]
+    return {layer.config.model_dump_json() for layer in layers}
 
 
 def _any_layer(parcel: Parcel) -> nn.Module:

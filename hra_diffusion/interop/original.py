@@ -55,7 +55,9 @@ def unet_name(path: str, config: Mapping[str, Any]) -> str:
     if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", path):
         way, block, kind, number, rest = found.groups()
         return _block_name(way, int(block), kind, int(number), rest, config)
-    raise UserError(f"the original checkpoint layout has no place for the UNet's {path}; save a diffusers folder instead")
+    raise UserError(
+        f"the original checkpoint layout has no place for the UNet's {path}; save a diffusers folder instead"
+    )
 
 
 def _block_name(way: str, block: int, kind: str, number: int, rest: str, config: Mapping[str, Any]) -> str:

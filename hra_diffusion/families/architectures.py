@@ -1,0 +1,158 @@
+"""The configurations of the released Stable Diffusion bases, so that a single-file checkpoint needs no network.
+
+Values are those of the released models' public configuration files (Stable Diffusion 1.5, 2.1, XL base 1.0).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+Values = dict[str, Any]
+
+_CROSS, _UP = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
+_UNET_1: Values = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*_CROSS, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *_UP),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+_UNET_2 = _UNET_1 | {
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+_UNET_XL: Values = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", *_CROSS[:2]),
+    "up_block_types": (*_UP[:2], "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_VAE: Values = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+_CLIP_L: Values = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+_OPEN_CLIP_H = _CLIP_L | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,  # the last of 24 is not used
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "projection_dim": 512,
+}
+_OPEN_CLIP_G = _CLIP_L | {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+_NOISE: Values = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+_DDIM: Values = {"clip_sample": False, "set_alpha_to_one": False}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One released base: its parts' configurations. ``pads``: the padding token of each tokenizer."""
+
+    name: str
+    pipeline: str
+    unet: Values
+    vae: Values
+    encoders: tuple[Values, ...]
+    scheduler: tuple[str, Values]
+    pads: tuple[str, ...]
+
+    def build_unet(self) -> UNet2DConditionModel:
+        """A UNet with random weights (within ``torch.device("meta")``: shapes alone)."""
+        return UNet2DConditionModel(**self.unet)
+
+    def build_vae(self) -> AutoencoderKL:
+        """An autoencoder with random weights."""
+        return AutoencoderKL(**self.vae)
+
+    def build_encoders(self) -> list[nn.Module]:
+        """Text encoders with random weights; a second one has a projection."""
+        classes = (CLIPTextModel, CLIPTextModelWithProjection)
+        return [kind(CLIPTextConfig(**values)) for kind, values in zip(classes, self.encoders, strict=False)]
+
+    def write(self, folder: Path) -> None:
+        """Write the configuration, without weights and tokenizers, as a diffusers folder has it."""
+        scheduler, noise = self.scheduler
+        index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
+        index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+        files = {"unet/config": self.unet, "vae/config": self.vae, "scheduler/scheduler_config": noise}
+        for name, kind, values in zip(
+            ("text_encoder", "text_encoder_2"), ("CLIPTextModel", "CLIPTextModelWithProjection"), self.encoders, strict=False
+        ):
+            index |= {name: ["transformers", kind], name.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"]}
+            files[f"{name}/config"] = values | {"model_type": "clip_text_model"}
+        for name, values in (files | {"model_index": index}).items():
+            path = folder / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values), encoding="utf-8")
+
+
+SD1 = Architecture(
+    "Stable Diffusion 1", "StableDiffusionPipeline", _UNET_1, _VAE, (_CLIP_L,),
+    ("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "epsilon"}), ("<|endoftext|>",),
+)  # fmt: skip
+SD2 = Architecture(
+    "Stable Diffusion 2", "StableDiffusionPipeline", _UNET_2, _VAE | {"sample_size": 768}, (_OPEN_CLIP_H,),
+    ("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "v_prediction"}), ("!",),
+)  # fmt: skip
+SDXL = Architecture(
+    "Stable Diffusion XL", "StableDiffusionXLPipeline", _UNET_XL,
+    _VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}, (_CLIP_L, _OPEN_CLIP_G),
+    ("EulerDiscreteScheduler", _NOISE | {"prediction_type": "epsilon", "timestep_spacing": "leading"}),
+    ("<|endoftext|>", "!"),
+)  # fmt: skip
+
+
+def count(module: nn.Module) -> float:
+    """Parameters in millions."""
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def on_meta(build: Any) -> Any:
+    """What ``build`` builds, as shapes without memory."""
+    with torch.device("meta"):
+        return build()

@@ -1,0 +1,253 @@
+"""A stranger's adapter file -> an adapter of ours on a given base: what was understood, what was skipped and why.
+
+Each layer of the file becomes a plain LoRA of its own rank, exactly: a dense change is one of full rank. What depends on
+the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was imported for.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hra_diffusion import adapter_file, pipeline, registry
+from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo, probe
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name
+from hra_diffusion.interop import names, updates
+from hra_diffusion.interop.updates import LayerParts
+from hra_diffusion.layer import original_weight
+
+WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""Names of the weights in a folder."""
+
+
+class ImportFailed(UserError):
+    """A file can't be imported: what is wrong with it, and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One safetensors file as it lies there. ``settings`` are PEFT's, by component; "" holds for the whole file."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    component: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file's keys. ``skipped``: reason -> keys; ``layers``: component -> how many; ``kinds``: what the
+    layers were ("LoRA", "DoRA", "LoHa", …) -> how many."""
+
+    file: str
+    keys: int
+    layers: dict[str, int]
+    kinds: dict[str, int]
+    ranks: dict[int, int]
+    skipped: dict[str, list[str]]
+    metadata: dict[str, str]
+
+    @property
+    def used(self) -> int:
+        """How many keys were understood."""
+        return self.keys - sum(len(keys) for keys in self.skipped.values())
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter read from elsewhere in our terms. ``ranks``: component -> layer -> rank, where it is not the options';
+    ``ranks_found``: rank -> how many layers."""
+
+    method: str
+    options: dict[str, Any]
+    ranks: dict[str, dict[str, int]]
+    tensors: dict[str, Tensor]
+    ranks_found: dict[int, int]
+
+
+def import_adapter(
+    pipe: DiffusionPipeline, path: str | Path, output: str | Path, name: str, trigger: str = ""
+) -> tuple[Path, Report]:
+    """Write a stranger's adapter for this pipeline's base as ``output/name.safetensors``; returns it and the report.
+
+    Raises UserError: ImportFailed, FileError, or for a name that no adapter can have.
+    """
+    checked_name(name)
+    imported, places, report = understand(pipe, path)
+    components = pipeline.components(pipe)
+    fingerprint: dict[str, dict[str, float]] = {}
+    for component, layer in places:
+        weight = original_weight(components[component].get_submodule(layer))
+        fingerprint.setdefault(component, {})[layer] = probe(weight)
+    info = AdapterInfo(
+        name=name,
+        method=imported.method,
+        options=imported.options,
+        ranks=imported.ranks,
+        base=pipeline.name_of(pipe),
+        fingerprint=fingerprint,
+        targets="imported",
+        trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
+        training={"imported": report.file, "metadata": report.metadata},
+    )
+    place = Path(output) / f"{name}.safetensors"
+    adapter_file.save(place, components, info, imported.tensors)
+    return place, report
+
+
+def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
+    """Read a file or a PEFT folder for this pipeline's base, without writing anything: the adapter, its layers, the
+    report.
+
+    Raises ImportFailed for one that is damaged (half a file, NaN, a factor missing, ranks that don't fit), for another
+    base, or with nothing in it that is understood.
+    """
+    sources = list(_sources(Path(path)))
+    skipped: dict[str, list[str]] = {}
+    layers: dict[names.Place, LayerParts] = {}
+    for source in sources:
+        _collect(pipe, source, layers, skipped)
+    if not layers:
+        reasons = "; ".join(f"{reason} ({len(keys)} keys)" for reason, keys in skipped.items())
+        raise ImportFailed(f"{path} holds no adapter for {pipeline.name_of(pipe)}: {reasons or 'it has no tensors'}")
+    imported = _translated(pipe, str(path), layers)
+    report = Report(
+        file=Path(path).name,
+        keys=sum(len(source.tensors) for source in sources),
+        layers=dict(Counter(component for component, _ in layers)),
+        kinds=dict(Counter(updates.kind(parts) for parts in layers.values())),
+        ranks=imported.ranks_found,
+        skipped=skipped,
+        metadata={key: value for source in sources for key, value in source.metadata.items()},
+    )
+    return imported, list(layers), report
+
+
+def _sources(path: Path) -> Iterator[Source]:
+    """The file itself, or those of a folder: PEFT's own, or one such for each component."""
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise ImportFailed(f"{path} is a pickle, which can run code when opened; get it as .safetensors")
+    if not path.is_dir():
+        yield _source(path)
+        return
+    folders = [folder for folder in (path, *sorted(path.iterdir())) if _weights(folder)]
+    if not folders:
+        raise ImportFailed(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
+    for folder in folders:
+        component = "" if folder == path else folder.name
+        settings = folder / "adapter_config.json"
+        yield _source(_weights(folder)[0], _json(settings) if settings.is_file() else None, component)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [folder / name for name in WEIGHTS if (folder / name).is_file()]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ImportFailed(f"{path} can't be read: {error}; copy the folder again") from None
+    if not isinstance(settings, dict):
+        raise ImportFailed(f"{path} is no JSON object; copy the folder again")
+    return settings
+
+
+def _source(path: Path, settings: dict[str, Any] | None = None, component: str = "") -> Source:
+    try:
+        with adapter_file.opened(path) as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("format") == adapter_file.FORMAT:
+                raise ImportFailed(f"{path} is an adapter of ours already; use it as it is")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except AdapterFileError as error:
+        raise ImportFailed(str(error)) from None
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ImportFailed(f"{path} holds NaN or infinite values in {key}; get the file again, or an earlier one")
+    return Source(path, tensors, metadata, {"": settings} if settings else _adapter_metadata(path, metadata), component)
+
+
+def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT's settings by component, as diffusers keeps them in a file's metadata ("unet.lora_alpha": 8)."""
+    try:
+        flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        raise ImportFailed(f"{path} has damaged metadata (lora_adapter_metadata is no JSON); get it again") from None
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items() if isinstance(flat, dict) else ():
+        component, _, name = key.partition(".")
+        settings.setdefault(component, {})[name] = value
+    return settings
+
+
+def _collect(
+    pipe: DiffusionPipeline, source: Source, layers: dict[names.Place, LayerParts], skipped: dict[str, list[str]]
+) -> None:
+    """Sort a file's keys: by layer of this base, or by the reason why not. Raises ImportFailed for a layer named twice."""
+    index = names.Index(pipe, source.component, list(source.tensors), source.metadata)
+    for key, tensor in source.tensors.items():
+        found = index.find(key)
+        if isinstance(found, str):
+            skipped.setdefault(found, []).append(key)
+            continue
+        place, part = found
+        settings = source.settings.get("", source.settings.get(place[0], {}))
+        parts = layers.setdefault(place, LayerParts({}, settings)).tensors
+        if part in parts:
+            raise ImportFailed(f"{source.path} names {'.'.join(place)} twice ({key}); which one counts can't be known")
+        parts[part] = tensor
+
+
+def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place, LayerParts]) -> Imported:
+    """The layers in our terms: the method of ours that they are, else a plain LoRA with a rank for each layer."""
+    if native := _native(layers):
+        return native
+    components = pipeline.components(pipe)
+    tensors: dict[str, Tensor] = {}
+    sizes: dict[names.Place, int] = {}
+    for (component, path), parts in layers.items():
+        try:
+            up, down = updates.factors(components[component].get_submodule(path), path, parts)
+        except updates.PartsError as error:
+            raise ImportFailed(f"{file}: {component}.{path}: {error}") from None
+        tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
+        sizes[component, path] = len(down)
+    usual = min(Counter(sizes.values()).most_common(1)[0][0], MAX_RANK)
+    ranks: dict[str, dict[str, int]] = {}
+    for (component, path), rank in sizes.items():
+        if rank != usual:
+            ranks.setdefault(component, {})[path] = rank
+    return Imported("lora", {"rank": usual}, ranks, tensors, dict(Counter(sizes.values())))
+
+
+def _native(layers: Mapping[names.Place, LayerParts]) -> Imported | None:
+    """A PEFT folder of a method that is ours too, as that method."""
+    settings = next(iter(layers.values())).settings
+    for method in map(registry.get, registry.names()):
+        form = method.peft
+        if not form or not form.from_peft or form.peft_type != settings.get("peft_type"):
+            continue
+        sizes = {len(tensor.T) for parts in layers.values() for tensor in parts.tensors.values()}
+        if sizes != {settings.get("r")} or any(
+            set(parts.tensors) != set(form.parameters.values()) for parts in layers.values()
+        ):
+            return None
+        try:
+            config = method.parse(form.from_peft(settings))
+        except (KeyError, ValueError):  # options that ours does not have, as an odd rank: then as a plain LoRA
+            return None
+        tensors = {
+            f"{component}.{path}.{ours}": parts.tensors[theirs].float()
+            for (component, path), parts in layers.items()
+            for ours, theirs in form.parameters.items()
+        }
+        return Imported(method.name, config.model_dump(), {}, tensors, {config.rank: len(layers)})
+    return None

@@ -1,0 +1,333 @@
+"""Strangers' files: made by somebody else's code, or by the plain formula, and imported to the same outputs."""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import PIPES, everything, relative, stir, tiny_pipe
+from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from hra_diffusion import adapter_file, attachment, interop, pipeline, registry
+from hra_diffusion.families.architectures import SD1, on_meta
+from hra_diffusion.interop.imports import ImportFailed
+from hra_diffusion.layer import as_matrix, unsupported
+
+EXACT = 1e-4
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def bring_in(kind, path, output):
+    """Import a file for a fresh tiny pipeline, load it there; the pipeline and the report."""
+    pipe = PIPES[kind]()
+    place, report = interop.import_adapter(pipe, path, output, "Stranger")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline.load(pipe, place)
+    return pipe, report
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
+def test_our_own_exports_come_back(kind, method, format, tmp_path):
+    pipe = PIPES[kind]()
+    for model in pipeline.components(pipe).values():
+        attachment.attach(model, method, {"rank": 4}, name="Rex")
+        stir(attachment.adapter_parameters(model, "Rex").values())
+    done = interop.export(pipe, "Rex", format, tmp_path / ("rex" if format == "peft" else "rex.safetensors"))
+    back, report = bring_in(kind, done.path, tmp_path / "out")
+    assert report.used == report.keys and not report.skipped
+    assert report.layers == {
+        name: len(attachment.find_targets(m)) for name, m in pipeline.components(PIPES[kind]()).items()
+    }
+    assert relative(everything(back), everything(pipe)) < EXACT
+    if (method, format) == ("hra", "peft"):
+        assert adapter_file.read_info(tmp_path / "out" / "Stranger.safetensors").method == "hra", "it stays what it is"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("locon", {}),
+        ("locon", {"use_tucker": True}),
+        ("locon", {"dora_wd": True}),
+        ("locon", {"dora_wd": True, "wd_on_output": False}),
+        ("loha", {}),
+        ("loha", {"use_tucker": True}),
+        ("loha", {"dora_wd": True}),
+        ("lokr", {"factor": 4}),
+        ("lokr", {"factor": 4, "decompose_both": True}),
+        ("lokr", {"factor": 2, "use_tucker": True}),
+        ("lokr", {"factor": 4, "full_matrix": True}),
+        ("full", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
+)
+def test_lycoris_files(algorithm, options, tmp_path):
+    """Every algorithm, on linear and conv layers, by LyCORIS' own modules."""
+    lycoris = pytest.importorskip("lycoris", reason="needs lycoris-lora")
+    pipe = tiny_pipe()
+    lycoris.LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
+    settings = {"conv_dim": 3, "conv_alpha": 3, "train_norm": False, "bypass_mode": False} | options
+    network = lycoris.create_lycoris(pipe.unet, 1.0, 3, 2, algo=algorithm, **settings)
+    network.apply_to()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    stir([p for name, p in network.named_parameters() if not name.endswith("bias")], by=0.1)
+    assert any(not torch.equal(p, before[name]) for name, p in network.named_parameters())
+    network.eval()
+    theirs = everything(pipe)
+    network.save_weights(str(tmp_path / "a.safetensors"), torch.float32, {})
+    back, report = bring_in("sd", tmp_path / "a.safetensors", tmp_path)
+    assert set(report.skipped) <= {"it changes biases; adapters here change weights only"}
+    assert relative(everything(back), theirs) < EXACT and relative(everything(tiny_pipe()), theirs) > 10 * EXACT
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, lora_alpha=7, target_modules=ATTENTION),
+        LoraConfig(r=4, lora_alpha=7, target_modules=ATTENTION, use_rslora=True),
+        LoraConfig(r=4, lora_alpha=7, target_modules=ATTENTION, use_dora=True),
+        LoraConfig(r=4, target_modules=[*ATTENTION, "conv1"], rank_pattern={"to_q": 2}, alpha_pattern={"to_k": 3}),
+        LoraConfig(r=3, target_modules=["conv1", "conv_shortcut"], use_dora=True),
+        HRAConfig(r=4, target_modules=ATTENTION),
+        HRAConfig(r=3, target_modules=ATTENTION),
+        HRAConfig(r=4, target_modules=ATTENTION, apply_GS=True),
+        OFTConfig(oft_block_size=4, r=0, target_modules=ATTENTION),
+        OFTConfig(oft_block_size=4, r=0, target_modules=ATTENTION, block_share=True, use_cayley_neumann=False),
+        OFTConfig(oft_block_size=4, r=0, target_modules=ATTENTION, num_cayley_neumann_terms=3),
+    ],
+    ids=lambda config: f"{config.peft_type.value}-{config.r}",
+)
+def test_peft_folders(config, tmp_path):
+    pipe = tiny_pipe()
+    model = get_peft_model(pipe.unet, config)
+    stir([p for p in model.parameters() if p.requires_grad], by=0.1)
+    pipe.register_modules(unet=model.get_base_model())
+    theirs = everything(pipe)
+    model.save_pretrained(tmp_path / "peft")
+    back, report = bring_in("sd", tmp_path / "peft", tmp_path)
+    assert not report.skipped and relative(everything(back), theirs) < EXACT
+
+
+def adapters_by_hand(pipe, rank=2):
+    """Random (up, down) for all attention layers of the UNet, and the pipeline's outputs with them."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = {}
+    for path in attachment.find_targets(pipe.unet):
+        weight = pipe.unet.get_submodule(path).weight
+        up, down = (
+            torch.randn(shape, generator=generator) * 0.1 for shape in ((len(weight), rank), (rank, weight.shape[1]))
+        )
+        pairs[path] = up, down
+    plain = {path: pipe.unet.get_submodule(path).weight.detach().clone() for path in pairs}
+    with torch.no_grad():
+        for path, (up, down) in pairs.items():
+            pipe.unet.get_submodule(path).weight += up @ down
+        outputs = everything(pipe)
+        for path, weight in plain.items():
+            pipe.unet.get_submodule(path).weight.copy_(weight)
+    return pairs, outputs
+
+
+STYLES = {
+    "attention processors": lambda path: path.replace(".to_", ".processor.to_").removesuffix(".0") + "_lora.{}.weight",
+    "with a prefix": lambda path: (
+        "unet." + path.replace(".to_", ".processor.to_").removesuffix(".0") + "_lora.{}.weight"
+    ),
+    "lora.down": lambda path: f"unet.{path}.lora.{{}}.weight",
+    "lora_linear_layer": lambda path: f"unet.{path}.lora_linear_layer.{{}}.weight",
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_older_diffusers_files(style, tmp_path, pipe):
+    pairs, wanted = adapters_by_hand(pipe)
+    tensors = {}
+    for path, (up, down) in pairs.items():
+        tensors |= {STYLES[style](path).format("up"): up, STYLES[style](path).format("down"): down}
+    save_file(tensors, tmp_path / "old.safetensors")
+    back, report = bring_in("sd", tmp_path / "old.safetensors", tmp_path)
+    assert report.used == report.keys == 2 * len(pairs) and relative(everything(back), wanted) < EXACT
+
+
+def test_kohya_with_alphas_and_mixed_ranks_in_half_precision(tmp_path, pipe):
+    pairs, _ = adapters_by_hand(pipe)
+    tensors, plain = {}, {}
+    for number, (path, (up, down)) in enumerate(pairs.items()):
+        if number % 2:
+            up, down = up[:, :1], down[:1]
+        key = "lora_unet_" + path.replace(".", "_")
+        tensors |= {
+            f"{key}.lora_up.weight": up.half().contiguous(),
+            f"{key}.lora_down.weight": down.half().contiguous(),
+        }
+        tensors[f"{key}.alpha"] = torch.tensor(float(number))  # 0 stands for the rank
+        plain[path] = (up.half().float() @ down.half().float()) * ((number or len(down)) / len(down))
+    save_file(tensors, tmp_path / "kohya.safetensors", {"ss_steps": "100", "modelspec.trigger_phrase": "zwx"})
+    back, report = bring_in("sd", tmp_path / "kohya.safetensors", tmp_path)
+    assert sorted(report.ranks) == [1, 2] and report.kinds == {"LoRA": len(pairs)}
+    for path, change in plain.items():
+        layer = back.unet.get_submodule(path)
+        assert relative(layer.adapted_weight((("Stranger", 1.0),)) - layer.weight, change) < EXACT
+    info = adapter_file.read_info(tmp_path / "Stranger.safetensors")
+    assert info.training["metadata"]["ss_steps"] == "100" and info.trigger == "zwx"
+
+
+def test_an_import_of_mixed_ranks_is_saved_and_leaves_again(tmp_path, pipe):
+    pairs, _ = adapters_by_hand(pipe, rank=3)
+    tensors = {
+        f"unet.{p}.lora.{k}.weight": t for p, (up, down) in pairs.items() for k, t in (("up", up), ("down", down))
+    }
+    first = next(iter(pairs))
+    tensors |= {f"unet.{first}.lora.up.weight": torch.ones(pairs[first][0].shape[0], 7) / 9,
+                f"unet.{first}.lora.down.weight": torch.ones(7, pairs[first][1].shape[1]) / 9}  # fmt: skip
+    save_file(tensors, tmp_path / "a.safetensors")
+    back, _ = bring_in("sd", tmp_path / "a.safetensors", tmp_path)
+    pipeline.save(back, tmp_path / "again.safetensors", "Stranger")
+    again = tiny_pipe()
+    pipeline.load(again, tmp_path / "again.safetensors")
+    assert relative(everything(again), everything(back)) < 1e-6
+    other = tiny_pipe()
+    other.load_lora_weights(str(interop.export(back, "Stranger", "kohya", tmp_path / "out.safetensors").path))
+    assert relative(everything(other), everything(back)) < EXACT
+
+
+def full_size_sd15():
+    """Stable Diffusion 1.5 as shapes alone, in the parts that an import looks at."""
+    unet, (encoder,) = on_meta(SD1.build_unet), on_meta(SD1.build_encoders)
+    pipe = SimpleNamespace(unet=unet, text_encoder=encoder, base_name="sd15")
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("file", "layers"),
+    [
+        ("catundchat_sd15_attention_processor.safetensors", {"unet": 128}),
+        ("cloneofsimo_analog_svd_rank4.safetensors", {"unet": 144, "text_encoder": 48}),
+    ],
+)
+def test_every_key_of_the_real_files_is_understood(shared, file, layers):
+    """256 of 256 and 384 of 384; a layer put in the wrong place would not fit in shape."""
+    path = shared / "data" / "adapters" / file
+    imported, _, report = interop.understand(full_size_sd15(), path)
+    assert report.used == report.keys == 2 * sum(layers.values()) and report.layers == layers
+    assert report.ranks == {4: sum(layers.values())} and imported.options == {"rank": 4} and not imported.ranks
+
+
+def test_numbered_layers_are_in_the_order_of_the_old_library(shared):
+    """Feed-forward before cross-attention, the middle last, keys before values before queries in text encoders."""
+    path = shared / "data" / "adapters" / "cloneofsimo_analog_svd_rank4.safetensors"
+    imported, _, _ = interop.understand(full_size_sd15(), path)
+    theirs, block = load_file(path), "unet.down_blocks.0.attentions.0.transformer_blocks.0"
+    order = {0: f"{block}.attn1.to_q", 4: f"{block}.ff.net.0.proj", 6: f"{block}.attn2.to_k",
+             143: "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"}  # fmt: skip
+    for number, layer in order.items():
+        assert torch.equal(imported.tensors[f"{layer}.up"], theirs[f"unet:{number}:up"].float())
+    for number, layer in enumerate(("k_proj", "v_proj", "q_proj", "out_proj")):
+        up = imported.tensors[f"text_encoder.encoder.layers.0.self_attn.{layer}.up"]
+        assert torch.equal(up, theirs[f"text_encoder:{number}:up"].float())
+
+
+def good(pipe):
+    pairs, _ = adapters_by_hand(pipe)
+    return {
+        f"lora_unet_{path.replace('.', '_')}.lora_{kind}.weight": tensor
+        for path, (up, down) in pairs.items()
+        for kind, tensor in (("up", up), ("down", down))
+    }
+
+
+def spoiled(tensors, change):
+    tensors = dict(tensors)
+    change(tensors, next(iter(tensors)))
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, k: t.pop(k), "up is missing; the file is not whole"),
+        (lambda t, k: t.pop(k.replace("up", "down", 1)), "missing|its up and down"),
+        (lambda t, k: t.update({k: t[k][:, :1].contiguous()}), "are not of one rank"),
+        (lambda t, k: t.update({k: t[k][:-1].contiguous()}), "it is for another base"),
+        (lambda t, k: t.update({k: t[k] * float("nan")}), "NaN or infinite values"),
+        (lambda t, k: t.update({k: t[k].flatten()}), "not of one rank|don't fit"),
+        (lambda t, k: t.update({k.replace("lora_unet_", "lycoris_"): t[k].clone()}), "twice"),
+    ],
+    ids=["no up", "no down", "rank", "shape", "nan", "flat", "twice"],
+)
+def test_malformed_files_are_refused_with_the_layer(change, message, tmp_path, pipe):
+    save_file(spoiled(good(pipe), change), tmp_path / "bad.safetensors")
+    with pytest.raises(ImportFailed, match=message):
+        interop.import_adapter(pipe, tmp_path / "bad.safetensors", tmp_path / "out", "Bad")
+    assert not (tmp_path / "out").exists()
+
+
+def header(**tensors) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        b"\xff" * 64,
+        (10**9).to_bytes(8, "little") + b"{}",
+        header(a={"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}),
+        header(a={"dtype": "F32", "shape": [10**5, 10**5], "data_offsets": [0, 4]}) + b"\x00" * 4,
+        b"PK\x03\x04 a pickle",
+    ],
+)
+def test_damaged_files_are_refused(content, tmp_path, pipe):
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(ImportFailed, match="not a whole safetensors file|no tensors"):
+        interop.understand(pipe, tmp_path / "bad.safetensors")
+
+
+def test_half_a_file(tmp_path, pipe):
+    save_file(good(pipe), tmp_path / "bad.safetensors")
+    whole = (tmp_path / "bad.safetensors").read_bytes()
+    (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImportFailed, match="not a whole safetensors file"):
+        interop.understand(pipe, tmp_path / "bad.safetensors")
+
+
+def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
+    """Another base's parts, biases, normalisation, inversions: skipped, said, and the rest imported."""
+    strange = {
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "this base has no text_encoder_2",
+        "lora_unet_no_such_layer.lora_up.weight": "this base has no such layer in its unet",
+        "lora_unet_conv_in.diff_b": "it changes biases; adapters here change weights only",
+        "lora_unet_conv_norm_out.w_norm": "it changes normalisation layers; adapters here change linear and conv layers",
+        "emb_params": "it is a textual inversion, not an adapter",
+        "something": "its name is not known",
+    }
+    save_file(good(pipe) | {key: torch.zeros(3) for key in strange}, tmp_path / "odd.safetensors")
+    _, _, report = interop.understand(pipe, tmp_path / "odd.safetensors")
+    assert report.skipped == {reason: [key] for key, reason in strange.items()}
+    assert report.used == report.keys - len(strange) == len(good(tiny_pipe()))
+
+
+def test_a_file_of_another_base_says_so(tmp_path, pipe):
+    xl = PIPES["sdxl"]()
+    attachment.attach(xl.text_encoder_2, "lora", {"rank": 2}, name="Rex")
+    interop.export(xl, "Rex", "kohya", tmp_path / "xl.safetensors")
+    with pytest.raises(ImportFailed, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"):
+        interop.understand(pipe, tmp_path / "xl.safetensors")
+
+
+def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
+    (tmp_path / "lora.pt").write_bytes(b"PK")
+    with pytest.raises(ImportFailed, match=r"is a pickle, which can run code when opened; get it as .safetensors"):
+        interop.understand(pipe, tmp_path / "lora.pt")
+    attachment.attach(pipe.unet, "lora", name="Rex")
+    pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
+    with pytest.raises(ImportFailed, match="is an adapter of ours already"):
+        interop.understand(pipe, tmp_path / "rex.safetensors")
+    assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported(pipe.unet.conv_in)

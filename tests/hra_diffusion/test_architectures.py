@@ -1,0 +1,28 @@
+"""The released bases at full size, as shapes: what their parts weigh, and where adapters fit."""
+
+import pytest
+
+from hra_diffusion import attachment
+from hra_diffusion.families.architectures import SD1, SD2, SDXL, count, on_meta
+
+
+@pytest.mark.parametrize(
+    ("architecture", "unet", "vae", "encoders"),
+    [(SD1, 859.5, 83.7, [123.1]), (SD2, 865.9, 83.7, [340.4]), (SDXL, 2567.5, 83.7, [123.1, 694.7])],
+    ids=["sd1", "sd2", "sdxl"],
+)
+def test_parameters_in_millions(architecture, unet, vae, encoders):
+    assert count(on_meta(architecture.build_unet)) == pytest.approx(unet, abs=0.05)
+    assert count(on_meta(architecture.build_vae)) == pytest.approx(vae, abs=0.05)
+    assert [count(e) for e in on_meta(architecture.build_encoders)] == pytest.approx(encoders, abs=0.05)
+
+
+def test_attention_layers_of_sd15_and_what_adapters_weigh():
+    """The published counts: 128 linears; LoRA r4 797,184; HRA r8 795,648; HOFT r4 as LoRA; SHOFT r4 897,024."""
+    unet = on_meta(SD1.build_unet)
+    paths = attachment.find_targets(unet)
+    assert len(paths) == 128
+    shapes = [unet.get_submodule(path).weight.shape for path in paths]
+    d_in, d_out = sum(shape[1] for shape in shapes), sum(shape[0] for shape in shapes)
+    assert (d_in, d_out) == (99_456, 99_840)
+    assert (4 * (d_in + d_out), 8 * d_in, 4 * (d_in + d_out) + d_out) == (797_184, 795_648, 897_024)
