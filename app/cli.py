@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ COMMANDS = {
     "train": "teach a subject: photos in, an adapter out",
     "generate": "draw pictures with adapters",
     "compare": "set adapters and the base side by side, from the same noise",
+    "export": "an adapter as a file that other tools load",
+    "import": "a stranger's adapter file as one of yours",
     "adapters": "list the adapters you have",
     "show": "what an adapter file or a picture says of itself",
     "methods": "the adapter methods and their options",
@@ -27,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _quieten()
-    command = importlib.import_module(f"app.commands.{argv[0]}")
+    module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
+    command = importlib.import_module(f"app.commands.{module}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
     return run(command, parser.parse_args(argv[1:]))

@@ -21,7 +21,7 @@ class MethodConfig(BaseModel):
 
 
 class LowRank(NamedTuple):
-    """An adapted weight as other tools can hold it: ``W′ = diag(scale) (W + up · down)``, without ``scale`` a plain LoRA.
+    """An adapted weight as other tools hold it: ``W′ = diag(scale) (W + up · down)``, without ``scale`` a plain LoRA.
 
     ``up`` (d_out, k), ``down`` (k, d_in), ``scale`` (d_out,) or None for ones.
     """

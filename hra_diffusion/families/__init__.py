@@ -21,14 +21,18 @@ class Family(Protocol):
     """One family of base models."""
 
     name: str
-    pipeline: type[DiffusionPipeline]
-    encoders: dict[str, str]
-    """Text encoders by component, with the tokenizer of each."""
-    kohya: dict[str, str]
-    """Components by the prefix that kohya's files give their keys."""
+    encoders: tuple[tuple[str, str], ...]
+    """The text encoders, each with its tokenizer, by their names on the pipeline."""
+    kohya: tuple[tuple[str, str], ...]
+    """The components, each with the prefix that kohya's files give its keys."""
     guidance_scale: float
     original_unet_names: bool
     """Whether kohya's files name the UNet's layers as the original checkpoint does, not as diffusers does."""
+
+    @property
+    def pipeline(self) -> type[DiffusionPipeline]:
+        """The class of its pipelines."""
+        ...
 
     def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
         """Prompts, and negative ones where guidance is used, as keyword arguments of the pipeline's call."""
@@ -53,12 +57,12 @@ def of(pipe: DiffusionPipeline) -> Family:
 
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:
     """The pipeline's text encoders, in the family's order."""
-    return [cast(nn.Module, getattr(pipe, name)) for name in of(pipe).encoders]
+    return [cast(nn.Module, getattr(pipe, name)) for name, _ in of(pipe).encoders]
 
 
 def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:
     """Token ids (N, encoders, L) by each encoder's own tokenizer, padded and cut to its length as the pipeline does."""
-    return stack([_ids(getattr(pipe, name), captions) for name in of(pipe).encoders.values()], dim=1)
+    return stack([_ids(getattr(pipe, name), captions) for _, name in of(pipe).encoders], dim=1)
 
 
 def _ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:

@@ -120,11 +120,11 @@ class Architecture:
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
         index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
         files = {"unet/config": self.unet, "vae/config": self.vae, "scheduler/scheduler_config": noise}
-        for name, kind, values in zip(
-            ("text_encoder", "text_encoder_2"), ("CLIPTextModel", "CLIPTextModelWithProjection"), self.encoders, strict=False
-        ):
-            index |= {name: ["transformers", kind], name.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"]}
-            files[f"{name}/config"] = values | {"model_type": "clip_text_model"}
+        kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")
+        for number, kind, values in zip(("", "_2"), kinds, self.encoders, strict=False):
+            index[f"text_encoder{number}"] = ["transformers", kind]
+            index[f"tokenizer{number}"] = ["transformers", "CLIPTokenizer"]
+            files[f"text_encoder{number}/config"] = values | {"model_type": "clip_text_model"}
         for name, values in (files | {"model_index": index}).items():
             path = folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ class StableDiffusion:
 
     name = "sd"
     pipeline = StableDiffusionPipeline
-    encoders = {"text_encoder": "tokenizer"}
-    kohya = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    encoders = (("text_encoder", "tokenizer"),)
+    kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     guidance_scale = 7.5
     original_unet_names = False
 

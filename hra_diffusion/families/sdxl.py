@@ -16,8 +16,8 @@ class StableDiffusionXL:
 
     name = "sdxl"
     pipeline = StableDiffusionXLPipeline
-    encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-    kohya = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2"))
     guidance_scale = 5.0
     original_unet_names = True
 

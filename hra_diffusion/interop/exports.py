@@ -47,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. ``form``: "LoRA", "DoRA", a method's own name in PEFT, or "weights"; ``error`` is the relative
+    """What was written. ``form``: "LoRA", "DoRA", the method's own name, or "weights"; ``error`` is the relative
     error ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 where the form is exact."""
 
     path: Path
@@ -64,17 +64,21 @@ def export(
     path: str | Path,
     strength: float = 1.0,
     lora_rank: int | None = None,
+    trigger: str = "",
 ) -> Exported:
     """Write the adapter ``name`` of a pipeline for other tools; see ``FORMATS``.
 
     ``strength``: what is written as strength 1; orthogonal methods stay orthogonal at it, which other tools' own
     sliders can't do. ``lora_rank`` asks for a plain LoRA of this rank, cut where it needs more; the error says how much
-    was lost. Raises UserError for an unknown adapter or format, ExportError, or FileError.
+    was lost. ``trigger`` goes into the metadata. Raises UserError for an unknown adapter or format, ExportError for a
+    place that is taken and a form that can't be, or FileError.
     """
     pipeline.require_loaded(pipe, [name])
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
-    return FORMATS[format](Parcel(pipe, name, strength, lora_rank), Path(path))
+    if lora_rank is not None and lora_rank < 1:
+        raise ExportError(f"the rank must be at least 1, not {lora_rank}")
+    return FORMATS[format](Parcel(pipe, name, strength, lora_rank, trigger), Path(path))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Parcel:
     name: str
     strength: float
     lora_rank: int | None
+    trigger: str
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -127,6 +132,7 @@ class Parcel:
 
 def kohya(parcel: Parcel, path: Path) -> Exported:
     """One .safetensors file with kohya's keys: AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts."""
+    _require_free(path)
     layers, error = parcel.layers()
     rank = layers[0].down.shape[0]
     tensors: dict[str, Tensor] = {}
@@ -147,6 +153,7 @@ def diffusers(parcel: Parcel, path: Path) -> Exported:
     layers, error = parcel.layers()
     if path.suffix != ".safetensors":
         path = path / "pytorch_lora_weights.safetensors"
+    _require_free(path)
     tensors = {}
     for layer in layers:
         key = f"{layer.component}.{names.public(layer.component, layer.path)}"
@@ -160,6 +167,7 @@ def diffusers(parcel: Parcel, path: Path) -> Exported:
 
 def peft(parcel: Parcel, path: Path) -> Exported:
     """A folder with one of PEFT's folders for each component; a method that PEFT has stays what it is."""
+    _require_free(path)
     method = _method(parcel)
     whole = parcel.strength == 1 and parcel.lora_rank is None and len(_configs(parcel)) == 1
     native = method.peft if whole else None
@@ -171,12 +179,13 @@ def peft(parcel: Parcel, path: Path) -> Exported:
             save_tensors(folder / component / "adapter_model.safetensors", tensors, {"format": "pt"})
             write_text(folder / component / "adapter_config.json", json.dumps(config, indent=2))
     if native:
-        return Exported(path, "peft", native.peft_type, _config(parcel).rank, 0.0)
+        return Exported(path, "peft", method.title, _config(parcel).rank, 0.0)
     return Exported(path, "peft", _form(layers), layers[0].down.shape[0], error)
 
 
 def merged(parcel: Parcel, path: Path) -> Exported:
     """The whole base with the adapter in its weights: a .safetensors file in the original layout, else a folder."""
+    _require_free(path)
     if parcel.lora_rank is not None:
         raise ExportError("--lora-rank is not for --format merged: the weights hold the adapter whole")
     metadata = {"format": "pt"} | _made_by(parcel)
@@ -199,12 +208,18 @@ FORMATS: dict[str, Callable[[Parcel, Path], Exported]] = {
 }  # fmt: skip
 
 
+def _require_free(path: Path) -> None:
+    if path.exists():
+        raise ExportError(f"{path} exists already; choose another place with --output")
+
+
 def _update(model: nn.Module, path: str, name: str, strength: float) -> LowRank:
     """The adapter on one layer as factors in float64, on the CPU."""
     adapter: Any = attachment.adapter_layers(model, name)[path]
     weight = original_weight(model.get_submodule(path)).detach().flatten(1).double()
     with torch.no_grad():
-        return LowRank(*(None if part is None else part.cpu() for part in adapter.low_rank(weight, strength)))
+        up, down, scale = adapter.low_rank(weight, strength)
+    return LowRank(up.cpu(), down.cpu(), None if scale is None else scale.cpu())
 
 
 def _cut(weight: Tensor, update: LowRank, rank: int) -> tuple[LowRank, float, float]:
@@ -296,4 +311,5 @@ def _made_by(parcel: Parcel) -> dict[str, str]:
     """Metadata: what the file was made from."""
     method, options = _method(parcel).name, _config(parcel).model_dump_json()
     facts = {"name": parcel.name, "method": method, "options": options, "strength": str(parcel.strength)}
-    return {f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(parcel.pipe)}).items()}
+    made = {f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(parcel.pipe)}).items()}
+    return made | ({"modelspec.trigger_phrase": parcel.trigger} if parcel.trigger else {})

@@ -1,7 +1,7 @@
 """A stranger's adapter file -> an adapter of ours on a given base: what was understood, what was skipped and why.
 
-Each layer of the file becomes a plain LoRA of its own rank, exactly: a dense change is one of full rank. What depends on
-the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was imported for.
+Each layer of the file becomes a plain LoRA of its own rank, exactly: a dense change is one of full rank. What depends
+on the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was imported for.
 """
 
 import json
@@ -26,7 +26,7 @@ WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names of the weights in a folder."""
 
 
-class ImportFailed(UserError):
+class AdapterImportError(UserError):
     """A file can't be imported: what is wrong with it, and what to do."""
 
 
@@ -77,7 +77,7 @@ def import_adapter(
 ) -> tuple[Path, Report]:
     """Write a stranger's adapter for this pipeline's base as ``output/name.safetensors``; returns it and the report.
 
-    Raises UserError: ImportFailed, FileError, or for a name that no adapter can have.
+    Raises UserError: AdapterImportError, FileError, or for a name that no adapter can have.
     """
     checked_name(name)
     imported, places, report = understand(pipe, path)
@@ -103,11 +103,10 @@ def import_adapter(
 
 
 def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
-    """Read a file or a PEFT folder for this pipeline's base, without writing anything: the adapter, its layers, the
-    report.
+    """Read a file or a PEFT folder for this pipeline's base: the adapter, its layers, the report. Nothing is written.
 
-    Raises ImportFailed for one that is damaged (half a file, NaN, a factor missing, ranks that don't fit), for another
-    base, or with nothing in it that is understood.
+    Raises AdapterImportError for one that is damaged (half a file, NaN, a factor missing, ranks that don't fit), for
+    another base, or with nothing in it that is understood.
     """
     sources = list(_sources(Path(path)))
     skipped: dict[str, list[str]] = {}
@@ -116,7 +115,9 @@ def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, lis
         _collect(pipe, source, layers, skipped)
     if not layers:
         reasons = "; ".join(f"{reason} ({len(keys)} keys)" for reason, keys in skipped.items())
-        raise ImportFailed(f"{path} holds no adapter for {pipeline.name_of(pipe)}: {reasons or 'it has no tensors'}")
+        raise AdapterImportError(
+            f"{path} holds no adapter for {pipeline.name_of(pipe)}: {reasons or 'it has no tensors'}"
+        )
     imported = _translated(pipe, str(path), layers)
     report = Report(
         file=Path(path).name,
@@ -133,13 +134,13 @@ def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, lis
 def _sources(path: Path) -> Iterator[Source]:
     """The file itself, or those of a folder: PEFT's own, or one such for each component."""
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ImportFailed(f"{path} is a pickle, which can run code when opened; get it as .safetensors")
+        raise AdapterImportError(f"{path} is a pickle, which can run code when opened; get it as .safetensors")
     if not path.is_dir():
         yield _source(path)
         return
     folders = [folder for folder in (path, *sorted(path.iterdir())) if _weights(folder)]
     if not folders:
-        raise ImportFailed(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
+        raise AdapterImportError(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
     for folder in folders:
         component = "" if folder == path else folder.name
         settings = folder / "adapter_config.json"
@@ -154,9 +155,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ImportFailed(f"{path} can't be read: {error}; copy the folder again") from None
+        raise AdapterImportError(f"{path} can't be read: {error}; copy the folder again") from None
     if not isinstance(settings, dict):
-        raise ImportFailed(f"{path} is no JSON object; copy the folder again")
+        raise AdapterImportError(f"{path} is no JSON object; copy the folder again")
     return settings
 
 
@@ -165,13 +166,15 @@ def _source(path: Path, settings: dict[str, Any] | None = None, component: str =
         with adapter_file.opened(path) as file:
             metadata = dict(file.metadata() or {})
             if metadata.get("format") == adapter_file.FORMAT:
-                raise ImportFailed(f"{path} is an adapter of ours already; use it as it is")
+                raise AdapterImportError(f"{path} is an adapter of ours already; use it as it is")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except AdapterFileError as error:
-        raise ImportFailed(str(error)) from None
+        raise AdapterImportError(str(error)) from None
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ImportFailed(f"{path} holds NaN or infinite values in {key}; get the file again, or an earlier one")
+            raise AdapterImportError(
+                f"{path} holds NaN or infinite values in {key}; get the file again, or an earlier one"
+            )
     return Source(path, tensors, metadata, {"": settings} if settings else _adapter_metadata(path, metadata), component)
 
 
@@ -180,7 +183,9 @@ def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict
     try:
         flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
-        raise ImportFailed(f"{path} has damaged metadata (lora_adapter_metadata is no JSON); get it again") from None
+        raise AdapterImportError(
+            f"{path} has damaged metadata (lora_adapter_metadata is no JSON); get it again"
+        ) from None
     settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items() if isinstance(flat, dict) else ():
         component, _, name = key.partition(".")
@@ -191,7 +196,7 @@ def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict
 def _collect(
     pipe: DiffusionPipeline, source: Source, layers: dict[names.Place, LayerParts], skipped: dict[str, list[str]]
 ) -> None:
-    """Sort a file's keys: by layer of this base, or by the reason why not. Raises ImportFailed for a layer named twice."""
+    """Sort a file's keys: by layer of this base, or by the reason why not. Raises AdapterImportError."""
     index = names.Index(pipe, source.component, list(source.tensors), source.metadata)
     for key, tensor in source.tensors.items():
         found = index.find(key)
@@ -202,7 +207,9 @@ def _collect(
         settings = source.settings.get("", source.settings.get(place[0], {}))
         parts = layers.setdefault(place, LayerParts({}, settings)).tensors
         if part in parts:
-            raise ImportFailed(f"{source.path} names {'.'.join(place)} twice ({key}); which one counts can't be known")
+            raise AdapterImportError(
+                f"{source.path} names {'.'.join(place)} twice ({key}); which one counts can't be known"
+            )
         parts[part] = tensor
 
 
@@ -217,7 +224,7 @@ def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place,
         try:
             up, down = updates.factors(components[component].get_submodule(path), path, parts)
         except updates.PartsError as error:
-            raise ImportFailed(f"{file}: {component}.{path}: {error}") from None
+            raise AdapterImportError(f"{file}: {component}.{path}: {error}") from None
         tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
         sizes[component, path] = len(down)
     usual = min(Counter(sizes.values()).most_common(1)[0][0], MAX_RANK)

@@ -48,7 +48,7 @@ _TEXT_ORDER = ("k_proj", "v_proj", "q_proj", "out_proj")
 
 
 def public(component: str, path: str) -> str:
-    """A layer's path as files have it: text encoders' with "text_model.", which transformers 5 dropped from one class."""
+    """A layer's path as files have it: text encoders' with the "text_model." that transformers 5 dropped."""
     if not component.startswith("text_encoder") or path.startswith(("text_model.", "text_projection")):
         return path
     return f"text_model.{path}"
@@ -59,7 +59,7 @@ def kohya(pipe: DiffusionPipeline, component: str, path: str) -> str:
     family, path = families.of(pipe), public(component, path)
     if component == "unet" and family.original_unet_names:
         path = original.unet_name(path, pipe.unet.config)
-    return f"{family.kohya[component]}_{path}".replace(".", "_")
+    return f"{dict(family.kohya)[component]}_{path}".replace(".", "_")
 
 
 class Index:

@@ -28,7 +28,7 @@ class PartsError(UserError):
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The tensors of one layer by part ("down", "up", "alpha", "hada_w1_a", …) and PEFT's settings where there are any."""
+    """The tensors of one layer by part ("down", "up", "alpha", "hada_w1_a", …), and PEFT's settings if any."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]

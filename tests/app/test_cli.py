@@ -336,3 +336,57 @@ def test_a_full_disk(photos, base_folder, tmp_path, capsys):
         assert all(read_info(path).name == "Rex" for path in kept)
     finally:
         subprocess.run(["umount", str(small)], check=False)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "peft", "merged"])
+def test_export_and_what_loads_it(format, trained, base_folder, tmp_path, capsys):
+    adapter = trained / "rex-hra" / "rex-hra.safetensors"
+    place = tmp_path / ("rex.safetensors" if format == "kohya" else "rex")
+    command = ["export", adapter, "--format", format, "--output", place, "--base", base_folder]
+    done = run_json(capsys, *command)
+    assert Path(done["file"]).exists() and done["error"] == 0
+    assert any(row["loads"] == "exactly" for row in done["loads"])
+    assert main([*map(str, command)]) == 1 and "exists already" in capsys.readouterr().err
+
+
+def test_export_tells_the_truth_in_words(trained, base_folder, tmp_path, capsys):
+    adapter = trained / "rex-hra" / "rex-hra.safetensors"
+    command = ["export", f"{adapter}:0.5", "--format", "kohya", "--base", base_folder, "--lora-rank", "2"]
+    assert main([*map(str, command), "--output", str(tmp_path / "rex.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "LoRA of rank 2, cut: error" in told and "diffusers: approximately, error" in told
+    assert "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts: by file format" in told
+    assert 'In prompts the subject is "sks dog"' in told and "Exact on tiny-sd only" in told
+
+
+def test_a_strangers_lora_beside_ones_own_hra(trained, base_folder, tmp_path, capsys):
+    """The issue's end: exported by one, imported by another, compared with HRA."""
+    stranger = tmp_path / "Some LoRA (v1.0).safetensors"
+    adapter = trained / "rex-lora" / "rex-lora.safetensors"
+    run_json(capsys, "export", adapter, "--format", "kohya", "--output", stranger, "--base", base_folder)
+    command = ["import", stranger, "--base", base_folder, "--output", tmp_path]
+    dry = run_json(capsys, *command, "--dry-run")
+    assert dry["used"] == dry["keys"] and not list(tmp_path.glob("Some-*"))
+    done = run_json(capsys, *command)
+    assert done["name"] == "Some-LoRA-v1-0" and Path(done["file"]).is_file()
+    assert main([*map(str, command)]) == 1 and "take another --name" in capsys.readouterr().err
+    result = run_json(
+        capsys, "compare", "--adapter", done["file"], trained / "rex-hra" / "rex-hra.safetensors",
+        "--prompt", "a {subject}", "--base", base_folder, "--steps", "2", "--output", tmp_path / "side-by-side",
+    )  # fmt: skip
+    cells = json.loads(Path(result["results"]).read_text())["cells"]
+    assert [cell["prompt"] for cell in cells[1:]] == ["a sks dog", "a sks dog"], "the trigger came along"
+
+
+def test_import_names_what_it_skips(tmp_path, base_folder, capsys):
+    import torch
+    from safetensors.torch import save_file
+
+    up, down = torch.ones(32, 2), torch.ones(2, 32)
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down, "a": torch.ones(1), "b": torch.ones(1)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    assert main(["import", str(tmp_path / "odd.safetensors"), "--dry-run", "--base", str(base_folder)]) == 0
+    told = capsys.readouterr().out
+    assert "2 of 4 keys understood: 1 LoRA; 1 layers of the unet; rank 2 (1)" in told
+    assert "skipped, its name is not known: a and 1 more" in told

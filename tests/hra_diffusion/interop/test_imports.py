@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hra_diffusion import adapter_file, attachment, interop, pipeline, registry
 from hra_diffusion.families.architectures import SD1, on_meta
-from hra_diffusion.interop.imports import ImportFailed
+from hra_diffusion.interop.imports import AdapterImportError
 from hra_diffusion.layer import as_matrix, unsupported
 
 EXACT = 1e-4
@@ -199,8 +199,7 @@ def test_an_import_of_mixed_ranks_is_saved_and_leaves_again(tmp_path, pipe):
 def full_size_sd15():
     """Stable Diffusion 1.5 as shapes alone, in the parts that an import looks at."""
     unet, (encoder,) = on_meta(SD1.build_unet), on_meta(SD1.build_encoders)
-    pipe = SimpleNamespace(unet=unet, text_encoder=encoder, base_name="sd15")
-    return pipe
+    return SimpleNamespace(unet=unet, text_encoder=encoder, base_name="sd15")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +261,7 @@ def spoiled(tensors, change):
 )
 def test_malformed_files_are_refused_with_the_layer(change, message, tmp_path, pipe):
     save_file(spoiled(good(pipe), change), tmp_path / "bad.safetensors")
-    with pytest.raises(ImportFailed, match=message):
+    with pytest.raises(AdapterImportError, match=message):
         interop.import_adapter(pipe, tmp_path / "bad.safetensors", tmp_path / "out", "Bad")
     assert not (tmp_path / "out").exists()
 
@@ -286,7 +285,7 @@ def header(**tensors) -> bytes:
 )
 def test_damaged_files_are_refused(content, tmp_path, pipe):
     (tmp_path / "bad.safetensors").write_bytes(content)
-    with pytest.raises(ImportFailed, match="not a whole safetensors file|no tensors"):
+    with pytest.raises(AdapterImportError, match=r"not a whole safetensors file|no tensors"):
         interop.understand(pipe, tmp_path / "bad.safetensors")
 
 
@@ -294,7 +293,7 @@ def test_half_a_file(tmp_path, pipe):
     save_file(good(pipe), tmp_path / "bad.safetensors")
     whole = (tmp_path / "bad.safetensors").read_bytes()
     (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ImportFailed, match="not a whole safetensors file"):
+    with pytest.raises(AdapterImportError, match="not a whole safetensors file"):
         interop.understand(pipe, tmp_path / "bad.safetensors")
 
 
@@ -304,7 +303,8 @@ def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
         "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "this base has no text_encoder_2",
         "lora_unet_no_such_layer.lora_up.weight": "this base has no such layer in its unet",
         "lora_unet_conv_in.diff_b": "it changes biases; adapters here change weights only",
-        "lora_unet_conv_norm_out.w_norm": "it changes normalisation layers; adapters here change linear and conv layers",
+        "lora_unet_conv_norm_out.w_norm": "it changes normalisation layers; adapters here change linear and conv "
+        "layers",
         "emb_params": "it is a textual inversion, not an adapter",
         "something": "its name is not known",
     }
@@ -318,16 +318,20 @@ def test_a_file_of_another_base_says_so(tmp_path, pipe):
     xl = PIPES["sdxl"]()
     attachment.attach(xl.text_encoder_2, "lora", {"rank": 2}, name="Rex")
     interop.export(xl, "Rex", "kohya", tmp_path / "xl.safetensors")
-    with pytest.raises(ImportFailed, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"):
+    with pytest.raises(
+        AdapterImportError, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
+    ):
         interop.understand(pipe, tmp_path / "xl.safetensors")
 
 
 def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
     (tmp_path / "lora.pt").write_bytes(b"PK")
-    with pytest.raises(ImportFailed, match=r"is a pickle, which can run code when opened; get it as .safetensors"):
+    with pytest.raises(
+        AdapterImportError, match=r"is a pickle, which can run code when opened; get it as .safetensors"
+    ):
         interop.understand(pipe, tmp_path / "lora.pt")
     attachment.attach(pipe.unet, "lora", name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
-    with pytest.raises(ImportFailed, match="is an adapter of ours already"):
+    with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
         interop.understand(pipe, tmp_path / "rex.safetensors")
     assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported(pipe.unet.conv_in)

@@ -1,0 +1,60 @@
+"""What loads where: the rows that an export prints. The tests load every row they can, and the README has them all."""
+
+from dataclasses import dataclass
+
+from hra_diffusion.interop.exports import Exported
+
+EXACTLY, WRONGLY, BY_FORMAT, BY_SOURCE = "exactly", "not exactly", "by file format", "not exactly, by its source"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one program takes one form of one format. "exactly" and "not exactly" are what the test suite finds when that
+    program's own loader reads the file; where it can't be run here, what its format or its source says."""
+
+    format: str
+    form: str
+    program: str
+    loads: str
+    how: str
+
+
+_UIS = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts"
+_OTHER_NORM = "it divides by another norm than DoRA's; --lora-rank N, or --format merged"
+TABLE = (
+    Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)"),
+    Row("kohya", "LoRA", "LyCORIS", EXACTLY, "its kohya loader (SD 1 and 2)"),
+    Row("kohya", "LoRA", _UIS, BY_FORMAT, "put it in the LoRA folder"),
+    Row("kohya", "DoRA", "LyCORIS", EXACTLY, "its kohya loader (SD 1 and 2)"),
+    Row("kohya", "DoRA", "diffusers", WRONGLY, "it drops the magnitudes; --format diffusers"),
+    Row("kohya", "DoRA", "AUTOMATIC1111, Forge, ComfyUI", BY_SOURCE, _OTHER_NORM),
+    Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
+    Row("diffusers", "DoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
+    Row("peft", "HRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
+    Row("peft", "LoRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
+    Row("peft", "DoRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
+    Row("merged", "folder", "diffusers", EXACTLY, "from_pretrained(folder)"),
+    Row("merged", "single file", "diffusers", EXACTLY, "from_single_file(file)"),
+    Row("merged", "single file", _UIS, BY_FORMAT, "put it in the checkpoint folder"),
+)
+
+
+def rows(exported: Exported) -> list[Row]:
+    """The rows that are about what was written."""
+    form = exported.form
+    if exported.format == "merged":
+        form = "single file" if exported.path.suffix == ".safetensors" else "folder"
+    return [row for row in TABLE if (row.format, row.form) == (exported.format, form)]
+
+
+def verdict(exported: Exported, row: Row) -> str:
+    """What a program makes of this very export; a cut LoRA is never exact."""
+    if row.loads == EXACTLY and exported.error > 0:
+        return f"approximately, error {exported.error:.1%}"
+    return row.loads
+
+
+def markdown() -> str:
+    """The whole table as the README has it."""
+    head = ["| `--format` | as a | in | loads | how |", "|---|---|---|---|---|"]
+    return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.loads} | {r.how} |" for r in TABLE])

@@ -1,0 +1,42 @@
+"""The truth table: every row that can be run here is run, with that program's own loader; the README has the table."""
+
+import pytest
+from conftest import ROOT, everything, relative
+from loaders import EXACT, LOADERS, adapted
+
+from hra_diffusion import interop
+from hra_diffusion.interop import truth
+from hra_diffusion.interop.truth import BY_FORMAT, BY_SOURCE, EXACTLY, TABLE, WRONGLY
+
+METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "folder": "hoft", "single file": "hoft"}
+RUN = [row for row in TABLE if row.loads in (EXACTLY, WRONGLY)]
+
+
+@pytest.mark.parametrize("row", RUN, ids=lambda row: f"{row.format}-{row.form}-{row.program}".replace(" ", "-"))
+def test_a_row_is_what_its_loader_says(row, tmp_path):
+    pipe, ours = adapted("sd", METHODS[row.form])
+    file = row.format in ("kohya", "diffusers") or row.form == "single file"
+    done = interop.export(pipe, "Rex", row.format, tmp_path / ("rex.safetensors" if file else "rex"))
+    assert row in truth.rows(done)
+    error = relative(everything(LOADERS[row.format, row.program, row.form]("sd", done.path)), ours)
+    assert (error < EXACT) == (row.loads == EXACTLY)
+
+
+def test_rows_that_are_not_run_say_so():
+    assert {row.loads for row in TABLE if row not in RUN} == {BY_FORMAT, BY_SOURCE}
+
+
+def test_every_export_has_rows(tmp_path):
+    pipe, _ = adapted("sd", "lora")
+    for format in interop.FORMATS:
+        assert truth.rows(interop.export(pipe, "Rex", format, tmp_path / format))
+
+
+def test_the_readme_has_the_table():
+    assert truth.markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_cut_lora_is_never_called_exact(tmp_path):
+    done = interop.export(adapted("sd", "shoft")[0], "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=2)
+    said = {row.program: truth.verdict(done, row) for row in truth.rows(done)}
+    assert said["diffusers"] == f"approximately, error {done.error:.1%}" and done.error > 0.1

@@ -1,0 +1,86 @@
+"""Somebody else's loaders, each as it is: (kind of pipeline, exported file) -> a pipeline with the adapter on it."""
+
+import pytest
+from conftest import PIPES, everything, stir
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import PeftModel
+from torch import nn
+
+from hra_diffusion import attachment, pipeline
+
+EXACT = 1e-4
+
+
+def adapted(kind, method, targets="attention", options=None):
+    """A tiny pipeline with a stirred adapter on all its components, and its outputs."""
+    pipe = PIPES[kind]()
+    for component, model in pipeline.components(pipe).items():
+        where = targets if component == "unet" else "attention"
+        attachment.attach(model, method, {"rank": 4} | (options or {}), name="Rex", targets=where)
+        stir(attachment.adapter_parameters(model, "Rex").values())
+    return pipe, everything(pipe)
+
+
+def with_diffusers(kind, path):
+    pipe = PIPES[kind]()
+    pipe.load_lora_weights(str(path))
+    return pipe
+
+
+def with_peft(kind, path):
+    pipe = PIPES[kind]()
+    for component, model in pipeline.components(pipe).items():
+        pipe.register_modules(**{component: PeftModel.from_pretrained(model, path / component).get_base_model()})
+    return pipe
+
+
+class OlderTransformers(nn.Module):
+    """A text encoder as transformers 4 nests it, which is how LyCORIS looks for its layers."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.text_model = encoder
+
+
+def with_lycoris(kind, path):
+    kohya = pytest.importorskip("lycoris.kohya", reason="needs lycoris-lora")
+    pipe = PIPES[kind]()
+    # its default preset counts the layers of diffusers' time embedding twice, and stops
+    kohya.LycorisNetworkKohya.apply_preset({"unet_target_name": []})
+    network, weights = kohya.create_network_from_weights(
+        1.0, str(path), None, OlderTransformers(pipe.text_encoder), pipe.unet
+    )
+    network.weights_sd = weights
+    network.apply_to(None, None, apply_text_encoder=True, apply_unet=True)
+    pipe.keep = network
+    return pipe
+
+
+def with_from_pretrained(kind, path):
+    return DiffusionPipeline.from_pretrained(path)
+
+
+def with_from_single_file(kind, path):
+    like = PIPES[kind]()
+    folder = path.parent / "configuration"
+    like.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    reader = StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline
+    return reader.from_single_file(str(path), config=str(folder), local_files_only=True)
+
+
+LOADERS = {
+    ("kohya", "diffusers", "LoRA"): with_diffusers,
+    ("kohya", "diffusers", "DoRA"): with_diffusers,
+    ("kohya", "LyCORIS", "LoRA"): with_lycoris,
+    ("kohya", "LyCORIS", "DoRA"): with_lycoris,
+    ("diffusers", "diffusers", "LoRA"): with_diffusers,
+    ("diffusers", "diffusers", "DoRA"): with_diffusers,
+    ("peft", "PEFT", "LoRA"): with_peft,
+    ("peft", "PEFT", "DoRA"): with_peft,
+    ("peft", "PEFT", "HRA"): with_peft,
+    ("merged", "diffusers", "folder"): with_from_pretrained,
+    ("merged", "diffusers", "single file"): with_from_single_file,
+}
+"""By format, program and form, as the truth table has them."""
