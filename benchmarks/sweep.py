@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from hra_diffusion import library, pipeline, registry
+from hra_diffusion import families, library, pipeline, registry
 from hra_diffusion.files import write_text
 from training import config as configs
 from training import objective
@@ -175,7 +175,7 @@ def denoising_loss(pipe: StableDiffusionPipeline, examples: Examples) -> float:
     """Mean weighted squared error over five timesteps, with noise fixed by picture and timestep."""
     scheduler, latents, total = pipe.scheduler, examples.mean[:, 0], 0.0
     alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
-    text = pipe.text_encoder(examples.text)[0]
+    text = families.of(pipe).embed(families.text_encoders(pipe), examples.text["ids"])["hidden"]
     for timestep in TIMESTEPS:
         noise = torch.randn(latents.shape, generator=objective.stream(0, "sweep", int(timestep)))
         timesteps = timestep.expand(len(latents))

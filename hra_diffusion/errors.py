@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Something given can't be used: the message says what is wrong, where, and what to do."""
+
+
+class BaseModelError(UserError):
+    """A base model can't be used: what is wrong, where, and what to do."""

@@ -15,9 +15,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image, PngImagePlugin
-from torch import Tensor, nn
+from torch import nn
 
-from hra_diffusion import attachment
+from hra_diffusion import attachment, families
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
@@ -33,7 +33,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
 }
 GUIDANCE_SCALE = {TOYBOX: 3.0}
-"""Guidance scales for bases that want another than Stable Diffusion's 7.5."""
+"""Guidance scales for bases that want another than their family's."""
 PNG_KEY = "hra_diffusion"
 
 
@@ -168,7 +168,7 @@ def slug(text: str, length: int = 40) -> str:
 def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -> FullSettings:
     """The settings with the base's own size and guidance scale where none are given; checked."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    own_guidance = GUIDANCE_SCALE.get(name_of(pipe), 7.5)
+    own_guidance = GUIDANCE_SCALE.get(name_of(pipe), families.of(pipe).guidance_scale)
     full = FullSettings(
         settings.steps,
         own_guidance if settings.guidance_scale is None else settings.guidance_scale,
@@ -196,10 +196,9 @@ def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings
     with contextlib.ExitStack() as stack:
         for model in components(pipe).values():
             stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
-        positive, negative = _encode(pipe, requests, settings.guidance_scale > 1)
+        negative = [request.negative_prompt for request in requests] if settings.guidance_scale > 1 else None
         output = pipe(
-            prompt_embeds=positive,
-            negative_prompt_embeds=negative,
+            **families.of(pipe).encode(pipe, [request.prompt for request in requests], negative),
             latents=latents.to(pipe.device, pipe.unet.dtype),
             generator=generators,
             num_inference_steps=settings.steps,
@@ -208,16 +207,6 @@ def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings
             height=settings.height,
         )
     return cast(StableDiffusionPipelineOutput, output).images  # type: ignore[return-value]
-
-
-def _encode(pipe: StableDiffusionPipeline, requests: list[Request], guided: bool) -> tuple[Tensor, Tensor | None]:
-    return pipe.encode_prompt(
-        [request.prompt for request in requests],
-        pipe.device,
-        1,
-        guided,
-        [request.negative_prompt for request in requests] if guided else None,
-    )
 
 
 def _here(model: nn.Module, mix: Mix) -> dict[str, float]:

@@ -12,19 +12,15 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
-from hra_diffusion import adapter_file, attachment
+from hra_diffusion import adapter_file, attachment, families, single_file
 from hra_diffusion.adapter_file import AdapterInfo
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import BaseModelError, UserError
 
 TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters live on."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class BaseModelError(UserError):
-    """A base model can't be used: what is wrong, where, and what to do."""
 
 
 def load_base(source: str = TOYBOX, device: str | None = None, dtype: str = "float32") -> StableDiffusionPipeline:
@@ -118,24 +114,24 @@ def unmerge(pipe: DiffusionPipeline) -> None:
 
 def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     path = ASSETS / TOYBOX if source == TOYBOX else Path(source)
-    options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
-    if path.is_dir():
-        _check_folder(path)
-        options |= {"local_files_only": True, "use_safetensors": True}
-        return _open(source, StableDiffusionPipeline.from_pretrained, str(path), **options)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise BaseModelError(
-                f"{path} is not a .safetensors file; pickled checkpoints are not opened, convert it first"
+                f"{path} is not a .safetensors file; pickled checkpoints can run code and are not opened: get the same "
+                "model as .safetensors, or convert it (the README says how)"
             )
-        return _open(source, StableDiffusionPipeline.from_single_file, str(path), **options)
-    if source == TOYBOX:
+        return _open(source, single_file.read, path, dtype)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if path.is_dir():
+        _check_folder(path)
+        options["local_files_only"] = True
+    elif source == TOYBOX:
         raise BaseModelError(f"the embedded base is missing from {path}; install the project again")
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or os.sep * 2 in source:
+    elif source.count("/") != 1 or source.startswith((".", "/", "~")) or os.sep * 2 in source:
         raise BaseModelError(
             f"there is no base model {source!r}: not a folder, not a .safetensors file, not a hub id like owner/name"
         )
-    return _open(source, StableDiffusionPipeline.from_pretrained, source, use_safetensors=True, **options)
+    return _open(source, _from_pretrained, str(path) if path.is_dir() else source, options)
 
 
 def _check_folder(path: Path) -> None:
@@ -143,11 +139,20 @@ def _check_folder(path: Path) -> None:
     if not index.is_file():
         raise BaseModelError(f"{path} holds no model_index.json: not a diffusers model folder")
     try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError):
         raise BaseModelError(f"{index} is damaged: not a JSON object; copy the model again") from None
-    if kind != StableDiffusionPipeline.__name__:
-        raise BaseModelError(f"{path} is a {kind}; only StableDiffusionPipeline folders can be used")
+
+
+def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
+    """A folder or a hub id, by the class that it says it is. Raises BaseModelError for one that no family has."""
+    local = {key: options[key] for key in ("local_files_only",) if key in options}
+    kind = DiffusionPipeline.load_config(place, **local).get("_class_name")
+    family = next((family for family in families.FAMILIES if family.pipeline.__name__ == kind), None)
+    if family is None:
+        known = " or ".join(family.pipeline.__name__ for family in families.FAMILIES)
+        raise BaseModelError(f"{place} is a {kind}; only {known} can be used")
+    return family.pipeline.from_pretrained(place, **options, **family.loading)
 
 
 _UNREADABLE = (
@@ -156,20 +161,28 @@ _UNREADABLE = (
 """What the libraries below raise for a model that is not whole."""
 
 
-def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusionPipeline:
+def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
     try:
-        pipe = reader(place, **options)
+        pipe = reader(*arguments)
+    except UserError:
+        raise
     except _UNREADABLE as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
-    unet = getattr(pipe, "unet", None)
-    if unet is None or unet.config.in_channels != pipe.vae.config.latent_channels:
-        raise BaseModelError(
-            f"{source!r} is not a text-to-image Stable Diffusion model; inpainting bases can't be used"
-        )
-    if unet.config.addition_embed_type not in (None, "text"):
-        raise BaseModelError(f"{source!r} is a Stable Diffusion XL model; only Stable Diffusion 1 and 2 can be used")
+    if reason := _unusable(pipe):
+        raise BaseModelError(f"{source!r} can't be used: {reason}")
     return cast(StableDiffusionPipeline, pipe)
+
+
+def _unusable(pipe: Any) -> str | None:
+    """Why a pipeline that loaded is no base to work on, or None."""
+    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
+        return "its UNet takes more than latents: an inpainting, depth or editing model, not text to image"
+    if any(getattr(pipe, name, None) is None for name, _ in families.of(pipe).encoders):
+        return "a text encoder is missing: an SDXL refiner, not a base"
+    if pipe.unet.config.addition_embed_type not in families.of(pipe).additions:
+        return f"its UNet wants {pipe.unet.config.addition_embed_type!r} conditioning, which its kind of pipeline lacks"
+    return None
 
 
 def _device(name: str | None) -> str:

@@ -195,7 +195,8 @@ def batch_loss(session: Session, position: int) -> Tensor:
     batches = [session.photos.batch(config.batch_size, position, config.seed, "photos")]
     if session.class_images is not None:
         batches.append(session.class_images.batch(config.batch_size, position, config.seed, "class"))
-    latents, text = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    latents = torch.cat([latents for latents, _ in batches])
+    text = {key: torch.cat([text[key] for _, text in batches]) for key in batches[0][1]}
     scheduler = session.pipe.scheduler
     alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
     generator = objective.stream(config.seed, "noise", position)
@@ -205,7 +206,8 @@ def batch_loss(session: Session, position: int) -> Tensor:
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind)
     latents = objective.noisy(latents, noise, timesteps, alphas)
     device = accelerator.device
-    prediction = session.denoiser(latents.to(device), timesteps.to(device), text.to(device))
+    text = {key: value.to(device) for key, value in text.items()}
+    prediction = session.denoiser(latents.to(device), timesteps.to(device), text)
     classes = config.batch_size if session.class_images is not None else 0
     loss = objective.denoising_loss(prediction, wanted.to(device), weights.to(device), classes, config.prior_weight)
     penalties = [attachment.penalty(model, config.name) for model in session.trained.values()]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion import adapter_file, attachment, pipeline
+from hra_diffusion import adapter_file, attachment, families, pipeline
 from hra_diffusion.errors import UserError
+from hra_diffusion.families import Text
 from training import prior
 from training.cache import Examples, encode, too_long
 from training.config import TrainConfig
@@ -31,18 +32,22 @@ class TrainingError(UserError, RuntimeError):
 
 
 class Denoiser(nn.Module):
-    """UNet and, where it learns too, text encoder as one module, so that one wrapper serves several processes."""
+    """UNet and, where they learn too, text encoders as one module, so that one wrapper serves several processes."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None):
+    def __init__(self, pipe: StableDiffusionPipeline, with_text: bool):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.family, self.pixels = families.of(pipe), pipe.vae_scale_factor
+        self.unet = pipe.unet
+        self.encoders = nn.ModuleList(families.text_encoders(pipe) if with_text else [])
 
-    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids (B, L) or embeddings (B, L, d)."""
-        if self.text_encoder is not None:
-            text = self.text_encoder(text)[0]
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
+        if self.encoders:
+            text = self.family.embed(list(self.encoders), text["ids"])
         dtype = next(self.unet.parameters()).dtype
-        return self.unet(latents.to(dtype), timesteps, text.to(dtype)).sample
+        text = {key: value.to(dtype) for key, value in text.items()}
+        more = self.family.conditions(text, latents.shape[-1] * self.pixels)
+        return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
 
 
 @dataclass
@@ -102,8 +107,8 @@ class Session:
     @property
     def trained(self) -> dict[str, nn.Module]:
         """The components that learn, by name."""
-        names = ("unet", "text_encoder") if self.config.train_text_encoder else ("unet",)
-        return {name: getattr(self.pipe, name) for name in names}
+        models = pipeline.components(self.pipe)
+        return models if self.config.train_text_encoder else {"unet": models["unet"]}
 
 
 def set_up(
@@ -114,10 +119,11 @@ def set_up(
         clock.emit(Notice(note.message))
     photos, class_images = cache_examples(config, run, accelerator, pipe, album, clock)
     parameters = add_adapter(config, pipe)
-    denoiser = Denoiser(pipe.unet, pipe.text_encoder if config.train_text_encoder else None).train()
+    denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
-        pipe.text_encoder.activation_checkpointing_enable()
+        for encoder in cast(list[Any], families.text_encoders(pipe)):
+            encoder.activation_checkpointing_enable()
     # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
     optimizer = torch.optim.AdamW(
         parameters.values(),
@@ -161,9 +167,13 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
         attachment.attach(
             pipe.unet, config.method, config.options, name=config.name, targets=config.targets, seed=config.seed
         )
-        attachment.freeze(pipe.text_encoder)
-        if config.train_text_encoder:
-            attachment.attach(pipe.text_encoder, config.method, config.options, name=config.name, seed=config.seed + 1)
+        for number, (name, targets) in enumerate(families.text_targets(pipe).items(), start=1):
+            encoder = getattr(pipe, name)
+            attachment.freeze(encoder)
+            if config.train_text_encoder:
+                attachment.attach(
+                    encoder, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
+                )
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
     return adapter_file.parameters(pipeline.components(pipe), config.name)
@@ -194,7 +204,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
-    """Move what training does not use off the accelerator: the VAE, and a text encoder that stands still.
+    """Move what training does not use off the accelerator: the VAE, and text encoders that stand still.
 
     Without an accelerator there is one memory only, and they stay in it.
     """
@@ -210,10 +220,12 @@ def given_back(pipe: StableDiffusionPipeline) -> Iterator[None]:
     try:
         yield
     finally:
-        for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+        encoders = cast(list[Any], families.text_encoders(pipe))
+        for model in (pipe.unet, *encoders, pipe.vae):
             model.to(pipe.unet.device).eval()
         pipe.unet.disable_gradient_checkpointing()
-        pipe.text_encoder.activation_checkpointing_disable()
+        for encoder in encoders:
+            encoder.activation_checkpointing_disable()
 
 
 @contextlib.contextmanager
@@ -228,4 +240,4 @@ def at_hand(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:
-    return [pipe.vae] if config.train_text_encoder else [pipe.vae, pipe.text_encoder]
+    return [pipe.vae] if config.train_text_encoder else [pipe.vae, *families.text_encoders(pipe)]

@@ -3,15 +3,15 @@
 A family says how prompts become what the UNet takes, and how files elsewhere call its parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn, stack
 
+from hra_diffusion.attachment import find_targets
 from hra_diffusion.families import sd, sdxl
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 Text = dict[str, Tensor]
 """A batch of prompts: ``ids`` (B, encoders, L), or embedded, ``hidden`` (B, L, d) and where the UNet wants it
 ``pooled`` (B, p)."""
@@ -26,6 +26,10 @@ class Family(Protocol):
     kohya: tuple[tuple[str, str], ...]
     """The components, each with the prefix that kohya's files give its keys."""
     guidance_scale: float
+    additions: tuple[str | None, ...]
+    """The conditioning beside the text that a UNet of this family may have ("addition_embed_type")."""
+    loading: Mapping[str, Any]
+    """What ``from_pretrained`` takes beside the usual."""
     original_unet_names: bool
     """Whether kohya's files name the UNet's layers as the original checkpoint does, not as diffusers does."""
 
@@ -40,6 +44,10 @@ class Family(Protocol):
 
     def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> Text:
         """Token ids (B, encoders, L) through the text encoders, as this family's UNet wants them."""
+        ...
+
+    def unseen(self, component: str, encoder: Any) -> str:
+        """Path of the text encoder's layer that the UNet never hears of, where nothing can learn; "" for none."""
         ...
 
     def conditions(self, text: Text, pixels: int) -> dict[str, Any]:
@@ -58,6 +66,16 @@ def of(pipe: DiffusionPipeline) -> Family:
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:
     """The pipeline's text encoders, in the family's order."""
     return [cast(nn.Module, getattr(pipe, name)) for name, _ in of(pipe).encoders]
+
+
+def text_targets(pipe: DiffusionPipeline) -> dict[str, list[str]]:
+    """The attention layers of each text encoder that can learn, by component."""
+    family, targets = of(pipe), {}
+    for name, _ in family.encoders:
+        encoder = getattr(pipe, name)
+        unseen = family.unseen(name, encoder)
+        targets[name] = [path for path in find_targets(encoder) if not unseen or f"{unseen}." not in path]
+    return targets
 
 
 def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:

@@ -3,7 +3,8 @@
 What else is different in version 2, velocity prediction and widths, its configurations say themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
@@ -18,6 +19,8 @@ class StableDiffusion:
     encoders = (("text_encoder", "tokenizer"),)
     kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     guidance_scale = 7.5
+    additions = (None, "text")  # "text" pools the caption by itself, as toybox's UNet does
+    loading: Mapping[str, Any] = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
     original_unet_names = False
 
     def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
@@ -28,6 +31,10 @@ class StableDiffusion:
     def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> dict[str, Tensor]:
         """Ids (B, 1, L) to the last hidden state (B, L, d)."""
         return {"hidden": encoders[0](ids[:, 0])[0]}
+
+    def unseen(self, component: str, encoder: Any) -> str:
+        """All layers count."""
+        return ""
 
     def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
         """Nothing."""

@@ -3,7 +3,8 @@
 Sources: SDXL, arXiv 2307.01952; diffusers' pipeline of it, whose call this feeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class StableDiffusionXL:
     encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2"))
     guidance_scale = 5.0
+    additions = ("text_time",)
+    loading: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True
 
     def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
@@ -42,6 +45,10 @@ class StableDiffusionXL:
         outputs = [encoder(ids[:, i], output_hidden_states=True) for i, encoder in enumerate(encoders)]
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return {"hidden": hidden, "pooled": outputs[-1].text_embeds}
+
+    def unseen(self, component: str, encoder: Any) -> str:
+        """The first encoder's last layer; the second's makes the pooled embedding."""
+        return f"encoder.layers.{encoder.config.num_hidden_layers - 1}" if component == "text_encoder" else ""
 
     def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
         """The pooled text and the micro-conditioning: original size, no crop, target size."""

@@ -4,8 +4,14 @@ import json
 import shutil
 
 import pytest
-from conftest import tiny_pipe
+import torch
+from conftest import PIPES, everything, tiny_pipe, tiny_xl_pipe
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 
+from hra_diffusion import single_file
+from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture
+from hra_diffusion.interop import original
 from hra_diffusion.pipeline import BaseModelError, load_base
 
 
@@ -14,9 +20,92 @@ def test_a_diffusers_folder(base_folder):
     assert pipe.base_name == "tiny-sd" and pipe.safety_checker is None
 
 
-def test_low_precision(base_folder):
-    import torch
+@pytest.mark.parametrize("kind", PIPES)
+def test_a_folder_of_every_family(kind, tmp_path):
+    PIPES[kind]().save_pretrained(tmp_path / "base")
+    loaded = load_base(str(tmp_path / "base"), "cpu")
+    assert type(loaded) is type(PIPES[kind]()) and torch.equal(everything(loaded), everything(PIPES[kind]()))
 
+
+def test_an_xl_refiner_is_refused(tmp_path):
+    pipe = tiny_xl_pipe()
+    parts = {name: part for name, part in pipe.components.items() if name not in ("text_encoder", "tokenizer")}
+    StableDiffusionXLPipeline(**parts, text_encoder=None, tokenizer=None).save_pretrained(tmp_path / "refiner")
+    with pytest.raises(BaseModelError, match="a text encoder is missing: an SDXL refiner"):
+        load_base(str(tmp_path / "refiner"), "cpu")
+
+
+def as_single_file(kind, folder):
+    """A tiny pipeline as a checkpoint in the original layout with the vocabulary beside it, and its architecture."""
+    pipe = PIPES[kind]()
+    folder.mkdir()
+    path = folder / "model.safetensors"
+    save_file(original.checkpoint(pipe), path)
+    pipe.tokenizer.save_pretrained(folder / "tokenizer")
+    vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    encoders = tuple(getattr(pipe, n).config.to_dict() for n in ("text_encoder", "text_encoder_2") if hasattr(pipe, n))
+    shape = {"sd": SD1, "sd2": SD2, "sdxl": SDXL}[kind]
+    values = (dict(pipe.unet.config), dict(pipe.vae.config), encoders, shape.scheduler)
+    return pipe, path, Architecture(kind, shape.pipeline, *values, pads=("<|endoftext|>",) * len(encoders))
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_a_single_file_opens_without_a_network(kind, tmp_path):
+    pipe, path, architecture = as_single_file(kind, tmp_path / "single")
+    loaded = single_file.build(path, architecture, torch.float32)
+    assert torch.equal(everything(loaded), everything(pipe))
+    assert loaded.scheduler.config.prediction_type == ("v_prediction" if kind == "sd2" else "epsilon")
+    assert loaded.tokenizer("a dog").input_ids == pipe.tokenizer("a dog").input_ids
+
+
+def test_without_a_vocabulary_it_says_where_to_put_one(tmp_path):
+    _, path, architecture = as_single_file("sd", tmp_path / "single")
+    shutil.rmtree(path.parent / "tokenizer")
+    with pytest.raises(BaseModelError, match=r"put CLIP's vocab.json and merges.txt beside it"):
+        single_file.build(path, architecture, torch.float32)
+
+
+UNET = "model.diffusion_model."
+LATENTS = {f"{UNET}input_blocks.0.0.weight": (2, 4, 3, 3)}
+WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+HEADERS = {
+    "inpainting": ({f"{UNET}input_blocks.0.0.weight": (2, 9, 3, 3)}, "takes 9 channels, not 4: an inpainting"),
+    "refiner": (LATENTS | {"conditioner.embedders.0.model.ln_final.weight": (2,)}, "an SDXL refiner"),
+    "another width": (LATENTS | {WIDTH: (2, 640)}, "its text is 640 wide, not 768 or 1024"),
+    "no text encoder": (LATENTS | {WIDTH: (2, 768)}, "has no text encoder"),
+    "an adapter": (
+        {"lora_unet_x.lora_up.weight": (2, 2)},
+        "an adapter, not a base: bring it in with hra-diffusion import",
+    ),
+    "a diffusers part": ({"down_blocks.0.resnets.0.conv1.weight": (2, 2)}, "a part of a model"),
+    "something": ({"weight": (2,)}, "no checkpoint in the original layout"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_file_that_is_no_base_is_told_what_it_is(case, tmp_path):
+    shapes, message = HEADERS[case]
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(BaseModelError, match=message):
+        load_base(str(tmp_path / "model.safetensors"), "cpu")
+
+
+@pytest.mark.parametrize(("width", "architecture"), [(768, SD1), (1024, SD2)])
+def test_versions_are_told_apart_by_the_width_of_their_text(width, architecture, tmp_path):
+    shapes = LATENTS | {WIDTH: (2, width), "cond_stage_model.x": (1,)}
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
+    assert single_file.recognise(tmp_path / "model.safetensors") is architecture
+
+
+def test_xl_is_told_by_its_second_text_encoder(tmp_path):
+    shapes = LATENTS | {"conditioner.embedders.0.x": (1,), "conditioner.embedders.1.x": (1,)}
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
+    assert single_file.recognise(tmp_path / "model.safetensors") is SDXL
+
+
+def test_low_precision(base_folder):
     assert load_base(str(base_folder), "cpu", "bfloat16").unet.dtype == torch.bfloat16
 
 
@@ -65,13 +154,11 @@ def test_not_stable_diffusion(tmp_path, index, message):
 
 def test_a_pickled_checkpoint_is_not_opened(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    with pytest.raises(BaseModelError, match="pickled checkpoints are not opened"):
+    with pytest.raises(BaseModelError, match=r"pickled checkpoints can run code and are not opened.*README"):
         load_base(str(tmp_path / "model.ckpt"), "cpu")
 
 
 def test_an_inpainting_base_is_refused(tmp_path):
-    from diffusers import UNet2DConditionModel
-
     pipe = tiny_pipe()
     pipe.register_modules(unet=UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9}))
     pipe.save_pretrained(tmp_path / "inpaint")
@@ -83,8 +170,6 @@ def test_an_inpainting_base_is_refused(tmp_path):
 
 
 def test_a_device_that_is_not_there(base_folder):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(BaseModelError, match="no CUDA device"):

@@ -1,0 +1,118 @@
+"""A single .safetensors checkpoint in the original layout, opened without a network.
+
+The file has all weights, but neither configuration nor vocabulary. Its architecture is recognised by its tensors' names
+and shapes and configured from what the project knows (families/architectures.py). CLIP's vocabulary, which all these
+models share, is looked for beside the file, then in the local hub cache; only then is the hub asked.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import safe_open
+from transformers import CLIPTokenizer
+
+from hra_diffusion import families
+from hra_diffusion.errors import BaseModelError
+from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture
+
+UNET = "model.diffusion_model."
+VOCABULARY = ("vocab.json", "merges.txt")
+"""CLIP's vocabulary as files."""
+HUB_VOCABULARIES = (
+    ("openai/clip-vit-large-patch14", ""),
+    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"),
+    ("stabilityai/stable-diffusion-2-1", "tokenizer"),
+)
+"""Where on the hub the same vocabulary is; the first is asked for, all may be in the cache."""
+
+
+def read(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """The checkpoint as a pipeline. Raises BaseModelError for one that is no base, or where there is no vocabulary."""
+    return build(path, recognise(path), dtype)
+
+
+def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> DiffusionPipeline:
+    """The checkpoint's weights in this architecture."""
+    family: Any = next(f for f in families.FAMILIES if f.pipeline.__name__ == architecture.pipeline)
+    names = [tokenizer for _, tokenizer in family.encoders]
+    tokenizers = {
+        name: load_vocabulary(path, pad, encoder["max_position_embeddings"])
+        for name, pad, encoder in zip(names, architecture.pads, architecture.encoders, strict=True)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        architecture.write(Path(folder))
+        return family.pipeline.from_single_file(
+            str(path), config=folder, dtype=dtype, local_files_only=True, **tokenizers, **family.loading
+        )
+
+
+def recognise(path: Path) -> Architecture:
+    """Which released architecture a checkpoint has. Raises BaseModelError, saying what it is if that can be seen."""
+    with safe_open(path, "pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
+    if first is None:
+        raise BaseModelError(f"{path} is {_what_else(shapes)}")
+    if first[1] != 4:
+        raise BaseModelError(
+            f"{path} can't be used: its UNet takes {first[1]} channels, not 4: an inpainting, depth or editing model, "
+            "not text to image"
+        )
+    if any(key.startswith("conditioner.embedders.1.") for key in shapes):
+        return SDXL
+    if any(key.startswith("conditioner.") for key in shapes):
+        raise BaseModelError(f"{path} is an SDXL refiner, not a base")
+    width = shapes.get(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", [0, 0])[1]
+    if width not in (768, 1024):
+        raise BaseModelError(f"{path} is no Stable Diffusion 1, 2 or XL: its text is {width} wide, not 768 or 1024")
+    if not any(key.startswith("cond_stage_model.") for key in shapes):
+        raise BaseModelError(f"{path} has no text encoder; get the whole checkpoint, not the UNet alone")
+    return SD1 if width == 768 else SD2
+
+
+def load_vocabulary(path: Path, pad: str, length: int) -> CLIPTokenizer:
+    """CLIP's tokenizer for the checkpoint at ``path``; ``pad`` is its padding token, ``length`` its prompts' in tokens.
+
+    Raises BaseModelError, saying where to put the two files, if there is no vocabulary to be had.
+    """
+    for folder in (path.parent, path.parent / "tokenizer"):
+        if all((folder / name).is_file() for name in VOCABULARY):
+            break
+    else:
+        folder = _from_hub(path)
+    return CLIPTokenizer.from_pretrained(str(folder), pad_token=pad, model_max_length=length)
+
+
+def _from_hub(path: Path) -> Path:
+    """The folder of the vocabulary in the local hub cache, where it is fetched to if need be."""
+    for (repository, folder), local in [*((source, True) for source in HUB_VOCABULARIES), (HUB_VOCABULARIES[0], False)]:
+        try:
+            files = [
+                hf_hub_download(repository, name, subfolder=folder or None, local_files_only=local)
+                for name in VOCABULARY
+            ]
+        except (OSError, ValueError, HfHubHTTPError):  # not in the cache, or no network
+            continue
+        return Path(files[0]).parent
+    raise BaseModelError(
+        f"{path} holds no vocabulary, as no such file does, and the hub can't be reached: put CLIP's "
+        f"{' and '.join(VOCABULARY)} beside it (from the tokenizer folder of any Stable Diffusion model), or run once "
+        "with a network"
+    )
+
+
+def _what_else(shapes: dict[str, Any]) -> str:
+    """What a file without the original's UNet is, as far as its names tell."""
+    if any("lora" in key or "hada_" in key or "lokr_" in key for key in shapes):
+        return "an adapter, not a base: bring it in with hra-diffusion import"
+    if any(key.startswith(("down_blocks.", "double_blocks.", "transformer.", "joint_blocks.")) for key in shapes):
+        return (
+            "a part of a model, or another kind; give a whole checkpoint of Stable Diffusion 1, 2 or XL, or its folder"
+        )
+    return "no checkpoint in the original layout of Stable Diffusion 1, 2 or XL"

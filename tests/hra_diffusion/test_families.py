@@ -1,0 +1,149 @@
+"""Every family through the one path of drawing and the one of training; diffusers' own pipelines are the judges."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import PIPES, relative, save_photos, tiny_xl_pipe
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+from hra_diffusion import attachment, families, pipeline
+from hra_diffusion.generation import Request, Settings, draw, generate
+from training import config as configs
+from training.cache import encode
+from training.loop import train
+from training.session import Denoiser
+
+SETTINGS = Settings(steps=3, guidance_scale=4.0, width=16, height=16)
+
+
+def diffusers_own(pipe, prompt, negative, seed):
+    """The pipeline called as its documentation says."""
+    generator = torch.Generator().manual_seed(seed)
+    before = pipe.scheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(before.config, use_karras_sigmas=False)
+    image = pipe(
+        prompt,
+        negative_prompt=negative,
+        generator=generator,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        width=16,
+        height=16,
+    ).images[0]
+    pipe.scheduler = before
+    return np.asarray(image, dtype=float)
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("negative", [None, "blurry"])
+def test_a_picture_is_the_one_that_diffusers_draws(kind, negative):
+    """Also for an empty negative prompt, which SDXL wants as zeros."""
+    pipe = PIPES[kind]()
+    (ours,) = generate(pipe, "a dog", {}, seed=3, settings=SETTINGS, negative_prompt=negative or "")
+    assert np.abs(np.asarray(ours, dtype=float) - diffusers_own(pipe, "a dog", negative, 3)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(kind):
+    pipe = PIPES[kind]()
+    for number, model in enumerate(pipeline.components(pipe).values()):
+        attachment.attach(model, "hoft", {"rank": 2}, name="a", seed=number)
+    requests = [
+        Request("a dog", 1, (("a", 1.0),)),
+        Request("a cat", 2, (), "blurry"),
+        Request("a cat", 2, ()),
+    ]
+    together = draw(pipe, requests, SETTINGS)
+    alone = [draw(pipe, [request], SETTINGS)[0] for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_captions_are_embedded_as_the_pipeline_embeds_them(kind):
+    pipe, captions = PIPES[kind](), ["a dog", "a photo of a teapot in the snow"]
+    with torch.no_grad():
+        text = families.of(pipe).embed(families.text_encoders(pipe), families.tokenize(pipe, captions))
+        encoded = pipe.encode_prompt(captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    theirs = [encoded[0], encoded[2]] if kind == "sdxl" else [encoded[0]]
+    for ours, wanted in zip(text.values(), theirs, strict=True):
+        assert relative(ours, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("with_text", [False, True])
+def test_everything_adapted_learns(kind, with_text, tmp_path):
+    """A frozen or a learning text encoder give the same prediction; every adapted layer gets a gradient."""
+    pipe = PIPES[kind]()
+    attachment.attach(pipe.unet, "hra", {"rank": 2}, name="a")
+    if with_text:
+        for name, paths in families.text_targets(pipe).items():
+            attachment.attach(getattr(pipe, name), "hra", {"rank": 2}, name="a", targets=paths)
+    photo = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    examples = encode(pipe, [Image.fromarray(photo)], ["a sks dog"], flip=False, embed=not with_text)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = Denoiser(pipe, with_text)
+    prediction = denoiser(noise, torch.tensor([10]), examples.text)
+    embedded = encode(pipe, [Image.fromarray(photo)], ["a sks dog"], flip=False, embed=True).text
+    assert relative(prediction, Denoiser(pipe, False)(noise, torch.tensor([10]), embedded)) < 1e-5
+    prediction.square().mean().backward()
+    for model in pipeline.components(pipe).values():
+        if "a" in attachment.adapter_names(model):
+            assert all(p.grad.abs().sum() > 0 for p in attachment.adapter_parameters(model, "a").values())
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
+    """The whole of a run, with text encoders learning; two halves are one whole."""
+    PIPES[kind]().save_pretrained(tmp_path / "base")
+    (tmp_path / "photos").mkdir()
+    save_photos(tmp_path / "photos", 2)
+
+    settings = configs.parse(
+        {
+            "name": "Rex",
+            "photos": [str(tmp_path / "photos")],
+            "class_noun": "dog",
+            "base": str(tmp_path / "base"),
+            "device": "cpu",
+            "resolution": 64,
+            "steps": 2,
+            "batch_size": 1,
+            "class_images": 1,
+            "checkpoint_every": 1,
+            "sample_every": 0,
+            "sample_prompts": ["a {subject}"],
+            "train_text_encoder": True,
+            "gradient_checkpointing": True,
+        }
+    )
+    adapter = train(settings, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "Rex" / "checkpoints" / "000002")
+    (tmp_path / "half" / "Rex" / "Rex.safetensors").unlink()
+    again = train(settings, tmp_path / "half", resume=True)
+    whole, halves = load_file(adapter), load_file(again)
+    assert all(torch.equal(value, halves[key]) for key, value in whole.items())
+    pipe = pipeline.load_base(str(tmp_path / "base"), "cpu")
+    info = pipeline.load(pipe, adapter)
+    assert set(info.fingerprint) == set(pipeline.components(pipe))
+    (picture,) = generate(pipe, "a sks dog", settings=SETTINGS)
+    assert picture.size == (16, 16)
+
+
+def test_the_float16_of_xls_autoencoder(tmp_path):
+    """Encoded in float32 where its values overflow in half precision, and half again afterwards."""
+    pipe = tiny_xl_pipe()
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight *= 3e4
+        pipe.vae.encoder.conv_norm_out.weight *= 1e-1
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    wanted = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
+    pipe.vae.half()
+    got = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
+    assert pipe.vae.dtype == torch.float16
+    assert got.isfinite().all() and relative(got, wanted) < 1e-2
