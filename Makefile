@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types bench clean
+.PHONY: setup demo test slow lint types bench clean
 
 setup: .venv/ready
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow tests/slow
 
 lint: setup
 	$(BIN)/ruff check .

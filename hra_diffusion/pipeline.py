@@ -9,12 +9,14 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
 from hra_diffusion import adapter_file, attachment, families, single_file
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.families.architectures import SD1, SD2, SDXL
 
 TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -40,6 +42,34 @@ def load_base(source: str = TOYBOX, device: str | None = None, dtype: str = "flo
 def base_name(source: str) -> str:
     """How files name this base: a folder's or file's own name (never its path), or the hub id."""
     return Path(source).resolve().name if Path(source).exists() and source != TOYBOX else source
+
+
+def kind(source: str) -> str:
+    """What a base is, without loading it: "toybox", "sd1", "sd2" or "sdxl"; for a hub id that is not in the local cache
+    by its name, and "sd1" where nothing tells."""
+    if source == TOYBOX:
+        return TOYBOX
+    try:
+        if Path(source).is_file():
+            return {SD1: "sd1", SD2: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
+        folder = Path(source) if Path(source).is_dir() else _cached(source)
+        if folder is not None:
+            unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            text = {"text_time": "sdxl"}.get(unet.get("addition_embed_type"))
+            return text or ("sd2" if unet.get("cross_attention_dim") == 1024 else "sd1")
+    except (OSError, ValueError, AttributeError, SafetensorError):  # told when it is loaded
+        return "sd1"
+    name = source.lower()
+    return "sdxl" if "xl" in name else "sd2" if "diffusion-2" in name else "sd1"
+
+
+def _cached(source: str) -> Path | None:
+    """The folder of a hub model in the local cache, if its configuration is there."""
+    try:
+        found = try_to_load_from_cache(source, "unet/config.json")
+    except ValueError:  # no hub id
+        return None
+    return Path(found).parent.parent if isinstance(found, str) else None
 
 
 def name_of(pipe: DiffusionPipeline) -> str:

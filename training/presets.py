@@ -1,13 +1,14 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
 Toybox figures are first guesses until ``benchmarks/sweep.py`` has been run on the finished base. Stable
-Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and are not yet measured here.
+Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for version 1 and are not yet
+measured here; versions 2 and XL take them over, for want of published ones at these settings.
 """
 
 from typing import Any
 
 from hra_diffusion import methods as _methods  # noqa: F401  (registers the methods)
-from hra_diffusion.pipeline import TOYBOX
+from hra_diffusion.pipeline import TOYBOX, kind
 
 PRESETS = ("quick", "balanced", "best")
 
@@ -47,12 +48,18 @@ _OTHER = {
 }
 
 
+_FAMILIES = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
+"""Families without figures of their own: Stable Diffusion 1's, and what differs."""
+
+
 def family(base: str) -> str:
-    """Which column of defaults a base takes."""
-    return "toybox" if base == TOYBOX else "sd1"
+    """Which defaults a base takes: "toybox", "sd1", "sd2" or "sdxl"."""
+    return "toybox" if base == TOYBOX else kind(base)
 
 
 def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
     """Default values of a run's fields for this base, method and preset; a method without figures takes LoRA's."""
-    column = family(base)
-    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | _METHOD[column].get(method, _METHOD[column]["lora"])
+    own = family(base)
+    column = own if own in _METHOD else "sd1"
+    figures = _METHOD[column].get(method, _METHOD[column]["lora"])
+    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | _FAMILIES.get(own, {})

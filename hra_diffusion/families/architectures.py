@@ -89,7 +89,7 @@ _NOISE: Values = {
 _DDIM: Values = {"clip_sample": False, "set_alpha_to_one": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One released base: its parts' configurations. ``pads``: the padding token of each tokenizer."""
 

@@ -9,10 +9,11 @@ from conftest import PIPES, everything, tiny_pipe, tiny_xl_pipe
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from hra_diffusion import single_file
+from hra_diffusion import pipeline, single_file
 from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture
 from hra_diffusion.interop import original
 from hra_diffusion.pipeline import BaseModelError, load_base
+from training import config as configs
 
 
 def test_a_diffusers_folder(base_folder):
@@ -97,6 +98,24 @@ def test_versions_are_told_apart_by_the_width_of_their_text(width, architecture,
     shapes = LATENTS | {WIDTH: (2, width), "cond_stage_model.x": (1,)}
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
     assert single_file.recognise(tmp_path / "model.safetensors") is architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a/sd-xl-base", "sdxl"), ("a/stable-diffusion-2-1", "sd2"), ("a/b", "sd1")]
+)
+def test_a_hub_id_that_is_not_here_is_known_by_its_name(name, kind):
+    assert pipeline.kind(name) == kind and pipeline.kind("toybox") == "toybox"
+
+
+def test_a_folder_is_known_by_its_unet(tmp_path):
+    tiny_xl_pipe().save_pretrained(tmp_path / "xl")
+    assert pipeline.kind(str(tmp_path / "xl")) == "sdxl"
+    config = configs.parse({"name": "a", "photos": ["b"], "class_noun": "dog", "base": str(tmp_path / "xl")})
+    assert config.gradient_checkpointing and config.options["rank"] == 8
+    (tmp_path / "xl" / "unet" / "config.json").write_text('{"cross_attention_dim": 1024}')
+    assert pipeline.kind(str(tmp_path / "xl")) == "sd2"
+    (tmp_path / "xl" / "unet" / "config.json").write_text("[")
+    assert pipeline.kind(str(tmp_path / "xl")) == "sd1"
 
 
 def test_xl_is_told_by_its_second_text_encoder(tmp_path):

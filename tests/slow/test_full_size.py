@@ -1,0 +1,186 @@
+"""Stable Diffusion at full size with random weights: every format, other loaders, a short run. Minutes, not seconds:
+
+    pytest -m slow tests/slow
+
+Needs about 12 GiB of memory for version 1 and 20 GiB for XL, which runs in bfloat16 but for the comparisons.
+"""
+
+import gc
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, relative, save_photos, stir
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from hra_diffusion import attachment, families, generate, interop, load_base, pipeline
+from hra_diffusion.families.architectures import SD1, SD2, SDXL
+from hra_diffusion.generation import Settings
+from hra_diffusion.interop import original
+from training import config as configs
+from training.loop import train
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared (CLIP's vocabulary, two public adapters)"),
+]
+EXACT = 1e-4
+VOCABULARY = SHARED / "data" / "clip_tokenizer"
+
+
+def random_pipe(architecture, dtype=torch.float32):
+    """A released architecture with random weights and CLIP's own vocabulary."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        unet, vae, encoders = architecture.build_unet(), architecture.build_vae(), architecture.build_encoders()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tokenizers = [
+        CLIPTokenizer.from_pretrained(str(VOCABULARY), pad_token=pad, model_max_length=77) for pad in architecture.pads
+    ]
+    scheduler = {"DDIMScheduler": DDIMScheduler, "EulerDiscreteScheduler": EulerDiscreteScheduler}[
+        architecture.scheduler[0]
+    ]
+    parts = {"unet": unet.eval(), "vae": vae.eval(), "text_encoder": encoders[0].eval(), "tokenizer": tokenizers[0],
+             "scheduler": scheduler(**architecture.scheduler[1])}  # fmt: skip
+    if architecture is SDXL:
+        pipe = StableDiffusionXLPipeline(
+            **parts, text_encoder_2=encoders[1].eval(), tokenizer_2=tokenizers[1], add_watermarker=False
+        )
+    else:
+        pipe = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.base_name = architecture.name
+    return pipe
+
+
+def outputs(pipe, side=16):
+    """What the UNet says to a prompt by the text encoders and fixed noise."""
+    family = families.of(pipe)
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a sks dog in the snow"]))
+        return pipe.unet(noise, torch.tensor([500]), text["hidden"], **family.conditions(text, 8 * side)).sample
+
+
+@pytest.fixture(scope="module")
+def sd1():
+    return random_pipe(SD1)
+
+
+@pytest.fixture(autouse=True)
+def tidy():
+    yield
+    gc.collect()
+
+
+def put_on(pipe, method):
+    for name, model in pipeline.components(pipe).items():
+        attachment.attach(model, method, {"rank": 4}, name=method, seed=len(name))
+        stir(attachment.adapter_parameters(model, method).values())
+    pipeline.activate(pipe, {method: 1.0})
+
+
+def diffusers_outputs(pipe, path):
+    """The same pipeline, without our adapters, through diffusers' loader; left as it was."""
+    pipe.load_lora_weights(str(path))
+    theirs = outputs(pipe)
+    pipe.unload_lora_weights()
+    return theirs
+
+
+@pytest.mark.parametrize(("method", "format"), [("hra", "kohya"), ("hoft", "diffusers"), ("shoft", "diffusers")])
+def test_sd15_exports_load_in_diffusers_exactly(sd1, method, format, tmp_path):
+    put_on(sd1, method)
+    ours = outputs(sd1)
+    done = interop.export(sd1, method, format, tmp_path / "a.safetensors")
+    pipeline.unload(sd1, method)
+    assert relative(diffusers_outputs(sd1, done.path), ours) < EXACT and relative(outputs(sd1), ours) > 10 * EXACT
+
+
+def test_sd15_merged_single_file_opens_without_a_network_here_and_in_diffusers(sd1, tmp_path):
+    """Through load_base: recognised by its tensors, with the vocabulary beside it."""
+    put_on(sd1, "hra")
+    ours = outputs(sd1)
+    done = interop.export(sd1, "hra", "merged", tmp_path / "merged.safetensors")
+    pipeline.unload(sd1, "hra")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((VOCABULARY / name).read_bytes())
+    loaded = load_base(str(done.path), "cpu")
+    assert relative(outputs(loaded), ours) < EXACT
+    assert loaded.tokenizer("a sks dog").input_ids == sd1.tokenizer("a sks dog").input_ids
+
+
+@pytest.mark.parametrize("file", ["catundchat_sd15_attention_processor", "cloneofsimo_analog_svd_rank4"])
+def test_the_real_files_are_the_plain_formula(sd1, file, tmp_path):
+    """W + up · down on the same modules gives the same UNet outputs."""
+    place, report = interop.import_adapter(
+        sd1, SHARED / "data" / "adapters" / f"{file}.safetensors", tmp_path, "Stranger"
+    )
+    assert report.used == report.keys
+    info = pipeline.load(sd1, place)
+    ours, factors = outputs(sd1), load_file(place)
+    pipeline.unload(sd1, info.name)
+    plain = {}
+    with torch.no_grad():
+        for component, probes in info.fingerprint.items():
+            for path in probes:
+                weight = getattr(sd1, component).get_submodule(path).weight
+                plain[weight] = weight.clone()
+                weight += (factors[f"{component}.{path}.up"] @ factors[f"{component}.{path}.down"]).view_as(weight)
+        wanted = outputs(sd1)
+        for weight, before in plain.items():
+            weight.copy_(before)
+    assert relative(ours, wanted) < EXACT and relative(outputs(sd1), wanted) > EXACT
+
+
+def short_run(pipe, tmp_path, **changes):
+    (tmp_path / "photos").mkdir()
+    save_photos(tmp_path / "photos", 2)
+    pipe.save_pretrained(tmp_path / "base")
+    settings = {"name": "Rex", "photos": [str(tmp_path / "photos")], "class_noun": "dog",
+                "base": str(tmp_path / "base"), "device": "cpu", "dtype": "bfloat16", "steps": 3, "prior_weight": 0, "resolution": 256,
+                "sample_prompts": [], "gradient_checkpointing": True}  # fmt: skip
+    adapter = train(configs.parse(settings | changes), tmp_path / "out")
+    again = load_base(str(tmp_path / "base"), "cpu", "bfloat16")
+    pipeline.load(again, adapter)
+    (picture,) = generate(again, "a sks dog", settings=Settings(steps=2, width=256, height=256))
+    assert np.asarray(picture).std() > 0
+    return json.loads((tmp_path / "out" / "Rex" / "state.json").read_text())
+
+
+@pytest.mark.parametrize("architecture", [SD1, SD2], ids=["sd1", "sd2"])
+def test_three_steps_from_photos_to_a_picture(architecture, tmp_path):
+    assert short_run(random_pipe(architecture, torch.bfloat16), tmp_path)["status"] == "finished"
+
+
+def test_three_steps_of_xl(tmp_path):
+    assert short_run(random_pipe(SDXL, torch.bfloat16), tmp_path)["status"] == "finished"
+
+
+def test_xl_exports_load_in_diffusers_exactly(tmp_path):
+    """HRA under kohya's names for XL, SHOFT as a DoRA; float32 throughout, two text encoders."""
+    pipe = random_pipe(SDXL)
+    for method, format in (("hra", "kohya"), ("shoft", "diffusers")):
+        put_on(pipe, method)
+        ours = outputs(pipe)
+        done = interop.export(pipe, method, format, tmp_path / f"{method}.safetensors")
+        pipeline.unload(pipe, method)
+        assert relative(diffusers_outputs(pipe, done.path), ours) < EXACT
+
+
+def test_an_xl_single_file_is_recognised_and_opens(tmp_path):
+    pipe = random_pipe(SDXL, torch.bfloat16)
+    save_file(original.checkpoint(pipe), tmp_path / "xl.safetensors")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((VOCABULARY / name).read_bytes())
+    states = {name: pipe.components[name].state_dict() for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    loaded = load_base(str(tmp_path / "xl.safetensors"), "cpu", "bfloat16")
+    for name, state in states.items():
+        assert all(torch.equal(value, state[key]) for key, value in getattr(loaded, name).state_dict().items())
