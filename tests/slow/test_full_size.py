@@ -140,14 +140,24 @@ def test_the_real_files_are_the_plain_formula(sd1, file, tmp_path):
     assert relative(ours, wanted) < EXACT and relative(outputs(sd1), wanted) > EXACT
 
 
-def short_run(pipe, tmp_path, **changes):
+def short_run(pipe, tmp_path):
     (tmp_path / "photos").mkdir()
     save_photos(tmp_path / "photos", 2)
     pipe.save_pretrained(tmp_path / "base")
-    settings = {"name": "Rex", "photos": [str(tmp_path / "photos")], "class_noun": "dog",
-                "base": str(tmp_path / "base"), "device": "cpu", "dtype": "bfloat16", "steps": 3, "prior_weight": 0, "resolution": 256,
-                "sample_prompts": [], "gradient_checkpointing": True}  # fmt: skip
-    adapter = train(configs.parse(settings | changes), tmp_path / "out")
+    settings = {
+        "name": "Rex",
+        "photos": [str(tmp_path / "photos")],
+        "class_noun": "dog",
+        "base": str(tmp_path / "base"),
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "steps": 3,
+        "prior_weight": 0,
+        "resolution": 256,
+        "sample_prompts": [],
+        "gradient_checkpointing": True,
+    }
+    adapter = train(configs.parse(settings), tmp_path / "out")
     again = load_base(str(tmp_path / "base"), "cpu", "bfloat16")
     pipeline.load(again, adapter)
     (picture,) = generate(again, "a sks dog", settings=Settings(steps=2, width=256, height=256))
