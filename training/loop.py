@@ -18,7 +18,7 @@ from torch import Tensor
 from hra_diffusion import attachment, pipeline
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from training import objective
+from training import memory, objective
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
@@ -102,6 +102,12 @@ def train(
         if run.checkpoints():
             restore_latest(session)
         with stop_signals() as stop:
+            try:
+                return learn(session, stop)
+            except RuntimeError as error:
+                if not memory.out_of_memory(error):
+                    raise
+                memory.step_down(session, error)
             return learn(session, stop)
 
 

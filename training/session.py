@@ -121,9 +121,7 @@ def set_up(
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-        for encoder in cast(list[Any], families.text_encoders(pipe)):
-            encoder.activation_checkpointing_enable()
+        checkpoint_gradients(pipe)
     # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
     optimizer = torch.optim.AdamW(
         parameters.values(),
@@ -137,6 +135,13 @@ def set_up(
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes
     )
+
+
+def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
+    """Have UNet and text encoders recompute in the backward pass what they would keep: less memory, more time."""
+    pipe.unet.enable_gradient_checkpointing()
+    for encoder in cast(list[Any], families.text_encoders(pipe)):
+        encoder.activation_checkpointing_enable()
 
 
 def cache_examples(

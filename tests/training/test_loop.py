@@ -258,6 +258,32 @@ def test_bfloat16_and_gradient_checkpointing(settings, tmp_path):
     assert weights(adapter).isfinite().all()
 
 
+def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
+    """A listener stands in for the device: it raises what a full one does. The result is that of a lighter run."""
+    heard = []
+
+    def full_device(event):
+        heard.append(event)
+        if isinstance(event, Step) and event.step == 1 and not any(isinstance(e, Notice) for e in heard):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
+    (notice,) = (event.message for event in heard if isinstance(event, Notice))
+    assert "gradient checkpointing True, batch size 1, gradient accumulation 2" in notice
+    assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
+    assert weights(adapter).isfinite().all() and find(tmp_path / "a", "Rex").config.batch_size == 1
+
+
+def test_out_of_memory_with_nothing_left_gives_advice(settings, tmp_path):
+    def full_device(event):
+        if isinstance(event, Step):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    lean = settings(gradient_checkpointing=True, batch_size=1)
+    with pytest.raises(TrainingError, match="nothing left to give up; try a smaller --resolution"):
+        train(lean, tmp_path, [full_device])
+
+
 def test_a_rank_the_base_cannot_hold(settings, tmp_path):
     with pytest.raises(TrainingError, match=r"hra can't be put on .*: rank 64 is too large"):
         train(settings(options={"rank": 64}), tmp_path)
