@@ -6,6 +6,8 @@ file is exact on this very base only.
 """
 
 import contextlib
+import copy
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import names, original
 from hra_diffusion.layer import original_weight
 from hra_diffusion.registry import LowRank
+
+ROUNDING = 1e-6
+"""A relative error below this is float32's, not a cut's."""
 
 
 class ExportError(UserError):
@@ -91,27 +96,45 @@ class Parcel:
     lora_rank: int | None
     trigger: str
 
-    @property
+    @functools.cached_property
     def parts(self) -> dict[str, nn.Module]:
         """The pipeline's components that the adapter lives on."""
         models = pipeline.components(self.pipe)
         return {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
 
+    @functools.cached_property
+    def adapters(self) -> dict[tuple[str, str], nn.Module]:
+        """The adapter on each layer, by component and path."""
+        found = {name: attachment.adapter_layers(model, self.name) for name, model in self.parts.items()}
+        return {(name, path): adapter for name, layers in found.items() for path, adapter in layers.items()}
+
     def layers(self) -> tuple[list[Layer], float]:
         """The layers ready to leave, and the relative error of what had to be cut."""
-        updates = {
-            (component, path): _update(model, path, self.name, self.strength)
-            for component, model in self.parts.items()
-            for path in attachment.adapter_layers(model, self.name)
-        }
-        lost = whole = 0.0
-        if self.lora_rank is not None:
-            for place, update in updates.items():
-                updates[place], gone, size = _cut(self._weight(*place), update, self.lora_rank)
-                lost, whole = lost + gone, whole + size
+        if self.lora_rank is None:
+            updates, error = {place: self._update(*place) for place in self.adapters}, 0.0
+        else:
+            cut = {place: _cut(self._change(*place), self.lora_rank) for place in self.adapters}
+            updates = {place: update for place, (update, *_) in cut.items()}
+            lost, whole = (sum(sizes[i] for sizes in cut.values()) for i in (1, 2))
+            error = (lost / whole) ** 0.5 if whole else 0.0
         rank = max(update.up.shape[1] for update in updates.values())
         layers = [self._layer(component, path, update, rank) for (component, path), update in updates.items()]
-        return layers, (lost / whole) ** 0.5 if whole else 0.0
+        return layers, error if error > ROUNDING else 0.0
+
+    def _adapter(self, component: str, path: str) -> Any:
+        """A copy of the adapter on one layer, on the CPU."""
+        return copy.deepcopy(self.adapters[component, path]).cpu()
+
+    def _update(self, component: str, path: str) -> LowRank:
+        """The adapter on one layer as factors in float64."""
+        with torch.no_grad():
+            return self._adapter(component, path).low_rank(self._weight(component, path), self.strength)
+
+    def _change(self, component: str, path: str) -> Tensor:
+        """W′ − W of one layer in float64."""
+        weight = self._weight(component, path)
+        with torch.no_grad():
+            return self._adapter(component, path).adapted_weight(weight, self.strength) - weight
 
     def _weight(self, component: str, path: str) -> Tensor:
         return original_weight(self.parts[component].get_submodule(path)).detach().flatten(1).cpu().double()
@@ -213,27 +236,12 @@ def _require_free(path: Path) -> None:
         raise ExportError(f"{path} exists already; choose another place with --output")
 
 
-def _update(model: nn.Module, path: str, name: str, strength: float) -> LowRank:
-    """The adapter on one layer as factors in float64, on the CPU."""
-    adapter: Any = attachment.adapter_layers(model, name)[path]
-    weight = original_weight(model.get_submodule(path)).detach().flatten(1).double()
-    with torch.no_grad():
-        up, down, scale = adapter.low_rank(weight, strength)
-    return LowRank(up.cpu(), down.cpu(), None if scale is None else scale.cpu())
-
-
-def _cut(weight: Tensor, update: LowRank, rank: int) -> tuple[LowRank, float, float]:
-    """The best plain LoRA of this rank (by SVD) for an update; with what is lost and the whole, squared norms."""
-    delta = update.up @ update.down
-    if update.scale is not None:
-        delta = update.scale[:, None] * (weight + delta) - weight
-    U, sizes, V = torch.linalg.svd(delta, full_matrices=False)
+def _cut(change: Tensor, rank: int) -> tuple[LowRank, float, float]:
+    """The best plain LoRA of this rank (by SVD) for a change; with what is lost and the whole, squared norms."""
+    U, sizes, V = torch.linalg.svd(change, full_matrices=False)
     root = sizes[:rank].sqrt()
-    return (
-        LowRank(U[:, :rank] * root, root[:, None] * V[:rank]),
-        float(sizes[rank:] @ sizes[rank:]),
-        float(sizes @ sizes),
-    )
+    lost, whole = sizes[rank:].square().sum(), sizes.square().sum()
+    return LowRank(U[:, :rank] * root, root[:, None] * V[:rank]), float(lost), float(whole)
 
 
 def _padded(update: LowRank, rank: int) -> tuple[Tensor, Tensor]:
@@ -299,12 +307,11 @@ def _config(parcel: Parcel) -> registry.MethodConfig:
 
 def _configs(parcel: Parcel) -> set[str]:
     """The distinct configurations of the adapter's layers: an imported one may have a rank for each."""
-    layers: Any = [layer for m in parcel.parts.values() for layer in attachment.adapter_layers(m, parcel.name).values()]
-    return {layer.config.model_dump_json() for layer in layers}
+    return {cast(Any, layer).config.model_dump_json() for layer in parcel.adapters.values()}
 
 
 def _any_layer(parcel: Parcel) -> nn.Module:
-    return next(iter(attachment.adapter_layers(next(iter(parcel.parts.values())), parcel.name).values()))
+    return next(iter(parcel.adapters.values()))
 
 
 def _made_by(parcel: Parcel) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from pydantic import ValidationError
 from torch import Tensor
 
 from hra_diffusion import adapter_file, pipeline, registry
@@ -19,7 +20,7 @@ from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo, 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name
 from hra_diffusion.interop import names, updates
-from hra_diffusion.interop.updates import LayerParts
+from hra_diffusion.interop.updates import LayerParts, PeftSettings
 from hra_diffusion.layer import original_weight
 
 WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -171,11 +172,18 @@ def _source(path: Path, settings: dict[str, Any] | None = None, component: str =
     except AdapterFileError as error:
         raise AdapterImportError(str(error)) from None
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise AdapterImportError(
                 f"{path} holds NaN or infinite values in {key}; get the file again, or an earlier one"
             )
-    return Source(path, tensors, metadata, {"": settings} if settings else _adapter_metadata(path, metadata), component)
+    found = {"": settings} if settings else _adapter_metadata(path, metadata)
+    try:
+        checked = {key: PeftSettings.model_validate(value).model_dump() for key, value in found.items()}
+    except ValidationError as error:
+        raise AdapterImportError(
+            f"the settings of {path} are damaged: {registry.explain(error)}; get it again"
+        ) from None
+    return Source(path, tensors, metadata, checked, component)
 
 
 def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from hra_diffusion import householder
@@ -24,6 +25,31 @@ Factors = tuple[Tensor, Tensor]
 
 class PartsError(UserError):
     """A layer's tensors don't make sense together: what is missing or does not fit."""
+
+
+class PeftSettings(BaseModel):
+    """What counts of PEFT's own settings (adapter_config.json); defaults are PEFT's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    peft_type: str = ""
+    r: int | None = None
+    lora_alpha: float | None = None
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    use_rslora: bool = False
+    apply_GS: bool = False  # noqa: N815 (PEFT's name)
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: int = Field(5, ge=1, le=100)
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _check_patterns(cls, patterns: dict[str, float]) -> dict[str, float]:
+        try:
+            for pattern in patterns:
+                re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+        return patterns
 
 
 @dataclass(frozen=True)
@@ -58,19 +84,29 @@ def factors(layer: nn.Module, path: str, parts: LayerParts) -> Factors:
     form = next((form for prefix, (_, form) in FORMS.items() if parts.has(prefix)), None)
     if form is None:
         raise PartsError(f"its up and down are missing, there is only {', '.join(parts.tensors)}; get the file again")
+    if empty := [part for part, tensor in parts.tensors.items() if not tensor.numel()]:
+        raise PartsError(f"its {empty[0]} is empty; get the file again")
     try:
-        up, down = form(weight, path, parts)
+        up, down = _fitting(form(weight, path, parts), weight)
+        if parts.has("magnitude") or parts.has("dora_scale"):
+            up, down = _decomposed(weight, up, down, parts)
     except (RuntimeError, IndexError) as error:  # torch's words for shapes that don't multiply
         raise PartsError(
             f"its tensors don't fit each other ({str(error).splitlines()[0]}); get the file again"
         ) from None
-    if (shape := (up.shape[0], down.shape[1])) != tuple(weight.flatten(1).shape):
-        raise PartsError(f"the file has {shape}, this base {tuple(weight.flatten(1).shape)}: it is for another base")
-    if parts.has("magnitude") or parts.has("dora_scale"):
-        up, down = _decomposed(weight, up, down, parts)
+    if not (up.isfinite().all() and down.isfinite().all()):
+        raise PartsError("its tensors give no finite weight; get the file again")
     if up.shape[1] > min(weight.flatten(1).shape):
         up, down = _dense(up @ down)
     return up.float().contiguous(), down.float().contiguous()
+
+
+def _fitting(factors: Factors, weight: Tensor) -> Factors:
+    """The factors, if they are of the weight's shape."""
+    shape, own = (len(factors[0]), factors[1].shape[1]), tuple(weight.flatten(1).shape)
+    if shape != own:
+        raise PartsError(f"the file has {shape}, this base {own}: it is for another base")
+    return factors
 
 
 def _lora(weight: Tensor, path: str, parts: LayerParts) -> Factors:
@@ -135,7 +171,7 @@ def _hra(weight: Tensor, path: str, parts: LayerParts) -> Factors:
 
 def _oft(weight: Tensor, path: str, parts: LayerParts) -> Factors:
     """``W R − W``, R block-diagonal, each block a Cayley transform of a skew-symmetric matrix."""
-    blocks = _cayley(parts.get("oft_R"), parts.settings)
+    blocks = _cayley(parts.get("oft_R"), PeftSettings().model_dump() | parts.settings)
     matrix = weight.flatten(1).cpu().double()
     size = blocks.shape[-1]
     if matrix.shape[1] % size or len(blocks) not in (1, matrix.shape[1] // size):
@@ -155,9 +191,9 @@ def _cayley(vectors: Tensor, settings: Mapping[str, Any]) -> Tensor:
     skew[:, rows, columns] = vectors
     skew = skew - skew.mT
     identity = torch.eye(size, dtype=vectors.dtype)
-    if not settings.get("use_cayley_neumann", True):
+    if not settings["use_cayley_neumann"]:
         return torch.linalg.solve(identity + skew, identity - skew, left=False)
-    terms = settings.get("num_cayley_neumann_terms", 5)
+    terms = settings["num_cayley_neumann_terms"]
     terms = 4 if terms == 3 else terms  # as PEFT computes it
     result, power = identity.repeat(len(skew), 1, 1), identity
     for number in range(1, terms):

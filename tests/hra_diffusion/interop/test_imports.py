@@ -1,5 +1,6 @@
 """Strangers' files: made by somebody else's code, or by the plain formula, and imported to the same outputs."""
 
+import functools
 import json
 import warnings
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PIPES, everything, relative, stir, tiny_pipe
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -287,6 +290,52 @@ def test_damaged_files_are_refused(content, tmp_path, pipe):
     (tmp_path / "bad.safetensors").write_bytes(content)
     with pytest.raises(AdapterImportError, match=r"not a whole safetensors file|no tensors"):
         interop.understand(pipe, tmp_path / "bad.safetensors")
+
+
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+SUFFIXES = ["lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
+            "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+            "diff", "diff_b", "hra_u", "oft_R.weight", "lora_magnitude_vector", "w_norm", "nonsense"]  # fmt: skip
+SIZES = st.sampled_from([0, 1, 2, 3, 32])
+TENSORS = st.builds(
+    lambda shape, dtype: torch.full(shape, 0.5).to(dtype),
+    st.lists(SIZES, max_size=4),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool]),
+)
+SETTINGS = st.dictionaries(
+    st.sampled_from(["peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "apply_GS", "use_cayley_neumann"]),
+    st.one_of(
+        st.none(),
+        st.integers(-3, 9),
+        st.text(max_size=3),
+        st.lists(st.integers()),
+        st.dictionaries(st.text(max_size=2), st.floats()),
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(SUFFIXES), TENSORS, min_size=1, max_size=5), st.none() | SETTINGS)
+def test_no_file_crashes_an_import(tmp_path_factory, tensors, peft):
+    """Any tensors under any names: a report, an adapter that loads, or an error that names the place."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    save_file({f"{LAYER}.{suffix}": tensor for suffix, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    if peft is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(peft))
+    pipe = fuzzed_pipe()
+    try:
+        place, report = interop.import_adapter(pipe, folder, folder, "Any")
+    except AdapterImportError as error:
+        assert str(folder) in str(error)
+        return
+    assert report.used <= report.keys
+    pipeline.load(pipe, place)
+    pipeline.unload(pipe, "Any")
+
+
+@functools.cache
+def fuzzed_pipe():
+    return tiny_pipe()
 
 
 def test_half_a_file(tmp_path, pipe):
