@@ -16,10 +16,10 @@ class StableDiffusion:
 
     name = "sd"
     pipeline = StableDiffusionPipeline
-    encoders = (("text_encoder", "tokenizer"),)
-    kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
+    encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
+    kohya: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     guidance_scale = 7.5
-    additions = (None, "text")  # "text" pools the caption by itself, as toybox's UNet does
+    additions: tuple[str | None, ...] = (None, "text")  # "text" pools the caption by itself, as toybox's UNet does
     loading: Mapping[str, Any] = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
     original_unet_names = False
 

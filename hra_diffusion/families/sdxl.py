@@ -17,10 +17,14 @@ class StableDiffusionXL:
 
     name = "sdxl"
     pipeline = StableDiffusionXLPipeline
-    encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
-    kohya = (("unet", "lora_unet"), ("text_encoder", "lora_te1"), ("text_encoder_2", "lora_te2"))
+    encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+    kohya: tuple[tuple[str, str], ...] = (
+        ("unet", "lora_unet"),
+        ("text_encoder", "lora_te1"),
+        ("text_encoder_2", "lora_te2"),
+    )
     guidance_scale = 5.0
-    additions = ("text_time",)
+    additions: tuple[str | None, ...] = ("text_time",)
     loading: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True
 

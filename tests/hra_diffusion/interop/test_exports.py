@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from conftest import PIPES, everything, relative, tiny_pipe
+from conftest import PIPES, everything, relative, stir, tiny_pipe
 from diffusers.utils import logging as diffusers_logging
 from loaders import (
     EXACT,
@@ -18,6 +18,7 @@ from loaders import (
 from safetensors.torch import load_file
 
 from hra_diffusion import attachment, families, interop, pipeline, registry
+from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
 
 PLAIN = [name for name in registry.names() if name != "shoft"]
@@ -176,3 +177,30 @@ def test_unknown_names_and_formats(tmp_path, pipe):
     with pytest.raises(ExportError, match="unknown format 'onnx'; use one of kohya, diffusers, peft, merged"):
         interop.export(pipe, "Rex", "onnx", tmp_path / "rex.safetensors")
     assert families.of(pipe).name == "sd"
+
+
+@pytest.mark.skipif(not (pipeline.ASSETS / "toybox").is_dir(), reason="the embedded base is still being trained")
+@pytest.mark.parametrize(("method", "format"), [("hra", "kohya"), ("hoft", "diffusers"), ("shoft", "diffusers")])
+def test_from_toybox_diffusers_draws_the_same_picture(method, format, tmp_path):
+    """Trained weights, and a whole picture from the same noise instead of one step."""
+    ours, theirs = (pipeline.load_base("toybox", "cpu") for _ in range(2))
+    for model in pipeline.components(ours).values():
+        attachment.attach(model, method, {"rank": 4}, name="Rex")
+        stir(attachment.adapter_parameters(model, "Rex").values(), by=0.05)
+    theirs.load_lora_weights(str(interop.export(ours, "Rex", format, tmp_path / "rex.safetensors").path))
+    pictures = []
+    for pipe in (ours, theirs):
+        generator = torch.Generator().manual_seed(1)
+        pictures.append(pipe("a dog", num_inference_steps=4, output_type="np", generator=generator).images)
+    assert abs(pictures[0] - pictures[1]).max() < 1e-3
+
+
+def test_what_the_original_layout_has_no_place_for_is_refused(tmp_path, pipe):
+    """As toybox, whose UNet pools the caption: merged into a folder, not into a single file."""
+    config = {**pipe.unet.config, "addition_embed_type": "text", "addition_embed_type_num_heads": 4}
+    pipe.register_modules(unet=type(pipe.unet).from_config(config))
+    attachment.attach(pipe.unet, "lora", name="Rex")
+    with pytest.raises(UserError, match=r"no place for the UNet's add_embedding.*; save a diffusers folder instead"):
+        interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
+    assert pipeline.loaded(pipe) == ["Rex"] and not list(tmp_path.iterdir())
+    assert interop.export(pipe, "Rex", "merged", tmp_path / "rex").path.is_dir()
