@@ -177,7 +177,7 @@ def _check_folder(path: Path) -> None:
 def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
     """A folder or a hub id, by the class that it says it is. Raises BaseModelError for one that no family has."""
     local = {key: options[key] for key in ("local_files_only",) if key in options}
-    kind = DiffusionPipeline.load_config(place, **local).get("_class_name")
+    kind = cast(dict, DiffusionPipeline.load_config(place, **local)).get("_class_name")
     family = next((family for family in families.FAMILIES if family.pipeline.__name__ == kind), None)
     if family is None:
         known = " or ".join(family.pipeline.__name__ for family in families.FAMILIES)

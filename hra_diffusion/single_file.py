@@ -109,7 +109,7 @@ def _from_hub(path: Path) -> Path:
 
 def _what_else(shapes: dict[str, Any]) -> str:
     """What a file without the original's UNet is, as far as its names tell."""
-    if any("lora" in key or "hada_" in key or "lokr_" in key for key in shapes):
+    if any("lora_" in key or ".lora" in key or "hada_" in key or "lokr_" in key for key in shapes):
         return "an adapter, not a base: bring it in with hra-diffusion import"
     if any(key.startswith(("down_blocks.", "double_blocks.", "transformer.", "joint_blocks.")) for key in shapes):
         return (

@@ -115,11 +115,18 @@ def tiny_pipe(prediction_type: str = "epsilon", cross_attention_dim: int = 32) -
 def tiny_sd2_pipe() -> StableDiffusionPipeline:
     """As version 2 differs from 1: OpenCLIP's activation, linear projections, velocity."""
     pipe = tiny_pipe("v_prediction")
-    unet = {**pipe.unet.config, "use_linear_projection": True}
     pipe.register_modules(
-        text_encoder=tiny_text_encoder(hidden_act="gelu").eval(), unet=UNet2DConditionModel.from_config(unet).eval()
+        text_encoder=tiny_text_encoder(hidden_act="gelu").eval(),
+        unet=altered(pipe.unet, use_linear_projection=True).eval(),
     )
+    assert isinstance(pipe.unet.mid_block.attentions[0].proj_in, torch.nn.Linear)
     return pipe
+
+
+def altered(unet: UNet2DConditionModel, **changes) -> UNet2DConditionModel:
+    """A new UNet like this one but for the changes."""
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    return UNet2DConditionModel.from_config(config | changes)
 
 
 def tiny_xl_pipe() -> StableDiffusionXLPipeline:

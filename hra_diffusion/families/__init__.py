@@ -38,7 +38,7 @@ class Family(Protocol):
         """The class of its pipelines."""
         ...
 
-    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
+    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Prompts, and negative ones where guidance is used, as keyword arguments of the pipeline's call."""
         ...
 

@@ -23,7 +23,7 @@ class StableDiffusion:
     loading: Mapping[str, Any] = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
     original_unet_names = False
 
-    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
+    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call."""
         positive, other = pipe.encode_prompt(prompts, pipe.device, 1, negative is not None, negative)
         return {"prompt_embeds": positive, "negative_prompt_embeds": other}

@@ -28,7 +28,7 @@ class StableDiffusionXL:
     loading: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True
 
-    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Tensor | None]:
+    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call; an empty negative prompt is zeros where the base wants that."""
         hidden, other, pooled, other_pooled = pipe.encode_prompt(
             prompts, device=pipe.device, do_classifier_free_guidance=negative is not None, negative_prompt=negative

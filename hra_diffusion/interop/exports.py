@@ -115,7 +115,7 @@ class Parcel:
         else:
             cut = {place: _cut(self._change(*place), self.lora_rank) for place in self.adapters}
             updates = {place: update for place, (update, *_) in cut.items()}
-            lost, whole = (sum(sizes[i] for sizes in cut.values()) for i in (1, 2))
+            lost, whole = sum(lost for _, lost, _ in cut.values()), sum(whole for *_, whole in cut.values())
             error = (lost / whole) ** 0.5 if whole else 0.0
         rank = max(update.up.shape[1] for update in updates.values())
         layers = [self._layer(component, path, update, rank) for (component, path), update in updates.items()]

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DiffusionPipeline
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from hra_diffusion import adapter_file, pipeline, registry
 from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo, probe
@@ -21,7 +21,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name
 from hra_diffusion.interop import names, updates
 from hra_diffusion.interop.updates import LayerParts, PeftSettings
-from hra_diffusion.layer import original_weight
+from hra_diffusion.layer import as_matrix, original_weight
 
 WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names of the weights in a folder."""
@@ -223,9 +223,9 @@ def _collect(
 
 def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place, LayerParts]) -> Imported:
     """The layers in our terms: the method of ours that they are, else a plain LoRA with a rank for each layer."""
-    if native := _native(layers):
-        return native
     components = pipeline.components(pipe)
+    if native := _native(layers, components):
+        return native
     tensors: dict[str, Tensor] = {}
     sizes: dict[names.Place, int] = {}
     for (component, path), parts in layers.items():
@@ -243,22 +243,21 @@ def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place,
     return Imported("lora", {"rank": usual}, ranks, tensors, dict(Counter(sizes.values())))
 
 
-def _native(layers: Mapping[names.Place, LayerParts]) -> Imported | None:
+def _native(layers: Mapping[names.Place, LayerParts], components: Mapping[str, nn.Module]) -> Imported | None:
     """A PEFT folder of a method that is ours too, as that method."""
     settings = next(iter(layers.values())).settings
     for method in map(registry.get, registry.names()):
         form = method.peft
         if not form or not form.from_peft or form.peft_type != settings.get("peft_type"):
             continue
-        sizes = {len(tensor.T) for parts in layers.values() for tensor in parts.tensors.values()}
-        if sizes != {settings.get("r")} or any(
-            set(parts.tensors) != set(form.parameters.values()) for parts in layers.values()
-        ):
-            return None
         try:
             config = method.parse(form.from_peft(settings))
         except (KeyError, ValueError):  # options that ours does not have, as an odd rank: then as a plain LoRA
             return None
+        if not all(
+            _fits(components[c].get_submodule(path), parts, method, config) for (c, path), parts in layers.items()
+        ):
+            return None  # the plain way finds what is wrong with them
         tensors = {
             f"{component}.{path}.{ours}": parts.tensors[theirs].float()
             for (component, path), parts in layers.items()
@@ -266,3 +265,13 @@ def _native(layers: Mapping[names.Place, LayerParts]) -> Imported | None:
         }
         return Imported(method.name, config.model_dump(), {}, tensors, {config.rank: len(layers)})
     return None
+
+
+def _fits(layer: nn.Module, parts: LayerParts, method: registry.Method, config: registry.MethodConfig) -> bool:
+    """Whether a layer's tensors are just those of the method's adapter on it."""
+    form = cast(registry.PeftForm, method.peft)
+    d_out, d_in = as_matrix(layer).shape
+    if config.rank > min(d_out, d_in) or set(parts.tensors) != set(form.parameters.values()):
+        return False
+    own = dict(method.build(config, d_in, d_out, Generator().manual_seed(0)).named_parameters())
+    return all(parts.tensors[theirs].shape == own[ours].shape for ours, theirs in form.parameters.items())

@@ -39,16 +39,16 @@ class PeftSettings(BaseModel):
     use_rslora: bool = False
     apply_GS: bool = False  # noqa: N815 (PEFT's name)
     use_cayley_neumann: bool = True
-    num_cayley_neumann_terms: int = Field(5, ge=1, le=100)
+    num_cayley_neumann_terms: int = Field(default=5, ge=1, le=100)
 
     @field_validator("alpha_pattern")
     @classmethod
     def _check_patterns(cls, patterns: dict[str, float]) -> dict[str, float]:
-        try:
-            for pattern in patterns:
+        for pattern in patterns:
+            try:
                 re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no pattern: {error}") from None
         return patterns
 
 

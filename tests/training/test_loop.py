@@ -269,7 +269,10 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
 
     adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
     (notice,) = (event.message for event in heard if isinstance(event, Notice))
-    assert "gradient checkpointing True, batch size 1, gradient accumulation 2" in notice
+    assert (
+        "going on from the step before with batch size 1, gradient accumulation 2, gradient checkpointing True"
+        in notice
+    )
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
     assert weights(adapter).isfinite().all() and find(tmp_path / "a", "Rex").config.batch_size == 1
 

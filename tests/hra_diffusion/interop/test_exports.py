@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from conftest import PIPES, everything, relative, stir, tiny_pipe
+from conftest import PIPES, altered, everything, relative, stir, tiny_pipe
 from diffusers.utils import logging as diffusers_logging
 from loaders import (
     EXACT,
@@ -197,8 +197,7 @@ def test_from_toybox_diffusers_draws_the_same_picture(method, format, tmp_path):
 
 def test_what_the_original_layout_has_no_place_for_is_refused(tmp_path, pipe):
     """As toybox, whose UNet pools the caption: merged into a folder, not into a single file."""
-    config = {**pipe.unet.config, "addition_embed_type": "text", "addition_embed_type_num_heads": 4}
-    pipe.register_modules(unet=type(pipe.unet).from_config(config))
+    pipe.register_modules(unet=altered(pipe.unet, addition_embed_type="text", addition_embed_type_num_heads=4))
     attachment.attach(pipe.unet, "lora", name="Rex")
     with pytest.raises(UserError, match=r"no place for the UNet's add_embedding.*; save a diffusers folder instead"):
         interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")

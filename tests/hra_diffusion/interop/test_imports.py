@@ -307,14 +307,16 @@ SETTINGS = st.dictionaries(
     st.one_of(
         st.none(),
         st.integers(-3, 9),
-        st.text(max_size=3),
+        st.sampled_from(["", "HRA", "a(*"]),
         st.lists(st.integers()),
-        st.dictionaries(st.text(max_size=2), st.floats()),
+        st.dictionaries(st.sampled_from(["to_q", "(*"]), st.floats()),
     ),
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.dictionaries(st.sampled_from(SUFFIXES), TENSORS, min_size=1, max_size=5), st.none() | SETTINGS)
 def test_no_file_crashes_an_import(tmp_path_factory, tensors, peft):
     """Any tensors under any names: a report, an adapter that loads, or an error that names the place."""
