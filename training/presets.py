@@ -1,7 +1,8 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
-Toybox figures are first guesses until ``benchmarks/sweep.py`` has been run on the finished base. Stable
-Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and are not yet measured here.
+Toybox's rates are the best of the first rounds of ``benchmarks/sweep.py`` for LoRA and HRA; the others take theirs
+until the sweep is whole. Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and
+are not yet measured here.
 """
 
 from typing import Any
@@ -27,12 +28,12 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 }
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
-        "lora": {"learning_rate": 5e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 5e-3, "options": {"rank": 8}},
+        "lora": {"learning_rate": 2e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 2e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
-        "hra": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 1e-2, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hra": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
