@@ -38,7 +38,7 @@ from training.toybox.subjects import save_photos, take_photos
 from training.toybox.world import THINGS, find_thing, photograph
 
 SUBJECTS = ("penguin", "hedgehog")
-RATES = {"low_rank": (2e-3, 5e-3, 1e-2), "reflections": (5e-3, 1e-2, 2e-2)}
+RATES = {"low_rank": (1e-3, 2e-3, 5e-3), "reflections": (2.5e-3, 5e-3, 1e-2)}
 TIMESTEPS = torch.arange(100, 1000, 200)
 
 
