@@ -12,7 +12,18 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import PNG_KEY, FullSettings, Request, Settings, complete, describe, draw, save_png, slug
+from hra_diffusion.generation import (
+    PNG_KEY,
+    FullSettings,
+    OnStep,
+    Request,
+    Settings,
+    complete,
+    describe,
+    draw,
+    save_png,
+    slug,
+)
 
 BASE = "base"
 GAP, MARGIN = 6, 14
@@ -63,10 +74,12 @@ def compare(
     photos: Sequence[Image.Image] = (),
     negative_prompt: str = "",
     batch_size: int = 8,
+    on_step: OnStep | None = None,
 ) -> Comparison:
     """Draw every prompt with every column from the same initial noise; adapters share denoising batches.
 
     ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
+    ``on_step`` is told of every denoising step, the cells by their index.
     """
     full = complete(pipe, settings or Settings())
     requests = [
@@ -76,7 +89,7 @@ def compare(
         for column in columns
     ]
     start = time.perf_counter()
-    pictures = draw(pipe, requests, full, batch_size)
+    pictures = draw(pipe, requests, full, batch_size, on_step)
     seconds = time.perf_counter() - start
     for request, picture in zip(requests, pictures, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, full)
