@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +21,16 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, write_text
+from hra_diffusion.files import checked_name, make_folder, write_text
 from training import config as configs
 from training.config import TrainConfig
-from training.runs import Run, RunError
+from training.runs import LOCK_TIMEOUT, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
+OVER = ("stopped", "failed", "died")
+"""Standings of a run that ended before its time: it can go on."""
+STOPPED = 130
+"""Exit code of a process that was asked to stop, as the command line's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Job:
     step: int
     steps: int
     reason: str = ""
+    place: int | None = None
+    """How many wait before it, for one that waits."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Queue:
     def resume(self, name: str) -> None:
         """Put a stopped, failed or dead run at the end of the queue again; it goes on from its last checkpoint."""
         job = self.job(name)
-        if job.status in ("waiting", "running", "finished"):
+        if job.status not in OVER:
             raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
         with self._changing() as waiting:
             job.run.write_state("waiting", job.step, job.steps)
@@ -76,7 +84,7 @@ class Queue:
         with self._changing() as waiting:
             _require(name, waiting)
             waiting.remove(name)
-            waiting.insert(place, name)
+            waiting.insert(max(0, place), name)
 
     def cancel(self, name: str) -> None:
         """Take a waiting run out of the queue; what it learned before stays."""
@@ -87,53 +95,81 @@ class Queue:
             run.write_state("stopped", run.state["step"], run.state["steps"])
 
     def stop(self, name: str) -> None:
-        """Ask a running run to finish its step, keep it, and end. Raises RunError if it is not running."""
+        """Ask a running run to finish its step, keep it, and end. Raises RunError if this queue does not run it."""
         current = self._current()
-        if current is None or current["name"] != name or self.job(name).status != "running":
-            raise RunError(f"{name!r} is not running")
-        os.kill(current["pid"], signal.SIGTERM)
+        if current is None or current["name"] != name or not current["pid"]:
+            raise RunError(f"{name!r} is not running here; one started on the command line is stopped there, by Ctrl-C")
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(current["pid"], signal.SIGTERM)
 
     def job(self, name: str) -> Job:
-        """One run's standing. A run that says it runs, while nobody holds it, has died."""
-        run = Run(self.output / name)
+        """One run's standing. A run that says it runs or waits, while nobody knows of it, has died."""
+        run = Run(self.output / checked_name(name))
         try:
             state = run.state
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             raise RunError(f"there is no run called {name!r} in {self.output}") from None
-        status = state["status"]
-        if status == "running" and not self._alive(run):
-            status = "died"
+        status, waiting = state["status"], self.waiting()
+        if status == "waiting" and name in waiting:
+            return Job(run, status, state["step"], state["steps"], place=waiting.index(name))
+        if status in ("running", "waiting"):
+            status = "running" if self._alive(run) else _ended(run)
         return Job(run, status, state["step"], state["steps"], state.get("reason", ""))
 
     def jobs(self) -> list[Job]:
-        """All runs of the folder, newest first."""
-        states = sorted(self.output.glob("*/state.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [self.job(path.parent.name) for path in states]
+        """All runs of the folder: the running one, those that wait in their order, then the rest, newest first."""
+        found = []
+        for path in self.output.glob("[!.]*/state.json"):
+            with contextlib.suppress(UserError, OSError):  # no run of ours, or one that is being deleted
+                found.append((self.job(path.parent.name), path.stat().st_mtime))
+        rank = {"running": 0, "waiting": 1}
+        found.sort(key=lambda pair: (rank.get(pair[0].status, 2), pair[0].place or 0, -pair[1]))
+        return [job for job, _ in found]
 
     def start(self) -> None:
         """See to it that a worker is at work if a run waits. Returns at once."""
-        if not self.waiting() or self._held(self._folder / "worker.lock"):
+        if not self.waiting() or held(self._folder / "worker.lock"):
             return
-        make_folder(self._folder)
         with (self._folder / "worker.log").open("ab") as log:
-            subprocess.Popen(
+            worker = subprocess.Popen(
                 [sys.executable, "-m", "training.jobs", str(self.output.resolve())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C at whoever started it does not reach it
             )
+        threading.Thread(target=worker.wait, daemon=True).start()  # no zombie is left
 
-    def work(self, train: Callable[[str], "subprocess.Popen[bytes]"] | None = None) -> None:
+    def work(self) -> None:
         """Be the worker: train what waits, one run after another. Returns when nothing waits or another works."""
         make_folder(self._folder)
-        with contextlib.suppress(Timeout), FileLock(self._folder / "worker.lock", timeout=0):
-            while (name := self._next()) is not None:
-                process = (train or self._train)(name)
-                write_text(self._folder / "current.json", json.dumps({"name": name, "pid": process.pid}))
-                code = process.wait()
-                (self._folder / "current.json").unlink(missing_ok=True)
-                self._close(name, code)
+        lock = FileLock(self._folder / "worker.lock", timeout=LOCK_TIMEOUT)
+        with contextlib.suppress(Timeout), lock:
+            self._outlast()
+            while (name := self._next(lock)) is not None:
+                process = self._train(name)
+                self._write_current(name, process.pid)
+                self._close(name, process.wait())
+
+    def busy(self) -> Run | None:
+        """The run that is being trained, by this queue or by a command line."""
+        return next((job.run for job in self.jobs() if job.status == "running"), None)
+
+    def _outlast(self) -> None:
+        """Wait for a training process that a worker before this one left behind: one run per device."""
+        if (last := self._last()) is not None:
+            while held(self.output / last["name"] / ".lock"):
+                time.sleep(1)
+        (self._folder / "current.json").unlink(missing_ok=True)
+
+    def _next(self, lock: Any) -> str | None:
+        """Take the next name; with none left the worker's lock goes first, so that who adds one starts a new worker."""
+        with self._changing() as waiting:
+            if not waiting:
+                lock.release()
+                return None
+            self._write_current(waiting[0], None)
+            return waiting.pop(0)
 
     def _train(self, name: str) -> "subprocess.Popen[bytes]":
         with (self.output / name / "process.log").open("ab") as log:
@@ -146,37 +182,31 @@ class Queue:
 
     def _close(self, name: str, code: int) -> None:
         """Where a process ended without a word (killed, out of memory), say so in its run."""
-        run = Run(self.output / name)
-        if run.state["status"] in ("running", "waiting"):
-            run.fail(_cause(code))
-
-    def _next(self) -> str | None:
-        with self._changing() as waiting:
-            return waiting.pop(0) if waiting else None
+        run, state = Run(self.output / name), Run(self.output / name).state
+        if state["status"] in ("running", "waiting"):
+            if code == STOPPED:
+                run.write_state("stopped", state["step"], state["steps"])
+            else:
+                run.fail(_cause(code))
+        (self._folder / "current.json").unlink(missing_ok=True)
 
     def _alive(self, run: Run) -> bool:
         """Whether somebody trains the run, or is about to."""
         current = self._current()
-        return self._held(run.folder / ".lock") or (current is not None and current["name"] == run.name)
+        return (current is not None and current["name"] == run.name) or held(run.folder / ".lock")
 
     def _current(self) -> dict[str, Any] | None:
         """The worker's run and the process that trains it, while there is a worker."""
-        if not self._held(self._folder / "worker.lock"):
-            return None
+        return self._last() if held(self._folder / "worker.lock") else None
+
+    def _last(self) -> dict[str, Any] | None:
         try:
             return json.loads((self._folder / "current.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
-    @staticmethod
-    def _held(lock: Path) -> bool:
-        if not lock.exists():
-            return False
-        try:
-            with FileLock(lock, timeout=0):
-                return False
-        except Timeout:
-            return True
+    def _write_current(self, name: str, pid: int | None) -> None:
+        write_text(self._folder / "current.json", json.dumps({"name": name, "pid": pid}))
 
     @property
     def _folder(self) -> Path:
@@ -192,8 +222,30 @@ class Queue:
         make_folder(self._folder)
         with FileLock(self._folder / "waiting.lock"):
             waiting = self.waiting()
+            before = list(waiting)
             yield waiting
-            write_text(self._list, json.dumps(waiting, ensure_ascii=False))
+            if waiting != before:
+                write_text(self._list, json.dumps(waiting, ensure_ascii=False))
+
+
+_probing = threading.Lock()  # two looks at once would each take the other for a holder
+
+
+def held(lock: Path) -> bool:
+    """Whether a living process holds this lock. Looking takes it for an instant: holders must be ready to wait."""
+    if not lock.exists():
+        return False
+    try:
+        with _probing, FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _ended(run: Run) -> Status:
+    """What became of a run that nobody holds any more; it may have ended while we looked."""
+    status = run.state["status"]
+    return "died" if status in ("running", "waiting") else status
 
 
 def _require(name: str, waiting: list[str]) -> None:
@@ -216,18 +268,29 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 1:
         Queue(output).work()
         return 0
-    from training.loop import train
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also before the loop looks out for it
+    return _train_one(output, arguments[1])
 
-    run = Run(output / arguments[1])
+
+def _train_one(output: Path, name: str) -> int:
+    run = Run(output / name)
     try:
+        from training.loop import train
+
         train(run.config, output, resume=True)
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         if run.state["status"] == "waiting":  # it never got so far as to say so itself
             run.fail(str(error))
+        return 1
+    except (MemoryError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        run.fail("out of memory; try a smaller batch size or resolution, or gradient checkpointing")
         return 1
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
     return 0
 
 
