@@ -184,7 +184,7 @@ class Queue:
         """Where a process ended without a word (killed, out of memory), say so in its run."""
         run, state = Run(self.output / name), Run(self.output / name).state
         if state["status"] in ("running", "waiting"):
-            if code == STOPPED:
+            if code in (STOPPED, -signal.SIGTERM):  # the latter while Python itself was still starting
                 run.write_state("stopped", state["step"], state["steps"])
             else:
                 run.fail(_cause(code))
