@@ -144,9 +144,9 @@ def free_album(output: Path, name: str) -> Path:
     return root / place
 
 
-def zoomed(size: tuple[int, int], zoom: float, across: float, down: float) -> Box | None:
+def zoomed(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:
     """The square box of a photo of this size: ``zoom`` 1 takes the whole short side, 2 half of it; ``across`` and
-    ``down`` (0 to 1) say where. None at zoom 1 in the middle of the choice: nothing was asked."""
+    ``down`` (0 to 1) say where."""
     side = max(MIN_SIDE, round(min(size) / zoom))
     left, top = round((size[0] - side) * across), round((size[1] - side) * down)
     return left, top, left + side, top + side
