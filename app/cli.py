@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 COMMANDS = {
+    "app": "the web page: teach, create, compare and keep in a browser",
     "train": "teach a subject: photos in, an adapter out",
     "generate": "draw pictures with adapters",
     "compare": "set adapters and the base side by side, from the same noise",
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _quieten()
+    if argv[0] != "app":  # it shows its page first; the libraries come behind it
+        _hide_loading_bars()
     command = importlib.import_module(f"app.commands.{argv[0]}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
@@ -78,9 +81,12 @@ def _fail(message: str, arguments: argparse.Namespace) -> int:
 
 
 def _quieten() -> None:
-    """Loading bars and notes of the libraries below are not ours to show; a person's own settings are kept."""
+    """Notes of the libraries below are not ours to show; a person's own settings are kept."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _hide_loading_bars() -> None:
     import diffusers
     import transformers
 

@@ -1,5 +1,6 @@
 """Prompts × (base + adapters) × seeds from the same noise: the pictures, a labelled grid, the facts as JSON."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import (
     PNG_KEY,
@@ -112,6 +114,25 @@ def save(comparison: Comparison, folder: Path) -> Path:
         folder / "results.json", json.dumps(_summary(comparison) | {"cells": entries}, indent=1, ensure_ascii=False)
     )
     return grid
+
+
+def load(folder: Path) -> Comparison:
+    """A comparison that ``save`` wrote, without its photos. Raises UserError if there is none."""
+    try:
+        facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
+        full = FullSettings(**{field.name: facts["cells"][0][field.name] for field in dataclasses.fields(FullSettings)})
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{folder} holds no whole comparison ({error})") from None
+    columns = tuple(Column(**column) for column in facts["columns"])
+    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"])
+
+
+def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
+    mix = tuple(entry["adapters"].items())
+    request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
+    with Image.open(folder / entry["picture"]) as image:
+        return Cell(entry["column"], request, image.convert("RGB"))
 
 
 def drift_from_base(comparison: Comparison) -> list[float | None]:

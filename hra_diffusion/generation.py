@@ -110,7 +110,8 @@ def draw(
         while order:
             chunk = order[:batch_size]
             try:
-                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full, _watch(on_step, tuple(chunk), full.steps))
+                watch = _watch(on_step, tuple(chunk), full.steps)
+                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full, watch)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise

@@ -26,7 +26,7 @@ MAX_KEPT = 12
 """Adapters that stay on the pipeline; with more, those unused for longest go."""
 
 
-class Cancelled(UserError):
+class Cancelled(UserError):  # noqa: N818 (it is no error)
     """The drawing was asked to stop."""
 
 

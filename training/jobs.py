@@ -279,12 +279,12 @@ def _train_one(output: Path, name: str) -> int:
 
         train(run.config, output, resume=True)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         if run.state["status"] == "waiting":  # it never got so far as to say so itself
             run.fail(str(error))
         return 1
     except (MemoryError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
         run.fail("out of memory; try a smaller batch size or resolution, or gradient checkpointing")

@@ -19,11 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from hra_diffusion import library
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, checked_name, make_folder, save_tensors, write_text
 from training import config as configs
 from training.config import TrainConfig
-
 
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
@@ -143,3 +143,15 @@ def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor])
     with atomic_path(folder) as unfinished:
         save_tensors(unfinished / "training.safetensors", training)
         adapter(unfinished / "adapter.safetensors")
+
+
+def rename(adapter: Path, name: str) -> Path:
+    """Give an adapter another name, and the run it came from: then that can still be resumed by name.
+
+    Raises UserError for a name that can't be, or is taken.
+    """
+    adapter = library.rename(adapter, name)
+    run = Run(adapter.parent)
+    if run.name == name and (run.folder / "config.yaml").is_file():
+        configs.write(run.config.model_copy(update={"name": name}), run.folder / "config.yaml")
+    return adapter

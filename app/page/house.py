@@ -1,0 +1,135 @@
+"""What all tabs share: the outputs folder, the queue, the studio; and who is asking."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion import library
+from hra_diffusion.adapter_file import AdapterFileError, read_info
+from hra_diffusion.errors import UserError
+from hra_diffusion.studio import Studio
+from training.drafts import Draft
+from training.jobs import Queue
+from training.runs import Run
+
+COOKIE = "hra_visitor"
+DEVICE_QUEUE = "device"
+"""Everything that draws shares one queue of events: one drawing at a time."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""For events that only read and show."""
+MINE: dict[str, Any] = {"api_visibility": "private"}
+"""For events that belong to the page and are no part of its API."""
+
+
+@dataclass(frozen=True)
+class House:
+    """One outputs folder and one base model at a time, for all visitors."""
+
+    output: Path
+    studio: Studio
+    bases: tuple[str, ...]
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(self.output)
+
+    def own(self, request: gr.Request) -> Path:
+        """The folder of whoever asks: by login, else by the browser's cookie, else by this one visit.
+
+        Its name can't be guessed and does not tell the cookie.
+        """
+        token = request.username or request.cookies.get(COOKIE) or request.session_hash or ""
+        return self.output / "visitors" / hashlib.sha256(f"hra {token}".encode()).hexdigest()[:24]
+
+    def draft(self, request: gr.Request) -> Draft:
+        """The subject this visitor is preparing."""
+        return Draft(self.own(request) / "draft")
+
+    def adapters(self) -> list[library.SavedAdapter]:
+        """All finished adapters."""
+        return list(library.list_adapters([self.output]))
+
+    def adapter_choices(self) -> list[tuple[str, str]]:
+        """Adapters to draw with, as (label, key): the finished ones, then the newest checkpoint of the others' runs."""
+        finished = [(saved.info.name, self.key(saved.path)) for saved in self.adapters()]
+        checkpoints = [
+            (f"{path.parents[2].name}, step {int(path.parent.name)}", self.key(path))
+            for path in sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))
+        ]
+        return finished + checkpoints
+
+    def key(self, path: Path) -> str:
+        """How the page names a file of the outputs folder."""
+        return str(path.resolve().relative_to(self.output.resolve()))
+
+    def file(self, key: str) -> Path:
+        """The adapter file of a key from the page. Raises UserError for anything outside the outputs folder."""
+        path = (self.output / key).resolve()
+        if not path.is_relative_to(self.output.resolve()) or path.suffix != ".safetensors" or not path.is_file():
+            raise UserError("this adapter is not there any more; reload the page")
+        return path
+
+    def samples(self, path: Path) -> list[Path]:
+        """Sample pictures of the run an adapter came from, the last round's."""
+        pictures = sorted((path.parent / "samples").glob("*.png"))
+        last = pictures[-1].name.split("-")[0] if pictures else ""
+        return [picture for picture in pictures if picture.name.startswith(last)]
+
+    def photos_of(self, path: Path, size: int) -> list[Any]:
+        """The photos an adapter learned from, in this size, where they are still there."""
+        from training.photos import PhotoError, ingest
+
+        for folder in (path.parent, *path.parents[1:3]):
+            if (folder / "config.yaml").is_file():
+                config = Run(folder).config
+                try:
+                    return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
+                except PhotoError:  # moved or changed since
+                    return []
+        return []
+
+    def subject_of(self, key: str) -> tuple[str, str]:
+        """(subject, class noun) of an adapter: "sks dog", "dog"."""
+        try:
+            info = read_info(self.file(key))
+        except AdapterFileError:
+            return "", ""
+        return info.subject, info.class_noun
+
+
+def plainly(function: Callable) -> Callable:
+    """Let an event say what a person can put right in a box on the page, without a traceback anywhere."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12, print_exception=False) from None
+
+    return told
+
+
+def plainly_each(function: Callable) -> Callable:
+    """``plainly`` for events that yield."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            yield from function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12, print_exception=False) from None
+
+    return told
+
+
+def changed(signature: object, before: str | None) -> str | None:
+    """The new signature if it differs from what a visitor has seen, else None: what did not change is not sent."""
+    now = hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()
+    return None if now == before else now
