@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _quieten()
-    if argv[0] != "app":  # it shows its page first; the libraries come behind it
-        _hide_loading_bars()
+    if argv[0] != "app":  # it shows its page first and loads the libraries behind it
+        importlib.import_module("hra_diffusion.pipeline").hide_loading_bars()
     command = importlib.import_module(f"app.commands.{argv[0]}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
@@ -84,14 +84,6 @@ def _quieten() -> None:
     """Notes of the libraries below are not ours to show; a person's own settings are kept."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-
-
-def _hide_loading_bars() -> None:
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
@@ -154,6 +156,12 @@ _UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, SingleFileComponentError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
+
+
+def hide_loading_bars() -> None:
+    """For programs: the loading bars of the libraries below are not shown from now on."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
 
 def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusionPipeline:

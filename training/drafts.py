@@ -88,8 +88,8 @@ class Draft:
     def keep(self, **values: Any) -> None:
         """Remember values of the form."""
         contents = self.read()
-        if values.items() - contents.values.items():
-            self._write(replace(contents, values=contents.values | values))
+        if (now := contents.values | values) != contents.values:
+            self._write(replace(contents, values=now))
 
     def clear(self) -> None:
         """Forget everything."""

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, write_text
+from hra_diffusion.pipeline import hide_loading_bars
 from training import config as configs
 from training.config import TrainConfig
 from training.runs import LOCK_TIMEOUT, Run, RunError
@@ -277,6 +278,7 @@ def _train_one(output: Path, name: str) -> int:
     try:
         from training.loop import train
 
+        hide_loading_bars()
         train(run.config, output, resume=True)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -17,7 +17,7 @@ LOG_LINES = 12
 PHASES = {
     "load base": "loading the base model",
     "read photos": "reading the photos",
-    "class images": "drawing class images, so that the base's own idea of the class is kept",
+    "class images": "drawing pictures of its class, so that the rest is not forgotten",
     "cache": "encoding the photos",
     "train": "learning",
     "samples": "drawing sample pictures",

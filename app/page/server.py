@@ -1,5 +1,6 @@
 """Put the page together and serve it."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -105,9 +106,9 @@ def serve(
 
 def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
-    import contextlib
-
     from hra_diffusion.errors import UserError
+    from hra_diffusion.pipeline import hide_loading_bars
 
+    hide_loading_bars()
     with contextlib.suppress(UserError):
         _ = studio.pipe

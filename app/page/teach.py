@@ -93,9 +93,9 @@ def build(house: House) -> Teach:
 
 
 def _photos() -> dict[str, Any]:
-    gr.HTML(title(1, "Photos"))
+    gr.HTML(title(1, "Photos") + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>')
     upload = gr.File(
-        label="3 to 10 photos of one subject, from different sides (JPEG, PNG, WebP, HEIC)", file_count="multiple",
+        label="Photos", show_label=False, file_count="multiple",
         file_types=["image", ".heic", ".heif", ".txt"], height=118, elem_id="upload",
     )  # fmt: skip
     sample = gr.Dropdown(
@@ -122,7 +122,7 @@ def _names() -> dict[str, Any]:
     with gr.Row():
         noun = gr.Textbox(label="It is a …", placeholder="dog", max_length=60, min_width=90, elem_id="noun")
         name = gr.Textbox(label="Name", placeholder="Rex", max_length=64, min_width=90, elem_id="name")
-        trigger = gr.Textbox(label="Its word in prompts", value="sks", max_length=40, min_width=90)
+        trigger = gr.Textbox(label="Its word", value="sks", max_length=40, min_width=90)
     return {"noun": noun, "name": name, "trigger": trigger, "spoken": gr.HTML()}
 
 
