@@ -79,20 +79,21 @@ def known(output: Path, config: TrainConfig) -> Calibration | None:
     return Calibration(**json.loads(text))
 
 
-def start(output: Path, config: TrainConfig) -> bool:
-    """Begin to measure for this run in a process of its own, unless one is at it; returns whether one is."""
+_started: list["subprocess.Popen[bytes]"] = []
+_starting = threading.Lock()
+
+
+def start(output: Path, config: TrainConfig) -> None:
+    """Begin to measure for this run in a process of its own, unless a measurement is going on."""
     folder = make_folder(output / ".queue" / "calibrations")
-    if held(folder / ".lock"):
-        return True
-    configs.write(config, folder / f"{costs(config)}.yaml")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.calibration", str(output), costs(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    threading.Thread(target=process.wait, daemon=True).start()
-    return True
+    with _starting:  # its process takes seconds to reach the lock, and several visitors ask meanwhile
+        _started[:] = [process for process in _started if process.poll() is None]
+        if _started or held(folder / ".lock"):
+            return
+        configs.write(config, folder / f"{costs(config)}.yaml")
+        command = [sys.executable, "-m", "training.calibration", str(output), costs(config)]
+        quiet = subprocess.DEVNULL
+        _started.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
 
 
 def measure(config: TrainConfig) -> Calibration:

@@ -9,7 +9,8 @@ Nothing in it is a run yet; ``settle`` copies it to where runs read their photos
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from hra_diffusion.files import checked_name, make_folder, write_text
 from training.photos import MAX_PHOTOS, MIN_SIDE, Box, CropMode, Photo, PhotoError, PhotoWarning, compare_photos, ingest
 
 CAPTION_LENGTH = 300
+
+
+_changing = threading.Lock()
+"""A page's events come several at a time; each must see what the one before it wrote."""
 
 
 @dataclass(frozen=True)
@@ -53,43 +58,47 @@ class Draft:
         photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
         return Contents(tuple(photos), found["values"])
 
-    def add(self, files: Iterable[Path]) -> list[str]:
-        """Take photos, and captions (.txt) of the same name, in; returns a line for each file that can't be used."""
-        contents, refused = self.read(), []
+    def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
+        """Take photos, and captions (.txt) of the same name, in; returns a line for each file that can't be used.
+
+        ``anew``: in place of the photos that are there.
+        """
         captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
-        photos = list(contents.photos)
-        for path in files:
-            if path.suffix.lower() == ".txt":
-                continue
-            if len(photos) == MAX_PHOTOS:
-                refused.append(f"{path.name}: {MAX_PHOTOS} photos are the most; it was left out")
-                continue
-            try:
-                photos.append(self._take(path, len(photos), captions.get(path.stem)))
-            except PhotoError as error:
-                refused.append(str(error).replace(str(path), path.name))
-        self._write(replace(contents, photos=tuple(photos)))
+        refused: list[str] = []
+        with _changing:
+            if anew:
+                shutil.rmtree(self.folder / "photos", ignore_errors=True)
+            photos = [] if anew else list(self.read().photos)
+            for path in (path for path in files if path.suffix.lower() != ".txt"):
+                try:
+                    photos.append(self._take(path, photos, captions.get(path.stem)))
+                except PhotoError as error:
+                    refused.append(str(error).replace(str(path), path.name))
+            self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
     def remove(self, index: int) -> None:
         """Take one photo out again."""
-        contents = self.read()
-        (self.folder / "photos" / contents.photos[index].file).unlink(missing_ok=True)
-        self._write(replace(contents, photos=contents.photos[:index] + contents.photos[index + 1 :]))
+        with _changing:
+            contents = self.read()
+            (self.folder / "photos" / contents.photos[index].file).unlink(missing_ok=True)
+            self._write(replace(contents, photos=contents.photos[:index] + contents.photos[index + 1 :]))
 
     def change(self, index: int, **changes: Any) -> None:
-        """Give one photo another box or caption. Raises PhotoError for a box that can't be."""
-        contents, photos = self.read(), list(self.read().photos)
+        """Give one photo another box or caption."""
         if "caption" in changes:
             changes["caption"] = " ".join(changes["caption"].split())[:CAPTION_LENGTH]
-        photos[index] = replace(photos[index], **changes)
-        self._write(replace(contents, photos=tuple(photos)))
+        with _changing:
+            contents = self.read()
+            photos = [replace(photo, **changes) if i == index else photo for i, photo in enumerate(contents.photos)]
+            self._write(replace(contents, photos=tuple(photos)))
 
     def keep(self, **values: Any) -> None:
         """Remember values of the form."""
-        contents = self.read()
-        if (now := contents.values | values) != contents.values:
-            self._write(replace(contents, values=now))
+        with _changing:
+            contents = self.read()
+            if (now := contents.values | values) != contents.values:
+                self._write(replace(contents, values=now))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -122,10 +131,12 @@ class Draft:
                 boxes[copy] = photo.box
         return boxes
 
-    def _take(self, path: Path, number: int, caption: Path | None) -> DraftPhoto:
+    def _take(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
+        if len(others) == MAX_PHOTOS:
+            raise PhotoError(f"{path.name}: {MAX_PHOTOS} photos are the most; it was left out")
         ingest([path], MIN_SIDE)  # refused here, not when training starts
-        names = {photo.file for photo in self.read().photos} | {p.name for p in self.folder.glob("photos/*")}
-        file = next(name for name in _file_names(path, number) if name not in names)
+        names = {photo.file for photo in others}
+        file = next(name for name in _file_names(path, len(others)) if name not in names)
         make_folder(self.folder / "photos")
         shutil.copyfile(path, self.folder / "photos" / file)
         text = caption.read_text(encoding="utf-8", errors="replace") if caption else ""

@@ -13,9 +13,11 @@ import gradio as gr
 from hra_diffusion import library
 from hra_diffusion.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.generation import Settings, complete
 from hra_diffusion.studio import Studio
 from training.drafts import Draft
 from training.jobs import Queue
+from training.photos import MIN_SIDE, PhotoError, ingest
 from training.runs import Run
 
 COOKIE = "hra_visitor"
@@ -38,6 +40,11 @@ class House:
     @property
     def queue(self) -> Queue:
         return Queue(self.output)
+
+    @property
+    def side(self) -> int:
+        """The side of the base's pictures in pixels; before it is loaded, one that nothing is too small for."""
+        return complete(self.studio.pipe, Settings()).width if self.studio.loaded else MIN_SIDE
 
     def own(self, request: gr.Request) -> Path:
         """The folder of whoever asks: by login, else by the browser's cookie, else by this one visit.
@@ -83,8 +90,6 @@ class House:
 
     def photos_of(self, path: Path, size: int) -> list[Any]:
         """The photos an adapter learned from, in this size, where they are still there."""
-        from training.photos import PhotoError, ingest
-
         for folder in (path.parent, *path.parents[1:3]):
             if (folder / "config.yaml").is_file():
                 config = Run(folder).config

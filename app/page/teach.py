@@ -22,8 +22,6 @@ from training.drafts import Draft, free_album, zoomed
 from training.photos import MAX_PHOTOS, load_photo
 from training.presets import PRESETS
 
-SHOWN_SIDE = 256
-"""Side of the squares that photos are checked and shown at, in pixels, where the run does not say."""
 BADGES = {
     "blurred": "blurred",
     "small": "too small",
@@ -93,7 +91,10 @@ def build(house: House) -> Teach:
 
 
 def _photos() -> dict[str, Any]:
-    gr.HTML(title(1, "Photos") + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>')
+    gr.HTML(
+        title(1, "Photos")
+        + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>'
+    )
     upload = gr.File(
         label="Photos", show_label=False, file_count="multiple",
         file_types=["image", ".heic", ".heif", ".txt"], height=118, elem_id="upload",
@@ -220,12 +221,12 @@ def teach(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> li
     return names
 
 
-def show_photos(draft: Draft, picked: int | None) -> tuple[str, str]:
+def show_photos(draft: Draft, side: int, picked: int | None) -> tuple[str, str]:
     """The thumbnails, cut as they will be, and what to look at."""
     contents = draft.read()
     if not contents.photos:
         return "", ""
-    photos, warnings = draft.photos(SHOWN_SIDE)
+    photos, warnings = draft.photos(side)
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
     kinds = [[w.kind for w in warnings if w.photo.name == photo.file] for photo in contents.photos]
     cells = [
@@ -239,10 +240,10 @@ def show_photos(draft: Draft, picked: int | None) -> tuple[str, str]:
     return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
 
 
-def show_whole(draft: Draft, index: int) -> str:
+def show_whole(draft: Draft, side: int, index: int) -> str:
     """The whole photo with the part that will be used lit."""
     file = draft.folder / "photos" / draft.read().photos[index].file
-    photos, _ = draft.photos(SHOWN_SIDE)
+    photos, _ = draft.photos(side)
     image, (left, top, right, bottom) = load_photo(file), photos[index].crop
     dim = image.point(lambda value: value * 0.35)
     dim.paste(image.crop((left, top, right, bottom)), (left, top))
@@ -272,7 +273,8 @@ def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], meas
 def _not_measured(house: House, missing: Sequence[TrainConfig], measure: bool) -> str:
     if house.queue.busy():
         text = "Time and memory can be measured when the run in progress is over."
-    elif missing and measure and calibration.start(house.output, missing[0]):
+    elif missing and measure:
+        calibration.start(house.output, missing[0])
         text = "Measuring how long this takes on this machine: a few real steps, some seconds …"
     else:
         text = "Time and memory on this machine are measured once there are photos."
@@ -328,7 +330,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
     shown = [parts.thumbs, parts.remarks]
 
     def refresh(request: gr.Request, picked: int | None = None) -> tuple[str, str]:
-        return show_photos(house.draft(request), picked)
+        return show_photos(house.draft(request), house.side, picked)
 
     @plainly
     def add(files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
@@ -341,9 +343,8 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
         if name not in SUBJECTS:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
         draft = house.draft(request)
-        draft.clear()
-        draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")))
-        return *show_photos(draft, None), SUBJECTS[name], name.capitalize(), ""
+        draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
+        return *show_photos(draft, house.side, None), SUBJECTS[name], name.capitalize(), ""
 
     @plainly
     def pick(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
@@ -352,12 +353,12 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
         return (
             index,
             gr.update(visible=True),
-            show_whole(draft, index),
+            show_whole(draft, house.side, index),
             photo.caption,
             1,
             0.5,
             0.5,
-            *show_photos(draft, index),
+            *show_photos(draft, house.side, index),
         )
 
     @plainly
@@ -365,7 +366,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
         draft = house.draft(request)
         size = load_photo(draft.folder / "photos" / draft.read().photos[index].file).size
         draft.change(index, box=zoomed(size, zoom, across, down))
-        return show_whole(draft, index), *show_photos(draft, index)
+        return show_whole(draft, house.side, index), *show_photos(draft, house.side, index)
 
     def describe(index: int, caption: str, request: gr.Request) -> None:
         house.draft(request).change(index, caption=caption)

@@ -81,6 +81,7 @@ element.addEventListener('click', event => {
 """
 """A gr.HTML whose buttons carry data-do (and more data-…) tells Python of clicks on them."""
 
+
 def css() -> str:
     """The page's own styles."""
     return (HERE / "page.css").read_text(encoding="utf-8")
