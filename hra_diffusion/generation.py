@@ -81,7 +81,7 @@ class DenoisingStep:
     steps: int
     which: tuple[int, ...]
     decode: Callable[[], list[Image.Image]]
-    """The pictures of ``which`` as they are now, still noisy. Costs a pass of the VAE: call it as often as that pays."""
+    """The pictures of ``which`` as they are now, still noisy. Costs a pass of the VAE."""
 
 
 OnStep = Callable[[DenoisingStep], None]

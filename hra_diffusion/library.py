@@ -73,9 +73,15 @@ def parse_strength(text: str) -> tuple[str, float]:
     return (name, value) if colon else (text, value)
 
 
-def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
-    """Load an adapter under its own name, or "name 2" where another of that name is on the pipeline already."""
+def known_as(path: Path) -> str:
+    """How an adapter file is called: its own name, and for a checkpoint the step: "Rex step 50"."""
     name = read_info(path).name
+    return f"{name} step {int(path.parent.name)}" if path.parent.parent.name == "checkpoints" else name
+
+
+def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
+    """Load an adapter under its name (see ``known_as``), or "name 2" where that is on the pipeline already."""
+    name = known_as(path)
     taken, number, free = pipeline.loaded(pipe), 2, name
     while free in taken:
         free, number = f"{name} {number}", number + 1

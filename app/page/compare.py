@@ -14,10 +14,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, QUIET, House, plainly, plainly_each
-from app.page.html import bar, button, empty, note, picture
+from app.page.house import DEVICE_QUEUE, QUIET, House, clicked, plainly, plainly_each
+from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
-from hra_diffusion import report, votes
+from hra_diffusion import library, report, votes
 from hra_diffusion.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison import BASE, Column, Comparison, compare, load, save
 from hra_diffusion.errors import UserError
@@ -52,7 +52,7 @@ class Compare:
     overlay: gr.ImageSlider
     ballot: gr.HTML
     standings: gr.HTML
-    files: gr.File
+    files: gr.HTML
     asked: gr.State
 
     @property
@@ -66,6 +66,7 @@ class Plan:
     """What will be compared: a column for each adapter, and the base."""
 
     files: tuple[Path, ...]
+    names: tuple[str, ...]
     infos: tuple[AdapterInfo, ...]
     base: bool
     prompts: tuple[str, ...]
@@ -81,9 +82,9 @@ class Plan:
     def labels(self) -> list[str]:
         """Names of the columns, in order; equal ones are told apart by a number."""
         names = [BASE] * self.base
-        for info in self.infos:
-            taken = (f"{info.name} {number}" for number in itertools.count(2))
-            names.append(info.name if info.name not in names else next(n for n in taken if n not in names))
+        for name in self.names:
+            numbered = (f"{name} {number}" for number in itertools.count(2))
+            names.append(next(new for new in itertools.chain([name], numbered) if new not in names))
         return names
 
     def columns(self, mixes: Sequence[Mapping[str, float]]) -> list[Column]:
@@ -131,7 +132,7 @@ def _tools() -> dict[str, Any]:
         with gr.Accordion("Blind vote", open=False):
             ballot, standings = gr.HTML(js_on_load=CLICKS, elem_id="ballot"), gr.HTML()
         with gr.Accordion("Download", open=False):
-            files = gr.File(label="Grid, report in one file, all pictures", file_count="multiple", interactive=False)
+            files = gr.HTML()
     return {"tools": tools, "row": row, "left": left, "right": right, "overlay": overlay, "ballot": ballot,
             "standings": standings, "files": files}  # fmt: skip
 
@@ -149,7 +150,8 @@ def make_plan(house: House, values: Sequence[Any]) -> Plan:
     nouns = infos[0].class_noun
     prompts = tuple(p if "{subject}" in p else with_subject(p, "{subject}", nouns) for p in prompts)
     seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
-    plan = Plan(files, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)))
+    labels = tuple(library.known_as(file) for file in files)
+    plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)))
     if (cells := plan.width * len(prompts) * len(seeds)) > MOST_CELLS:
         raise UserError(
             f"that makes {cells} pictures; {MOST_CELLS} are the most. Take fewer prompts, seeds or adapters."
@@ -172,8 +174,13 @@ def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | 
         yield news if isinstance(news, Preview) else news.value
 
 
-def show_grid(labels: Sequence[str], prompts: Sequence[str], seeds: Sequence[int], cells: Mapping[int, Image.Image | Path],
-              photos: Sequence[Image.Image] = ()) -> str:  # fmt: skip
+def show_grid(
+    labels: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    cells: Mapping[int, Image.Image | Path],
+    photos: Sequence[Image.Image] = (),
+) -> str:
     """The table of pictures; cells that are not there yet are blank."""
     heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows, width = [], len(labels)
@@ -210,6 +217,16 @@ def keep(comparison: Comparison, folder: Path) -> None:
         shutil.make_archive(str(temporary.with_suffix("")), "zip", folder / "pictures")
 
 
+def show_downloads(folder: Path) -> str:
+    """Links to what a comparison left."""
+    texts = {"grid.png": "The grid as a picture", "report.html": "A report in one file", "pictures.zip": "All pictures"}
+    links = "".join(
+        f'<a class="act" href="{escape(served(folder / file))}" download="{file}">{text}</a>'
+        for file, text in texts.items()
+    )
+    return f'<div style="display:flex;gap:8px;flex-wrap:wrap">{links}</div>'
+
+
 def newest(folder: Path) -> Path | None:
     """This visitor's latest comparison."""
     return max((path.parent for path in folder.glob("compare/[0-9]*/results.json")), default=None)
@@ -237,12 +254,16 @@ def show_ballot(folder: Path, comparison: Comparison, done: int) -> tuple[str, s
         return note("All pairs have been asked. Thank you!", "plain"), show_standings(cast, True)
     ballot = every[done]
     sides = "".join(
-        f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}{button(f'{side} one', 'vote', cell=cell, at=done)}</div>"
+        f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}"
+        f"{button(f'{side} one', 'vote', cell=cell, at=done)}</div>"
         for side, cell in (("Left", ballot.left), ("Right", ballot.right))
     )
     asked = _about(comparison, ballot)
     more = button("No difference", "tie", at=done) + " " + button("Skip", "skip", at=done)
-    html = f'<p><b>{QUESTIONS[ballot.question]}</b></p>{asked}<div class="ballot">{sides}</div><p style="text-align:center">{more}</p>'
+    html = (
+        f'<p><b>{QUESTIONS[ballot.question]}</b></p>{asked}<div class="ballot">{sides}</div>'
+        f'<p style="text-align:center">{more}</p>'
+    )
     return html, show_standings(cast, len(cast) >= REVEALED_AFTER)
 
 
@@ -295,13 +316,12 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
             f"{p.replace('{subject}', '…')} · seed {s}"
             for p, s in itertools.product(comparison.prompts, comparison.seeds)
         ]
-        files = [str(folder / name) for name in ("grid.png", "report.html", "pictures.zip")]
         pair = (labels[0], labels[-1])
         return (
             show_kept(folder, comparison), gr.update(visible=True),
             gr.update(choices=list(zip(rows, range(len(rows)), strict=True)), value=0),
             *(gr.update(choices=labels, value=label) for label in pair),
-            overlaid(folder, comparison, 0, *pair), files, *show_ballot(folder, comparison, 0), 0,
+            overlaid(folder, comparison, 0, *pair), show_downloads(folder), *show_ballot(folder, comparison, 0), 0,
         )  # fmt: skip
 
     @plainly_each
@@ -320,8 +340,8 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
                     continue
                 folder = free_folder(house.own(request) / "compare")
                 keep(news, folder)
-                text = f"<p class='soft'>{cells} pictures in {news.seconds:.0f} s, the same noise along each row. Click one to see it large.</p>"
-                yield text, *show(folder, news)
+                text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
+                yield f'<p class="soft">{text}</p>', *show(folder, news)
         except Cancelled:
             yield note("Stopped.", "plain"), *[gr.skip()] * len(shown)
 
@@ -350,9 +370,15 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     @plainly
     def vote(event: gr.EventData, request: gr.Request) -> tuple[str, str, int]:
         folder, comparison = current(request)
-        at = int(event.at)  # type: ignore[attr-defined]
-        if event.do != "skip":  # type: ignore[attr-defined]
-            count_vote(folder, comparison, at, event.do, int(event.cell) if event.do == "vote" else None)  # type: ignore[attr-defined]
+        at = int(clicked(event)["at"])
+        if clicked(event)["do"] != "skip":
+            count_vote(
+                folder,
+                comparison,
+                at,
+                clicked(event)["do"],
+                int(clicked(event)["cell"]) if clicked(event)["do"] == "vote" else None,
+            )
         return *show_ballot(folder, comparison, at + 1), at + 1
 
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, plainly, plainly_each
+from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly, plainly_each
 from app.page.html import bar, button, empty, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion.errors import UserError
@@ -136,8 +136,9 @@ def _more() -> dict[str, Any]:
             )
     with gr.Accordion("What made this picture?", open=False):
         made = gr.File(label="Drop a PNG made here: its settings are filled in", file_types=[".png"], height=110)
-    return {"count": count, "seed": seed, "lock": lock, "draw": draw, "stop": stop, "negative": negative, "steps": steps,
-            "guidance": guidance, "scheduler": scheduler, "width": width, "height": height, "made": made}  # fmt: skip
+    return {"count": count, "seed": seed, "lock": lock, "draw": draw, "stop": stop, "negative": negative,
+            "steps": steps, "guidance": guidance, "scheduler": scheduler, "width": width, "height": height,
+            "made": made}  # fmt: skip
 
 
 def read_wish(values: Sequence[Any]) -> Wish:
@@ -250,7 +251,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
 
     def idea(event: gr.EventData, adapters: list[str] | None) -> str:
         noun = house.subject_of(adapters[0])[1] if adapters else ""
-        return f"a photo of a {noun or 'dog'} {event.text}"  # type: ignore[attr-defined]
+        return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
     @plainly_each
     def create(request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
@@ -281,10 +282,10 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
 
     @plainly
     def on_picture(event: gr.EventData, request: gr.Request) -> list[Any]:
-        path = house.own(request) / "pictures" / Path(event.file).name  # type: ignore[attr-defined]
+        path = house.own(request) / "pictures" / Path(clicked(event)["file"]).name
         made = read_png(path)
         untouched = [gr.skip()] * len(parts.inputs)
-        if event.do == "compare":  # type: ignore[attr-defined]
+        if clicked(event)["do"] == "compare":
             return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], _keys(house, made)]
         return [*_fill(house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
@@ -320,13 +321,14 @@ def _waiting(studio: Studio) -> str:
 
 
 def _keys(house: House, made: Mapping[str, Any]) -> list[str]:
-    known = {saved.info.name: house.key(saved.path) for saved in house.adapters()}
+    known = dict(house.adapter_choices())
     return [known[name] for name in made["adapters"] if name in known]
 
 
 def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
     """The settings inside a picture as values of the tab's inputs; the seed is kept then."""
-    if missing := [name for name in made["adapters"] if name not in {saved.info.name for saved in house.adapters()}]:
+    known = {name for name, _ in house.adapter_choices()}
+    if missing := [name for name in made["adapters"] if name not in known]:
         gr.Warning(f"drawn with {', '.join(missing)}, which is not in the library")
     strengths = [*made["adapters"].values(), *[1.0] * MOST_ADAPTERS][:MOST_ADAPTERS]
     return [

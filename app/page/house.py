@@ -63,13 +63,10 @@ class House:
         return list(library.list_adapters([self.output]))
 
     def adapter_choices(self) -> list[tuple[str, str]]:
-        """Adapters to draw with, as (label, key): the finished ones, then the newest checkpoint of the others' runs."""
-        finished = [(saved.info.name, self.key(saved.path)) for saved in self.adapters()]
-        checkpoints = [
-            (f"{path.parents[2].name}, step {int(path.parent.name)}", self.key(path))
-            for path in sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))
-        ]
-        return finished + checkpoints
+        """Adapters to draw with, as (label, key): the finished ones, then every checkpoint."""
+        finished = [saved.path for saved in self.adapters()]
+        checkpoints = sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))
+        return [(library.known_as(path), self.key(path)) for path in [*finished, *checkpoints]]
 
     def key(self, path: Path) -> str:
         """How the page names a file of the outputs folder."""
@@ -106,6 +103,11 @@ class House:
         except AdapterFileError:
             return "", ""
         return info.subject, info.class_noun
+
+
+def clicked(event: gr.EventData) -> dict[str, str]:
+    """What a button in a gr.HTML carries: its data-… (see theme.CLICKS)."""
+    return dict(event._data)
 
 
 def plainly(function: Callable) -> Callable:

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import MINE, QUIET, House, plainly
+from app.page.house import MINE, QUIET, House, clicked, plainly
 from app.page.html import badge, button, empty, facts, note, picture
 from app.page.theme import CLICKS
 from hra_diffusion import library, registry
@@ -39,7 +39,7 @@ class Library:
 
     search: gr.Textbox
     cards: gr.HTML
-    panel: gr.Group
+    panel: gr.Column
     about: gr.HTML
     name: gr.Textbox
     rename: gr.Button
@@ -58,23 +58,26 @@ def build(house: House) -> Library:
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320):
-            parts["search"] = gr.Textbox(placeholder="search by name, method, base …", show_label=False, container=False,
-                                         label="Search", elem_id="search")  # fmt: skip
+            parts["search"] = gr.Textbox(
+                placeholder="search by name, method, base …", show_label=False, container=False, label="Search",
+                elem_id="search",
+            )  # fmt: skip
             parts["said"] = gr.HTML(js_on_load=CLICKS)
             parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
             with gr.Accordion("Import an adapter", open=False):
                 parts["upload"] = gr.File(label="Drop a .safetensors file", file_types=[".safetensors"], height=110)
             with gr.Accordion(f"Bin (kept for {library.BIN_DAYS} days)", open=False):
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
-        with gr.Column(scale=4, min_width=300), gr.Group(visible=False, elem_id="facts") as panel:
-            parts |= {"panel": panel, "about": gr.HTML(padding=True)}
+        with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
+            parts |= {"panel": panel, "about": gr.HTML()}
             parts["create"] = gr.Button("Create with it", variant="primary")
             with gr.Row():
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
-                parts["rename"] = gr.Button("Rename", scale=1, min_width=80)
+                parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
             parts["format"] = gr.Dropdown(list(EXPORTS), value=next(iter(EXPORTS)), label="Download")
-            parts["export"] = gr.DownloadButton("Download")
-            parts["delete"] = gr.Button("Move to the bin")
+            with gr.Row():
+                parts["export"] = gr.DownloadButton("Download", size="md")
+                parts["delete"] = gr.Button("Move to the bin", size="md")
     return Library(**parts, chosen=gr.State())
 
 
@@ -135,11 +138,12 @@ def show_facts(house: House, key: str) -> str:
     known = facts([
         ("in prompts", info.subject), ("method", _title(info.method)), ("options", options), ("base", info.base),
         ("layers", f"{layers} ({info.targets})"), ("parameters", f"{_count(path):,}".replace(",", " ")),
-        ("size", f"{path.stat().st_size / 1e6:.2f} MB"), ("taught with", origin), ("preset", training.get("preset", "")),
-        ("learning rate", training.get("learning_rate", "")), ("seed", training.get("seed", "")), ("file", key),
+        ("size", f"{path.stat().st_size / 1e6:.2f} MB"), ("taught with", origin),
+        ("preset", training.get("preset", "")), ("learning rate", training.get("learning_rate", "")),
+        ("seed", training.get("seed", "")), ("file", key),
     ])  # fmt: skip
     samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
-    row = f'<div class="pictures" data-group style="margin-bottom:12px">{samples}</div>' if samples else ""
+    row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
     return f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}{row}{known}'
 
 
@@ -164,7 +168,8 @@ def show_bin(house: House) -> str:
     if not keys:
         return '<p class="soft">Empty.</p>'
     rows = [
-        f'<div><span class="grow"><strong>{escape(key.split("-", 1)[1])}</strong></span>{button("Bring back", "restore", key=key)}</div>'
+        f'<div><span class="grow"><strong>{escape(key.split("-", 1)[1])}</strong></span>'
+        f"{button('Bring back', 'restore', key=key)}</div>"
         for key in keys
     ]
     return f'<div class="queue">{"".join(rows)}</div>'
@@ -179,7 +184,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
 
     @plainly
     def choose(event: gr.EventData, search: str) -> tuple[Any, ...]:
-        key = event.key  # type: ignore[attr-defined]
+        key = clicked(event)["key"]
         name = read_info(house.file(key)).name
         return key, gr.update(visible=True), show_facts(house, key), name, show_cards(house, search or "", key)
 
@@ -198,12 +203,13 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
     def delete(chosen: str, search: str) -> tuple[Any, ...]:
         require_idle(house, chosen)
         name, key = read_info(house.file(chosen)).name, library.move_to_bin(house.file(chosen), house.output)
-        said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {button("Undo", "restore", key=key)}</div>'
+        undo = button("Undo", "restore", key=key)
+        said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
         return None, gr.update(visible=False), said, *refresh(search, None)
 
     @plainly
     def restore(event: gr.EventData, search: str) -> tuple[Any, ...]:
-        path = library.restore(event.key, house.output)  # type: ignore[attr-defined]
+        path = library.restore(clicked(event)["key"], house.output)
         return note(f"{path.stem} is back.", "plain"), *refresh(search, None)
 
     @plainly

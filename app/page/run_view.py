@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import MINE, QUIET, House, changed, plainly
+from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button, empty, facts, loss_plot, note, picture
 from app.page.strip import WORDS, do, standing
 from app.page.theme import CLICKS
@@ -53,12 +53,14 @@ def build() -> RunView:
         head, plot = gr.HTML(elem_id="run-head"), gr.HTML()
         with gr.Row():
             buttons = {
-                "create": gr.Button("Create with it", variant="primary", visible=False, min_width=120),
-                "compare": gr.Button("Compare", visible=False, min_width=100),
-                "stop": gr.Button("Stop, keep what it learned", visible=False, min_width=120),
-                "sample": gr.Button("Draw samples now", visible=False, min_width=120),
-                "resume": gr.Button("Resume", variant="primary", visible=False, min_width=100),
-                "again": gr.Button("Teach again with this change", variant="primary", visible=False, min_width=120),
+                "create": gr.Button("Create with it", variant="primary", visible=False, size="md", min_width=120),
+                "compare": gr.Button("Compare", visible=False, size="md", min_width=100),
+                "stop": gr.Button("Stop, keep what it learned", visible=False, size="md", min_width=120),
+                "sample": gr.Button("Draw samples now", visible=False, size="md", min_width=120),
+                "resume": gr.Button("Resume", variant="primary", visible=False, size="md", min_width=100),
+                "again": gr.Button(
+                    "Teach again with this change", variant="primary", visible=False, size="md", min_width=120
+                ),
             }
         rounds = gr.HTML(js_on_load=CLICKS, elem_id="rounds")
         with gr.Accordion("Log", open=False, visible=False) as log_fold:
@@ -125,7 +127,8 @@ def _standing(job: Job, told: progress.Progress) -> str:
             )
         case "died":
             return note(
-                f"It broke off at step {told.step} of {job.steps}: a crash or a power cut. Resume goes on from its last checkpoint."
+                f"It broke off at step {told.step} of {job.steps}: a crash or a power cut. "
+                "Resume goes on from its last checkpoint."
             )
         case "failed":
             tip = advice.advise(job.reason, job.run.config)
@@ -142,7 +145,8 @@ def show_plot(told: progress.Progress, total: int) -> str:
     smooth = progress.smoothed(losses)
     if len(steps) < 2:
         return ""
-    legend = f'<p class="soft small">Loss, smoothed: <b>{smooth[-1]:.3f}</b>. It falls a little and stays noisy: the pictures tell more.</p>'
+    text = "It falls a little and stays noisy: the pictures tell more."
+    legend = f'<p class="soft small">Loss, smoothed: <b>{smooth[-1]:.3f}</b>. {text}</p>'
     return loss_plot(steps, losses, smooth, max(total, steps[-1])) + legend
 
 
@@ -229,9 +233,9 @@ def connect(
 
     @plainly
     def show(event: gr.EventData, request: gr.Request) -> Any:
-        if event.do != "show":  # type: ignore[attr-defined]
+        if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
-        name = house.queue.job(event.run).run.name  # type: ignore[attr-defined]
+        name = house.queue.job(clicked(event)["run"]).run.name
         house.draft(request).keep(watching=name)
         return name, None, gr.Tabs(selected="teach")
 
@@ -242,7 +246,7 @@ def connect(
     @plainly
     def try_step(name: str, event: gr.EventData) -> tuple[Any, ...]:
         run = house.queue.job(current(name)).run
-        return _go_to(house, "create", run.checkpoint(int(event.step)) / "adapter.safetensors")  # type: ignore[attr-defined]
+        return _go_to(house, "create", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
 
     @plainly
     def set_beside(name: str) -> tuple[Any, ...]:

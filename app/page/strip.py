@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import QUIET, House, changed, plainly
+from app.page.house import QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button
 from app.page.theme import CLICKS
 from training import progress
@@ -53,7 +53,7 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
 
     @plainly
     def act(event: gr.EventData) -> tuple[Any, Any, Any]:
-        do(house, event.do, event.run)  # type: ignore[attr-defined]
+        do(house, clicked(event)["do"], clicked(event)["run"])
         return look(None)
 
     @plainly
@@ -97,7 +97,8 @@ def running_line(house: House, jobs: list[Job]) -> str:
         if dead is None:
             return '<div class="strip soft">No run in progress.</div>'
         text = f"{escape(dead.run.name)} broke off at step {dead.step} of {dead.steps} (a crash or a power cut)."
-        return f'<div class="strip">{badge("broke off", "warn")} {text} {button("Resume", "resume", run=dead.run.name)}</div>'
+        resume = button("Resume", "resume", run=dead.run.name)
+        return f'<div class="strip">{badge("broke off", "warn")} {text} {resume}</div>'
     told = progress.read(running.run)
     waiting = sum(job.status == "waiting" for job in jobs)
     more = f' <span class="soft">{waiting} more in the queue</span>' if waiting else ""
@@ -120,7 +121,8 @@ def standing(job: Job, told: progress.Progress) -> str:
 def runs_table(jobs: list[Job]) -> str:
     """The runs with what can be done about each."""
     if not jobs:
-        return '<p class="soft">Runs appear here. They go on when you close this page, and are here when you come back.</p>'
+        text = "Runs appear here. They go on when you close this page, and are here when you come back."
+        return f'<p class="soft">{text}</p>'
     return f'<div class="queue">{"".join(map(_run, jobs))}</div>'
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 import yaml
 
 from app.page import form, run_view
-from app.page.house import MINE, QUIET, House, changed, plainly
+from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, note, picture, title
 from app.page.theme import CLICKS
 from hra_diffusion import registry
@@ -266,8 +266,8 @@ def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], meas
     seconds = sum(one.seconds(config, count) for config, one in known)
     memory = max(one.memory for _, one in known) / 2**30
     runs = f"{len(known)} runs, " if len(known) > 1 else ""
-    text = f"<p>{runs}about <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured.</p>"
-    return gr.update(choices=_preset_labels(house, parts, count, values)), text
+    text = f"{runs}about <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
+    return gr.update(choices=_preset_labels(house, parts, count, values)), f"<p>{text}</p>"
 
 
 def _not_measured(house: House, missing: Sequence[TrainConfig], measure: bool) -> str:
@@ -348,7 +348,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
 
     @plainly
     def pick(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        index, draft = int(event.index), house.draft(request)  # type: ignore[attr-defined]
+        index, draft = int(clicked(event)["index"]), house.draft(request)
         photo = draft.read().photos[index]
         return (
             index,
@@ -378,8 +378,8 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
     parts.upload.upload(add, parts.upload, [parts.upload, *shown], **MINE)
     parts.sample.input(take_sample, parts.sample, [*shown, parts.noun, parts.name, parts.sample], **MINE)
     parts.thumbs.click(
-        pick, None, [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown],
-        **QUIET,
+        pick, None,
+        [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,
     )  # fmt: skip
     for slider in (parts.zoom, parts.across, parts.down):
         slider.release(cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown], **MINE)

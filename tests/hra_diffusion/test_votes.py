@@ -30,9 +30,10 @@ def test_wilsons_interval(wins, n, low, high):
 
 
 def test_votes_are_kept_and_counted(tmp_path):
-    for vote in (Vote("subject", "HRA", "LoRA"), Vote("subject", "HRA", "base"), Vote("subject", "HRA", "LoRA", tie=True),
-                 Vote("prompt", "base", "HRA")):  # fmt: skip
-        votes.record(vote, tmp_path)
+    votes.record(Vote("subject", "HRA", "LoRA"), tmp_path)
+    votes.record(Vote("subject", "HRA", "base"), tmp_path)
+    votes.record(Vote("subject", "HRA", "LoRA", tie=True), tmp_path)
+    votes.record(Vote("prompt", "base", "HRA"), tmp_path)
     standings = votes.tally(votes.recorded(tmp_path), "subject")
     assert [(s.column, s.wins, s.votes) for s in standings] == [("HRA", 2.5, 3), ("LoRA", 0.5, 2), ("base", 0, 1)]
     assert votes.recorded(tmp_path / "nowhere") == []
