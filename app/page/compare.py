@@ -269,7 +269,9 @@ def show_ballot(folder: Path, comparison: Comparison, done: int) -> tuple[str, s
 
 def _about(comparison: Comparison, ballot: votes.Ballot) -> str:
     if ballot.question == "prompt" or not comparison.photos:
-        return f'<p class="soft">“{escape(comparison.cells[ballot.left].request.prompt)}”</p>'
+        prompt = comparison.prompts[ballot.left // len(comparison.columns) // len(comparison.seeds)]
+        words = prompt.replace("{subject}", comparison.columns[-1].subject)  # the base's own would tell it apart
+        return f'<p class="soft">“{escape(words)}”</p>'
     photos = "".join(f'<div class="cell" style="width:84px">{picture(p, "photo")}</div>' for p in comparison.photos[:4])
     return f'<div style="display:flex;gap:8px;justify-content:center" data-group>{photos}</div>'
 
