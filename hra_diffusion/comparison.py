@@ -1,15 +1,16 @@
 """Prompts × (base + adapters) × seeds from the same noise: the pictures, a labelled grid, the facts as JSON."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.errors import UserError
@@ -26,6 +27,9 @@ from hra_diffusion.generation import (
     save_png,
     slug,
 )
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 BASE = "base"
 GAP, MARGIN = 6, 14

@@ -1,5 +1,7 @@
 """Requests -> pictures with their settings inside. Generation and comparison share this one denoising path."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
@@ -8,12 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
@@ -22,6 +21,10 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
 from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
@@ -261,7 +264,7 @@ def _draw_batch(
             height=settings.height,
             callback_on_step_end=watch,
         )
-    return cast(StableDiffusionPipelineOutput, output).images  # type: ignore[return-value]
+    return cast("StableDiffusionPipelineOutput", output).images  # type: ignore[return-value]
 
 
 def _encode(pipe: StableDiffusionPipeline, requests: list[Request], guided: bool) -> tuple[Tensor, Tensor | None]:
@@ -281,6 +284,8 @@ def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
+    import diffusers
+
     kind, options = SCHEDULERS[name]
     before = pipe.scheduler
     pipe.scheduler = getattr(diffusers, kind).from_config(before.config, **options)

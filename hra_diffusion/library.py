@@ -1,19 +1,23 @@
 """Saved adapters: found by name or file, put on a pipeline, renamed, binned, imported."""
 
+from __future__ import annotations
+
 import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from diffusers import DiffusionPipeline
+from typing import TYPE_CHECKING
 
 from hra_diffusion import adapter_file, pipeline
 from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, put, remove, write_text
 from hra_diffusion.layer import original_weight
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 BIN = ".bin"
 BIN_DAYS = 30

@@ -1,22 +1,23 @@
 """A base model held as a diffusers pipeline, and the adapters put on and off it."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import diffusers
 import torch
-import transformers
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from torch import nn
 
 from hra_diffusion import adapter_file, attachment
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -119,6 +120,8 @@ def unmerge(pipe: DiffusionPipeline) -> None:
 
 
 def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    from diffusers import StableDiffusionPipeline
+
     path = ASSETS / TOYBOX if source == TOYBOX else Path(source)
     options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
     if path.is_dir():
@@ -148,26 +151,31 @@ def _check_folder(path: Path) -> None:
         kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError):
         raise BaseModelError(f"{index} is damaged: not a JSON object; copy the model again") from None
-    if kind != StableDiffusionPipeline.__name__:
+    if kind != "StableDiffusionPipeline":
         raise BaseModelError(f"{path} is a {kind}; only StableDiffusionPipeline folders can be used")
 
 
 _UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, SingleFileComponentError
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
 
 
 def hide_loading_bars() -> None:
     """For programs: the loading bars of the libraries below are not shown from now on."""
+    import diffusers
+    import transformers
+
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
 
 def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusionPipeline:
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         pipe = reader(place, **options)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, SingleFileComponentError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     unet = getattr(pipe, "unet", None)
@@ -177,7 +185,7 @@ def _open(source: str, reader: Any, place: str, **options: Any) -> StableDiffusi
         )
     if unet.config.addition_embed_type not in (None, "text"):
         raise BaseModelError(f"{source!r} is a Stable Diffusion XL model; only Stable Diffusion 1 and 2 can be used")
-    return cast(StableDiffusionPipeline, pipe)
+    return cast("StableDiffusionPipeline", pipe)
 
 
 def _device(name: str | None) -> str:

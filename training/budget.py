@@ -1,17 +1,21 @@
 """Trainable parameters of an adapter, and the ranks at which several methods have about as many."""
 
+from __future__ import annotations
+
 import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.layer import as_matrix
 from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 Shapes = Counter[tuple[int, int]]
 """How many adapted layers have which (d_out, d_in)."""
