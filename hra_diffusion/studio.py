@@ -61,7 +61,12 @@ class Studio:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline; loads it the first time. Raises BaseModelError."""
+        """The pipeline; loads it the first time. Who only asks for it does not wait for a drawing to end.
+
+        Raises BaseModelError.
+        """
+        if self._pipe is not None:
+            return self._pipe
         with self.lock:
             if self._pipe is None:
                 self._pipe = pipeline.load_base(self.base, self.device, self.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.layer import as_matrix
+from hra_diffusion.registry import MethodConfig
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
 
 def count(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
     """Trainable parameters of an adapter of this method on these layers."""
-    chosen = registry.get(method)
-    config, generator = chosen.parse(dict(options)), torch.Generator()
-    return sum(
-        number * sum(p.numel() for p in chosen.build(config, d_in, d_out, generator).parameters())
-        for (d_out, d_in), number in shapes.items()
-    )
+    config = registry.get(method).parse(dict(options))
+    return sum(number * _parameters(method, config, d_in, d_out) for (d_out, d_in), number in shapes.items())
+
+
+@functools.lru_cache(maxsize=4096)  # a form asks the same at every change
+def _parameters(method: str, config: MethodConfig, d_in: int, d_out: int) -> int:
+    adapter = registry.get(method).build(config, d_in, d_out, torch.Generator())
+    return sum(parameter.numel() for parameter in adapter.parameters())
 
 
 def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> int:

@@ -264,7 +264,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
             for pictures, done in draw(house, wish, stop):
                 finished = list(pictures.values()) if done == 1 else finished
                 yield (
-                    show_drawing(pictures, count, done, "drawing …", before if "empty" not in before else ""),
+                    show_drawing(pictures, count, done, "drawing …", before if 'class="empty"' not in before else ""),
                     gr.skip(),
                 )
         except Cancelled:

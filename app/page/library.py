@@ -115,10 +115,14 @@ def _title(method: str) -> str:
 
 
 def misfit(house: House, path: Path) -> str:
-    """Why an adapter does not belong to the base in use; "" while that is not loaded yet."""
-    if not house.studio.loaded:
+    """Why an adapter does not belong to the base in use; "" while that is not loaded yet, or is being drawn with."""
+    studio = house.studio
+    if not studio.loaded or not studio.lock.acquire(blocking=False):
         return ""
-    return _misfit(house, house.studio.base, path, path.stat().st_mtime_ns)
+    try:
+        return _misfit(house, studio.base, path, path.stat().st_mtime_ns)
+    finally:
+        studio.lock.release()
 
 
 @functools.lru_cache(maxsize=500)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,8 @@ def in_minutes(seconds: float) -> str:
 
 def spoken(trigger: str, noun: str) -> str:
     """How prompts call the subject."""
-    return f'<p class="soft small">In prompts: <b>{trigger.strip() or "sks"} {noun.strip() or "dog"}</b></p>'
+    subject = f"{trigger.strip() or 'sks'} {noun.strip() or 'dog'}"
+    return f'<p class="soft small">In prompts: <b>{escape(subject)}</b></p>'
 
 
 def connect(
@@ -334,7 +336,10 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
 
     @plainly
     def add(files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
-        refused = house.draft(request).add([Path(file) for file in files or []][: 2 * MAX_PHOTOS])
+        uploaded = [Path(file) for file in files or []]
+        refused = house.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
+        for file in uploaded:  # the draft has its own copies
+            file.unlink(missing_ok=True)
         thumbs, remarks = refresh(request)
         return None, thumbs, note(refused, "bad") + remarks
 
@@ -344,6 +349,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
         draft = house.draft(request)
         draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
+        draft.keep(noun=SUBJECTS[name], name=name.capitalize())
         return *show_photos(draft, house.side, None), SUBJECTS[name], name.capitalize(), ""
 
     @plainly
