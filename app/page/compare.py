@@ -56,6 +56,12 @@ class Compare:
     asked: gr.State
 
     @property
+    def shown(self) -> list[Any]:
+        """What a comparison fills in."""
+        return [self.grid, self.tools, self.row, self.left, self.right, self.overlay, self.files, self.ballot,
+                self.standings, self.asked]  # fmt: skip
+
+    @property
     def inputs(self) -> list[Any]:
         """All that decides a comparison."""
         return [self.adapters, self.base, self.prompts, self.seed, self.seeds, self.strength, self.steps]
@@ -306,13 +312,14 @@ def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int
     report.write(comparison, folder / "report.html", votes.recorded(folder))
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
-    """Wire the tab."""
-    stops: dict[str, threading.Event] = {}
-    shown = [parts.grid, parts.tools, parts.row, parts.left, parts.right, parts.overlay, parts.files, parts.ballot,
-             parts.standings, parts.asked]  # fmt: skip
+class Events:
+    """What the tab's buttons do."""
 
-    def show(folder: Path, comparison: Comparison) -> tuple[Any, ...]:
+    def __init__(self, house: House, parts: Compare):
+        self.house, self.parts = house, parts
+        self.stops: dict[str, threading.Event] = {}
+
+    def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
         labels = [column.label for column in comparison.columns]
         rows = [
             f"{p.replace('{subject}', '…')} · seed {s}"
@@ -327,71 +334,68 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
         )  # fmt: skip
 
     @plainly_each
-    def run(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        plan, waiting = make_plan(house, values), [gr.skip()] * (len(shown) - 1)
-        stop = stops[str(request.session_hash)] = threading.Event()
+    def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        plan, waiting = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
+        stop = self.stops[str(request.session_hash)] = threading.Event()
         start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
         blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
         yield f"<p>{cells} pictures to draw …</p>{bar(0)}", blank, gr.update(visible=False), *waiting[1:]
         try:
-            for news in draw(house, plan, stop):
+            for news in draw(self.house, plan, stop):
                 if isinstance(news, Preview):
                     grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
                     left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
                     yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done)}", grid, *waiting
                     continue
-                folder = free_folder(house.own(request) / "compare")
+                folder = free_folder(self.house.own(request) / "compare")
                 keep(news, folder)
                 text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
-                yield f'<p class="soft">{text}</p>', *show(folder, news)
-        except Cancelled:
-            yield note("Stopped.", "plain"), *[gr.skip()] * len(shown)
+                yield f'<p class="soft">{text}</p>', *self.show(folder, news)
+        except UserError as error:
+            said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
+            yield said, *[gr.skip()] * len(self.parts.shown)
 
-    def halt(request: gr.Request) -> None:
-        if stop := stops.get(str(request.session_hash)):
+    def halt(self, request: gr.Request) -> None:
+        if stop := self.stops.get(str(request.session_hash)):
             stop.set()
 
-    def current(request: gr.Request) -> tuple[Path, Comparison]:
-        if (folder := newest(house.own(request))) is None:
+    def current(self, request: gr.Request) -> tuple[Path, Comparison]:
+        if (folder := newest(self.house.own(request))) is None:
             raise UserError("there is no comparison yet")
-        return folder, recall(house, folder)
+        return folder, recall(self.house, folder)
 
-    def bring_back(request: gr.Request) -> tuple[Any, ...]:
-        if (folder := newest(house.own(request))) is None:
-            text = empty(
-                "Nothing compared yet",
-                "Choose adapters above; every row is drawn from the same noise, beside your photos.",
-            )
-            return text, *[gr.skip()] * (len(shown) - 1)
-        return show(folder, recall(house, folder))
+    def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
+        if (folder := newest(self.house.own(request))) is None:
+            what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
+            return empty("Nothing compared yet", what), *[gr.skip()] * (len(self.parts.shown) - 1)
+        return self.show(folder, recall(self.house, folder))
 
     @plainly
-    def overlay(row: int, left: str, right: str, request: gr.Request) -> Any:
-        return overlaid(*current(request), row, left, right)
+    def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:
+        return overlaid(*self.current(request), row, left, right)
 
     @plainly
-    def vote(event: gr.EventData, request: gr.Request) -> tuple[str, str, int]:
-        folder, comparison = current(request)
-        at = int(clicked(event)["at"])
-        if clicked(event)["do"] != "skip":
-            count_vote(
-                folder,
-                comparison,
-                at,
-                clicked(event)["do"],
-                int(clicked(event)["cell"]) if clicked(event)["do"] == "vote" else None,
-            )
+    def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str, int]:
+        folder, comparison = self.current(request)
+        said = clicked(event)
+        at = int(said["at"])
+        if said["do"] != "skip":
+            count_vote(folder, comparison, at, said["do"], int(said["cell"]) if "cell" in said else None)
         return *show_ballot(folder, comparison, at + 1), at + 1
 
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
+    """Wire the tab."""
+    events, shown = Events(house, parts), parts.shown
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    parts.run.click(run, **drawing, **device, api_name="compare")
-    parts.stop.click(halt, None, None, **QUIET)
-    page.load(bring_back, None, shown, **QUIET)
+    parts.run.click(events.run, **drawing, **device, api_name="compare")
+    parts.stop.click(events.halt, None, None, **QUIET)
+    page.load(events.bring_back, None, shown, **QUIET)
     gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
-    gr.on([parts.row.input, parts.left.input, parts.right.input], overlay, [parts.row, parts.left, parts.right],
+    gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
           parts.overlay, **QUIET)  # fmt: skip
-    parts.ballot.click(vote, None, [parts.ballot, parts.standings, parts.asked], **QUIET)
+    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings, parts.asked], **QUIET)
 
 
 def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:

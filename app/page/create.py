@@ -230,38 +230,41 @@ def show_drawing(pictures: Mapping[int, Image.Image], count: int, done: float, t
     return f'{line}<div class="pictures large" style="margin:12px 0">{"".join(cells)}</div>{before}'
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
-    """Wire the tab."""
-    stops: dict[str, threading.Event] = {}
+class Events:
+    """What the tab's buttons do."""
 
-    def choices() -> Any:
-        return gr.update(choices=house.adapter_choices())
+    def __init__(self, house: House, parts: Create):
+        self.house, self.parts = house, parts
+        self.stops: dict[str, threading.Event] = {}
 
-    def sliders(adapters: list[str] | None) -> list[Any]:
-        labels = {key: label for label, key in house.adapter_choices()}
+    def choices(self) -> Any:
+        return gr.update(choices=self.house.adapter_choices())
+
+    def sliders(self, adapters: list[str] | None) -> list[Any]:
+        labels = {key: label for label, key in self.house.adapter_choices()}
         chosen = [labels.get(key, "") for key in adapters or ()]
         return [
             gr.update(visible=i < len(chosen), label=f"Strength of {chosen[i]}" if i < len(chosen) else "Strength")
             for i in range(MOST_ADAPTERS)
         ]
 
-    def show_prompt(adapters: list[str] | None, prompt: str) -> str:
-        drawn = spoken(house, adapters or [], prompt)
+    def show_prompt(self, adapters: list[str] | None, prompt: str) -> str:
+        drawn = spoken(self.house, adapters or [], prompt)
         return f'<p class="soft small">Drawn as: <b>{escape(drawn)}</b></p>' if drawn and drawn != prompt else ""
 
-    def idea(event: gr.EventData, adapters: list[str] | None) -> str:
-        noun = house.subject_of(adapters[0])[1] if adapters else ""
+    def idea(self, event: gr.EventData, adapters: list[str] | None) -> str:
+        noun = self.house.subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
     @plainly_each
-    def create(request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
+    def create(self, request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
         wish = read_wish(values)
         count, seed = wish.count, wish.seed
-        before, finished = show_stage(house, request), []
-        stop = stops[str(request.session_hash)] = threading.Event()
-        yield show_drawing({}, count, 0, _waiting(house.studio)), seed
+        before, finished = show_stage(self.house, request), []
+        stop = self.stops[str(request.session_hash)] = threading.Event()
+        yield show_drawing({}, count, 0, _waiting(self.house.studio)), seed
         try:
-            for pictures, done in draw(house, wish, stop):
+            for pictures, done in draw(self.house, wish, stop):
                 finished = list(pictures.values()) if done == 1 else finished
                 yield (
                     show_drawing(pictures, count, done, "drawing …", before if 'class="empty"' not in before else ""),
@@ -269,42 +272,53 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
                 )
         except Cancelled:
             gr.Info("Stopped.")
-        keep(finished, house.own(request) / "pictures")
-        yield show_stage(house, request), gr.skip()
+        except UserError:
+            yield show_stage(self.house, request), gr.skip()
+            raise
+        keep(finished, self.house.own(request) / "pictures")
+        yield show_stage(self.house, request), gr.skip()
 
-    def halt(request: gr.Request) -> None:
-        if stop := stops.get(str(request.session_hash)):
+    def halt(self, request: gr.Request) -> None:
+        if stop := self.stops.get(str(request.session_hash)):
             stop.set()
 
     @plainly
-    def take_settings(file: str | None) -> list[Any]:
-        return [None, *_fill(house, read_png(Path(file)))] if file else [gr.skip()] * (len(parts.inputs) + 1)
+    def take_settings(self, file: str | None) -> list[Any]:
+        return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.inputs) + 1)
 
     @plainly
-    def on_picture(event: gr.EventData, request: gr.Request) -> list[Any]:
-        path = house.own(request) / "pictures" / Path(clicked(event)["file"]).name
+    def on_picture(self, event: gr.EventData, request: gr.Request) -> list[Any]:
+        path = self.house.own(request) / "pictures" / Path(clicked(event)["file"]).name
         made = read_png(path)
-        untouched = [gr.skip()] * len(parts.inputs)
+        untouched = [gr.skip()] * len(self.parts.inputs)
         if clicked(event)["do"] == "compare":
-            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], _keys(house, made)]
-        return [*_fill(house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], _keys(self.house, made)]
+        return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
-    page.load(choices, None, parts.adapters, **QUIET)
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
+    """Wire the tab."""
+    events = Events(house, parts)
+    page.load(events.choices, None, parts.adapters, **QUIET)
     page.load(show_stage_of(house), None, parts.stage, **QUIET)
-    tab.select(choices, None, parts.adapters, **QUIET)
-    parts.adapters.change(sliders, parts.adapters, parts.strengths, **QUIET)
+    tab.select(events.choices, None, parts.adapters, **QUIET)
+    parts.adapters.change(events.sliders, parts.adapters, parts.strengths, **QUIET)
     gr.on(
-        [parts.adapters.change, parts.prompt.change], show_prompt, [parts.adapters, parts.prompt], parts.spoken, **QUIET
+        [parts.adapters.change, parts.prompt.change],
+        events.show_prompt,
+        [parts.adapters, parts.prompt],
+        parts.spoken,
+        **QUIET,
     )
-    parts.ideas.click(idea, parts.adapters, parts.prompt, **QUIET)
+    parts.ideas.click(events.idea, parts.adapters, parts.prompt, **QUIET)
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.stage, parts.seed], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    parts.draw.click(create, **drawing, **device, api_name="generate")
-    parts.prompt.submit(create, **drawing, **device, **MINE)
-    parts.stop.click(halt, None, None, **QUIET)
-    parts.made.upload(take_settings, parts.made, [parts.made, *parts.inputs], **MINE)
+    parts.draw.click(events.create, **drawing, **device, api_name="generate")
+    parts.prompt.submit(events.create, **drawing, **device, **MINE)
+    parts.stop.click(events.halt, None, None, **QUIET)
+    parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.inputs], **MINE)
     beside = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
-    parts.stage.click(on_picture, None, [*parts.inputs, *beside], **MINE)
+    parts.stage.click(events.on_picture, None, [*parts.inputs, *beside], **MINE)
 
 
 def show_stage_of(house: House) -> Any:

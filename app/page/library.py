@@ -179,78 +179,97 @@ def show_bin(house: House) -> str:
     return f'<div class="queue">{"".join(rows)}</div>'
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
-    """Wire the tab."""
-    overview = [parts.cards, parts.bin]
+class Events:
+    """What the tab's buttons do."""
 
-    def refresh(search: str, chosen: str | None) -> tuple[str, str]:
-        return show_cards(house, search or "", chosen), show_bin(house)
+    def __init__(self, house: House):
+        self.house = house
+
+    def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
+        return show_cards(self.house, search or "", chosen), show_bin(self.house)
 
     @plainly
-    def choose(event: gr.EventData, search: str) -> tuple[Any, ...]:
+    def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         key = clicked(event)["key"]
-        name = read_info(house.file(key)).name
-        return key, gr.update(visible=True), show_facts(house, key), name, show_cards(house, search or "", key)
-
-    @plainly
-    def rename(chosen: str, name: str, search: str) -> tuple[Any, ...]:
-        require_idle(house, chosen)
-        key = house.key(runs.rename(house.file(chosen), (name or "").strip()))
+        name = read_info(self.house.file(key)).name
         return (
             key,
-            show_facts(house, key),
-            show_cards(house, search or "", key),
+            gr.update(visible=True),
+            show_facts(self.house, key),
+            name,
+            show_cards(self.house, search or "", key),
+        )
+
+    @plainly
+    def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
+        require_idle(self.house, chosen)
+        key = self.house.key(runs.rename(self.house.file(chosen), (name or "").strip()))
+        return (
+            key,
+            show_facts(self.house, key),
+            show_cards(self.house, search or "", key),
             note(f"It is called {name} now.", "plain"),
         )
 
     @plainly
-    def delete(chosen: str, search: str) -> tuple[Any, ...]:
-        require_idle(house, chosen)
-        name, key = read_info(house.file(chosen)).name, library.move_to_bin(house.file(chosen), house.output)
+    def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
+        require_idle(self.house, chosen)
+        name, key = (
+            read_info(self.house.file(chosen)).name,
+            library.move_to_bin(self.house.file(chosen), self.house.output),
+        )
         undo = button("Undo", "restore", key=key)
         said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
-        return None, gr.update(visible=False), said, *refresh(search, None)
+        return None, gr.update(visible=False), said, *self.refresh(search, None)
 
     @plainly
-    def restore(event: gr.EventData, search: str) -> tuple[Any, ...]:
-        path = library.restore(clicked(event)["key"], house.output)
-        return note(f"{path.stem} is back.", "plain"), *refresh(search, None)
+    def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
+        path = library.restore(clicked(event)["key"], self.house.output)
+        return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
 
     @plainly
-    def take_in(file: str | None, search: str) -> tuple[Any, ...]:
-        path = library.add_file(Path(str(file)), house.output)
+    def take_in(self, file: str | None, search: str) -> tuple[Any, ...]:
+        path = library.add_file(Path(str(file)), self.house.output)
         info = read_info(path)
         text = f"{info.name}: {_title(info.method)} of “{info.subject}”, made for {info.base}. It is kept now."
-        wrong = misfit(house, path)
-        return None, note(text, "plain") + note(wrong), *refresh(search, None)
+        wrong = misfit(self.house, path)
+        return None, note(text, "plain") + note(wrong), *self.refresh(search, None)
 
     @plainly
-    def export(chosen: str | None, form: str, request: gr.Request) -> str | None:
+    def export(self, chosen: str | None, form: str, request: gr.Request) -> str | None:
         if chosen is None:
             return None
-        folder = make_folder(house.own(request) / "exports")
-        return str(EXPORTS[form](house.file(chosen), folder))
+        folder = make_folder(self.house.own(request) / "exports")
+        return str(EXPORTS[form](self.house.file(chosen), folder))
 
     @plainly
-    def use(chosen: str) -> tuple[Any, ...]:
+    def use(self, chosen: str) -> tuple[Any, ...]:
         return gr.Tabs(selected="create"), gr.update(
-            choices=house.adapter_choices(), value=[house.key(house.file(chosen))]
+            choices=self.house.adapter_choices(), value=[self.house.key(self.house.file(chosen))]
         )
 
-    tab.select(refresh, [parts.search, parts.chosen], overview, **QUIET)
-    page.load(refresh, [parts.search, parts.chosen], overview, **QUIET)
-    parts.search.change(refresh, [parts.search, parts.chosen], overview, **QUIET)
-    parts.cards.click(choose, parts.search, [parts.chosen, parts.panel, parts.about, parts.name, parts.cards], **QUIET)
-    parts.rename.click(rename, [parts.chosen, parts.name, parts.search],
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
+    """Wire the tab."""
+    events, overview = Events(house), [parts.cards, parts.bin]
+    tab.select(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    page.load(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    parts.search.change(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    parts.cards.click(
+        events.choose, parts.search, [parts.chosen, parts.panel, parts.about, parts.name, parts.cards], **QUIET
+    )
+    parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
                        [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip
-    parts.delete.click(delete, [parts.chosen, parts.search],
+    parts.delete.click(events.delete, [parts.chosen, parts.search],
                        [parts.chosen, parts.panel, parts.said, *overview], **MINE)  # fmt: skip
     for part in (parts.bin, parts.said):
-        part.click(restore, parts.search, [parts.said, *overview], **MINE)
-    parts.upload.upload(take_in, [parts.upload, parts.search], [parts.upload, parts.said, *overview], **MINE)
-    parts.create.click(use, parts.chosen, [tabs, creating.adapters], **MINE)
+        part.click(events.restore, parts.search, [parts.said, *overview], **MINE)
+    parts.upload.upload(events.take_in, [parts.upload, parts.search], [parts.upload, parts.said, *overview], **MINE)
+    parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
     # a download button hands out what it holds already: so it is made when an adapter or a format is chosen
-    gr.on([parts.chosen.change, parts.format.change], export, [parts.chosen, parts.format], parts.export, **QUIET)
+    gr.on(
+        [parts.chosen.change, parts.format.change], events.export, [parts.chosen, parts.format], parts.export, **QUIET
+    )
 
 
 def require_idle(house: House, key: str) -> None:

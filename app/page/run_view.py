@@ -78,13 +78,12 @@ def look(house: House, name: str, seen: tuple[str, str] | None) -> list[Any]:
     """Everything about the run that has changed since ``seen``."""
     job = find(house, name)
     if job is None:
-        now = ("empty", "")
-        text = empty(
-            "Nothing taught yet",
-            "Drop a few photos on the left, say what it is, press Teach. You can watch it learn here.",
-        )
-        return [text, "", "", "", gr.update(visible=False), *_offers(None), now] if now != seen else [gr.skip()] * 12
-    told, config = progress.read(job.run), job.run.config
+        what = "Drop a few photos, say what it is, press Teach. You can watch it learn here."
+        return _only(empty("Nothing taught yet", what), seen)
+    try:
+        told, config = progress.read(job.run), job.run.config
+    except UserError as error:  # a configuration changed by hand, or of another version
+        return _only(note(f"{job.run.name} can't be shown: {error}", "bad"), seen)
     head = show_head(job, told, config)
     drawn = [job.run.name, sorted(told.samples), told.checkpoints]
     one = changed([head, told.step, len(told.losses), told.log[-1:]], seen[0] if seen else None)
@@ -101,6 +100,12 @@ def look(house: House, name: str, seen: tuple[str, str] | None) -> list[Any]:
         *_offers(job),
         now,
     ]
+
+
+def _only(text: str, seen: tuple[str, str] | None) -> list[Any]:
+    """Nothing but this text, once."""
+    now = (text, "")
+    return [gr.skip()] * 12 if now == seen else [text, "", "", "", gr.update(visible=False), *_offers(None), now]
 
 
 def show_head(job: Job, told: progress.Progress, config: TrainConfig) -> str:
@@ -195,74 +200,81 @@ def again(house: House, name: str) -> str:
     return new
 
 
-def connect(
-    house: House, page: gr.Blocks, tabs: gr.Tabs, view: RunView, strip: Any, creating: Any, comparing: Any
-) -> None:
-    """Wire it. ``creating`` and ``comparing`` are the tabs that a taught subject goes on to."""
+class Events:
+    """What the buttons of a run do."""
 
-    def watch(name: str, seen: Any) -> list[Any]:
-        return look(house, name, seen)
+    def __init__(self, house: House):
+        self.house = house
 
-    def bring_back(request: gr.Request) -> str:
-        return house.draft(request).read().values.get("watching", "")
+    def watch(self, name: str, seen: Any) -> list[Any]:
+        return look(self.house, name, seen)
 
-    def current(name: str) -> str:
-        job = find(house, name)
+    def bring_back(self, request: gr.Request) -> str:
+        return self.house.draft(request).read().values.get("watching", "")
+
+    def current(self, name: str) -> str:
+        job = find(self.house, name)
         if job is None:
             raise UserError("there is no run yet")
         return job.run.name
 
-    def acting(what: str) -> Any:
+    def acting(self, what: str) -> Any:
         @plainly
         def act(name: str) -> list[Any]:
-            do(house, what, current(name))
-            return look(house, name, None)
+            do(self.house, what, self.current(name))
+            return look(self.house, name, None)
 
         return act
 
     @plainly
-    def sample_now(name: str) -> None:
-        house.queue.job(current(name)).run.ask_for_samples()
+    def sample_now(self, name: str) -> None:
+        self.house.queue.job(self.current(name)).run.ask_for_samples()
         gr.Info("Sample pictures come after the step at hand.")
 
     @plainly
-    def teach_again(name: str, request: gr.Request) -> str:
-        new = again(house, current(name))
-        house.draft(request).keep(watching=new)
+    def teach_again(self, name: str, request: gr.Request) -> str:
+        new = again(self.house, self.current(name))
+        self.house.draft(request).keep(watching=new)
         return new
 
     @plainly
-    def show(event: gr.EventData, request: gr.Request) -> Any:
+    def show(self, event: gr.EventData, request: gr.Request) -> Any:
         if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
-        name = house.queue.job(clicked(event)["run"]).run.name
-        house.draft(request).keep(watching=name)
+        name = self.house.queue.job(clicked(event)["run"]).run.name
+        self.house.draft(request).keep(watching=name)
         return name, None, gr.Tabs(selected="teach")
 
     @plainly
-    def use(name: str) -> tuple[Any, ...]:
-        return _go_to(house, "create", house.queue.job(current(name)).run.adapter)
+    def use(self, name: str) -> tuple[Any, ...]:
+        return _go_to(self.house, "create", self.house.queue.job(self.current(name)).run.adapter)
 
     @plainly
-    def try_step(name: str, event: gr.EventData) -> tuple[Any, ...]:
-        run = house.queue.job(current(name)).run
-        return _go_to(house, "create", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
+    def try_step(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
+        run = self.house.queue.job(self.current(name)).run
+        return _go_to(self.house, "create", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
 
     @plainly
-    def set_beside(name: str) -> tuple[Any, ...]:
-        return _go_to(house, "compare", house.queue.job(current(name)).run.adapter)
+    def set_beside(self, name: str) -> tuple[Any, ...]:
+        return _go_to(self.house, "compare", self.house.queue.job(self.current(name)).run.adapter)
 
+
+def connect(
+    house: House, page: gr.Blocks, tabs: gr.Tabs, view: RunView, strip: Any, creating: Any, comparing: Any
+) -> None:
+    """Wire it. ``creating`` and ``comparing`` are the tabs that a taught subject goes on to."""
+    events = Events(house)
     looking: dict[str, Any] = {"inputs": [view.shown, view.seen], "outputs": view.outputs}
-    page.load(bring_back, None, view.shown, **QUIET).then(watch, **looking, **QUIET)
-    strip.timer.tick(watch, **looking, **QUIET)
-    view.stop.click(acting("stop"), view.shown, view.outputs, **MINE)
-    view.resume.click(acting("resume"), view.shown, view.outputs, **MINE)
-    view.sample.click(sample_now, view.shown, None, **MINE)
-    view.again.click(teach_again, view.shown, view.shown, **MINE)
-    view.create.click(use, view.shown, [tabs, creating.adapters], **MINE)
-    view.rounds.click(try_step, view.shown, [tabs, creating.adapters], **MINE)
-    view.compare.click(set_beside, view.shown, [tabs, comparing.adapters], **MINE)
-    strip.runs.click(show, None, [view.shown, view.seen, tabs], **MINE)
+    page.load(events.bring_back, None, view.shown, **QUIET).then(events.watch, **looking, **QUIET)
+    strip.timer.tick(events.watch, **looking, **QUIET)
+    view.stop.click(events.acting("stop"), view.shown, view.outputs, **MINE)
+    view.resume.click(events.acting("resume"), view.shown, view.outputs, **MINE)
+    view.sample.click(events.sample_now, view.shown, None, **MINE)
+    view.again.click(events.teach_again, view.shown, view.shown, **MINE)
+    view.create.click(events.use, view.shown, [tabs, creating.adapters], **MINE)
+    view.rounds.click(events.try_step, view.shown, [tabs, creating.adapters], **MINE)
+    view.compare.click(events.set_beside, view.shown, [tabs, comparing.adapters], **MINE)
+    strip.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 
 def _go_to(house: House, tab: str, adapter: Any) -> tuple[Any, ...]:

@@ -34,6 +34,10 @@ SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Sample subjects in the assets, and what they are."""
 
 
+KEPT = ("noun", "name", "trigger", "preset", "method", "several")
+"""The basic fields, as a draft keeps them."""
+
+
 @dataclass
 class Teach:
     """The tab's components."""
@@ -328,126 +332,135 @@ def connect(
     ).then(None, None, None, js="() => document.getElementById('run')?.scrollIntoView({block: 'nearest'})")
 
 
-def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
-    shown = [parts.thumbs, parts.remarks]
+class PhotoEvents:
+    """What is done with photos."""
 
-    def refresh(request: gr.Request, picked: int | None = None) -> tuple[str, str]:
-        return show_photos(house.draft(request), house.side, picked)
+    def __init__(self, house: House):
+        self.house = house
+
+    def refresh(self, request: gr.Request, picked: int | None = None) -> tuple[str, str]:
+        return show_photos(self.house.draft(request), self.house.side, picked)
 
     @plainly
-    def add(files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
+    def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
         uploaded = [Path(file) for file in files or []]
-        refused = house.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
+        refused = self.house.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
         for file in uploaded:  # the draft has its own copies
             file.unlink(missing_ok=True)
-        thumbs, remarks = refresh(request)
+        thumbs, remarks = self.refresh(request)
         return None, thumbs, note(refused, "bad") + remarks
 
     @plainly
-    def take_sample(name: str, request: gr.Request) -> tuple[Any, ...]:
+    def take_sample(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         if name not in SUBJECTS:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
-        draft = house.draft(request)
+        draft = self.house.draft(request)
         draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
         draft.keep(noun=SUBJECTS[name], name=name.capitalize())
-        return *show_photos(draft, house.side, None), SUBJECTS[name], name.capitalize(), ""
+        return *show_photos(draft, self.house.side, None), SUBJECTS[name], name.capitalize(), ""
 
     @plainly
-    def pick(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        index, draft = int(clicked(event)["index"]), house.draft(request)
+    def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        index, draft = int(clicked(event)["index"]), self.house.draft(request)
         photo = draft.read().photos[index]
-        return (
-            index,
-            gr.update(visible=True),
-            show_whole(draft, house.side, index),
-            photo.caption,
-            1,
-            0.5,
-            0.5,
-            *show_photos(draft, house.side, index),
-        )
+        side, sliders = self.house.side, (1, 0.5, 0.5)
+        shown = show_whole(draft, side, index)
+        return index, gr.update(visible=True), shown, photo.caption, *sliders, *show_photos(draft, side, index)
 
     @plainly
-    def cut(index: int, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
-        draft = house.draft(request)
+    def cut(self, index: int, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
+        draft = self.house.draft(request)
         size = load_photo(draft.folder / "photos" / draft.read().photos[index].file).size
         draft.change(index, box=zoomed(size, zoom, across, down))
-        return show_whole(draft, house.side, index), *show_photos(draft, house.side, index)
+        return show_whole(draft, self.house.side, index), *show_photos(draft, self.house.side, index)
 
-    def describe(index: int, caption: str, request: gr.Request) -> None:
-        house.draft(request).change(index, caption=caption)
+    def describe(self, index: int, caption: str, request: gr.Request) -> None:
+        self.house.draft(request).change(index, caption=caption)
 
-    def remove(index: int, request: gr.Request) -> tuple[Any, ...]:
-        house.draft(request).remove(index)
-        return gr.update(visible=False), *refresh(request)
+    def remove(self, index: int, request: gr.Request) -> tuple[Any, ...]:
+        self.house.draft(request).remove(index)
+        return gr.update(visible=False), *self.refresh(request)
 
-    parts.upload.upload(add, parts.upload, [parts.upload, *shown], **MINE)
-    parts.sample.input(take_sample, parts.sample, [*shown, parts.noun, parts.name, parts.sample], **MINE)
+
+def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
+    events, shown = PhotoEvents(house), [parts.thumbs, parts.remarks]
+    parts.upload.upload(events.add, parts.upload, [parts.upload, *shown], **MINE)
+    parts.sample.input(events.take_sample, parts.sample, [*shown, parts.noun, parts.name, parts.sample], **MINE)
     parts.thumbs.click(
-        pick, None,
+        events.pick, None,
         [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,
     )  # fmt: skip
     for slider in (parts.zoom, parts.across, parts.down):
-        slider.release(cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown], **MINE)
-    parts.caption.blur(describe, [parts.picked, parts.caption], None, **QUIET)
-    parts.remove.click(remove, parts.picked, [parts.editor, *shown], **QUIET)
-    page.load(refresh, None, shown, **QUIET)
+        slider.release(events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown], **MINE)
+    parts.caption.blur(events.describe, [parts.picked, parts.caption], None, **QUIET)
+    parts.remove.click(events.remove, parts.picked, [parts.editor, *shown], **QUIET)
+    page.load(events.refresh, None, shown, **QUIET)
 
 
-def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> None:
-    fields = [entry.component for entry in parts.entries]
-    keys = ("noun", "name", "trigger", "preset", "method", "several")
+class FormEvents:
+    """What is done with the form."""
 
-    def keep(request: gr.Request, *values: Any) -> None:
-        house.draft(request).keep(**dict(zip(keys, values, strict=True)))
+    def __init__(self, house: House, parts: Teach):
+        self.house, self.parts = house, parts
 
-    def bring_back(request: gr.Request) -> list[Any]:
-        kept = house.draft(request).read().values
-        return [kept.get(key, gr.skip()) for key in keys]
+    def keep(self, request: gr.Request, *values: Any) -> None:
+        self.house.draft(request).keep(**dict(zip(KEPT, values, strict=True)))
 
-    def stand_ins(*values: Any) -> list[Any]:
+    def bring_back(self, request: gr.Request) -> list[Any]:
+        kept = self.house.draft(request).read().values
+        return [kept.get(key, gr.skip()) for key in KEPT]
+
+    def stand_ins(self, *values: Any) -> list[Any]:
         try:
-            bare = trial_config(house, parts, [*values[:6], "Form", "", *([""] * len(fields))])
+            bare = trial_config(self.house, self.parts, [*values[:6], "Form", "", *([""] * len(self.parts.entries))])
         except UserError:
-            return [gr.skip()] * (1 + len(fields))
-        return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(parts.entries, bare)]
+            return [gr.skip()] * (1 + len(self.parts.entries))
+        return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(self.parts.entries, bare)]
 
-    def forecast(seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
-        photos = len(house.draft(request).read().photos)
-        labels, text = predict(house, parts, photos, values, measure=photos > 0)
+    def forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
+        photos = len(self.house.draft(request).read().photos)
+        labels, text = predict(self.house, self.parts, photos, values, measure=photos > 0)
         now = changed([labels, text], seen)
         return (labels, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
     @plainly
-    def switch(mode: str, *values: Any) -> list[Any]:
+    def switch(self, mode: str, *values: Any) -> list[Any]:
         if mode == "YAML":
-            config = trial_config(house, parts, [*values[:6], "Form", *values[7:]])
+            config = trial_config(self.house, self.parts, [*values[:6], "Form", *values[7:]])
             text = yaml.safe_dump(editable(config), sort_keys=False, allow_unicode=True)
-            return [gr.update(visible=False), gr.update(visible=True, value=text), *([gr.skip()] * len(fields))]
+            return [
+                gr.update(visible=False),
+                gr.update(visible=True, value=text),
+                *([gr.skip()] * len(self.parts.entries)),
+            ]
         given = yaml_values(values[7])
-        trial_config(house, parts, [*values[:6], "YAML", *values[7:]])  # wrong ones are refused here
-        return [gr.update(visible=True), gr.update(visible=False), *form.filled(parts.entries, given)]
+        trial_config(self.house, self.parts, [*values[:6], "YAML", *values[7:]])  # wrong ones are refused here
+        return [gr.update(visible=True), gr.update(visible=False), *form.filled(self.parts.entries, given)]
 
+
+def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> None:
+    fields = [entry.component for entry in parts.entries]
+    events = FormEvents(house, parts)
     forecasting: dict[str, Any] = {
         "inputs": [parts.seen, *parts.inputs],
         "outputs": [parts.preset, parts.prediction, parts.seen],
     }
     for part in parts.basics:
-        (part.blur if isinstance(part, gr.Textbox) else part.input)(keep, parts.basics, None, **QUIET)
-    gr.on([parts.preset.input, parts.method.input, parts.several.input], forecast, **forecasting, **QUIET)
+        (part.blur if isinstance(part, gr.Textbox) else part.input)(events.keep, parts.basics, None, **QUIET)
+    gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
     gr.on(
         [parts.preset.input, parts.method.input, strip.base.input],
-        stand_ins,
+        events.stand_ins,
         parts.inputs,
         [parts.method, *fields],
         **QUIET,
     )
     gr.on([parts.noun.change, parts.trigger.change], spoken, [parts.trigger, parts.noun], parts.spoken, **QUIET)
-    parts.mode.input(switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET)
-    strip.timer.tick(forecast, **forecasting, **QUIET)
-    page.load(bring_back, None, parts.basics, **QUIET).then(
-        stand_ins, parts.inputs, [parts.method, *fields], **QUIET
-    ).then(forecast, **forecasting, **QUIET)
+    parts.mode.input(events.switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET)
+    strip.timer.tick(events.forecast, **forecasting, **QUIET)
+    page.load(events.bring_back, None, parts.basics, **QUIET).then(
+        events.stand_ins, parts.inputs, [parts.method, *fields], **QUIET
+    ).then(events.forecast, **forecasting, **QUIET)
 
 
 def editable(config: TrainConfig) -> dict[str, Any]:
