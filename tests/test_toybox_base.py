@@ -16,8 +16,6 @@ from training.loop import train
 FOLDER = ASSETS / "toybox"
 SEEDS = 4
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the embedded base is still being trained")
-
 
 @pytest.fixture(scope="module")
 def pipe():

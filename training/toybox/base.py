@@ -173,11 +173,13 @@ def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str
     with atomic_path(folder) as unfinished:
         pipeline.to(torch.float16).save_pretrained(unfinished)
         save_tokenizer(tokenizer, unfinished / "tokenizer")
-        ask_for_float32(unfinished / "text_encoder" / "config.json")
+        # a text encoder stored in float16 loads in float32, as diffusers' own parts do unless told otherwise
+        amend(unfinished / "text_encoder" / "config.json", dtype="float32")
+        # diffusers writes down where a part was read from
+        amend(unfinished / "vae" / "config.json", _name_or_path="")
         (unfinished / "README.md").write_text(card)
 
 
-def ask_for_float32(config: Path) -> None:
-    """Have a text encoder stored in float16 load in float32, as diffusers' own parts do unless told otherwise."""
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n")
+def amend(config: Path, **values: str) -> None:
+    """Set values in a part's JSON configuration."""
+    config.write_text(json.dumps(json.loads(config.read_text()) | values, indent=2) + "\n")

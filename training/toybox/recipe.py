@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
 
-MINUTES = {"clip": 8, "base": 200, "decoder": 15}
+MINUTES = {"clip": 14, "base": 240, "decoder": 15}
 """How long each part was trained, on two CPU cores; a GPU wants a small part of it."""
 
 
