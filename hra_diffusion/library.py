@@ -55,7 +55,7 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
     paths = {
         path.resolve()
         for root in roots
-        for pattern in ("*.safetensors", "*/*.safetensors")
+        for pattern in ("*.safetensors", "[!.]*/*.safetensors")
         for path in root.glob(pattern)
     }
     for path in sorted(paths, key=lambda path: path.name.casefold()):

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import hmac
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import gradio as gr
 from hra_diffusion import library
 from hra_diffusion.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import write_text
 from hra_diffusion.generation import Settings, complete
 from hra_diffusion.studio import Studio
 from training.drafts import Draft
@@ -51,8 +54,19 @@ class House:
 
         Its name can't be guessed and does not tell the cookie.
         """
-        token = request.username or request.cookies.get(COOKIE) or request.session_hash or ""
-        return self.output / "visitors" / hashlib.sha256(f"hra {token}".encode()).hexdigest()[:24]
+        cookie = request.cookies.get(COOKIE)
+        who = f"login {request.username}" if request.username else f"cookie {cookie}" if cookie else ""
+        token = (who or f"visit {request.session_hash}").encode()
+        return self.output / "visitors" / hmac.new(self.salt, token, "sha256").hexdigest()[:32]
+
+    @functools.cached_property
+    def salt(self) -> bytes:
+        """A secret of this outputs folder: without it the folder of a login could be told from its name."""
+        file = self.output / ".salt"
+        if not file.exists():
+            write_text(file, secrets.token_hex(32))
+            file.chmod(0o600)
+        return bytes.fromhex(file.read_text(encoding="utf-8"))
 
     def draft(self, request: gr.Request) -> Draft:
         """The subject this visitor is preparing."""
@@ -74,8 +88,9 @@ class House:
 
     def file(self, key: str) -> Path:
         """The adapter file of a key from the page. Raises UserError for anything outside the outputs folder."""
-        path = (self.output / key).resolve()
-        if not path.is_relative_to(self.output.resolve()) or path.suffix != ".safetensors" or not path.is_file():
+        path, root = (self.output / key).resolve(), self.output.resolve()
+        inside = path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if not inside or path.suffix != ".safetensors" or not path.is_file():
             raise UserError("this adapter is not there any more; reload the page")
         return path
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
+"""What in the outputs folder is nobody's to fetch."""
 MAX_UPLOAD = "100mb"
 """A photo of 150 megapixels as JPEG or HEIC."""
 
@@ -82,7 +84,7 @@ def serve(
         prevent_thread_lock=True,
         auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
         allowed_paths=[str(output.resolve())],
-        blocked_paths=[str(output.resolve() / name) for name in ("photos", ".queue", ".cache", ".bin")],
+        blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
         max_file_size=MAX_UPLOAD,
         footer_links=[],
         run_history=False,

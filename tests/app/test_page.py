@@ -311,6 +311,10 @@ def test_photos_belong_to_who_gave_them(house):
     house.draft(Visitor("a")).add(photos)
     assert len(house.draft(Visitor("a")).read().photos) == 3, "also after a reload or a restart: the cookie tells"
     assert house.draft(Visitor("b")).read().photos == ()
+    ann = Visitor("a")
+    ann.username = "ann"
+    impostor = Visitor("login ann")
+    assert len({house.own(who) for who in (Visitor("a"), ann, impostor)}) == 3
     assert "a" not in {path.name for path in (house.output / "visitors").iterdir()}, (
         "the folder does not tell the cookie"
     )
