@@ -16,11 +16,13 @@ POLICY = (
     "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 """Nothing may be loaded from elsewhere. Gradio's own pages need inline scripts and eval."""
+FILE_POLICY = "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"
+"""For files that visitors made or uploaded: opened by themselves, they are shown and run nothing."""
 HEADERS = {
-    "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
+FILES = ("/gradio_api/file", "/file")
 ROUNDABOUT = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/runs", "/monitoring")
 """Gradio's addresses that fetch from elsewhere, or show what others did; nothing here needs them."""
 
@@ -44,7 +46,8 @@ class Guard:
             given = f"{before}; {COOKIE}={cookie}" if before else f"{COOKIE}={cookie}"
             others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
             scope["headers"] = [*others, (b"cookie", given.encode())]
-        await self.app(scope, receive, _answering(send, cookie))
+        policy = FILE_POLICY if scope["path"].startswith(FILES) else POLICY
+        await self.app(scope, receive, _answering(send, policy, cookie))
 
     def _welcome(self, scope: Scope) -> bool:
         if any(scope["path"].startswith(start) for start in ROUNDABOUT):
@@ -53,12 +56,13 @@ class Guard:
         return self.hosts is None or host.lower() in self.hosts
 
 
-def _answering(send: Send, cookie: str | None) -> Send:
+def _answering(send: Send, policy: str, cookie: str | None) -> Send:
     """``send`` with our headers, and the new visitor's cookie."""
 
     async def answer(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            ours = HEADERS | {"content-security-policy": policy}
+            headers = [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in ours.items())]
             if cookie:
                 year = 365 * 24 * 3600
                 text = f"{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Lax; Max-Age={year}"

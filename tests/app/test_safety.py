@@ -102,6 +102,11 @@ def test_each_browser_gets_a_cookie_of_its_own_and_nothing_from_elsewhere():
     assert b"set-cookie" not in again and seen["cookie"] == f"{COOKIE}=abc"
 
 
+def test_an_uploaded_page_runs_nothing():
+    _, headers, _ = answer("/gradio_api/file=outputs/x.html", [("host", "localhost")])
+    assert headers[b"content-security-policy"].decode().startswith("sandbox; default-src 'none'")
+
+
 def test_what_is_served(page, tmp_path):
     output, web = tmp_path / "outputs", httpx.Client(base_url=page.local_url)
     (output / "photos" / "Rex").mkdir(parents=True)
