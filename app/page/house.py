@@ -50,14 +50,12 @@ class House:
         return complete(self.studio.pipe, Settings()).width if self.studio.loaded else MIN_SIDE
 
     def own(self, request: gr.Request) -> Path:
-        """The folder of whoever asks: by login, else by the browser's cookie, else by this one visit.
+        """The folder of whoever asks: by login, else by the browser's cookie (the guard sees to it that there is one).
 
         Its name can't be guessed and does not tell the cookie.
         """
-        cookie = request.cookies.get(COOKIE)
-        who = f"login {request.username}" if request.username else f"cookie {cookie}" if cookie else ""
-        token = (who or f"visit {request.session_hash}").encode()
-        return self.output / "visitors" / hmac.new(self.salt, token, "sha256").hexdigest()[:32]
+        who = f"login {request.username}" if request.username else f"cookie {request.cookies[COOKIE]}"
+        return self.output / "visitors" / hmac.new(self.salt, who.encode(), "sha256").hexdigest()[:32]
 
     @functools.cached_property
     def salt(self) -> bytes:
