@@ -276,7 +276,7 @@ class Events:
             yield show_stage(self.house, request), gr.skip()
             raise
         keep(finished, self.house.own(request) / "pictures")
-        yield show_stage(self.house, request), gr.skip()
+        yield show_stage(self.house, request), seed
 
     def halt(self, request: gr.Request) -> None:
         if stop := self.stops.get(str(request.session_hash)):
