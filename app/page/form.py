@@ -98,6 +98,7 @@ def _options() -> dict[str, tuple[FieldInfo, list[str]]]:
 def _component(name: str, field: FieldInfo) -> Any:
     label, kind = name.replace("_", " ").capitalize(), _kind(field)
     common: dict[str, Any] = {"label": label, "info": field.description, "min_width": 250, "interactive": True}
+    common["elem_id"] = f"field-{name.replace('_', '-')}"
     if kind in (bool, Literal):
         choices = ["yes", "no"] if kind is bool else [str(choice) for choice in typing.get_args(_plain(field))]
         return gr.Dropdown([("as the preset says", ""), *((c, c) for c in choices)], value="", **common)

@@ -75,8 +75,8 @@ def teach(page, name, method, short):
     choose(page, "#method", method)
     if short:
         page.locator("#advanced button.label-wrap").click()
-        for label, value in (("Steps", "12"), ("Class images", "2"), ("Checkpoint every", "6"), ("Sample every", "6")):
-            page.locator("#advanced").get_by_label(label, exact=True).fill(value)
+        for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
+            fill(page, f"#field-{field}", str(value))
     page.click("#teach-button")
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
 
