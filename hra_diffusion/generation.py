@@ -222,7 +222,7 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
     return full
 
 
-def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Callable[..., dict] | None:
+def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Any:
     """``on_step`` as the pipeline calls it."""
     if on_step is None:
         return None
@@ -242,7 +242,7 @@ def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]
 
 
 def _draw_batch(
-    pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings, watch: Callable[..., dict] | None
+    pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings, watch: Any
 ) -> list[Image.Image]:
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor

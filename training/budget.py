@@ -13,7 +13,6 @@ import torch
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.layer import as_matrix
-from hra_diffusion.registry import MethodConfig
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def count(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
 
 
 @functools.lru_cache(maxsize=4096)  # a form asks the same at every change
-def _parameters(method: str, config: MethodConfig, d_in: int, d_out: int) -> int:
+def _parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
     adapter = registry.get(method).build(config, d_in, d_out, torch.Generator())
     return sum(parameter.numel() for parameter in adapter.parameters())
 

@@ -465,5 +465,5 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
 
 def editable(config: TrainConfig) -> dict[str, Any]:
     """A configuration as YAML shows it: all but what has its own place on the page."""
-    hidden = set(form.ELSEWHERE) - {"method", "options", "preset"}
+    hidden: set[str] = {*form.ELSEWHERE} - {"method", "options", "preset"}
     return config.model_dump(mode="json", exclude=hidden)
