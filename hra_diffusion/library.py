@@ -103,7 +103,7 @@ def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
         pairs += [(value, adapter_file.probe(original_weight(layers[path]))) for path, value in probes.items()]
     distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
     if distance > adapter_file.FINGERPRINT_TOLERANCE:
-        return f"made for {info.base}, whose weights differ from those of {pipeline.name_of(pipe)}: expect poor results"
+        return f"made for {info.base}, but its weights differ from those in use: expect poor results"
     return ""
 
 
