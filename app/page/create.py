@@ -114,7 +114,7 @@ def build(house: House) -> Create:
 
 def _more() -> dict[str, Any]:
     with gr.Row():
-        count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures", min_width=120)
+        count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures", min_width=200)
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=100)
         lock = gr.Checkbox(False, label="Keep the seed", min_width=110)
     with gr.Row():

@@ -67,6 +67,8 @@ def theme() -> gr.themes.Base:
         slider_color_dark="*primary_500",
         link_text_color="*primary_700",
         link_text_color_dark="*primary_400",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
         checkbox_background_color_selected="*primary_600",
         checkbox_background_color_selected_dark="*primary_600",
     )  # fmt: skip
