@@ -113,8 +113,8 @@ def build(house: House) -> Create:
 
 
 def _more() -> dict[str, Any]:
+    count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
     with gr.Row():
-        count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures", min_width=200)
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=100)
         lock = gr.Checkbox(False, label="Keep the seed", min_width=110)
     with gr.Row():
