@@ -19,12 +19,14 @@ from hra_diffusion.files import checked_name
 from hra_diffusion.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
 from hra_diffusion.registry import MethodConfig
 
+_ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
+# a UNet that pools its caption into the time embedding does so by an attention of its own, which is not its layers'
+_ANYWHERE = r"(?!add_embedding\.)(.*\.)?"
 TARGETS = {
-    "attention": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj)",
-    "attention+feed-forward": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
+    "attention": rf"{_ANYWHERE}({_ATTENTION})",
+    "attention+feed-forward": rf"{_ANYWHERE}({_ATTENTION}"
     r"|ff\.net\.0\.proj|ff\.net\.2|mlp\.fc1|mlp\.fc2|gate_proj|up_proj|down_proj)",
-    "attention+conv": r"(.*\.)?(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
-    r"|conv1|conv2|conv_shortcut|proj_in|proj_out)",
+    "attention+conv": rf"{_ANYWHERE}({_ATTENTION}|conv1|conv2|conv_shortcut|proj_in|proj_out)",
 }
 """Named sets of layers to adapt, as patterns a module's whole path must match. Attention is what the papers adapt."""
 

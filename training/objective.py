@@ -44,14 +44,17 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Te
 def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """Loss weight of each sample (B,): min(SNR, γ) relative to what the prediction type weighs by itself.
 
-    ``min(SNR, γ)`` for sample prediction, over SNR for noise, over SNR + 1 for velocity; ones for γ = 0.
+    ``min(SNR, γ)`` for sample prediction, over SNR for noise. For velocity ``min(SNR, γ) + 1`` over SNR + 1: without
+    the 1 (diffusers' DreamBooth script has such a floor too) nothing would be learned at the noisy end, where a base
+    that starts from pure noise settles what a picture shows. Ones for γ = 0.
     """
     if not gamma:
         return torch.ones(timesteps.shape, device=timesteps.device)
     alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alpha / (1 - alpha)
-    own = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[prediction_type]
-    return snr.clamp(max=gamma) / own.clamp(min=1e-8)
+    if prediction_type == "v_prediction":
+        return (snr.clamp(max=gamma) + 1) / (snr + 1)
+    return snr.clamp(max=gamma) / (snr.clamp(min=1e-8) if prediction_type == "epsilon" else 1.0)
 
 
 def denoising_loss(prediction: Tensor, wanted: Tensor, weights: Tensor, classes: int, prior_weight: float) -> Tensor:

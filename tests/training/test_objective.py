@@ -34,9 +34,15 @@ def test_noise_and_velocity_are_diffusers(batch):
 def test_min_snr_weights(batch, kind):
     _, _, timesteps, scheduler = batch
     snr = compute_snr(scheduler, timesteps)
-    expected = snr.clamp(max=5.0) / (snr if kind == "epsilon" else snr + 1)
+    expected = snr.clamp(max=5.0) / snr if kind == "epsilon" else (snr.clamp(max=5.0) + 1) / (snr + 1)
     torch.testing.assert_close(objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 5.0, kind), expected)
     assert objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 0, kind).eq(1).all()
+
+
+def test_a_velocity_counts_fully_at_pure_noise():
+    """Where a base that starts from pure noise settles what a picture shows."""
+    weights = objective.min_snr_weights(torch.tensor([0, 1]), torch.tensor([0.0, 0.999]), 5.0, "v_prediction")
+    assert weights[0] == 1 and weights[1] < 0.01
 
 
 def test_the_prior_is_weighed_apart():
