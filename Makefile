@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint types bench clean
+.PHONY: setup app demo test slow lint types bench clean
 
 setup: .venv/ready
 
@@ -11,6 +11,9 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
 	touch $@
+
+app: setup
+	$(BIN)/hra-diffusion app
 
 demo: setup
 	$(BIN)/hra-diffusion demo

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 COMMANDS = {
+    "app": "the web page: teach, create, compare and keep in a browser",
     "train": "teach a subject: photos in, an adapter out",
     "generate": "draw pictures with adapters",
     "compare": "set adapters and the base side by side, from the same noise",
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _quieten()
+    if argv[0] != "app":  # it shows its page first and loads the libraries behind it
+        importlib.import_module("hra_diffusion.pipeline").hide_loading_bars()
     module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
     command = importlib.import_module(f"app.commands.{module}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
@@ -82,14 +85,9 @@ def _fail(message: str, arguments: argparse.Namespace) -> int:
 
 
 def _quieten() -> None:
-    """Loading bars and notes of the libraries below are not ours to show; a person's own settings are kept."""
+    """Notes of the libraries below are not ours to show; a person's own settings are kept."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ hra.load(pipe, "outputs/Rex/Rex.safetensors")
 image, = hra.generate(pipe, "a sks dog in the snow", {"Rex": 1.0}, seed=7)
 """
 
-from hra_diffusion.attachment import attach, detach
-from hra_diffusion.comparison import Column, Comparison, compare
-from hra_diffusion.comparison import save as save_comparison
-from hra_diffusion.generation import Request, Settings, draw, generate, save_png
-from hra_diffusion.interop import export, import_adapter
-from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
-from hra_diffusion.registry import get as get_method
-from hra_diffusion.registry import names as method_names
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hra_diffusion.attachment import attach, detach
+    from hra_diffusion.comparison import Column, Comparison, compare
+    from hra_diffusion.comparison import save as save_comparison
+    from hra_diffusion.generation import Request, Settings, draw, generate, save_png
+    from hra_diffusion.interop import export, import_adapter
+    from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
+    from hra_diffusion.registry import get as get_method
+    from hra_diffusion.registry import names as method_names
 
 __all__ = [
     "Column",
@@ -41,3 +45,38 @@ __all__ = [
     "unload",
     "unmerge",
 ]
+
+_HOMES = {
+    "attach": ("attachment", "attach"),
+    "detach": ("attachment", "detach"),
+    "Column": ("comparison", "Column"),
+    "Comparison": ("comparison", "Comparison"),
+    "compare": ("comparison", "compare"),
+    "save_comparison": ("comparison", "save"),
+    "Request": ("generation", "Request"),
+    "Settings": ("generation", "Settings"),
+    "draw": ("generation", "draw"),
+    "generate": ("generation", "generate"),
+    "save_png": ("generation", "save_png"),
+    "export": ("interop", "export"),
+    "import_adapter": ("interop", "import_adapter"),
+    "activate": ("pipeline", "activate"),
+    "active": ("pipeline", "active"),
+    "load": ("pipeline", "load"),
+    "load_base": ("pipeline", "load_base"),
+    "loaded": ("pipeline", "loaded"),
+    "merge": ("pipeline", "merge"),
+    "save": ("pipeline", "save"),
+    "unload": ("pipeline", "unload"),
+    "unmerge": ("pipeline", "unmerge"),
+    "get_method": ("registry", "get"),
+    "method_names": ("registry", "names"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are first asked for: diffusers alone takes seconds, and not every use draws."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, original = _HOMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{home}"), original)

@@ -85,6 +85,17 @@ def read_info(path: Path) -> AdapterInfo:
         return _info(path, file.metadata() or {})
 
 
+def check(path: Path) -> AdapterInfo:
+    """The metadata of a file all of whose tensors are there and finite. Raises AdapterFileError for any other."""
+    return _read(path)[0]
+
+
+def rewrite(path: Path, info: AdapterInfo) -> None:
+    """Replace what the file says of itself; its tensors stay."""
+    _, tensors = _read(path)
+    save(path, {}, info, tensors)
+
+
 def info_of(components: Mapping[str, nn.Module], name: str, **facts: Any) -> AdapterInfo:
     """The metadata of an attached adapter; ``facts`` are the fields a model can't know (base, trigger, …)."""
     model = next(model for model in components.values() if name in attachment.adapter_names(model))

@@ -1,18 +1,35 @@
 """Prompts × (base + adapters) × seeds from the same noise: the pictures, a labelled grid, the facts as JSON."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import PNG_KEY, FullSettings, Request, Settings, complete, describe, draw, save_png, slug
+from hra_diffusion.generation import (
+    PNG_KEY,
+    FullSettings,
+    OnStep,
+    Request,
+    Settings,
+    complete,
+    describe,
+    draw,
+    save_png,
+    slug,
+)
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 BASE = "base"
 GAP, MARGIN = 6, 14
@@ -63,10 +80,12 @@ def compare(
     photos: Sequence[Image.Image] = (),
     negative_prompt: str = "",
     batch_size: int = 8,
+    on_step: OnStep | None = None,
 ) -> Comparison:
     """Draw every prompt with every column from the same initial noise; adapters share denoising batches.
 
     ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
+    ``on_step`` is told of every denoising step, the cells by their index.
     """
     full = complete(pipe, settings or Settings())
     requests = [
@@ -76,7 +95,7 @@ def compare(
         for column in columns
     ]
     start = time.perf_counter()
-    pictures = draw(pipe, requests, full, batch_size)
+    pictures = draw(pipe, requests, full, batch_size, on_step)
     seconds = time.perf_counter() - start
     for request, picture in zip(requests, pictures, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, full)
@@ -99,6 +118,25 @@ def save(comparison: Comparison, folder: Path) -> Path:
         folder / "results.json", json.dumps(_summary(comparison) | {"cells": entries}, indent=1, ensure_ascii=False)
     )
     return grid
+
+
+def load(folder: Path) -> Comparison:
+    """A comparison that ``save`` wrote, without its photos. Raises UserError if there is none."""
+    try:
+        facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
+        full = FullSettings(**{field.name: facts["cells"][0][field.name] for field in dataclasses.fields(FullSettings)})
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{folder} holds no whole comparison ({error})") from None
+    columns = tuple(Column(**column) for column in facts["columns"])
+    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"])
+
+
+def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
+    mix = tuple(entry["adapters"].items())
+    request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
+    with Image.open(folder / entry["picture"]) as image:
+        return Cell(entry["column"], request, image.convert("RGB"))
 
 
 def drift_from_base(comparison: Comparison) -> list[float | None]:

@@ -1,27 +1,30 @@
 """Requests -> pictures with their settings inside. Generation and comparison share this one denoising path."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from PIL import Image, PngImagePlugin
-from torch import nn
+from torch import Tensor, nn
 
 from hra_diffusion import attachment, families
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
-from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded
+from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, wide_enough
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
@@ -73,17 +76,32 @@ class Request:
             raise UserError(f"a seed must be from 0 to 2^63 − 1, not {self.seed}")
 
 
+@dataclass(frozen=True)
+class DenoisingStep:
+    """One step of a batch is done: ``step`` of ``steps``, for the requests at the indices ``which``."""
+
+    step: int
+    steps: int
+    which: tuple[int, ...]
+    decode: Callable[[], list[Image.Image]]
+    """The pictures of ``which`` as they are now, still noisy. Costs a pass of the VAE."""
+
+
+OnStep = Callable[[DenoisingStep], None]
+
+
 def draw(
     pipe: StableDiffusionPipeline,
     requests: Sequence[Request],
     settings: Settings | FullSettings | None = None,
     batch_size: int = 8,
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:
     """The requested pictures, in order. Requests with different adapters share a denoising batch.
 
     A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
-    its noise is drawn on the CPU from its seed. Raises ValueError for an adapter that is not loaded, an unknown
-    scheduler, a size the base can't draw.
+    its noise is drawn on the CPU from its seed. ``on_step`` is told of every denoising step; what it raises ends the
+    drawing. Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw.
     """
     full = complete(pipe, settings or Settings())
     if batch_size < 1:
@@ -95,7 +113,8 @@ def draw(
         while order:
             chunk = order[:batch_size]
             try:
-                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full)
+                watch = _watch(on_step, tuple(chunk), full.steps)
+                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full, watch)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -115,6 +134,7 @@ def generate(
     settings: Settings | None = None,
     negative_prompt: str = "",
     batch_size: int = 8,
+    on_step: OnStep | None = None,
 ) -> list[Image.Image]:
     """``count`` pictures of each prompt, with seeds ``seed``, ``seed`` + 1, …; settings are in each ``image.info``.
 
@@ -125,7 +145,7 @@ def generate(
     mix = tuple((active(pipe) if adapters is None else adapters).items())
     prompts = [prompts] if isinstance(prompts, str) else prompts
     requests = [Request(prompt, seed + i, mix, negative_prompt) for prompt in prompts for i in range(count)]
-    pictures = draw(pipe, requests, settings, batch_size)
+    pictures = draw(pipe, requests, settings, batch_size, on_step)
     for picture, request in zip(pictures, requests, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, complete(pipe, settings or Settings()))
     return pictures
@@ -160,6 +180,21 @@ def read_png(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no settings of hra-diffusion") from None
 
 
+def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:
+    """The prompt with the subject in it: for ``{subject}``, for the first bare class noun, or else before it all.
+
+    A prompt that has the subject already stays as it is: ("a dog in the snow", "sks dog", "dog") is "a sks dog in the
+    snow".
+    """
+    if "{subject}" in prompt or not subject:
+        return prompt.replace("{subject}", subject)
+    if re.search(rf"\b{re.escape(subject)}\b", prompt, re.IGNORECASE):
+        return prompt
+    if class_noun and (found := re.search(rf"\b{re.escape(class_noun)}\b", prompt, re.IGNORECASE)):
+        return prompt[: found.start()] + subject + prompt[found.end() :]
+    return f"{subject}, {prompt}" if prompt.strip() else subject
+
+
 def slug(text: str, length: int = 40) -> str:
     """Text as a part of a file name: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
@@ -187,7 +222,28 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
     return full
 
 
-def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings) -> list[Image.Image]:
+def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Any:
+    """``on_step`` as the pipeline calls it."""
+    if on_step is None:
+        return None
+
+    def tell(pipe: StableDiffusionPipeline, number: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        latents = tensors["latents"].detach().clone()
+        on_step(DenoisingStep(number + 1, steps, which, lambda: _decode(pipe, latents)))
+        return {}
+
+    return tell
+
+
+def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+    with torch.no_grad(), wide_enough(pipe.vae) as vae:
+        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    return cast(list[Image.Image], pipe.image_processor.postprocess(images.float().cpu(), "pil"))
+
+
+def _draw_batch(
+    pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings, watch: Any
+) -> list[Image.Image]:
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, *size)
@@ -205,8 +261,9 @@ def _draw_batch(pipe: StableDiffusionPipeline, requests: list[Request], settings
             guidance_scale=settings.guidance_scale,
             width=settings.width,
             height=settings.height,
+            callback_on_step_end=watch,
         )
-    return cast(StableDiffusionPipelineOutput, output).images  # type: ignore[return-value]
+    return cast("StableDiffusionPipelineOutput", output).images  # type: ignore[return-value]
 
 
 def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
@@ -216,6 +273,8 @@ def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
+    import diffusers
+
     kind, options = SCHEDULERS[name]
     before = pipe.scheduler
     pipe.scheduler = getattr(diffusers, kind).from_config(before.config, **options)

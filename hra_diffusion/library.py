@@ -1,16 +1,27 @@
-"""Saved adapters found by name or file, and put on a pipeline."""
+"""Saved adapters: found by name or file, put on a pipeline, renamed, binned, imported."""
+
+from __future__ import annotations
 
 import math
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import DiffusionPipeline
-
-from hra_diffusion import pipeline
+from hra_diffusion import adapter_file, pipeline
 from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo, read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name
+from hra_diffusion.files import checked_name, make_folder, put, remove, write_text
+from hra_diffusion.layer import original_weight
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+BIN = ".bin"
+BIN_DAYS = 30
+"""Days until something in the bin is deleted for good."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
     paths = {
         path.resolve()
         for root in roots
-        for pattern in ("*.safetensors", "*/*.safetensors")
+        for pattern in ("*.safetensors", "[!.]*/*.safetensors")
         for path in root.glob(pattern)
     }
     for path in sorted(paths, key=lambda path: path.name.casefold()):
@@ -66,10 +77,100 @@ def parse_strength(text: str) -> tuple[str, float]:
     return (name, value) if colon else (text, value)
 
 
-def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
-    """Load an adapter under its own name, or "name 2" where another of that name is on the pipeline already."""
+def known_as(path: Path) -> str:
+    """How an adapter file is called: its own name, and for a checkpoint the step: "Rex step 50"."""
     name = read_info(path).name
+    return f"{name} step {int(path.parent.name)}" if path.parent.parent.name == "checkpoints" else name
+
+
+def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
+    """Load an adapter under its name (see ``known_as``), or "name 2" where that is on the pipeline already."""
+    name = known_as(path)
     taken, number, free = pipeline.loaded(pipe), 2, name
     while free in taken:
         free, number = f"{name} {number}", number + 1
     return pipeline.load(pipe, path, free)
+
+
+def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+    """Why an adapter does not belong to this base, in a sentence; "" if it does."""
+    parts = pipeline.components(pipe)
+    pairs = []
+    for component, probes in info.fingerprint.items():
+        layers = dict(parts[component].named_modules()) if component in parts else {}
+        if any(path not in layers for path in probes):
+            return f"made for another base model, {info.base}: it can't be used with {pipeline.name_of(pipe)}"
+        pairs += [(value, adapter_file.probe(original_weight(layers[path]))) for path, value in probes.items()]
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
+    if distance > adapter_file.FINGERPRINT_TOLERANCE:
+        return f"made for {info.base}, but its weights differ from those in use: expect poor results"
+    return ""
+
+
+def rename(path: Path, name: str) -> Path:
+    """Give an adapter another name: inside its file, the file's own, and its folder's where that had the old one.
+
+    Raises UserError for a name that can't be, or is taken.
+    """
+    info, old = read_info(path), path.stem
+    own_folder = path.parent.name == old
+    folder = path.parent.with_name(checked_name(name)) if own_folder else path.parent
+    new = folder / f"{name}.safetensors"
+    if new.exists() or (own_folder and folder.exists()):
+        raise UserError(f"there is an adapter called {name!r} already; take another name")
+    adapter_file.rewrite(path, info.model_copy(update={"name": name}))
+    path = path.rename(path.with_name(new.name))
+    return path.parent.rename(folder) / new.name if own_folder else path
+
+
+def move_to_bin(path: Path, root: Path) -> str:
+    """Put an adapter, with the folder of its run, into ``root``'s bin; returns the key that ``restore`` takes."""
+    thing = path.parent if path.parent.name == path.stem and path.parent != root else path
+    key = f"{int(time.time())}-{thing.name}"
+    place = make_folder(root / BIN) / key
+    write_text(root / BIN / f"{key}.from", str(thing.relative_to(root)))
+    thing.rename(place)
+    return key
+
+
+def restore(key: str, root: Path) -> Path:
+    """Bring back what ``move_to_bin`` put away. Raises UserError if it is gone, or its place is taken."""
+    place = root / BIN / Path(key).name
+    if not place.exists():
+        raise UserError("it is not in the bin any more")
+    target = root / (root / BIN / f"{place.name}.from").read_text(encoding="utf-8")
+    if target.exists():
+        raise UserError(f"there is something called {target.name!r} again; rename that first")
+    place.rename(target)
+    remove(root / BIN / f"{place.name}.from")
+    return target
+
+
+def binned(root: Path) -> list[str]:
+    """Keys of what lies in the bin, newest first."""
+    return sorted((path.stem for path in (root / BIN).glob("*.from")), reverse=True)
+
+
+def empty_bin(root: Path, days: float = BIN_DAYS) -> None:
+    """Delete for good what has lain in the bin for so many days."""
+    for key in binned(root):
+        if time.time() - int(key.split("-")[0]) > days * 86400:
+            remove(root / BIN / key)
+            remove(root / BIN / f"{key}.from")
+
+
+def add_file(file: Path, root: Path) -> Path:
+    """Copy an adapter file into a folder of its own, under its own name or a numbered one; returns the copy.
+
+    Raises AdapterFileError for anything that is not a whole adapter of ours: nothing is copied then.
+    """
+    info = adapter_file.check(file)
+    name, number = checked_name(info.name), 2
+    while (root / name).exists():
+        name, number = f"{info.name} {number}", number + 1
+    copy = root / name / f"{name}.safetensors"
+    temporary = make_folder(copy.parent) / ".import.tmp"
+    shutil.copyfile(file, temporary)
+    adapter_file.rewrite(temporary, info.model_copy(update={"name": name}))
+    put(temporary, copy)
+    return copy

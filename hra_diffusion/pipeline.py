@@ -1,22 +1,25 @@
 """A base model held as a diffusers pipeline, and the adapters put on and off it."""
 
+from __future__ import annotations
+
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
-from hra_diffusion import adapter_file, attachment, families, single_file
+from hra_diffusion import adapter_file, attachment, families
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, UserError
-from hra_diffusion.families.architectures import SD1, SD2, SDXL
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -51,6 +54,9 @@ def kind(source: str) -> str:
         return TOYBOX
     try:
         if Path(source).is_file():
+            from hra_diffusion import single_file
+            from hra_diffusion.families.architectures import SD1, SD2, SDXL
+
             return {SD1: "sd1", SD2: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
         folder = Path(source) if Path(source).is_dir() else _cached(source)
         if folder is not None:
@@ -142,6 +148,19 @@ def unmerge(pipe: DiffusionPipeline) -> None:
         attachment.unmerge(model)
 
 
+@contextlib.contextmanager
+def wide_enough(vae: Any) -> Iterator[Any]:
+    """The autoencoder in a precision that holds its values: SDXL's overflows in float16 and says so."""
+    narrow = vae.dtype == torch.float16 and vae.config.force_upcast
+    if narrow:
+        vae.float()
+    try:
+        yield vae
+    finally:
+        if narrow:
+            vae.half()
+
+
 def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     path = ASSETS / TOYBOX if source == TOYBOX else Path(source)
     if path.is_file():
@@ -150,6 +169,8 @@ def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
                 f"{path} is not a .safetensors file; pickled checkpoints can run code and are not opened: get the same "
                 "model as .safetensors, or convert it (the README says how)"
             )
+        from hra_diffusion import single_file
+
         return _open(source, single_file.read, path, dtype)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if path.is_dir():
@@ -176,32 +197,45 @@ def _check_folder(path: Path) -> None:
 
 def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
     """A folder or a hub id, by the class that it says it is. Raises BaseModelError for one that no family has."""
+    from diffusers import DiffusionPipeline
+
     local = {key: options[key] for key in ("local_files_only",) if key in options}
     kind = cast(dict, DiffusionPipeline.load_config(place, **local)).get("_class_name")
-    family = next((family for family in families.FAMILIES if family.pipeline.__name__ == kind), None)
+    family = next((family for family in families.FAMILIES if family.pipeline == kind), None)
     if family is None:
-        known = " or ".join(family.pipeline.__name__ for family in families.FAMILIES)
+        known = " or ".join(family.pipeline for family in families.FAMILIES)
         raise BaseModelError(f"{place} is a {kind}; only {known} can be used")
-    return family.pipeline.from_pretrained(place, **options, **family.loading)
+    return families.pipeline_class(family).from_pretrained(place, **options, **family.loading)
 
 
 _UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, SingleFileComponentError
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
 
 
+def hide_loading_bars() -> None:
+    """For programs: the loading bars of the libraries below are not shown from now on."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
 def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         pipe = reader(*arguments)
     except UserError:
         raise
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, SingleFileComponentError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     if reason := _unusable(pipe):
         raise BaseModelError(f"{source!r} can't be used: {reason}")
-    return cast(StableDiffusionPipeline, pipe)
+    return cast("StableDiffusionPipeline", pipe)
 
 
 def _unusable(pipe: Any) -> str | None:

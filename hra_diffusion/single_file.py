@@ -39,7 +39,7 @@ def read(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
 
 def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> DiffusionPipeline:
     """The checkpoint's weights in this architecture."""
-    family: Any = next(f for f in families.FAMILIES if f.pipeline.__name__ == architecture.pipeline)
+    family: Any = next(f for f in families.FAMILIES if f.pipeline == architecture.pipeline)
     names = [tokenizer for _, tokenizer in family.encoders]
     tokenizers = {
         name: load_vocabulary(path, pad, encoder["max_position_embeddings"])
@@ -47,7 +47,7 @@ def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> Diffusi
     }
     with tempfile.TemporaryDirectory() as folder:
         architecture.write(Path(folder))
-        return family.pipeline.from_single_file(
+        return families.pipeline_class(family).from_single_file(
             str(path), config=folder, dtype=dtype, local_files_only=True, **tokenizers, **family.loading
         )
 

@@ -1,9 +1,7 @@
 """Latents and text embeddings, computed once: what every training step reads instead of photos and captions."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from hra_diffusion import families
 from hra_diffusion.families import Text
+from hra_diffusion.pipeline import wide_enough
 from training.objective import batch_indices, stream
 
 
@@ -62,22 +61,9 @@ def too_long(pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str
     return [caption for caption in captions if len(pipe.tokenizer(caption).input_ids) > limit]
 
 
-@contextlib.contextmanager
-def _wide_enough(vae: Any) -> Iterator[Any]:
-    """The autoencoder in a precision that holds its values: SDXL's overflows in float16 and says so."""
-    narrow = vae.dtype == torch.float16 and vae.config.force_upcast
-    if narrow:
-        vae.float()
-    try:
-        yield vae
-    finally:
-        if narrow:
-            vae.half()
-
-
 def _moments(pipe: StableDiffusionPipeline, image: Image.Image) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-    with _wide_enough(pipe.vae) as vae:
+    with wide_enough(pipe.vae) as vae:
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
     scale = pipe.vae.config.scaling_factor

@@ -30,6 +30,11 @@ class TrainConfig(BaseModel):
     caption: str = Field("a photo of a {subject}", description="Caption of photos that have no .txt file beside them.")
     crop: Literal["smart", "center", "letterbox"] = Field("smart", description="How photos become square.")
 
+    boxes: dict[Path, tuple[int, int, int, int]] = Field(
+        default_factory=dict,
+        description="The part of a photo to use: left, top, right, bottom in pixels of the upright photo, by its file.",
+    )
+
     base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file, a hub id.")
     dtype: str = Field("float32", description=f"Precision of the frozen base: {', '.join(DTYPES)}.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")

@@ -95,7 +95,7 @@ def train(
         pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype)
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
-        album = ingest(config.photos, size, config.crop)
+        album = ingest(config.photos, size, config.crop, config.boxes)
     require_room(config, pipe)
     with begun(run, config, album, resume, accelerator, clock), given_back(pipe):
         session = set_up(config, run, accelerator, pipe, album, clock)
@@ -148,7 +148,7 @@ def learn(session: Session, stop: StopFlag) -> Path:
             last, stopping = session.step == config.steps, agreed(session, stop)
             if last or session.step % config.checkpoint_every == 0 or stopping:
                 keep(session)
-            if last or (config.sample_every and session.step % config.sample_every == 0):
+            if last or samples_due(session):
                 draw_samples(session)
             if stopping and not last:
                 finish_early(session)
@@ -246,6 +246,14 @@ def update_averages(session: Session) -> None:
     decay = min(session.config.ema_decay, (1 + session.step) / (10 + session.step))
     for key, average in session.averages.items():
         average.lerp_(session.parameters[key].detach(), 1 - decay)
+
+
+def samples_due(session: Session) -> bool:
+    """Whether sample pictures are due after this step: by the configuration, or because somebody asked."""
+    every = session.config.sample_every
+    return (every > 0 and session.step % every == 0) or (
+        session.accelerator.is_main_process and session.run.samples_asked()
+    )
 
 
 def draw_samples(session: Session) -> None:

@@ -1,11 +1,12 @@
 """A run's folder: configuration, events, checkpoints, samples, state. Every file in it is whole or not there.
 
 {output}/{name}/config.yaml               the whole configuration, presets filled in
-{output}/{name}/state.json                status ("running", "stopped", "failed", "finished"), step, steps
+{output}/{name}/state.json                status ("waiting", "running", "stopped", "failed", "finished"), step, steps
 {output}/{name}/events.jsonl              everything the run said
 {output}/{name}/checkpoints/000050/       adapter.safetensors (usable) and training.safetensors (to go on from)
 {output}/{name}/samples/000050-0.png      sample pictures, step 0 (the base) included
 {output}/{name}/{name}.safetensors        the finished adapter
+{output}/{name}/sample-now                somebody asks for sample pictures
 """
 
 import contextlib
@@ -18,10 +19,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from hra_diffusion import library
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, checked_name, make_folder, save_tensors, write_text
 from training import config as configs
 from training.config import TrainConfig
+
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
 
 
 class RunError(UserError):
@@ -75,6 +80,7 @@ class Run:
             self.require_resumable(config, resume)
             if json.loads((self.folder / "photos.json").read_text(encoding="utf-8")) != photos:
                 raise RunError(f"the photos or captions of {self.folder} have changed since; start a new run")
+            self.write_state("running", self.state["step"], config.steps)
             return
         self.write_state("running", 0, config.steps)
         write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
@@ -90,6 +96,18 @@ class Run:
                 f"{self.folder} was started with another {', '.join(changed)}; "
                 f"resume with the same settings, or start a new run under another --name"
             )
+
+    def ask_for_samples(self) -> None:
+        """Have whoever trains this run draw its sample pictures after the step at hand."""
+        write_text(self.folder / "sample-now", "")
+
+    def samples_asked(self) -> bool:
+        """Whether somebody asked for sample pictures since this was last called."""
+        asked = self.folder / "sample-now"
+        if not asked.exists():
+            return False
+        asked.unlink()
+        return True
 
     def checkpoints(self) -> list[Path]:
         """Folders of the whole checkpoints, oldest first."""
@@ -108,7 +126,7 @@ class Run:
         """Hold the run: no other process can train under this name. Freed by the system if this process dies."""
         make_folder(self.folder)
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with FileLock(self.folder / ".lock", timeout=LOCK_TIMEOUT):
                 yield
         except Timeout:
             raise RunError(f"{self.folder} is being trained by another process; wait, or take another --name") from None
@@ -125,3 +143,15 @@ def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor])
     with atomic_path(folder) as unfinished:
         save_tensors(unfinished / "training.safetensors", training)
         adapter(unfinished / "adapter.safetensors")
+
+
+def rename(adapter: Path, name: str) -> Path:
+    """Give an adapter another name, and the run it came from: then that can still be resumed by name.
+
+    Raises UserError for a name that can't be, or is taken.
+    """
+    adapter = library.rename(adapter, name)
+    run = Run(adapter.parent)
+    if run.name == name and (run.folder / "config.yaml").is_file():
+        configs.write(run.config.model_copy(update={"name": name}), run.folder / "config.yaml")
+    return adapter

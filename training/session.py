@@ -148,7 +148,7 @@ def cache_examples(
     config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
 ) -> tuple[Examples, Examples | None]:
     """Photos and, with prior preservation, class images as cached latents and text."""
-    captions = [photo.caption or config.caption.replace("{subject}", config.subject) for photo in album.photos]
+    captions = [(photo.caption or config.caption).replace("{subject}", config.subject) for photo in album.photos]
     for caption in too_long(pipe, captions):
         clock.emit(Notice(f"this caption is too long for the text encoder, its end will not be seen: {caption[:80]}…"))
     images, embed = [photo.image for photo in album.photos], not config.train_text_encoder

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, field in TrainConfig.model_fields.items():
         if name == "method":
             group.add_argument("--method", choices=registry.names(), default=argparse.SUPPRESS, help=field.description)
-        elif name != "options":
+        elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
             _add_flag(group, name, field, field.description or "")
     options = parser.add_argument_group("options of the methods")
     for name, (field, methods) in _method_options().items():

@@ -3,14 +3,19 @@
 A family says how prompts become what the UNet takes, and how files elsewhere call its parts.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from __future__ import annotations
 
-from diffusers import DiffusionPipeline
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
 from torch import Tensor, nn, stack
 
 from hra_diffusion.attachment import find_targets
 from hra_diffusion.families import sd, sdxl
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Text = dict[str, Tensor]
 """A batch of prompts: ``ids`` (B, encoders, L), or embedded, ``hidden`` (B, L, d) and where the UNet wants it
@@ -21,6 +26,8 @@ class Family(Protocol):
     """One family of base models."""
 
     name: str
+    pipeline: str
+    """The class of its pipelines, by its name in diffusers."""
     encoders: tuple[tuple[str, str], ...]
     """The text encoders, each with its tokenizer, by their names on the pipeline."""
     kohya: tuple[tuple[str, str], ...]
@@ -32,11 +39,6 @@ class Family(Protocol):
     """What ``from_pretrained`` takes beside the usual."""
     original_unet_names: bool
     """Whether kohya's files name the UNet's layers as the original checkpoint does, not as diffusers does."""
-
-    @property
-    def pipeline(self) -> type[DiffusionPipeline]:
-        """The class of its pipelines."""
-        ...
 
     def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Prompts, and negative ones where guidance is used, as keyword arguments of the pipeline's call."""
@@ -58,9 +60,14 @@ class Family(Protocol):
 FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL())
 
 
+def pipeline_class(family: Family) -> Any:
+    """The class of a family's pipelines; diffusers is imported now, not with this module, since it takes seconds."""
+    return getattr(importlib.import_module("diffusers"), family.pipeline)
+
+
 def of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; a subclass of Stable Diffusion's pipeline counts as Stable Diffusion."""
-    return next((family for family in reversed(FAMILIES) if isinstance(pipe, family.pipeline)), FAMILIES[0])
+    return next((family for family in reversed(FAMILIES) if isinstance(pipe, pipeline_class(family))), FAMILIES[0])
 
 
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 
@@ -15,7 +14,7 @@ class StableDiffusion:
     """Stable Diffusion 1.x and 2.x, and what is built like them."""
 
     name = "sd"
-    pipeline = StableDiffusionPipeline
+    pipeline = "StableDiffusionPipeline"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     kohya: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     guidance_scale = 7.5

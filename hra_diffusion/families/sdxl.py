@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 
@@ -16,7 +15,7 @@ class StableDiffusionXL:
     """Stable Diffusion XL."""
 
     name = "sdxl"
-    pipeline = StableDiffusionXLPipeline
+    pipeline = "StableDiffusionXLPipeline"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     kohya: tuple[tuple[str, str], ...] = (
         ("unet", "lora_unet"),

@@ -1,0 +1,410 @@
+"""The Compare tab: adapters and the base side by side from the same noise; blind votes; downloads."""
+
+import dataclasses
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from app.page.house import DEVICE_QUEUE, QUIET, House, clicked, plainly, plainly_each
+from app.page.html import bar, button, empty, note, picture, served
+from app.page.theme import CLICKS
+from hra_diffusion import library, report, votes
+from hra_diffusion.adapter_file import AdapterInfo, read_info
+from hra_diffusion.comparison import BASE, Column, Comparison, compare, load, save
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import atomic_path
+from hra_diffusion.generation import OnStep, Settings, complete, with_subject
+from hra_diffusion.studio import Cancelled, Preview
+from hra_diffusion.votes import QUESTIONS, Vote
+
+MOST_CELLS, REVEALED_AFTER = 120, 10
+PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the beach"
+
+
+@dataclass
+class Compare:
+    """The tab's components."""
+
+    adapters: gr.Dropdown
+    base: gr.Checkbox
+    prompts: gr.Textbox
+    seed: gr.Number
+    seeds: gr.Slider
+    strength: gr.Slider
+    steps: gr.Slider
+    run: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    grid: gr.HTML
+    tools: gr.Column
+    left: gr.Dropdown
+    right: gr.Dropdown
+    row: gr.Dropdown
+    overlay: gr.ImageSlider
+    ballot: gr.HTML
+    standings: gr.HTML
+    files: gr.HTML
+    asked: gr.State
+
+    @property
+    def shown(self) -> list[Any]:
+        """What a comparison fills in."""
+        return [self.grid, self.tools, self.row, self.left, self.right, self.overlay, self.files, self.ballot,
+                self.standings, self.asked]  # fmt: skip
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All that decides a comparison."""
+        return [self.adapters, self.base, self.prompts, self.seed, self.seeds, self.strength, self.steps]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be compared: a column for each adapter, and the base."""
+
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    infos: tuple[AdapterInfo, ...]
+    base: bool
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strength: float
+    settings: Settings
+
+    @property
+    def width(self) -> int:
+        return len(self.files) + self.base
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the columns, in order; equal ones are told apart by a number."""
+        names = [BASE] * self.base
+        for name in self.names:
+            numbered = (f"{name} {number}" for number in itertools.count(2))
+            names.append(next(new for new in itertools.chain([name], numbered) if new not in names))
+        return names
+
+    def columns(self, mixes: Sequence[Mapping[str, float]]) -> list[Column]:
+        """The contestants, ``mixes`` being the adapters' names on the pipeline with their strengths."""
+        nouns = [self.infos[0].class_noun] if self.infos else [""]
+        subjects = nouns * self.base + [info.subject for info in self.infos]
+        return [Column(*c) for c in zip(self.labels, [{}] * self.base + list(mixes), subjects, strict=True)]
+
+
+def build(house: House) -> Compare:
+    """Lay the tab out."""
+    parts: dict[str, Any] = {}
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=300):
+            parts["adapters"] = gr.Dropdown(house.adapter_choices(), multiselect=True, label="Adapters",
+                                            info="A column each.", elem_id="compare-adapters")  # fmt: skip
+            parts["base"] = gr.Checkbox(True, label="The base model too, as the first column")
+        with gr.Column(scale=5, min_width=300):
+            parts["prompts"] = gr.Textbox(PROMPTS, lines=3, label="Prompts, a line each", max_length=2000,
+                                          info="{subject} stands for each adapter’s own.")  # fmt: skip
+    with gr.Row():
+        parts["seeds"] = gr.Slider(1, 6, 2, step=1, label="Rows a prompt (seeds)", min_width=140)
+        parts["seed"] = gr.Number(0, precision=0, minimum=0, label="First seed", min_width=100)
+        parts["strength"] = gr.Slider(0, 1.5, 1, step=0.05, label="Strength of all", min_width=140)
+        parts["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=140)
+    with gr.Row():
+        parts["run"] = gr.Button("Compare", variant="primary", size="lg", scale=3, elem_id="compare-button")
+        parts["stop"] = gr.Button("Stop", size="lg", scale=1, min_width=70)
+    parts["status"] = gr.HTML()
+    parts["grid"] = gr.HTML(elem_id="grid")
+    parts |= _tools()
+    return Compare(**parts, asked=gr.State())
+
+
+def _tools() -> dict[str, Any]:
+    with gr.Column(visible=False) as tools:
+        with gr.Accordion("Two on top of each other", open=False):
+            with gr.Row():
+                row = gr.Dropdown([], label="Row", min_width=140)
+                left = gr.Dropdown([], label="Left", min_width=120)
+                right = gr.Dropdown([], label="Right", min_width=120)
+            overlay = gr.ImageSlider(
+                label="Overlay", show_label=False, height=420, interactive=False, elem_id="overlay"
+            )
+        with gr.Accordion("Blind vote", open=False):
+            ballot, standings = gr.HTML(js_on_load=CLICKS, elem_id="ballot"), gr.HTML()
+        with gr.Accordion("Download", open=False):
+            files = gr.HTML()
+    return {"tools": tools, "row": row, "left": left, "right": right, "overlay": overlay, "ballot": ballot,
+            "standings": standings, "files": files}  # fmt: skip
+
+
+def make_plan(house: House, values: Sequence[Any]) -> Plan:
+    """The tab's values, checked. Raises UserError saying what is missing or too much."""
+    keys, base, text, seed, count, strength, steps = values
+    files = tuple(house.file(key) for key in keys or [])
+    prompts = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+    if not files:
+        raise UserError("Choose at least one adapter; teach one first if there is none.")
+    if not prompts:
+        raise UserError("Write at least one prompt.")
+    infos = tuple(read_info(file) for file in files)
+    nouns = infos[0].class_noun
+    prompts = tuple(p if "{subject}" in p else with_subject(p, "{subject}", nouns) for p in prompts)
+    seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
+    labels = tuple(library.known_as(file) for file in files)
+    plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)))
+    if (cells := plan.width * len(prompts) * len(seeds)) > MOST_CELLS:
+        raise UserError(
+            f"that makes {cells} pictures; {MOST_CELLS} are the most. Take fewer prompts, seeds or adapters."
+        )
+    return plan
+
+
+def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
+    """Draw the comparison: previews of its cells, then itself, with the photos the first adapter learned from."""
+    studio = house.studio
+
+    def work(on_step: OnStep) -> Comparison:
+        infos = studio.put_on(list(plan.files))
+        columns = plan.columns([{info.name: plan.strength} for info in infos])
+        photos = house.photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
+        return compare(studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step)
+
+    total = plan.width * len(plan.prompts) * len(plan.seeds)
+    for news in studio.watch(work, total, stop):
+        yield news if isinstance(news, Preview) else news.value
+
+
+def show_grid(
+    labels: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    cells: Mapping[int, Image.Image | Path],
+    photos: Sequence[Image.Image] = (),
+) -> str:
+    """The table of pictures; cells that are not there yet are blank."""
+    heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
+    rows, width = [], len(labels)
+    for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
+        if number % len(seeds) == 0:
+            words = prompt.replace("{subject}", "…")
+            rows.append(f'<tr><th class="prompt soft" colspan="{width + bool(photos)}">{escape(words)}</th></tr>')
+        reference = f"<td>{_cell(photos[number % len(photos)], 'photo')}</td>" if photos else ""
+        drawn = "".join(
+            f"<td>{_cell(cells.get(number * width + i), f'{label}: {prompt}, seed {seed}')}</td>"
+            for i, label in enumerate(labels)
+        )
+        rows.append(f"<tr>{reference}{drawn}</tr>")
+    first = "<th>photos</th>" if photos else ""
+    return f'<div class="scroll"><table class="grid" data-group><tr>{first}{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _cell(source: Image.Image | Path | None, about: str) -> str:
+    return '<div class="blank"></div>' if source is None else f'<div class="cell">{picture(source, about)}</div>'
+
+
+def show_kept(folder: Path, comparison: Comparison) -> str:
+    """The grid of a comparison that is saved."""
+    files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
+    labels = [column.label for column in comparison.columns]
+    return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos)
+
+
+def keep(comparison: Comparison, folder: Path) -> None:
+    """Save the comparison with its report and an archive of its pictures."""
+    save(comparison, folder)
+    report.write(comparison, folder / "report.html")
+    with atomic_path(folder / "pictures.zip") as temporary:
+        shutil.make_archive(str(temporary.with_suffix("")), "zip", folder / "pictures")
+
+
+def show_downloads(folder: Path) -> str:
+    """Links to what a comparison left."""
+    texts = {"grid.png": "The grid as a picture", "report.html": "A report in one file", "pictures.zip": "All pictures"}
+    links = "".join(
+        f'<a class="act" href="{escape(served(folder / file))}" download="{file}">{text}</a>'
+        for file, text in texts.items()
+    )
+    return f'<div style="display:flex;gap:8px;flex-wrap:wrap">{links}</div>'
+
+
+def newest(folder: Path) -> Path | None:
+    """This visitor's latest comparison."""
+    return max((path.parent for path in folder.glob("compare/[0-9]*/results.json")), default=None)
+
+
+def recall(house: House, folder: Path) -> Comparison:
+    """A kept comparison with its reference photos."""
+    comparison = load(folder)
+    names = {name for column in comparison.columns for name in column.adapters}
+    for saved in house.adapters():
+        if saved.info.name in names and (photos := house.photos_of(saved.path, comparison.settings.width)):
+            return dataclasses.replace(comparison, photos=tuple(photos))
+    return comparison
+
+
+def show_ballot(folder: Path, comparison: Comparison, done: int) -> tuple[str, str]:
+    """The next question with its two pictures and, after ten votes, how the methods stand."""
+    width = len(comparison.columns)
+    rows = len(comparison.cells) // width
+    every = votes.ballots(rows, range(width), width, seed=len(comparison.cells))
+    cast = votes.recorded(folder)
+    if width < 2:
+        return note("A vote needs two columns at least.", "plain"), ""
+    if done >= len(every):
+        return note("All pairs have been asked. Thank you!", "plain"), show_standings(cast, True)
+    ballot = every[done]
+    sides = "".join(
+        f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}"
+        f"{button(f'{side} one', 'vote', cell=cell, at=done)}</div>"
+        for side, cell in (("Left", ballot.left), ("Right", ballot.right))
+    )
+    asked = _about(comparison, ballot)
+    more = button("No difference", "tie", at=done) + " " + button("Skip", "skip", at=done)
+    html = (
+        f'<p><b>{QUESTIONS[ballot.question]}</b></p>{asked}<div class="ballot">{sides}</div>'
+        f'<p style="text-align:center">{more}</p>'
+    )
+    return html, show_standings(cast, len(cast) >= REVEALED_AFTER)
+
+
+def _about(comparison: Comparison, ballot: votes.Ballot) -> str:
+    if ballot.question == "prompt" or not comparison.photos:
+        prompt = comparison.prompts[ballot.left // len(comparison.columns) // len(comparison.seeds)]
+        words = prompt.replace("{subject}", comparison.columns[-1].subject)  # the base's own would tell it apart
+        return f'<p class="soft">“{escape(words)}”</p>'
+    photos = "".join(f'<div class="cell" style="width:84px">{picture(p, "photo")}</div>' for p in comparison.photos[:4])
+    return f'<div style="display:flex;gap:8px;justify-content:center" data-group>{photos}</div>'
+
+
+def show_standings(cast: Sequence[Vote], revealed: bool) -> str:
+    """Wins of each column with Wilson's interval; before they are revealed, only how many votes there are."""
+    if not revealed:
+        return f'<p class="soft">{len(cast)} votes so far; names are shown after {REVEALED_AFTER}.</p>' if cast else ""
+    tables = []
+    for question, words in QUESTIONS.items():
+        lines = "".join(
+            f"<tr><td>{escape(s.column)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} – {s.high:.0%}</td></tr>"
+            for s in votes.tally(cast, question)
+        )
+        head = "<tr><th></th><th>won</th><th>95 % interval</th></tr>"
+        tables.append(
+            f'<p style="margin-top:12px"><b>{words}</b></p><table class="plain">{head}{lines}</table>' if lines else ""
+        )
+    return "".join(tables)
+
+
+def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int | None) -> None:
+    """Keep the answer to ballot number ``at``. Raises UserError for a picture that was not asked about."""
+    width = len(comparison.columns)
+    ballot = votes.ballots(len(comparison.cells) // width, range(width), width, seed=len(comparison.cells))[at]
+    winner = ballot.left if do == "tie" else cell
+    if winner not in (ballot.left, ballot.right):
+        raise UserError("this question is over; answer the one that is shown")
+    loser = ballot.right if winner == ballot.left else ballot.left
+    names = [comparison.cells[number].column for number in (winner, loser)]
+    votes.record(Vote(ballot.question, *names, tie=do == "tie"), folder)
+    report.write(comparison, folder / "report.html", votes.recorded(folder))
+
+
+class Events:
+    """What the tab's buttons do."""
+
+    def __init__(self, house: House, parts: Compare):
+        self.house, self.parts = house, parts
+        self.stops: dict[str, threading.Event] = {}
+
+    def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
+        labels = [column.label for column in comparison.columns]
+        rows = [
+            f"{p.replace('{subject}', '…')} · seed {s}"
+            for p, s in itertools.product(comparison.prompts, comparison.seeds)
+        ]
+        pair = (labels[0], labels[-1])
+        return (
+            show_kept(folder, comparison), gr.update(visible=True),
+            gr.update(choices=list(zip(rows, range(len(rows)), strict=True)), value=0),
+            *(gr.update(choices=labels, value=label) for label in pair),
+            overlaid(folder, comparison, 0, *pair), show_downloads(folder), *show_ballot(folder, comparison, 0), 0,
+        )  # fmt: skip
+
+    @plainly_each
+    def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        plan, waiting = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
+        stop = self.stops[str(request.session_hash)] = threading.Event()
+        start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
+        blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
+        yield f"<p>{cells} pictures to draw …</p>{bar(0)}", blank, gr.update(visible=False), *waiting[1:]
+        try:
+            for news in draw(self.house, plan, stop):
+                if isinstance(news, Preview):
+                    grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
+                    left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
+                    yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done)}", grid, *waiting
+                    continue
+                folder = free_folder(self.house.own(request) / "compare")
+                keep(news, folder)
+                text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
+                yield f'<p class="soft">{text}</p>', *self.show(folder, news)
+        except UserError as error:
+            said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
+            yield said, *[gr.skip()] * len(self.parts.shown)
+
+    def halt(self, request: gr.Request) -> None:
+        if stop := self.stops.get(str(request.session_hash)):
+            stop.set()
+
+    def current(self, request: gr.Request) -> tuple[Path, Comparison]:
+        if (folder := newest(self.house.own(request))) is None:
+            raise UserError("there is no comparison yet")
+        return folder, recall(self.house, folder)
+
+    def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
+        if (folder := newest(self.house.own(request))) is None:
+            what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
+            return empty("Nothing compared yet", what), *[gr.skip()] * (len(self.parts.shown) - 1)
+        return self.show(folder, recall(self.house, folder))
+
+    @plainly
+    def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:
+        return overlaid(*self.current(request), row, left, right)
+
+    @plainly
+    def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str, int]:
+        folder, comparison = self.current(request)
+        said = clicked(event)
+        at = int(said["at"])
+        if said["do"] != "skip":
+            count_vote(folder, comparison, at, said["do"], int(said["cell"]) if "cell" in said else None)
+        return *show_ballot(folder, comparison, at + 1), at + 1
+
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
+    """Wire the tab."""
+    events, shown = Events(house, parts), parts.shown
+    drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
+    device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
+    parts.run.click(events.run, **drawing, **device, api_name="compare")
+    parts.stop.click(events.halt, None, None, **QUIET)
+    page.load(events.bring_back, None, shown, **QUIET)
+    gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
+    gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
+          parts.overlay, **QUIET)  # fmt: skip
+    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings, parts.asked], **QUIET)
+
+
+def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:
+    """Two pictures of a row, for the overlay."""
+    labels, files = [c.label for c in comparison.columns], sorted((folder / "pictures").glob("*.png"))
+    first, second = (str(files[int(row) * len(labels) + labels.index(label)]) for label in (left, right))
+    return first, second
+
+
+def free_folder(parent: Path) -> Path:
+    """The first of parent/0001, parent/0002, … that is not there."""
+    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())

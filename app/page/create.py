@@ -1,0 +1,355 @@
+"""The Create tab: a prompt, the adapters in use, and pictures that arrive while they are drawn."""
+
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly, plainly_each
+from app.page.html import bar, button, empty, picture, served
+from app.page.theme import CLICKS
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import make_folder
+from hra_diffusion.generation import (
+    PNG_KEY,
+    SCHEDULERS,
+    OnStep,
+    Settings,
+    generate,
+    read_png,
+    save_png,
+    slug,
+    with_subject,
+)
+from hra_diffusion.studio import Cancelled, Preview, Studio
+
+MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
+IDEAS = ("in the snow", "on the beach", "on a cobblestone street", "in a garden", "at night", "on a wooden table")
+
+
+@dataclass
+class Create:
+    """The tab's components."""
+
+    adapters: gr.Dropdown
+    strengths: list[gr.Slider]
+    prompt: gr.Textbox
+    ideas: gr.HTML
+    spoken: gr.HTML
+    draw: gr.Button
+    stop: gr.Button
+    count: gr.Slider
+    seed: gr.Number
+    lock: gr.Checkbox
+    negative: gr.Textbox
+    steps: gr.Slider
+    guidance: gr.Number
+    scheduler: gr.Dropdown
+    width: gr.Number
+    height: gr.Number
+    made: gr.File
+    stage: gr.HTML
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All that decides the pictures."""
+        return [self.adapters, self.prompt, self.count, self.seed, self.lock, self.negative, self.steps, self.guidance,
+                self.scheduler, self.width, self.height, *self.strengths]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The tab's values, by name."""
+
+    adapters: Sequence[str]
+    prompt: str
+    count: int
+    seed: int
+    lock: bool
+    negative: str
+    steps: int
+    guidance: float | None
+    scheduler: str
+    width: int | None
+    height: int | None
+    strengths: Sequence[float]
+
+    @property
+    def settings(self) -> Settings:
+        """What the pictures share."""
+        return Settings(int(self.steps), self.guidance, self.scheduler, _size(self.width), _size(self.height))
+
+
+def build(house: House) -> Create:
+    """Lay the tab out."""
+    parts: dict[str, Any] = {}
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=320):
+            parts["adapters"] = gr.Dropdown(
+                house.adapter_choices(), multiselect=True, max_choices=MOST_ADAPTERS, label="Adapters",
+                info="What you taught; several mix. None: the base model alone.", elem_id="adapters",
+            )  # fmt: skip
+            parts["strengths"] = [
+                gr.Slider(0, 1.5, 1, step=0.05, visible=False, label="Strength") for _ in range(MOST_ADAPTERS)
+            ]
+            parts["prompt"] = gr.Textbox(
+                label="Prompt", placeholder="a photo of a dog in the snow", lines=2, max_length=600, elem_id="prompt"
+            )
+            parts["spoken"] = gr.HTML()
+            chips = "".join(button(idea, "idea", text=idea) for idea in IDEAS)
+            parts["ideas"] = gr.HTML(
+                f'<div style="display:flex;gap:6px;flex-wrap:wrap">{chips}</div>', js_on_load=CLICKS
+            )
+            parts |= _more()
+        with gr.Column(scale=6, min_width=320):
+            parts["stage"] = gr.HTML(js_on_load=CLICKS, elem_id="stage")
+    return Create(**parts)
+
+
+def _more() -> dict[str, Any]:
+    count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
+    with gr.Row():
+        seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=100)
+        lock = gr.Checkbox(False, label="Keep the seed", min_width=110)
+    with gr.Row():
+        draw = gr.Button("Create", variant="primary", size="lg", scale=3, elem_id="create-button")
+        stop = gr.Button("Stop", size="lg", scale=1, min_width=70)
+    with gr.Accordion("More", open=False):
+        negative = gr.Textbox(label="Negative prompt", info="What should not be in the picture.", max_length=600)
+        with gr.Row():
+            steps = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=120)
+            guidance = gr.Number(None, label="Guidance scale", placeholder="the base's own", minimum=0, maximum=30,
+                                 min_width=120)  # fmt: skip
+            scheduler = gr.Dropdown(list(SCHEDULERS), value="dpm++", label="Scheduler", min_width=120)
+        with gr.Row():
+            width = gr.Number(
+                None, precision=0, label="Width", placeholder="the base's own", maximum=2048, min_width=100
+            )
+            height = gr.Number(
+                None, precision=0, label="Height", placeholder="the base's own", maximum=2048, min_width=100
+            )
+    with gr.Accordion("What made this picture?", open=False):
+        made = gr.File(label="Drop a PNG made here: its settings are filled in", file_types=[".png"], height=110)
+    return {"count": count, "seed": seed, "lock": lock, "draw": draw, "stop": stop, "negative": negative,
+            "steps": steps, "guidance": guidance, "scheduler": scheduler, "width": width, "height": height,
+            "made": made}  # fmt: skip
+
+
+def read_wish(values: Sequence[Any]) -> Wish:
+    """The tab's values; without a kept seed, a new one is rolled."""
+    adapters, prompt, count, seed, lock, negative, steps, guidance, scheduler, width, height, *strengths = values
+    seed = int(seed or 0) if lock else random.randrange(2**31)
+    count = min(int(count), MOST_PICTURES)
+    return Wish(
+        adapters or [],
+        prompt or "",
+        count,
+        seed,
+        lock,
+        negative or "",
+        steps,
+        guidance,
+        scheduler,
+        width,
+        height,
+        strengths,
+    )
+
+
+def spoken(house: House, adapters: Sequence[str], prompt: str) -> str:
+    """The prompt as it will be drawn: with each subject's word in it."""
+    for key in adapters or ():
+        prompt = with_subject(prompt or "", *house.subject_of(key))
+    return prompt or ""
+
+
+def draw(house: House, wish: Wish, stop: threading.Event) -> Iterator[tuple[Mapping[int, Image.Image], float]]:
+    """Draw what is wished for: what there is by now and how far it is, then the finished pictures with 1.0."""
+    studio, prompt = house.studio, spoken(house, wish.adapters, wish.prompt)
+    if not prompt.strip():
+        raise UserError("Say what to draw: a prompt like “a photo of a dog in the snow”.")
+
+    def pictures(on_step: OnStep) -> list[Image.Image]:
+        infos = studio.put_on([house.file(key) for key in wish.adapters])
+        mix = {info.name: strength for info, strength in zip(infos, wish.strengths, strict=False)}
+        return generate(
+            studio.pipe, prompt, mix, int(wish.seed), int(wish.count), wish.settings, wish.negative, on_step=on_step
+        )
+
+    for news in studio.watch(pictures, int(wish.count), stop):
+        if isinstance(news, Preview):
+            yield news.pictures, min(news.done, 0.99)
+        else:
+            yield dict(enumerate(news.value)), 1.0
+
+
+def keep(pictures: Sequence[Image.Image], folder: Path) -> list[Path]:
+    """Save pictures with their settings inside; numbers go on from those that are there."""
+    make_folder(folder)
+    first = max((int(path.name[:5]) for path in folder.glob("[0-9]*.png")), default=-1) + 1
+    return [
+        save_png(image, folder / f"{first + i:05d}-{slug(image.info[PNG_KEY]['prompt'])}.png")
+        for i, image in enumerate(pictures)
+    ]
+
+
+def show_stage(house: House, request: gr.Request) -> str:
+    """This visitor's pictures, newest first."""
+    files = sorted((house.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
+    if not files:
+        return empty(
+            "No pictures yet",
+            "Choose what you taught, write where it should be, press Create. Pictures appear here as they are drawn.",
+        )
+    return f'<div class="pictures large" data-group>{"".join(map(_kept, files))}</div>'
+
+
+def _kept(file: Path) -> str:
+    made = read_png(file)
+    about = f"{made['prompt']} · seed {made['seed']}"
+    save = f'<a class="act" href="{escape(served(file))}" download="{escape(file.name)}">Save</a>'
+    actions = save + button("Same settings", "settings", file=file.name) + button("Compare", "compare", file=file.name)
+    return f'<figure class="picture">{picture(file, about)}<figcaption>{actions}</figcaption></figure>'
+
+
+def show_drawing(pictures: Mapping[int, Image.Image], count: int, done: float, text: str, before: str = "") -> str:
+    """Pictures on their way, above those that were there."""
+    cells = [
+        f'<figure class="picture drawing">{picture(pictures[i], "being drawn", zoom=False)}</figure>'
+        if i in pictures
+        else '<div class="blank"></div>'
+        for i in range(count)
+    ]
+    line = f'<p role="status">{escape(text)}</p>{bar(done)}'
+    return f'{line}<div class="pictures large" style="margin:12px 0">{"".join(cells)}</div>{before}'
+
+
+class Events:
+    """What the tab's buttons do."""
+
+    def __init__(self, house: House, parts: Create):
+        self.house, self.parts = house, parts
+        self.stops: dict[str, threading.Event] = {}
+
+    def choices(self) -> Any:
+        return gr.update(choices=self.house.adapter_choices())
+
+    def sliders(self, adapters: list[str] | None) -> list[Any]:
+        labels = {key: label for label, key in self.house.adapter_choices()}
+        chosen = [labels.get(key, "") for key in adapters or ()]
+        return [
+            gr.update(visible=i < len(chosen), label=f"Strength of {chosen[i]}" if i < len(chosen) else "Strength")
+            for i in range(MOST_ADAPTERS)
+        ]
+
+    def show_prompt(self, adapters: list[str] | None, prompt: str) -> str:
+        drawn = spoken(self.house, adapters or [], prompt)
+        return f'<p class="soft small">Drawn as: <b>{escape(drawn)}</b></p>' if drawn and drawn != prompt else ""
+
+    def idea(self, event: gr.EventData, adapters: list[str] | None) -> str:
+        noun = self.house.subject_of(adapters[0])[1] if adapters else ""
+        return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
+
+    @plainly_each
+    def create(self, request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
+        wish = read_wish(values)
+        count, seed = wish.count, wish.seed
+        before, finished = show_stage(self.house, request), []
+        stop = self.stops[str(request.session_hash)] = threading.Event()
+        yield show_drawing({}, count, 0, _waiting(self.house.studio)), seed
+        try:
+            for pictures, done in draw(self.house, wish, stop):
+                finished = list(pictures.values()) if done == 1 else finished
+                yield (
+                    show_drawing(pictures, count, done, "drawing …", before if 'class="empty"' not in before else ""),
+                    gr.skip(),
+                )
+        except Cancelled:
+            gr.Info("Stopped.")
+        except UserError:
+            yield show_stage(self.house, request), gr.skip()
+            raise
+        keep(finished, self.house.own(request) / "pictures")
+        yield show_stage(self.house, request), seed
+
+    def halt(self, request: gr.Request) -> None:
+        if stop := self.stops.get(str(request.session_hash)):
+            stop.set()
+
+    @plainly
+    def take_settings(self, file: str | None) -> list[Any]:
+        return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.inputs) + 1)
+
+    @plainly
+    def on_picture(self, event: gr.EventData, request: gr.Request) -> list[Any]:
+        path = self.house.own(request) / "pictures" / Path(clicked(event)["file"]).name
+        made = read_png(path)
+        untouched = [gr.skip()] * len(self.parts.inputs)
+        if clicked(event)["do"] == "compare":
+            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], _keys(self.house, made)]
+        return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
+    """Wire the tab."""
+    events = Events(house, parts)
+    page.load(events.choices, None, parts.adapters, **QUIET)
+    page.load(show_stage_of(house), None, parts.stage, **QUIET)
+    tab.select(events.choices, None, parts.adapters, **QUIET)
+    parts.adapters.change(events.sliders, parts.adapters, parts.strengths, **QUIET)
+    gr.on(
+        [parts.adapters.change, parts.prompt.change],
+        events.show_prompt,
+        [parts.adapters, parts.prompt],
+        parts.spoken,
+        **QUIET,
+    )
+    parts.ideas.click(events.idea, parts.adapters, parts.prompt, **QUIET)
+    drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.stage, parts.seed], "show_progress": "hidden"}
+    device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
+    parts.draw.click(events.create, **drawing, **device, api_name="generate")
+    parts.prompt.submit(events.create, **drawing, **device, **MINE)
+    parts.stop.click(events.halt, None, None, **QUIET)
+    parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.inputs], **MINE)
+    beside = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
+    parts.stage.click(events.on_picture, None, [*parts.inputs, *beside], **MINE)
+
+
+def show_stage_of(house: House) -> Any:
+    """``show_stage`` as an event of the page."""
+
+    def shown(request: gr.Request) -> str:
+        return show_stage(house, request)
+
+    return shown
+
+
+def _waiting(studio: Studio) -> str:
+    return "waiting for the device …" if studio.loaded else "loading the base model …"
+
+
+def _keys(house: House, made: Mapping[str, Any]) -> list[str]:
+    known = dict(house.adapter_choices())
+    return [known[name] for name in made["adapters"] if name in known]
+
+
+def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
+    """The settings inside a picture as values of the tab's inputs; the seed is kept then."""
+    known = {name for name, _ in house.adapter_choices()}
+    if missing := [name for name in made["adapters"] if name not in known]:
+        gr.Warning(f"drawn with {', '.join(missing)}, which is not in the library")
+    strengths = [*made["adapters"].values(), *[1.0] * MOST_ADAPTERS][:MOST_ADAPTERS]
+    return [
+        _keys(house, made), made["prompt"], 1, made["seed"], True, made["negative_prompt"], made["steps"],
+        made["guidance_scale"], made["scheduler"], made["width"], made["height"], *strengths,
+    ]  # fmt: skip
+
+
+def _size(value: float | None) -> int | None:
+    return int(value) if value else None

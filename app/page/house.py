@@ -1,0 +1,155 @@
+"""What all tabs share: the outputs folder, the queue, the studio; and who is asking."""
+
+import functools
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion import library
+from hra_diffusion.adapter_file import AdapterFileError, read_info
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import write_text
+from hra_diffusion.generation import Settings, complete
+from hra_diffusion.studio import Studio
+from training.drafts import Draft
+from training.jobs import Queue
+from training.photos import MIN_SIDE, PhotoError, ingest
+from training.runs import Run
+
+COOKIE = "hra_visitor"
+DEVICE_QUEUE = "device"
+"""Everything that draws shares one queue of events: one drawing at a time."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""For events that only read and show."""
+MINE: dict[str, Any] = {"api_visibility": "private"}
+"""For events that belong to the page and are no part of its API."""
+
+
+@dataclass(frozen=True)
+class House:
+    """One outputs folder and one base model at a time, for all visitors."""
+
+    output: Path
+    studio: Studio
+    bases: tuple[str, ...]
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(self.output)
+
+    @property
+    def side(self) -> int:
+        """The side of the base's pictures in pixels; before it is loaded, one that nothing is too small for."""
+        return complete(self.studio.pipe, Settings()).width if self.studio.loaded else MIN_SIDE
+
+    def own(self, request: gr.Request) -> Path:
+        """The folder of whoever asks: by login, else by the browser's cookie (the guard sees to it that there is one).
+
+        Its name can't be guessed and does not tell the cookie.
+        """
+        who = f"login {request.username}" if request.username else f"cookie {request.cookies[COOKIE]}"
+        return self.output / "visitors" / hmac.new(self.salt, who.encode(), "sha256").hexdigest()[:32]
+
+    @functools.cached_property
+    def salt(self) -> bytes:
+        """A secret of this outputs folder: without it the folder of a login could be told from its name."""
+        file = self.output / ".salt"
+        if not file.exists():
+            write_text(file, secrets.token_hex(32))
+            file.chmod(0o600)
+        return bytes.fromhex(file.read_text(encoding="utf-8"))
+
+    def draft(self, request: gr.Request) -> Draft:
+        """The subject this visitor is preparing."""
+        return Draft(self.own(request) / "draft")
+
+    def adapters(self) -> list[library.SavedAdapter]:
+        """All finished adapters."""
+        return list(library.list_adapters([self.output]))
+
+    def adapter_choices(self) -> list[tuple[str, str]]:
+        """Adapters to draw with, as (label, key): the finished ones, then every checkpoint."""
+        finished = [saved.path for saved in self.adapters()]
+        checkpoints = sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))
+        return [(library.known_as(path), self.key(path)) for path in [*finished, *checkpoints]]
+
+    def key(self, path: Path) -> str:
+        """How the page names a file of the outputs folder."""
+        return str(path.resolve().relative_to(self.output.resolve()))
+
+    def file(self, key: str) -> Path:
+        """The adapter file of a key from the page. Raises UserError for anything outside the outputs folder."""
+        path, root = (self.output / key).resolve(), self.output.resolve()
+        inside = path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        if not inside or path.suffix != ".safetensors" or not path.is_file():
+            raise UserError("this adapter is not there any more; reload the page")
+        return path
+
+    def samples(self, path: Path) -> list[Path]:
+        """Sample pictures of the run an adapter came from, the last round's."""
+        pictures = sorted((path.parent / "samples").glob("*.png"))
+        last = pictures[-1].name.split("-")[0] if pictures else ""
+        return [picture for picture in pictures if picture.name.startswith(last)]
+
+    def photos_of(self, path: Path, size: int) -> list[Any]:
+        """The photos an adapter learned from, in this size, where they are still there."""
+        for folder in (path.parent, *path.parents[1:3]):
+            if (folder / "config.yaml").is_file():
+                config = Run(folder).config
+                try:
+                    return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
+                except PhotoError:  # moved or changed since
+                    return []
+        return []
+
+    def subject_of(self, key: str) -> tuple[str, str]:
+        """(subject, class noun) of an adapter: "sks dog", "dog"."""
+        try:
+            info = read_info(self.file(key))
+        except AdapterFileError:
+            return "", ""
+        return info.subject, info.class_noun
+
+
+def clicked(event: gr.EventData) -> dict[str, str]:
+    """What a button in a gr.HTML carries: its data-… (see theme.CLICKS)."""
+    return dict(event._data)
+
+
+def plainly(function: Callable) -> Callable:
+    """Let an event say what a person can put right in a box on the page, without a traceback anywhere."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12, print_exception=False) from None
+
+    return told
+
+
+def plainly_each(function: Callable) -> Callable:
+    """``plainly`` for events that yield."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            yield from function(*args, **kwargs)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12, print_exception=False) from None
+
+    return told
+
+
+def changed(signature: object, before: str | None) -> str | None:
+    """The new signature if it differs from what a visitor has seen, else None: what did not change is not sent."""
+    now = hashlib.sha256(json.dumps(signature, default=str).encode()).hexdigest()
+    return None if now == before else now

@@ -1,0 +1,279 @@
+"""The Library tab: every adapter, what it says of itself, and what can be done with it."""
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.page.house import MINE, QUIET, House, clicked, plainly
+from app.page.html import badge, button, empty, facts, note, picture
+from app.page.theme import CLICKS
+from hra_diffusion import library, registry
+from hra_diffusion.adapter_file import AdapterInfo, read_info
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import make_folder
+from hra_diffusion.library import SavedAdapter
+from training import runs
+
+Exporter = Callable[[Path, Path], Path]
+"""Writes an adapter's file in some format into a folder; returns what was written."""
+
+
+def _as_it_is(path: Path, folder: Path) -> Path:
+    return Path(shutil.copy2(path, folder))
+
+
+EXPORTS: dict[str, Exporter] = {"as it is, for hra-diffusion (.safetensors)": _as_it_is}
+"""Formats that can be downloaded, by what they are called. A new format is one entry here."""
+
+
+@dataclass
+class Library:
+    """The tab's components."""
+
+    search: gr.Textbox
+    cards: gr.HTML
+    panel: gr.Column
+    about: gr.HTML
+    name: gr.Textbox
+    rename: gr.Button
+    create: gr.Button
+    format: gr.Dropdown
+    export: gr.DownloadButton
+    delete: gr.Button
+    upload: gr.File
+    said: gr.HTML
+    bin: gr.HTML
+    chosen: gr.State
+
+
+def build(house: House) -> Library:
+    """Lay the tab out."""
+    parts: dict[str, Any] = {}
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=6, min_width=320):
+            parts["search"] = gr.Textbox(
+                placeholder="search by name, method, base …", show_label=False, container=False, label="Search",
+                elem_id="search",
+            )  # fmt: skip
+            parts["said"] = gr.HTML(js_on_load=CLICKS)
+            parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
+            with gr.Accordion("Import an adapter", open=False):
+                parts["upload"] = gr.File(label="Drop a .safetensors file", file_types=[".safetensors"], height=110)
+            with gr.Accordion(f"Bin (kept for {library.BIN_DAYS} days)", open=False):
+                parts["bin"] = gr.HTML(js_on_load=CLICKS)
+        with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
+            parts |= {"panel": panel, "about": gr.HTML()}
+            parts["create"] = gr.Button("Create with it", variant="primary")
+            with gr.Row():
+                parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
+                parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
+            parts["format"] = gr.Dropdown(list(EXPORTS), value=next(iter(EXPORTS)), label="Download")
+            with gr.Row():
+                parts["export"] = gr.DownloadButton("Download", size="md")
+                parts["delete"] = gr.Button("Move to the bin", size="md")
+    return Library(**parts, chosen=gr.State())
+
+
+def show_cards(house: House, search: str = "", chosen: str | None = None) -> str:
+    """The adapters as cards; those that match the search."""
+    adapters = house.adapters()
+    if not adapters:
+        return empty("No adapters yet", "What you teach is kept here. You can also import a file below.")
+    words = search.casefold().split()
+    found = [saved for saved in adapters if all(word in _words(saved.info) for word in words)]
+    found.sort(key=lambda saved: -saved.path.stat().st_mtime)
+    cards = "".join(_card(house, saved, chosen) for saved in found)
+    return f'<div class="cards">{cards}</div>' if found else note("Nothing here matches.", "plain")
+
+
+def _words(info: AdapterInfo) -> str:
+    return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
+
+
+def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
+    info, key, samples = saved.info, house.key(saved.path), house.samples(saved.path)
+    image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
+    wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
+    size = f"{saved.path.stat().st_size / 1e6:.1f} MB"
+    date = time.strftime("%d %b %Y", time.localtime(saved.path.stat().st_mtime))
+    return (
+        f'<button type="button" class="card{" on" if key == chosen else ""}" data-do="open" data-key="{escape(key)}">'
+        f'{image}<span class="name">{escape(info.name)}</span><span>{badge(_title(info.method))} {wrong}</span>'
+        f'<span class="soft small">{escape(info.base)} · {size} · {date}</span></button>'
+    )
+
+
+def _title(method: str) -> str:
+    return registry.get(method).title if method in registry.names() else method
+
+
+def misfit(house: House, path: Path) -> str:
+    """Why an adapter does not belong to the base in use; "" while that is not loaded yet, or is being drawn with."""
+    studio = house.studio
+    if not studio.loaded or not studio.lock.acquire(blocking=False):
+        return ""
+    try:
+        return _misfit(house, studio.base, path, path.stat().st_mtime_ns)
+    finally:
+        studio.lock.release()
+
+
+@functools.lru_cache(maxsize=500)
+def _misfit(house: House, base: str, path: Path, changed: int) -> str:
+    return library.misfit(read_info(path), house.studio.pipe)
+
+
+def show_facts(house: House, key: str) -> str:
+    """All that is known of one adapter."""
+    path = house.file(key)
+    info = read_info(path)
+    layers = sum(len(probes) for probes in info.fingerprint.values())
+    training = info.training
+    seconds = sum(training.get("seconds", {}).values())
+    origin = f"{training['photos']} photos, {training['step']} steps, {seconds:.0f} s" if "step" in training else ""
+    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
+    known = facts([
+        ("in prompts", info.subject), ("method", _title(info.method)), ("options", options), ("base", info.base),
+        ("layers", f"{layers} ({info.targets})"), ("parameters", f"{_count(path):,}".replace(",", " ")),
+        ("size", f"{path.stat().st_size / 1e6:.2f} MB"), ("taught with", origin),
+        ("preset", training.get("preset", "")), ("learning rate", training.get("learning_rate", "")),
+        ("seed", training.get("seed", "")), ("file", key),
+    ])  # fmt: skip
+    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
+    row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
+    return f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}{row}{known}'
+
+
+@functools.lru_cache(maxsize=200)
+def _count(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
+    total = 0
+    for shape in shapes:
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+def show_bin(house: House) -> str:
+    """What was deleted, and can still be brought back."""
+    keys = library.binned(house.output)
+    if not keys:
+        return '<p class="soft">Empty.</p>'
+    rows = [
+        f'<div><span class="grow"><strong>{escape(key.split("-", 1)[1])}</strong></span>'
+        f"{button('Bring back', 'restore', key=key)}</div>"
+        for key in keys
+    ]
+    return f'<div class="queue">{"".join(rows)}</div>'
+
+
+class Events:
+    """What the tab's buttons do."""
+
+    def __init__(self, house: House):
+        self.house = house
+
+    def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
+        return show_cards(self.house, search or "", chosen), show_bin(self.house)
+
+    @plainly
+    def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
+        key = clicked(event)["key"]
+        name = read_info(self.house.file(key)).name
+        return (
+            key,
+            gr.update(visible=True),
+            show_facts(self.house, key),
+            name,
+            show_cards(self.house, search or "", key),
+        )
+
+    @plainly
+    def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
+        require_idle(self.house, chosen)
+        key = self.house.key(runs.rename(self.house.file(chosen), (name or "").strip()))
+        return (
+            key,
+            show_facts(self.house, key),
+            show_cards(self.house, search or "", key),
+            note(f"It is called {name} now.", "plain"),
+        )
+
+    @plainly
+    def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
+        require_idle(self.house, chosen)
+        name, key = (
+            read_info(self.house.file(chosen)).name,
+            library.move_to_bin(self.house.file(chosen), self.house.output),
+        )
+        undo = button("Undo", "restore", key=key)
+        said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
+        return None, gr.update(visible=False), said, *self.refresh(search, None)
+
+    @plainly
+    def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
+        path = library.restore(clicked(event)["key"], self.house.output)
+        return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
+
+    @plainly
+    def take_in(self, file: str | None, search: str) -> tuple[Any, ...]:
+        path = library.add_file(Path(str(file)), self.house.output)
+        info = read_info(path)
+        text = f"{info.name}: {_title(info.method)} of “{info.subject}”, made for {info.base}. It is kept now."
+        wrong = misfit(self.house, path)
+        return None, note(text, "plain") + note(wrong), *self.refresh(search, None)
+
+    @plainly
+    def export(self, chosen: str | None, form: str, request: gr.Request) -> str | None:
+        if chosen is None:
+            return None
+        folder = make_folder(self.house.own(request) / "exports")
+        return str(EXPORTS[form](self.house.file(chosen), folder))
+
+    @plainly
+    def use(self, chosen: str) -> tuple[Any, ...]:
+        return gr.Tabs(selected="create"), gr.update(
+            choices=self.house.adapter_choices(), value=[self.house.key(self.house.file(chosen))]
+        )
+
+
+def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
+    """Wire the tab."""
+    events, overview = Events(house), [parts.cards, parts.bin]
+    tab.select(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    page.load(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    parts.search.change(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    parts.cards.click(
+        events.choose, parts.search, [parts.chosen, parts.panel, parts.about, parts.name, parts.cards], **QUIET
+    )
+    parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
+                       [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip
+    parts.delete.click(events.delete, [parts.chosen, parts.search],
+                       [parts.chosen, parts.panel, parts.said, *overview], **MINE)  # fmt: skip
+    for part in (parts.bin, parts.said):
+        part.click(events.restore, parts.search, [parts.said, *overview], **MINE)
+    parts.upload.upload(events.take_in, [parts.upload, parts.search], [parts.upload, parts.said, *overview], **MINE)
+    parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
+    # a download button hands out what it holds already: so it is made when an adapter or a format is chosen
+    gr.on(
+        [parts.chosen.change, parts.format.change], events.export, [parts.chosen, parts.format], parts.export, **QUIET
+    )
+
+
+def require_idle(house: House, key: str) -> None:
+    """Raises UserError while the run of this adapter is at work: its folder must stay where it is."""
+    busy = house.queue.busy()
+    if busy and house.file(key).is_relative_to(busy.folder.resolve()):
+        raise UserError("it is being trained; stop the run first")

@@ -1,0 +1,56 @@
+"""Logins: names with salted scrypt hashes in a file, one a line. Passwords are kept nowhere."""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from pathlib import Path
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name, write_text
+
+N, R, P = 2**15, 8, 1
+"""scrypt's cost: 32 MiB and about a tenth of a second a try."""
+SHORTEST = 8
+
+
+def add_user(file: Path, name: str, password: str) -> None:
+    """Put a login into the file, in place of an earlier one of that name; only its owner can read the file.
+
+    Raises UserError for a password that is too short.
+    """
+    if len(password) < SHORTEST:
+        raise UserError(f"the password must have at least {SHORTEST} characters")
+    salt = secrets.token_bytes(16)
+    logins = _read(file) if file.exists() else {}
+    logins[checked_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
+    write_text(file, "".join(f"{user}:{secret}\n" for user, secret in logins.items()))
+    file.chmod(0o600)
+
+
+def check(file: Path, name: str, password: str) -> bool:
+    """Whether the login is in the file. Takes as long for a name that is not."""
+    secret = _read(file).get(name, f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
+    _, salt, wanted = secret.split("$")
+    return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(wanted))
+
+
+def require_logins(file: Path) -> None:
+    """Raises UserError if the file holds no login."""
+    if not file.is_file() or not _read(file):
+        raise UserError(f"{file} holds no logins; make one: hra-diffusion app --auth-file {file} --add-user NAME")
+
+
+def _read(file: Path) -> dict[str, str]:
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if bad := next((number for number, line in enumerate(lines, 1) if line.count("$") != 2 or ":" not in line), None):
+        raise UserError(f"{file}, line {bad} is no login; lines are made by hra-diffusion app --add-user NAME")
+    return dict(line.split(":", 1) for line in lines)
+
+
+def _hash(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=N, r=R, p=P, maxmem=64 * 2**20, dklen=64)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

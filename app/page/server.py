@@ -1,0 +1,116 @@
+"""Put the page together and serve it."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
+"""What in the outputs folder is nobody's to fetch."""
+MAX_UPLOAD = "100mb"
+"""A photo of 150 megapixels as JPEG or HEIC."""
+
+
+def prepare_surroundings(output: Path) -> None:
+    """What Gradio reads from the environment when it is imported: no reports home, its files inside ours."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(output.resolve() / ".gradio")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name in ("GRADIO_SHARE", "GRADIO_SERVER_NAME", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
+        os.environ.pop(name, None)  # what is served, and where, is said on our command line only
+
+
+def build(house: Any) -> Any:
+    """The page's blocks."""
+    import gradio as gr
+
+    from app.page import compare, create, library, strip, teach
+
+    with gr.Blocks(title="hra-diffusion", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+        top = strip.build(house)
+        with gr.Tabs(selected="teach") as tabs:
+            with gr.Tab("Teach", id="teach"):
+                teaching = teach.build(house)
+            with gr.Tab("Create", id="create") as create_tab:
+                creating = create.build(house)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                comparing = compare.build(house)
+            with gr.Tab("Library", id="library") as library_tab:
+                keeping = library.build(house)
+        strip.connect(house, page, top, teaching)
+        teach.connect(house, page, tabs, teaching, top, creating, comparing)
+        create.connect(house, page, create_tab, tabs, creating, comparing)
+        compare.connect(house, page, compare_tab, comparing)
+        library.connect(house, page, library_tab, tabs, keeping, creating)
+    return page
+
+
+def serve(
+    output: Path,
+    bases: Sequence[str],
+    device: str | None,
+    dtype: str,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    auth: Path | None = None,
+    share: bool = False,
+    block: bool = True,
+) -> Any:
+    """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
+    prepare_surroundings(output)
+    from starlette.middleware import Middleware
+
+    from app.page import logins, theme
+    from app.page.guard import Guard
+    from app.page.house import House
+    from hra_diffusion import library
+    from hra_diffusion.files import make_folder
+    from hra_diffusion.studio import Studio
+
+    make_folder(output)
+    library.empty_bin(output)
+    house = House(output, Studio(bases[0], device, dtype), tuple(bases))
+    page = build(house)
+    page.queue(default_concurrency_limit=8, max_size=64)
+    hosts = None if share or host not in LOOPBACK else LOOPBACK
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
+        allowed_paths=[str(output.resolve())],
+        blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        inbrowser=False,
+        theme=theme.theme(),
+        css=theme.css(),
+        head=theme.head(),
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+    )
+    print(f"hra-diffusion is at {page.local_url}", flush=True)
+    house.queue.start()  # runs that waited when the machine went down
+    threading.Thread(target=_warm, args=(house.studio,), daemon=True).start()
+    if block:
+        page.block_thread()
+    return page
+
+
+def _warm(studio: Any) -> None:
+    """Load the base behind the page. What is wrong with it is said when somebody draws."""
+    from hra_diffusion.errors import UserError
+    from hra_diffusion.pipeline import hide_loading_bars
+
+    hide_loading_bars()
+    with contextlib.suppress(UserError):
+        _ = studio.pipe

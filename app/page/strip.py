@@ -1,0 +1,143 @@
+"""The strip on top: the run in progress, the queue, the base model and the device; on every tab."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from app.page.house import QUIET, House, changed, clicked, plainly
+from app.page.html import badge, bar, button
+from app.page.theme import CLICKS
+from training import progress
+from training.jobs import OVER, Job
+
+SHOWN = 12
+"""Runs that the list shows."""
+WORDS = {"waiting": "waits", "died": "broke off", "stopped": "stopped", "failed": "failed", "finished": "ready"}
+
+
+@dataclass
+class Strip:
+    """The strip's components; ``timer`` also drives what else watches the runs."""
+
+    line: gr.HTML
+    base: gr.Dropdown
+    runs: gr.HTML
+    timer: gr.Timer
+    seen: gr.State
+
+
+def build(house: House) -> Strip:
+    """Lay the strip out."""
+    with gr.Row(elem_id="top"):
+        gr.HTML('<span id="brand">hra<i>·</i>diffusion</span>', min_width=130, scale=0)
+        line = gr.HTML(js_on_load=CLICKS, scale=5, min_width=280)
+        base = gr.Dropdown(
+            [(shown(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
+            label="Base model", scale=1, min_width=150, interactive=len(house.bases) > 1, elem_id="base",
+        )  # fmt: skip
+    with gr.Accordion("Runs", open=False, elem_id="runs"):
+        runs = gr.HTML(js_on_load=CLICKS)
+    return Strip(line, base, runs, gr.Timer(1.5), gr.State())
+
+
+def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
+    """Wire the strip; a click on a run's name shows it on the Teach tab."""
+
+    def look(seen: str | None) -> tuple[Any, Any, Any]:
+        jobs = house.queue.jobs()
+        line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
+        now = changed([line, table], seen)
+        return (line, table, now) if now else (gr.skip(), gr.skip(), gr.skip())
+
+    @plainly
+    def act(event: gr.EventData) -> tuple[Any, Any, Any]:
+        do(house, clicked(event)["do"], clicked(event)["run"])
+        return look(None)
+
+    @plainly
+    def change(base: str) -> None:
+        house.studio.change_base(base)
+
+    outputs = [strip.line, strip.runs, strip.seen]
+    page.load(look, strip.seen, outputs, **QUIET)
+    page.load(lambda: house.studio.base, None, strip.base, **QUIET)
+    strip.timer.tick(look, strip.seen, outputs, **QUIET)
+    strip.base.input(change, strip.base, None, **QUIET)
+    for part in (strip.line, strip.runs):
+        part.click(act, None, outputs, **QUIET)
+
+
+def do(house: House, what: str, name: str) -> None:
+    """What a button in the list of runs asks for. Raises RunError."""
+    queue = house.queue
+    match what:
+        case "stop":
+            queue.stop(name)
+        case "resume":
+            queue.resume(name)
+            queue.start()
+        case "cancel":
+            queue.cancel(name)
+        case "earlier":
+            queue.move(name, (queue.job(name).place or 0) - 1)
+
+
+def shown(base: str) -> str:
+    """A base model's name without its path."""
+    return base.rstrip("/").split("/")[-1].removesuffix(".safetensors")
+
+
+def running_line(house: House, jobs: list[Job]) -> str:
+    """What is going on, in a line."""
+    running = next((job for job in jobs if job.status == "running"), None)
+    if running is None:
+        dead = next((job for job in jobs if job.status == "died"), None)
+        if dead is None:
+            return '<div class="strip soft">No run in progress.</div>'
+        text = f"{escape(dead.run.name)} broke off at step {dead.step} of {dead.steps} (a crash or a power cut)."
+        resume = button("Resume", "resume", run=dead.run.name)
+        return f'<div class="strip">{badge("broke off", "warn")} {text} {resume}</div>'
+    told = progress.read(running.run)
+    waiting = sum(job.status == "waiting" for job in jobs)
+    more = f' <span class="soft">{waiting} more in the queue</span>' if waiting else ""
+    return (
+        f'<div class="strip" role="status"><strong>{escape(running.run.name)}</strong> '
+        f"<span>{standing(running, told)}</span>{bar(told.step / max(1, running.steps))}"
+        f"{more} {button('Stop', 'stop', run=running.run.name)}</div>"
+    )
+
+
+def standing(job: Job, told: progress.Progress) -> str:
+    """How far a running run is: its phase, or its step and the time left."""
+    if not told.step or told.phase not in ("train", "samples"):
+        return f"{progress.PHASES.get(told.phase, 'starting')} …"
+    left = told.seconds_left(job.run.config.sample_every)
+    rest = f" · {progress.duration(left)} left" if left is not None else ""
+    return f"step {told.step} of {job.steps}{rest}"
+
+
+def runs_table(jobs: list[Job]) -> str:
+    """The runs with what can be done about each."""
+    if not jobs:
+        text = "Runs appear here. They go on when you close this page, and are here when you come back."
+        return f'<p class="soft">{text}</p>'
+    return f'<div class="queue">{"".join(map(_run, jobs))}</div>'
+
+
+def _run(job: Job) -> str:
+    name, actions = job.run.name, []
+    if job.status == "waiting":
+        actions += [button("Earlier", "earlier", run=name)] if job.place else []
+        actions.append(button("Cancel", "cancel", run=name))
+    if job.status == "running":
+        actions.append(button("Stop", "stop", run=name))
+    if job.status in OVER and job.step < job.steps:
+        actions.append(button("Resume", "resume", run=name))
+    kind = {"failed": "bad", "died": "warn", "finished": "ok"}.get(job.status, "")
+    far = "" if job.status == "finished" else f' <span class="soft small">{job.step} of {job.steps}</span>'
+    return (
+        f'<div><span class="grow"><strong>{escape(name)}</strong> {badge(WORDS.get(job.status, job.status), kind)}{far}'
+        f"</span>{button('Show', 'show', run=name)}{''.join(actions)}</div>"
+    )

@@ -1,0 +1,469 @@
+"""The Teach tab: photos, what it is, how to learn it; and beside it the run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import yaml
+
+from app.page import form, run_view
+from app.page.house import MINE, QUIET, House, changed, clicked, plainly
+from app.page.html import badge, note, picture, title
+from app.page.theme import CLICKS
+from hra_diffusion import registry
+from hra_diffusion.errors import UserError
+from hra_diffusion.pipeline import ASSETS, TOYBOX
+from training import budget, calibration
+from training import config as configs
+from training.config import ConfigError, TrainConfig
+from training.drafts import Draft, free_album, zoomed
+from training.photos import MAX_PHOTOS, load_photo
+from training.presets import PRESETS
+
+BADGES = {
+    "blurred": "blurred",
+    "small": "too small",
+    "duplicate": "twice",
+    "different": "different?",
+    "ignored": "left out",
+}
+SUBJECTS = {"octopus": "toy", "robot": "toy"}
+"""Sample subjects in the assets, and what they are."""
+
+
+KEPT = ("noun", "name", "trigger", "preset", "method", "several")
+"""The basic fields, as a draft keeps them."""
+
+
+@dataclass
+class Teach:
+    """The tab's components."""
+
+    upload: gr.File
+    sample: gr.Dropdown
+    remarks: gr.HTML
+    thumbs: gr.HTML
+    editor: gr.Group
+    whole: gr.HTML
+    zoom: gr.Slider
+    across: gr.Slider
+    down: gr.Slider
+    caption: gr.Textbox
+    remove: gr.Button
+    noun: gr.Textbox
+    name: gr.Textbox
+    trigger: gr.Textbox
+    spoken: gr.HTML
+    preset: gr.Radio
+    method: gr.Dropdown
+    several: gr.CheckboxGroup
+    prediction: gr.HTML
+    mode: gr.Radio
+    fields: gr.Column
+    entries: list[form.Entry]
+    text: gr.Code
+    start: gr.Button
+    run: run_view.RunView
+    picked: gr.State
+    seen: gr.State
+
+    @property
+    def basics(self) -> list[Any]:
+        """What a maker fills in."""
+        return [self.noun, self.name, self.trigger, self.preset, self.method, self.several]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All that decides a run, but the photos."""
+        return [*self.basics, self.mode, self.text, *(entry.component for entry in self.entries)]
+
+
+def build(house: House) -> Teach:
+    """Lay the tab out."""
+    parts: dict[str, Any] = {}
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            parts |= _photos()
+            parts |= _names()
+            parts |= _how()
+            parts["start"] = gr.Button("Teach", variant="primary", size="lg", elem_id="teach-button")
+        with gr.Column(scale=6, min_width=320):
+            parts["run"] = run_view.build()
+    return Teach(**parts, picked=gr.State(), seen=gr.State())
+
+
+def _photos() -> dict[str, Any]:
+    gr.HTML(
+        title(1, "Photos")
+        + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>'
+    )
+    upload = gr.File(
+        label="Photos", show_label=False, file_count="multiple",
+        file_types=["image", ".heic", ".heif", ".txt"], height=118, elem_id="upload",
+    )  # fmt: skip
+    sample = gr.Dropdown(
+        [("or try a sample subject …", ""), *((name, name) for name in SUBJECTS)], value="", show_label=False,
+        container=False, label="Sample subject", elem_id="sample",
+    )  # fmt: skip
+    thumbs, remarks = gr.HTML(js_on_load=CLICKS, elem_id="thumbs"), gr.HTML()
+    with gr.Group(visible=False, elem_id="editor") as editor:
+        whole = gr.HTML(padding=True)
+        with gr.Row():
+            zoom = gr.Slider(1, 4, 1, step=0.05, label="Closer", min_width=90)
+            across = gr.Slider(0, 1, 0.5, step=0.01, label="Left – right", min_width=90)
+            down = gr.Slider(0, 1, 0.5, step=0.01, label="Up – down", min_width=90)
+        caption = gr.Textbox(
+            label="Caption", info="What is in this photo, with {subject} for it. Empty: “a photo of a {subject}”.",
+        )  # fmt: skip
+        remove = gr.Button("Remove this photo", size="sm")
+    return {"upload": upload, "sample": sample, "remarks": remarks, "thumbs": thumbs, "editor": editor, "whole": whole,
+            "zoom": zoom, "across": across, "down": down, "caption": caption, "remove": remove}  # fmt: skip
+
+
+def _names() -> dict[str, Any]:
+    gr.HTML(title(2, "What is it?"))
+    with gr.Row():
+        noun = gr.Textbox(label="It is a …", placeholder="dog", max_length=60, min_width=90, elem_id="noun")
+        name = gr.Textbox(label="Name", placeholder="Rex", max_length=64, min_width=90, elem_id="name")
+        trigger = gr.Textbox(label="Its word", value="sks", max_length=40, min_width=90)
+    return {"noun": noun, "name": name, "trigger": trigger, "spoken": gr.HTML()}
+
+
+def _how() -> dict[str, Any]:
+    gr.HTML(title(3, "How?"))
+    preset = gr.Radio([(name.capitalize(), name) for name in PRESETS], value="balanced", show_label=False,
+                      container=False, label="How long", elem_id="preset")  # fmt: skip
+    methods = [(registry.get(name).title, name) for name in registry.names()]
+    method = gr.Dropdown(methods, value="hra", label="Method", info=registry.get("hra").summary, elem_id="method")
+    with gr.Accordion("Teach several methods and compare", open=False):
+        several = gr.CheckboxGroup(
+            methods, label="Methods", info="One run each, on the same photos, at ranks that give all about as many "
+            "trainable parameters as the method above. They wait for each other in the queue.", elem_id="several",
+        )  # fmt: skip
+    prediction = gr.HTML(elem_id="prediction")
+    with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
+        mode = gr.Radio(["Form", "YAML"], value="Form", show_label=False, container=False, label="Settings as")
+        with gr.Column() as fields:
+            entries = form.build()
+        text = gr.Code(language="yaml", visible=False, label="These settings are used as they stand here", lines=12)
+    return {"preset": preset, "method": method, "several": several, "prediction": prediction, "mode": mode,
+            "fields": fields, "entries": entries, "text": text}  # fmt: skip
+
+
+def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
+    """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
+    noun, name, trigger, preset, method, _, mode, text, *fields = values
+    basics = {"class_noun": noun, "name": name, "trigger": trigger, "preset": preset, "method": method}
+    basics |= {"base": base_path(house), "dtype": house.studio.dtype, "device": house.studio.device}
+    if mode == "YAML":
+        found = yaml_values(text)
+        return basics | {key: value for key, value in found.items() if key not in ("photos", "boxes", "base")}
+    return basics | form.collect(parts.entries, fields, method)
+
+
+def yaml_values(text: str) -> dict[str, Any]:
+    """Settings typed as YAML. Raises ConfigError for text that is none."""
+    try:
+        found = yaml.safe_load(text or "")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the YAML can't be read: {error}") from None
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
+    return found or {}
+
+
+def base_path(house: House) -> str:
+    """The base as runs name it: absolute where it is a folder or file, for they run elsewhere."""
+    base = house.studio.base
+    return str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
+
+
+def trial_config(house: House, parts: Teach, values: Sequence[Any]) -> TrainConfig:
+    """The configuration as far as it is filled in: what is missing does not change what it costs."""
+    given = {key: value for key, value in given_values(house, parts, values).items() if value not in ("", None)}
+    return configs.parse({"name": "preview", "class_noun": "thing", **given, "photos": ["."], "boxes": {}})
+
+
+def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]:
+    """The runs to come, photos aside: one, or one a method at matched budgets."""
+    method, several = values[4], values[5]
+    first = trial_config(house, parts, values)
+    if not several:
+        return [first]
+    given = given_values(house, parts, values)
+    shapes = budget.layer_shapes(house.studio.pipe, first)
+    size = budget.count(method, first.options, shapes)
+    configs_ = []
+    for other in several:
+        own = {k: v for k, v in given.items() if v not in ("", None) and (k != "options" or other == method)}
+        config = configs.parse({"name": "preview", "class_noun": "thing", **own, "photos": ["."], "method": other})
+        rank = budget.matched_rank(other, config.options, shapes, size)
+        configs_.append(config.model_copy(update={"options": config.options | {"rank": rank}}))
+    return configs_
+
+
+def teach(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> list[str]:
+    """Put the planned runs into the queue; returns their names. Raises UserError: what is missing or wrong."""
+    noun, name = values[0], values[1]
+    if not draft.read().photos:
+        raise UserError("No photos yet. Drop 3 to 10 photos of the subject first.")
+    if not noun or not name:
+        raise UserError("Say what it is (“dog”) and give it a name (“Rex”).")
+    runs = plan(house, parts, values)
+    names = [name] if len(runs) == 1 and not values[5] else [f"{name}-{config.method}" for config in runs]
+    for new in names:
+        if (house.output / configs.checked_name(new)).exists():
+            raise UserError(f"there is something called {new!r} already; take another name")
+    album = free_album(house.output, name).resolve()
+    boxes = draft.settle(album)
+    for new, config in zip(names, runs, strict=True):
+        values_ = config.model_dump(mode="json") | {"name": new, "class_noun": noun, "photos": [str(album)]}
+        house.queue.add(configs.parse(values_ | {"boxes": {str(path): box for path, box in boxes.items()}}))
+    house.queue.start()
+    return names
+
+
+def show_photos(draft: Draft, side: int, picked: int | None) -> tuple[str, str]:
+    """The thumbnails, cut as they will be, and what to look at."""
+    contents = draft.read()
+    if not contents.photos:
+        return "", ""
+    photos, warnings = draft.photos(side)
+    warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
+    kinds = [[w.kind for w in warnings if w.photo.name == photo.file] for photo in contents.photos]
+    cells = [
+        f'<button type="button" class="thumb{" on" if i == picked else ""}" data-do="pick" data-index="{i}" '
+        f'aria-label="Photo {i + 1}: crop and caption">{picture(photo.image, f"photo {i + 1}", zoom=False)}'
+        f"{''.join(badge(BADGES[kind], 'warn') for kind in dict.fromkeys(kinds[i]))}</button>"
+        for i, photo in enumerate(photos)
+    ]
+    few = [] if len(photos) >= 3 else ["Three photos or more give a better likeness."]
+    hint = '<p class="soft small">Click a photo to change its crop or caption.</p>'
+    return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
+
+
+def show_whole(draft: Draft, side: int, index: int) -> str:
+    """The whole photo with the part that will be used lit."""
+    file = draft.folder / "photos" / draft.read().photos[index].file
+    photos, _ = draft.photos(side)
+    image, (left, top, right, bottom) = load_photo(file), photos[index].crop
+    dim = image.point(lambda value: value * 0.35)
+    dim.paste(image.crop((left, top, right, bottom)), (left, top))
+    return f'<div style="max-width:360px;margin:auto">{picture(dim, "the part that is used is lit", zoom=False)}</div>'
+
+
+def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], measure: bool) -> tuple[Any, str]:
+    """Minutes of each preset beside its name, and time and memory of what is chosen; measures what is not known."""
+    try:
+        chosen = plan(house, parts, values) if not values[5] or house.studio.loaded else []
+    except UserError as error:
+        return gr.skip(), note(str(error), "bad")
+    missing = [config for config in chosen if calibration.known(house.output, config) is None]
+    if missing or not chosen:
+        return gr.skip(), _not_measured(house, missing, measure)
+    known = [(config, calibration.known(house.output, config) or calibration.Calibration()) for config in chosen]
+    if broken := next((one.error for _, one in known if one.error), ""):
+        return gr.skip(), note(f"this can't run here: {broken}", "bad")
+    count = max(photos, 1)
+    seconds = sum(one.seconds(config, count) for config, one in known)
+    memory = max(one.memory for _, one in known) / 2**30
+    runs = f"{len(known)} runs, " if len(known) > 1 else ""
+    text = f"{runs}about <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
+    return gr.update(choices=_preset_labels(house, parts, count, values)), f"<p>{text}</p>"
+
+
+def _not_measured(house: House, missing: Sequence[TrainConfig], measure: bool) -> str:
+    if house.queue.busy():
+        text = "Time and memory can be measured when the run in progress is over."
+    elif missing and measure:
+        calibration.start(house.output, missing[0])
+        text = "Measuring how long this takes on this machine: a few real steps, some seconds …"
+    else:
+        text = "Time and memory on this machine are measured once there are photos."
+    return f'<p class="soft">{text}</p>'
+
+
+def _preset_labels(house: House, parts: Teach, photos: int, values: Sequence[Any]) -> list[tuple[str, str]]:
+    labels = []
+    for preset in PRESETS:
+        config = trial_config(house, parts, [*values[:3], preset, *values[4:]])
+        one = calibration.known(house.output, config)
+        more = f" · {in_minutes(one.seconds(config, photos))}" if one and not one.error else ""
+        labels.append((preset.capitalize() + more, preset))
+    return labels
+
+
+def in_minutes(seconds: float) -> str:
+    """A predicted time as coarsely as it is known."""
+    if seconds < 50:
+        return f"{max(5, round(seconds / 5) * 5)} s"
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def spoken(trigger: str, noun: str) -> str:
+    """How prompts call the subject."""
+    subject = f"{trigger.strip() or 'sks'} {noun.strip() or 'dog'}"
+    return f'<p class="soft small">In prompts: <b>{escape(subject)}</b></p>'
+
+
+def connect(
+    house: House, page: gr.Blocks, tabs: gr.Tabs, parts: Teach, strip: Any, creating: Any, comparing: Any
+) -> None:
+    """Wire the tab."""
+    _connect_photos(house, page, parts)
+    _connect_form(house, page, parts, strip)
+    run_view.connect(house, page, tabs, parts.run, strip, creating, comparing)
+
+    @plainly
+    def begin(request: gr.Request, *values: Any) -> str:
+        draft = house.draft(request)
+        names = teach(house, parts, draft, values)
+        draft.keep(watching=names[0])
+        gr.Info(f"{', '.join(names)}: in the queue. It goes on when you close this page.")
+        return names[0]
+
+    parts.start.click(begin, parts.inputs, parts.run.shown, **MINE).then(
+        lambda: None, None, parts.run.seen, **QUIET
+    ).then(None, None, None, js="() => document.getElementById('run')?.scrollIntoView({block: 'nearest'})")
+
+
+class PhotoEvents:
+    """What is done with photos."""
+
+    def __init__(self, house: House):
+        self.house = house
+
+    def refresh(self, request: gr.Request, picked: int | None = None) -> tuple[str, str]:
+        return show_photos(self.house.draft(request), self.house.side, picked)
+
+    @plainly
+    def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
+        uploaded = [Path(file) for file in files or []]
+        refused = self.house.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
+        for file in uploaded:  # the draft has its own copies
+            file.unlink(missing_ok=True)
+        thumbs, remarks = self.refresh(request)
+        return None, thumbs, note(refused, "bad") + remarks
+
+    @plainly
+    def take_sample(self, name: str, request: gr.Request) -> tuple[Any, ...]:
+        if name not in SUBJECTS:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
+        draft = self.house.draft(request)
+        draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
+        draft.keep(noun=SUBJECTS[name], name=name.capitalize())
+        return *show_photos(draft, self.house.side, None), SUBJECTS[name], name.capitalize(), ""
+
+    @plainly
+    def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        index, draft = int(clicked(event)["index"]), self.house.draft(request)
+        photo = draft.read().photos[index]
+        side, sliders = self.house.side, (1, 0.5, 0.5)
+        shown = show_whole(draft, side, index)
+        return index, gr.update(visible=True), shown, photo.caption, *sliders, *show_photos(draft, side, index)
+
+    @plainly
+    def cut(self, index: int, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
+        draft = self.house.draft(request)
+        size = load_photo(draft.folder / "photos" / draft.read().photos[index].file).size
+        draft.change(index, box=zoomed(size, zoom, across, down))
+        return show_whole(draft, self.house.side, index), *show_photos(draft, self.house.side, index)
+
+    def describe(self, index: int, caption: str, request: gr.Request) -> None:
+        self.house.draft(request).change(index, caption=caption)
+
+    def remove(self, index: int, request: gr.Request) -> tuple[Any, ...]:
+        self.house.draft(request).remove(index)
+        return gr.update(visible=False), *self.refresh(request)
+
+
+def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
+    events, shown = PhotoEvents(house), [parts.thumbs, parts.remarks]
+    parts.upload.upload(events.add, parts.upload, [parts.upload, *shown], **MINE)
+    parts.sample.input(events.take_sample, parts.sample, [*shown, parts.noun, parts.name, parts.sample], **MINE)
+    parts.thumbs.click(
+        events.pick, None,
+        [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,
+    )  # fmt: skip
+    for slider in (parts.zoom, parts.across, parts.down):
+        slider.release(events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown], **MINE)
+    parts.caption.blur(events.describe, [parts.picked, parts.caption], None, **QUIET)
+    parts.remove.click(events.remove, parts.picked, [parts.editor, *shown], **QUIET)
+    page.load(events.refresh, None, shown, **QUIET)
+
+
+class FormEvents:
+    """What is done with the form."""
+
+    def __init__(self, house: House, parts: Teach):
+        self.house, self.parts = house, parts
+
+    def keep(self, request: gr.Request, *values: Any) -> None:
+        self.house.draft(request).keep(**dict(zip(KEPT, values, strict=True)))
+
+    def bring_back(self, request: gr.Request) -> list[Any]:
+        kept = self.house.draft(request).read().values
+        return [kept.get(key, gr.skip()) for key in KEPT]
+
+    def stand_ins(self, *values: Any) -> list[Any]:
+        try:
+            bare = trial_config(self.house, self.parts, [*values[:6], "Form", "", *([""] * len(self.parts.entries))])
+        except UserError:
+            return [gr.skip()] * (1 + len(self.parts.entries))
+        return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(self.parts.entries, bare)]
+
+    def forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
+        photos = len(self.house.draft(request).read().photos)
+        labels, text = predict(self.house, self.parts, photos, values, measure=photos > 0)
+        now = changed([labels, text], seen)
+        return (labels, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
+
+    @plainly
+    def switch(self, mode: str, *values: Any) -> list[Any]:
+        if mode == "YAML":
+            config = trial_config(self.house, self.parts, [*values[:6], "Form", *values[7:]])
+            text = yaml.safe_dump(editable(config), sort_keys=False, allow_unicode=True)
+            return [
+                gr.update(visible=False),
+                gr.update(visible=True, value=text),
+                *([gr.skip()] * len(self.parts.entries)),
+            ]
+        given = yaml_values(values[7])
+        trial_config(self.house, self.parts, [*values[:6], "YAML", *values[7:]])  # wrong ones are refused here
+        return [gr.update(visible=True), gr.update(visible=False), *form.filled(self.parts.entries, given)]
+
+
+def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> None:
+    fields = [entry.component for entry in parts.entries]
+    events = FormEvents(house, parts)
+    forecasting: dict[str, Any] = {
+        "inputs": [parts.seen, *parts.inputs],
+        "outputs": [parts.preset, parts.prediction, parts.seen],
+    }
+    for part in parts.basics:
+        (part.blur if isinstance(part, gr.Textbox) else part.input)(events.keep, parts.basics, None, **QUIET)
+    gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
+    gr.on(
+        [parts.preset.input, parts.method.input, strip.base.input],
+        events.stand_ins,
+        parts.inputs,
+        [parts.method, *fields],
+        **QUIET,
+    )
+    gr.on([parts.noun.change, parts.trigger.change], spoken, [parts.trigger, parts.noun], parts.spoken, **QUIET)
+    parts.mode.input(events.switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET)
+    strip.timer.tick(events.forecast, **forecasting, **QUIET)
+    page.load(events.bring_back, None, parts.basics, **QUIET).then(
+        events.stand_ins, parts.inputs, [parts.method, *fields], **QUIET
+    ).then(events.forecast, **forecasting, **QUIET)
+
+
+def editable(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as YAML shows it: all but what has its own place on the page."""
+    hidden: set[str] = {*form.ELSEWHERE} - {"method", "options", "preset"}
+    return config.model_dump(mode="json", exclude=hidden)

@@ -1,0 +1,98 @@
+"""A comparison as one HTML file: pictures, settings and votes inside, nothing to load from elsewhere."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from hra_diffusion.comparison import Cell, Comparison
+from hra_diffusion.files import write_text
+from hra_diffusion.votes import QUESTIONS, Vote, tally
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8883; --soft: #8889; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
+table { border-collapse: separate; border-spacing: 6px; }
+th { font-weight: 600; text-align: left; } td { vertical-align: top; }
+img { display: block; border-radius: 6px; width: 100%; min-width: 96px; max-width: 256px; image-rendering: auto; }
+.prompt { padding-top: 1.2rem; } .soft { color: var(--soft); font-size: .85rem; } .photos img { max-width: 128px; }
+.scroll { overflow-x: auto; }
+"""
+
+
+def data_uri(image: Image.Image, kind: str = "png", side: int | None = None) -> str:
+    """A picture as text that a page can hold; no larger than ``side`` where given."""
+    if side and max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.convert("RGB").save(buffer, kind, **({"quality": 85} if kind != "png" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def write(comparison: Comparison, path: Path, votes: Sequence[Vote] = ()) -> Path:
+    """Write the report; returns its path."""
+    write_text(path, render(comparison, votes))
+    return path
+
+
+def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
+    """The report's HTML."""
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Comparison</title><style>{STYLE}</style></head><body>
+<h1>Comparison</h1><p>{escape(_facts(comparison))}</p>
+{_photos(comparison)}
+<div class="scroll"><table><thead><tr><th class="soft">seed</th>{_heads(comparison)}</tr></thead>
+<tbody>{_rows(comparison)}</tbody></table></div>
+{_votes(votes)}
+</body></html>"""
+
+
+def _facts(comparison: Comparison) -> str:
+    s = comparison.settings
+    return (
+        f"{len(comparison.cells)} pictures from the same noise along each row; {s.steps} steps of {s.scheduler}, "
+        f"guidance scale {s.guidance_scale:g}, {s.width}×{s.height} pixels, drawn in {comparison.seconds:.1f} s."
+    )
+
+
+def _photos(comparison: Comparison) -> str:
+    if not comparison.photos:
+        return ""
+    cells = "".join(f'<td><img alt="photo" src="{data_uri(photo)}"></td>' for photo in comparison.photos)
+    return f'<h2>Photos</h2><div class="scroll photos"><table><tr>{cells}</tr></table></div><h2>Pictures</h2>'
+
+
+def _heads(comparison: Comparison) -> str:
+    return "".join(f"<th>{escape(column.label)}</th>" for column in comparison.columns)
+
+
+def _rows(comparison: Comparison) -> str:
+    rows = []
+    for p, prompt in enumerate(comparison.prompts):
+        rows.append(f'<tr><th class="prompt" colspan="{len(comparison.columns) + 1}">{escape(prompt)}</th></tr>')
+        for s, seed in enumerate(comparison.seeds):
+            cells = "".join(_cell(cell) for cell in comparison.row(p, s))
+            rows.append(f'<tr><td class="soft">{seed}</td>{cells}</tr>')
+    return "".join(rows)
+
+
+def _cell(cell: Cell) -> str:
+    about = f"{cell.column}: {cell.request.prompt}"
+    return f'<td><img alt="{escape(about)}" title="{escape(about)}" src="{data_uri(cell.image)}"></td>'
+
+
+def _votes(votes: Sequence[Vote]) -> str:
+    if not votes:
+        return ""
+    parts = ["<h2>Blind votes</h2>"]
+    for question, words in QUESTIONS.items():
+        lines = "".join(
+            f"<tr><td>{escape(s.column)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} to {s.high:.0%}</td></tr>"
+            for s in tally(votes, question)
+        )
+        parts.append(f"<h3>{words}</h3><table><tr><th></th><th>won</th><th>95 % interval</th></tr>{lines}</table>")
+    return "".join(parts)

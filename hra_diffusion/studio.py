@@ -1,0 +1,146 @@
+"""A base model held for drawing: loaded when first needed, its adapters kept on it, one drawing at a time.
+
+What a long-lived program (a web page, a notebook) wants of the library: ask for pictures with adapter files, and be
+shown them as they come.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from PIL import Image
+
+from hra_diffusion import library, pipeline
+from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.errors import UserError
+from hra_diffusion.generation import DenoisingStep, OnStep
+
+T = TypeVar("T")
+PREVIEW_SHARE = 8
+"""A preview is decoded only when drawing has gone on for so many times what the last one cost."""
+MAX_KEPT = 12
+"""Adapters that stay on the pipeline; with more, those unused for longest go."""
+
+
+class Cancelled(UserError):  # noqa: N818 (it is no error)
+    """The drawing was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Pictures on their way: what is known of each request by now, and how far the drawing is (0 to 1)."""
+
+    pictures: Mapping[int, Image.Image]
+    done: float
+
+
+@dataclass(frozen=True)
+class Result(Generic[T]):
+    """What the drawing came to."""
+
+    value: T
+
+
+class Studio:
+    """One base model and its adapters. Safe to call from several threads: drawings go one after another."""
+
+    def __init__(self, base: str, device: str | None = None, dtype: str = "float32"):
+        self.base, self.device, self.dtype = base, device, dtype
+        self.lock = threading.RLock()
+        self._pipe: Any = None
+        self._kept: dict[tuple[Path, int], AdapterInfo] = {}
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the base is in memory."""
+        return self._pipe is not None
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; loads it the first time. Who only asks for it does not wait for a drawing to end.
+
+        Raises BaseModelError.
+        """
+        if self._pipe is not None:
+            return self._pipe
+        with self.lock:
+            if self._pipe is None:
+                self._pipe = pipeline.load_base(self.base, self.device, self.dtype)
+            return self._pipe
+
+    def change_base(self, base: str) -> None:
+        """Hold another base from now on; it is loaded when first needed."""
+        with self.lock:
+            if base != self.base:
+                self.base, self._pipe, self._kept = base, None, {}
+
+    def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
+        """Have these adapters on the pipeline; returns what each says of itself, under its name there.
+
+        A file that has changed since is loaded anew. Raises AdapterFileError.
+        """
+        with self.lock:
+            keys = [(path.resolve(), path.stat().st_mtime_ns) for path in paths]
+            for key in keys:
+                info = self._kept.pop(key, None) or library.put_on(self.pipe, key[0])
+                self._kept[key] = info  # the latest come last
+            for key in list(self._kept)[:-MAX_KEPT]:
+                if key not in keys:
+                    pipeline.unload(self.pipe, self._kept.pop(key).name)
+            return [self._kept[key] for key in keys]
+
+    def watch(self, draw: Callable[[OnStep], T], total: int, cancel: threading.Event) -> Iterator[Preview | Result[T]]:
+        """Run ``draw`` in a thread and yield previews of its ``total`` requests, then its result.
+
+        Previews cost at most an eighth of the time. What ``draw`` raises is raised here; ``cancel`` ends it.
+        """
+        told: queue.Queue[Any] = queue.Queue()
+        watcher = _Watcher(total, told, cancel)
+        thread = threading.Thread(target=self._run, args=(draw, watcher, told), daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = told.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if isinstance(item, Result):
+                    return
+        finally:  # also when nobody wants the rest
+            cancel.set()
+            thread.join()
+
+    def _run(self, draw: Callable[[OnStep], T], watcher: "_Watcher", told: queue.Queue) -> None:
+        try:
+            with self.lock:
+                told.put(Result(draw(watcher)))
+        except BaseException as error:  # raised again where the pictures are awaited
+            told.put(error)
+
+
+class _Watcher:
+    """Told of every denoising step; passes on a preview when that costs little."""
+
+    def __init__(self, total: int, told: queue.Queue, cancel: threading.Event):
+        self.total, self.told, self.cancel = total, told, cancel
+        self.pictures: dict[int, Image.Image] = {}
+        self.finished = 0
+        self.cost, self.last = 0.0, 0.0
+
+    def __call__(self, step: DenoisingStep) -> None:
+        if self.cancel.is_set():
+            raise Cancelled("stopped")
+        last = step.step == step.steps
+        now = time.perf_counter()
+        if last or now - self.last > PREVIEW_SHARE * self.cost:
+            self.pictures |= zip(step.which, step.decode(), strict=True)
+            self.last = time.perf_counter()
+            self.cost = self.last - now
+            part = step.step / step.steps * len(step.which)
+            self.told.put(Preview(dict(self.pictures), (self.finished + part) / self.total))
+        if last:
+            self.finished += len(step.which)

@@ -1,0 +1,43 @@
+"""The page, really served, on a tiny real base."""
+
+import shutil
+
+import pytest
+from conftest import save_photos
+from serving import serving
+
+TEACH = {"name": "Rex", "class_noun": "dog", "steps": 6, "batch_size": 2, "class_images": 2, "checkpoint_every": 3,
+         "sample_every": 3, "sample_prompts": ["a {subject}"], "learning_rate": 1e-2}  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path, base_folder):
+    with serving(tmp_path / "outputs", base_folder) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory, base_folder):
+    """An outputs folder with an adapter that was really trained."""
+    from training import config as configs
+    from training.loop import train
+
+    folder = tmp_path_factory.mktemp("taught")
+    (folder / "photos" / "Rex").mkdir(parents=True)
+    photos = save_photos(folder / "photos" / "Rex", 3)
+    train(configs.parse(TEACH | {"photos": [str(photos)], "base": str(base_folder), "device": "cpu"}), folder)
+    return folder
+
+
+@pytest.fixture
+def output(taught, tmp_path):
+    return shutil.copytree(taught, tmp_path / "outputs")
+
+
+@pytest.fixture
+def house(output, base_folder):
+    """What the tabs share, without a server."""
+    from app.page.house import House
+    from hra_diffusion.studio import Studio
+
+    return House(output, Studio(str(base_folder), "cpu"), (str(base_folder),))

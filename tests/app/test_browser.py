@@ -1,0 +1,184 @@
+"""The page in a real browser: the whole way once, and what each tab must always do."""
+
+import shutil
+
+import pytest
+from conftest import save_photos
+from serving import serving
+
+from hra_diffusion.pipeline import ASSETS, TOYBOX
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (apt-get install chromium)")
+TABS = ("Teach", "Create", "Compare", "Library")
+MINUTE = 60_000
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open the page as a new visitor; whatever the console complains of fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(url, width=1280, scheme="light"):
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(MINUTE)
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector("#upload")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def go(page, tab):
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def choose(page, place, *names):
+    """Pick from a dropdown."""
+    page.locator(f"{place} input").click()
+    for name in names:
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def fill(page, place, text):
+    page.locator(f"{place} input, {place} textarea").first.fill(text)
+
+
+def give_photos(page, photos):
+    page.set_input_files("#upload input[type=file]", photos)
+    page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
+
+
+def teach(page, name, method, short):
+    """Fill the form in and press Teach; ``short`` keeps the run to seconds."""
+    fill(page, "#noun", "dog")
+    fill(page, "#name", name)
+    page.locator("#preset label").first.click()
+    choose(page, "#method", method)
+    if short:
+        page.locator("#advanced button.label-wrap").click()
+        for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
+            fill(page, f"#field-{field}", str(value))
+    page.click("#teach-button")
+    page.wait_for_selector(f"#run-head h2:text-is('{name}')")
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param(TOYBOX, marks=pytest.mark.skipif(
+    not (ASSETS / TOYBOX / "model_index.json").is_file(), reason="the embedded base is not here"))])  # fmt: skip
+def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
+    """Photos in; watch, reload in the middle, draw, compare two methods, take the file home."""
+    photos = sorted((shared / "data" / "dreambooth" / "dog").glob("*.jpg"))
+    with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
+        page = visit(served.local_url)
+        give_photos(page, photos)
+        teach(page, "Rex", "HRA", short=kind == "tiny")
+        page.wait_for_selector("#run-head [role=progressbar]")
+        page.reload()
+        page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
+        assert page.locator("#name input, #name textarea").first.input_value() == "Rex"
+        page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
+        assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
+        teach(page, "Rex-lora", "LoRA", short=kind == "tiny")
+        page.wait_for_selector("#run-head >> text=Rex-lora is ready", timeout=4 * MINUTE)
+
+        page.get_by_role("button", name="Create with it").locator("visible=true").click()
+        fill(page, "#prompt", "a dog in the snow")
+        page.click("#create-button")
+        page.wait_for_selector("#stage img[data-zoom]")
+        page.locator("#stage img[data-zoom]").first.click()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#zoom[open]")
+        page.keyboard.press("Escape")
+
+        go(page, "Compare")
+        choose(page, "#compare-adapters", "Rex", "Rex-lora")
+        page.click("#compare-button")
+        page.wait_for_selector("#ballot", state="attached")
+        page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
+        assert page.locator("#grid tr").first.inner_text().split() == ["photos", "base", "Rex", "Rex-lora"]
+
+        go(page, "Library")
+        page.locator(".card", has_text="Rex-lora").click()
+        page.wait_for_selector("#facts >> text=sks dog")
+        with page.expect_download() as download:
+            page.locator("#facts").get_by_role("button", name="Download", exact=True).click()
+        assert download.value.suggested_filename == "Rex-lora.safetensors"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, scheme):
+    there = visit(page.local_url, width, scheme)
+    for tab in TABS:
+        go(there, tab)
+        there.wait_for_selector(".empty >> visible=true")
+        assert there.locator(".empty >> visible=true").first.inner_text()
+        assert there.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (
+            f"{tab} is wider than the screen"
+        )
+
+
+def test_the_way_to_teach_by_keyboard(page, visit):
+    there = visit(page.local_url)
+    there.locator("#upload button").first.focus()
+    reached = []
+    for _ in range(40):
+        there.keyboard.press("Tab")
+        reached.append(there.evaluate("document.activeElement.closest('[id]')?.id || ''"))
+        if reached[-1] == "teach-button":
+            break
+    assert reached[-1] == "teach-button", reached
+
+
+def test_a_mistake_is_said_in_words(page, visit):
+    there = visit(page.local_url)
+    there.click("#teach-button")
+    there.wait_for_selector("text=No photos yet")
+
+
+def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
+    photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
+    one, other = visit(page.local_url), visit(page.local_url)
+    give_photos(one, photos)
+    other.reload()
+    other.wait_for_selector("#upload")
+    other.wait_for_timeout(1500)
+    assert other.locator("#thumbs .thumb").count() == 0
+    one.reload()
+    one.wait_for_selector("#thumbs .thumb")
+
+
+def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
+    there = visit(page.local_url)
+    give_photos(there, sorted(save_photos(tmp_path, 2).glob("*.jpg")))
+    before = there.locator("#thumbs img").first.get_attribute("src")
+    there.locator("#thumbs .thumb").first.click()
+    slider = there.locator("#editor").get_by_role("slider").first
+    slider.focus()
+    for _ in range(8):
+        there.keyboard.press("ArrowRight")
+    there.locator("#editor textarea").fill("a {subject} in a box")
+    there.locator("#noun input, #noun textarea").first.click()
+    there.wait_for_timeout(1500)
+    assert there.locator("#thumbs img").first.get_attribute("src") != before
+    there.reload()
+    there.locator("#thumbs .thumb").first.click()
+    there.wait_for_function("document.querySelector('#editor textarea').value === 'a {subject} in a box'")

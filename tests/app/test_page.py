@@ -1,0 +1,320 @@
+"""The page without a browser: what it shows, what its buttons do, and its API; on a tiny real base."""
+
+import re
+import threading
+import time
+
+import gradio as gr
+import pytest
+from gradio_client import Client
+
+from app.page import compare, create, form, library, run_view, strip, teach
+from hra_diffusion import registry
+from hra_diffusion.adapter_file import read_info
+from hra_diffusion.generation import read_png
+from training import config as configs
+from training.drafts import Draft
+from training.runs import Run
+
+
+class Visitor:
+    """Who asks: a cookie, as gr.Request has it."""
+
+    username = None
+
+    def __init__(self, cookie):
+        self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
+
+
+def values(**changes):
+    """What the Teach form holds; the advanced fields empty."""
+    given = {"noun": "dog", "name": "New", "trigger": "sks", "preset": "quick", "method": "hra", "several": [],
+             "mode": "Form", "text": ""} | changes  # fmt: skip
+    return list(given.values())
+
+
+@pytest.fixture
+def parts(house):
+    with gr.Blocks():
+        return teach.build(house)
+
+
+def filled(parts, entries=None, **changes):
+    entries = entries or {}
+    return [*values(**changes), *(entries.get(entry.name, "") for entry in parts.entries)]
+
+
+# Teach
+
+
+def test_the_form_has_every_field_of_every_method_and_no_code_of_its_own(parts):
+    names = {entry.name for entry in parts.entries}
+    for method in registry.names():
+        assert set(registry.get(method).config.model_fields) <= names
+    assert set(configs.TrainConfig.model_fields) - set(form.ELSEWHERE) <= names
+    assert all(entry.component.info for entry in parts.entries), "each is explained"
+
+
+def test_empty_fields_are_the_presets_and_filled_ones_count(house, parts):
+    plain = teach.trial_config(house, parts, filled(parts))
+    assert plain.steps == configs.parse(plain.model_dump() | {"steps": None}).steps
+    entries = {"steps": "7", "rank": "4", "flip": "no", "sample_prompts": "a {subject}\nits {subject}"}
+    changed = teach.trial_config(house, parts, filled(parts, entries))
+    assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, False)
+    assert changed.sample_prompts == ("a {subject}", "its {subject}")
+
+
+def test_another_methods_options_do_not_get_in(house, parts):
+    config = teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
+    assert "alpha" not in config.options
+    assert teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="lora")).options["alpha"] == 3
+
+
+def test_yaml_says_the_same_as_the_form(house, parts):
+    config = teach.trial_config(house, parts, filled(parts, {"steps": "7"}))
+    text = teach.yaml.safe_dump(teach.editable(config))
+    assert teach.trial_config(house, parts, filled(parts, mode="YAML", text=text)) == config
+    for bad, said in (("steps: [", "can't be read"), ("just words", "no settings"), ("stepz: 3", "stepz")):
+        with pytest.raises(ValueError, match=said):
+            teach.trial_config(house, parts, filled(parts, mode="YAML", text=bad))
+
+
+def test_yaml_cannot_read_other_peoples_files(house, parts):
+    config = teach.trial_config(house, parts, filled(parts, mode="YAML", text="photos: [/etc]\nbase: /etc\nsteps: 3"))
+    assert [str(photo) for photo in config.photos] == ["."] and config.base.endswith("tiny-sd") and config.steps == 3
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"noun": ""}, "Say what it is"), ({"name": "../x"}, "the name"),
+                                               ({"name": "Rex"}, "called 'Rex' already")])  # fmt: skip
+def test_what_is_missing_is_said_before_anything_is_written(house, parts, tmp_path, changes, said):
+    draft = Draft(tmp_path / "draft")
+    with pytest.raises(ValueError, match="No photos yet"):
+        teach.teach(house, parts, draft, filled(parts))
+    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    before = sorted(house.output.rglob("*"))
+    with pytest.raises(ValueError, match=said):
+        teach.teach(house, parts, draft, filled(parts, **changes))
+    assert sorted(house.output.rglob("*")) == before
+
+
+def test_several_methods_are_one_run_each_at_a_matched_size(house, parts):
+    plans = teach.plan(house, parts, filled(parts, {"rank": "4"}, method="lora", several=["lora", "hra"]))
+    assert [config.method for config in plans] == ["lora", "hra"] and plans[0].options["rank"] == 4
+    shapes = teach.budget.layer_shapes(house.studio.pipe, plans[0])
+    sizes = [teach.budget.count(config.method, config.options, shapes) for config in plans]
+    assert max(sizes) / min(sizes) < 1.3 and plans[1].options["rank"] > 4
+
+
+def test_photos_show_their_faults_and_their_crop(house, tmp_path):
+    draft = Draft(tmp_path / "draft")
+    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
+    draft.add([photos[0], photos[1], photos[0]])
+    thumbs, remarks = teach.show_photos(draft, 64, 1)
+    assert thumbs.count("<img") == 3 and "twice" in thumbs and "same file as" in remarks
+    assert "data:image" in teach.show_whole(draft, 64, 0)
+    assert str(tmp_path) not in thumbs + remarks
+
+
+# The run
+
+
+def test_a_finished_run_shows_losses_samples_and_what_comes_next(house):
+    head, plot, rounds, log, *_ = run_view.look(house, "Rex", None)
+    assert "Rex is ready" in head and "<svg" in plot and "polyline" in plot and "step 6 of 6" in log
+    assert rounds.index("step 6") < rounds.index("step 3") < rounds.index("before"), (
+        "newest first, the base's idea last"
+    )
+    assert rounds.count("Try this one") == 2
+    seen = run_view.look(house, "Rex", None)[-1]
+    assert all(
+        isinstance(update, dict) and update.get("__type__") == "update" for update in run_view.look(house, "Rex", seen)
+    )
+
+
+def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(house):
+    Run(house.output / "Rex").write_state("failed", 3, 6, reason="the loss became nan at step 4")
+    head, _, _, log, _, *offers, _ = run_view.look(house, "Rex", None)
+    assert "It failed: the loss became nan" in head and "learning rate" in head
+    assert "ready" not in head.lower() and "complete" not in (head + log).lower()
+    buttons = ("stop", "sample", "resume", "again", "create", "compare")
+    assert [button for button, offer in zip(buttons, offers, strict=True) if offer["visible"]] == ["again"]
+
+
+def test_a_dead_run_is_found_and_offered(house):
+    Run(house.output / "Rex").write_state("running", 3, 6)
+    jobs = house.queue.jobs()
+    assert "broke off" in strip.running_line(house, jobs) and 'data-do="resume"' in strip.running_line(house, jobs)
+    assert "Resume goes on" in run_view.look(house, "Rex", None)[0]
+
+
+def test_names_are_escaped_wherever_they_are_shown(house):
+    Run(house.output / "Rex").write_state("failed", 3, 6, reason="<script>alert(1)</script>")
+    head, _, _, log, *_ = run_view.look(house, "Rex", None)
+    assert "<script>" not in head + log and "&lt;script&gt;" in head
+
+
+# Create
+
+
+def wish(**changes):
+    given = {"adapters": ["Rex/Rex.safetensors"], "prompt": "a dog in the snow", "count": 2, "seed": 5, "lock": True,
+             "negative": "", "steps": 3, "guidance": None, "scheduler": "ddim", "width": None, "height": None,
+             "strengths": [1.0]} | changes  # fmt: skip
+    return create.Wish(**given)
+
+
+def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
+    news = list(create.draw(house, wish(), threading.Event()))
+    assert len(news) > 1 and news[-1][1] == 1.0
+    files = create.keep(list(news[-1][0].values()), tmp_path)
+    made = read_png(files[0])
+    assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
+    assert create._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
+
+
+def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(house, tmp_path):
+    labels = dict(house.adapter_choices())
+    assert list(labels) == ["Rex", "Rex step 3", "Rex step 6"]
+    pictures, _ = list(create.draw(house, wish(adapters=[labels["Rex step 3"]]), threading.Event()))[-1]
+    (file, _) = create.keep(list(pictures.values()), tmp_path)
+    assert read_png(file)["adapters"] == {"Rex step 3": 1.0}
+
+
+@pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "Rex/config.yaml", "Rex/../../x.safetensors"])
+def test_keys_from_the_page_cannot_leave_the_outputs_folder(house, key):
+    with pytest.raises(ValueError, match="not there any more"):
+        house.file(key)
+
+
+def test_an_empty_prompt_and_an_odd_size_are_explained(house):
+    with pytest.raises(ValueError, match="Say what to draw"):
+        list(create.draw(house, wish(adapters=[], prompt=" "), threading.Event()))
+    with pytest.raises(ValueError, match="multiples of"):
+        list(create.draw(house, wish(width=33), threading.Event()))
+
+
+# Compare
+
+
+def compared(house, **changes):
+    given = {"adapters": ["Rex/Rex.safetensors"], "base": True, "prompts": "a {subject}", "seed": 1, "seeds": 2,
+             "strength": 1.0, "steps": 2} | changes  # fmt: skip
+    return compare.make_plan(house, list(given.values()))
+
+
+def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
+    done = list(compare.draw(house, compared(house), threading.Event()))[-1]
+    assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
+    compare.keep(done, tmp_path / "compare" / "0001")
+    folder = compare.newest(tmp_path)
+    again = compare.recall(house, folder)
+    assert len(again.photos) == 3 and compare.show_kept(folder, again).count("<img") == 4 + 2
+    question, _ = compare.show_ballot(folder, again, 0)
+    assert "Rex" not in re.sub(r"sks|dog", "", question) and "base" not in question.replace("base64", ""), "blind"
+    cells = [int(cell) for cell in re.findall(r'data-cell="(\d+)"', question)]
+    compare.count_vote(folder, again, 0, "vote", cells[0])
+    with pytest.raises(ValueError, match="question is over"):
+        compare.count_vote(folder, again, 0, "vote", 99)
+    assert "1 votes so far" in compare.show_ballot(folder, again, 1)[1]
+    assert "Blind votes" in (folder / "report.html").read_text()
+    assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapters": []}, "at least one adapter"),
+        ({"prompts": " "}, "one prompt"),
+        ({"prompts": "x\n" * 50, "seeds": 6}, "are the most"),
+    ],
+)
+def test_a_comparison_that_cannot_be_says_so(house, changes, said):
+    with pytest.raises(ValueError, match=said):
+        compared(house, **changes)
+
+
+def test_a_checkpoint_is_a_column_of_its_own(house):
+    plan = compared(house, adapters=["Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"])
+    assert plan.labels == ["base", "Rex", "Rex step 3"]
+
+
+# Library
+
+
+def test_the_library_shows_searches_renames_and_bins(house):
+    assert "Rex" in library.show_cards(house) and "Nothing here matches" in library.show_cards(house, "zebra")
+    facts = library.show_facts(house, "Rex/Rex.safetensors")
+    assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
+    from training import runs
+
+    path = runs.rename(house.file("Rex/Rex.safetensors"), "Max")
+    assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
+    assert library.EXPORTS and all(export(path, house.output).is_file() for export in library.EXPORTS.values())
+
+
+def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):
+    from conftest import stir, tiny_pipe
+
+    other = tiny_pipe()
+    stir(other.unet.parameters(), by=1.0)
+    other.save_pretrained(tmp_path / "other")
+    house.studio.change_base(str(tmp_path / "other"))
+    assert "another base" not in library.show_cards(house), "not before the base is known"
+    _ = house.studio.pipe
+    assert "another base" in library.show_cards(house)
+    assert "weights differ" in library.show_facts(house, "Rex/Rex.safetensors")
+
+
+# The whole page through its API
+
+
+def test_the_api_draws_and_compares(output, base_folder):
+    from serving import serving
+
+    with serving(output, base_folder) as page:
+        client = Client(page.local_url, verbose=False)
+        stage, seed = client.predict(["Rex/Rex.safetensors"], "a dog", 1, 3, True, "", 2, None, "ddim", None, None,
+                                     1, 1, 1, 1, api_name="/generate")  # fmt: skip
+        assert stage.count("<img") == 1 and seed == 3 and "sks dog" in stage
+        status, grid, *_ = client.predict(
+            ["Rex/Rex.safetensors"], True, "a {subject}", 0, 1, 1.0, 2, api_name="/compare"
+        )
+        assert "2 pictures" in status and grid.count("<img") >= 2
+        names = set(client.view_api(return_format="dict", print_info=False)["named_endpoints"])
+        assert names == {"/generate", "/compare"}
+
+
+def test_eight_visitors_see_only_their_own(output, base_folder):
+    """Each draws at the same time; none gets another's picture or prompt, and nobody waits for ever."""
+    from serving import serving
+
+    found = {}
+    with serving(output, base_folder) as page:
+
+        def visit(number):
+            client = Client(page.local_url, verbose=False)
+            drawn = [[], f"prompt of visitor {number}", 1, number, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+            stage, _ = client.predict(*drawn, api_name="/generate")
+            found[number] = set(re.findall(r"prompt of visitor (\d)", stage))
+
+        threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 120
+        for thread in threads:
+            thread.join(max(0, end - time.monotonic()))
+    assert found == {number: {str(number)} for number in range(8)}
+
+
+def test_photos_belong_to_who_gave_them(house):
+    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
+    house.draft(Visitor("a")).add(photos)
+    assert len(house.draft(Visitor("a")).read().photos) == 3, "also after a reload or a restart: the cookie tells"
+    assert house.draft(Visitor("b")).read().photos == ()
+    ann = Visitor("a")
+    ann.username = "ann"
+    impostor = Visitor("login ann")
+    assert len({house.own(who) for who in (Visitor("a"), ann, impostor)}) == 3
+    assert "a" not in {path.name for path in (house.output / "visitors").iterdir()}, (
+        "the folder does not tell the cookie"
+    )

@@ -1,0 +1,133 @@
+"""Safe by default: who may come in, and what is given to them."""
+
+import asyncio
+import os
+import stat
+
+import httpx
+import pytest
+from conftest import ROOT
+from serving import serving
+
+from app.cli import main
+from app.page import guard, logins
+from app.page.house import COOKIE
+
+PASSWORD = "correct horse"
+
+
+def test_a_login_is_a_salted_hash_that_only_its_owner_can_read(tmp_path):
+    file = tmp_path / "logins"
+    logins.add_user(file, "ann", PASSWORD)
+    logins.add_user(file, "bob", PASSWORD)
+    text = file.read_text()
+    assert PASSWORD not in text and len({line.split(":")[1] for line in text.splitlines()}) == 2
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert logins.check(file, "ann", PASSWORD)
+    for name, password in (("ann", "wrong"), ("eve", PASSWORD), ("", ""), ("ann", "")):
+        assert not logins.check(file, name, password)
+    logins.add_user(file, "ann", "another one")
+    assert logins.check(file, "ann", "another one") and not logins.check(file, "ann", PASSWORD)
+    with pytest.raises(ValueError, match="at least 8"):
+        logins.add_user(file, "carl", "short")
+
+
+def test_a_damaged_login_file_is_named(tmp_path):
+    file = tmp_path / "logins"
+    with pytest.raises(ValueError, match="holds no logins"):
+        logins.require_logins(file)
+    file.write_text("ann:secret\n")
+    with pytest.raises(ValueError, match="line 1 is no login"):
+        logins.require_logins(file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "--auth-file FILE"),
+        (["--share"], "give --auth-file too"),
+        (["--add-user", "ann"], "--add-user needs --auth-file"),
+    ],
+)
+def test_others_are_not_let_in_by_accident(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["app", *flags]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "outputs").exists()
+
+
+def test_the_environment_cannot_open_it(tmp_path, monkeypatch):
+    from app.page.server import prepare_surroundings
+
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    prepare_surroundings(tmp_path)
+    assert "GRADIO_SHARE" not in os.environ and "GRADIO_SERVER_NAME" not in os.environ
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def answer(path="/", headers=(), hosts=frozenset({"localhost"})):
+    """Status and headers of a request through the guard, and the headers its application saw."""
+    sent, seen = [], {}
+
+    async def application(scope, receive, send):
+        seen.update({key.decode(): value.decode() for key, value in scope["headers"]})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers]}
+    asyncio.run(guard.Guard(application, hosts)(scope, None, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), seen
+
+
+def test_only_our_own_names_are_answered():
+    assert answer(headers=[("host", "localhost:7860")])[0] == 200
+    assert answer(headers=[("host", "evil.example")])[0] == 403, "a page elsewhere that resolves to us"
+    assert answer(headers=[("host", "evil.example")], hosts=None)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/file=http://x", "/gradio_api/proxy=http://x", "/monitoring"])
+def test_nothing_is_fetched_on_behalf_of_a_visitor(path):
+    assert answer(path, [("host", "localhost")])[0] == 403
+
+
+def test_each_browser_gets_a_cookie_of_its_own_and_nothing_from_elsewhere():
+    _, headers, seen = answer(headers=[("host", "localhost")])
+    cookie = headers[b"set-cookie"].decode()
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and cookie.split(";")[0] in seen["cookie"]
+    assert "connect-src 'self'" in headers[b"content-security-policy"].decode()
+    _, again, seen = answer(headers=[("host", "localhost"), ("cookie", f"{COOKIE}=abc")])
+    assert b"set-cookie" not in again and seen["cookie"] == f"{COOKIE}=abc"
+
+
+def test_an_uploaded_page_runs_nothing():
+    _, headers, _ = answer("/gradio_api/file=outputs/x.html", [("host", "localhost")])
+    assert headers[b"content-security-policy"].decode().startswith("sandbox; default-src 'none'")
+
+
+def test_what_is_served(page, tmp_path):
+    output, web = tmp_path / "outputs", httpx.Client(base_url=page.local_url)
+    (output / "photos" / "Rex").mkdir(parents=True)
+    secret, shown = output / "photos" / "Rex" / "1.jpg", output / "Rex.txt"
+    secret.write_text("private")
+    shown.write_text("shown")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("private")
+    assert web.get(f"gradio_api/file={shown}").text == "shown"
+    for path in (secret, outside, ROOT / "pyproject.toml", output / ".." / "outside.txt", "/etc/passwd"):
+        assert web.get(f"gradio_api/file={path}").status_code == 403, path
+    text = web.get("/").text
+    assert "fonts.googleapis" not in text and "https://cdn" not in text
+
+
+def test_a_login_is_asked_for(tmp_path, base_folder):
+    file = tmp_path / "logins"
+    logins.add_user(file, "ann", PASSWORD)
+    with serving(tmp_path / "outputs", base_folder, auth=file) as page:
+        web = httpx.Client(base_url=page.local_url)
+        assert web.get("config").status_code == 401
+        assert web.post("login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        assert web.post("login", data={"username": "ann", "password": PASSWORD}).status_code == 200
+        assert web.get("config").status_code == 200

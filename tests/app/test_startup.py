@@ -1,0 +1,17 @@
+"""What the page needs before it can show itself."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_the_page_is_built_before_the_heavy_libraries_are_imported():
+    code = (
+        "import sys, pathlib; from app.page import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
+        "from app.page.house import House; from hra_diffusion.studio import Studio\n"
+        "server.build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
+        "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,94 @@
+"""What is done with saved adapters: found, renamed, binned, imported, told apart from those of another base."""
+
+import time
+
+import pytest
+import torch
+from conftest import stir, tiny_pipe
+from safetensors.torch import load_file, save_file
+
+import hra_diffusion as hra
+from hra_diffusion import attachment, library
+from hra_diffusion.adapter_file import AdapterFileError, read_info
+
+
+@pytest.fixture
+def adapter(pipe, tmp_path):
+    hra.attach(pipe.unet, "hra", {"rank": 4}, name="Rex")
+    stir(attachment.adapter_parameters(pipe.unet, "Rex").values())
+    path = tmp_path / "Rex" / "Rex.safetensors"
+    hra.save(pipe, path, "Rex", "sks", "dog")
+    (path.parent / "samples").mkdir()
+    return path
+
+
+def test_a_rename_reaches_file_folder_and_metadata(adapter, tmp_path):
+    before = load_file(adapter)
+    new = library.rename(adapter, "Max")
+    assert new == tmp_path / "Max" / "Max.safetensors" and read_info(new).name == "Max"
+    assert (tmp_path / "Max" / "samples").is_dir() and not (tmp_path / "Rex").exists()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in load_file(new).items())
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "con", "x" * 65])
+def test_names_cannot_leave_their_folder(adapter, name):
+    with pytest.raises(ValueError, match="the name"):
+        library.rename(adapter, name)
+    assert adapter.is_file()
+
+
+def test_a_taken_name_is_refused(adapter, tmp_path):
+    (tmp_path / "Max").mkdir()
+    with pytest.raises(ValueError, match="'Max' already"):
+        library.rename(adapter, "Max")
+    assert read_info(adapter).name == "Rex"
+
+
+def test_the_bin_gives_back_and_forgets_after_its_days(adapter, tmp_path):
+    key = library.move_to_bin(adapter, tmp_path)
+    assert not adapter.exists() and library.binned(tmp_path) == [key] and not list(library.list_adapters([tmp_path]))
+    library.restore(key, tmp_path)
+    assert adapter.is_file() and (adapter.parent / "samples").is_dir() and library.binned(tmp_path) == []
+    key = library.move_to_bin(adapter, tmp_path)
+    library.empty_bin(tmp_path)
+    assert library.binned(tmp_path) == [key], "not yet"
+    old = f"{int(time.time()) - 31 * 86400}-Rex"
+    for place in (tmp_path / ".bin" / key, tmp_path / ".bin" / f"{key}.from"):
+        place.rename(place.with_name(place.name.replace(key, old)))
+    library.empty_bin(tmp_path)
+    assert library.binned(tmp_path) == []
+    with pytest.raises(ValueError, match="not in the bin"):
+        library.restore(old, tmp_path)
+
+
+def test_a_restore_does_not_overwrite(adapter, tmp_path):
+    key = library.move_to_bin(adapter, tmp_path)
+    (tmp_path / "Rex").mkdir()
+    with pytest.raises(ValueError, match="rename that first"):
+        library.restore(key, tmp_path)
+    with pytest.raises(ValueError, match="not in the bin"):
+        library.restore("../Rex", tmp_path)
+
+
+def test_an_import_is_checked_and_numbered(adapter, tmp_path):
+    copy = library.add_file(adapter, tmp_path)
+    assert copy == tmp_path / "Rex 2" / "Rex 2.safetensors" and read_info(copy).name == "Rex 2"
+    alien = tmp_path / "alien.safetensors"
+    save_file({"a": torch.zeros(2)}, alien)
+    with pytest.raises(AdapterFileError, match="not an adapter of hra-diffusion"):
+        library.add_file(alien, tmp_path / "library")
+    assert not (tmp_path / "library").exists()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(adapter.read_bytes()[:-10])
+    with pytest.raises(AdapterFileError, match="not a whole safetensors file"):
+        library.add_file(cut, tmp_path / "library")
+
+
+def test_another_base_is_noticed_without_loading(adapter):
+    info = read_info(adapter)
+    assert library.misfit(info, tiny_pipe()) == ""
+    other = tiny_pipe(cross_attention_dim=32)
+    stir(other.unet.parameters(), by=1.0)
+    assert "weights differ" in library.misfit(info, other)
+    renamed = info.model_copy(update={"fingerprint": {"unet": {"no.such.layer": 0.1}}})
+    assert "made for another base model" in library.misfit(renamed, other)

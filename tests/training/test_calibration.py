@@ -1,0 +1,67 @@
+"""Predictions before Start come from real steps; budgets are matched by counting real adapters."""
+
+from collections import Counter
+
+import pytest
+from conftest import tiny_pipe
+
+from hra_diffusion import attachment, registry
+from training import budget, calibration
+from training.calibration import Calibration
+
+
+def test_a_measurement_is_of_real_steps(settings, tmp_path):
+    one = calibration.measure(settings(steps=50, resolution=64))
+    assert not one.error and one.step > 0 and one.samples > 0 and one.memory > 50e6
+    short, long = (one.seconds(settings(steps=steps, sample_every=10), 3) for steps in (10, 110))
+    assert long - short == pytest.approx(100 * one.step + 10 * one.samples)
+
+
+def test_what_cannot_run_says_so_before_start(settings):
+    assert "rank 64 is too large" in calibration.measure(settings(options={"rank": 64})).error
+
+
+def test_one_measurement_serves_all_lengths_and_subjects(settings):
+    same = settings(name="other", steps=9, seed=5, learning_rate=1e-3, class_images=9)
+    assert calibration.costs(settings()) == calibration.costs(same)
+    for changes in ({"batch_size": 3}, {"method": "lora"}, {"prior_weight": 0}, {"options": {"rank": 4}}):
+        assert calibration.costs(settings()) != calibration.costs(settings(**changes))
+
+
+def test_a_measurement_is_kept(settings, tmp_path):
+    assert calibration.known(tmp_path, settings()) is None
+    folder = tmp_path / ".queue" / "calibrations"
+    folder.mkdir(parents=True)
+    calibration.configs.write(settings(), folder / f"{calibration.costs(settings())}.yaml")
+    calibration.main(tmp_path, calibration.costs(settings()))
+    assert isinstance(calibration.known(tmp_path, settings()), Calibration)
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_counts_are_those_of_an_attached_adapter(settings, method):
+    pipe, config = tiny_pipe(), settings(method=method, train_text_encoder=False)
+    shapes = budget.layer_shapes(pipe, config)
+    attachment.attach(pipe.unet, method, config.options)
+    real = sum(p.numel() for p in attachment.adapter_parameters(pipe.unet, "default").values())
+    assert budget.count(method, config.options, shapes) == real
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_ranks_are_matched_to_a_budget(method):
+    shapes = Counter({(64, 64): 6, (64, 48): 2})
+    wanted = budget.count("lora", {"rank": 8}, shapes)
+    rank = budget.matched_rank(method, {}, shapes, wanted)
+    found = budget.count(method, {"rank": rank}, shapes)
+    others = [
+        budget.count(method, {"rank": r}, shapes) for r in range(max(1, rank - 4), rank + 5) if allowed(method, r)
+    ]
+    assert abs(found - wanted) == min(abs(other - wanted) for other in others)
+    assert abs(found - wanted) < 0.2 * wanted
+
+
+def allowed(method, rank):
+    try:
+        registry.get(method).parse({"rank": rank})
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,66 @@
+"""Trainable parameters of an adapter, and the ranks at which several methods have about as many."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hra_diffusion import attachment, registry
+from hra_diffusion.errors import UserError
+from hra_diffusion.layer import as_matrix
+from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+Shapes = Counter[tuple[int, int]]
+"""How many adapted layers have which (d_out, d_in)."""
+
+
+def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
+    """The layers a run adapts. Raises UserError for targets this base does not have."""
+    parts = [(pipe.unet, config.targets)]
+    if config.train_text_encoder:
+        parts.append((pipe.text_encoder, "attention"))
+    return Counter(
+        tuple(as_matrix(model.get_submodule(path)).shape)
+        for model, targets in parts
+        for path in attachment.find_targets(model, targets)
+    )  # type: ignore[return-value]
+
+
+def count(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
+    """Trainable parameters of an adapter of this method on these layers."""
+    config = registry.get(method).parse(dict(options))
+    return sum(number * _parameters(method, config, d_in, d_out) for (d_out, d_in), number in shapes.items())
+
+
+@functools.lru_cache(maxsize=4096)  # a form asks the same at every change
+def _parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
+    adapter = registry.get(method).build(config, d_in, d_out, torch.Generator())
+    return sum(parameter.numel() for parameter in adapter.parameters())
+
+
+def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> int:
+    """The rank at which the method comes nearest to ``budget`` parameters on these layers."""
+    ranks = _ranks(method, options, min(min(shape) for shape in shapes))
+    above = bisect.bisect_left(ranks, budget, key=lambda rank: count(method, {**options, "rank": rank}, shapes))
+    near = ranks[max(0, above - 1) : above + 1]
+    return min(near, key=lambda rank: abs(count(method, {**options, "rank": rank}, shapes) - budget))
+
+
+def _ranks(method: str, options: Mapping[str, Any], largest: int) -> Sequence[int]:
+    """The ranks this method allows, up to what the smallest layer can hold."""
+    found = []
+    for rank in range(1, largest + 1):
+        try:
+            registry.get(method).parse({**options, "rank": rank})
+        except UserError:
+            continue
+        found.append(rank)
+    return found

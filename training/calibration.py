@@ -1,0 +1,157 @@
+"""How long and how much memory a run will take on this machine: from a few real steps, measured once and kept.
+
+A measurement is a run of four steps of the very training code on two pictures of noise, in a process of its own, so
+that its peak of memory is the run's. It holds for all runs whose steps cost the same (``costs``).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import make_folder, write_text
+from training import config as configs
+from training.config import TrainConfig
+from training.jobs import held
+from training.runs import LOCK_TIMEOUT
+
+STEPS, PICTURES = 4, 2
+COSTLY = (
+    "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
+    "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
+)  # fmt: skip
+"""The fields that decide what a step costs."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured seconds of each part of a run, and its peak memory in bytes. ``error``: why it can't run at all."""
+
+    load: float = 0.0
+    photo: float = 0.0
+    class_image: float = 0.0
+    samples: float = 0.0
+    step: float = 0.0
+    memory: int = 0
+    error: str = ""
+
+    def seconds(self, config: TrainConfig, photos: int) -> float:
+        """Predicted seconds of a run with this many photos."""
+        rounds = 1 + (config.steps // config.sample_every if config.sample_every else 1)
+        classes = config.class_images if config.prior_weight else 0
+        encoded = photos + classes
+        return (
+            self.load + encoded * self.photo + classes * self.class_image + rounds * self.samples
+            + config.steps * self.step
+        )  # fmt: skip
+
+
+def costs(config: TrainConfig) -> str:
+    """A key for all runs on this machine whose steps cost the same."""
+    facts = config.model_dump(mode="json", include=set(COSTLY)) | {
+        "rank": config.options.get("rank"),
+        "prior": config.prior_weight > 0,
+        "machine": [platform.node(), os.cpu_count()],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def known(output: Path, config: TrainConfig) -> Calibration | None:
+    """The measurement for this run, if there is one."""
+    try:
+        text = _place(output, config).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return Calibration(**json.loads(text))
+
+
+_started: list["subprocess.Popen[bytes]"] = []
+_starting = threading.Lock()
+
+
+def start(output: Path, config: TrainConfig) -> None:
+    """Begin to measure for this run in a process of its own, unless a measurement is going on."""
+    folder = make_folder(output / ".queue" / "calibrations")
+    with _starting:  # its process takes seconds to reach the lock, and several visitors ask meanwhile
+        _started[:] = [process for process in _started if process.poll() is None]
+        if _started or held(folder / ".lock"):
+            return
+        configs.write(config, folder / f"{costs(config)}.yaml")
+        command = [sys.executable, "-m", "training.calibration", str(output), costs(config)]
+        quiet = subprocess.DEVNULL
+        _started.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
+
+
+def measure(config: TrainConfig) -> Calibration:
+    """Train for a few steps and say what each part took. An error a person can put right becomes ``error``."""
+    from training.loop import train
+
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        short = _short(config, Path(folder))
+        try:
+            train(short, Path(folder), [lambda event: times.append(getattr(event, "seconds", 0.0))])
+        except UserError as error:
+            return Calibration(error=str(error))
+        phases = json.loads((Path(folder) / short.name / "state.json").read_text(encoding="utf-8"))["seconds"]
+    steps = [seconds for seconds in times if seconds > 0][:STEPS]
+    classes = short.class_images if short.prior_weight else 0
+    return Calibration(
+        load=phases["load base"],
+        photo=phases["cache"] / (PICTURES + classes),
+        class_image=phases.get("class images", 0.0) / max(1, classes),
+        samples=phases.get("samples", 0.0) / 2,
+        step=statistics.median(steps[1:]),  # the first one warms up
+        memory=peak_memory(),
+    )
+
+
+def peak_memory() -> int:
+    """The most memory this process has held: the accelerator's where there is one, else its own, in bytes."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _short(config: TrainConfig, folder: Path) -> TrainConfig:
+    pictures = make_folder(folder / "pictures")
+    for number in range(PICTURES):
+        noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((512, 512)).save(pictures / f"{number}.png")
+    changes = {"name": "calibration", "photos": [str(pictures)], "boxes": {}, "steps": STEPS, "class_images": 4,
+               "checkpoint_every": STEPS, "sample_every": 0, "warmup_steps": 0}  # fmt: skip
+    return configs.parse(config.model_dump(mode="json") | changes)
+
+
+def _place(output: Path, config: TrainConfig) -> Path:
+    return output / ".queue" / "calibrations" / f"{costs(config)}.json"
+
+
+def main(output: Path, key: str) -> None:
+    """``python -m training.calibration OUTPUT KEY``: measure for the configuration KEY.yaml and keep the result."""
+    folder = output / ".queue" / "calibrations"
+    with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT):
+        config = configs.read(folder / f"{key}.yaml")
+        write_text(folder / f"{key}.json", json.dumps(dataclasses.asdict(measure(config))))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

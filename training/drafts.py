@@ -1,0 +1,189 @@
+"""A subject in preparation: photos as they came, what is said about them, and how they will be cut; all in one folder.
+
+{folder}/draft.json          the photos in order, their boxes and captions, and the form's values
+{folder}/photos/0001 a.jpg   each photo as it was given
+
+Nothing in it is a run yet; ``settle`` copies it to where runs read their photos.
+"""
+
+import functools
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import checked_name, make_folder, write_text
+from training.photos import MAX_PHOTOS, MIN_SIDE, Box, CropMode, Photo, PhotoError, PhotoWarning, compare_photos, ingest
+
+CAPTION_LENGTH = 300
+
+
+_changing = threading.Lock()
+"""A page's events come several at a time; each must see what the one before it wrote."""
+
+
+@dataclass(frozen=True)
+class DraftPhoto:
+    """One photo: its file's name in the draft, the part of it to use (None: all), its caption ("": none)."""
+
+    file: str
+    box: Box | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a draft holds. ``values``: the form's fields, plain values."""
+
+    photos: tuple[DraftPhoto, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The folder of a subject in preparation."""
+
+    folder: Path
+
+    def read(self) -> Contents:
+        """What is in it; an empty draft where nothing is."""
+        try:
+            found = json.loads((self.folder / "draft.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return Contents()
+        photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
+        return Contents(tuple(photos), found["values"])
+
+    def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
+        """Take photos, and captions (.txt) of the same name, in; returns a line for each file that can't be used.
+
+        ``anew``: in place of the photos that are there.
+        """
+        captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+        refused: list[str] = []
+        with _changing:
+            if anew:
+                shutil.rmtree(self.folder / "photos", ignore_errors=True)
+            photos = [] if anew else list(self.read().photos)
+            for path in (path for path in files if path.suffix.lower() != ".txt"):
+                try:
+                    photos.append(self._take(path, photos, captions.get(path.stem)))
+                except PhotoError as error:
+                    refused.append(str(error).replace(str(path), path.name))
+            self._write(replace(self.read(), photos=tuple(photos)))
+        return refused
+
+    def remove(self, index: int) -> None:
+        """Take one photo out again."""
+        with _changing:
+            contents = self.read()
+            (self.folder / "photos" / contents.photos[index].file).unlink(missing_ok=True)
+            self._write(replace(contents, photos=contents.photos[:index] + contents.photos[index + 1 :]))
+
+    def change(self, index: int, **changes: Any) -> None:
+        """Give one photo another box or caption."""
+        if "caption" in changes:
+            changes["caption"] = " ".join(changes["caption"].split())[:CAPTION_LENGTH]
+        with _changing:
+            contents = self.read()
+            photos = [replace(photo, **changes) if i == index else photo for i, photo in enumerate(contents.photos)]
+            self._write(replace(contents, photos=tuple(photos)))
+
+    def keep(self, **values: Any) -> None:
+        """Remember values of the form."""
+        with _changing:
+            contents = self.read()
+            if (now := contents.values | values) != contents.values:
+                self._write(replace(contents, values=now))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
+        """The photos as they will be learned from, and what to look at in them."""
+        taken = [
+            _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
+            for photo in self.read().photos
+        ]
+        photos = [photo for photo, _ in taken]
+        return photos, [*(note for _, notes in taken for note in notes), *compare_photos(photos)]
+
+    def settle(self, folder: Path) -> dict[Path, Box]:
+        """Copy photos and captions into a new folder that runs can read; returns the boxes by the copies' paths.
+
+        Raises PhotoError if there are no photos.
+        """
+        contents, boxes = self.read(), {}
+        if not contents.photos:
+            raise PhotoError("No photos yet. Drop 3 to 10 photos of the subject first.")
+        make_folder(folder)
+        for photo in contents.photos:
+            copy = folder / photo.file
+            shutil.copyfile(self.folder / "photos" / photo.file, copy)
+            if photo.caption:
+                write_text(copy.with_suffix(".txt"), photo.caption)
+            if photo.box:
+                boxes[copy] = photo.box
+        return boxes
+
+    def _take(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
+        if len(others) == MAX_PHOTOS:
+            raise PhotoError(f"{path.name}: {MAX_PHOTOS} photos are the most; it was left out")
+        ingest([path], MIN_SIDE)  # refused here, not when training starts
+        names = {photo.file for photo in others}
+        file = next(name for name in _file_names(path, len(others)) if name not in names)
+        make_folder(self.folder / "photos")
+        shutil.copyfile(path, self.folder / "photos" / file)
+        text = caption.read_text(encoding="utf-8", errors="replace") if caption else ""
+        return DraftPhoto(file, caption=" ".join(text.split())[:CAPTION_LENGTH])
+
+    def _write(self, contents: Contents) -> None:
+        make_folder(self.folder)
+        write_text(self.folder / "draft.json", json.dumps(asdict(contents), ensure_ascii=False))
+
+
+def free_album(output: Path, name: str) -> Path:
+    """A folder for the photos of a new subject: ``{output}/photos/{name}``, numbered where that is taken."""
+    root, number, place = output / "photos", 2, checked_name(name)
+    while (root / place).exists():
+        place, number = f"{name} {number}", number + 1
+    return root / place
+
+
+def zoomed(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:
+    """The square box of a photo of this size: ``zoom`` 1 takes the whole short side, 2 half of it; ``across`` and
+    ``down`` (0 to 1) say where."""
+    side = max(MIN_SIDE, round(min(size) / zoom))
+    left, top = round((size[0] - side) * across), round((size[1] - side) * down)
+    return left, top, left + side, top + side
+
+
+def _file_names(path: Path, number: int) -> Iterator[str]:
+    """Names for a photo's copy: its own, made harmless, then numbered ones."""
+    stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in path.stem)[:40].strip() or "photo"
+    suffix = path.suffix.lower()[:6]
+    yield f"{stem}{suffix}"
+    while True:
+        number += 1
+        yield f"{stem} {number}{suffix}"
+
+
+def _ingest_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:
+    return _ingested(path, path.stat().st_mtime_ns, resolution, crop, box)
+
+
+@functools.lru_cache(maxsize=200)
+def _ingested(
+    path: Path, changed: int, resolution: int, crop: CropMode, box: Box | None
+) -> tuple[Photo, Sequence[PhotoWarning]]:
+    """Decoding a phone's photo takes a moment: once for each way of cutting it."""
+    try:
+        album = ingest([path], resolution, crop, {path: box} if box else None)
+    except UserError as error:
+        raise PhotoError(str(error).replace(str(path), path.name)) from error
+    return album.photos[0], album.warnings
