@@ -1,8 +1,8 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
-Toybox's rates are the best of the first rounds of ``benchmarks/sweep.py`` for LoRA and HRA; the others take theirs
-until the sweep is whole. Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for
-version 1 and are not yet measured here; versions 2 and XL take them over, for want of published ones at these settings.
+Toybox's rates are those that ``benchmarks/sweep.py`` kept (its table: ``benchmarks/results/sweep.md``). Stable
+Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for version 1 and are not yet
+measured here; versions 2 and XL take them over, for want of published ones at these settings.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "moslora": {"learning_rate": 2e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
         "hra": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},

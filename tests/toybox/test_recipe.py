@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, new_scheduler, velocity_odds
+from training.toybox.base import BaseRecipe, new_scheduler, timestep_odds
 from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
 from training.toybox.loop import Budget
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
@@ -124,8 +124,8 @@ def test_training_the_decoder_helps_and_leaves_latents_alone(
 
 def test_the_noise_schedule_ends_in_noise_and_draws_clean_pictures_less() -> None:
     """No signal at the last step; full odds where SNR is below the ceiling."""
-    schedule = new_scheduler().alphas_cumprod
-    odds = velocity_odds(schedule, 5.0)
+    scheduler = new_scheduler()
+    schedule, odds = scheduler.alphas_cumprod, timestep_odds(scheduler, 5.0)
     assert schedule[-1] < 1e-6
     assert odds[schedule < 5 / 6].min() > 0.999
     assert odds[0] < 0.01

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from hra_diffusion.files import atomic_path
+from training.objective import min_snr_weights
 from training.toybox.captions import draw_caption
 from training.toybox.clip import TEXT_WIDTH, text_config
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
@@ -68,14 +69,10 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def velocity_odds(alphas_cumprod: Tensor, ceiling: float) -> Tensor:
-    """How often to train at each timestep, so that the picture's error is weighed by min(SNR + 1, ceiling + 1).
-
-    Min-SNR (Hang et al. 2023) with v's own SNR + 1 in the place of SNR: the noisy end, where the layout of a small
-    picture is settled, keeps its full weight. Drawing a timestep less often costs less than weighing it lightly.
-    """
-    signal_to_noise = alphas_cumprod / (1 - alphas_cumprod)
-    return (signal_to_noise + 1).clamp(max=ceiling + 1) / (signal_to_noise + 1)
+def timestep_odds(scheduler: DDIMScheduler, ceiling: float) -> Tensor:
+    """How often to train at each timestep: by its min-SNR weight, since a timestep drawn less often costs less."""
+    timesteps = torch.arange(len(scheduler.alphas_cumprod))
+    return min_snr_weights(timesteps, scheduler.alphas_cumprod, ceiling, "v_prediction")
 
 
 class Base(nn.Module):
@@ -130,7 +127,7 @@ def train_base(
     base.text_encoder.requires_grad_(False)
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
-    odds = velocity_odds(scheduler.alphas_cumprod, recipe.snr_ceiling)
+    odds = timestep_odds(scheduler, recipe.snr_ceiling)
 
     def loss_of(step: int, spent: float) -> Tensor:
         clean, captions = draw_examples(latents, recipe.batch, recipe.seed + step)
