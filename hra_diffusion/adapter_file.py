@@ -85,6 +85,12 @@ def read_info(path: Path) -> AdapterInfo:
         return _info(path, file.metadata() or {})
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file says that it is an adapter of this project. Raises AdapterFileError for one that is not whole."""
+    with opened(path) as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+
+
 def check(path: Path) -> AdapterInfo:
     """The metadata of a file all of whose tensors are there and finite. Raises AdapterFileError for any other."""
     return _read(path)[0]

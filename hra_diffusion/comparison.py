@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation.clip import Clip, Score, scores
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import (
     PNG_KEY,
@@ -37,11 +39,15 @@ GAP, MARGIN = 6, 14
 
 @dataclass(frozen=True)
 class Column:
-    """One contestant: a label, the adapters it applies, and what ``{subject}`` in a prompt becomes for it."""
+    """One contestant: a label, the adapters it applies, and what ``{subject}`` in a prompt becomes for it.
+
+    With ``class_noun`` in its place a prompt is scored: a trigger means nothing to a CLIP model.
+    """
 
     label: str
     adapters: Mapping[str, float]
     subject: str = ""
+    class_noun: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Cell:
     column: str
     request: Request
     image: Image.Image
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,12 @@ def compare(
     negative_prompt: str = "",
     batch_size: int = 8,
     on_step: OnStep | None = None,
+    clip: Clip | None = None,
 ) -> Comparison:
     """Draw every prompt with every column from the same initial noise; adapters share denoising batches.
 
     ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
-    ``on_step`` is told of every denoising step, the cells by their index.
+    ``on_step`` is told of every denoising step, the cells by their index. With a ``clip`` every cell is scored.
     """
     full = complete(pipe, settings or Settings())
     requests = [
@@ -100,7 +108,11 @@ def compare(
     for request, picture in zip(requests, pictures, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, full)
     labels = [column.label for column in columns] * (len(prompts) * len(seeds))
-    cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, strict=True))
+    found: Sequence[Score | None] = [None] * len(pictures)
+    if clip is not None:
+        asked = [p.replace("{subject}", c.class_noun or c.subject) for p in prompts for _ in seeds for c in columns]
+        found = scores(clip, pictures, asked, photos)
+    cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
     return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos))
 
 
@@ -110,7 +122,8 @@ def save(comparison: Comparison, folder: Path) -> Path:
     for number, cell in enumerate(comparison.cells):
         name = f"{number:03d}-{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
         save_png(cell.image, folder / "pictures" / name)
-        entries.append({"column": cell.column, "picture": f"pictures/{name}", **cell.image.info[PNG_KEY]})
+        entry = {"column": cell.column, "picture": f"pictures/{name}", **cell.image.info[PNG_KEY]}
+        entries.append(entry | ({"score": dataclasses.asdict(cell.score)} if cell.score else {}))
     for entry, drift in zip(entries, drift_from_base(comparison), strict=True):
         entry["difference_from_base"] = drift
     grid = save_png(draw_grid(comparison), folder / "grid.png")
@@ -136,7 +149,52 @@ def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
     mix = tuple(entry["adapters"].items())
     request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
     with Image.open(folder / entry["picture"]) as image:
-        return Cell(entry["column"], request, image.convert("RGB"))
+        score = Score(**entry["score"]) if "score" in entry else None
+        return Cell(entry["column"], request, image.convert("RGB"), score)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over a column's cells; 0 for a single one."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+def spread(comparison: Comparison, column: int) -> dict[str, Spread]:
+    """A column's figures ("subject", "prompt") over all its cells; none for a comparison that was not scored."""
+    found = [cell.score for cell in comparison.cells[column :: len(comparison.columns)] if cell.score]
+    figures = {
+        "subject": [score.subject for score in found if score.subject is not None],
+        "prompt": [score.prompt for score in found],
+    }
+    return {
+        name: Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for name, values in figures.items()
+        if values
+    }
+
+
+def clear_best(comparison: Comparison, figure: str) -> int | None:
+    """The adapter's column whose ``figure`` ("subject", "prompt") is clearly the highest, or None.
+
+    Clearly: against every other adapter the mean of the differences between pictures of the same noise is over twice
+    its standard error, with four pairs at least.
+    """
+    width = len(comparison.columns)
+    rivals = [number for number, column in enumerate(comparison.columns) if column.adapters]
+    values = {n: [getattr(cell.score, figure, None) for cell in comparison.cells[n::width]] for n in rivals}
+    if len(rivals) < 2 or any(None in own or len(own) < 4 for own in values.values()):
+        return None
+    best = max(rivals, key=lambda number: statistics.mean(values[number]))
+    for other in set(rivals) - {best}:
+        gains = [a - b for a, b in zip(values[best], values[other], strict=True)]
+        if statistics.mean(gains) <= 2 * statistics.stdev(gains) / len(gains) ** 0.5:
+            return None
+    return best
 
 
 def drift_from_base(comparison: Comparison) -> list[float | None]:
@@ -161,7 +219,9 @@ def draw_grid(comparison: Comparison) -> Image.Image:
     widths = [side] * (len(comparison.columns) + references)
     left = MARGIN + references * GAP
     rows = [(p, s) for p in range(len(comparison.prompts)) for s in range(len(comparison.seeds))]
-    height = 2 * MARGIN + line + len(rows) * (side + GAP) + len(comparison.prompts) * line
+    small = ImageFont.load_default(size=max(11, side // 13))
+    under = int(small.size * 1.5) if any(cell.score for cell in comparison.cells) else 0
+    height = 2 * MARGIN + line + len(rows) * (side + under + GAP) + len(comparison.prompts) * line
     sheet = Image.new("RGB", (left + sum(widths) + GAP * len(widths) + MARGIN, height), "white")
     pen = ImageDraw.Draw(sheet)
     places = [left + i * (side + GAP) for i in range(len(widths))]
@@ -178,8 +238,17 @@ def draw_grid(comparison: Comparison) -> Image.Image:
         shown = [comparison.photos[(2 * number + i) % len(comparison.photos)] for i in range(references)]
         for place, image in zip(places, [*shown, *(c.image for c in comparison.row(prompt, seed))], strict=True):
             sheet.paste(ImageOps.pad(image.convert("RGB"), (side, side), color="white"), (place, y))
-        y += side + GAP
+        for place, cell in zip(places[references:], comparison.row(prompt, seed), strict=True):
+            if cell.score:
+                pen.text((place, y + side + 2), _fit(told(cell.score), small, side), "#555", small)
+        y += side + under + GAP
     return sheet
+
+
+def told(score: Score) -> str:
+    """A score for reading: "subject .71 · prompt .32"."""
+    figures = [("subject", score.subject), ("prompt", score.prompt)]
+    return " · ".join(f"{name} {value:.2f}".replace("0.", ".") for name, value in figures if value is not None)
 
 
 def _fit(text: str, font: Any, width: int) -> str:
@@ -192,7 +261,11 @@ def _fit(text: str, font: Any, width: int) -> str:
 
 def _summary(comparison: Comparison) -> dict[str, Any]:
     return {
-        "columns": [{"label": c.label, "adapters": dict(c.adapters), "subject": c.subject} for c in comparison.columns],
+        "columns": [dataclasses.asdict(c) | {"adapters": dict(c.adapters)} for c in comparison.columns],
+        "scores": {
+            column.label: {name: dataclasses.asdict(value) for name, value in spread(comparison, number).items()}
+            for number, column in enumerate(comparison.columns)
+        },
         "prompts": comparison.prompts,
         "seeds": comparison.seeds,
         "grid": "grid.png",

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import unicodedata
@@ -85,6 +86,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def free_folder(parent: Path) -> Path:
+    """The first of parent/0001, parent/0002, … that is not there."""
+    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -159,15 +159,21 @@ def empty_bin(root: Path, days: float = BIN_DAYS) -> None:
             remove(root / BIN / f"{key}.from")
 
 
+def free_name(name: str, root: Path) -> str:
+    """The name, or a numbered one where it is taken. Raises UserError for a name that no adapter can have."""
+    free, number = checked_name(name), 2
+    while (root / free).exists():
+        free, number = f"{name} {number}", number + 1
+    return free
+
+
 def add_file(file: Path, root: Path) -> Path:
     """Copy an adapter file into a folder of its own, under its own name or a numbered one; returns the copy.
 
     Raises AdapterFileError for anything that is not a whole adapter of ours: nothing is copied then.
     """
     info = adapter_file.check(file)
-    name, number = checked_name(info.name), 2
-    while (root / name).exists():
-        name, number = f"{info.name} {number}", number + 1
+    name = free_name(info.name, root)
     copy = root / name / f"{name}.safetensors"
     temporary = make_folder(copy.parent) / ".import.tmp"
     shutil.copyfile(file, temporary)

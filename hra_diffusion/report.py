@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.comparison import Cell, Comparison
+from hra_diffusion.comparison import Cell, Comparison, clear_best, spread, told
 from hra_diffusion.files import write_text
 from hra_diffusion.votes import QUESTIONS, Vote, tally
 
@@ -47,7 +47,7 @@ def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
 {_photos(comparison)}
 <div class="scroll"><table><thead><tr><th class="soft">seed</th>{_heads(comparison)}</tr></thead>
 <tbody>{_rows(comparison)}</tbody></table></div>
-{_votes(votes)}
+{_explained(comparison)}{_votes(votes)}
 </body></html>"""
 
 
@@ -56,6 +56,16 @@ def _facts(comparison: Comparison) -> str:
     return (
         f"{len(comparison.cells)} pictures from the same noise along each row; {s.steps} steps of {s.scheduler}, "
         f"guidance scale {s.guidance_scale:g}, {s.width}×{s.height} pixels, drawn in {comparison.seconds:.1f} s."
+    )
+
+
+def _explained(comparison: Comparison) -> str:
+    if not any(cell.score for cell in comparison.cells):
+        return ""
+    return (
+        '<p class="soft">subject: likeness to the photos; prompt: likeness to the prompt\'s words; cosines by a CLIP '
+        "model, which are proxies. ✓ marks what is clearly higher than every other adapter's: by over twice the "
+        "standard error of the differences between pictures of the same noise.</p>"
     )
 
 
@@ -77,12 +87,28 @@ def _rows(comparison: Comparison) -> str:
         for s, seed in enumerate(comparison.seeds):
             cells = "".join(_cell(cell) for cell in comparison.row(p, s))
             rows.append(f'<tr><td class="soft">{seed}</td>{cells}</tr>')
-    return "".join(rows)
+    return "".join(rows) + means(comparison)
+
+
+def means(comparison: Comparison, before: str = '<td class="soft">mean ± deviation</td>') -> str:
+    """A table row with every column's figures; the clearly best in bold. Empty without scores."""
+    spreads = [spread(comparison, number) for number in range(len(comparison.columns))]
+    if not any(spreads):
+        return ""
+    best = {name: clear_best(comparison, name) for name in ("subject", "prompt")}
+    cells = []
+    for number, figures in enumerate(spreads):
+        lines = [
+            f"<b>{name} {value} ✓</b>" if best[name] == number else f"{name} {value}" for name, value in figures.items()
+        ]
+        cells.append(f"<td>{'<br>'.join(lines)}</td>")
+    return f'<tr class="means">{before}{"".join(cells)}</tr>'
 
 
 def _cell(cell: Cell) -> str:
     about = f"{cell.column}: {cell.request.prompt}"
-    return f'<td><img alt="{escape(about)}" title="{escape(about)}" src="{data_uri(cell.image)}"></td>'
+    score = f'<span class="soft">{told(cell.score)}</span>' if cell.score else ""
+    return f'<td><img alt="{escape(about)}" title="{escape(about)}" src="{data_uri(cell.image)}">{score}</td>'
 
 
 def _votes(votes: Sequence[Vote]) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import DenoisingStep, OnStep
 
 T = TypeVar("T")
@@ -24,6 +25,9 @@ PREVIEW_SHARE = 8
 """A preview is decoded only when drawing has gone on for so many times what the last one cost."""
 MAX_KEPT = 12
 """Adapters that stay on the pipeline; with more, those unused for longest go."""
+
+
+_UNTRIED = object()
 
 
 class Cancelled(UserError):  # noqa: N818 (it is no error)
@@ -52,6 +56,7 @@ class Studio:
         self.base, self.device, self.dtype = base, device, dtype
         self.lock = threading.RLock()
         self._pipe: Any = None
+        self._clip: Any = _UNTRIED
         self._kept: dict[tuple[Path, int], AdapterInfo] = {}
 
     @property
@@ -72,11 +77,22 @@ class Studio:
                 self._pipe = pipeline.load_base(self.base, self.device, self.dtype)
             return self._pipe
 
+    @property
+    def clip(self) -> Clip | None:
+        """The CLIP model that scores this base's pictures, or None where there is none without a network."""
+        with self.lock:
+            if self._clip is _UNTRIED:
+                try:
+                    self._clip = Clip(source_for(self.base), str(self.pipe.device))
+                except UserError:
+                    self._clip = None
+            return self._clip
+
     def change_base(self, base: str) -> None:
         """Hold another base from now on; it is loaded when first needed."""
         with self.lock:
             if base != self.base:
-                self.base, self._pipe, self._kept = base, None, {}
+                self.base, self._pipe, self._kept, self._clip = base, None, {}, _UNTRIED
 
     def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
         """Have these adapters on the pipeline; returns what each says of itself, under its name there.

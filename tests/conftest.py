@@ -19,10 +19,15 @@ from diffusers import (
 )
 from PIL import Image
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -64,6 +69,20 @@ def tiny_text_config(**more) -> CLIPTextConfig:
 
 def tiny_text_encoder(**more) -> CLIPTextModel:
     return CLIPTextModel(tiny_text_config(**more))
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A tiny CLIP model with its processor, saved in a folder."""
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    text = tiny_text_config(projection_dim=16)
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPProcessor(CLIPImageProcessorPil(**size), tiny_tokenizer()).save_pretrained(folder)
+    return folder
 
 
 def tiny_llama() -> LlamaForCausalLM:

@@ -36,7 +36,7 @@ def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
 
 def count(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
     """Trainable parameters of an adapter of this method on these layers."""
-    config = registry.get(method).parse(dict(options))
+    config: Any = registry.get(method).parse(dict(options))
     return sum(number * _parameters(method, config, d_in, d_out) for (d_out, d_in), number in shapes.items())
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import itertools
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
@@ -10,9 +9,10 @@ from PIL import Image
 
 from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
 from hra_diffusion.adapter_file import AdapterInfo
-from hra_diffusion.comparison import BASE, Column, compare, save
+from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder
+from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation import Settings, complete
 from training.photos import PhotoError, ingest
 from training.runs import Run
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, nargs="+", action="extend", metavar="N", help="a row each (default 0)")
     parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
                         "the first adapter learned from, if they are still there")  # fmt: skip
+    parser.add_argument("--clip", metavar="CLIP", help="what scores likeness to photos and prompt: a folder, "
+                        "a hub id, or none (default: toybox's own, else the usual one)")  # fmt: skip
     parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the grid goes (default: a new folder in "
                         f"{OUTPUTS / 'compare'})")  # fmt: skip
@@ -39,7 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{output} holds a comparison already; choose another folder with --output")
     pipe = load_base(arguments)
     adapters = put_on(pipe, arguments.adapter, roots(output))
-    columns = [Column(label(info, strength), {info.name: strength}, info.subject) for _, info, strength in adapters]
+    columns = [
+        Column(label(info, strength), {info.name: strength}, info.subject, info.class_noun)
+        for _, info, strength in adapters
+    ]
     if not arguments.no_base:
         columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
     comparison = compare(
@@ -51,16 +56,27 @@ def run(arguments: argparse.Namespace) -> None:
         reference_photos(pipe, adapters[0][0], arguments.photos),
         arguments.negative_prompt,
         arguments.batch_size,
+        clip=find_clip(arguments.clip, arguments),
     )
     grid = save(comparison, output)
     results = output / "results.json"
-    text = f"{grid}\n{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"
+    lines = [str(grid), f"{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
+    for number, column in enumerate(comparison.columns):
+        figures = ", ".join(f"{name} {value}" for name, value in spread(comparison, number).items())
+        lines += [f"  {column.label}: {figures} (likeness by CLIP: a proxy)"] if figures else []
+    text = "\n".join(lines)
     say(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
 
 
-def free_folder(parent: Path) -> Path:
-    """The first of parent/0001, parent/0002, … that is not there."""
-    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
+def find_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
+    """The CLIP model asked for; without a wish the base's usual one, or none where that is out of reach."""
+    if wanted:
+        return None if wanted == "none" else Clip(wanted, arguments.device or "cpu")
+    try:
+        return Clip(source_for(arguments.base), arguments.device or "cpu")
+    except UserError as error:
+        say(arguments, f"note: {error}; the comparison goes without figures", {})
+        return None
 
 
 def label(info: AdapterInfo, strength: float) -> str:

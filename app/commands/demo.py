@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
-from app.commands.compare import reference_photos
-from hra_diffusion import library, pipeline
+from app.commands.compare import find_clip, reference_photos
+from hra_diffusion import library, pipeline, registry
 from hra_diffusion.comparison import BASE, Column, compare, save
 from training import config as configs
 from training.events import Bar
@@ -67,6 +67,7 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
     columns = [Column(BASE, {}, CLASS_NOUN)]
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.put_on(pipe, adapter)
-        columns.append(Column(method.upper() if method == "hra" else "LoRA", {info.name: 1.0}, info.subject))
+        columns.append(Column(registry.get(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN))
     photos = reference_photos(pipe, adapters[0])
-    save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos), output)
+    clip = find_clip(None, arguments)
+    save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)

@@ -5,10 +5,7 @@ from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, put_on, roots, say
 from hra_diffusion import interop
-from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.interop import truth
-from hra_diffusion.parts import ReflectionConfig
-from hra_diffusion.registry import get
 
 FORMATS = "kohya: one file for most programs; diffusers; peft: a folder; merged: the whole base with the adapter in it"
 PLACE = "where it goes; merged into a name with .safetensors is one file in the original layout (default: in "
@@ -30,30 +27,13 @@ def run(arguments: argparse.Namespace) -> None:
     path = arguments.output or default_path(info.name, arguments.format)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info.subject)
     rows = [(row, truth.verdict(done, row)) for row in truth.rows(done)]
-    lines = [f"{done.path}  {shape(done)}  {watch}", ""]
+    lines = [f"{done.path}  {done.shape}  {watch}", ""]
     lines += [f"  {row.program}: {loads} ({row.how})" for row, loads in rows]
     facts = [{"program": row.program, "loads": loads, "how": row.how} for row, loads in rows]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
-    say(arguments, "\n".join([*lines, "", advice(info)]), written | {"loads": facts, "seconds": watch.seconds})
+    say(arguments, "\n".join([*lines, "", *truth.advice(info)]), written | {"loads": facts, "seconds": watch.seconds})
 
 
 def default_path(name: str, format: str) -> Path:
     """Where an export goes when nothing is said."""
     return OUTPUTS / "exports" / (f"{name}.safetensors" if format == "kohya" else f"{name}-{format}")
-
-
-def shape(done: interop.Exported) -> str:
-    """The form in a word or two: "LoRA of rank 8"."""
-    error = f", cut: error {done.error:.1%}" if done.error else ""
-    return f"{done.form}{f' of rank {done.rank}' if done.rank else ''}{error}"
-
-
-def advice(info: AdapterInfo) -> str:
-    """What to know before using the file elsewhere."""
-    lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
-    if issubclass(get(info.method).config, ReflectionConfig):
-        lines.append(
-            f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other"
-        )
-        lines.append("tools blend linearly and leave the rotations; export NAME:0.7 to have 0.7 on them.")
-    return "\n".join(lines)

@@ -1,13 +1,11 @@
 """hra-diffusion import: a stranger's adapter file as one of yours."""
 
 import argparse
-import re
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, add_base, load_base, say
 from hra_diffusion import interop
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import MAX_NAME
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,34 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    name = arguments.name or name_for(arguments.file)
+    name = arguments.name or interop.name_for(arguments.file)
     place = arguments.output / f"{name}.safetensors"
     if place.exists() and not arguments.dry_run:
         raise UserError(f"{place} exists already; take another --name")
     pipe = load_base(arguments)
     if arguments.dry_run:
         report = interop.understand(pipe, arguments.file)[-1]
-        say(arguments, describe(report), facts(report))
+        say(arguments, "\n".join(report.lines), facts(report))
         return
     place, report = interop.import_adapter(pipe, arguments.file, arguments.output, name, arguments.trigger)
-    say(arguments, f"{describe(report)}\n{place}", facts(report) | {"file": str(place), "name": name})
-
-
-def name_for(file: Path) -> str:
-    """A name made of the file's: letters, digits, - and _ stay."""
-    return re.sub(r"\W+", "-", file.stem).strip("-_")[:MAX_NAME] or "imported"
-
-
-def describe(report: interop.Report) -> str:
-    """What was understood, what was skipped and why, for reading."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
-    places = ", ".join(f"{count} layers of the {component}" for component, count in report.layers.items())
-    ranks = ", ".join(f"{rank} ({count})" for rank, count in sorted(report.ranks.items()))
-    lines = [f"{report.used} of {report.keys} keys understood: {kinds}; {places}; rank {ranks}"]
-    for reason, keys in report.skipped.items():
-        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        lines.append(f"skipped, {reason}: {keys[0]}{more}")
-    return "\n".join(lines)
+    say(arguments, "\n".join([*report.lines, str(place)]), facts(report) | {"file": str(place), "name": name})
 
 
 def facts(report: interop.Report) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -19,9 +20,9 @@ from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
 from hra_diffusion.adapter_file import AdapterInfo, read_info
-from hra_diffusion.comparison import BASE, Column, Comparison, compare, load, save
+from hra_diffusion.comparison import BASE, Column, Comparison, compare, load, save, told
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path
+from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation import OnStep, Settings, complete, with_subject
 from hra_diffusion.studio import Cancelled, Preview
 from hra_diffusion.votes import QUESTIONS, Vote
@@ -97,7 +98,8 @@ class Plan:
         """The contestants, ``mixes`` being the adapters' names on the pipeline with their strengths."""
         nouns = [self.infos[0].class_noun] if self.infos else [""]
         subjects = nouns * self.base + [info.subject for info in self.infos]
-        return [Column(*c) for c in zip(self.labels, [{}] * self.base + list(mixes), subjects, strict=True)]
+        nouns = nouns * self.base + [info.class_noun for info in self.infos]
+        return [Column(*c) for c in zip(self.labels, [{}] * self.base + list(mixes), subjects, nouns, strict=True)]
 
 
 def build(house: House) -> Compare:
@@ -173,7 +175,9 @@ def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | 
         infos = studio.put_on(list(plan.files))
         columns = plan.columns([{info.name: plan.strength} for info in infos])
         photos = house.photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
-        return compare(studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step)
+        return compare(
+            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step, clip=studio.clip
+        )
 
     total = plan.width * len(plan.prompts) * len(plan.seeds)
     for news in studio.watch(work, total, stop):
@@ -186,8 +190,10 @@ def show_grid(
     seeds: Sequence[int],
     cells: Mapping[int, Image.Image | Path],
     photos: Sequence[Image.Image] = (),
+    scores: Mapping[int, str] = MappingProxyType({}),
+    last: str = "",
 ) -> str:
-    """The table of pictures; cells that are not there yet are blank."""
+    """The table of pictures, their scores under them, and a last row; cells that are not there yet are blank."""
     heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows, width = [], len(labels)
     for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
@@ -196,12 +202,15 @@ def show_grid(
             rows.append(f'<tr><th class="prompt soft" colspan="{width + bool(photos)}">{escape(words)}</th></tr>')
         reference = f"<td>{_cell(photos[number % len(photos)], 'photo')}</td>" if photos else ""
         drawn = "".join(
-            f"<td>{_cell(cells.get(number * width + i), f'{label}: {prompt}, seed {seed}')}</td>"
+            f"<td>{_cell(cells.get(number * width + i), f'{label}: {prompt}, seed {seed}')}"
+            f'<span class="soft small">{scores.get(number * width + i, "")}</span></td>'
             for i, label in enumerate(labels)
         )
         rows.append(f"<tr>{reference}{drawn}</tr>")
     first = "<th>photos</th>" if photos else ""
-    return f'<div class="scroll"><table class="grid" data-group><tr>{first}{heads}</tr>{"".join(rows)}</table></div>'
+    return (
+        f'<div class="scroll"><table class="grid" data-group><tr>{first}{heads}</tr>{"".join(rows)}{last}</table></div>'
+    )
 
 
 def _cell(source: Image.Image | Path | None, about: str) -> str:
@@ -212,7 +221,9 @@ def show_kept(folder: Path, comparison: Comparison) -> str:
     """The grid of a comparison that is saved."""
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
     labels = [column.label for column in comparison.columns]
-    return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos)
+    scores = {number: told(cell.score) for number, cell in enumerate(comparison.cells) if cell.score}
+    last = report.means(comparison, '<td class="soft">mean ± deviation</td>' if comparison.photos else "")
+    return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last)
 
 
 def keep(comparison: Comparison, folder: Path) -> None:
@@ -403,8 +414,3 @@ def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: s
     labels, files = [c.label for c in comparison.columns], sorted((folder / "pictures").glob("*.png"))
     first, second = (str(files[int(row) * len(labels) + labels.index(label)]) for label in (left, right))
     return first, second
-
-
-def free_folder(parent: Path) -> Path:
-    """The first of parent/0001, parent/0002, … that is not there."""
-    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())

@@ -3,7 +3,6 @@
 import functools
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,26 +10,25 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import MINE, QUIET, House, clicked, plainly
+from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly
 from app.page.html import badge, button, empty, facts, note, picture
 from app.page.theme import CLICKS
 from hra_diffusion import library, registry
-from hra_diffusion.adapter_file import AdapterInfo, read_info
+from hra_diffusion.adapter_file import AdapterInfo, is_ours, read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder
+from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter
 from training import runs
 
-Exporter = Callable[[Path, Path], Path]
-"""Writes an adapter's file in some format into a folder; returns what was written."""
-
-
-def _as_it_is(path: Path, folder: Path) -> Path:
-    return Path(shutil.copy2(path, folder))
-
-
-EXPORTS: dict[str, Exporter] = {"as it is, for hra-diffusion (.safetensors)": _as_it_is}
-"""Formats that can be downloaded, by what they are called. A new format is one entry here."""
+OWN = "own"
+EXPORTS = {
+    "as it is, for this program": OWN,
+    "LoRA file for AUTOMATIC1111, Forge, ComfyUI, InvokeAI": "kohya",
+    "LoRA file for diffusers": "diffusers",
+    "folder for PEFT (.zip)": "peft",
+    "the whole base with it in the weights (large)": "merged",
+}
+"""What an adapter can be downloaded as, and the format's name."""
 
 
 @dataclass
@@ -45,7 +43,9 @@ class Library:
     rename: gr.Button
     create: gr.Button
     format: gr.Dropdown
-    export: gr.DownloadButton
+    make: gr.Button
+    ready: gr.DownloadButton
+    loads: gr.HTML
     delete: gr.Button
     upload: gr.File
     said: gr.HTML
@@ -65,7 +65,11 @@ def build(house: House) -> Library:
             parts["said"] = gr.HTML(js_on_load=CLICKS)
             parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
             with gr.Accordion("Import an adapter", open=False):
-                parts["upload"] = gr.File(label="Drop a .safetensors file", file_types=[".safetensors"], height=110)
+                parts["upload"] = gr.File(
+                    label="Drop a .safetensors file: ours, kohya's, diffusers', LyCORIS'",
+                    file_types=[".safetensors"],
+                    height=110,
+                )
             with gr.Accordion(f"Bin (kept for {library.BIN_DAYS} days)", open=False):
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
@@ -74,10 +78,12 @@ def build(house: House) -> Library:
             with gr.Row():
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
                 parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
-            parts["format"] = gr.Dropdown(list(EXPORTS), value=next(iter(EXPORTS)), label="Download")
+            parts["format"] = gr.Dropdown(list(EXPORTS.items()), value=OWN, label="Take it elsewhere")
             with gr.Row():
-                parts["export"] = gr.DownloadButton("Download", size="md")
-                parts["delete"] = gr.Button("Move to the bin", size="md")
+                parts["make"] = gr.Button("Make the file", size="md")
+                parts["ready"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
+            parts["loads"] = gr.HTML()
+            parts["delete"] = gr.Button("Move to the bin", size="md")
     return Library(**parts, chosen=gr.State())
 
 
@@ -229,18 +235,22 @@ class Events:
 
     @plainly
     def take_in(self, file: str | None, search: str) -> tuple[Any, ...]:
-        path = library.add_file(Path(str(file)), self.house.output)
+        path, remarks = take_in(self.house, Path(str(file)))
         info = read_info(path)
-        text = f"{info.name}: {_title(info.method)} of “{info.subject}”, made for {info.base}. It is kept now."
+        subject = f" of “{info.subject}”" if info.subject else ""
+        text = f"{info.name}: {_title(info.method)}{subject}, for {info.base}. It is kept now."
         wrong = misfit(self.house, path)
-        return None, note(text, "plain") + note(wrong), *self.refresh(search, None)
+        return None, note([text, *remarks], "plain") + note(wrong), *self.refresh(search, None)
 
     @plainly
-    def export(self, chosen: str | None, form: str, request: gr.Request) -> str | None:
-        if chosen is None:
-            return None
-        folder = make_folder(self.house.own(request) / "exports")
-        return str(EXPORTS[form](self.house.file(chosen), folder))
+    def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+        folder = self.house.own(request) / "exports"
+        remove(folder)  # one at a time: merged weights are large
+        path, told = export(self.house, self.house.file(chosen), form, make_folder(folder))
+        return gr.update(value=str(path), visible=True), note(told, "plain")
+
+    def forget(self) -> tuple[Any, ...]:
+        return gr.update(value=None, visible=False), ""
 
     @plainly
     def use(self, chosen: str) -> tuple[Any, ...]:
@@ -266,10 +276,40 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
         part.click(events.restore, parts.search, [parts.said, *overview], **MINE)
     parts.upload.upload(events.take_in, [parts.upload, parts.search], [parts.upload, parts.said, *overview], **MINE)
     parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
-    # a download button hands out what it holds already: so it is made when an adapter or a format is chosen
-    gr.on(
-        [parts.chosen.change, parts.format.change], events.export, [parts.chosen, parts.format], parts.export, **QUIET
-    )
+    made = [parts.ready, parts.loads]
+    parts.make.click(events.make, [parts.chosen, parts.format], made, concurrency_id=DEVICE_QUEUE, **MINE)
+    gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
+
+
+def take_in(house: House, file: Path) -> tuple[Path, list[str]]:
+    """Keep an adapter file, ours or a stranger's for the base in use; what was understood of a stranger's.
+
+    Raises UserError for a file that is neither.
+    """
+    if is_ours(file):
+        return library.add_file(file, house.output), []
+    from hra_diffusion import interop
+
+    name = library.free_name(interop.name_for(file), house.output)
+    with house.studio.lock:
+        path, report = interop.import_adapter(house.studio.pipe, file, house.output / name, name)
+    return path, report.lines
+
+
+def export(house: House, path: Path, form: str, folder: Path) -> tuple[Path, list[str]]:
+    """Write an adapter as one file in a folder; what there is to know of it elsewhere. Raises UserError."""
+    if form == OWN:
+        return Path(shutil.copy2(path, folder)), []
+    from hra_diffusion import interop
+    from hra_diffusion.interop import truth
+
+    with house.studio.lock:
+        (info,) = house.studio.put_on([path])
+        place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
+        done = interop.export(house.studio.pipe, info.name, form, place, trigger=info.subject)
+    loads = [f"{row.program}: {truth.verdict(done, row)} ({row.how})" for row in truth.rows(done)]
+    packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
+    return packed, [f"Written: {done.shape}. What loads it:", *loads, *truth.advice(info)]
 
 
 def require_idle(house: House, key: str) -> None:

@@ -61,6 +61,12 @@ class Exported:
     rank: int | None
     error: float
 
+    @property
+    def shape(self) -> str:
+        """The form in a word or two: "LoRA of rank 8"."""
+        error = f", cut: error {self.error:.1%}" if self.error else ""
+        return f"{self.form}{f' of rank {self.rank}' if self.rank else ''}{error}"
+
 
 def export(
     pipe: DiffusionPipeline,

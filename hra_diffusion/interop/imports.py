@@ -5,6 +5,7 @@ on the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was im
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Generator, Tensor, nn
 from hra_diffusion import adapter_file, pipeline, registry
 from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo, probe
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name
+from hra_diffusion.files import MAX_NAME, checked_name
 from hra_diffusion.interop import names, updates
 from hra_diffusion.interop.updates import LayerParts, PeftSettings
 from hra_diffusion.layer import as_matrix, original_weight
@@ -59,6 +60,18 @@ class Report:
     def used(self) -> int:
         """How many keys were understood."""
         return self.keys - sum(len(keys) for keys in self.skipped.values())
+
+    @property
+    def lines(self) -> list[str]:
+        """What was understood, what was skipped and why, for reading."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        places = ", ".join(f"{count} layers of the {component}" for component, count in self.layers.items())
+        ranks = ", ".join(f"{rank} ({count})" for rank, count in sorted(self.ranks.items()))
+        lines = [f"{self.used} of {self.keys} keys understood: {kinds}; {places}; rank {ranks}"]
+        for reason, keys in self.skipped.items():
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            lines.append(f"skipped, {reason}: {keys[0]}{more}")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,11 @@ def import_adapter(
     place = Path(output) / f"{name}.safetensors"
     adapter_file.save(place, components, info, imported.tensors)
     return place, report
+
+
+def name_for(file: Path) -> str:
+    """A name for an adapter made of its file's: letters, digits, - and _ stay."""
+    return re.sub(r"\W+", "-", file.stem).strip("-_")[:MAX_NAME] or "imported"
 
 
 def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.interop.exports import Exported
+from hra_diffusion.parts import ReflectionConfig
+from hra_diffusion.registry import get
 
 EXACTLY, WRONGLY, BY_FORMAT, BY_SOURCE = "exactly", "not exactly", "by file format", "not exactly, by its source"
 
@@ -52,6 +55,17 @@ def verdict(exported: Exported, row: Row) -> str:
     if row.loads == EXACTLY and exported.error > 0:
         return f"approximately, error {exported.error:.1%}"
     return row.loads
+
+
+def advice(info: AdapterInfo) -> list[str]:
+    """What to know before using an adapter's export elsewhere."""
+    lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
+    if issubclass(get(info.method).config, ReflectionConfig):
+        lines.append(
+            f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other tools "
+            "blend linearly and leave the rotations; export NAME:0.7 to have 0.7 on them."
+        )
+    return lines
 
 
 def markdown() -> str:

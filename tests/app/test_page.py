@@ -249,7 +249,18 @@ def test_the_library_shows_searches_renames_and_bins(house):
 
     path = runs.rename(house.file("Rex/Rex.safetensors"), "Max")
     assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
-    assert library.EXPORTS and all(export(path, house.output).is_file() for export in library.EXPORTS.values())
+
+
+@pytest.mark.parametrize("form", library.EXPORTS.values())
+def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
+    path, told = library.export(house, house.file("Rex/Rex.safetensors"), form, tmp_path)
+    assert path.is_file() and path.parent == tmp_path
+    if form != library.OWN:
+        assert any("exactly" in line for line in told) and any("sks dog" in line for line in told)
+    if form in (library.OWN, "kohya", "diffusers"):
+        kept, _ = library.take_in(house, path)
+        assert library.misfit(house, kept) == "" and kept.parent != path.parent
+        assert house.studio.put_on([kept])
 
 
 def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):

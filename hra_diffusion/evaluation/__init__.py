@@ -1,0 +1,1 @@
+"""How good pictures are, in numbers that are proxies and say so."""

@@ -1,0 +1,82 @@
+"""Scores by CLIP: against transformers' own forward pass, and what is made of them."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import tiny_clip
+from PIL import Image
+
+from hra_diffusion.comparison import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
+from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation.clip import Clip, Score, scores
+from hra_diffusion.generation import FullSettings, Settings
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return Clip(tiny_clip(tmp_path_factory.mktemp("clip")))
+
+
+def pictures(count: int) -> list[Image.Image]:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (count, 40, 32, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(picture.numpy()) for picture in pixels]
+
+
+def test_scores_are_those_of_the_model_itself(clip):
+    drawn, prompts = pictures(3), ["a dog", "a photo of a dog in the snow", "a cat"]
+    found = clip.processor(text=prompts, images=drawn, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        wanted = clip.model(**found).logits_per_image.diagonal() / clip.model.logit_scale.exp()
+    torch.testing.assert_close(torch.tensor([s.prompt for s in scores(clip, drawn, prompts)]), wanted)
+
+
+def test_a_picture_is_most_like_itself(clip):
+    drawn = pictures(3)
+    found = scores(clip, drawn, ["x"] * 3, photos=drawn[:1])
+    assert found[0].subject == pytest.approx(1, abs=1e-5) and found[1].subject < found[0].subject
+    assert scores(clip, drawn, ["x"] * 3)[0].subject is None
+
+
+def test_a_text_that_is_too_long_is_cut(clip):
+    assert scores(clip, pictures(1), ["dog " * 200])[0].prompt == pytest.approx(
+        scores(clip, pictures(1), ["dog " * 300])[0].prompt
+    )
+
+
+def test_a_model_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(UserError, match="can't be loaded"):
+        Clip(tmp_path / "nothing")
+
+
+def test_a_scored_comparison_is_kept_with_its_figures(clip, pipe, tmp_path):
+    columns = [Column("base", {}, "dog", "dog"), Column("other", {}, "sks dog", "dog")]
+    done = compare(pipe, columns, ["a {subject}"], [1, 2], Settings(steps=1), pictures(2), clip=clip)
+    drawn, words = [cell.image for cell in done.cells], ["a dog"] * 4
+    assert [cell.score for cell in done.cells] == scores(clip, drawn, words, pictures(2)), "scored by the class noun"
+    save(done, tmp_path)
+    kept = load(tmp_path)
+    assert [cell.score for cell in kept.cells] == [cell.score for cell in done.cells]
+    assert spread(kept, 0)["subject"].mean == pytest.approx(sum(done.cells[i].score.subject for i in (0, 2)) / 2)
+
+
+def scored(*columns: list[float]) -> Comparison:
+    """A comparison of adapters with these subject scores, a list for each."""
+    names = [Column(f"{n}", {f"{n}": 1.0}) for n in range(len(columns))]
+    image, request = Image.new("RGB", (8, 8)), Request("x", 0)
+    rows = [zip(names, row, strict=True) for row in zip(*columns, strict=True)]
+    cells = [Cell(name.label, request, image, Score(subject, 0.5)) for row in rows for name, subject in row]
+    full = FullSettings(1, 1.0, "ddim", 8, 8)
+    return Comparison(tuple(names), ("x",), tuple(range(len(columns[0]))), tuple(cells), full, 0.0)
+
+
+def test_only_what_is_clearly_better_is_marked():
+    clear = scored([0.7, 0.72, 0.69, 0.71], [0.6, 0.63, 0.58, 0.6])
+    assert clear_best(clear, "subject") == 0
+    assert clear_best(clear, "prompt") is None, "equal everywhere"
+    assert clear_best(scored([0.7, 0.5, 0.69, 0.5], [0.6, 0.63, 0.58, 0.6]), "subject") is None, "now here, now there"
+    assert clear_best(scored([0.7, 0.72], [0.6, 0.63]), "subject") is None, "too few"
+    assert clear_best(scored([0.7] * 4), "subject") is None, "nothing to be better than"
+    unscored = dataclasses.replace(clear, cells=tuple(dataclasses.replace(cell, score=None) for cell in clear.cells))
+    assert clear_best(unscored, "subject") is None and spread(unscored, 0) == {}
