@@ -2,7 +2,10 @@
 
 import contextlib
 import socket
+import time
 from pathlib import Path
+
+from training.jobs import Queue
 
 
 @contextlib.contextmanager
@@ -18,3 +21,16 @@ def serving(output: Path, base: Path, **options):
         yield page
     finally:
         page.close()
+        stop_runs(output)  # they outlive the page
+
+
+def stop_runs(output: Path) -> None:
+    """End what is being trained in an outputs folder, so that nothing goes on beside the tests that follow."""
+    queue = Queue(output)
+    for name in queue.waiting():
+        queue.cancel(name)
+    if run := queue.busy():
+        queue.stop(run.folder.name)
+        deadline = time.monotonic() + 60
+        while queue.busy() and time.monotonic() < deadline:
+            time.sleep(0.2)

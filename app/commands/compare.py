@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
@@ -75,7 +76,8 @@ def find_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
     try:
         return Clip(source_for(arguments.base), arguments.device or "cpu")
     except UserError as error:
-        say(arguments, f"note: {error}; the comparison goes without figures", {})
+        if not arguments.quiet:
+            print(f"note: {error}; the comparison goes without figures", file=sys.stderr)
         return None
 
 

@@ -391,7 +391,10 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
         [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,
     )  # fmt: skip
     for slider in (parts.zoom, parts.across, parts.down):
-        slider.release(events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown], **MINE)
+        slider.input(  # not on release, which the keyboard never does; while one is at work only the last one waits
+            events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown],
+            trigger_mode="always_last", show_progress="hidden", **MINE,
+        )  # fmt: skip
     parts.caption.blur(events.describe, [parts.picked, parts.caption], None, **QUIET)
     parts.remove.click(events.remove, parts.picked, [parts.editor, *shown], **QUIET)
     page.load(events.refresh, None, shown, **QUIET)

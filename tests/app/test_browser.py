@@ -93,7 +93,7 @@ def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
         page.wait_for_selector("#run-head [role=progressbar]")
         page.reload()
         page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
-        assert page.locator("#name input, #name textarea").first.input_value() == "Rex"
+        playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex")
         page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
         assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
         teach(page, "Rex-lora", "LoRA", short=kind == "tiny")
@@ -111,16 +111,19 @@ def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
         go(page, "Compare")
         choose(page, "#compare-adapters", "Rex", "Rex-lora")
         page.click("#compare-button")
-        page.wait_for_selector("#ballot", state="attached")
         page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
+        page.get_by_role("button", name="Blind vote").click()
+        page.wait_for_selector("#ballot img >> nth=1")
         assert page.locator("#grid tr").first.inner_text().split() == ["photos", "base", "Rex", "Rex-lora"]
 
         go(page, "Library")
         page.locator(".card", has_text="Rex-lora").click()
         page.wait_for_selector("#facts >> text=sks dog")
+        page.get_by_role("button", name="Make the file").click()
         with page.expect_download() as download:
             page.locator("#facts").get_by_role("button", name="Download", exact=True).click()
         assert download.value.suggested_filename == "Rex-lora.safetensors"
+        page.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
