@@ -9,6 +9,7 @@ from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion import attachment
+from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.pipeline import ASSETS
 from training import config as configs
 from training.loop import train
@@ -115,3 +116,17 @@ def test_sample_subjects_are_small_and_credited():
         photos = list((ASSETS / "subjects" / subject).glob("*.png"))
         assert len(photos) == 5 and all(Image.open(photo).size == (128, 128) for photo in photos)
         assert (ASSETS / "subjects" / subject / "NOTICE").is_file()
+
+
+def subject(name):
+    return [Image.open(path) for path in sorted((ASSETS / "subjects" / name).glob("*.png"))]
+
+
+def test_its_clip_pair_tells_subjects_and_prompts_apart(pipe):
+    clip = Clip(source_for("toybox"))
+    own, other = (clip.images(subject(name)) for name in ("octopus", "robot"))
+    assert (own @ own.T).min() > (own @ other.T).max(), "every two photos of one subject are more alike"
+    drawn = hra.generate(pipe, "a photo of a taxi on the beach", seed=0, count=SEEDS)
+    prompts = ["a taxi on the beach", "a taxi in the snow", "a fox on the beach"]
+    found = clip.images(drawn) @ clip.texts([f"a photo of {prompt}" for prompt in prompts]).T
+    assert (found.argmax(dim=1) == 0).all()

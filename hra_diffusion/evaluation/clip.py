@@ -67,7 +67,7 @@ class Clip:
 
 def source_for(base: str) -> str:
     """The CLIP model that judges a base's pictures: toybox's own pair, else the one of the published figures."""
-    return str(ASSETS / TOYBOX / "clip") if base == TOYBOX else HUB_CLIP
+    return str(ASSETS / f"{TOYBOX}-clip") if base == TOYBOX else HUB_CLIP
 
 
 def scores(

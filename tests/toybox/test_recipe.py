@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
 from training.toybox.base import BaseRecipe, new_scheduler, timestep_odds
@@ -53,6 +54,7 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     )
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
+    assert Clip(tmp_path / "model-clip").texts(["a fox"]).shape == (1, 128)
 
 
 def test_a_clip_batch_is_told_apart_by_its_things() -> None:

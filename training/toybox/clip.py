@@ -5,6 +5,7 @@ already tells things apart saves the UNet most of the time it would need to find
 and shared with the generator: scores made with the pair are proxies.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from training.toybox.autoencoder import to_signal
 from training.toybox.captions import draw_caption
@@ -131,3 +140,16 @@ def load_clip(checkpoint: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
     clip = new_clip(tokenizer)
     load_checkpoint(checkpoint, {"clip": clip})
     return clip.eval().requires_grad_(False)
+
+
+def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the pair in float16 with its processor, as any CLIP model is kept."""
+    processor = CLIPImageProcessorPil(
+        do_resize=True,
+        size={"shortest_edge": PICTURE_SIZE},
+        crop_size={"height": PICTURE_SIZE, "width": PICTURE_SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    deepcopy(clip).half().save_pretrained(folder)
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)

@@ -16,7 +16,7 @@ from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
 from training.toybox.base import BaseRecipe, assemble, load_average, train_base
 from training.toybox.card import Figures, write_card
-from training.toybox.clip import ClipRecipe, load_clip, train_clip
+from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
 from training.toybox.loop import Budget, read_progress
 from training.toybox.shards import (
     SHARD_SIZE,
@@ -98,10 +98,11 @@ class Workshop:
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:
-        """Put the parts together as a StableDiffusionPipeline folder with its model card."""
+        """Put the parts together as a StableDiffusionPipeline folder with its model card, and the CLIP pair beside it."""
         vae, tokenizer = self.load_vae(), train_tokenizer()
         checkpoint = self.folder / "base.safetensors"
         base = load_average(checkpoint, tokenizer, vae.config["latent_channels"], self.base_recipe)
+        clip = load_clip(self._clip, tokenizer)
         figures = Figures(
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
@@ -109,6 +110,8 @@ class Workshop:
             parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
         )
         assemble(base, vae.cpu(), tokenizer, write_card(figures), output)
+        with atomic_path(output.with_name(f"{output.name}-clip")) as unfinished:
+            save_clip(clip, tokenizer, unfinished)
 
     def make_everything(self, sprites: Path, shards: int, output: Path) -> None:
         """Every stage in turn, each for its usual time on two CPU cores."""
