@@ -98,7 +98,7 @@ class Workshop:
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:
-        """Put the parts together as a StableDiffusionPipeline folder with its model card, and the CLIP pair beside it."""
+        """Write the parts as a StableDiffusionPipeline folder with its model card, and the CLIP pair beside it."""
         vae, tokenizer = self.load_vae(), train_tokenizer()
         checkpoint = self.folder / "base.safetensors"
         base = load_average(checkpoint, tokenizer, vae.config["latent_channels"], self.base_recipe)
