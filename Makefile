@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/hra-diffusion demo
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow

@@ -186,8 +186,9 @@ def clear_best(comparison: Comparison, figure: str) -> int | None:
     """
     width = len(comparison.columns)
     rivals = [number for number, column in enumerate(comparison.columns) if column.adapters]
-    values = {n: [getattr(cell.score, figure, None) for cell in comparison.cells[n::width]] for n in rivals}
-    if len(rivals) < 2 or any(None in own or len(own) < 4 for own in values.values()):
+    found = {n: [getattr(cell.score, figure, None) for cell in comparison.cells[n::width]] for n in rivals}
+    values = {n: [value for value in own if value is not None] for n, own in found.items()}
+    if len(rivals) < 2 or any(len(values[n]) < max(4, len(found[n])) for n in rivals):
         return None
     best = max(rivals, key=lambda number: statistics.mean(values[number]))
     for other in set(rivals) - {best}:
@@ -220,7 +221,7 @@ def draw_grid(comparison: Comparison) -> Image.Image:
     left = MARGIN + references * GAP
     rows = [(p, s) for p in range(len(comparison.prompts)) for s in range(len(comparison.seeds))]
     small = ImageFont.load_default(size=max(11, side // 13))
-    under = int(small.size * 1.5) if any(cell.score for cell in comparison.cells) else 0
+    under = line if any(cell.score for cell in comparison.cells) else 0
     height = 2 * MARGIN + line + len(rows) * (side + under + GAP) + len(comparison.prompts) * line
     sheet = Image.new("RGB", (left + sum(widths) + GAP * len(widths) + MARGIN, height), "white")
     pen = ImageDraw.Draw(sheet)

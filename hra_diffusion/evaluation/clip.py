@@ -41,7 +41,8 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            self.model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().to(device)
+            model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0][:200]

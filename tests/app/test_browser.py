@@ -67,16 +67,15 @@ def give_photos(page, photos):
     page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
 
 
-def teach(page, name, method, short):
-    """Fill the form in and press Teach; ``short`` keeps the run to seconds."""
+def teach(page, name, method):
+    """Fill the form in, for a run of seconds, and press Teach."""
     fill(page, "#noun", "dog")
     fill(page, "#name", name)
     page.locator("#preset label").first.click()
     choose(page, "#method", method)
-    if short:
-        page.locator("#advanced button.label-wrap").click()
-        for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
-            fill(page, f"#field-{field}", str(value))
+    page.locator("#advanced button.label-wrap").click()
+    for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
+        fill(page, f"#field-{field}", str(value))
     page.click("#teach-button")
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
 
@@ -89,14 +88,14 @@ def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
     with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
         page = visit(served.local_url)
         give_photos(page, photos)
-        teach(page, "Rex", "HRA", short=kind == "tiny")
+        teach(page, "Rex", "HRA")
         page.wait_for_selector("#run-head [role=progressbar]")
         page.reload()
         page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
         playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex")
         page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
         assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
-        teach(page, "Rex-lora", "LoRA", short=kind == "tiny")
+        teach(page, "Rex-lora", "LoRA")
         page.wait_for_selector("#run-head >> text=Rex-lora is ready", timeout=4 * MINUTE)
 
         page.get_by_role("button", name="Create with it").locator("visible=true").click()
