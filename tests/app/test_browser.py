@@ -183,4 +183,4 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
     assert there.locator("#thumbs img").first.get_attribute("src") != before
     there.reload()
     there.locator("#thumbs .thumb").first.click()
-    there.wait_for_function("document.querySelector('#editor textarea').value === 'a {subject} in a box'")
+    playwright.expect(there.locator("#editor textarea")).to_have_value("a {subject} in a box")
