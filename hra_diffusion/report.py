@@ -90,8 +90,11 @@ def _rows(comparison: Comparison) -> str:
     return "".join(rows) + means(comparison)
 
 
-def means(comparison: Comparison, before: str = '<td class="soft">mean ± deviation</td>') -> str:
-    """A table row with every column's figures; the clearly best in bold. Empty without scores."""
+def means(comparison: Comparison, titled: bool = True) -> str:
+    """A table row with every column's figures, the clearly best in bold; ``titled``: a cell that says so comes first.
+
+    Empty without scores.
+    """
     spreads = [spread(comparison, number) for number in range(len(comparison.columns))]
     if not any(spreads):
         return ""
@@ -102,7 +105,8 @@ def means(comparison: Comparison, before: str = '<td class="soft">mean ± deviat
             f"<b>{name} {value} ✓</b>" if best[name] == number else f"{name} {value}" for name, value in figures.items()
         ]
         cells.append(f"<td>{'<br>'.join(lines)}</td>")
-    return f'<tr class="means">{before}{"".join(cells)}</tr>'
+    title = '<td class="soft">mean ± deviation</td>' if titled else ""
+    return f'<tr class="means">{title}{"".join(cells)}</tr>'
 
 
 def _cell(cell: Cell) -> str:

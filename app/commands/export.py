@@ -26,10 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     ((_, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
     path = arguments.output or default_path(info.name, arguments.format)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info.subject)
-    rows = [(row, truth.verdict(done, row)) for row in truth.rows(done)]
-    lines = [f"{done.path}  {done.shape}  {watch}", ""]
-    lines += [f"  {row.program}: {loads} ({row.how})" for row, loads in rows]
-    facts = [{"program": row.program, "loads": loads, "how": row.how} for row, loads in rows]
+    lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in truth.lines(done))]
+    facts = [{"program": row.program, "loads": truth.verdict(done, row), "how": row.how} for row in truth.rows(done)]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
     say(arguments, "\n".join([*lines, "", *truth.advice(info)]), written | {"loads": facts, "seconds": watch.seconds})
 

@@ -222,7 +222,7 @@ def show_kept(folder: Path, comparison: Comparison) -> str:
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
     labels = [column.label for column in comparison.columns]
     scores = {number: told(cell.score) for number, cell in enumerate(comparison.cells) if cell.score}
-    last = report.means(comparison, '<td class="soft">mean ± deviation</td>' if comparison.photos else "")
+    last = report.means(comparison, titled=bool(comparison.photos))
     return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last)
 
 

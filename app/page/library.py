@@ -307,9 +307,8 @@ def export(house: House, path: Path, form: str, folder: Path) -> tuple[Path, lis
         (info,) = house.studio.put_on([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
         done = interop.export(house.studio.pipe, info.name, form, place, trigger=info.subject)
-    loads = [f"{row.program}: {truth.verdict(done, row)} ({row.how})" for row in truth.rows(done)]
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
-    return packed, [f"Written: {done.shape}. What loads it:", *loads, *truth.advice(info)]
+    return packed, [f"Written: {done.shape}. What loads it:", *truth.lines(done), *truth.advice(info)]
 
 
 def require_idle(house: House, key: str) -> None:

@@ -57,6 +57,11 @@ def verdict(exported: Exported, row: Row) -> str:
     return row.loads
 
 
+def lines(exported: Exported) -> list[str]:
+    """What each program makes of this export, for reading."""
+    return [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
+
+
 def advice(info: AdapterInfo) -> list[str]:
     """What to know before using an adapter's export elsewhere."""
     lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
