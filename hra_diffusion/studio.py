@@ -57,6 +57,7 @@ class Studio:
         self.lock = threading.RLock()
         self._pipe: Any = None
         self._clip: Any = _UNTRIED
+        self.unscored = ""
         self._kept: dict[tuple[Path, int], AdapterInfo] = {}
 
     @property
@@ -79,20 +80,20 @@ class Studio:
 
     @property
     def clip(self) -> Clip | None:
-        """The CLIP model that scores this base's pictures, or None where there is none without a network."""
+        """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
         with self.lock:
             if self._clip is _UNTRIED:
                 try:
                     self._clip = Clip(source_for(self.base), str(self.pipe.device))
-                except UserError:
-                    self._clip = None
+                except UserError as error:
+                    self._clip, self.unscored = None, str(error)
             return self._clip
 
     def change_base(self, base: str) -> None:
         """Hold another base from now on; it is loaded when first needed."""
         with self.lock:
             if base != self.base:
-                self.base, self._pipe, self._kept, self._clip = base, None, {}, _UNTRIED
+                self.base, self._pipe, self._kept, self._clip, self.unscored = base, None, {}, _UNTRIED, ""
 
     def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
         """Have these adapters on the pipeline; returns what each says of itself, under its name there.

@@ -6,6 +6,7 @@ import pytest
 from conftest import save_photos
 from serving import serving
 
+from hra_diffusion.generation import Settings, generate, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
@@ -166,6 +167,32 @@ def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
     assert other.locator("#thumbs .thumb").count() == 0
     one.reload()
     one.wait_for_selector("#thumbs .thumb")
+
+
+DROP = """([kind, files]) => {
+  const carried = new DataTransfer();
+  for (const [name, type, bytes] of files) carried.items.add(new File([new Uint8Array(bytes)], name, {type}));
+  const event = kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: carried, bubbles: true, cancelable: true})
+                                 : new DragEvent('drop', {dataTransfer: carried, bubbles: true, cancelable: true});
+  document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
+    there = visit(page.local_url)
+    photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
+    there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
+    there.wait_for_selector("#thumbs .thumb >> nth=1")
+
+
+def test_a_picture_dropped_on_create_brings_its_settings_back(page, visit, tmp_path, pipe):
+    (drawn,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
+    file = save_png(drawn, tmp_path / "picture.png")
+    there = visit(page.local_url)
+    go(there, "Create")
+    there.evaluate(DROP, ["drop", [[file.name, "image/png", list(file.read_bytes())]]])
+    playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 
 def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
