@@ -172,9 +172,9 @@ def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
 DROP = """([kind, files]) => {
   const carried = new DataTransfer();
   for (const [name, type, bytes] of files) carried.items.add(new File([new Uint8Array(bytes)], name, {type}));
-  const event = kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: carried, bubbles: true, cancelable: true})
-                                 : new DragEvent('drop', {dataTransfer: carried, bubbles: true, cancelable: true});
-  document.body.dispatchEvent(event);
+  const how = {bubbles: true, cancelable: true};
+  document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: carried, ...how})
+                                               : new DragEvent('drop', {dataTransfer: carried, ...how}));
 }"""
 
 
