@@ -17,7 +17,7 @@ from PIL import Image
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.generation import DenoisingStep, OnStep
 
 T = TypeVar("T")
@@ -50,10 +50,13 @@ class Result(Generic[T]):
 
 
 class Studio:
-    """One base model and its adapters. Safe to call from several threads: drawings go one after another."""
+    """One base model and its adapters. Safe to call from several threads: drawings go one after another.
 
-    def __init__(self, base: str, device: str | None = None, dtype: str = "float32"):
-        self.base, self.device, self.dtype = base, device, dtype
+    ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
+    """
+
+    def __init__(self, base: str, device: str | None = None, dtype: str = "float32", clip: str | None = None):
+        self.base, self.device, self.dtype, self.scorer = base, device, dtype, clip
         self.lock = threading.RLock()
         self._pipe: Any = None
         self._clip: Any = _UNTRIED
@@ -83,10 +86,7 @@ class Studio:
         """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
         with self.lock:
             if self._clip is _UNTRIED:
-                try:
-                    self._clip = Clip(source_for(self.base), str(self.pipe.device))
-                except UserError as error:
-                    self._clip, self.unscored = None, str(error)
+                self._clip, self.unscored = find(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
     def change_base(self, base: str) -> None:

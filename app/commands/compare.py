@@ -12,7 +12,7 @@ from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_o
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation import Settings, complete
 from hra_diffusion.library import costs
@@ -75,14 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def find_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
     """The CLIP model asked for; without a wish the base's usual one, or none where that is out of reach."""
-    if wanted:
-        return None if wanted == "none" else Clip(wanted, arguments.device or "cpu")
-    try:
-        return Clip(source_for(arguments.base), arguments.device or "cpu")
-    except UserError as error:
-        if not arguments.quiet:
-            print(f"note: {error}; the comparison goes without figures", file=sys.stderr)
-        return None
+    clip, missing = find(arguments.base, wanted, arguments.device or "cpu")
+    if missing and not arguments.quiet:
+        print(f"note: {missing}; the comparison goes without figures", file=sys.stderr)
+    return clip
 
 
 def label(info: AdapterInfo, strength: float) -> str:

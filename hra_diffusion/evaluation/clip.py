@@ -81,6 +81,21 @@ def source_for(base: str) -> str:
     return str(ASSETS / f"{TOYBOX}-clip") if base == TOYBOX else HUB_CLIP
 
 
+def find(base: str, wanted: str | None = None, device: str = "cpu") -> tuple[Clip | None, str]:
+    """The CLIP model ``wanted`` ("none" for none), else the base's usual one; or None, and why there is none.
+
+    Raises UserError for a wanted one that can't be loaded.
+    """
+    if wanted == "none":
+        return None, ""
+    try:
+        return Clip(wanted or source_for(base), device), ""
+    except UserError as error:
+        if wanted:
+            raise
+        return None, str(error)
+
+
 def scores(
     clip: Clip,
     pictures: Sequence[Image.Image],
