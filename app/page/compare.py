@@ -400,7 +400,7 @@ class Events:
     def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
         if (folder := newest(self.house.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
-            return empty("Nothing compared yet", what), *[gr.skip()] * (len(self.parts.shown) - 1)
+            return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
         return self.show(folder, recall(self.house, folder))
 
     @plainly

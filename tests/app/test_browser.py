@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import save_photos
+from conftest import save_photos, tiny_clip
 from serving import serving
 
 from hra_diffusion.generation import Settings, generate, save_png
@@ -155,6 +155,56 @@ def test_a_mistake_is_said_in_words(page, visit):
     there = visit(page.local_url)
     there.click("#teach-button")
     there.wait_for_selector("text=No photos yet")
+
+
+def test_a_maker_meets_few_fields(page, visit):
+    """Photos, what it is, a name, how long: everything else is folded away, and the button is within a screen or so."""
+    there = visit(page.local_url)
+    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
+    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    assert there.locator("#teach-button").bounding_box()["y"] < 1000
+
+
+@pytest.fixture
+def taught_page(output, base_folder, tmp_path):
+    with serving(output, base_folder, clip=str(tiny_clip(tmp_path / "clip"))) as page:
+        yield page
+
+
+def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Compare")
+    choose(there, "#compare-adapters", "Rex", "Rex step 3")
+    there.click("#compare-button")
+    there.wait_for_selector("#grid img[src*=file]")
+    assert "subject" in there.locator("#grid").inner_text(), "every cell has its figures"
+    there.get_by_role("button", name="Two on top of each other").click()
+    there.wait_for_selector("#overlay img >> nth=1")
+    there.get_by_role("button", name="Likeness against its cost").click()
+    there.wait_for_selector("#plots svg")
+    there.get_by_role("button", name="Download", exact=True).locator("visible=true").click()
+    with there.expect_download() as download:
+        there.get_by_role("link", name="A report in one file").click()
+    assert download.value.suggested_filename == "report.html"
+
+
+def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Library")
+    fill(there, "#search", "no such thing")
+    there.wait_for_selector("text=Nothing here matches")
+    fill(there, "#search", "rex")
+    there.locator(".card").click()
+    there.wait_for_selector("#facts >> text=sks dog")
+    there.get_by_label("Name", exact=True).locator("visible=true").fill("Max")
+    there.get_by_role("button", name="Rename").click()
+    fill(there, "#search", "")
+    there.wait_for_selector(".card >> text=Max")
+    there.get_by_role("button", name="Move to the bin").click()
+    there.wait_for_selector("text=No adapters yet")
+    there.get_by_role("button", name="Bin (kept").click()
+    there.get_by_role("button", name="Bring back").click()
+    there.wait_for_selector(".card >> text=Max")
 
 
 def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
