@@ -182,7 +182,7 @@ def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
     there.wait_for_selector("#overlay img >> nth=1")
     there.get_by_role("button", name="Likeness against its cost").click()
     there.wait_for_selector("#plots svg")
-    there.get_by_role("button", name="Download", exact=True).locator("visible=true").click()
+    there.locator("button.label-wrap", has_text="Download").click()
     with there.expect_download() as download:
         there.get_by_role("link", name="A report in one file").click()
     assert download.value.suggested_filename == "report.html"
@@ -236,12 +236,17 @@ def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
     there.wait_for_selector("#thumbs .thumb >> nth=1")
 
 
-def test_a_picture_dropped_on_create_brings_its_settings_back(page, visit, tmp_path, pipe):
-    (drawn,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
-    file = save_png(drawn, tmp_path / "picture.png")
+@pytest.fixture
+def drawn(pipe, tmp_path):
+    """A picture with its settings inside, drawn before the page loads a base of its own beside us."""
+    (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
+    return save_png(picture, tmp_path / "picture.png")
+
+
+def test_a_picture_dropped_on_create_brings_its_settings_back(drawn, page, visit):
     there = visit(page.local_url)
     go(there, "Create")
-    there.evaluate(DROP, ["drop", [[file.name, "image/png", list(file.read_bytes())]]])
+    there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 
