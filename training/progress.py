@@ -85,6 +85,8 @@ def in_words(event: dict[str, Any]) -> str:
             text = f"failed: {reason}"
         case {"event": "notice", "message": message}:
             text = f"note: {message}"
+        case {"event": "plan", "memory": memory}:
+            text = f"about {memory / 2**30:.1f} GB of memory (predicted)"
         case {"event": kind, "step": step}:
             text = f"{kind} at step {step}"
         case _:

@@ -6,7 +6,7 @@ Values are those of the released models' public configuration files (Stable Diff
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -103,11 +103,11 @@ class Architecture:
 
     def build_unet(self) -> UNet2DConditionModel:
         """A UNet with random weights (within ``torch.device("meta")``: shapes alone)."""
-        return UNet2DConditionModel(**self.unet)
+        return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(self.unet))
 
     def build_vae(self) -> AutoencoderKL:
         """An autoencoder with random weights."""
-        return AutoencoderKL(**self.vae)
+        return cast(AutoencoderKL, AutoencoderKL.from_config(self.vae))
 
     def build_encoders(self) -> list[nn.Module]:
         """Text encoders with random weights; a second one has a projection."""
