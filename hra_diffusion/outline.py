@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hra_diffusion import families, single_file
+from hra_diffusion.errors import BaseModelError, UserError
 from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
-from hra_diffusion.pipeline import ASSETS, TOYBOX, cached, kind
+from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE, cached, kind
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -34,14 +35,19 @@ def outline(base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.floa
 
 
 def architecture(base: str) -> Architecture:
-    """The configurations of a base. Raises BaseModelError, OSError or ValueError for files that are none."""
+    """The configurations of a base. Raises BaseModelError for files that are none."""
     path = ASSETS / TOYBOX if base == TOYBOX else Path(base)
-    if path.is_file():
-        return single_file.recognise(path)
     folder = path if path.is_dir() else cached(base)
-    if folder is None or not all((folder / name).is_file() for name in ("model_index.json", "vae/config.json")):
-        return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[kind(base)]
-    return _of_folder(folder)
+    try:
+        if path.is_file():
+            return single_file.recognise(path)
+        if path.is_dir() or (folder and (folder / "vae" / "config.json").is_file()):
+            return _of_folder(folder)
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
+    return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[kind(base)]
 
 
 def _of_folder(folder: Path) -> Architecture:

@@ -215,7 +215,7 @@ def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
     return families.pipeline_class(family).from_pretrained(place, **options, **family.loading)
 
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
@@ -237,7 +237,7 @@ def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
         pipe = reader(*arguments)
     except UserError:
         raise
-    except (*_UNREADABLE, SingleFileComponentError) as error:
+    except (*UNREADABLE, SingleFileComponentError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     if reason := _unusable(pipe):

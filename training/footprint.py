@@ -68,8 +68,8 @@ class Base:
     drawing: int
 
 
-Known = dict[tuple[str, str], Base]
-"""What is known of a base already, by dtype and storage of its weights."""
+Known = dict[tuple[Any, ...], Any]
+"""What was found out already in looking for a run that fits, by what it depends on."""
 
 
 def footprint(
@@ -84,8 +84,10 @@ def footprint(
     if config.base_weights != "full":
         quantise(shapes.unet, config.base_weights)
     side = config.resolution or shapes.unet.config.sample_size * shapes.vae_scale_factor
-    key, known = (config.dtype, config.base_weights), {} if known is None else known
-    base = known[key] = known.get(key) or measured(shapes, side)
+    known = {} if known is None else known
+    loaded = (config.dtype, config.base_weights)
+    learning = (*loaded, config.batch_size, config.gradient_checkpointing, config.mixed_precision)
+    base = known[loaded] = known.get(loaded) or measured(shapes, side)
     more = adapter_bytes(config, add_adapter(config, shapes).values())
     everything = base.unet + base.vae + base.text
     parked = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text)
@@ -95,7 +97,8 @@ def footprint(
         phases["class images"] = everything + working * base.drawing * min(config.draw_batch, config.class_images)
     if count := min(config.draw_batch, len(config.sample_prompts)):
         phases["samples"] = everything + more + working * base.drawing * count
-    phases["train"] = everything - parked + more + working * training_peak(config, shapes, side)
+    step = known[learning] = known.get(learning) or training_peak(config, shapes, side)
+    phases["train"] = everything - parked + more + working * step
     return Footprint({name: round(fixed + most) for name, most in phases.items()})
 
 

@@ -48,18 +48,18 @@ def test_what_costs_memory_is_seen(settings):
 def fit_between(config, lighter):
     """A limit that ``lighter`` keeps and ``config`` does not."""
     heavy, light = footprint(config, "cpu").peak, footprint(lighter, "cpu").peak
-    assert heavy - light > 0.05 * GIB
+    assert heavy - light > 0.02 * GIB
     return f"{(heavy + light) / 2 / GIB:.2f}GB"
 
 
 def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings, tmp_path):
-    changes = {"resolution": 256, "batch_size": 4, "prior_weight": 0, "sample_prompts": [], "steps": 3,
+    changes = {"resolution": 128, "batch_size": 4, "prior_weight": 0, "sample_prompts": [], "steps": 3,
                "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
     lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
     config = settings(**changes, fit=fit_between(settings(**changes, dtype="bfloat16"), lean))
     heard = []
     whole = weights(train(config, tmp_path / "whole", [heard.append]))
-    (notice,) = (event.message for event in heard if isinstance(event, Notice))
+    (notice,) = (event.message for event in heard if isinstance(event, Notice) and "to fit in" in event.message)
     assert notice.endswith("dtype bfloat16, gradient checkpointing True")
     (plan,) = (event for event in heard if isinstance(event, Plan))
     assert plan.memory == plan.phases[plan.phase] <= fit.limit_of(config)
