@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, scores
+from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import (
     PNG_KEY,
@@ -41,13 +41,15 @@ GAP, MARGIN = 6, 14
 class Column:
     """One contestant: a label, the adapters it applies, and what ``{subject}`` in a prompt becomes for it.
 
-    With ``class_noun`` in its place a prompt is scored: a trigger means nothing to a CLIP model.
+    With ``class_noun`` in its place a prompt is scored: a trigger means nothing to a CLIP model. ``costs``: what the
+    adapters took ("seconds" of training, "parameters", "megabytes" of the file), as far as it is known.
     """
 
     label: str
     adapters: Mapping[str, float]
     subject: str = ""
     class_noun: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ def compare(
     batch_size: int = 8,
     on_step: OnStep | None = None,
     clip: Clip | None = None,
+    drift: bool = False,
 ) -> Comparison:
     """Draw every prompt with every column from the same initial noise; adapters share denoising batches.
 
     ``columns`` may include the base (no adapters). Each picture equals the one ``generate`` makes of its request.
-    ``on_step`` is told of every denoising step, the cells by their index. With a ``clip`` every cell is scored.
+    ``on_step`` is told of every denoising step, the cells by their index. With a ``clip`` every cell is scored, and
+    with ``drift`` so is what else has changed, for which ``drift_pairs`` more pictures are drawn.
     """
     full = complete(pipe, settings or Settings())
     requests = [
@@ -102,18 +106,59 @@ def compare(
         for seed in seeds
         for column in columns
     ]
+    plain = drift_pairs(columns, prompts, seeds[0], negative_prompt) if drift and clip else {}
+    more = list(dict.fromkeys(request for pair in plain.values() for request in pair))
     start = time.perf_counter()
-    pictures = draw(pipe, requests, full, batch_size, on_step)
+    pictures = draw(pipe, [*requests, *more], full, batch_size, on_step)
     seconds = time.perf_counter() - start
+    drawn = dict(zip(more, pictures[len(requests) :], strict=True))
+    pictures = pictures[: len(requests)]
     for request, picture in zip(requests, pictures, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, full)
     labels = [column.label for column in columns] * (len(prompts) * len(seeds))
     found: Sequence[Score | None] = [None] * len(pictures)
     if clip is not None:
-        asked = [p.replace("{subject}", c.class_noun or c.subject) for p in prompts for _ in seeds for c in columns]
-        found = scores(clip, pictures, asked, photos)
+        places = [(p, c) for p in prompts for _ in seeds for c in range(len(columns))]
+        asked = [p.replace("{subject}", columns[c].class_noun or columns[c].subject) for p, c in places]
+        moved = _drifts(clip, plain, drawn)
+        found = [
+            dataclasses.replace(score, drift=moved.get(place))
+            for score, place in zip(scores(clip, pictures, asked, photos, places), places, strict=True)
+        ]
     cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
     return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos))
+
+
+Place = tuple[str, int]
+"""A prompt, and the number of a column."""
+
+
+def drift_pairs(
+    columns: Sequence[Column], prompts: Sequence[str], seed: int, negative_prompt: str = ""
+) -> dict[Place, tuple[Request, Request]]:
+    """For each prompt and adapter the class noun alone, drawn with the adapter and by the base from the same noise.
+
+    A column without adapters drifts nowhere, and one without a class noun has nothing to compare.
+    """
+    return {
+        (prompt, number): (
+            Request(plain, seed, tuple(column.adapters.items()), negative_prompt),
+            Request(plain, seed, (), negative_prompt),
+        )
+        for number, column in enumerate(columns)
+        if column.adapters and column.class_noun
+        for prompt in prompts
+        for plain in [prompt.replace("{subject}", column.class_noun)]
+    }
+
+
+def _drifts(
+    clip: Clip, pairs: Mapping[Place, tuple[Request, Request]], drawn: Mapping[Request, Image.Image]
+) -> dict[Place, float]:
+    if not pairs:
+        return {}
+    own, originals = ([drawn[request] for request in side] for side in zip(*pairs.values(), strict=True))
+    return dict(zip(pairs, unlikeness(clip, own, originals), strict=True))
 
 
 def save(comparison: Comparison, folder: Path) -> Path:
@@ -153,6 +198,16 @@ def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
         return Cell(entry["column"], request, image.convert("RGB"), score)
 
 
+FIGURES = {
+    "subject": "likeness to the photos",
+    "prompt": "likeness to the prompt's words",
+    "nearest": "likeness to the nearest photo: close to 1 it is a copy",
+    "variety": "unlikeness of pictures that differ in their noise alone",
+    "drift": "what the adapter does to its class without the trigger: less is better",
+}
+"""What is measured by a CLIP model, and what it means."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and standard deviation over a column's cells; 0 for a single one."""
@@ -165,12 +220,9 @@ class Spread:
 
 
 def spread(comparison: Comparison, column: int) -> dict[str, Spread]:
-    """A column's figures ("subject", "prompt") over all its cells; none for a comparison that was not scored."""
+    """A column's figures (see FIGURES) over all its cells; none that was not measured."""
     found = [cell.score for cell in comparison.cells[column :: len(comparison.columns)] if cell.score]
-    figures = {
-        "subject": [score.subject for score in found if score.subject is not None],
-        "prompt": [score.prompt for score in found],
-    }
+    figures = {name: [v for score in found if (v := getattr(score, name)) is not None] for name in FIGURES}
     return {
         name: Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
         for name, values in figures.items()
@@ -262,7 +314,7 @@ def _fit(text: str, font: Any, width: int) -> str:
 
 def _summary(comparison: Comparison) -> dict[str, Any]:
     return {
-        "columns": [dataclasses.asdict(c) | {"adapters": dict(c.adapters)} for c in comparison.columns],
+        "columns": [dataclasses.asdict(c) for c in comparison.columns],
         "scores": {
             column.label: {name: dataclasses.asdict(value) for name, value in spread(comparison, number).items()}
             for number, column in enumerate(comparison.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import safe_open
 
 from hra_diffusion import adapter_file, pipeline
 from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo, read_info
@@ -63,6 +66,20 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
             yield SavedAdapter(path, read_info(path))
         except AdapterFileError:
             continue
+
+
+@functools.lru_cache(maxsize=200)
+def count_parameters(path: Path) -> int:
+    """How many trained numbers an adapter file holds."""
+    with safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
+
+
+def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
+    """What an adapter took: "seconds" of training where its file says so, "parameters", "megabytes" of the file."""
+    seconds = sum(info.training.get("seconds", {}).values())
+    size = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
+    return ({"seconds": seconds} if seconds else {}) | size
 
 
 def parse_strength(text: str) -> tuple[str, float]:

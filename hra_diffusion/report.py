@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.comparison import Cell, Comparison, clear_best, spread, told
+from hra_diffusion.comparison import FIGURES, Cell, Comparison, Spread, clear_best, spread, told
 from hra_diffusion.files import write_text
+from hra_diffusion.plot import Point, scatter
 from hra_diffusion.votes import QUESTIONS, Vote, tally
 
 STYLE = """
@@ -19,7 +20,7 @@ table { border-collapse: separate; border-spacing: 6px; }
 th { font-weight: 600; text-align: left; } td { vertical-align: top; }
 img { display: block; border-radius: 6px; width: 100%; min-width: 96px; max-width: 256px; image-rendering: auto; }
 .prompt { padding-top: 1.2rem; } .soft { color: var(--soft); font-size: .85rem; } .photos img { max-width: 128px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .plots { display: flex; flex-wrap: wrap; gap: 12px; } .plots svg { flex: 1 1 320px; }
 """
 
 
@@ -47,7 +48,7 @@ def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
 {_photos(comparison)}
 <div class="scroll"><table><thead><tr><th class="soft">seed</th>{_heads(comparison)}</tr></thead>
 <tbody>{_rows(comparison)}</tbody></table></div>
-{_explained(comparison)}{_votes(votes)}
+{_explained(comparison)}{plots(comparison)}{_votes(votes)}
 </body></html>"""
 
 
@@ -62,11 +63,46 @@ def _facts(comparison: Comparison) -> str:
 def _explained(comparison: Comparison) -> str:
     if not any(cell.score for cell in comparison.cells):
         return ""
+    measured = {name for number in range(len(comparison.columns)) for name in spread(comparison, number)}
+    figures = "; ".join(f"{name}: {meaning}" for name, meaning in FIGURES.items() if name in measured)
     return (
-        '<p class="soft">subject: likeness to the photos; prompt: likeness to the prompt\'s words; cosines by a CLIP '
-        "model, which are proxies. ✓ marks what is clearly higher than every other adapter's: by over twice the "
-        "standard error of the differences between pictures of the same noise.</p>"
+        f'<p class="soft">{figures}. All by a CLIP model: proxies. ✓ marks what is clearly higher than every other '
+        "adapter's: by over twice the standard error of the differences between pictures of the same noise.</p>"
     )
+
+
+PLOTS = {
+    "prompt": "likeness to the prompt",
+    "seconds": "seconds of training",
+    "megabytes": "megabytes of the file",
+}
+"""What likeness to the photos is plotted against."""
+
+
+def plots(comparison: Comparison) -> str:
+    """Likeness to the photos against what it is bought with: prompts, time, size. Empty where nothing was measured."""
+    drawn = [_plot(comparison, against, name) for against, name in PLOTS.items()]
+    if not any(drawn):
+        return ""
+    text = "Full points: nothing here is better in both. Bars: standard error over the pictures."
+    return f'<div class="plots">{"".join(drawn)}</div><p class="soft">{text}</p>'
+
+
+def _plot(comparison: Comparison, against: str, name: str) -> str:
+    rows = len(comparison.prompts) * len(comparison.seeds)
+    points = []
+    for number, column in enumerate(comparison.columns):
+        figures = spread(comparison, number)
+        x = figures.get(against, column.costs.get(against))
+        if "subject" in figures and x is not None:
+            (x, x_error), (y, y_error) = (_estimate(value, rows) for value in (x, figures["subject"]))
+            points.append(Point(column.label, x, y, x_error, y_error))
+    return scatter(points, name, "likeness to the photos", less=against != "prompt") if len(points) > 1 else ""
+
+
+def _estimate(value: Spread | float, count: int) -> tuple[float, float]:
+    """A mean with its standard error; a plain number has none."""
+    return (value.mean, value.deviation / count**0.5) if isinstance(value, Spread) else (value, 0.0)
 
 
 def _photos(comparison: Comparison) -> str:
@@ -98,11 +134,12 @@ def means(comparison: Comparison, titled: bool = True) -> str:
     spreads = [spread(comparison, number) for number in range(len(comparison.columns))]
     if not any(spreads):
         return ""
-    best = {name: clear_best(comparison, name) for name in ("subject", "prompt")}
+    best = {name: clear_best(comparison, name) for name in ("subject", "prompt")}  # of the others more is not better
     cells = []
     for number, figures in enumerate(spreads):
         lines = [
-            f"<b>{name} {value} ✓</b>" if best[name] == number else f"{name} {value}" for name, value in figures.items()
+            f"<b>{name} {value} ✓</b>" if best.get(name) == number else f"{name} {value}"
+            for name, value in figures.items()
         ]
         cells.append(f"<td>{'<br>'.join(lines)}</td>")
     title = '<td class="soft">mean ± deviation</td>' if titled else ""

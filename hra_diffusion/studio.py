@@ -17,7 +17,7 @@ from PIL import Image
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.generation import DenoisingStep, OnStep
 
 T = TypeVar("T")
@@ -50,13 +50,17 @@ class Result(Generic[T]):
 
 
 class Studio:
-    """One base model and its adapters. Safe to call from several threads: drawings go one after another."""
+    """One base model and its adapters. Safe to call from several threads: drawings go one after another.
 
-    def __init__(self, base: str, device: str | None = None, dtype: str = "float32"):
-        self.base, self.device, self.dtype = base, device, dtype
+    ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
+    """
+
+    def __init__(self, base: str, device: str | None = None, dtype: str = "float32", clip: str | None = None):
+        self.base, self.device, self.dtype, self.scorer = base, device, dtype, clip
         self.lock = threading.RLock()
         self._pipe: Any = None
         self._clip: Any = _UNTRIED
+        self.unscored = ""
         self._kept: dict[tuple[Path, int], AdapterInfo] = {}
 
     @property
@@ -79,20 +83,17 @@ class Studio:
 
     @property
     def clip(self) -> Clip | None:
-        """The CLIP model that scores this base's pictures, or None where there is none without a network."""
+        """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
         with self.lock:
             if self._clip is _UNTRIED:
-                try:
-                    self._clip = Clip(source_for(self.base), str(self.pipe.device))
-                except UserError:
-                    self._clip = None
+                self._clip, self.unscored = find(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
     def change_base(self, base: str) -> None:
         """Hold another base from now on; it is loaded when first needed."""
         with self.lock:
             if base != self.base:
-                self.base, self._pipe, self._kept, self._clip = base, None, {}, _UNTRIED
+                self.base, self._pipe, self._kept, self._clip, self.unscored = base, None, {}, _UNTRIED, ""
 
     def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
         """Have these adapters on the pipeline; returns what each says of itself, under its name there.

@@ -12,7 +12,9 @@ from hra_diffusion import attachment
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.pipeline import ASSETS
 from training import config as configs
+from training import progress
 from training.loop import train
+from training.runs import Run
 
 FOLDER = ASSETS / "toybox"
 SEEDS = 4
@@ -91,9 +93,12 @@ def test_it_learns_a_subject_it_has_never_seen(pipe, tmp_path, method):
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
-         "sample_prompts": [], "class_images": 8}
+         "sample_prompts": ["a {subject} on a blue background"], "class_images": 8}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
+    told = progress.read(Run(tmp_path / "Otto"))
+    assert sorted(told.scores) == [0, 60, 120], "every round of samples is scored"
+    assert told.scores[120].subject > told.scores[0].subject, "and grows like the photos"
     base = centre(draw(pipe, "a photo of a sks toy on a blue background"))
     taught = centre(draw(pipe, "a photo of a sks toy on a blue background", {"Otto": 1.0}))
     hra.unload(pipe, "Otto")

@@ -61,6 +61,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Mean figures of a round of sample pictures: cosines by a CLIP model to the photos and to the prompts."""
+
+    step: int
+    subject: float
+    prompt: float
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of ``step`` is saved; ``adapter`` can be used as it is."""
 
@@ -92,7 +101,7 @@ class Finished:
     phases: dict[str, float]
 
 
-Event = Phase | Plan | Notice | Step | Sample | Checkpoint | Stopped | Failed | Finished
+Event = Phase | Plan | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
 Listener = Callable[[Event], None]
 
 

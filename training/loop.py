@@ -16,12 +16,14 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from hra_diffusion import attachment, pipeline
+from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from training import fit, memory, objective
+from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
-from training.events import Failed, Finished, Listener, LogFile, Sample, Step, Stopped
+from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.photos import Album, find_photos, ingest
 from training.runs import Run
 from training.session import (
@@ -280,6 +282,26 @@ def draw_samples(session: Session) -> None:
     session.clock.emit(Sample(session.step, paths))
 
 
+def score_samples(session: Session) -> None:
+    """Say how like the photos and the prompts each round's pictures are, and which checkpoint looks best.
+
+    Without a CLIP model at hand nothing is said: none is downloaded for it.
+    """
+    config, run = session.config, session.run
+    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint(step).is_dir()}
+    try:
+        clip = Clip(source_for(config.base), at_hand=True)
+    except UserError:
+        return
+    with session.clock.phase("scores"):
+        prompts = [prompt.replace("{subject}", config.class_noun) for prompt in config.sample_prompts]
+        found = scoring.score_rounds(rounds, prompts, [photo.image for photo in session.album.photos], clip)
+    for step, score in found.items():
+        session.clock.emit(Scored(step, round(score.subject or 0.0, 4), round(score.prompt, 4)))
+    if said := scoring.advice(found):
+        session.clock.emit(Notice(said))
+
+
 def finish_early(session: Session) -> None:
     """Mark the run as stopped, its last step kept, and leave."""
     if session.accelerator.is_main_process:
@@ -293,6 +315,7 @@ def save(session: Session) -> Path:
     run, config, phases = session.run, session.config, session.clock.phases
     if session.accelerator.is_main_process:
         write_adapter(session, run.adapter)
+        score_samples(session)
         run.write_state("finished", session.step, config.steps, seconds=phases)
     session.clock.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
     session.accelerator.wait_for_everyone()

@@ -167,7 +167,7 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_hidden(entry: Path) -> bool:
-    return entry.name.startswith(".") or entry.name.lower() in ("thumbs.db", "desktop.ini")
+    return entry.name.startswith(".") or entry.name.lower() in ("thumbs.db", "desktop.ini", "notice", "license")
 
 
 def _check_count(count: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion.evaluation.clip import Score
 from training.runs import Run
 
 RECENT = 20
@@ -21,18 +22,20 @@ PHASES = {
     "cache": "encoding the photos",
     "train": "learning",
     "samples": "drawing sample pictures",
+    "scores": "comparing the sample pictures with the photos",
 }
 """What the phases are called to a person."""
 
 
 @dataclass
 class Progress:
-    """Everything a run has said so far. ``losses`` and ``samples`` (file names) go by step."""
+    """Everything a run has said so far. ``losses``, ``samples`` (file names) and ``scores`` go by step."""
 
     phase: str = ""
     since: float = 0.0
     losses: dict[int, float] = field(default_factory=dict)
     samples: dict[int, list[str]] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -52,6 +55,8 @@ class Progress:
             case {"event": "sample", "step": step, "pictures": pictures, "time": at}:
                 self.samples[step] = [Path(picture).name for picture in pictures]
                 self.round_seconds, self.phase, self.since = at - self.since, "train", at
+            case {"event": "scored", "step": step, "subject": subject, "prompt": prompt}:
+                self.scores[step] = Score(subject, prompt)
             case {"event": "checkpoint", "step": step}:
                 self.checkpoints = [*(kept for kept in self.checkpoints if kept < step), step]
             case {"event": "notice", "message": message}:
@@ -87,6 +92,8 @@ def in_words(event: dict[str, Any]) -> str:
             text = f"note: {message}"
         case {"event": "plan", "memory": memory}:
             text = f"about {memory / 2**30:.1f} GB of memory (predicted)"
+        case {"event": "scored", "step": step, "subject": subject, "prompt": prompt}:
+            text = f"samples of step {step}: likeness to the photos {subject:.2f}, to the prompts {prompt:.2f}"
         case {"event": kind, "step": step}:
             text = f"{kind} at step {step}"
         case _:

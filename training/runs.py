@@ -121,6 +121,13 @@ class Run:
         """Where sample picture ``number`` of ``step`` is or will be."""
         return self.folder / "samples" / f"{step:06d}-{number}.png"
 
+    def samples(self) -> dict[int, list[Path]]:
+        """The sample pictures there are, by step."""
+        found: dict[int, list[Path]] = {}
+        for file in sorted(self.folder.glob("samples/[0-9]*-[0-9]*.png")):
+            found.setdefault(int(file.name.split("-")[0]), []).append(file)
+        return found
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: no other process can train under this name. Freed by the system if this process dies."""

@@ -101,6 +101,7 @@ class Session:
     class_images: Examples | None
     averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
+    album: Album
     step: int = 0
     skipped: int = 0
 
@@ -126,8 +127,9 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes
-    )
+        config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
+        album,
+    )  # fmt: skip
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

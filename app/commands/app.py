@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "the page: toybox, a diffusers folder, a .safetensors file, a hub id")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="precision")
+    parser.add_argument("--clip", metavar="CLIP", help="what scores comparisons: a folder, a hub id, or none "
+                        "(default: toybox's own, else the usual one)")  # fmt: skip
     safety = parser.add_argument_group("who may use it")
     safety.add_argument("--auth-file", type=Path, metavar="FILE", help="ask for a login; hashed passwords are in FILE")
     safety.add_argument("--add-user", metavar="NAME", help="put a login into --auth-file (asks for a password) and end")
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.port,
         arguments.auth_file,
         arguments.share,
+        clip=arguments.clip,
     )
 
 

@@ -12,9 +12,10 @@ from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_o
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation import Settings, complete
+from hra_diffusion.library import costs
 from training.photos import PhotoError, ingest
 from training.runs import Run
 
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "the first adapter learned from, if they are still there")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="what scores likeness to photos and prompt: a folder, "
                         "a hub id, or none (default: toybox's own, else the usual one)")  # fmt: skip
+    parser.add_argument("--drift", action="store_true", help="measure, too, what becomes of the class without the "
+                        "trigger: one more picture a prompt and adapter")  # fmt: skip
     parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the grid goes (default: a new folder in "
                         f"{OUTPUTS / 'compare'})")  # fmt: skip
@@ -43,8 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = load_base(arguments)
     adapters = put_on(pipe, arguments.adapter, roots(output))
     columns = [
-        Column(label(info, strength), {info.name: strength}, info.subject, info.class_noun)
-        for _, info, strength in adapters
+        Column(label(info, strength), {info.name: strength}, info.subject, info.class_noun, costs(path, info))
+        for path, info, strength in adapters
     ]
     if not arguments.no_base:
         columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
@@ -58,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         arguments.batch_size,
         clip=find_clip(arguments.clip, arguments),
+        drift=arguments.drift,
     )
     grid = save(comparison, output)
     results = output / "results.json"
@@ -71,14 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def find_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
     """The CLIP model asked for; without a wish the base's usual one, or none where that is out of reach."""
-    if wanted:
-        return None if wanted == "none" else Clip(wanted, arguments.device or "cpu")
-    try:
-        return Clip(source_for(arguments.base), arguments.device or "cpu")
-    except UserError as error:
-        if not arguments.quiet:
-            print(f"note: {error}; the comparison goes without figures", file=sys.stderr)
-        return None
+    clip, missing = find(arguments.base, wanted, arguments.device or "cpu")
+    if missing and not arguments.quiet:
+        print(f"note: {missing}; the comparison goes without figures", file=sys.stderr)
+    return clip
 
 
 def label(info: AdapterInfo, strength: float) -> str:

@@ -67,7 +67,8 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
     columns = [Column(BASE, {}, CLASS_NOUN)]
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.put_on(pipe, adapter)
-        columns.append(Column(registry.get(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN))
+        columns.append(Column(registry.get(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN,
+                              library.costs(adapter, info)))  # fmt: skip
     photos = reference_photos(pipe, adapters[0])
     clip = find_clip(None, arguments)
     save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)

@@ -20,7 +20,7 @@ from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
 from hra_diffusion.adapter_file import AdapterInfo, read_info
-from hra_diffusion.comparison import BASE, Column, Comparison, compare, load, save, told
+from hra_diffusion.comparison import BASE, Column, Comparison, compare, drift_pairs, load, save, told
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation import OnStep, Settings, complete, with_subject
@@ -28,6 +28,7 @@ from hra_diffusion.studio import Cancelled, Preview
 from hra_diffusion.votes import QUESTIONS, Vote
 
 MOST_CELLS, REVEALED_AFTER = 120, 10
+UNPLOTTED = "For this it takes two columns, the photos they learned from, and a CLIP model."
 PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the beach"
 
 
@@ -53,19 +54,21 @@ class Compare:
     overlay: gr.ImageSlider
     ballot: gr.HTML
     standings: gr.HTML
+    plots: gr.HTML
+    drift: gr.Checkbox
     files: gr.HTML
     asked: gr.State
 
     @property
     def shown(self) -> list[Any]:
         """What a comparison fills in."""
-        return [self.grid, self.tools, self.row, self.left, self.right, self.overlay, self.files, self.ballot,
-                self.standings, self.asked]  # fmt: skip
+        return [self.grid, self.tools, self.row, self.left, self.right, self.overlay, self.plots, self.files,
+                self.ballot, self.standings, self.asked]  # fmt: skip
 
     @property
     def inputs(self) -> list[Any]:
         """All that decides a comparison."""
-        return [self.adapters, self.base, self.prompts, self.seed, self.seeds, self.strength, self.steps]
+        return [self.adapters, self.base, self.prompts, self.seed, self.seeds, self.strength, self.steps, self.drift]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Plan:
     seeds: tuple[int, ...]
     strength: float
     settings: Settings
+    drift: bool = False
 
     @property
     def width(self) -> int:
@@ -94,12 +98,21 @@ class Plan:
             names.append(next(new for new in itertools.chain([name], numbered) if new not in names))
         return names
 
+    @property
+    def pictures(self) -> int:
+        """How many there are to draw: the cells, and what drift is measured by."""
+        columns = self.columns([{str(number): 1.0} for number in range(len(self.files))])
+        pairs = drift_pairs(columns, self.prompts, self.seeds[0]) if self.drift else {}
+        return self.width * len(self.prompts) * len(self.seeds) + len({r for pair in pairs.values() for r in pair})
+
     def columns(self, mixes: Sequence[Mapping[str, float]]) -> list[Column]:
         """The contestants, ``mixes`` being the adapters' names on the pipeline with their strengths."""
         nouns = [self.infos[0].class_noun] if self.infos else [""]
         subjects = nouns * self.base + [info.subject for info in self.infos]
         nouns = nouns * self.base + [info.class_noun for info in self.infos]
-        return [Column(*c) for c in zip(self.labels, [{}] * self.base + list(mixes), subjects, nouns, strict=True)]
+        taken = [{}] * self.base + [library.costs(*own) for own in zip(self.files, self.infos, strict=True)]
+        mixes = [{}] * self.base + list(mixes)
+        return [Column(*c) for c in zip(self.labels, mixes, subjects, nouns, taken, strict=True)]
 
 
 def build(house: House) -> Compare:
@@ -121,6 +134,11 @@ def build(house: House) -> Compare:
     with gr.Row():
         parts["run"] = gr.Button("Compare", variant="primary", size="lg", scale=3, elem_id="compare-button")
         parts["stop"] = gr.Button("Stop", size="lg", scale=1, min_width=70)
+    parts["drift"] = gr.Checkbox(
+        False,
+        label="Measure, too, what else has changed",
+        info="One more picture a prompt and adapter, of its class without the trigger.",
+    )
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
@@ -139,15 +157,17 @@ def _tools() -> dict[str, Any]:
             )
         with gr.Accordion("Blind vote", open=False):
             ballot, standings = gr.HTML(js_on_load=CLICKS, elem_id="ballot"), gr.HTML()
+        with gr.Accordion("Likeness against its cost", open=False, elem_id="plots"):
+            plots = gr.HTML()
         with gr.Accordion("Download", open=False):
             files = gr.HTML()
-    return {"tools": tools, "row": row, "left": left, "right": right, "overlay": overlay, "ballot": ballot,
-            "standings": standings, "files": files}  # fmt: skip
+    return {"plots": plots, "tools": tools, "row": row, "left": left, "right": right, "overlay": overlay,
+            "ballot": ballot, "standings": standings, "files": files}  # fmt: skip
 
 
 def make_plan(house: House, values: Sequence[Any]) -> Plan:
     """The tab's values, checked. Raises UserError saying what is missing or too much."""
-    keys, base, text, seed, count, strength, steps = values
+    keys, base, text, seed, count, strength, steps, drift = values
     files = tuple(house.file(key) for key in keys or [])
     prompts = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
     if not files:
@@ -159,7 +179,7 @@ def make_plan(house: House, values: Sequence[Any]) -> Plan:
     prompts = tuple(p if "{subject}" in p else with_subject(p, "{subject}", nouns) for p in prompts)
     seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
     labels = tuple(library.known_as(file) for file in files)
-    plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)))
+    plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)), drift)
     if (cells := plan.width * len(prompts) * len(seeds)) > MOST_CELLS:
         raise UserError(
             f"that makes {cells} pictures; {MOST_CELLS} are the most. Take fewer prompts, seeds or adapters."
@@ -176,11 +196,11 @@ def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | 
         columns = plan.columns([{info.name: plan.strength} for info in infos])
         photos = house.photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
         return compare(
-            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step, clip=studio.clip
-        )
+            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step, clip=studio.clip,
+            drift=plan.drift,
+        )  # fmt: skip
 
-    total = plan.width * len(plan.prompts) * len(plan.seeds)
-    for news in studio.watch(work, total, stop):
+    for news in studio.watch(work, plan.pictures, stop):
         yield news if isinstance(news, Preview) else news.value
 
 
@@ -341,7 +361,8 @@ class Events:
             show_kept(folder, comparison), gr.update(visible=True),
             gr.update(choices=list(zip(rows, range(len(rows)), strict=True)), value=0),
             *(gr.update(choices=labels, value=label) for label in pair),
-            overlaid(folder, comparison, 0, *pair), show_downloads(folder), *show_ballot(folder, comparison, 0), 0,
+            overlaid(folder, comparison, 0, *pair), report.plots(comparison) or note(UNPLOTTED, "plain"),
+            show_downloads(folder), *show_ballot(folder, comparison, 0), 0,
         )  # fmt: skip
 
     @plainly_each
@@ -361,7 +382,8 @@ class Events:
                 folder = free_folder(self.house.own(request) / "compare")
                 keep(news, folder)
                 text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
-                yield f'<p class="soft">{text}</p>', *self.show(folder, news)
+                unscored = note(self.house.studio.unscored, "plain")
+                yield f'<p class="soft">{text}</p>{unscored}', *self.show(folder, news)
         except UserError as error:
             said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
             yield said, *[gr.skip()] * len(self.parts.shown)
@@ -378,7 +400,7 @@ class Events:
     def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
         if (folder := newest(self.house.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
-            return empty("Nothing compared yet", what), *[gr.skip()] * (len(self.parts.shown) - 1)
+            return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
         return self.show(folder, recall(self.house, folder))
 
     @plainly

@@ -53,7 +53,7 @@ class Create:
     scheduler: gr.Dropdown
     width: gr.Number
     height: gr.Number
-    made: gr.File
+    made: gr.UploadButton
     stage: gr.HTML
 
     @property
@@ -134,8 +134,8 @@ def _more() -> dict[str, Any]:
             height = gr.Number(
                 None, precision=0, label="Height", placeholder="the base's own", maximum=2048, min_width=100
             )
-    with gr.Accordion("What made this picture?", open=False):
-        made = gr.File(label="Drop a PNG made here: its settings are filled in", file_types=[".png"], height=110)
+    made = gr.UploadButton("What made a picture? Choose it, or drop or paste it anywhere", file_types=[".png"],
+                           size="sm", elem_id="made")  # fmt: skip
     return {"count": count, "seed": seed, "lock": lock, "draw": draw, "stop": stop, "negative": negative,
             "steps": steps, "guidance": guidance, "scheduler": scheduler, "width": width, "height": height,
             "made": made}  # fmt: skip
@@ -214,7 +214,7 @@ def _kept(file: Path) -> str:
     made = read_png(file)
     about = f"{made['prompt']} · seed {made['seed']}"
     save = f'<a class="act" href="{escape(served(file))}" download="{escape(file.name)}">Save</a>'
-    actions = save + button("Same settings", "settings", file=file.name) + button("Compare", "compare", file=file.name)
+    actions = save + button("Settings", "settings", file=file.name) + button("Compare", "compare", file=file.name)
     return f'<figure class="picture">{picture(file, about)}<figcaption>{actions}</figcaption></figure>'
 
 

@@ -1,5 +1,6 @@
 """Pieces of HTML that several tabs show. Every text from outside goes through ``escape``."""
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -8,9 +9,15 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from hra_diffusion.pipeline import ASSETS
 from hra_diffusion.report import data_uri
 
-THUMB = 320
+THUMB, SAMPLE_WIDTH = 320, 900
+SAMPLES = {
+    "demo": "So it looks when it is done: photos of an octopus, then the base model, LoRA and HRA from the same noise.",
+    "drawn": "Drawn by the embedded base model, before anybody has taught it anything.",
+}
+"""Sample results in the assets, and what they are."""
 
 
 def served(path: Path) -> str:
@@ -46,9 +53,17 @@ def note(text: str | Sequence[str], kind: str = "") -> str:
     return f'<div class="note {kind}" role="status">{inner}</div>'
 
 
-def empty(title: str, text: str) -> str:
-    """What an empty place says: what will be here, and the first step."""
-    return f'<div class="empty"><h3>{escape(title)}</h3><p class="soft">{escape(text)}</p></div>'
+def empty(title: str, text: str, sample: str = "") -> str:
+    """What an empty place says: what will be here, and the first step; ``sample``: a result of the kind, in SAMPLES."""
+    shown = _sample(sample) if sample else ""
+    return f'<div class="empty"><h3>{escape(title)}</h3><p class="soft">{escape(text)}</p>{shown}</div>'
+
+
+@functools.cache
+def _sample(name: str) -> str:
+    with Image.open(ASSETS / "readme" / f"{name}.png") as image:
+        drawn = f'<img src="{data_uri(image, "jpeg", SAMPLE_WIDTH)}" alt="a sample result" loading="lazy">'
+    return f'<figure>{drawn}<figcaption class="soft small">{SAMPLES[name]}</figcaption></figure>'
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:

@@ -17,7 +17,7 @@ from hra_diffusion import library, registry
 from hra_diffusion.adapter_file import AdapterInfo, is_ours, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
-from hra_diffusion.library import SavedAdapter
+from hra_diffusion.library import SavedAdapter, count_parameters
 from training import runs
 
 OWN = "own"
@@ -47,7 +47,7 @@ class Library:
     ready: gr.DownloadButton
     loads: gr.HTML
     delete: gr.Button
-    upload: gr.File
+    upload: gr.UploadButton
     said: gr.HTML
     bin: gr.HTML
     chosen: gr.State
@@ -64,12 +64,12 @@ def build(house: House) -> Library:
             )  # fmt: skip
             parts["said"] = gr.HTML(js_on_load=CLICKS)
             parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
-            with gr.Accordion("Import an adapter", open=False):
-                parts["upload"] = gr.File(
-                    label="Drop a .safetensors file: ours, kohya's, diffusers', LyCORIS'",
-                    file_types=[".safetensors"],
-                    height=110,
-                )
+            parts["upload"] = gr.UploadButton(
+                "Import an adapter: choose a .safetensors (ours, kohya's, diffusers', LyCORIS'), or drop it anywhere",
+                file_types=[".safetensors"],
+                size="sm",
+                elem_id="import",
+            )
             with gr.Accordion(f"Bin (kept for {library.BIN_DAYS} days)", open=False):
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
@@ -147,7 +147,7 @@ def show_facts(house: House, key: str) -> str:
     options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
     known = facts([
         ("in prompts", info.subject), ("method", _title(info.method)), ("options", options), ("base", info.base),
-        ("layers", f"{layers} ({info.targets})"), ("parameters", f"{_count(path):,}".replace(",", " ")),
+        ("layers", f"{layers} ({info.targets})"), ("parameters", f"{count_parameters(path):,}".replace(",", " ")),
         ("size", f"{path.stat().st_size / 1e6:.2f} MB"), ("taught with", origin),
         ("preset", training.get("preset", "")), ("learning rate", training.get("learning_rate", "")),
         ("seed", training.get("seed", "")), ("file", key),
@@ -155,21 +155,6 @@ def show_facts(house: House, key: str) -> str:
     samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
     return f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}{row}{known}'
-
-
-@functools.lru_cache(maxsize=200)
-def _count(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (not a dict)
-    total = 0
-    for shape in shapes:
-        size = 1
-        for side in shape:
-            size *= side
-        total += size
-    return total
 
 
 def show_bin(house: House) -> str:

@@ -11,8 +11,9 @@ from app.page.html import badge, bar, button, empty, facts, loss_plot, note, pic
 from app.page.strip import WORDS, do, standing
 from app.page.theme import CLICKS
 from hra_diffusion import registry
+from hra_diffusion.comparison import told as figures
 from hra_diffusion.errors import UserError
-from training import advice, progress
+from training import advice, progress, scoring
 from training import config as configs
 from training.config import TrainConfig
 from training.jobs import OVER, Job
@@ -85,7 +86,7 @@ def look(house: House, name: str, seen: tuple[str, str] | None) -> list[Any]:
     except UserError as error:  # a configuration changed by hand, or of another version
         return _only(note(f"{job.run.name} can't be shown: {error}", "bad"), seen)
     head = show_head(job, told, config)
-    drawn = [job.run.name, sorted(told.samples), told.checkpoints]
+    drawn = [job.run.name, sorted(told.samples), told.checkpoints, sorted(told.scores)]
     one = changed([head, told.step, len(told.losses), told.log[-1:]], seen[0] if seen else None)
     two = changed(drawn, seen[1] if seen else None)
     if not one and not two:
@@ -114,7 +115,7 @@ def show_head(job: Job, told: progress.Progress, config: TrainConfig) -> str:
     kind = {"failed": "bad", "died": "warn", "finished": "ok", "stopped": ""}.get(job.status, "")
     status = "learning" if job.status == "running" else WORDS.get(job.status, job.status)
     line = f'<div class="head"><h2>{name}</h2>{badge(method)} {badge(status, kind)}</div>'
-    return f"<div>{line}{_standing(job, told)}{note(told.notices[:4])}</div>"
+    return f"<div>{line}{_standing(job, told)}{note(told.notices[-4:])}</div>"
 
 
 def _standing(job: Job, told: progress.Progress) -> str:
@@ -157,7 +158,7 @@ def show_plot(told: progress.Progress, total: int) -> str:
 
 def show_rounds(job: Job, told: progress.Progress, config: TrainConfig) -> str:
     """The sample pictures, newest first, down to what the base drew before it learned anything."""
-    rows = []
+    rows, best = [], scoring.best(told.scores)
     for step in sorted(told.samples, reverse=True):
         prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
         files = [job.run.folder / "samples" / name for name in told.samples[step]]
@@ -168,6 +169,8 @@ def show_rounds(job: Job, told: progress.Progress, config: TrainConfig) -> str:
         )
         what = f"<b>step {step}</b>" if step else '<b>before</b><span class="soft small">the base’s own idea</span>'
         use = button("Try this one", "try", step=step) if step in told.checkpoints else ""
+        if score := told.scores.get(step):
+            what += f'<span class="soft small">{figures(score)}</span>' + (badge("best by CLIP", "ok") * (step == best))
         rows.append(f'<div class="round"><div>{what}{use}</div><div class="row">{cells}</div></div>')
     return f'<div class="rounds" data-group>{"".join(rows)}</div>' if rows else ""
 

@@ -58,6 +58,7 @@ def serve(
     auth: Path | None = None,
     share: bool = False,
     block: bool = True,
+    clip: str | None = None,
 ) -> Any:
     """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
     prepare_surroundings(output)
@@ -72,7 +73,7 @@ def serve(
 
     make_folder(output)
     library.empty_bin(output)
-    house = House(output, Studio(bases[0], device, dtype), tuple(bases))
+    house = House(output, Studio(bases[0], device, dtype, clip), tuple(bases))
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
     hosts = None if share or host not in LOOPBACK else LOOPBACK

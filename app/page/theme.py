@@ -90,5 +90,6 @@ def css() -> str:
 
 
 def head() -> str:
-    """The page's one script: pictures that open large."""
-    return f"<script>{(HERE / 'zoom.js').read_text(encoding='utf-8')}</script>"
+    """The page's scripts: pictures that open large, files that may be dropped and pasted anywhere."""
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("zoom.js", "drop.js")]
+    return "".join(f"<script>{script}</script>" for script in scripts)

@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
-from conftest import save_photos
+from conftest import save_photos, tiny_clip
 from serving import serving
 
+from hra_diffusion.generation import Settings, generate, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
@@ -156,6 +157,56 @@ def test_a_mistake_is_said_in_words(page, visit):
     there.wait_for_selector("text=No photos yet")
 
 
+def test_a_maker_meets_few_fields(page, visit):
+    """Photos, what it is, a name, how long: everything else is folded away, and the button is within a screen or so."""
+    there = visit(page.local_url)
+    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
+    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    assert there.locator("#teach-button").bounding_box()["y"] < 1000
+
+
+@pytest.fixture
+def taught_page(output, base_folder, tmp_path):
+    with serving(output, base_folder, clip=str(tiny_clip(tmp_path / "clip"))) as page:
+        yield page
+
+
+def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Compare")
+    choose(there, "#compare-adapters", "Rex", "Rex step 3")
+    there.click("#compare-button")
+    there.wait_for_selector("#grid img[src*=file]")
+    assert "subject" in there.locator("#grid").inner_text(), "every cell has its figures"
+    there.get_by_role("button", name="Two on top of each other").click()
+    there.wait_for_selector("#overlay img >> nth=1")
+    there.get_by_role("button", name="Likeness against its cost").click()
+    there.wait_for_selector("#plots svg")
+    there.get_by_role("button", name="Download", exact=True).locator("visible=true").click()
+    with there.expect_download() as download:
+        there.get_by_role("link", name="A report in one file").click()
+    assert download.value.suggested_filename == "report.html"
+
+
+def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Library")
+    fill(there, "#search", "no such thing")
+    there.wait_for_selector("text=Nothing here matches")
+    fill(there, "#search", "rex")
+    there.locator(".card").click()
+    there.wait_for_selector("#facts >> text=sks dog")
+    there.get_by_label("Name", exact=True).locator("visible=true").fill("Max")
+    there.get_by_role("button", name="Rename").click()
+    fill(there, "#search", "")
+    there.wait_for_selector(".card >> text=Max")
+    there.get_by_role("button", name="Move to the bin").click()
+    there.wait_for_selector("text=No adapters yet")
+    there.get_by_role("button", name="Bin (kept").click()
+    there.get_by_role("button", name="Bring back").click()
+    there.wait_for_selector(".card >> text=Max")
+
+
 def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
     photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
     one, other = visit(page.local_url), visit(page.local_url)
@@ -166,6 +217,32 @@ def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
     assert other.locator("#thumbs .thumb").count() == 0
     one.reload()
     one.wait_for_selector("#thumbs .thumb")
+
+
+DROP = """([kind, files]) => {
+  const carried = new DataTransfer();
+  for (const [name, type, bytes] of files) carried.items.add(new File([new Uint8Array(bytes)], name, {type}));
+  const how = {bubbles: true, cancelable: true};
+  document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: carried, ...how})
+                                               : new DragEvent('drop', {dataTransfer: carried, ...how}));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
+    there = visit(page.local_url)
+    photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
+    there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
+    there.wait_for_selector("#thumbs .thumb >> nth=1")
+
+
+def test_a_picture_dropped_on_create_brings_its_settings_back(page, visit, tmp_path, pipe):
+    (drawn,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
+    file = save_png(drawn, tmp_path / "picture.png")
+    there = visit(page.local_url)
+    go(there, "Create")
+    there.evaluate(DROP, ["drop", [[file.name, "image/png", list(file.read_bytes())]]])
+    playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 
 def test_crop_and_caption_of_a_photo(page, visit, tmp_path):

@@ -6,12 +6,15 @@ import time
 
 import gradio as gr
 import pytest
+from conftest import tiny_clip
 from gradio_client import Client
 
 from app.page import compare, create, form, library, run_view, strip, teach
-from hra_diffusion import registry
+from app.page.house import House
+from hra_diffusion import registry, report
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.generation import read_png
+from hra_diffusion.studio import Studio
 from training import config as configs
 from training.drafts import Draft
 from training.runs import Run
@@ -198,7 +201,7 @@ def test_an_empty_prompt_and_an_odd_size_are_explained(house):
 
 def compared(house, **changes):
     given = {"adapters": ["Rex/Rex.safetensors"], "base": True, "prompts": "a {subject}", "seed": 1, "seeds": 2,
-             "strength": 1.0, "steps": 2} | changes  # fmt: skip
+             "strength": 1.0, "steps": 2, "drift": False} | changes  # fmt: skip
     return compare.make_plan(house, list(given.values()))
 
 
@@ -231,6 +234,20 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
 def test_a_comparison_that_cannot_be_says_so(house, changes, said):
     with pytest.raises(ValueError, match=said):
         compared(house, **changes)
+
+
+def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
+    clip = str(tiny_clip(tmp_path / "clip"))
+    house = House(output, Studio(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    plan = compared(house, drift=True)
+    news = list(compare.draw(house, plan, threading.Event()))
+    assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
+    done = news[-1]
+    assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
+    compare.keep(done, tmp_path / "compare" / "0001")
+    plots = report.plots(compare.recall(house, compare.newest(tmp_path)))
+    assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
+    assert "drift" in report.means(done)
 
 
 def test_a_checkpoint_is_a_column_of_its_own(house):

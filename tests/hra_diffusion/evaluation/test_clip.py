@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_clip
+from conftest import stir, tiny_clip
 from PIL import Image
 
+from hra_diffusion import attachment
 from hra_diffusion.comparison import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, scores
-from hra_diffusion.generation import FullSettings, Settings
+from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
+from hra_diffusion.generation import FullSettings, Settings, generate
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +56,44 @@ def test_a_scored_comparison_is_kept_with_its_figures(clip, pipe, tmp_path):
     columns = [Column("base", {}, "dog", "dog"), Column("other", {}, "sks dog", "dog")]
     done = compare(pipe, columns, ["a {subject}"], [1, 2], Settings(steps=1), pictures(2), clip=clip)
     drawn, words = [cell.image for cell in done.cells], ["a dog"] * 4
-    assert [cell.score for cell in done.cells] == scores(clip, drawn, words, pictures(2)), "scored by the class noun"
+    assert [cell.score for cell in done.cells] == scores(clip, drawn, words, pictures(2), [0, 1, 0, 1]), (
+        "scored by the class noun"
+    )
     save(done, tmp_path)
     kept = load(tmp_path)
     assert [cell.score for cell in kept.cells] == [cell.score for cell in done.cells]
     assert spread(kept, 0)["subject"].mean == pytest.approx(sum(done.cells[i].score.subject for i in (0, 2)) / 2)
+
+
+def test_pictures_of_equal_noise_have_no_variety(clip):
+    one, two, three = pictures(3)
+    drawn = [one, one, two, three, one]
+    found = [s.variety for s in scores(clip, drawn, ["x"] * 5, groups=["same", "same", "other", "other", "alone"])]
+    assert found[:2] == pytest.approx([0, 0], abs=1e-5) and found[4] is None
+    likeness = (clip.images([two]) @ clip.images([three]).T).item()
+    assert found[2:4] == pytest.approx([1 - likeness] * 2, abs=1e-5)
+
+
+def test_the_nearest_photo_is_told_apart_from_the_average(clip):
+    photos = pictures(3)
+    (found,) = scores(clip, photos[:1], ["x"], photos)
+    assert found.nearest == pytest.approx(1, abs=1e-5) and found.subject < found.nearest
+
+
+def test_what_an_adapter_does_to_its_class_is_measured_on_the_class_noun_alone(clip, pipe):
+    attachment.attach(pipe.unet, "lora", {"rank": 4}, name="a")
+    stir(attachment.adapter_parameters(pipe.unet, "a").values(), by=1.0)
+    columns = [Column("base", {}, "dog", "dog"), Column("A", {"a": 1.0}, "sks dog", "dog"),
+               Column("off", {"a": 0.0}, "sks dog", "dog")]  # fmt: skip
+    done = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip, drift=True)
+    plain = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip)
+    for one, two in zip(done.cells, plain.cells, strict=True):
+        assert np.abs(np.asarray(one.image, dtype=float) - np.asarray(two.image, dtype=float)).mean() < 0.5
+    base, adapter, off = ([cell.score.drift for cell in done.cells[n::3]] for n in range(3))
+    assert base == [None] * 4 and off == pytest.approx([0] * 4, abs=1e-6) and min(adapter) > 1e-5
+    by_hand = [generate(pipe, "a cat", mix, seed=1, settings=Settings(steps=2))[0] for mix in ({"a": 1.0}, {})]
+    assert adapter[2:] == pytest.approx(unlikeness(clip, by_hand[:1], by_hand[1:]) * 2, rel=0.2)
+    assert plain.cells[1].score.drift is None and "drift" not in spread(plain, 1)
 
 
 def scored(*columns: list[float]) -> Comparison:

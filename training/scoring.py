@@ -1,0 +1,44 @@
+"""Which checkpoint is best: every round of sample pictures in the eyes of a CLIP model, once the run is over.
+
+The figures are proxies from a few pictures a round: advice where to look, no verdict.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from hra_diffusion.evaluation.clip import Clip, Score, scores
+
+
+def score_rounds(
+    rounds: Mapping[int, Sequence[Path]], prompts: Sequence[str], photos: Sequence[Image.Image], clip: Clip
+) -> dict[int, Score]:
+    """The mean figures of each round, by step: its files, one a prompt (the class noun in it), against all photos."""
+    found = {}
+    for step, files in rounds.items():
+        pictures = [Image.open(file) for file in files]
+        own = scores(clip, pictures, prompts[: len(pictures)], photos)
+        subject = statistics.mean(score.subject or 0.0 for score in own)
+        found[step] = Score(subject, statistics.mean(score.prompt for score in own))
+    return found
+
+
+def best(found: Mapping[int, Score]) -> int | None:
+    """The step after the start whose likeness to photos and to prompts have the highest product: neither is bought
+    with the other. None where nothing was drawn but the base's own idea."""
+    taught = [step for step in found if step]
+    return max(taught, key=lambda s: max(0.0, found[s].subject or 0.0) * max(0.0, found[s].prompt), default=None)
+
+
+def advice(found: Mapping[int, Score]) -> str:
+    """What the figures say in favour of an earlier round than the last; empty where that one is the best."""
+    first, last = best(found), max(found, default=None)
+    if first is None or first == last:
+        return ""
+    figures = [f"{100 * (found[step].subject or 0):.0f} and {100 * found[step].prompt:.0f}" for step in (first, last)]
+    return (
+        f"step {first} may serve better than the last: likeness to photos and to prompts {figures[0]} of 100 there, "
+        f"{figures[1]} at step {last} (by CLIP, from the sample pictures: proxies)"
+    )
