@@ -119,7 +119,9 @@ class Architecture:
         scheduler, noise = self.scheduler
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
         index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
-        files = {"unet/config": self.unet, "vae/config": self.vae, "scheduler/scheduler_config": noise}
+        # with the defaults filled in: diffusers' reader of the original layout takes the configuration by itself
+        unet, vae = (dict(on_meta(build).config) for build in (self.build_unet, self.build_vae))
+        files: dict[str, Values] = {"unet/config": unet, "vae/config": vae, "scheduler/scheduler_config": noise}
         kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")
         for number, kind, values in zip(("", "_2"), kinds, self.encoders, strict=False):
             index[f"text_encoder{number}"] = ["transformers", kind]
