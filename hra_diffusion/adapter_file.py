@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hra_diffusion import attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import save_tensors
-from hra_diffusion.layer import Routing, original_weight
+from hra_diffusion.layer import Routing, probe_of
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
@@ -167,19 +167,10 @@ def fingerprint(components: Mapping[str, nn.Module], name: str) -> dict[str, dic
     Rounding W to float16 or bfloat16 moves a probe by about 1e-3 at most, fine-tuning the base by more.
     """
     return {
-        component: {
-            path: probe(original_weight(model.get_submodule(path))) for path in attachment.adapter_layers(model, name)
-        }
+        component: {path: probe_of(model.get_submodule(path)) for path in attachment.adapter_layers(model, name)}
         for component, model in components.items()
         if name in attachment.adapter_names(model)
     }
-
-
-def probe(weight: Tensor) -> float:
-    """``⟨W, p⟩ / ‖W‖`` for a fixed pattern p: one number that rounding hardly moves and other weights do."""
-    flat = weight.detach().cpu().double().flatten()
-    pattern = torch.cos(torch.arange(flat.numel(), dtype=torch.float64) * 2.399963) * 2**0.5  # the golden angle
-    return round(float(flat @ pattern / flat.norm()), 6)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from hra_diffusion import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name
 from hra_diffusion.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
+from hra_diffusion.quantised import Quantised
 from hra_diffusion.registry import MethodConfig
 
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
@@ -149,10 +150,15 @@ def routed(model: nn.Module, groups: Sequence[tuple[Mapping[str, float], int]]) 
 
 
 def merge(model: nn.Module) -> None:
-    """Write the active adapters into the weights: no cost at inference. ``unmerge`` brings back the very bits."""
+    """Write the active adapters into the weights: no cost at inference. ``unmerge`` brings back the very bits.
+
+    Raises UserError where the weights are stored in fewer bits, which have no room for it.
+    """
     routing = routing_of(model)
     if routing is None or routing.merged:
         return
+    if any(isinstance(layer, Quantised) for _, layer in hosts(model)):
+        raise UserError("the base's weights are quantised; load the base in full precision to merge into it")
     for _, layer in hosts(model):
         weight = cast(nn.Parameter, layer.weight)
         if layer.active(routing.mix):

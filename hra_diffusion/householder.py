@@ -9,6 +9,7 @@ Every orthogonal matrix is passed around as two factors, ``basis`` (d, r) and ``
 Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2505.16531.
 """
 
+import contextlib
 import math
 
 import numpy as np
@@ -33,7 +34,7 @@ def wy_factor(u: Tensor) -> Tensor:
     Valid for coincident and nearly parallel columns. Source: arXiv 2405.17484 with the triangular inverse written out.
     """
     unit = unit_columns(u)
-    with torch.autocast(u.device.type, enabled=False):
+    with own_precision(u):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
         triangle = (unit.mT @ unit).triu(1) + identity / 2
         return torch.linalg.solve_triangular(triangle, identity, upper=True)
@@ -48,7 +49,7 @@ def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     unit, core = unit_columns(u), wy_factor(u)
     if u.shape[-1] % 2:
         return unit, core
-    with torch.autocast(u.device.type, enabled=False):
+    with own_precision(u):
         turn = sums_and_differences(torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device))
         return sums_and_differences(unit), turn.mT @ core @ turn
 
@@ -65,7 +66,7 @@ def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     Source: arXiv 2505.16531, the Neumann step ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹`` with D = ½ I. Here to reproduce the paper.
     """
     unit = unit_columns(u)
-    with torch.autocast(u.device.type, enabled=False):
+    with own_precision(u):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
         return unit, 2 * identity - 4 * (unit.mT @ unit).triu(1)
 
@@ -75,7 +76,7 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
 
     Needs linearly independent columns; paired (equal) columns would orthogonalise a vector against itself.
     """
-    with torch.autocast(u.device.type, enabled=False):
+    with own_precision(u):
         basis = torch.linalg.qr(_at_least_float32(u)).Q
     return basis, 2 * torch.eye(u.shape[-1], dtype=basis.dtype, device=basis.device)
 
@@ -86,7 +87,7 @@ def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor) -> Tensor:
     Pass ``core.mT`` to get ``rows · Q``. The r×r product is taken at the factors' own precision before the factors
     meet ``rows`` in the rows' dtype. Costs 2·r·d multiply-adds a row.
     """
-    with torch.autocast(rows.device.type, enabled=False):
+    with own_precision(rows):
         left = basis @ core
     return rows - (rows @ basis.to(rows.dtype)) @ left.mT.to(rows.dtype)
 
@@ -94,7 +95,7 @@ def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor) -> Tensor:
 def orthogonality_defect(u: Tensor) -> Tensor:
     """``‖I − ÛᵀÛ‖²_F`` of the unit columns of ``u``: the HRA regulariser of one layer (arXiv 2405.17484, eq. 7)."""
     unit = unit_columns(u)
-    with torch.autocast(u.device.type, enabled=False):
+    with own_precision(u):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
         return (identity - unit.mT @ unit).square().sum()
 
@@ -141,6 +142,13 @@ def _turn(matrix: np.ndarray, i: int, j: int, angle: float) -> None:
     """Write a plane rotation by ``angle`` radians into rows and columns i, j of ``matrix``."""
     cos, sin = math.cos(angle), math.sin(angle)
     matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = cos, -sin, sin, cos
+
+
+def own_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Within the block autocast leaves products as they are, on the tensor's device, where there is autocast at all."""
+    device = tensor.device.type
+    able = torch.amp.is_autocast_available(device)  # not on "meta", where shapes are computed
+    return torch.autocast(device, enabled=False) if able else contextlib.nullcontext()
 
 
 def _at_least_float32(u: Tensor) -> Tensor:

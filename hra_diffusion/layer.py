@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion.errors import UserError
+from hra_diffusion.fingerprint import probe
+from hra_diffusion.quantised import Quantised
 
 Mix = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""
@@ -80,7 +82,7 @@ class AdapterHost(nn.Module):
         active = self.active(mix)
         if not active:
             return super().forward(x)
-        project: Callable[[Tensor], Tensor] = functools.partial(F.linear, weight=as_matrix(self))
+        project = product(self)
         for adapter, strength in active:
             project = functools.partial(adapter, inner=project, strength=strength)
         return map_rows(self, x, project)
@@ -131,6 +133,16 @@ def as_matrix(layer: nn.Module) -> Tensor:
 def original_weight(layer: nn.Module) -> Tensor:
     """The layer's own weight, also while adapters are merged into it."""
     return cast(Tensor, layer.__dict__.get("unmerged_weight", layer.weight))
+
+
+def probe_of(layer: nn.Module) -> float:
+    """The probe of the layer's weight as the base has it, also while it is merged into or stored in fewer bits."""
+    return layer.probe if isinstance(layer, Quantised) else probe(original_weight(layer))
+
+
+def product(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Rows (…, d_in) times the layer's weight (d_out, d_in): (…, d_out)."""
+    return layer.rows if isinstance(layer, Quantised) else functools.partial(F.linear, weight=as_matrix(layer))
 
 
 def map_rows(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from hra_diffusion import adapter_file, pipeline
 from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, put, remove, write_text
-from hra_diffusion.layer import original_weight
+from hra_diffusion.layer import probe_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -117,7 +117,7 @@ def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
         layers = dict(parts[component].named_modules()) if component in parts else {}
         if any(path not in layers for path in probes):
             return f"made for another base model, {info.base}: it can't be used with {pipeline.name_of(pipe)}"
-        pairs += [(value, adapter_file.probe(original_weight(layers[path]))) for path, value in probes.items()]
+        pairs += [(value, probe_of(layers[path])) for path, value in probes.items()]
     distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
     if distance > adapter_file.FINGERPRINT_TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"

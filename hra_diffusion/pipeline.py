@@ -17,6 +17,7 @@ from torch import nn
 from hra_diffusion import adapter_file, attachment, families
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -28,15 +29,21 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_base(source: str = TOYBOX, device: str | None = None, dtype: str = "float32") -> StableDiffusionPipeline:
+def load_base(
+    source: str = TOYBOX, device: str | None = None, dtype: str = "float32", weights: str = "full"
+) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline, without a safety checker, on ``device`` (the best there is by default).
 
     ``source``: "toybox" (embedded), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id.
+    ``weights``: "int8" or "nf4" stores the UNet's in fewer bits (see quantised), before they reach the device.
     ``pipe.base_name`` is how adapters will name it. Raises BaseModelError if it is missing or not Stable Diffusion.
     """
     if dtype not in DTYPES:
         raise BaseModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    pipe = _read(source, DTYPES[dtype]).to(_device(device))
+    pipe = _read(source, DTYPES[dtype])
+    if weights != "full":
+        quantise(pipe.unet, weights)
+    pipe.to(_device(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = base_name(source)
     return pipe
@@ -58,7 +65,7 @@ def kind(source: str) -> str:
             from hra_diffusion.families.architectures import SD1, SD2, SDXL
 
             return {SD1: "sd1", SD2: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
-        folder = Path(source) if Path(source).is_dir() else _cached(source)
+        folder = Path(source) if Path(source).is_dir() else cached(source)
         if folder is not None:
             unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
             text = {"text_time": "sdxl"}.get(unet.get("addition_embed_type"))
@@ -69,7 +76,7 @@ def kind(source: str) -> str:
     return "sdxl" if "xl" in name else "sd2" if "diffusion-2" in name else "sd1"
 
 
-def _cached(source: str) -> Path | None:
+def cached(source: str) -> Path | None:
     """The folder of a hub model in the local cache, if its configuration is there."""
     try:
         found = try_to_load_from_cache(source, "unet/config.json")
@@ -208,7 +215,7 @@ def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
     return families.pipeline_class(family).from_pretrained(place, **options, **family.loading)
 
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
@@ -230,7 +237,7 @@ def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
         pipe = reader(*arguments)
     except UserError:
         raise
-    except (*_UNREADABLE, SingleFileComponentError) as error:
+    except (*UNREADABLE, SingleFileComponentError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
     if reason := _unusable(pipe):

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -34,6 +36,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hra_diffusion import families
+from training.events import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -239,3 +242,19 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm())
+
+
+def weights(path: Path) -> torch.Tensor:
+    """All of an adapter file's parameters as one vector."""
+    return torch.cat([value.flatten() for _, value in sorted(load_file(path).items())])
+
+
+class StopAfter:
+    """A listener that interrupts the run as Ctrl-C does, once a step is done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, event):
+        if isinstance(event, Step) and event.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)

@@ -31,7 +31,8 @@ from training.runs import LOCK_TIMEOUT
 STEPS, PICTURES = 4, 2
 COSTLY = (
     "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
-    "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
+    "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts", "base_weights",
+    "optimizer", "draw_batch", "fit",
 )  # fmt: skip
 """The fields that decide what a step costs."""
 

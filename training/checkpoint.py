@@ -16,9 +16,6 @@ from training.events import Checkpoint, Notice
 from training.runs import RunError
 from training.session import Session
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
-
 
 def keep(session: Session) -> None:
     """Save a checkpoint: a usable adapter, and all that is needed to go on exactly."""
@@ -31,12 +28,14 @@ def keep(session: Session) -> None:
 
 
 def training_state(session: Session) -> dict[str, Tensor]:
-    """Parameters, AdamW's state, the averages and, in float16, the loss scaler, by file key."""
+    """Parameters, the optimiser's state, the averages and, in float16, the loss scaler, by file key."""
     state = {"step": torch.tensor(session.step), "processes": torch.tensor(session.accelerator.num_processes)}
     moments = session.optimizer.state
     for key, parameter in session.parameters.items():
         state[f"parameter/{key}"] = parameter
-        state |= {f"{moment}/{key}": moments[parameter][moment] for moment in MOMENTS if parameter in moments}
+        for moment, value in moments.get(parameter, {}).items():
+            # a copy, since the 8-bit optimiser shares its tables among the parameters; its step is a plain number
+            state[f"moment/{moment}/{key}"] = torch.as_tensor(value).clone()
     state |= {f"average/{key}": average for key, average in session.averages.items()}
     scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
     return state | {f"scaler/{key}": torch.tensor(value) for key, value in scaler.items()}
@@ -63,8 +62,13 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for key, parameter in session.parameters.items():
             parameter.copy_(state[f"parameter/{key}"])
-            saved = {moment: state[f"{moment}/{key}"].to(parameter.device) for moment in MOMENTS}
-            moments[parameter] = saved
+            moments[parameter] = {}
+    for name, value in state.items():
+        if name.startswith("moment/"):
+            _, moment, key = name.split("/", 2)
+            parameter = session.parameters[key]
+            number = value.dim() == 0 and not value.is_floating_point()
+            moments[parameter][moment] = value.item() if number else value.to(parameter.device)
     for key, average in session.averages.items():
         average.copy_(state[f"average/{key}"])
     if scaler := session.accelerator.scaler:

@@ -1,5 +1,6 @@
 """One typed configuration of a training run: from flags, a form or YAML, to YAML."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ class TrainConfig(BaseModel):
 
     base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file, a hub id.")
     dtype: str = Field("float32", description=f"Precision of the frozen base: {', '.join(DTYPES)}.")
+    base_weights: Literal["full", "int8", "nf4"] = Field(
+        "full", description="Storage of the UNet's frozen weights: as its precision says, in 8 bits, or in 4."
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
     device: Literal["cpu", "cuda", "mps"] | None = Field(None, description="The best there is by default.")
 
@@ -60,6 +64,14 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
     flip: bool = Field(True, description="Also learn from mirrored photos.")
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
+    draw_batch: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="AdamW, or one that keeps its state in 8 bits (needs bitsandbytes)."
+    )
+    fit: str | None = Field(
+        None,
+        description='Memory the run must fit in, as "8GB": gives up what costs least first, and says so.',
+    )
     resolution: int | None = Field(None, ge=64, le=2048, description="Side of the training pictures in pixels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Decides everything random.")
 
@@ -101,6 +113,13 @@ class TrainConfig(BaseModel):
         if dtype not in DTYPES:
             raise ValueError(f"use one of {', '.join(DTYPES)}")
         return dtype
+
+    @field_validator("fit")
+    @classmethod
+    def _check_fit(cls, fit: str | None) -> str | None:
+        if fit is not None and not re.fullmatch(r"\d{1,4}(\.\d{1,2})?GB", fit := fit.replace(" ", "").upper()):
+            raise ValueError('say how much memory there is, as "8GB"')
+        return fit
 
     @property
     def subject(self) -> str:

@@ -30,6 +30,18 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What the run is going to take: predicted bytes at its peak on ``device``, the phase that holds them, and its
+    seconds where they were measured before (else None). ``phases``: predicted bytes by phase."""
+
+    memory: int
+    phase: str
+    device: str
+    seconds: float | None
+    phases: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Step:
     """An optimiser step is done: ``step`` of ``total``; ``seconds`` is this step's time."""
 
@@ -89,7 +101,7 @@ class Finished:
     phases: dict[str, float]
 
 
-Event = Phase | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
+Event = Phase | Plan | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
 Listener = Callable[[Event], None]
 
 
@@ -99,6 +111,12 @@ def as_json(event: Event) -> str:
         {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **dataclasses.asdict(event)},
         ensure_ascii=False,
     )
+
+
+def planned(plan: Plan) -> str:
+    """A plan as a line for a person."""
+    minutes = f", about {max(1, round(plan.seconds / 60))} min" if plan.seconds is not None else ""
+    return f"about {plan.memory / 2**30:.1f} GB of memory on {plan.device}, most in {plan.phase!r} (predicted){minutes}"
 
 
 class LogFile:
@@ -126,6 +144,8 @@ class Bar:
         match event:
             case Phase(name=phase):
                 self._say(f"{self.name}: {phase} …")
+            case Plan():
+                self._say(f"{self.name}: {planned(event)}")
             case Notice(message=message):
                 self._say(f"{self.name}: note: {message}")
             case Step():

@@ -20,7 +20,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from training import memory, objective, scoring
+from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
@@ -78,23 +78,28 @@ def train(
     listeners: Sequence[Listener] = (),
     resume: bool = False,
     pipe: StableDiffusionPipeline | None = None,
+    plan: bool = False,
 ) -> Path:
     """Train an adapter into ``output/name`` and return its file.
 
     ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
-    ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. Ctrl-C and SIGTERM finish
-    the step, keep it, and raise KeyboardInterrupt. Base, photos and targets are checked before anything is written.
+    ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. ``plan``: say first what the
+    run will take. Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base, photos, targets and
+    ``config.fit`` are checked before anything is written.
     Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
     """
     run, accelerator = Run(output / config.name), make_accelerator(config)
     if run.checkpoints():
+        config = fit.as_chosen(config, run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
-    find_photos(config.photos)
+    photos = find_photos(config.photos)
     clock = Clock(accelerator.is_main_process, list(listeners))
+    if plan or (config.fit and not run.checkpoints()):
+        config = fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
     with clock.phase("load base"):
-        pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype)
+        pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype, config.base_weights)
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
@@ -269,7 +274,7 @@ def draw_samples(session: Session) -> None:
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
     with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
-        pictures = draw(pipe, requests, settings)
+        pictures = draw(pipe, requests, settings, config.draw_batch)
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
         picture.info[PNG_KEY] = describe(pipe, request, settings)
         save_png(picture, session.run.sample(session.step, number))

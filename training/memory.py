@@ -7,6 +7,7 @@ import torch
 from training import config as configs
 from training.config import TrainConfig
 from training.events import Notice
+from training.fit import changes
 from training.session import Session, TrainingError, checkpoint_gradients
 
 
@@ -37,13 +38,10 @@ def step_down(session: Session, error: RuntimeError) -> None:
     if after is None:
         raise TrainingError(
             f"out of memory at step {session.step + 1}, with nothing left to give up; try a smaller --resolution or "
-            "--rank, --dtype bfloat16, or --no-train-text-encoder, under another --name"
+            "--rank, --dtype bfloat16, --base-weights int8, or --no-train-text-encoder, under another --name"
         ) from error
-    changed = [name for name in TrainConfig.model_fields if getattr(after, name) != getattr(before, name)]
-    given_up = ", ".join(f"{name.replace('_', ' ')} {getattr(after, name)}" for name in changed)
-    session.clock.emit(
-        Notice(f"out of memory at step {session.step + 1}; going on from the step before with {given_up}")
-    )
+    given_up = f"going on from the step before with {changes(before, after)}"
+    session.clock.emit(Notice(f"out of memory at step {session.step + 1}; {given_up}"))
     session.config = after
     accelerator = session.accelerator
     accelerator.gradient_accumulation_steps = after.gradient_accumulation

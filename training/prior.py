@@ -8,11 +8,9 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from hra_diffusion.adapter_file import probe
+from hra_diffusion.fingerprint import probe
 from hra_diffusion.generation import Request, Settings, complete, draw, save_png, slug
 from hra_diffusion.pipeline import name_of
-
-BATCH = 8
 
 
 def class_prompt(class_noun: str) -> str:
@@ -26,7 +24,7 @@ def with_article(noun: str) -> str:
 
 
 def class_images(
-    pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path
+    pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
     """``count`` square pictures of the class, ``resolution`` pixels wide; those missing from ``folder`` are drawn.
 
@@ -39,9 +37,9 @@ def class_images(
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
     missing = [seed for seed in range(count) if not paths[seed].exists()]
-    for start in range(0, len(missing), BATCH):
-        requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + BATCH]]
-        for request, image in zip(requests, draw(pipe, requests, settings, BATCH), strict=True):
+    for start in range(0, len(missing), batch_size):
+        requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + batch_size]]
+        for request, image in zip(requests, draw(pipe, requests, settings, batch_size), strict=True):
             save_png(image, paths[request.seed])
     for path in paths:
         with Image.open(path) as image:

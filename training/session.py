@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -123,20 +123,26 @@ def set_up(
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         checkpoint_gradients(pipe)
-    # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=config.mixed_precision != "fp16",
-    )
-    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
+    denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
         album,
     )  # fmt: skip
+
+
+def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW as the configuration says. Raises TrainingError where it asks for a package that is missing."""
+    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
+        return torch.optim.AdamW(parameters.values(), fused=config.mixed_precision != "fp16", **common)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'hra-diffusion[8bit]'") from None
+    return AdamW8bit(parameters.values(), **common)
 
 
 def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
@@ -159,7 +165,8 @@ def cache_examples(
     if config.prior_weight:
         with clock.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
-            class_pictures = list(prior.class_images(pipe, config.class_noun, config.class_images, size, folder))
+            asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
+            class_pictures = list(prior.class_images(pipe, *asked))
     with clock.phase("cache"):
         photos = encode(pipe, images, captions, config.flip, embed)
         prompts = [prior.class_prompt(config.class_noun)] * len(class_pictures)

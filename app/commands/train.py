@@ -3,6 +3,7 @@
 import argparse
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +13,20 @@ from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion import registry
 from hra_diffusion.pipeline import TOYBOX
 from training import config as configs
-from training import runs
+from training import fit, runs
 from training.config import ConfigError, TrainConfig
-from training.events import Bar, print_json
+from training.events import Bar, Event, Listener, Plan, print_json
 from training.loop import train
+from training.photos import find_photos
+from training.progress import PHASES
+from training.session import make_accelerator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
+    parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase")
     add_output_mode(parser)
     group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
     for name, field in TrainConfig.model_fields.items():
@@ -36,7 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     listeners = [print_json] if arguments.json else [] if arguments.quiet else [Bar(getattr(arguments, "name", "run"))]
-    train(read_config(arguments), arguments.output, listeners, arguments.resume)
+    config = read_config(arguments)
+    if arguments.dry_run:
+        foresee(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
+    else:
+        train(config, arguments.output, listeners, arguments.resume, plan=True)
+
+
+def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
+    """Tell the listeners what a run would take, and start none."""
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    photos = find_photos(config.photos)
+    fit.planned(config, output, make_accelerator(config).device.type, len(photos), emit)
+
+
+def print_phases(event: Event) -> None:
+    """Listener of ``--dry-run``: the predicted memory of each phase, on standard output."""
+    if isinstance(event, Plan):
+        for phase, held in event.phases.items():
+            print(f"{held / 2**30:6.1f} GB  {PHASES.get(phase, phase)}")
 
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:

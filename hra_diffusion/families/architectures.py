@@ -6,7 +6,7 @@ Values are those of the released models' public configuration files (Stable Diff
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -103,11 +103,11 @@ class Architecture:
 
     def build_unet(self) -> UNet2DConditionModel:
         """A UNet with random weights (within ``torch.device("meta")``: shapes alone)."""
-        return UNet2DConditionModel(**self.unet)
+        return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(self.unet))
 
     def build_vae(self) -> AutoencoderKL:
         """An autoencoder with random weights."""
-        return AutoencoderKL(**self.vae)
+        return cast(AutoencoderKL, AutoencoderKL.from_config(self.vae))
 
     def build_encoders(self) -> list[nn.Module]:
         """Text encoders with random weights; a second one has a projection."""
@@ -119,7 +119,9 @@ class Architecture:
         scheduler, noise = self.scheduler
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
         index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
-        files = {"unet/config": self.unet, "vae/config": self.vae, "scheduler/scheduler_config": noise}
+        # with the defaults filled in: diffusers' reader of the original layout takes the configuration by itself
+        unet, vae = (dict(on_meta(build).config) for build in (self.build_unet, self.build_vae))
+        files: dict[str, Values] = {"unet/config": unet, "vae/config": vae, "scheduler/scheduler_config": noise}
         kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")
         for number, kind, values in zip(("", "_2"), kinds, self.encoders, strict=False):
             index[f"text_encoder{number}"] = ["transformers", kind]

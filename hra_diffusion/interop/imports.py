@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from torch import Generator, Tensor, nn
 
 from hra_diffusion import adapter_file, pipeline, registry
-from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo, probe
+from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import MAX_NAME, checked_name
+from hra_diffusion.fingerprint import probe
 from hra_diffusion.interop import names, updates
 from hra_diffusion.interop.updates import LayerParts, PeftSettings
 from hra_diffusion.layer import as_matrix, original_weight

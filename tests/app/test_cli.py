@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
     assert "rank: 2" in config and "orthogonality: .inf" in config
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folder, tmp_path, capsys):
+    command = [part for part in train_command(photos, base_folder, tmp_path / "out", "Rex") if part != "--quiet"]
+    assert main([*command, "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", told.err)
+    assert re.search(r"0\.\d GB  learning", told.out) and not (tmp_path / "out").exists()
+    plan = run_json(capsys, *command, "--dry-run")
+    assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
+    assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
+    assert "does not fit in 0.1GB" in capsys.readouterr().err
 
 
 def test_generate_by_name_and_by_file(trained, base_folder, tmp_path, capsys):

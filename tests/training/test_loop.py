@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, relative, tiny_pipe
+from conftest import ROOT, StopAfter, relative, tiny_pipe, weights
 from safetensors.torch import load_file
 
 import hra_diffusion
@@ -20,10 +19,6 @@ from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train
 from training.runs import RunError, find
 from training.session import TrainingError
-
-
-def weights(path):
-    return torch.cat([value.flatten() for _, value in sorted(load_file(path).items())])
 
 
 @pytest.mark.parametrize("method", registry.names())
@@ -70,17 +65,6 @@ def test_the_base_is_never_changed(settings, tmp_path, base_folder):
     before = {path: path.read_bytes() for path in base_folder.rglob("*.safetensors")}
     train(settings(), tmp_path)
     assert {path: path.read_bytes() for path in base_folder.rglob("*.safetensors")} == before
-
-
-class StopAfter:
-    """A listener that interrupts the run as Ctrl-C does, once a step is done."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def __call__(self, event):
-        if isinstance(event, Step) and event.step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

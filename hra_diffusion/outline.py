@@ -1,0 +1,70 @@
+"""A base as shapes without memory: a pipeline on PyTorch's meta device, from its configuration alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hra_diffusion import families, single_file
+from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
+from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE, cached, kind
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+def outline(base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The base's pipeline, or that of one already held, as shapes: no weights, tokenizers or scheduler.
+
+    A hub id that is not in the local cache is taken for the released Stable Diffusion its name stands for.
+    """
+    made = architecture(base) if isinstance(base, str) else _of_pipeline(base)
+    family: Any = next(family for family in families.FAMILIES if family.pipeline == made.pipeline)
+    parts: dict[str, Any] = {"unet": on_meta(made.build_unet), "vae": on_meta(made.build_vae)}
+    for (encoder, _), built in zip(family.encoders, on_meta(made.build_encoders), strict=True):
+        parts[encoder] = built
+    for part in parts.values():
+        nn.Module.to(part.requires_grad_(False).eval(), dtype)
+    absent = dict.fromkeys(("scheduler", "feature_extractor", *(name for _, name in family.encoders)))
+    return families.pipeline_class(family)(**parts, **absent, **family.loading)
+
+
+def architecture(base: str) -> Architecture:
+    """The configurations of a base. Raises BaseModelError for files that are none."""
+    path = ASSETS / TOYBOX if base == TOYBOX else Path(base)
+    folder = path if path.is_dir() else cached(base)
+    try:
+        if path.is_file():
+            return single_file.recognise(path)
+        if path.is_dir() or (folder and (folder / "vae" / "config.json").is_file()):
+            return _of_folder(folder)
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
+    return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[kind(base)]
+
+
+def _of_folder(folder: Path) -> Architecture:
+    index = _json(folder / "model_index.json")
+    family = next((f for f in families.FAMILIES if f.pipeline == index.get("_class_name")), families.FAMILIES[0])
+    encoders = tuple(_json(folder / name / "config.json") for name, _ in family.encoders)
+    unet, vae = (_json(folder / name / "config.json") for name in ("unet", "vae"))
+    return Architecture(folder.name, family.pipeline, unet, vae, encoders, ("", {}), ())
+
+
+def _of_pipeline(pipe: StableDiffusionPipeline) -> Architecture:
+    family: Any = families.of(pipe)
+    encoders = tuple(getattr(pipe, name).config.to_dict() for name, _ in family.encoders)
+    return Architecture(
+        "", family.pipeline, dict(pipe.unet.config), dict(pipe.vae.config), encoders, ("", {}), ()
+    )  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,138 @@
+"""What a run gives up to fit in a given memory (``--fit 8GB``): what costs least first, each choice announced."""
+
+import functools
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from hra_diffusion.errors import UserError
+from training import calibration
+from training.config import TrainConfig
+from training.events import Listener, Notice, Plan
+from training.footprint import GIB, Footprint, Known, footprint
+
+WORTH = 0.05
+"""A choice is made only if it brings the run nearer to its limit by this part of what is missing."""
+
+Changes = dict[str, object]
+
+
+def fitted(
+    config: TrainConfig, device: str, pipe: StableDiffusionPipeline | None = None
+) -> tuple[TrainConfig, Footprint]:
+    """The run as it fits in ``config.fit``, and what it will hold: never the resolution, the rank or what is trained is
+    given up. Raises UserError, with the least it needs, where nothing fits.
+    """
+    known: Known = {}
+    kept = LOADING if pipe else set()
+    predict = functools.partial(footprint, device=device, pipe=pipe, known=known)
+    size, limit = predict(config), limit_of(config)
+    while limit and size.peak > limit:
+        better = next(_better(config, size, device, predict, kept), None)
+        if better is None:
+            raise UserError(
+                f"this run does not fit in {config.fit}: with all that could be given up it still needs about "
+                f"{size.peak / GIB:.1f} GB, most of it in the phase {size.phase!r}; "
+                f"use a smaller --resolution than {config.resolution or 'the base has'}, or --no-train-text-encoder"
+            )
+        config, size = better
+    return config, size
+
+
+def planned(
+    config: TrainConfig, output: Path, device: str, photos: int, emit: Listener,
+    pipe: StableDiffusionPipeline | None = None,
+) -> TrainConfig:  # fmt: skip
+    """The run as it fits in ``config.fit``; says what was chosen for that, and what the run will take."""
+    after, size = fitted(config, device, pipe)
+    if after != config:
+        emit(Notice(f"to fit in {config.fit}: {changes(config, after)}"))
+    measured = calibration.known(output, config)
+    seconds = None if measured is None or measured.error else round(measured.seconds(config, photos), 1)
+    emit(Plan(size.peak, size.phase, device, seconds, dict(size.phases)))
+    return after
+
+
+def limit_of(config: TrainConfig) -> int:
+    """Bytes that ``config.fit`` stands for, 0 for no limit; a card sold as 8 GB has 8 × 2³⁰."""
+    return round(float(config.fit.removesuffix("GB")) * GIB) if config.fit else 0
+
+
+def changes(before: TrainConfig, after: TrainConfig) -> str:
+    """What differs, for a person: "dtype bfloat16, gradient checkpointing True"."""
+    changed = [name for name in TrainConfig.model_fields if getattr(after, name) != getattr(before, name)]
+    return ", ".join(f"{name.replace('_', ' ')} {getattr(after, name)}" for name in changed)
+
+
+def as_chosen(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """A resumed run with what was chosen for the same limit when it began."""
+    if not config.fit or config.fit != before.fit:
+        return config
+    return config.model_copy(update={name: getattr(before, name) for name in CHOSEN})
+
+
+def _better(
+    config: TrainConfig, size: Footprint, device: str, predict: Callable[[TrainConfig], Footprint], kept: set[str]
+) -> Iterator[tuple[TrainConfig, Footprint]]:
+    """The choices left that bring the run nearer to its limit; ``kept`` are fields that can't be changed."""
+    limit = limit_of(config)
+    for choice in CHOICES:
+        changed = choice(config, device)
+        if not changed or changed.keys() & kept:
+            continue
+        lighter = config.model_copy(update=changed)
+        after = predict(lighter)
+        if after.excess(limit) <= size.excess(limit) * (1 - WORTH):
+            yield lighter, after
+
+
+def fewer_at_once(config: TrainConfig, device: str) -> Changes:
+    """Class images and samples in smaller batches: the same pictures, later."""
+    return {"draw_batch": config.draw_batch // 2} if config.draw_batch > 1 else {}
+
+
+def half_precision(config: TrainConfig, device: str) -> Changes:
+    """The base in bfloat16, where the device computes in it."""
+    able = device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"dtype": "bfloat16", "mixed_precision": "no"} if config.dtype == "float32" and able else {}
+
+
+def recompute(config: TrainConfig, device: str) -> Changes:
+    """Gradient checkpointing: about a third slower."""
+    return {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
+
+
+def smaller_batches(config: TrainConfig, device: str) -> Changes:
+    """A batch in two halves, accumulated."""
+    if config.batch_size % 2:
+        return {}
+    return {"batch_size": config.batch_size // 2, "gradient_accumulation": config.gradient_accumulation * 2}
+
+
+def smaller_state(config: TrainConfig, device: str) -> Changes:
+    """AdamW's state in 8 bits."""
+    able = device == "cuda" and find_spec("bitsandbytes") is not None
+    return {"optimizer": "adamw8bit"} if able and config.optimizer == "adamw" else {}
+
+
+def eight_bits(config: TrainConfig, device: str) -> Changes:
+    """The base's weights in 8 bits."""
+    return {"base_weights": "int8"} if config.base_weights == "full" else {}
+
+
+def four_bits(config: TrainConfig, device: str) -> Changes:
+    """The base's weights in 4 bits."""
+    return {"base_weights": "nf4"} if config.base_weights != "nf4" else {}
+
+
+CHOICES: tuple[Callable[[TrainConfig, str], Changes], ...] = (
+    fewer_at_once, half_precision, recompute, smaller_batches, smaller_state, eight_bits, four_bits,
+)  # fmt: skip
+"""In the order of what they cost: time, then accuracy."""
+LOADING = {"dtype", "base_weights"}
+"""What a pipeline that is held already can no longer give up."""
+CHOSEN = ("draw_batch", "dtype", "mixed_precision", "gradient_checkpointing", "batch_size", "gradient_accumulation",
+          "optimizer", "base_weights")  # fmt: skip
