@@ -47,7 +47,7 @@ def main() -> None:
     rows, bars = [row for part in parts for row in part[0]], [bar for part in parts for bar in part[1]]
     columns = ("run", "ours, s", "plain diffusers + PEFT, s", "plain ÷ ours", "losses apart, relative")
     said = (
-        f"rank {given.rank}, {given.dtype}, {given.device}; toybox 128 px, {given.rounds} rounds of whole runs in turn; "
+        f"rank {given.rank}, {given.dtype}, {given.device}; toybox 128 px, {given.rounds} rounds of whole runs; "
         f"SD 1.5 (random weights) {given.resolution} px, batch 1, {given.large_rounds} interleaved steps"
     )
     raw = {name: values for part in parts for name, values in part[2].items()}
