@@ -95,7 +95,7 @@ def orthogonality_defect(u: Tensor) -> Tensor:
     unit = unit_columns(u)
     with torch.autocast(u.device.type, enabled=False):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
-        return (identity - unit.mT @ unit).square().sum()
+        return (identity - unit.mT @ unit).square().sum((-2, -1))
 
 
 def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:

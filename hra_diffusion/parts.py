@@ -22,7 +22,7 @@ def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:
 def low_rank_rows(rows: Tensor, inner: Inner, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """``inner(rows) + scale · rows · downᵀ · upᵀ`` for down (r, d_in) and up (d_out, r)."""
     low = F.linear(rows, down.to(rows.dtype))
-    return inner(rows) + F.linear(low, up.to(rows.dtype)) * scale
+    return inner(rows) + F.linear(low * scale, up.to(rows.dtype))
 
 
 def low_rank_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -114,15 +114,20 @@ def work_ahead(rotations: Iterable[Rotation]) -> None:
 
     Those of one shape at once: a few large products instead of hundreds of small ones, forward and backward.
     """
-    alike: dict[tuple, list[Rotation]] = {}
-    for rotation in rotations:
-        alike.setdefault((rotation.chain, rotation.u.shape, rotation.u.device), []).append(rotation)
-    for (chain, *_), group in alike.items():
+    for group in alike(rotations):
         vectors = torch.stack([rotation.u for rotation in group])
         if vectors.requires_grad:
             vectors.register_hook(functools.partial(_forget, group))  # called when the backward pass is done with them
-        for rotation, basis, core in zip(group, *chain(vectors), strict=True):
+        for rotation, basis, core in zip(group, *group[0].chain(vectors), strict=True):
             rotation.ahead = rotation.u._version, (basis, core)
+
+
+def alike(rotations: Iterable[Rotation]) -> list[list[Rotation]]:
+    """Rotations in groups of one form and shape, on one device, whose vectors can be stacked."""
+    groups: dict[tuple, list[Rotation]] = {}
+    for rotation in rotations:
+        groups.setdefault((rotation.chain, rotation.u.shape, rotation.u.device), []).append(rotation)
+    return list(groups.values())
 
 
 def _forget(rotations: list[Rotation], gradient: Tensor) -> None:
