@@ -32,7 +32,8 @@ types: setup
 	$(BIN)/pyright
 
 bench: setup
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf .venv outputs

@@ -19,6 +19,7 @@ COMMANDS = {
     "adapters": "list the adapters you have",
     "show": "what an adapter file or a picture says of itself",
     "methods": "the adapter methods and their options",
+    "bench": "what learning and drawing cost on this machine",
     "demo": "train HRA and LoRA on a sample subject and compare them",
 }
 

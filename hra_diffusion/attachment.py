@@ -5,6 +5,7 @@ trace.
 """
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
@@ -17,6 +18,7 @@ from hra_diffusion import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name
 from hra_diffusion.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
+from hra_diffusion.parts import Rotation, work_ahead
 from hra_diffusion.quantised import Quantised
 from hra_diffusion.registry import MethodConfig
 
@@ -90,8 +92,22 @@ def attach(
         adapter = chosen.build(configs[path], d_in, d_out, generator)
         adapter.method, adapter.config = chosen.name, configs[path]  # type: ignore[assignment]
         host(layer, routing).adapters[key(name)] = adapter.to(layer.weight.device)  # type: ignore[arg-type]
+    _prepare(model, name, routing)
     activate(model, {name: 1.0})
     return paths
+
+
+def _prepare(model: nn.Module, name: str, routing: Routing) -> None:
+    """Have the adapter's rotations, if it is made of them, worked out together before each forward pass."""
+    modules = (module for layer in adapter_layers(model, name).values() for module in layer.modules())
+    if rotations := [module for module in modules if isinstance(module, Rotation)]:
+        before = functools.partial(_before_forward, rotations, name, routing)
+        routing.hooks[name] = model.register_forward_pre_hook(before)
+
+
+def _before_forward(rotations: Sequence[Rotation], name: str, routing: Routing, *_: object) -> None:
+    if torch.is_grad_enabled() and (name, 1.0) in routing.mix and not routing.merged:
+        work_ahead(rotations)
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
@@ -102,6 +118,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if routing.merged:
             unmerge(model)
         routing.mix = tuple(entry for entry in routing.mix if entry[0] != gone)
+        if hook := routing.hooks.pop(gone, None):
+            hook.remove()
         for _, layer in hosts(model):
             if key(gone) in layer.adapters:
                 del layer.adapters[key(gone)]

@@ -1,7 +1,8 @@
 """Products of Householder reflections in compact WY form: pure tensor functions.
 
 A chain of r reflections ``H_1 … H_r`` with ``H_i = I − 2 û_i û_iᵀ`` equals ``I − Û T Ûᵀ`` with
-``T = (½ I + striu(ÛᵀÛ))⁻¹`` (upper triangular, r×r). Nothing here ever builds a d×d matrix.
+``T = (½ I + striu(ÛᵀÛ))⁻¹`` (upper triangular, r×r). Nothing here ever builds a d×d matrix. What makes factors from
+vectors takes many matrices at once too, (…, d, r).
 
 Every orthogonal matrix is passed around as two factors, ``basis`` (d, r) and ``core`` (r, r), meaning
 ``Q = I − basis · core · basisᵀ``. Vectors are columns of U; data are rows.
@@ -33,11 +34,7 @@ def wy_factor(u: Tensor) -> Tensor:
     Returns (r, r), upper triangular, in float32 or wider also under autocast: ``I − Û T Ûᵀ`` is ``H_1 … H_r``.
     Valid for coincident and nearly parallel columns. Source: arXiv 2405.17484 with the triangular inverse written out.
     """
-    unit = unit_columns(u)
-    with own_precision(u):
-        identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
-        triangle = (unit.mT @ unit).triu(1) + identity / 2
-        return torch.linalg.solve_triangular(triangle, identity, upper=True)
+    return _wy_factor_of(unit_columns(u))
 
 
 def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +43,8 @@ def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     For an even r the basis is not Û itself but the sums and differences of its consecutive columns. Columns that start
     in equal pairs act through their small differences alone; taken here, in float32, they survive a basis in bfloat16.
     """
-    unit, core = unit_columns(u), wy_factor(u)
+    unit = unit_columns(u)
+    core = _wy_factor_of(unit)
     if u.shape[-1] % 2:
         return unit, core
     with own_precision(u):
@@ -78,7 +76,8 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     """
     with own_precision(u):
         basis = torch.linalg.qr(_at_least_float32(u)).Q
-    return basis, 2 * torch.eye(u.shape[-1], dtype=basis.dtype, device=basis.device)
+    core = 2 * torch.eye(u.shape[-1], dtype=basis.dtype, device=basis.device)
+    return basis, core.expand(*u.shape[:-2], -1, -1)
 
 
 def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def orthogonality_defect(u: Tensor) -> Tensor:
     unit = unit_columns(u)
     with own_precision(u):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
-        return (identity - unit.mT @ unit).square().sum()
+        return (identity - unit.mT @ unit).square().sum((-2, -1))
 
 
 def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
@@ -149,6 +148,13 @@ def own_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     device = tensor.device.type
     able = torch.amp.is_autocast_available(device)  # not on "meta", where shapes are computed
     return torch.autocast(device, enabled=False) if able else contextlib.nullcontext()
+
+
+def _wy_factor_of(unit: Tensor) -> Tensor:
+    with own_precision(unit):
+        identity = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
+        triangle = (unit.mT @ unit).triu(1) + identity / 2
+        return torch.linalg.solve_triangular(triangle, identity, upper=True)
 
 
 def _at_least_float32(u: Tensor) -> Tensor:

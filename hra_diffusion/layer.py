@@ -6,12 +6,13 @@ parametrizations do): its weight, its bias and their names in the state dict sta
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.fingerprint import probe
@@ -32,6 +33,8 @@ class Routing:
     mix: Mix = ()
     groups: tuple[tuple[Mix, int], ...] = ()
     merged: bool = False
+    hooks: dict[str, RemovableHandle] = field(default_factory=dict)
+    """What prepares a forward pass, by adapter."""
 
     def split(self, batch: Tensor) -> list[tuple[Mix, Tensor]]:
         """The batch's groups with their mixes. Raises ValueError if the pattern does not fit the batch."""

@@ -1,6 +1,9 @@
 """What several methods are built from: starting values, the low-rank update, and a trainable orthogonal matrix."""
 
+import functools
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:
 def low_rank_rows(rows: Tensor, inner: Inner, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """``inner(rows) + scale · rows · downᵀ · upᵀ`` for down (r, d_in) and up (d_out, r)."""
     low = F.linear(rows, down.to(rows.dtype))
-    return inner(rows) + F.linear(low, up.to(rows.dtype)) * scale
+    return inner(rows) + F.linear(low * scale, up.to(rows.dtype))
 
 
 def low_rank_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -50,6 +53,9 @@ CHAINS = {
 }
 
 
+Factors = tuple[Tensor, Tensor]
+
+
 class Rotation(nn.Module):
     """A trainable orthogonal d×d matrix, a chain of r reflections whose vectors are the columns of ``u`` (d, r).
 
@@ -62,7 +68,12 @@ class Rotation(nn.Module):
         super().__init__()
         self.chain = CHAINS[form]
         self.u = nn.Parameter((kaiming if form == "orthonormal" else paired)((dim, rank), generator))
-        self._frozen: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+        self._frozen: tuple[tuple, Factors] | None = None
+        self.ahead: tuple[int, Factors] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not what was computed from the vectors."""
+        return self.__dict__ | {"_frozen": None, "ahead": None}
 
     def forward(self, rows: Tensor, strength: float = 1.0) -> Tensor:
         """``rows · Qᵀ``: each row mapped by Q^strength."""
@@ -78,23 +89,50 @@ class Rotation(nn.Module):
         basis, core = (factor.to(weight.dtype) for factor in self.factors(strength))
         return LowRank(-(weight @ basis) @ core, basis.mT)
 
-    def factors(self, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(basis, core) of ``Q^strength``. Computed afresh while gradients are recorded, else kept until u changes."""
+    def factors(self, strength: float = 1.0) -> Factors:
+        """(basis, core) of ``Q^strength``: worked out ahead or afresh while gradients are recorded, else kept until u
+        changes."""
         if torch.is_grad_enabled() and strength == 1:
-            return self.chain(self.u)
+            return self.ahead[1] if self.ahead and self.ahead[0] == self.u._version else self.chain(self.u)
         state = (strength, self.u._version, self.u.data_ptr(), self.u.device)
         if self._frozen is None or self._frozen[0] != state:
             with torch.no_grad():
                 self._frozen = state, self._at(strength)
         return self._frozen[1]
 
-    def _at(self, strength: float) -> tuple[Tensor, Tensor]:
+    def _at(self, strength: float) -> Factors:
         basis, core = self.chain(self.u)
         if strength == 1:
             return basis, core
         if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
             return basis, strength * core
         return householder.power(basis, core, strength)
+
+
+def work_ahead(rotations: Iterable[Rotation]) -> None:
+    """Compute the factors of many rotations, with gradients, for one forward and backward pass of their model.
+
+    Those of one shape at once: a few large products instead of hundreds of small ones, forward and backward.
+    """
+    for group in alike(rotations):
+        vectors = torch.stack([rotation.u for rotation in group])
+        if vectors.requires_grad:
+            vectors.register_hook(functools.partial(_forget, group))  # called when the backward pass is done with them
+        for rotation, basis, core in zip(group, *group[0].chain(vectors), strict=True):
+            rotation.ahead = rotation.u._version, (basis, core)
+
+
+def alike(rotations: Iterable[Rotation]) -> list[list[Rotation]]:
+    """Rotations in groups of one form and shape, on one device, whose vectors can be stacked."""
+    groups: dict[tuple, list[Rotation]] = {}
+    for rotation in rotations:
+        groups.setdefault((rotation.chain, rotation.u.shape, rotation.u.device), []).append(rotation)
+    return list(groups.values())
+
+
+def _forget(rotations: list[Rotation], gradient: Tensor) -> None:
+    for rotation in rotations:
+        rotation.ahead = None
 
 
 def paired(shape: tuple[int, int], generator: Generator) -> Tensor:

@@ -240,6 +240,39 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, options):
 
 
 @each_variant
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
+def test_what_is_worked_out_for_all_layers_at_once_is_what_each_would(unet, method, options, dtype, tolerance):
+    """Outputs and gradients, those of two accumulated batches, are those of a copy whose layers work for themselves."""
+    put_on(unet.to(dtype), method, options)
+    alone = copy.deepcopy(unet)
+    for hook in attachment.routing_of(alone).hooks.values():
+        hook.remove()
+    outputs = []
+    for model in (unet, alone):
+        for _ in range(2):
+            outputs.append(unet_input(model))
+            outputs[-1].float().square().mean().backward()
+    assert relative(outputs[1], outputs[3]) < tolerance
+    parameters = attachment.adapter_parameters(alone, "a")
+    for key, parameter in attachment.adapter_parameters(unet, "a").items():
+        assert relative(parameter.grad, parameters[key].grad) < tolerance, key
+
+
+def test_a_checkpointed_text_encoder_learns_the_same():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = tiny_text_encoder().train()
+        put_on(encoder, "hra", {"rank": 4})
+        if checkpointing:
+            encoder.activation_checkpointing_enable()
+        tokens_input(encoder).square().mean().backward()
+        gradients.append([p.grad for p in attachment.adapter_parameters(encoder, "a").values()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@each_variant
 def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
     put_on(unet, method, options)
     put_on(unet, "lora", {"rank": 2}, name="b", seed=3)

@@ -1,0 +1,111 @@
+"""hra-diffusion bench: what learning and drawing cost on this machine. The page's predictions use what it finds."""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from app.commands.common import OUTPUTS, add_base, load_base, say
+from hra_diffusion import attachment, registry
+from hra_diffusion.files import make_folder
+from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.pipeline import TOYBOX
+from training import calibration, measure
+from training import config as configs
+from training.config import TrainConfig
+
+PHOTOS = 5
+FLOOR, PICTURE = "base alone", "a picture"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", nargs="+", choices=registry.names(), default=registry.names(), help="default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each step is timed, in turn (default 3)")
+    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the page keeps its runs")
+    add_base(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    chosen = {method: config(method, arguments) for method in arguments.method}
+    plans = {method: plan(one, arguments.output) for method, one in chosen.items()}  # first: each has the machine alone
+    spent = time_steps(chosen, arguments)
+    picture, floor = statistics.median(spent.pop(PICTURE)), statistics.median(spent.pop(FLOOR))
+    rows = [facts(method, own, floor, plans[method], chosen[method]) for method, own in spent.items()]
+    machine = measure.machine()
+    found = {"base": arguments.base, "machine": machine, "seconds_of_the_base_alone": round(floor, 4),
+             "seconds_of_a_picture": round(picture, 3), "methods": rows}  # fmt: skip
+    say(arguments, text(found), found)
+
+
+def config(method: str, arguments: argparse.Namespace) -> TrainConfig:
+    """The run that the page offers first for this method and base."""
+    base = arguments.base
+    base = str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
+    return configs.parse({"name": "bench", "photos": ["."], "class_noun": "thing", "method": method, "base": base,
+                          "device": arguments.device, "dtype": arguments.dtype})  # fmt: skip
+
+
+def plan(one: TrainConfig, output: Path) -> calibration.Calibration:
+    """A few steps of the very run in a process of its own, kept where the page looks for it."""
+    key, folder = calibration.costs(one), make_folder(output / ".queue" / "calibrations")
+    configs.write(one, folder / f"{key}.yaml")
+    measure.apart(calibration.main, output, key)
+    return calibration.known(output, one) or calibration.Calibration()
+
+
+def time_steps(chosen: dict[str, TrainConfig], arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of an optimiser step with each method, of the base's own passes and of a picture, in turn."""
+    pipe = load_base(arguments)
+    contestants = {FLOOR: measure.bare_pass(measure.twin(pipe.unet), next(iter(chosen.values())).batch_size)}
+    for method, one in chosen.items():
+        unet = measure.twin(pipe.unet)
+        attachment.attach(unet, method, one.options)
+        parameters = attachment.adapter_parameters(unet, "default").values()
+        contestants[method] = measure.training_step(unet, parameters, one.batch_size)
+    contestants[PICTURE] = lambda: draw(pipe, [Request("a photo of a thing", 0)], Settings())
+    return measure.interleaved(contestants, arguments.rounds)
+
+
+def facts(
+    method: str, spent: list[float], floor: float, planned: calibration.Calibration, one: TrainConfig
+) -> dict[str, Any]:
+    """What was found for a method, as plain values."""
+    return {
+        "method": method,
+        "step_seconds": round(statistics.median(spent), 4),
+        "step_seconds_of_all_rounds": [round(seconds, 4) for seconds in spent],
+        "of_the_base_alone": round(statistics.median(spent) / floor, 3),
+        "peak_memory_bytes": planned.memory,
+        "preset": one.preset,
+        "steps": one.steps,
+        "run_seconds": round(planned.seconds(one, PHOTOS), 1),
+        "error": planned.error,
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same for reading."""
+    rows = [
+        (
+            row["method"],
+            measure.spread(row["step_seconds_of_all_rounds"]),
+            f"{row['of_the_base_alone']:.2f}",
+            row["error"] or f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+            "" if row["error"] else f"{row['run_seconds'] / 60:.1f} min",
+        )
+        for row in found["methods"]
+    ]
+    one = found["methods"][0]
+    columns = (
+        "method",
+        "a step, s",
+        "÷ base alone",
+        "peak memory",
+        f"{one['preset']}, {one['steps']} steps, {PHOTOS} photos",
+    )
+    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    return (
+        f"{found['base']} on {machine}\n\n{measure.markdown(columns, rows)}\n\n"
+        f"The base alone, forward and backward: {found['seconds_of_the_base_alone']:.3g} s. "
+        f"A picture of 25 denoising steps: {found['seconds_of_a_picture']:.3g} s."
+    )

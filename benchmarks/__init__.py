@@ -1,0 +1,1 @@
+"""Measurements with printed tables, one file a claim: ``python -m benchmarks.bench_step``."""

@@ -1,0 +1,51 @@
+"""Against PEFT: time of an optimiser step, all methods in turn, and peak memory, each method in a process of its own.
+
+python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--rounds 3]
+"""
+
+import statistics
+
+from benchmarks.common import PEFT, Bar, Report, arguments, conditions, load_unet, memory_of_a_step, publish, steps
+from training.measure import apart, interleaved, ratios, spread
+
+OURS = ("hra", "lora")
+
+
+def main() -> None:
+    given = arguments(
+        __doc__,
+        {"base": "sd1", "side": 32, "rounds": 3},
+        {"base": "sd1", "side": 64, "dtype": "bfloat16", "rounds": 20},
+        batch_size=1,
+        rank=8,
+    )
+    names = [*OURS, *PEFT]
+    shared = given.base, given.device, given.dtype
+    peaks = {n: apart(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
+    unet = load_unet(*shared)
+    spent = interleaved(steps(unet, names, given.rank, given.batch_size, given.side), given.rounds)
+    rows = [
+        (name, spread(own), spread(ratios(spent["hra"], own), ".2f"), f"{peaks[name][0]:.2f}", f"{peaks[name][1]:.2f}")
+        for name, own in spent.items()
+    ]
+    columns = ("method", "a step, s", "our HRA ÷ it", "peak, GiB", "of that beyond the base")
+    what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
+    report = Report(conditions(given, what), columns, rows, bars(spent, peaks, given.device), raw=spent)
+    publish(report, given)
+
+
+def bars(spent: dict[str, list[float]], peaks: dict[str, tuple[float, float]], device: str) -> list[Bar]:
+    """Ours as parts of PEFT's."""
+    time = {
+        m: statistics.median(ratios(spent[m], spent[f"PEFT {name}"])) for m, name in (("hra", "HRA"), ("lora", "LoRA"))
+    }
+    memory = peaks["hra"][1] / peaks["PEFT HRA"][1]
+    return [
+        Bar("HRA ÷ PEFT's, time", time["hra"], 0.4 if device == "cpu" else 0.2),
+        Bar("HRA ÷ PEFT's, memory beyond the base", memory, 0.4),
+        Bar("LoRA ÷ PEFT's, time", time["lora"], 1.0),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Start: what a person waits for before anything happens, each in a process of its own.
+
+python -m benchmarks.bench_start [--rounds 3]
+"""
+
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+from benchmarks.common import Bar, Report, arguments, publish
+from training.measure import interleaved, spread
+
+HELP_S, PAGE_S = 0.6, 8.0
+COMMANDS = {
+    "python alone": ["-c", ""],
+    "import torch": ["-c", "import torch"],
+    "import hra_diffusion": ["-c", "import hra_diffusion"],
+    "hra-diffusion --help": ["-m", "app.cli", "--help"],
+    "hra-diffusion train --help": ["-m", "app.cli", "train", "--help"],
+    "hra-diffusion methods": ["-m", "app.cli", "methods"],
+}
+
+
+def main() -> None:
+    given = arguments(__doc__, {"rounds": 3}, {"rounds": 3})
+    ways = {name: lambda c=command: call(c) for name, command in COMMANDS.items()} | {"the page answers": open_page}
+    spent = interleaved(ways, given.rounds)
+    listed = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True
+    )
+    torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
+    bars = [
+        Bar("--help, s", statistics.median(spent["hra-diffusion --help"]), HELP_S),
+        Bar("--help, imports of torch", len(torch), 0),
+        Bar("page, s", statistics.median(spent["the page answers"]), PAGE_S),
+    ]
+    rows = [(name, spread(own)) for name, own in spent.items()]
+    said = f"fresh processes, files in the system's cache; {given.rounds} interleaved rounds"
+    publish(Report(said, ("what", "s"), rows, bars, raw=spent), given)
+
+
+def call(command: list[str]) -> None:
+    """Run Python and wait."""
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def open_page() -> None:
+    """Start the page, ask for it until it is there, and end it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "app.cli", "app", "--port", str(port), "--output", folder]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not answers(f"http://127.0.0.1:{port}/"):
+                if server.poll() is not None:
+                    raise RuntimeError(f"the page ended with exit code {server.returncode}")
+                time.sleep(0.05)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def answers(address: str) -> bool:
+    """Whether the page can be had."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

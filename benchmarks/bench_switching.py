@@ -1,0 +1,58 @@
+"""Switching: activate another adapter that is on the pipeline, and load one from disk, against diffusers' own ways.
+
+python -m benchmarks.bench_switching [--device cuda] [--base toybox] [--rounds 7]
+"""
+
+import itertools
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
+from hra_diffusion import interop, pipeline
+from training.measure import interleaved, ratios, spread, twin
+
+ACTIVATE_MS, LOAD = 10, 0.5
+
+
+def main() -> None:
+    given = arguments(__doc__, {"base": "sd1", "rounds": 7}, {"base": "sd1", "dtype": "float16", "rounds": 20}, rank=8)
+    ours = load_pipe(given.base, given.device, given.dtype)
+    theirs = type(ours)(**{**ours.components, "unet": twin(ours.unet)}, requires_safety_checker=False)
+    with tempfile.TemporaryDirectory() as folder:
+        names, files = put_on(ours, ["lora", "lora", "hra"], given.rank), {}
+        for name in names:
+            files[name] = Path(folder) / f"{name}.safetensors"
+            pipeline.save(ours, files[name], name)
+            plain = interop.export(ours, name, "diffusers", Path(folder) / f"{name}-plain.safetensors").path
+            theirs.load_lora_weights(str(plain), adapter_name=name)
+            files[f"{name} plain"] = plain
+        turns, their_turns = itertools.cycle(names[:2]), itertools.cycle(names[:2])
+        spent = interleaved(
+            {
+                "activate, ours": lambda: pipeline.activate(ours, {next(turns): 1.0}),
+                "set_adapters, diffusers": lambda: theirs.set_adapters(next(their_turns)),
+                "load a LoRA, ours": lambda: pipeline.load(ours, files[names[0]], "new"),
+                "take it off, ours": lambda: pipeline.unload(ours, "new"),
+                "load an HRA, ours": lambda: pipeline.load(ours, files[names[2]], "new"),
+                "take off the HRA, ours": lambda: pipeline.unload(ours, "new"),
+                "load_lora_weights, diffusers": lambda: theirs.load_lora_weights(
+                    str(files[f"{names[0]} plain"]), adapter_name="new"
+                ),
+                "delete_adapters, diffusers": lambda: theirs.delete_adapters("new"),
+            },
+            given.rounds,
+        )
+    rows = [(what, spread([1000 * s for s in own])) for what, own in spent.items()]
+    loads = {
+        kind: statistics.median(ratios(spent[f"load {kind}, ours"], spent["load_lora_weights, diffusers"]))
+        for kind in ("a LoRA", "an HRA")
+    }
+    bars = [Bar("activate, ms", 1000 * statistics.median(spent["activate, ours"]), ACTIVATE_MS)]
+    bars += [Bar(f"load {kind} ÷ diffusers' load of a LoRA", value, LOAD) for kind, value in loads.items()]
+    report = Report(conditions(given, f"rank {given.rank}, UNet's attention"), ("what", "ms"), rows, bars, raw=spent)
+    publish(report, given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""What the benchmarks share: their options, the bases they measure on, contestants, and how a result is kept."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, inject_adapter_in_model
+from torch import nn
+
+from hra_diffusion import attachment, pipeline, registry
+from hra_diffusion.families.architectures import SD1, SDXL, Architecture
+from hra_diffusion.files import write_text
+from training import config as configs
+from training import measure
+from training.events import Listener
+from training.photos import ingest
+from training.runs import Run
+from training.session import Clock, Session, make_accelerator, set_up
+
+RESULTS = Path(__file__).parent / "results"
+SUBJECT = pipeline.ASSETS / "subjects" / "octopus"
+ARCHITECTURES = {"sd1": SD1, "sdxl": SDXL}
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+PEFT = {
+    "PEFT LoRA": lambda rank: LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS),
+    "PEFT HRA": lambda rank: HRAConfig(r=rank, target_modules=TARGETS),
+    "PEFT OFT": lambda rank: OFTConfig(r=0, oft_block_size=32, target_modules=TARGETS),
+    "PEFT BOFT": lambda rank: BOFTConfig(boft_block_size=4, target_modules=TARGETS),
+}
+"""PEFT's methods by name, from a rank; OFT and BOFT have blocks instead, here of their own defaults' size."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure that a claim stands or falls by."""
+
+    what: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        limit = f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+        return f"{self.what} {self.value:.3g} ({'met' if self.met else 'missed'}: {limit})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found: a table, the figures its claim stands by, and what a reader should know."""
+
+    conditions: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    bars: Sequence[Bar] = ()
+    notes: Sequence[str] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+
+def arguments(doc: str | None, cpu: Mapping[str, Any], cuda: Mapping[str, Any], **more: Any) -> argparse.Namespace:
+    """A benchmark's options; what is not given is what ``cpu`` or ``cuda`` say for the device."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result as JSON")
+    chosen = cuda if "cuda" in sys.argv or "--device=cuda" in sys.argv else cpu
+    for name, value in {"base": "toybox", "dtype": "float32", "rounds": 5, **chosen, **more}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
+    return parser.parse_args()
+
+
+def publish(report: Report, given: argparse.Namespace) -> None:
+    """Print the table with the machine on top and write it as JSON, named after the benchmark and the device."""
+    name, here = Path(sys.argv[0]).stem, measure.machine()
+    command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
+    facts = {"command": command, "machine": here, **dataclasses.asdict(report)}
+    print(f"{command}\n{', '.join(f'{key} {value}' for key, value in here.items())}\n{report.conditions}\n")
+    print(measure.markdown(report.columns, report.rows))
+    print("\n".join(["", *map(str, report.bars), *report.notes]))
+    place = given.output / f"{name}{'-cuda' * (given.device == 'cuda')}.json"
+    write_text(place, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def conditions(given: argparse.Namespace, what: str) -> str:
+    """The sentence above a table."""
+    base = {"toybox": "toybox", "sd1": "Stable Diffusion 1.5 (random weights)", "sdxl": "SDXL (random weights)"}
+    return f"{base[given.base]}, {what}, {given.dtype}, {given.device}; {given.rounds} interleaved rounds"
+
+
+def load_unet(base: str, device: str, dtype: str) -> Any:
+    """The UNet of toybox, or of a released architecture with random weights."""
+    if base == pipeline.TOYBOX:
+        return pipeline.load_base(base, device, dtype).unet
+    return _random(ARCHITECTURES[base], "build_unet", device, dtype)
+
+
+def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:
+    """The whole pipeline: toybox, or Stable Diffusion 1.5 with random weights and toybox's vocabulary."""
+    pipe = pipeline.load_base(pipeline.TOYBOX, device, dtype)
+    if base == pipeline.TOYBOX:
+        return pipe
+    parts = {name: _random(SD1, f"build_{name}", device, dtype) for name in ("unet", "vae", "encoders")}
+    pipe.tokenizer.model_max_length = 77
+    made = StableDiffusionPipeline(
+        parts["vae"], parts["encoders"][0], pipe.tokenizer, parts["unet"], DDIMScheduler(**SD1.scheduler[1]),
+        None, None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    made.base_name = SD1.name
+    return made
+
+
+def _random(architecture: Architecture, build: str, device: str, dtype: str) -> Any:
+    torch.manual_seed(0)
+    torch.set_default_dtype(pipeline.DTYPES[dtype])
+    try:
+        made = getattr(architecture, build)()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return [part.to(device).eval() for part in made] if isinstance(made, list) else made.to(device).eval()
+
+
+def adapted(unet: nn.Module, method: str, rank: int) -> tuple[Any, list[nn.Parameter]]:
+    """A twin of the UNet with an adapter on its attention, ours ("hra") or PEFT's ("PEFT HRA"); and its parameters."""
+    model = measure.twin(unet)
+    if method in registry.names():
+        attachment.attach(model, method, {"rank": rank})
+        return model, list(attachment.adapter_parameters(model, "default").values())
+    model.requires_grad_(False)
+    with warnings.catch_warnings(action="ignore"):  # BOFT's fast kernel wants a compiler
+        inject_adapter_in_model(PEFT[method](rank), model, "default")
+    return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def steps(unet: Any, methods: Sequence[str], rank: int, batch_size: int, side: int) -> dict[str, Callable[[], None]]:
+    """A contestant a method: one optimiser step on its own twin of the UNet."""
+    return {method: measure.training_step(*adapted(unet, method, rank), batch_size, side) for method in methods}
+
+
+def memory_of_a_step(
+    base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int, checkpointing: bool = False
+) -> tuple[float, float]:
+    """Peak of a process that trains for two steps, in GiB, and how much of it is beyond what the loaded base takes."""
+    unet = load_unet(base, device, dtype)
+    held = measure.forget_peak()
+    model, parameters = adapted(unet, method, rank)
+    if checkpointing:
+        model.train().enable_gradient_checkpointing()
+    step = measure.training_step(model, parameters, batch_size, side)
+    for _ in range(2 if device == "cuda" else 1):  # the optimiser's state is there after the first
+        step()
+    peak = measure.peak_memory()
+    return peak / 2**30, (peak - held) / 2**30
+
+
+def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConfig:
+    """A run on the sample subject without what a plain loop lacks: weighting, class images, sample pictures."""
+    plain = {"min_snr_gamma": 0, "prior_weight": 0, "sample_prompts": [], "schedule": "constant", "warmup_steps": 0}
+    named = {"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "device": given.device, "dtype": given.dtype}
+    return configs.parse(plain | named | {"sample_every": 0} | changes)
+
+
+def start_session(
+    pipe: StableDiffusionPipeline, config: configs.TrainConfig, folder: Path, listeners: Sequence[Listener] = ()
+) -> Session:
+    """The trainer, set up on a pipeline and about to take its first step."""
+    accelerator = make_accelerator(config)
+    album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
+    return set_up(config, Run(folder / config.name), accelerator, pipe, album, Clock(True, list(listeners)))
+
+
+def put_on(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:
+    """Put adapters that do something on the pipeline's UNet; their names."""
+    for number, method in enumerate(methods):
+        attachment.attach(pipe.unet, method, {"rank": rank}, name=f"{method} {number}", seed=number)
+        for parameter in attachment.adapter_parameters(pipe.unet, f"{method} {number}").values():
+            parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    return pipeline.loaded(pipe)

@@ -1,0 +1,93 @@
+"""The README's section on speed and memory, made from the results: ``python -m benchmarks.tables`` writes it there."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion.files import write_text
+from training.measure import markdown
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent / "results"
+START = "<!-- speed and memory: made by python -m benchmarks.tables from benchmarks/results -->"
+END = "<!-- end of speed and memory -->"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a benchmark is to show."""
+
+    name: str
+    claim: str
+    bar: str
+
+
+CLAIMS = (
+    Claim("bench_step", "Every method costs what LoRA costs", "a step ≤ 1.10 of LoRA's"),
+    Claim("bench_peft", "Less than PEFT", "HRA ≤ 0.40 of the time (GPU 0.2) and memory, LoRA ≤ 1.0"),
+    Claim("bench_floor", "Near the floor", "a step ≤ 1.15 of the frozen UNet's own passes"),
+    Claim("bench_end_to_end", "Faster end to end, same losses", "≥ 1.5 × a plain diffusers + PEFT loop"),
+    Claim("bench_memory", "Little memory", "SD 1.5 at 512 px ≤ 4.0 GiB, SDXL at 1024 px ≤ 10 GiB"),
+    Claim("bench_side_by_side", "Side by side in one batch", "pictures/s ≥ 1.0 × one after another (GPU 2), equal"),
+    Claim("bench_switching", "Quick switching", "activate ≤ 10 ms, load ≤ 0.5 of diffusers'"),
+    Claim("bench_inference", "Free to use", "live ≤ 1.05 of the base, merged ≤ 1.01"),
+    Claim("bench_growth", "Grows gently", "at most linear in rank, flat in adapters loaded and photos"),
+    Claim("bench_start", "Starts at once", "--help ≤ 0.6 s without torch, page ≤ 8 s"),
+)
+
+
+def section(results: Path = RESULTS) -> str:
+    """The section: the claims with what was found, then the table of each benchmark that was run."""
+    found = {
+        (claim.name, device): _read(results / f"{claim.name}{device}.json")
+        for claim in CLAIMS
+        for device in ("", "-cuda")
+    }
+    rows = [
+        (
+            c.claim,
+            c.bar,
+            _figures(found[c.name, ""]),
+            _figures(found[c.name, "-cuda"]),
+            f"`python -m benchmarks.{c.name}`",
+        )
+        for c in CLAIMS
+    ]
+    parts = [START, markdown(("claim", "bar", "CPU", "GPU (`--device cuda`)", "command"), rows)]
+    parts += [_details(claim, result) for claim in CLAIMS for d in ("", "-cuda") if (result := found[claim.name, d])]
+    return "\n\n".join([*parts, END])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _figures(result: dict[str, Any] | None) -> str:
+    """The figures a claim stands by, each with whether its bar is met."""
+    if result is None:
+        return NOT_MEASURED
+    said = []
+    for bar in result["bars"]:
+        met = bar["value"] >= bar["limit"] if bar["at_least"] else bar["value"] <= bar["limit"]
+        said.append(f"{bar['what']} **{bar['value']:.3g}** {'✓' if met else '✗'}")
+    return "; ".join(said) or "see below; no bar"
+
+
+def _details(claim: Claim, result: dict[str, Any]) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    table = markdown(result["columns"], result["rows"])
+    notes = "".join(f"\n\n{note}" for note in result["notes"])
+    head = f"<details><summary>{claim.claim}: <code>{result['command']}</code></summary>"
+    return f"{head}\n\n{result['conditions']}. {machine}.\n\n{table}{notes}\n\n</details>"
+
+
+def replaced(readme: str, new: str) -> str:
+    """The README with the section put in place of the old one."""
+    before, rest = readme.split(START)
+    return before + new + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    write_text(README, replaced(README.read_text(encoding="utf-8"), section()))

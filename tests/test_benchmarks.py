@@ -1,0 +1,40 @@
+"""The benchmarks' results as the README tells them: nothing that was not measured, nothing left out."""
+
+import json
+import sys
+
+from conftest import ROOT
+
+from benchmarks import common, tables
+
+
+def test_every_benchmark_has_its_claim_in_the_readme():
+    files = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert files == {claim.name for claim in tables.CLAIMS}
+    assert tables.section() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_without_results_nothing_is_claimed(tmp_path):
+    said = tables.section(tmp_path)
+    assert said.count(f"| {tables.NOT_MEASURED} | {tables.NOT_MEASURED} |") == len(tables.CLAIMS)
+    assert "✓" not in said and "✗" not in said and "<details>" not in said
+
+
+def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/bench_step.py", "--side", "8", "--output", str(tmp_path)])
+    given = common.arguments(None, cpu={"side": 32, "base": "sd1"}, cuda={"side": 64})
+    assert (given.side, given.base, given.rounds) == (8, "sd1", 5)
+    bars = [common.Bar("a", 1.05, 1.1), common.Bar("b", 1.2, 1.1), common.Bar("c", 1.2, 1.1, at_least=True)]
+    common.publish(common.Report("said", ("method", "s"), [("hra", "1 (1 to 1)")], bars, ["a note"]), given)
+    printed, said = capsys.readouterr().out, tables.section(tmp_path)
+    assert "a 1.05 (met: ≤ 1.1)" in printed and "b 1.2 (missed: ≤ 1.1)" in printed
+    assert "a **1.05** ✓; b **1.2** ✗; c **1.2** ✓" in said
+    for part in ("| hra | 1 (1 to 1) |", "python -m benchmarks.bench_step --side 8", "a note"):
+        assert part in printed and part in said
+    facts = json.loads((tmp_path / "bench_step.json").read_text())
+    assert facts["machine"]["torch"] in said
+
+
+def test_the_readme_is_changed_between_its_marks_only():
+    readme = f"before\n{tables.START}\nold\n{tables.END}\nafter"
+    assert tables.replaced(readme, f"{tables.START}new{tables.END}") == f"before\n{tables.START}new{tables.END}\nafter"

@@ -1,0 +1,169 @@
+"""Measuring what training costs: interleaved rounds, one bare step, memory in a process of its own, tables.
+
+What other programs do to the machine falls on all contestants of a round alike, so that their ratios hold where their
+seconds do not.
+"""
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+T = TypeVar("T")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, one after another in every round; a round before them warms up and does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(-warm_up, rounds):
+        for name, contestant in contestants.items():
+            took = seconds(contestant)
+            if turn >= 0:
+                spent[name].append(took)
+    return spent
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Seconds until the work is done, the accelerator's too."""
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratios(spent: Sequence[float], others: Sequence[float]) -> list[float]:
+    """One against another, round by round."""
+    return [one / other for one, other in zip(spent, others, strict=True)]
+
+
+def spread(values: Sequence[float], form: str = ".3g") -> str:
+    """Median (least to most)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def twin(model: nn.Module) -> Any:
+    """A copy of the model that shares its weights, to put other adapters on."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def training_step(
+    unet: Any, parameters: Iterable[nn.Parameter], batch_size: int, side: int | None = None
+) -> Callable[[], None]:
+    """One optimiser step on fixed inputs, as the trainer makes it: forward, loss, backward, clipping, AdamW.
+
+    ``side``: of the latents; the base's own by default.
+    """
+    inputs, more = unet_inputs(unet, batch_size, side)
+    noise, parameters = torch.randn_like(inputs[0]), list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> None:
+        loss = F.mse_loss(unet(*inputs, **more).sample.float(), noise.float())
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def bare_pass(unet: Any, batch_size: int, side: int | None = None) -> Callable[[], None]:
+    """The floor of a step: forward, and backward through the activations alone, of the frozen model without adapters.
+
+    The gradient goes back to the first attention, as that of an adapter there must. Changes the model: give a twin.
+    """
+    inputs, more = unet_inputs(unet, batch_size, side)
+    spark = torch.zeros((), device=unet.device, requires_grad=True)
+    first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))
+    first.register_forward_pre_hook(lambda module, given: (given[0] + spark, *given[1:]))
+    return lambda: unet(*inputs, **more).sample.float().square().mean().backward()
+
+
+def unet_inputs(unet: Any, batch_size: int, side: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Noise, timesteps and text of the shapes that a UNet takes, random; and what Stable Diffusion XL takes beside."""
+    config, place = unet.config, {"device": unet.device, "dtype": unet.dtype}
+    side = side or config.sample_size
+    latents = torch.randn(batch_size, config.in_channels, side, side, **place)
+    text = torch.randn(batch_size, 77, config.cross_attention_dim, **place)
+    timesteps = torch.randint(1000, (batch_size,), device=unet.device)
+    more = {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        kinds = {
+            "text_embeds": torch.randn(batch_size, pooled, **place),
+            "time_ids": torch.ones(batch_size, 6, **place),
+        }
+        more = {"added_cond_kwargs": kinds}
+    return (latents, timesteps, text), more
+
+
+def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result from a fresh process: its peak of memory is its own. Both ends must be picklable."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory() -> int:
+    """The most memory this process has held since ``forget_peak``: the accelerator's where there is one, in bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if (status := Path("/proc/self/status")).exists():  # getrusage counts the parent's peak too
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> int:
+    """Count the peak from here on (on the CPU of Linux; elsewhere from the start); returns what is held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif (switch := Path("/proc/self/clear_refs")).exists():
+        switch.write_text("5")
+    return peak_memory()
+
+
+def machine() -> dict[str, str]:
+    """What was measured on: processor, memory, accelerator, versions, and how busy it was already."""
+    found = {"processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    if hasattr(os, "sysconf"):
+        found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+        found["load before"] = f"{os.getloadavg()[0]:.1f}"
+    found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found["python"] = platform.python_version()
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", facts.read_text()) if facts.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
