@@ -41,7 +41,7 @@ def architecture(base: str) -> Architecture:
     try:
         if path.is_file():
             return single_file.recognise(path)
-        if path.is_dir() or (folder and (folder / "vae" / "config.json").is_file()):
+        if folder and (path.is_dir() or (folder / "vae" / "config.json").is_file()):
             return _of_folder(folder)
     except UserError:
         raise

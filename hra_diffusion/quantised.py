@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from hra_diffusion.fingerprint import probe
 
@@ -78,7 +79,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (y,) = gradients
         weight = ctx.layer.unpacked(y.dtype)
-        return torch.nn.grad.conv2d_input(ctx.shape, weight, y, *_geometry(ctx.layer)), None
+        return conv2d_input(ctx.shape, weight, y, *_geometry(ctx.layer)), None
 
 
 def quantise(model: nn.Module, kind: str) -> None:

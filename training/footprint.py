@@ -35,7 +35,7 @@ OVERHEAD = {"cpu": (0.5 * GIB, 1.5), "cuda": (0.6 * GIB, 1.1), "mps": (0.6 * GIB
 """By device, what is held beside the tensors in bytes, and what their working part is multiplied by.
 
 The CPU's is fitted to eight runs of toybox (batch 8 to 64, 128 and 256 pixels, float32 and bfloat16), whose peaks it
-gives within 10 %, but for one at batch 64 with gradient checkpointing that held 29 % more. CUDA's and MPS's are
+gives within 5 %, but for one at batch 64 with gradient checkpointing that held 30 % more. CUDA's and MPS's are
 guesses: nobody has measured them."""
 
 

@@ -1,5 +1,7 @@
 """The released bases at full size, as shapes: what their parts weigh, and where adapters fit."""
 
+import json
+
 import pytest
 
 from hra_diffusion import attachment
@@ -26,3 +28,13 @@ def test_attention_layers_of_sd15_and_what_adapters_weigh():
     d_in, d_out = sum(shape[1] for shape in shapes), sum(shape[0] for shape in shapes)
     assert (d_in, d_out) == (99_456, 99_840)
     assert (4 * (d_in + d_out), 8 * d_in, 4 * (d_in + d_out) + d_out) == (797_184, 795_648, 897_024)
+
+
+@pytest.mark.parametrize("architecture", [SD1, SDXL], ids=["sd1", "sdxl"])
+def test_the_written_configuration_is_whole(architecture, tmp_path):
+    """diffusers' reader of single files fills in no defaults."""
+    architecture.write(tmp_path)
+    for name, build in (("unet", architecture.build_unet), ("vae", architecture.build_vae)):
+        written = json.loads((tmp_path / name / "config.json").read_text())
+        assert written.keys() >= {key for key in on_meta(build).config if not key.startswith("_")}
+        assert written["layers_per_block"] == 2
