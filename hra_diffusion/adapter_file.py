@@ -5,6 +5,7 @@ in the file's metadata. Loading believes nothing: every layer, shape and version
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -177,9 +178,13 @@ def fingerprint(components: Mapping[str, nn.Module], name: str) -> dict[str, dic
 
 def probe(weight: Tensor) -> float:
     """``⟨W, p⟩ / ‖W‖`` for a fixed pattern p: one number that rounding hardly moves and other weights do."""
-    flat = weight.detach().cpu().double().flatten()
-    pattern = torch.cos(torch.arange(flat.numel(), dtype=torch.float64) * 2.399963) * 2**0.5  # the golden angle
-    return round(float(flat @ pattern / flat.norm()), 6)
+    flat = weight.detach().cpu().float().flatten()
+    return round(float(flat @ _pattern(flat.numel()) / flat.norm()), 6)
+
+
+@functools.lru_cache(maxsize=16)  # a model's layers have few sizes, and cosines cost more than all the rest
+def _pattern(size: int) -> Tensor:
+    return (torch.cos(torch.arange(size, dtype=torch.float64) * 2.399963) * 2**0.5).float()  # the golden angle
 
 
 @contextlib.contextmanager

@@ -29,11 +29,17 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True, minutes: float = 60
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, one after another in every round; a round before them warms up and does not count."""
+    """Seconds of each contestant, one after another in every round; a round before them warms up and does not count.
+
+    No round begins after so many minutes, but one is always measured.
+    """
     spent: dict[str, list[float]] = {name: [] for name in contestants}
+    start = time.perf_counter()
     for turn in range(-warm_up, rounds):
+        if turn > 0 and time.perf_counter() - start > 60 * minutes:
+            break
         for name, contestant in contestants.items():
             took = seconds(contestant)
             if turn >= 0:
@@ -148,7 +154,7 @@ def machine() -> dict[str, str]:
     found = {"processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     if hasattr(os, "sysconf"):
         found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-        found["load before"] = f"{os.getloadavg()[0]:.1f}"
+        found["load average"] = f"{os.getloadavg()[0]:.1f}"
     found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found["python"] = platform.python_version()
     for name in LIBRARIES:
