@@ -107,8 +107,8 @@ def bare_pass(unet: Any, batch_size: int, side: int | None = None) -> Callable[[
 def unet_inputs(unet: Any, batch_size: int, side: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Noise, timesteps and text of the shapes that a UNet takes, random; and what Stable Diffusion XL takes beside."""
     config, place = unet.config, {"device": unet.device, "dtype": unet.dtype}
-    side = side or config.sample_size
-    latents = torch.randn(batch_size, config.in_channels, side, side, **place)
+    size = [config.sample_size if side is None else side] * 2
+    latents = torch.randn(batch_size, config.in_channels, *size, **place)
     text = torch.randn(batch_size, 77, config.cross_attention_dim, **place)
     timesteps = torch.randint(1000, (batch_size,), device=unet.device)
     more = {}
