@@ -67,6 +67,7 @@ def whole_runs(given: argparse.Namespace, method: str) -> Found:
             },
             given.rounds,
             warm_up=False,
+            minutes=given.minutes,
         )
     faster = ratios(spent["plain"], spent["ours"])
     apart = max(abs(a - b) / b for a, b in zip(losses["ours"], losses["plain"], strict=True))
@@ -88,7 +89,7 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
         session = start_session(ours, config, Path(folder))
         loop = plain_steps(theirs, config, Path(folder) / "plain")
         steps = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
-        spent = interleaved(steps, given.large_rounds)
+        spent = interleaved(steps, given.large_rounds, minutes=given.minutes)
     caching, count = session.clock.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])

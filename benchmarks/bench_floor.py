@@ -29,7 +29,7 @@ METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 def main() -> None:
     given = arguments(
         __doc__,
-        {"base": "sd1", "side": 32},
+        {"base": "sd1", "side": 32, "rounds": 3},
         {"base": "sd1", "side": 64, "dtype": "bfloat16", "rounds": 20},
         batch_size=1,
         rank=8,
@@ -43,12 +43,12 @@ def main() -> None:
                               batch_size=given.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
         contestants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
-        spent = interleaved(contestants, given.rounds)
+        spent = interleaved(contestants, given.rounds, minutes=given.minutes)
     against = {name: ratios(own, spent["floor"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
     bars = [Bar(f"{name} ÷ floor", statistics.median(own), LIMIT) for name, own in against.items() if name != "floor"]
     what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
-    publish(Report(conditions(given, what), ("step", "s", "÷ floor"), rows, bars, raw=spent), given)
+    publish(Report(conditions(given, what, spent), ("step", "s", "÷ floor"), rows, bars, raw=spent), given)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,14 @@ def main() -> None:
     small = load_pipe("toybox", given.device, given.dtype)
     with tempfile.TemporaryDirectory() as folder:
         groups = [
-            interleaved(by_loaded(small.unet), given.small_rounds),
-            interleaved(by_photos(small, given, Path(folder)), given.small_rounds),
+            interleaved(by_loaded(small.unet), given.small_rounds, minutes=given.minutes),
+            interleaved(by_photos(small, given, Path(folder)), given.small_rounds, minutes=given.minutes),
         ]
     unet = load_unet(given.large, given.device, given.dtype)
-    groups += [interleaved(by_rank(unet, given.side), given.rounds), interleaved(by_side(unet), given.rounds)]
+    groups += [
+        interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes),
+        interleaved(by_side(unet), given.rounds, minutes=given.minutes),
+    ]
     del unet
     peaks = memories(given)
     rows, bars = [], []

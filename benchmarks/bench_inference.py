@@ -18,7 +18,7 @@ LIVE, MERGED = 1.05, 1.01
 def main() -> None:
     given = arguments(
         __doc__,
-        {"base": "sd1", "side": 32},
+        {"base": "sd1", "side": 32, "rounds": 3},
         {"base": "sd1", "side": 64, "dtype": "float16", "rounds": 20},
         rank=8,
     )
@@ -26,7 +26,9 @@ def main() -> None:
     models = {"base": unet} | {f"{name}, live": adapted(unet, name, given.rank)[0] for name in registry.names()}
     models["hra, merged"] = adapted(unet, "hra", given.rank)[0]
     attachment.merge(models["hra, merged"])
-    spent = interleaved({name: denoiser(model, given.side) for name, model in models.items()}, given.rounds)
+    spent = interleaved(
+        {name: denoiser(model, given.side) for name, model in models.items()}, given.rounds, minutes=given.minutes
+    )
     against = {name: ratios(own, spent["base"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".3f")) for name, own in spent.items()]
     bars = [
@@ -35,7 +37,7 @@ def main() -> None:
         if name != "base"
     ]
     what = f"rank {given.rank}, {given.side}×{given.side} latents, one denoising step with guidance (batch 2)"
-    publish(Report(conditions(given, what), ("model", "a step, s", "÷ base"), rows, bars, raw=spent), given)
+    publish(Report(conditions(given, what, spent), ("model", "a step, s", "÷ base"), rows, bars, raw=spent), given)
 
 
 def denoiser(unet: torch.nn.Module, side: int) -> Callable[[], None]:

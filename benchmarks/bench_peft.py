@@ -23,14 +23,16 @@ def main() -> None:
     shared = given.base, given.device, given.dtype
     peaks = {n: apart(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
     unet = load_unet(*shared)
-    spent = interleaved(steps(unet, names, given.rank, given.batch_size, given.side), given.rounds)
+    spent = interleaved(
+        steps(unet, names, given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
+    )
     rows = [
         (name, spread(own), spread(ratios(spent["hra"], own), ".2f"), f"{peaks[name][0]:.2f}", f"{peaks[name][1]:.2f}")
         for name, own in spent.items()
     ]
     columns = ("method", "a step, s", "our HRA ÷ it", "peak, GiB", "of that beyond the base")
     what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
-    report = Report(conditions(given, what), columns, rows, bars(spent, peaks, given.device), raw=spent)
+    report = Report(conditions(given, what, spent), columns, rows, bars(spent, peaks, given.device), raw=spent)
     publish(report, given)
 
 

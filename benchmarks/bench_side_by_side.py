@@ -30,7 +30,9 @@ def main() -> None:
         drawn[way] = [picture for group in groups for picture in draw(pipe, group, settings, count)]
 
     counts = {"together": len(requests), "an adapter after another": len(PROMPTS), "a picture after another": 1}
-    spent = interleaved({way: partial(by_groups_of, count, way) for way, count in counts.items()}, given.rounds)
+    spent = interleaved(
+        {way: partial(by_groups_of, count, way) for way, count in counts.items()}, given.rounds, minutes=given.minutes
+    )
     faster = {way: ratios(own, spent["together"]) for way, own in spent.items()}
     apart = {way: difference(pictures, drawn["together"]) for way, pictures in drawn.items()}
     rows = [
@@ -44,7 +46,7 @@ def main() -> None:
     bars += [Bar("pixels apart, of 255", max(apart.values()), 1)]
     columns = ("way", "pictures/s", "time ÷ together", "pixels at most apart, of 255")
     what = f"{len(mixes)} columns × {len(PROMPTS)} prompts, {given.picture_steps} denoising steps, rank {given.rank}"
-    publish(Report(conditions(given, what), columns, rows, bars, raw=spent), given)
+    publish(Report(conditions(given, what, spent), columns, rows, bars, raw=spent), given)
 
 
 def difference(pictures: list, others: list) -> int:

@@ -28,7 +28,7 @@ COMMANDS = {
 def main() -> None:
     given = arguments(__doc__, {"rounds": 3}, {"rounds": 3})
     ways = {name: lambda c=command: call(c) for name, command in COMMANDS.items()} | {"the page answers": open_page}
-    spent = interleaved(ways, given.rounds)
+    spent = interleaved(ways, given.rounds, minutes=given.minutes)
     listed = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True
     )

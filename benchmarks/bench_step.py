@@ -13,18 +13,20 @@ LIMIT = 1.10
 def main() -> None:
     given = arguments(
         __doc__,
-        {"base": "sd1", "side": 32},
+        {"base": "sd1", "side": 32, "rounds": 3},
         {"base": "sd1", "side": 64, "dtype": "bfloat16", "rounds": 20},
         batch_size=1,
         rank=8,
     )
     unet = load_unet(given.base, given.device, given.dtype)
-    spent = interleaved(steps(unet, registry.names(), given.rank, given.batch_size, given.side), given.rounds)
+    spent = interleaved(
+        steps(unet, registry.names(), given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
+    )
     against = {name: ratios(own, spent["lora"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
     bars = [Bar(f"{name} ÷ LoRA", sorted(own)[len(own) // 2], LIMIT) for name, own in against.items() if name != "lora"]
     what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
-    publish(Report(conditions(given, what), ("method", "a step, s", "÷ LoRA"), rows, bars, raw=spent), given)
+    publish(Report(conditions(given, what, spent), ("method", "a step, s", "÷ LoRA"), rows, bars, raw=spent), given)
 
 
 if __name__ == "__main__":

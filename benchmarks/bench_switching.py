@@ -42,6 +42,7 @@ def main() -> None:
                 "delete_adapters, diffusers": lambda: theirs.delete_adapters("new"),
             },
             given.rounds,
+            minutes=given.minutes,
         )
     rows = [(what, spread([1000 * s for s in own])) for what, own in spent.items()]
     loads = {
@@ -50,7 +51,9 @@ def main() -> None:
     }
     bars = [Bar("activate, ms", 1000 * statistics.median(spent["activate, ours"]), ACTIVATE_MS)]
     bars += [Bar(f"load {kind} ÷ diffusers' load of a LoRA", value, LOAD) for kind, value in loads.items()]
-    report = Report(conditions(given, f"rank {given.rank}, UNet's attention"), ("what", "ms"), rows, bars, raw=spent)
+    report = Report(
+        conditions(given, f"rank {given.rank}, UNet's attention", spent), ("what", "ms"), rows, bars, raw=spent
+    )
     publish(report, given)
 
 

@@ -74,7 +74,7 @@ def arguments(doc: str | None, cpu: Mapping[str, Any], cuda: Mapping[str, Any], 
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result as JSON")
     chosen = cuda if "cuda" in sys.argv or "--device=cuda" in sys.argv else cpu
-    for name, value in {"base": "toybox", "dtype": "float32", "rounds": 5, **chosen, **more}.items():
+    for name, value in {"base": "toybox", "dtype": "float32", "rounds": 5, "minutes": 3.0, **chosen, **more}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
     return parser.parse_args()
 
@@ -91,10 +91,11 @@ def publish(report: Report, given: argparse.Namespace) -> None:
     write_text(place, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
-def conditions(given: argparse.Namespace, what: str) -> str:
+def conditions(given: argparse.Namespace, what: str, spent: Mapping[Any, Sequence[float]]) -> str:
     """The sentence above a table."""
     base = {"toybox": "toybox", "sd1": "Stable Diffusion 1.5 (random weights)", "sdxl": "SDXL (random weights)"}
-    return f"{base[given.base]}, {what}, {given.dtype}, {given.device}; {given.rounds} interleaved rounds"
+    rounds = len(next(iter(spent.values())))
+    return f"{base[given.base]}, {what}, {given.dtype}, {given.device}; {rounds} interleaved rounds"
 
 
 def load_unet(base: str, device: str, dtype: str) -> Any:

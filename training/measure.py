@@ -29,11 +29,17 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True, minutes: float = 60
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, one after another in every round; a round before them warms up and does not count."""
+    """Seconds of each contestant, one after another in every round; a round before them warms up and does not count.
+
+    No round begins after so many minutes, but one is always measured.
+    """
     spent: dict[str, list[float]] = {name: [] for name in contestants}
+    start = time.perf_counter()
     for turn in range(-warm_up, rounds):
+        if turn > 0 and time.perf_counter() - start > 60 * minutes:
+            break
         for name, contestant in contestants.items():
             took = seconds(contestant)
             if turn >= 0:
@@ -101,8 +107,8 @@ def bare_pass(unet: Any, batch_size: int, side: int | None = None) -> Callable[[
 def unet_inputs(unet: Any, batch_size: int, side: int | None = None) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Noise, timesteps and text of the shapes that a UNet takes, random; and what Stable Diffusion XL takes beside."""
     config, place = unet.config, {"device": unet.device, "dtype": unet.dtype}
-    side = side or config.sample_size
-    latents = torch.randn(batch_size, config.in_channels, side, side, **place)
+    size = [config.sample_size if side is None else side] * 2
+    latents = torch.randn(batch_size, config.in_channels, *size, **place)
     text = torch.randn(batch_size, 77, config.cross_attention_dim, **place)
     timesteps = torch.randint(1000, (batch_size,), device=unet.device)
     more = {}
@@ -148,7 +154,7 @@ def machine() -> dict[str, str]:
     found = {"processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     if hasattr(os, "sysconf"):
         found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-        found["load before"] = f"{os.getloadavg()[0]:.1f}"
+        found["load average"] = f"{os.getloadavg()[0]:.1f}"
     found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     found["python"] = platform.python_version()
     for name in LIBRARIES:

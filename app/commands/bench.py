@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def plan(one: TrainConfig, output: Path) -> calibration.Calibration:
 def time_steps(chosen: dict[str, TrainConfig], arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of an optimiser step with each method, of the base's own passes and of a picture, in turn."""
     pipe = load_base(arguments)
-    contestants = {FLOOR: measure.bare_pass(measure.twin(pipe.unet), next(iter(chosen.values())).batch_size)}
+    contestants: dict[str, Callable[[], object]] = {
+        FLOOR: measure.bare_pass(measure.twin(pipe.unet), next(iter(chosen.values())).batch_size)
+    }
     for method, one in chosen.items():
         unet = measure.twin(pipe.unet)
         attachment.attach(unet, method, one.options)
