@@ -78,8 +78,8 @@ def count_parameters(path: Path) -> int:
 def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
     """What an adapter took: "seconds" of training where its file says so, "parameters", "megabytes" of the file."""
     seconds = sum(info.training.get("seconds", {}).values())
-    size = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
-    return ({"seconds": seconds} if seconds else {}) | size
+    size: dict[str, float] = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
+    return size | ({"seconds": seconds} if seconds else {})
 
 
 def parse_strength(text: str) -> tuple[str, float]:

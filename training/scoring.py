@@ -34,7 +34,7 @@ def best(found: Mapping[int, Score]) -> int | None:
 
 def advice(found: Mapping[int, Score]) -> str:
     """What the figures say in favour of an earlier round than the last; empty where that one is the best."""
-    first, last = best(found), max(found, default=None)
+    first, last = best(found), max(found, default=0)
     if first is None or first == last:
         return ""
     figures = [f"{100 * (found[step].subject or 0):.0f} and {100 * found[step].prompt:.0f}" for step in (first, last)]
