@@ -9,32 +9,34 @@ from benchmarks.common import Bar, Report, arguments, memory_of_a_step, publish
 from training.measure import apart
 
 CASES = (
-    ("sd1", "hra", "float32", False),
-    ("sd1", "hra", "float32", True),
-    ("sd1", "hra", "bfloat16", False),
-    ("sd1", "hra", "bfloat16", True),
-    ("sd1", "lora", "bfloat16", True),
-    ("sd1", "PEFT HRA", "bfloat16", True),
+    ("sd1", "hra", "float32", "full", False),
+    ("sd1", "hra", "float32", "full", True),
+    ("sd1", "hra", "bfloat16", "full", False),
+    ("sd1", "hra", "bfloat16", "full", True),
+    ("sd1", "lora", "bfloat16", "full", True),
+    ("sd1", "PEFT HRA", "bfloat16", "full", True),
+    ("sd1", "hra", "bfloat16", "int8", True),
+    ("sd1", "hra", "bfloat16", "nf4", True),
 )
-LARGE = (("sdxl", "hra", "bfloat16", True), ("sdxl", "lora", "bfloat16", True))
-LIMITS = {"sd1": 4.0, "sdxl": 10.0}
+LARGE = tuple(("sdxl", "hra", "bfloat16", weights, True) for weights in ("full", "int8", "nf4"))
+LIMITS = {("sd1", "full"): 4.0, ("sd1", "nf4"): 2.8, ("sdxl", "full"): 10.0, ("sdxl", "nf4"): 7.0}
 
 
 def main() -> None:
     given = arguments(__doc__, {"side": 64}, {"side": 64}, rank=8)
     rows, bars = [], []
-    for base, method, dtype, checkpointing in CASES + LARGE * (given.device == "cuda"):
+    for base, method, dtype, weights, checkpointing in CASES + LARGE * (given.device == "cuda"):
         side = given.side * (2 if base == "sdxl" else 1)
-        peak, beyond = apart(memory_of_a_step, base, given.device, dtype, method, given.rank, 1, side, checkpointing)
-        rows.append((base, method, f"{8 * side} px", dtype, "yes" if checkpointing else "no",
+        case = (base, given.device, dtype, method, given.rank, 1, side, checkpointing, weights)
+        peak, beyond = apart(memory_of_a_step, *case)
+        rows.append((base, method, f"{8 * side} px", dtype, weights, "yes" if checkpointing else "no",
                      f"{peak:.2f}", f"{beyond:.2f}"))  # fmt: skip
-        if given.device == "cuda" and method == "hra" and dtype == "bfloat16" and checkpointing:
-            bars.append(Bar(f"{base}, GiB", peak, LIMITS[base]))
-    columns = ("base", "method", "size", "dtype", "checkpointing", "peak, GiB", "of that beyond the base")
+        limit = LIMITS.get((base, weights))
+        if limit and given.device == "cuda" and method == "hra" and dtype == "bfloat16" and checkpointing:
+            bars.append(Bar(f"{base}, {weights} weights, GiB", peak, limit))
+    columns = ("base", "method", "size", "dtype", "base weights", "checkpointing", "peak, GiB", "beyond the base")
     said = f"full-size UNets with random weights, batch 1, rank {given.rank}, {given.device}; one step a process"
-    notes = ["A quantised base: not measured, there is none in this project yet."]
-    if given.device == "cpu":
-        notes.append("SDXL: not measured (GPU only). The bars are of a GPU's memory.")
+    notes = ["SDXL: not measured (GPU only). The bars are of a GPU's memory."] * (given.device == "cpu")
     publish(Report(said, columns, rows, bars, notes), given)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from hra_diffusion import attachment, pipeline, registry
 from hra_diffusion.families.architectures import SD1, SDXL, Architecture
 from hra_diffusion.files import write_text
+from hra_diffusion.quantised import quantise
 from training import config as configs
 from training import measure
 from training.events import Listener
@@ -149,10 +150,13 @@ def steps(unet: Any, methods: Sequence[str], rank: int, batch_size: int, side: i
 
 
 def memory_of_a_step(
-    base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int, checkpointing: bool = False
-) -> tuple[float, float]:
+    base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int,
+    checkpointing: bool = False, weights: str = "full",
+) -> tuple[float, float]:  # fmt: skip
     """Peak of a process that trains for two steps, in GiB, and how much of it is beyond what the loaded base takes."""
     unet = load_unet(base, device, dtype)
+    if weights != "full":
+        quantise(unet, weights)
     held = measure.forget_peak()
     model, parameters = adapted(unet, method, rank)
     if checkpointing:

@@ -99,6 +99,7 @@ def start(output: Path, config: TrainConfig) -> None:
 def measure(config: TrainConfig) -> Calibration:
     """Train for a few steps and say what each part took. An error a person can put right becomes ``error``."""
     from training.loop import train
+    from training.measure import peak_memory
 
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -118,18 +119,6 @@ def measure(config: TrainConfig) -> Calibration:
         step=statistics.median(steps[1:]),  # the first one warms up
         memory=peak_memory(),
     )
-
-
-def peak_memory() -> int:
-    """The most memory this process has held: the accelerator's where there is one, else its own, in bytes."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _short(config: TrainConfig, folder: Path) -> TrainConfig:
