@@ -91,7 +91,7 @@ def attach(
         d_out, d_in = as_matrix(layer).shape
         adapter = chosen.build(configs[path], d_in, d_out, generator)
         adapter.method, adapter.config = chosen.name, configs[path]  # type: ignore[assignment]
-        host(layer, routing).adapters[key(name)] = adapter.to(layer.weight.device)  # type: ignore[arg-type]
+        host(layer, routing).add(name, adapter.to(layer.weight.device))  # type: ignore[arg-type]
     _prepare(model, name, routing)
     activate(model, {name: 1.0})
     return paths
@@ -121,8 +121,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if hook := routing.hooks.pop(gone, None):
             hook.remove()
         for _, layer in hosts(model):
-            if key(gone) in layer.adapters:
-                del layer.adapters[key(gone)]
+            layer.remove(gone)
             if not layer.adapters:
                 unhost(layer)
     if not any(True for _ in hosts(model)):

@@ -5,8 +5,9 @@ parametrizations do): its weight, its bias and their names in the state dict sta
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -16,10 +17,15 @@ from torch.utils.hooks import RemovableHandle
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.fingerprint import probe
+from hra_diffusion.householder import own_precision
 from hra_diffusion.quantised import Quantised
+from hra_diffusion.registry import LowRank
 
 Mix = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""
+
+UPDATES = 32
+"""How many mixes a layer keeps as low-rank updates: as many as are compared in one batch, and some more."""
 
 
 @dataclass
@@ -50,22 +56,55 @@ class Routing:
         return [(mix, part) for (mix, _), part in zip(repeated, parts, strict=True)]
 
 
+@dataclass(frozen=True)
+class Update:
+    """A mix as one low-rank update of a layer's weight, None if it changes nothing, and what it was made from."""
+
+    change: LowRank | None
+    parameters: list[nn.Parameter]
+    state: tuple[Any, ...]
+
+
 class AdapterHost(nn.Module):
-    """Mixed into the class of a frozen linear or conv layer by ``host``."""
+    """Mixed into the class of a frozen linear or conv layer by ``host``.
+
+    While gradients are recorded a method runs in its own form. Without them every mix is one low-rank update, the same
+    that export writes: all methods then cost what LoRA does, and the base's own product serves the whole batch.
+    """
 
     adapters: nn.ModuleDict
     routing: Routing
+    updates: dict[Mix, Update]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.routing.merged:
             return super().forward(x)
-        parts = [self._adapted(part, mix) for mix, part in self.routing.split(x)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = self.routing.split(x)
+        if torch.is_grad_enabled():
+            adapted = [self._adapted(part, mix) for mix, part in parts]
+            return adapted[0] if len(adapted) == 1 else torch.cat(adapted)
+        y = super().forward(x).contiguous()
+        for (mix, part), (_, out) in zip(parts, self.routing.split(y), strict=True):
+            if change := self.update(mix, y.dtype):
+                add_update(self, part, out, change)
+        return y
+
+    def add(self, name: str, adapter: nn.Module) -> None:
+        """Put an adapter on the layer."""
+        self.adapters[key(name)] = adapter
+        self.updates.clear()
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off, if it is here."""
+        if key(name) in self.adapters:
+            del self.adapters[key(name)]
+            self.updates.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdapterHost":
         """Moving the model moves its adapters; casting it leaves them in their own precision."""
         adapters = cast(nn.ModuleDict, self._modules.pop("adapters"))
         super()._apply(fn, recurse)
+        self.updates.clear()
         self.adapters = adapters._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device))
         return self
 
@@ -80,6 +119,23 @@ class AdapterHost(nn.Module):
         for adapter, strength in self.active(mix):
             weight = adapter.adapted_weight(weight, strength)
         return weight.reshape(own.shape).to(own.dtype)
+
+    def update(self, mix: Mix, dtype: torch.dtype) -> LowRank | None:
+        """``mix`` as one low-rank update in ``dtype``, computed in float32; kept until a parameter of it changes."""
+        kept = self.updates.get(mix)
+        if kept and kept.state == _state(kept.parameters, dtype):
+            return kept.change
+        active, change = self.active(mix), None
+        if active:
+            weight = as_matrix(self).float()
+            with own_precision(weight):
+                exact = combined(weight, active)
+            change = LowRank(*(None if tensor is None else tensor.to(dtype) for tensor in exact))
+        parameters = [parameter for adapter, _ in active for parameter in adapter.parameters()]
+        if len(self.updates) >= UPDATES:
+            del self.updates[next(iter(self.updates))]
+        self.updates[mix] = Update(change, parameters, _state(parameters, dtype))
+        return change
 
     def _adapted(self, x: Tensor, mix: Mix) -> Tensor:
         active = self.active(mix)
@@ -103,6 +159,7 @@ def host(layer: nn.Module, routing: Routing) -> AdapterHost:
     layer.__class__ = _hosting(type(layer))
     layer.adapters = nn.ModuleDict()
     layer.routing = cast(Any, routing)
+    layer.updates = cast(Any, {})
     return cast(AdapterHost, layer)
 
 
@@ -110,6 +167,7 @@ def unhost(layer: AdapterHost) -> None:
     """Turn a host back into the plain layer it was. Its adapters are dropped."""
     del layer.adapters
     del layer.routing
+    del layer.updates
     layer.__class__ = type(layer).__bases__[1]
 
 
@@ -162,6 +220,41 @@ def map_rows(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -
     y = project(F.unfold(x, kernel, dilation, padding, stride).mT).mT
     y = y if bias is None else y + bias.to(y.dtype)[:, None]
     return y.reshape(x.shape[0], -1, *size)
+
+
+def combined(weight: Tensor, active: Sequence[tuple[Any, float]]) -> LowRank:
+    """Adapters one after another as one update of ``weight`` (d_out, d_in): ``diag(scale) (W + up · down)``."""
+    up, down, scale = active[0][0].low_rank(weight, active[0][1])
+    for (before, left), (adapter, strength) in pairwise(active):
+        weight = before.adapted_weight(weight, left)
+        then = adapter.low_rank(weight, strength)
+        up = torch.cat([up, then.up if scale is None else then.up / scale[:, None]], dim=1)
+        down = torch.cat([down, then.down])
+        if then.scale is not None:
+            scale = then.scale if scale is None else scale * then.scale
+    return LowRank(up, down, scale)
+
+
+def add_update(layer: nn.Module, x: Tensor, y: Tensor, change: LowRank) -> None:
+    """Make ``y``, the layer's own output for ``x``, that of the updated weight, in place."""
+    up, down, scale = change
+    if isinstance(layer, nn.Conv2d):
+        kernels = down.unflatten(1, layer.weight.shape[1:])
+        low = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
+        y += F.conv2d(low, up[:, :, None, None])
+    else:
+        y.view(-1, len(up)).addmm_(F.linear(x, down).flatten(0, -2), up.mT)
+    if scale is not None:  # the bias is not scaled
+        bias = cast(Tensor | None, layer.bias)
+        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+        y *= scale.view(shape)
+        if bias is not None:
+            y += ((1 - scale) * bias.to(y.dtype)).view(shape)
+
+
+def _state(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Any, ...]:
+    versions = (0 if parameter.is_inference() else parameter._version for parameter in parameters)
+    return dtype, *versions, *(parameter.data_ptr() for parameter in parameters)
 
 
 def key(name: str) -> str:

@@ -68,12 +68,11 @@ class Rotation(nn.Module):
         super().__init__()
         self.chain = CHAINS[form]
         self.u = nn.Parameter((kaiming if form == "orthonormal" else paired)((dim, rank), generator))
-        self._frozen: tuple[tuple, Factors] | None = None
         self.ahead: tuple[int, Factors] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: not what was computed from the vectors."""
-        return self.__dict__ | {"_frozen": None, "ahead": None}
+        return self.__dict__ | {"ahead": None}
 
     def forward(self, rows: Tensor, strength: float = 1.0) -> Tensor:
         """``rows · Qᵀ``: each row mapped by Q^strength."""
@@ -90,20 +89,10 @@ class Rotation(nn.Module):
         return LowRank(-(weight @ basis) @ core, basis.mT)
 
     def factors(self, strength: float = 1.0) -> Factors:
-        """(basis, core) of ``Q^strength``: worked out ahead or afresh while gradients are recorded, else kept until u
-        changes."""
-        if torch.is_grad_enabled() and strength == 1:
-            return self.ahead[1] if self.ahead and self.ahead[0] == self.u._version else self.chain(self.u)
-        state = (strength, self.u._version, self.u.data_ptr(), self.u.device)
-        if self._frozen is None or self._frozen[0] != state:
-            with torch.no_grad():
-                self._frozen = state, self._at(strength)
-        return self._frozen[1]
-
-    def _at(self, strength: float) -> Factors:
-        basis, core = self.chain(self.u)
+        """(basis, core) of ``Q^strength``; with gradients, at strength 1 only, and then maybe worked out ahead."""
         if strength == 1:
-            return basis, core
+            return self.ahead[1] if self.ahead and self.ahead[0] == self.u._version else self.chain(self.u)
+        basis, core = self.chain(self.u.detach())
         if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
             return basis, strength * core
         return householder.power(basis, core, strength)

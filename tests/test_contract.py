@@ -120,11 +120,42 @@ def test_weight_path_equals_activation_path(host_model, method, options, strengt
     model, run = host_model
     put_on(model, method, options)
     activate(model, {"a": strength})
+    recorded = run(model).detach()
     with torch.no_grad():
         live = run(model)
         attachment.merge(model)
         merged = run(model)
     assert relative(merged, live) < 2e-5
+    assert relative(merged, recorded) < 2e-5
+
+
+@each_variant
+@pytest.mark.parametrize("targets", ["attention", "attention+conv"])
+def test_pictures_show_what_was_trained(unet, method, options, targets):
+    """Without gradients a mix runs as one low-rank update: the same outputs, also after a parameter has changed."""
+
+    def both_ways():
+        with attachment.routed(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
+            recorded = unet_input(unet, 4).detach()
+            with torch.no_grad():
+                drawn = unet_input(unet, 4)
+        assert relative(drawn, recorded) < 2e-5
+        return drawn
+
+    def put(name, kind, chosen, seed):
+        attach(unet, kind, chosen, name=name, seed=seed, targets=targets)
+        stir(attachment.adapter_parameters(unet, name).values(), seed)
+
+    put("a", method, options, 0)
+    put("b", "shoft", {"rank": 2}, 1)
+    first = both_ways()
+    stir(attachment.adapter_parameters(unet, "a").values(), 2)
+    second = both_ways()
+    detach(unet, "b")
+    put("b", "hoft", {"rank": 2}, 3)
+    third = both_ways()
+    assert relative(second[:1], first[:1]) > 1e-3 and torch.equal(second[1:], first[1:])
+    assert relative(third[2:], second[2:]) > 1e-3
 
 
 @each_variant
