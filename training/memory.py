@@ -12,9 +12,9 @@ from training.session import Session, TrainingError, checkpoint_gradients
 
 
 def lighter(config: TrainConfig) -> TrainConfig | None:
-    """The run with something given up that costs only time, the result being the same but for rounding.
+    """The run with less memory for more time, the result being the same but for rounding.
 
-    Gradient checkpointing, and a batch in two halves, accumulated; None where neither is left to give up.
+    It turns gradient checkpointing on and takes the batch in two halves, accumulated; None where neither is left to do.
     """
     changes: dict[str, object] = {}
     if not config.gradient_checkpointing:
