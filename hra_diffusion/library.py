@@ -76,10 +76,11 @@ def count_parameters(path: Path) -> int:
 
 
 def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
-    """What an adapter took: "seconds" of training where its file says so, "parameters", "megabytes" of the file."""
-    seconds = sum(info.training.get("seconds", {}).values())
-    size: dict[str, float] = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
-    return size | ({"seconds": seconds} if seconds else {})
+    """What an adapter took: "parameters", "megabytes" of the file and, where that says so, "seconds" of training and
+    the most "memory" held in it, in GiB: the accelerator's, or the whole process's on a CPU."""
+    seconds, memory = sum(info.training.get("seconds", {}).values()), info.training.get("memory", 0) / 2**30
+    taken = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
+    return taken | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
 
 
 def parse_strength(text: str) -> tuple[str, float]:

@@ -74,6 +74,7 @@ def _explained(comparison: Comparison) -> str:
 PLOTS = {
     "prompt": "likeness to the prompt",
     "seconds": "seconds of training",
+    "memory": "GiB held in training",
     "megabytes": "megabytes of the file",
 }
 """What likeness to the photos is plotted against."""

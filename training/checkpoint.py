@@ -13,6 +13,7 @@ from hra_diffusion import adapter_file
 from hra_diffusion.pipeline import name_of
 from training import runs
 from training.events import Checkpoint, Notice
+from training.measure import peak_memory
 from training.runs import RunError
 from training.session import Session
 
@@ -91,6 +92,7 @@ def write_adapter(session: Session, path: Path) -> None:
             "step": session.step,
             "photos": len(session.photos.mean),
             "seconds": session.clock.phases,
+            "memory": peak_memory(),
             **config.model_dump(mode="json", include=fields),
         },
     )

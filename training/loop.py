@@ -24,6 +24,7 @@ from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
+from training.measure import forget_peak
 from training.photos import Album, find_photos, ingest
 from training.runs import Run
 from training.session import (
@@ -95,6 +96,7 @@ def train(
         if run.finished:
             return run.adapter
     photos = find_photos(config.photos)
+    forget_peak()
     clock = Clock(accelerator.is_main_process, list(listeners))
     if plan or (config.fit and not run.checkpoints()):
         config = fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)

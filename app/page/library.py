@@ -144,6 +144,7 @@ def show_facts(house: House, key: str) -> str:
     training = info.training
     seconds = sum(training.get("seconds", {}).values())
     origin = f"{training['photos']} photos, {training['step']} steps, {seconds:.0f} s" if "step" in training else ""
+    origin += f", {training['memory'] / 2**30:.1f} GiB" if "memory" in training else ""
     options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
     known = facts([
         ("in prompts", info.subject), ("method", _title(info.method)), ("options", options), ("base", info.base),
