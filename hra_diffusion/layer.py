@@ -5,6 +5,7 @@ parametrizations do): its weight, its bias and their names in the state dict sta
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -196,9 +197,21 @@ def original_weight(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.__dict__.get("unmerged_weight", layer.weight))
 
 
+_probes: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], float]]" = weakref.WeakKeyDictionary()
+
+
 def probe_of(layer: nn.Module) -> float:
-    """The probe of the layer's weight as the base has it, also while it is merged into or stored in fewer bits."""
-    return layer.probe if isinstance(layer, Quantised) else probe(original_weight(layer))
+    """The probe of the layer's weight as the base has it, also while it is merged into or stored in fewer bits.
+
+    Kept until the weight changes: probing all of a large base takes longer than loading an adapter.
+    """
+    if isinstance(layer, Quantised):
+        return layer.probe
+    weight = original_weight(layer)
+    state = (weight.dtype, weight.device, _edition(weight))
+    if layer not in _probes or _probes[layer][0] != state:
+        _probes[layer] = state, probe(weight)
+    return _probes[layer][1]
 
 
 def product(layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -253,8 +266,12 @@ def add_update(layer: nn.Module, x: Tensor, y: Tensor, change: LowRank) -> None:
 
 
 def _state(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Any, ...]:
-    versions = (0 if parameter.is_inference() else parameter._version for parameter in parameters)
-    return dtype, *versions, *(parameter.data_ptr() for parameter in parameters)
+    return dtype, *map(_edition, parameters)
+
+
+def _edition(tensor: Tensor) -> tuple[int, int]:
+    """Which values a tensor holds: another after a write or a swap of its data; writes in inference mode don't show."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def key(name: str) -> str:
