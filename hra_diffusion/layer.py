@@ -25,9 +25,6 @@ from hra_diffusion.registry import LowRank
 Mix = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""
 
-UPDATES = 32
-"""How many mixes a layer keeps as low-rank updates: as many as are compared in one batch, and some more."""
-
 
 @dataclass
 class Routing:
@@ -81,14 +78,21 @@ class AdapterHost(nn.Module):
         if self.routing.merged:
             return super().forward(x)
         parts = self.routing.split(x)
-        if torch.is_grad_enabled():
+        if (
+            torch.is_grad_enabled() or "_hf_hook" in self.__dict__
+        ):  # offloaded: adapters are here in their own calls only
+            self.updates.clear()  # what is trained changes, and not every optimiser tells (AdamW's fused steps do not)
             adapted = [self._adapted(part, mix) for mix, part in parts]
             return adapted[0] if len(adapted) == 1 else torch.cat(adapted)
-        y = super().forward(x).contiguous()
+        y = super().forward(x)
         for (mix, part), (_, out) in zip(parts, self.routing.split(y), strict=True):
             if change := self.update(mix, y.dtype):
                 add_update(self, part, out, change)
         return y
+
+    def _load_from_state_dict(self, *state: Any) -> None:
+        super()._load_from_state_dict(*state)
+        self.updates.clear()
 
     def add(self, name: str, adapter: nn.Module) -> None:
         """Put an adapter on the layer."""
@@ -122,10 +126,13 @@ class AdapterHost(nn.Module):
         return weight.reshape(own.shape).to(own.dtype)
 
     def update(self, mix: Mix, dtype: torch.dtype) -> LowRank | None:
-        """``mix`` as one low-rank update in ``dtype``, computed in float32; kept until a parameter of it changes."""
+        """``mix`` as one low-rank update in ``dtype``, computed in float32; kept while it is in use and nothing of it
+        changes."""
         kept = self.updates.get(mix)
-        if kept and kept.state == _state(kept.parameters, dtype):
+        if kept and kept.state == self._state(kept.parameters, dtype):
             return kept.change
+        in_use = {mix for mix, _ in self.routing.groups} or {self.routing.mix}
+        self.updates = {other: update for other, update in self.updates.items() if other in in_use}
         active, change = self.active(mix), None
         if active:
             weight = as_matrix(self).float()
@@ -133,10 +140,12 @@ class AdapterHost(nn.Module):
                 exact = combined(weight, active)
             change = LowRank(*(None if tensor is None else tensor.to(dtype) for tensor in exact))
         parameters = [parameter for adapter, _ in active for parameter in adapter.parameters()]
-        if len(self.updates) >= UPDATES:
-            del self.updates[next(iter(self.updates))]
-        self.updates[mix] = Update(change, parameters, _state(parameters, dtype))
+        self.updates[mix] = Update(change, parameters, self._state(parameters, dtype))
         return change
+
+    def _state(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Any, ...]:
+        own = self.codes if isinstance(self, Quantised) else self.weight
+        return dtype, _edition(cast(Tensor, own)), *map(_edition, parameters)
 
     def _adapted(self, x: Tensor, mix: Mix) -> Tensor:
         active = self.active(mix)
@@ -252,11 +261,11 @@ def add_update(layer: nn.Module, x: Tensor, y: Tensor, change: LowRank) -> None:
     """Make ``y``, the layer's own output for ``x``, that of the updated weight, in place."""
     up, down, scale = change
     if isinstance(layer, nn.Conv2d):
-        kernels = down.unflatten(1, layer.weight.shape[1:])
+        kernels = down.unflatten(1, (layer.in_channels, *layer.kernel_size))
         low = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
         y += F.conv2d(low, up[:, :, None, None])
     else:
-        y.view(-1, len(up)).addmm_(F.linear(x, down).flatten(0, -2), up.mT)
+        y += F.linear(F.linear(x, down), up)
     if scale is not None:  # the bias is not scaled
         bias = cast(Tensor | None, layer.bias)
         shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
@@ -265,12 +274,8 @@ def add_update(layer: nn.Module, x: Tensor, y: Tensor, change: LowRank) -> None:
             y += ((1 - scale) * bias.to(y.dtype)).view(shape)
 
 
-def _state(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Any, ...]:
-    return dtype, *map(_edition, parameters)
-
-
 def _edition(tensor: Tensor) -> tuple[int, int]:
-    """Which values a tensor holds: another after a write or a swap of its data; writes in inference mode don't show."""
+    """Which values a tensor holds, as far as it tells: writes in inference mode and by fused optimisers don't show."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 

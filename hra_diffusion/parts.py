@@ -91,7 +91,8 @@ class Rotation(nn.Module):
     def factors(self, strength: float = 1.0) -> Factors:
         """(basis, core) of ``Q^strength``; with gradients, at strength 1 only, and then maybe worked out ahead."""
         if strength == 1:
-            return self.ahead[1] if self.ahead and self.ahead[0] == self.u._version else self.chain(self.u)
+            ahead = self.ahead if torch.is_grad_enabled() else None  # without gradients u may have changed unseen
+            return ahead[1] if ahead and ahead[0] == self.u._version else self.chain(self.u)
         basis, core = self.chain(self.u.detach())
         if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
             return basis, strength * core

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from hra_diffusion import attachment, pipeline
 from hra_diffusion.errors import UserError
@@ -180,6 +181,7 @@ def train_step(session: Session, learning_rate: float) -> float:
                 if config.mixed_precision != "fp16":  # there the scaler skips such steps itself
                     require_finite(session, "gradient", float(cast(Tensor, norm)))
             session.optimizer.step()
+            increment_version(list(session.parameters.values()))  # fused steps don't
             session.optimizer.zero_grad()
     session.step += 1
     if not skipped(session):

@@ -38,6 +38,8 @@ def test_photos_in_an_adapter_out(settings, tmp_path, base_folder, method):
     assert phases[:4] == ["load base", "read photos", "class images", "cache"]
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
     assert [event.step for event in heard if isinstance(event, Sample)] == [0, 2, 4]
+    drawn = {(adapter.parent / "samples" / f"{step:06}-0.png").read_bytes() for step in (0, 2, 4)}
+    assert len(drawn) == 3, "each round shows the adapter as it then is"
     assert [event.step for event in heard if isinstance(event, Checkpoint)] == [2, 4]
     assert isinstance(heard[-1], Finished) and set(heard[-1].phases) == {*phases}
 
