@@ -157,14 +157,14 @@ def memory_of_a_step(
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
-    held = measure.forget_peak()
+    held = measure.forget_peak(device)
     model, parameters = adapted(unet, method, rank)
     if checkpointing:
         model.train().enable_gradient_checkpointing()
     step = measure.training_step(model, parameters, batch_size, side)
     for _ in range(2 if device == "cuda" else 1):  # the optimiser's state is there after the first
         step()
-    peak = measure.peak_memory()
+    peak = measure.peak_memory(device)
     return peak / 2**30, (peak - held) / 2**30
 
 

@@ -98,6 +98,8 @@ def start(output: Path, config: TrainConfig) -> None:
 
 def measure(config: TrainConfig) -> Calibration:
     """Train for a few steps and say what each part took. An error a person can put right becomes ``error``."""
+    from accelerate import PartialState
+
     from training.loop import train
     from training.measure import peak_memory
 
@@ -117,7 +119,7 @@ def measure(config: TrainConfig) -> Calibration:
         class_image=phases.get("class images", 0.0) / max(1, classes),
         samples=phases.get("samples", 0.0) / 2,
         step=statistics.median(steps[1:]),  # the first one warms up
-        memory=peak_memory(),
+        memory=peak_memory(str(PartialState().device)),
     )
 
 

@@ -92,7 +92,7 @@ def write_adapter(session: Session, path: Path) -> None:
             "step": session.step,
             "photos": len(session.photos.mean),
             "seconds": session.clock.phases,
-            "memory": peak_memory(),
+            "memory": peak_memory(str(session.accelerator.device)),
             **config.model_dump(mode="json", include=fields),
         },
     )

@@ -97,7 +97,7 @@ def train(
         if run.finished:
             return run.adapter
     photos = find_photos(config.photos)
-    forget_peak()
+    forget_peak(str(accelerator.device))
     clock = Clock(accelerator.is_main_process, list(listeners))
     if plan or (config.fit and not run.checkpoints()):
         config = fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)

@@ -51,8 +51,8 @@ def seconds(work: Callable[[], object]) -> float:
     """Seconds until the work is done, the accelerator's too."""
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 
@@ -128,10 +128,10 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def peak_memory() -> int:
-    """The most memory this process has held since ``forget_peak``: the accelerator's where there is one, in bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: str = "cpu") -> int:
+    """The most bytes this process has held since ``forget_peak``: allocated on a CUDA device, else resident."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     if (status := Path("/proc/self/status")).exists():  # getrusage counts the parent's peak too
         return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
     import resource  # not on Windows
@@ -140,13 +140,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def forget_peak() -> int:
-    """Count the peak from here on (on the CPU of Linux; elsewhere from the start); returns what is held now."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def forget_peak(device: str = "cpu") -> int:
+    """Count the peak from here on (resident memory: on Linux; elsewhere from the start); returns what is held now."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     elif (switch := Path("/proc/self/clear_refs")).exists():
         switch.write_text("5")
-    return peak_memory()
+    return peak_memory(device)
 
 
 def machine() -> dict[str, str]:

@@ -59,6 +59,12 @@ def test_a_process_of_its_own_has_its_own_peak():
     assert measure.apart(measure.peak_memory) < measure.peak_memory() - held.nbytes / 2
 
 
+def test_memory_is_that_of_the_device_measured(monkeypatch):
+    """Where a GPU lies idle beside a run on the CPU, its 0 bytes are not the run's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert measure.forget_peak("cpu") > 50e6 and measure.peak_memory("cpu") > 50e6
+
+
 def test_the_machine_is_named():
     facts = measure.machine()
     assert facts["torch"] == torch.__version__ and f"{torch.get_num_threads()} threads" in facts["processor"]
