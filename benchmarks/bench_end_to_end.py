@@ -8,6 +8,7 @@ a run of the Quick preset takes is computed from a step and from what ours does 
 """
 
 import argparse
+import copy
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -84,7 +85,9 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
     """At Stable Diffusion 1.5's size: a step of each in turn, and a whole run computed from it."""
     config = train_config(given, method=method, options={"rank": given.rank}, resolution=given.resolution, base="sd1",
                           batch_size=1, steps=1000)  # fmt: skip
-    ours, theirs = (type(pipe)(**pipe.components | {"unet": twin(pipe.unet)}) for _ in range(2))
+    # ours parks its VAE and text encoder off the device, where theirs goes on using them
+    idle = {name: copy.deepcopy(getattr(pipe, name)) for name in ("vae", "text_encoder")}
+    ours, theirs = (type(pipe)(**pipe.components | {"unet": twin(pipe.unet)} | own) for own in (idle, {}))
     with tempfile.TemporaryDirectory() as folder:
         session = start_session(ours, config, Path(folder))
         loop = plain_steps(theirs, config, Path(folder) / "plain")
