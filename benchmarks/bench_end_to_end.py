@@ -75,7 +75,7 @@ def whole_runs(given: argparse.Namespace, method: str) -> Found:
     name = f"toybox, {method}, {given.steps} steps of 8"
     rows = [(name, spread(spent["ours"]), spread(spent["plain"]), spread(faster, ".2f"), f"{apart:.1e}")]
     bars = [
-        Bar(f"toybox, {METHODS[method]} plain ÷ ours", statistics.median(faster), FASTER, at_least=True),
+        Bar.of(f"toybox, {METHODS[method]} plain ÷ ours", faster, FASTER, at_least=True),
         Bar(f"toybox, {method}, losses apart", apart, SAME_LOSS),
     ]
     return rows, bars, {name: spent | {f"losses, {who}": values for who, values in losses.items()}}
@@ -96,13 +96,14 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
     caching, count = session.clock.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])
-    faster, name = whole["plain"] / whole["ours"], f"SD 1.5, {method}, "
+    faster = [count * plain / (caching + count * ours) for ours, plain in zip(*spent.values(), strict=True)]
+    name = f"SD 1.5, {method}, "
     rows = [
         (name + "a step", *map(spread, spent.values()), spread(ratios(spent["plain"], spent["ours"]), ".2f"), ""),
         (f"{name}{count} steps, computed; ours caches for {caching:.0f} s first", f"{whole['ours']:.0f}",
-         f"{whole['plain']:.0f}", f"{faster:.2f}", ""),
+         f"{whole['plain']:.0f}", spread(faster, ".2f"), ""),
     ]  # fmt: skip
-    bars = [Bar(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]
+    bars = [Bar.of(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]
     return rows, bars, {name + "a step": spent}
 
 

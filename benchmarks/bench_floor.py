@@ -5,7 +5,6 @@ The floor is the frozen UNet forward, and backward through the activations alone
     python -m benchmarks.bench_floor [--device cuda] [--base toybox] [--side 32] [--batch-size 1] [--rounds 5]
 """
 
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def main() -> None:
         spent = interleaved(contestants, given.rounds, minutes=given.minutes)
     against = {name: ratios(own, spent["floor"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
-    bars = [Bar(f"{name} ÷ floor", statistics.median(own), LIMIT) for name, own in against.items() if name != "floor"]
+    bars = [Bar.of(f"{name} ÷ floor", own, LIMIT) for name, own in against.items() if name != "floor"]
     what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
     publish(Report(conditions(given, what, spent), ("step", "s", "÷ floor"), rows, bars, raw=spent), given)
 

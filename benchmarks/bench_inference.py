@@ -3,7 +3,6 @@
 python -m benchmarks.bench_inference [--device cuda] [--base toybox] [--side 32] [--rounds 5]
 """
 
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -32,7 +31,7 @@ def main() -> None:
     against = {name: ratios(own, spent["base"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".3f")) for name, own in spent.items()]
     bars = [
-        Bar(f"{name} ÷ base", statistics.median(own), MERGED if "merged" in name else LIVE)
+        Bar.of(f"{name} ÷ base", own, MERGED if "merged" in name else LIVE)
         for name, own in against.items()
         if name != "base"
     ]

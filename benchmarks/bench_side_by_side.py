@@ -3,7 +3,6 @@
 python -m benchmarks.bench_side_by_side [--device cuda] [--base toybox] [--picture-steps 10] [--rounds 3]
 """
 
-import statistics
 from functools import partial
 
 import numpy as np
@@ -40,9 +39,7 @@ def main() -> None:
         for way, own in spent.items()
     ]
     limit = 2.0 if given.device == "cuda" else 1.0
-    bars = [
-        Bar(f"together against {way}", statistics.median(faster[way]), limit, at_least=True) for way in list(counts)[1:]
-    ]
+    bars = [Bar.of(f"together against {way}", faster[way], limit, at_least=True) for way in list(counts)[1:]]
     bars += [Bar("pixels apart, of 255", max(apart.values()), 1)]
     columns = ("way", "pictures/s", "time ÷ together", "pixels at most apart, of 255")
     what = f"{len(mixes)} columns × {len(PROMPTS)} prompts, {given.picture_steps} denoising steps, rank {given.rank}"

@@ -4,7 +4,6 @@ python -m benchmarks.bench_start [--rounds 3]
 """
 
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,9 +33,9 @@ def main() -> None:
     )
     torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
     bars = [
-        Bar("--help, s", statistics.median(spent["hra-diffusion --help"]), HELP_S),
+        Bar.of("--help, s", spent["hra-diffusion --help"], HELP_S),
         Bar("--help, imports of torch", len(torch), 0),
-        Bar("page, s", statistics.median(spent["the page answers"]), PAGE_S),
+        Bar.of("page, s", spent["the page answers"], PAGE_S),
     ]
     rows = [(name, spread(own)) for name, own in spent.items()]
     said = f"fresh processes, files in the system's cache; {given.rounds} interleaved rounds"

@@ -24,7 +24,7 @@ def main() -> None:
     )
     against = {name: ratios(own, spent["lora"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
-    bars = [Bar(f"{name} ÷ LoRA", sorted(own)[len(own) // 2], LIMIT) for name, own in against.items() if name != "lora"]
+    bars = [Bar.of(f"{name} ÷ LoRA", own, LIMIT) for name, own in against.items() if name != "lora"]
     what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
     publish(Report(conditions(given, what, spent), ("method", "a step, s", "÷ LoRA"), rows, bars, raw=spent), given)
 

@@ -4,7 +4,6 @@ python -m benchmarks.bench_switching [--device cuda] [--base toybox] [--rounds 7
 """
 
 import itertools
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -46,11 +45,11 @@ def main() -> None:
         )
     rows = [(what, spread([1000 * s for s in own])) for what, own in spent.items()]
     loads = {
-        kind: statistics.median(ratios(spent[f"load {kind}, ours"], spent["load_lora_weights, diffusers"]))
+        kind: ratios(spent[f"load {kind}, ours"], spent["load_lora_weights, diffusers"])
         for kind in ("a LoRA", "an HRA")
     }
-    bars = [Bar("activate, ms", 1000 * statistics.median(spent["activate, ours"]), ACTIVATE_MS)]
-    bars += [Bar(f"load {kind} ÷ diffusers' load of a LoRA", value, LOAD) for kind, value in loads.items()]
+    bars = [Bar.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
+    bars += [Bar.of(f"load {kind} ÷ diffusers' load of a LoRA", own, LOAD) for kind, own in loads.items()]
     report = Report(
         conditions(given, f"rank {given.rank}, UNet's attention", spent), ("what", "ms"), rows, bars, raw=spent
     )

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,20 +42,33 @@ PEFT = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that a claim stands or falls by."""
+    """A figure that a claim stands or falls by. ``rounds``: what it is the median of; none if it is measured once."""
 
     what: str
     value: float
     limit: float
     at_least: bool = False
+    rounds: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, what: str, rounds: Sequence[float], limit: float, at_least: bool = False) -> "Bar":
+        """The median of the rounds against a limit."""
+        return cls(what, statistics.median(rounds), limit, at_least, rounds)
 
     @property
-    def met(self) -> bool:
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+    def verdict(self) -> str:
+        """Whether the figure keeps to its limit; too few rounds decide nothing."""
+        if 0 < len(self.rounds) < measure.ENOUGH:
+            return "undecided"
+        return "met" if (self.value >= self.limit if self.at_least else self.value <= self.limit) else "missed"
+
+    @property
+    def figure(self) -> str:
+        """The figure, and the least and the most of its rounds."""
+        return measure.spread(self.rounds) if len(self.rounds) > 1 else f"{self.value:.3g}"
 
     def __str__(self) -> str:
-        limit = f"{'≥' if self.at_least else '≤'} {self.limit:g}"
-        return f"{self.what} {self.value:.3g} ({'met' if self.met else 'missed'}: {limit})"
+        return f"{self.what} {self.figure}: {self.verdict}, {'≥' if self.at_least else '≤'} {self.limit:g}"
 
 
 @dataclass(frozen=True)

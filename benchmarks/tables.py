@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS, Bar
 from hra_diffusion.files import write_text
 from training.measure import markdown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-RESULTS = Path(__file__).resolve().parent / "results"
 START = "<!-- speed and memory: made by python -m benchmarks.tables from benchmarks/results -->"
 END = "<!-- end of speed and memory -->"
 NOT_MEASURED = "not measured"
+MARKS = {"met": "✓", "missed": "✗", "undecided": "?"}
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,8 @@ def _figures(result: dict[str, Any] | None) -> str:
     """The figures a claim stands by, each with whether its bar is met."""
     if result is None:
         return NOT_MEASURED
-    said = []
-    for bar in result["bars"]:
-        met = bar["value"] >= bar["limit"] if bar["at_least"] else bar["value"] <= bar["limit"]
-        said.append(f"{bar['what']} **{bar['value']:.3g}** {'✓' if met else '✗'}")
-    return "; ".join(said) or "see below; no bar"
+    bars = [Bar(**bar) for bar in result["bars"]]
+    return "; ".join(f"{bar.what} **{bar.figure}** {MARKS[bar.verdict]}" for bar in bars) or "see below; no bar"
 
 
 def _details(claim: Claim, result: dict[str, Any]) -> str:

@@ -25,10 +25,12 @@ def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, mo
     given = common.arguments(None, cpu={"side": 32, "base": "sd1"}, cuda={"side": 64})
     assert (given.side, given.base, given.rounds) == (8, "sd1", 5)
     bars = [common.Bar("a", 1.05, 1.1), common.Bar("b", 1.2, 1.1), common.Bar("c", 1.2, 1.1, at_least=True)]
+    bars += [common.Bar.of("d", [1.0, 3.0, 1.05], 1.1), common.Bar.of("e", [1.0, 1.0], 1.1)]
     common.publish(common.Report("said", ("method", "s"), [("hra", "1 (1 to 1)")], bars, ["a note"]), given)
     printed, said = capsys.readouterr().out, tables.section(tmp_path)
-    assert "a 1.05 (met: ≤ 1.1)" in printed and "b 1.2 (missed: ≤ 1.1)" in printed
+    assert "a 1.05: met, ≤ 1.1" in printed and "b 1.2: missed, ≤ 1.1" in printed
     assert "a **1.05** ✓; b **1.2** ✗; c **1.2** ✓" in said
+    assert "d **1.05 (1 to 3)** ✓; e **1 (1 to 1)** ?" in said, "two rounds decide nothing"
     for part in ("| hra | 1 (1 to 1) |", "python -m benchmarks.bench_step --side 8", "a note"):
         assert part in printed and part in said
     facts = json.loads((tmp_path / "bench_step.json").read_text())

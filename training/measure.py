@@ -25,20 +25,26 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 T = TypeVar("T")
+ENOUGH = 3
+"""Rounds below which a median is one machine's mood."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True, minutes: float = 60
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: bool = True,
+    minutes: float = 60,
+    least: int = ENOUGH,
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, one after another in every round; a round before them warms up and does not count.
 
-    No round begins after so many minutes, but one is always measured.
+    After so many minutes no round begins, but ``least`` are measured whatever they take (if ``rounds`` asks for them).
     """
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     start = time.perf_counter()
     for turn in range(-warm_up, rounds):
-        if turn > 0 and time.perf_counter() - start > 60 * minutes:
+        if turn >= least and time.perf_counter() - start > 60 * minutes:
             break
         for name, contestant in contestants.items():
             took = seconds(contestant)
