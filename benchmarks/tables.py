@@ -1,6 +1,7 @@
 """The README's section on speed and memory, made from the results: ``python -m benchmarks.tables`` writes it there."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,11 @@ def section(results: Path = RESULTS) -> str:
         for claim in CLAIMS
         for device in ("", "-cuda")
     }
-    rows = [
-        (
-            c.claim,
-            c.bar,
-            _figures(found[c.name, ""]),
-            _figures(found[c.name, "-cuda"]),
-            f"`python -m benchmarks.{c.name}`",
-        )
-        for c in CLAIMS
-    ]
+    rows = []
+    for claim in CLAIMS:
+        own = found[claim.name, ""], found[claim.name, "-cuda"]
+        commands = [result["command"] for result in own if result] or [f"python -m benchmarks.{claim.name}"]
+        rows.append((claim.claim, claim.bar, *map(_figures, own), "<br>".join(f"`{command}`" for command in commands)))
     parts = [START, markdown(("claim", "bar", "CPU", "GPU (`--device cuda`)", "command"), rows)]
     parts += [_details(claim, result) for claim in CLAIMS for d in ("", "-cuda") if (result := found[claim.name, d])]
     return "\n\n".join([*parts, END])
@@ -66,11 +62,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _figures(result: dict[str, Any] | None) -> str:
-    """The figures a claim stands by, each with whether its bar is met."""
+    """The figures a claim stands by, each with whether its bar is met; first of all if they are of another base."""
     if result is None:
         return NOT_MEASURED
     bars = [Bar(**bar) for bar in result["bars"]]
-    return "; ".join(f"{bar.what} **{bar.figure}** {MARKS[bar.verdict]}" for bar in bars) or "see below; no bar"
+    base = re.search(r"--(?:base|large)[ =](\S+)", result["command"])
+    said = "; ".join(f"{bar.what} **{bar.figure}** {MARKS[bar.verdict]}" for bar in bars) or "see below; no bar"
+    return f"on {base[1]}: {said}" if base else said
 
 
 def _details(claim: Claim, result: dict[str, Any]) -> str:

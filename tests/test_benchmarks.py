@@ -33,8 +33,19 @@ def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, mo
     assert "d **1.05 (1 to 3)** ✓; e **1 (1 to 1)** ?" in said, "two rounds decide nothing"
     for part in ("| hra | 1 (1 to 1) |", "python -m benchmarks.bench_step --side 8", "a note"):
         assert part in printed and part in said
+    assert said.count("`python -m benchmarks.bench_step --side 8") == 1, "the row tells how its figures were made"
+    assert "on toybox" not in said
     facts = json.loads((tmp_path / "bench_step.json").read_text())
     assert facts["machine"]["torch"] in said
+
+
+def test_figures_of_another_base_than_the_benchmarks_own_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/bench_floor.py", "--base", "toybox", "--output", str(tmp_path)])
+    given = common.arguments(None, cpu={"base": "sd1"}, cuda={})
+    common.publish(common.Report("said", ("step", "s"), [], [common.Bar("a", 1, 1.1)]), given)
+    assert "| on toybox: a **1** ✓ | not measured | `python -m benchmarks.bench_floor --base toybox" in tables.section(
+        tmp_path
+    )
 
 
 def test_the_readme_is_changed_between_its_marks_only():
