@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -98,12 +99,27 @@ def publish(report: Report, given: argparse.Namespace) -> None:
     """Print the table with the machine on top and write it as JSON, named after the benchmark and the device."""
     name, here = Path(sys.argv[0]).stem, measure.machine()
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
-    facts = {"command": command, "machine": here, **dataclasses.asdict(report)}
+    made_by = {"commit": made} if (made := commit()) else {}
+    facts = {"command": command, **made_by, "machine": here, **dataclasses.asdict(report)}
     print(f"{command}\n{', '.join(f'{key} {value}' for key, value in here.items())}\n{report.conditions}\n")
     print(measure.markdown(report.columns, report.rows))
     print("\n".join(["", *map(str, report.bars), *report.notes]))
     place = given.output / f"{name}{'-cuda' * (given.device == 'cuda')}.json"
     write_text(place, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def commit(folder: Path = Path(__file__).parent.parent) -> str:
+    """The checkout's commit, "-dirty" where its code is not that commit's (results may be); "" outside a checkout."""
+    git = ["git", "-C", str(folder)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return ""
+    if found.returncode:
+        return ""
+    code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
+    return found.stdout.strip() + ("-dirty" if changed else "")
 
 
 def conditions(given: argparse.Namespace, what: str, spent: Mapping[Any, Sequence[float]]) -> str:

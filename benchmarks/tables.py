@@ -73,10 +73,11 @@ def _figures(result: dict[str, Any] | None) -> str:
 
 def _details(claim: Claim, result: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    made_by = f" Commit {result['commit']}." if "commit" in result else ""
     table = markdown(result["columns"], result["rows"])
     notes = "".join(f"\n\n{note}" for note in result["notes"])
     head = f"<details><summary>{claim.claim}: <code>{result['command']}</code></summary>"
-    return f"{head}\n\n{result['conditions']}. {machine}.\n\n{table}{notes}\n\n</details>"
+    return f"{head}\n\n{result['conditions']}. {machine}.{made_by}\n\n{table}{notes}\n\n</details>"
 
 
 def replaced(readme: str, new: str) -> str:

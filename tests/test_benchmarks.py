@@ -1,6 +1,7 @@
 """The benchmarks' results as the README tells them: nothing that was not measured, nothing left out."""
 
 import json
+import subprocess
 import sys
 
 from conftest import ROOT
@@ -37,6 +38,29 @@ def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, mo
     assert "on toybox" not in said
     facts = json.loads((tmp_path / "bench_step.json").read_text())
     assert facts["machine"]["torch"] in said
+    assert f"Commit {facts['commit']}." in said if common.commit() else "commit" not in facts
+
+
+def test_the_commit_is_the_codes(tmp_path):
+    """Results written since, as by the benchmark before, do not make the code another."""
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+    assert common.commit(tmp_path) == ""
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    code, result = tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "a.json"
+    for file in (code, result):
+        file.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    made = common.commit(tmp_path)
+    result.write_text("2")
+    assert made and common.commit(tmp_path) == made
+    code.write_text("2")
+    assert common.commit(tmp_path) == f"{made}-dirty"
 
 
 def test_figures_of_another_base_than_the_benchmarks_own_say_so(tmp_path, monkeypatch):
