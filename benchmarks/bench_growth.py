@@ -1,10 +1,13 @@
-"""Growth: a training step against rank, adapters loaded, photos and resolution; its memory against rank and resolution.
+"""Growth: a training step and its memory against rank, adapters loaded, photos and resolution.
 
-python -m benchmarks.bench_growth [--device cuda] [--large sd1] [--rounds 2] [--small-rounds 7]
+    python -m benchmarks.bench_growth [--device cuda] [--large sd1] [--rounds 3] [--small-rounds 7]
+
+Rank may grow linearly what an adapter adds to the frozen UNet's own passes: the whole step would hide much more.
 """
 
 import argparse
 import dataclasses
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -26,69 +29,90 @@ from benchmarks.common import (
 from hra_diffusion import attachment
 from training.cache import Examples
 from training.loop import train_step
-from training.measure import apart, interleaved, ratios, spread, training_step, twin
+from training.measure import (
+    apart,
+    bare_pass,
+    forget_peak,
+    interleaved,
+    peak_memory,
+    ratios,
+    spread,
+    training_step,
+    twin,
+)
 
 RANKS, LOADED, PHOTOS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
 METHODS = ("lora", "hra")
 FLAT = 1.05
+ADAPTERS, STORED, FLOOR = "adapters loaded", "photos", ("the frozen UNet alone", 0)
 Contestants = dict[tuple[str, int], Callable[[], object]]
+Spent = dict[tuple[str, int], list[float]]
+Peaks = dict[tuple[str, int], tuple[float, float]]
 
 
 def main() -> None:
     given = arguments(
         __doc__,
-        {"rounds": 2, "small_rounds": 7},
+        {"rounds": 3, "small_rounds": 7},
         {"rounds": 10, "small_rounds": 20},
         large="sd1",
         side=32,
     )
     small = load_pipe("toybox", given.device, given.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        groups = [
-            interleaved(by_loaded(small.unet), given.small_rounds, minutes=given.minutes),
-            interleaved(by_photos(small, given, Path(folder)), given.small_rounds, minutes=given.minutes),
-        ]
+        spent = interleaved(by_loaded(small.unet, LOADED), given.small_rounds, minutes=given.minutes)
+        spent |= interleaved(by_photos(small, given, Path(folder), PHOTOS), given.small_rounds, minutes=given.minutes)
     unet = load_unet(given.large, given.device, given.dtype)
-    groups += [
-        interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes),
-        interleaved(by_side(unet), given.rounds, minutes=given.minutes),
-    ]
+    spent |= interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes)
+    spent |= interleaved(by_side(unet), given.rounds, minutes=given.minutes)
     del unet
     peaks = memories(given)
-    rows, bars = [], []
-    for group in groups:
-        for kind in dict.fromkeys(kind for kind, _ in group):
-            own = {value: group[kind, value] for one, value in group if one == kind}
-            rows += lines(kind, own, peaks)
-            first, last = min(own), max(own)
-            growth, grown = statistics.median(ratios(own[last], own[first])), last / first
-            limit = grown if "rank" in kind else FLAT
-            if "latents" not in kind:
-                bars.append(Bar(f"{kind}, {last} ÷ {first}", growth, limit))
-    columns = ("against", "value", "a step, s", "÷ the first", "", "memory beyond the base, GiB")
-    said = (f"a step at batch 1, {given.dtype}, {given.device}; adapters and photos on toybox, {given.small_rounds} "
-            f"interleaved rounds; rank and latents on {given.large} (random weights), {given.rounds}")  # fmt: skip
-    raw = {f"{kind} {value}": own for group in groups for (kind, value), own in group.items()}
+    kinds = dict.fromkeys(kind for kind, _ in spent)
+    rows = [line for kind in kinds for line in lines(kind, spent, peaks)]
+    bars = [linear(spent, f"{method}, rank") for method in METHODS]
+    bars += [bar for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for bar in flat(spent, peaks, kind, counts)]
+    columns = ("against", "value", "rounds", "a step, s", "÷ the first", "", "memory beyond the base, GiB")
+    said = (f"a step at batch 1, {given.dtype}, {given.device}, in interleaved rounds; adapters and photos on toybox, "
+            f"rank and latents on {given.large} (random weights)")  # fmt: skip
+    raw = {f"{kind} {value}": own for (kind, value), own in spent.items()}
     publish(Report(said, columns, rows, bars, raw=raw), given)
 
 
-def lines(kind: str, own: dict[int, list[float]], peaks: dict[tuple[str, int], float]) -> Iterable[tuple[object, ...]]:
+def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]:
     """The rows of one thing that grows."""
+    own = {value: values for (one, value), values in spent.items() if one == kind}
     first = own[min(own)]
     largest = max(statistics.median(values) for values in own.values())
     for value, values in own.items():
         drawn = "█" * max(1, round(12 * statistics.median(values) / largest))
-        memory = f"{peaks[kind, value]:.2f}" if (kind, value) in peaks else ""
-        yield kind, value, spread(values), spread(ratios(values, first), ".2f"), drawn, memory
+        memory = f"{peaks[kind, value][1]:.2f}" if (kind, value) in peaks else ""
+        yield kind, value, len(values), spread(values), spread(ratios(values, first), ".2f"), drawn, memory
+
+
+def linear(spent: Spent, kind: str) -> Bar:
+    """Growth of what an adapter adds to the floor; without end where the least rank adds nothing that shows."""
+    first, last = RANKS[0], RANKS[-1]
+    rounds = zip(spent[FLOOR], spent[kind, first], spent[kind, last], strict=True)
+    growth = [(large - floor) / (small - floor) if small > floor else math.inf for floor, small, large in rounds]
+    return Bar.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
+
+
+def flat(spent: Spent, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iterable[Bar]:
+    """Time and memory with the most of something against those with the least."""
+    first, last = (kind, counts[0]), (kind, counts[-1])
+    said = f"{kind}, {counts[-1]} ÷ {counts[0]}"
+    yield Bar.of(f"{said}, time", ratios(spent[last], spent[first]), FLAT)
+    yield Bar(f"{said}, peak memory", peaks[last][0] / peaks[first][0], FLAT)
 
 
 def by_rank(unet: Any, side: int) -> Contestants:
-    """Rank, for a low-rank method and for one of reflections."""
-    return {
+    """Rank, for a low-rank method and for one of reflections; and the floor that both stand on."""
+    steps: Contestants = {
         (f"{method}, rank", rank): training_step(*adapted(unet, method, rank), 1, side)
         for method in METHODS
         for rank in RANKS
     }
+    return {FLOOR: bare_pass(twin(unet), 1, side)} | steps
 
 
 def by_side(unet: Any) -> Contestants:
@@ -96,19 +120,19 @@ def by_side(unet: Any) -> Contestants:
     return {("hra, side of latents", side): training_step(*adapted(unet, "hra", 8), 1, side) for side in SIDES}
 
 
-def by_loaded(unet: Any) -> Contestants:
+def by_loaded(unet: Any, counts: Iterable[int]) -> Contestants:
     """Adapters on the model of which one learns."""
     made: Contestants = {}
-    for count in LOADED:
+    for count in counts:
         model = twin(unet)
         for number in range(count):
             attachment.attach(model, "hra", {"rank": 8}, name=f"adapter {number}")
         parameters = attachment.adapter_parameters(model, f"adapter {count - 1}").values()
-        made["adapters loaded", count] = training_step(model, parameters, 1)
+        made[ADAPTERS, count] = training_step(model, parameters, 1)
     return made
 
 
-def by_photos(pipe: Any, given: argparse.Namespace, folder: Path) -> Contestants:
+def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterable[int]) -> Contestants:
     """Photos in the cache, for the trainer's own step."""
     config = train_config(given, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
@@ -117,8 +141,8 @@ def by_photos(pipe: Any, given: argparse.Namespace, folder: Path) -> Contestants
         session.photos = photos
         train_step(session, config.learning_rate)
 
-    cached = {count: repeated(session.photos, count) for count in PHOTOS}
-    return {("photos", count): lambda examples=examples: step(examples) for count, examples in cached.items()}
+    cached = {count: repeated(session.photos, count) for count in counts}
+    return {(STORED, count): lambda examples=examples: step(examples) for count, examples in cached.items()}
 
 
 def repeated(examples: Examples, count: int) -> Examples:
@@ -128,14 +152,29 @@ def repeated(examples: Examples, count: int) -> Examples:
     return dataclasses.replace(examples, mean=examples.mean[picks], std=examples.std[picks], text=text)
 
 
-def memories(given: argparse.Namespace) -> dict[tuple[str, int], float]:
-    """Peaks beyond the loaded base, each from a process of its own: the ends of rank, and every resolution."""
+def memories(given: argparse.Namespace) -> Peaks:
+    """Peaks, whole and beyond the loaded base, each from a process of its own: of the ends, and of every resolution."""
     shared = given.large, given.device, given.dtype
     wanted = {
         (f"{method}, rank", rank): (method, rank, 1, given.side) for method in METHODS for rank in (RANKS[0], RANKS[-1])
     }
     wanted |= {("hra, side of latents", side): ("hra", 8, 1, side) for side in SIDES}
-    return {what: apart(memory_of_a_step, *shared, *case)[1] for what, case in wanted.items()}
+    found = {what: apart(memory_of_a_step, *shared, *case) for what, case in wanted.items()}
+    ends = [(kind, counts[end]) for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for end in (0, -1)]
+    return found | {end: apart(memory_with, given, *end) for end in ends}
+
+
+def memory_with(given: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:
+    """Peak of a process whose steps on toybox have so many adapters or photos, in GiB, whole and beyond the base."""
+    pipe = load_pipe("toybox", given.device, given.dtype)
+    held = forget_peak(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        made = by_loaded(pipe.unet, [count]) if kind == ADAPTERS else by_photos(pipe, given, Path(folder), [count])
+        forget_peak(given.device)  # encoding photos is another phase, and takes more than a step
+        for _ in range(2):  # the optimiser's state is there after the first
+            made[kind, count]()
+    peak = peak_memory(given.device)
+    return peak / 2**30, (peak - held) / 2**30
 
 
 if __name__ == "__main__":
