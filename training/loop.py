@@ -289,10 +289,12 @@ def draw_samples(session: Session) -> None:
 def score_samples(session: Session) -> None:
     """Say how like the photos and the prompts each round's pictures are, and which checkpoint looks best.
 
-    Without a CLIP model at hand nothing is said: none is downloaded for it.
+    Without a CLIP model at hand nothing is said: none is downloaded for it, nor loaded where no pictures are.
     """
     config, run = session.config, session.run
     rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint(step).is_dir()}
+    if not rounds:
+        return
     try:
         clip = Clip(source_for(config.base), at_hand=True)
     except UserError:

@@ -36,17 +36,20 @@ def interleaved(
     warm_up: bool = True,
     minutes: float = 60,
     least: int = ENOUGH,
+    alternate: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, one after another in every round; a round before them warms up and does not count.
 
     After so many minutes no round begins, but ``least`` are measured whatever they take (if ``rounds`` asks for them).
+    ``alternate``: every other round goes the other way round.
     """
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     start = time.perf_counter()
     for turn in range(-warm_up, rounds):
         if turn >= least and time.perf_counter() - start > 60 * minutes:
             break
-        for name, contestant in contestants.items():
+        order = list(contestants.items())
+        for name, contestant in reversed(order) if alternate and turn % 2 else order:
             took = seconds(contestant)
             if turn >= 0:
                 spent[name].append(took)

@@ -210,6 +210,13 @@ def test_bfloat16_and_gradient_checkpointing(settings, tmp_path):
     assert weights(adapter).isfinite().all()
 
 
+def test_without_sample_pictures_nothing_is_loaded_to_score_them(settings, tmp_path):
+    heard = []
+    train(settings(base="toybox", sample_prompts=[], prior_weight=0, train_text_encoder=False, steps=1, batch_size=1),
+          tmp_path, [heard.append])  # fmt: skip
+    assert "scores" not in [event.name for event in heard if isinstance(event, Phase)]
+
+
 def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
     """A listener stands in for the device: it raises what a full one does. The result is that of a lighter run."""
     heard = []

@@ -16,6 +16,13 @@ def test_contestants_take_turns_and_the_first_round_does_not_count():
     assert measure.spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
 
 
+def test_contestants_take_turns_in_being_first():
+    turns: list[str] = []
+    contestants = {name: lambda n=name: turns.append(n) for name in "ab"}
+    measure.interleaved(contestants, rounds=3, warm_up=False, alternate=True)
+    assert "".join(turns) == "abbaab"
+
+
 def test_three_rounds_are_measured_even_when_time_is_up():
     assert [len(measure.interleaved({"a": int}, rounds, minutes=0)["a"]) for rounds in (1, 9)] == [1, 3]
 
