@@ -47,10 +47,10 @@ def main() -> None:
         pipe = load_pipe("sd1", given.device, given.dtype)
         parts += [large_steps(given, method, pipe) for method in METHODS]
     rows, bars = [row for part in parts for row in part[0]], [bar for part in parts for bar in part[1]]
-    columns = ("run", "ours, s", "plain diffusers + PEFT, s", "plain ÷ ours", "losses apart, relative")
+    columns = ("run", "rounds", "ours, s", "plain diffusers + PEFT, s", "plain ÷ ours", "losses apart, relative")
     said = (
-        f"rank {given.rank}, {given.dtype}, {given.device}; toybox 128 px, {given.rounds} rounds of whole runs; "
-        f"SD 1.5 (random weights) {given.resolution} px, batch 1, {given.large_rounds} interleaved steps"
+        f"rank {given.rank}, {given.dtype}, {given.device}; toybox 128 px, whole runs in turn; "
+        f"SD 1.5 (random weights) {given.resolution} px, batch 1, interleaved steps"
     )
     raw = {name: values for part in parts for name, values in part[2].items()}
     publish(Report(said, columns, rows, bars, raw=raw), given)
@@ -77,7 +77,7 @@ def whole_runs(given: argparse.Namespace, method: str) -> Found:
     faster = ratios(spent["plain"], spent["ours"])
     apart = max(abs(a - b) / b for a, b in zip(losses["ours"], losses["plain"], strict=True))
     name = f"toybox, {method}, {given.steps} steps of 8"
-    rows = [(name, spread(spent["ours"]), spread(spent["plain"]), spread(faster, ".2f"), f"{apart:.1e}")]
+    rows = [(name, len(faster), spread(spent["ours"]), spread(spent["plain"]), spread(faster, ".2f"), f"{apart:.1e}")]
     bars = [
         Bar.of(f"toybox, {METHODS[method]} plain ÷ ours", faster, FASTER, at_least=True),
         Bar(f"toybox, {method}, losses apart", apart, SAME_LOSS),
@@ -102,9 +102,10 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
     whole["plain"] = count * statistics.median(spent["plain"])
     faster = [count * plain / (caching + count * ours) for ours, plain in zip(*spent.values(), strict=True)]
     name = f"SD 1.5, {method}, "
+    a_step = ratios(spent["plain"], spent["ours"])
     rows = [
-        (name + "a step", *map(spread, spent.values()), spread(ratios(spent["plain"], spent["ours"]), ".2f"), ""),
-        (f"{name}{count} steps, computed; ours caches for {caching:.0f} s first", f"{whole['ours']:.0f}",
+        (name + "a step", len(a_step), *map(spread, spent.values()), spread(a_step, ".2f"), ""),
+        (f"{name}{count} steps, computed; ours caches for {caching:.0f} s first", "", f"{whole['ours']:.0f}",
          f"{whole['plain']:.0f}", spread(faster, ".2f"), ""),
     ]  # fmt: skip
     bars = [Bar.of(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]

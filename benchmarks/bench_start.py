@@ -38,7 +38,7 @@ def main() -> None:
         Bar.of("page, s", spent["the page answers"], PAGE_S),
     ]
     rows = [(name, spread(own)) for name, own in spent.items()]
-    said = f"fresh processes, files in the system's cache; {given.rounds} interleaved rounds"
+    said = f"fresh processes, files in the system's cache; {len(spent['python alone'])} interleaved rounds"
     publish(Report(said, ("what", "s"), rows, bars, raw=spent), given)
 
 
