@@ -1,6 +1,9 @@
 """Switching: activate another adapter that is on the pipeline, and load one from disk, against diffusers' own ways.
 
-python -m benchmarks.bench_switching [--device cuda] [--base toybox] [--rounds 7]
+    python -m benchmarks.bench_switching [--device cuda] [--base toybox] [--rounds 7]
+
+A base's weights are read to check a file against them when the first one is loaded, and what was found is kept: the
+first load has a row of its own.
 """
 
 import itertools
@@ -8,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
-from hra_diffusion import interop, pipeline
+from hra_diffusion import interop, layer, pipeline
 from training.measure import interleaved, ratios, spread, twin
 
 ACTIVATE_MS, LOAD = 10, 0.5
@@ -26,11 +29,18 @@ def main() -> None:
             plain = interop.export(ours, name, "diffusers", Path(folder) / f"{name}-plain.safetensors").path
             theirs.load_lora_weights(str(plain), adapter_name=name)
             files[f"{name} plain"] = plain
+
+        def first_load() -> None:
+            layer._probes.clear()
+            pipeline.load(ours, files[names[0]], "new")
+
         turns, their_turns = itertools.cycle(names[:2]), itertools.cycle(names[:2])
         spent = interleaved(
             {
                 "activate, ours": lambda: pipeline.activate(ours, {next(turns): 1.0}),
                 "set_adapters, diffusers": lambda: theirs.set_adapters(next(their_turns)),
+                "first load of a LoRA, ours": first_load,
+                "take the first off, ours": lambda: pipeline.unload(ours, "new"),
                 "load a LoRA, ours": lambda: pipeline.load(ours, files[names[0]], "new"),
                 "take it off, ours": lambda: pipeline.unload(ours, "new"),
                 "load an HRA, ours": lambda: pipeline.load(ours, files[names[2]], "new"),
@@ -45,11 +55,11 @@ def main() -> None:
         )
     rows = [(what, spread([1000 * s for s in own])) for what, own in spent.items()]
     loads = {
-        kind: ratios(spent[f"load {kind}, ours"], spent["load_lora_weights, diffusers"])
-        for kind in ("a LoRA", "an HRA")
+        way: ratios(spent[f"{way}, ours"], spent["load_lora_weights, diffusers"])
+        for way in ("first load of a LoRA", "load a LoRA", "load an HRA")
     }
     bars = [Bar.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
-    bars += [Bar.of(f"load {kind} ÷ diffusers' load of a LoRA", own, LOAD) for kind, own in loads.items()]
+    bars += [Bar.of(f"{way} ÷ diffusers' load of a LoRA", own, LOAD) for way, own in loads.items()]
     report = Report(
         conditions(given, f"rank {given.rank}, UNet's attention", spent), ("what", "ms"), rows, bars, raw=spent
     )
