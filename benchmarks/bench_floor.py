@@ -38,8 +38,8 @@ def main() -> None:
     contestants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
     with tempfile.TemporaryDirectory() as folder:
         pixels = given.side * pipe.vae_scale_factor
-        config = train_config(given, method="hra", options={"rank": given.rank}, resolution=pixels, flip=False,
-                              batch_size=given.batch_size, steps=1000)  # fmt: skip
+        config = train_config(given, method="hra", options={"rank": given.rank}, base=given.base, resolution=pixels,
+                              flip=False, batch_size=given.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
         contestants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
         spent = interleaved(contestants, given.rounds, minutes=given.minutes)

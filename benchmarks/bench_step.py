@@ -1,11 +1,14 @@
 """Orthogonal methods at LoRA's price: one optimiser step with each method, as a part of LoRA's.
 
-python -m benchmarks.bench_step [--device cuda] [--base toybox] [--side 32] [--batch-size 1] [--rounds 5]
+    python -m benchmarks.bench_step [--device cuda] [--base toybox] [--side 32] [--batch-size 1] [--rounds 5]
+
+HRA also with the regulariser that Stable Diffusion's presets give it.
 """
 
-from benchmarks.common import Bar, Report, arguments, conditions, load_unet, publish, steps
+from benchmarks.common import Bar, Report, arguments, conditions, load_unet, publish, step, steps
 from hra_diffusion import registry
 from training.measure import interleaved, ratios, spread
+from training.presets import defaults
 
 LIMIT = 1.10
 
@@ -19,9 +22,11 @@ def main() -> None:
         rank=8,
     )
     unet = load_unet(given.base, given.device, given.dtype)
-    spent = interleaved(
-        steps(unet, registry.names(), given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
-    )
+    shape = given.rank, given.batch_size, given.side
+    preset = {"orthogonality": defaults("sd1", "hra", "balanced")["options"]["orthogonality"]}
+    contestants = steps(unet, registry.names(), *shape)
+    contestants[f"hra, λ {preset['orthogonality']:g}"] = step(unet, "hra", *shape, **preset)
+    spent = interleaved(contestants, given.rounds, minutes=given.minutes)
     against = {name: ratios(own, spent["lora"]) for name, own in spent.items()}
     rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
     bars = [Bar.of(f"{name} ÷ LoRA", own, LIMIT) for name, own in against.items() if name != "lora"]

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,11 @@ def _random(architecture: Architecture, build: str, device: str, dtype: str) -> 
     return [part.to(device).eval() for part in made] if isinstance(made, list) else made.to(device).eval()
 
 
-def adapted(unet: nn.Module, method: str, rank: int) -> tuple[Any, list[nn.Parameter]]:
+def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[Any, list[nn.Parameter]]:
     """A twin of the UNet with an adapter on its attention, ours ("hra") or PEFT's ("PEFT HRA"); and its parameters."""
     model = measure.twin(unet)
     if method in registry.names():
-        attachment.attach(model, method, {"rank": rank})
+        attachment.attach(model, method, {"rank": rank} | options)
         return model, list(attachment.adapter_parameters(model, "default").values())
     model.requires_grad_(False)
     with warnings.catch_warnings(action="ignore"):  # BOFT's fast kernel wants a compiler
@@ -174,9 +175,17 @@ def adapted(unet: nn.Module, method: str, rank: int) -> tuple[Any, list[nn.Param
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def step(unet: Any, method: str, rank: int, batch_size: int, side: int, **options: Any) -> Callable[[], None]:
+    """One optimiser step of a method, its regulariser included, on its own twin of the UNet."""
+    model, parameters = adapted(unet, method, rank, **options)
+    if method not in registry.names():
+        return measure.training_step(model, parameters, batch_size, side)
+    return measure.training_step(model, parameters, batch_size, side, partial(attachment.penalty, model, "default"))
+
+
 def steps(unet: Any, methods: Sequence[str], rank: int, batch_size: int, side: int) -> dict[str, Callable[[], None]]:
-    """A contestant a method: one optimiser step on its own twin of the UNet."""
-    return {method: measure.training_step(*adapted(unet, method, rank), batch_size, side) for method in methods}
+    """A contestant a method."""
+    return {method: step(unet, method, rank, batch_size, side) for method in methods}
 
 
 def memory_of_a_step(

@@ -1,9 +1,11 @@
 """The benchmarks' results as the README tells them: nothing that was not measured, nothing left out."""
 
+import importlib
 import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from benchmarks import common, tables
@@ -13,6 +15,14 @@ def test_every_benchmark_has_its_claim_in_the_readme():
     files = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == {claim.name for claim in tables.CLAIMS}
     assert tables.section() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [claim.name for claim in tables.CLAIMS])
+def test_every_benchmark_says_how_it_is_used(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out
 
 
 def test_without_results_nothing_is_claimed(tmp_path):

@@ -81,11 +81,15 @@ def twin(model: nn.Module) -> Any:
 
 
 def training_step(
-    unet: Any, parameters: Iterable[nn.Parameter], batch_size: int, side: int | None = None
+    unet: Any,
+    parameters: Iterable[nn.Parameter],
+    batch_size: int,
+    side: int | None = None,
+    penalty: Callable[[], Tensor | None] = lambda: None,
 ) -> Callable[[], None]:
     """One optimiser step on fixed inputs, as the trainer makes it: forward, loss, backward, clipping, AdamW.
 
-    ``side``: of the latents; the base's own by default.
+    ``side``: of the latents; the base's own by default. ``penalty``: the method's regulariser (attachment.penalty).
     """
     inputs, more = unet_inputs(unet, batch_size, side)
     noise, parameters = torch.randn_like(inputs[0]), list(parameters)
@@ -93,6 +97,8 @@ def training_step(
 
     def step() -> None:
         loss = F.mse_loss(unet(*inputs, **more).sample.float(), noise.float())
+        if (more_loss := penalty()) is not None:
+            loss = loss + more_loss.to(loss.device)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -47,6 +47,18 @@ def test_a_step_moves_the_adapter_and_nothing_else():
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
 
 
+def test_a_step_pays_for_the_methods_regulariser():
+    unet, moved = tiny_unet(), []
+    for strength in (0.0, 1.0):
+        twin = measure.twin(unet)
+        attachment.attach(twin, "hra", {"rank": 4, "orthogonality": strength})
+        parameters = attachment.adapter_parameters(twin, "default").values()
+        torch.manual_seed(0)
+        measure.training_step(twin, parameters, 1, penalty=lambda model=twin: attachment.penalty(model, "default"))()
+        moved.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert not torch.equal(*moved)
+
+
 def test_the_floor_goes_back_through_the_activations_alone():
     """As deep as a step with adapters does: as many backward products of the activations, none of the weights."""
 
