@@ -128,7 +128,7 @@ def _short(config: TrainConfig, folder: Path) -> TrainConfig:
     for number in range(PICTURES):
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((512, 512)).save(pictures / f"{number}.png")
-    changes = {"name": "calibration", "photos": [str(pictures)], "boxes": {}, "steps": STEPS, "class_images": 4,
+    changes = {"name": "calibration", "photos": [str(pictures)], "boxes": {}, "steps": STEPS, "class_images": 1,
                "checkpoint_every": STEPS, "sample_every": 0, "warmup_steps": 0}  # fmt: skip
     return configs.parse(config.model_dump(mode="json") | changes)
 

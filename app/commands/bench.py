@@ -1,10 +1,15 @@
 """hra-diffusion bench: what learning and drawing cost on this machine. The page's predictions use what it finds."""
 
 import argparse
+import functools
 import statistics
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import Timeout
 
 from app.commands.common import OUTPUTS, add_base, load_base, say
 from hra_diffusion import attachment, registry
@@ -13,9 +18,11 @@ from hra_diffusion.generation import Request, Settings, draw
 from hra_diffusion.pipeline import TOYBOX
 from training import calibration, measure
 from training import config as configs
+from training.calibration import Calibration
 from training.config import TrainConfig
+from training.jobs import held
 
-PHOTOS = 5
+PHOTOS, MINUTES = 5, 1
 FLOOR, PICTURE = "base alone", "a picture"
 
 
@@ -28,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     chosen = {method: config(method, arguments) for method in arguments.method}
-    plans = {method: plan(one, arguments.output) for method, one in chosen.items()}  # first: each has the machine alone
-    spent = time_steps(chosen, arguments)
-    picture, floor = statistics.median(spent.pop(PICTURE)), statistics.median(spent.pop(FLOOR))
-    rows = [facts(method, own, floor, plans[method], chosen[method]) for method, own in spent.items()]
+    plans = {method: plan(one, arguments) for method, one in chosen.items()}  # first: each has the machine alone
+    spent = time_steps(chosen, [method for method in chosen if not plans[method].error], arguments)
+    picture, floor = statistics.median(spent[PICTURE]), statistics.median(spent[FLOOR])
+    rows = [facts(method, spent.get(method, []), floor, plans[method], one) for method, one in chosen.items()]
     machine = measure.machine()
     found = {"base": arguments.base, "machine": machine, "seconds_of_the_base_alone": round(floor, 4),
              "seconds_of_a_picture": round(picture, 3), "methods": rows}  # fmt: skip
@@ -46,38 +53,52 @@ def config(method: str, arguments: argparse.Namespace) -> TrainConfig:
                           "device": arguments.device, "dtype": arguments.dtype})  # fmt: skip
 
 
-def plan(one: TrainConfig, output: Path) -> calibration.Calibration:
+def plan(one: TrainConfig, arguments: argparse.Namespace) -> Calibration:
     """A few steps of the very run in a process of its own, kept where the page looks for it."""
-    key, folder = calibration.costs(one), make_folder(output / ".queue" / "calibrations")
+    key, folder = calibration.costs(one), make_folder(arguments.output / ".queue" / "calibrations")
     configs.write(one, folder / f"{key}.yaml")
-    measure.apart(calibration.main, output, key)
-    return calibration.known(output, one) or calibration.Calibration()
+    wait_for(folder / ".lock", arguments.quiet)
+    try:
+        measure.apart(calibration.main, arguments.output, key)
+    except (RuntimeError, Timeout) as error:  # one method's: as when the system ends its process for want of memory
+        return Calibration(error=f"could not be measured: {error}")
+    return calibration.known(arguments.output, one) or Calibration(error="was not measured")
 
 
-def time_steps(chosen: dict[str, TrainConfig], arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of an optimiser step with each method, of the base's own passes and of a picture, in turn."""
+def wait_for(lock: Path, quiet: bool) -> None:
+    """Until no other measurement goes on, as the page's: they would slow each other."""
+    if held(lock) and not quiet:
+        print(f"waiting for another measurement in {lock.parent} to end", file=sys.stderr)
+    while held(lock):
+        time.sleep(1)
+
+
+def time_steps(
+    chosen: dict[str, TrainConfig], able: list[str], arguments: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Seconds of an optimiser step with each method that can learn, of the base's own passes and of a picture."""
     pipe = load_base(arguments)
     contestants: dict[str, Callable[[], object]] = {
         FLOOR: measure.bare_pass(measure.twin(pipe.unet), next(iter(chosen.values())).batch_size)
     }
-    for method, one in chosen.items():
-        unet = measure.twin(pipe.unet)
+    for method in able:
+        one, unet = chosen[method], measure.twin(pipe.unet)
         attachment.attach(unet, method, one.options)
         parameters = attachment.adapter_parameters(unet, "default").values()
-        contestants[method] = measure.training_step(unet, parameters, one.batch_size)
+        penalty = functools.partial(attachment.penalty, unet, "default")
+        contestants[method] = measure.training_step(unet, parameters, one.batch_size, penalty=penalty)
     contestants[PICTURE] = lambda: draw(pipe, [Request("a photo of a thing", 0)], Settings())
-    return measure.interleaved(contestants, arguments.rounds)
+    return measure.interleaved(contestants, arguments.rounds, minutes=MINUTES, least=1)
 
 
-def facts(
-    method: str, spent: list[float], floor: float, planned: calibration.Calibration, one: TrainConfig
-) -> dict[str, Any]:
-    """What was found for a method, as plain values."""
+def facts(method: str, spent: list[float], floor: float, planned: Calibration, one: TrainConfig) -> dict[str, Any]:
+    """What was found for a method, as plain values; no seconds for one that can't learn here."""
+    step = statistics.median(spent) if spent else None
     return {
         "method": method,
-        "step_seconds": round(statistics.median(spent), 4),
+        "step_seconds": step and round(step, 4),
         "step_seconds_of_all_rounds": [round(seconds, 4) for seconds in spent],
-        "of_the_base_alone": round(statistics.median(spent) / floor, 3),
+        "of_the_base_alone": step and round(step / floor, 3),
         "peak_memory_bytes": planned.memory,
         "preset": one.preset,
         "steps": one.steps,
@@ -91,8 +112,8 @@ def text(found: dict[str, Any]) -> str:
     rows = [
         (
             row["method"],
-            measure.spread(row["step_seconds_of_all_rounds"]),
-            f"{row['of_the_base_alone']:.2f}",
+            "" if row["error"] else measure.spread(row["step_seconds_of_all_rounds"]),
+            "" if row["error"] else f"{row['of_the_base_alone']:.2f}",
             row["error"] or f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
             "" if row["error"] else f"{row['run_seconds'] / 60:.1f} min",
         )

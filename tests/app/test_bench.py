@@ -2,6 +2,10 @@
 
 import argparse
 import json
+from threading import Timer
+
+from conftest import tiny_pipe, tiny_text_encoder
+from filelock import FileLock
 
 from app.cli import main
 from app.commands import bench
@@ -31,3 +35,24 @@ def test_a_table_in_json_that_predictions_use(base_folder, tmp_path, capsys):
     kept = calibration.known(tmp_path, bench.config("hra", arguments))
     assert kept is not None and row["peak_memory_bytes"] == kept.memory
     assert "| hra |" in bench.text(found) and found["machine"]["torch"] in bench.text(found)
+
+
+def test_a_method_that_the_base_cannot_hold_does_not_cost_the_others(tmp_path, capsys):
+    narrow = tiny_pipe(cross_attention_dim=4)
+    narrow.register_modules(text_encoder=tiny_text_encoder(hidden_size=4))
+    narrow.save_pretrained(tmp_path / "narrow")
+    given = ["--base", str(tmp_path / "narrow"), "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)]
+    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    hra, lora = found["methods"]
+    assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None
+    assert not lora["error"] and lora["step_seconds"] > 0
+    assert "rank 8 is too large" in bench.text(found)
+
+
+def test_it_waits_for_the_pages_own_measurement(tmp_path, capsys):
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    Timer(0.5, lock.release).start()
+    bench.wait_for(tmp_path / ".lock", quiet=False)
+    assert "waiting for another measurement" in capsys.readouterr().err and not lock.is_locked
