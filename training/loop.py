@@ -92,7 +92,7 @@ def train(
     """
     run, accelerator = Run(output / config.name), make_accelerator(config)
     if run.checkpoints():
-        config = fit.as_chosen(config, run.config)
+        config = memory.as_lightened(fit.as_chosen(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter

@@ -10,6 +10,8 @@ from training.events import Notice
 from training.fit import changes
 from training.session import Session, TrainingError, checkpoint_gradients
 
+GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
+
 
 def lighter(config: TrainConfig) -> TrainConfig | None:
     """The run with less memory for more time, the result being the same but for rounding.
@@ -24,9 +26,19 @@ def lighter(config: TrainConfig) -> TrainConfig | None:
     return config.model_copy(update=changes) if changes else None
 
 
+def as_lightened(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """A resumed run with what ``before``, its own configuration, gave up when memory ran out, once or several times."""
+    after: TrainConfig | None = config
+    while after := lighter(after):
+        if all(getattr(after, name) == getattr(before, name) for name in GIVEN_UP):
+            return after
+    return config
+
+
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether the device's memory, or the computer's, did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error).lower()  # on Macs it is a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def step_down(session: Session, error: RuntimeError) -> None:
@@ -46,7 +58,8 @@ def step_down(session: Session, error: RuntimeError) -> None:
     accelerator = session.accelerator
     accelerator.gradient_accumulation_steps = after.gradient_accumulation
     accelerator.step = 0  # it may have stopped within a batch
-    session.optimizer.zero_grad()
+    for parameter in session.parameters.values():  # the prepared optimiser clears nothing within an accumulation
+        parameter.grad = None
     checkpoint_gradients(session.pipe)
     if accelerator.is_main_process:
         configs.write(after, session.run.folder / "config.yaml")

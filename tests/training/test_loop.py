@@ -236,6 +236,37 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
     assert weights(adapter).isfinite().all() and find(tmp_path / "a", "Rex").config.batch_size == 1
 
 
+def test_a_run_that_stepped_down_resumes_with_the_same_settings(settings, tmp_path):
+    def full_device(event):
+        if isinstance(event, Checkpoint) and event.step == 2:
+            raise RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)")
+
+    config = settings(sample_every=0)
+    whole = train(config, tmp_path / "whole", [full_device])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", [full_device, StopAfter(3)])
+    assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), weights(whole))
+    with pytest.raises(RunError, match="started with another batch_size"):
+        train(settings(sample_every=0, batch_size=8), tmp_path / "whole", resume=True)
+
+
+def test_out_of_memory_within_an_accumulation_leaves_no_gradients_behind(settings, tmp_path):
+    """The second batch of three does not fit: what the first left must not count twice."""
+    changes = {"sample_prompts": [], "prior_weight": 0, "train_text_encoder": False}
+    passes, pipe = [], tiny_pipe()
+
+    def full_device(*_):
+        passes.extend([torch.is_grad_enabled()])
+        if sum(passes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = pipe.unet.register_forward_pre_hook(full_device)
+    stepped_down = train(settings(**changes, gradient_accumulation=3), tmp_path / "a", pipe=pipe)
+    hook.remove()
+    lean = settings(**changes, batch_size=1, gradient_accumulation=6, gradient_checkpointing=True)
+    assert torch.equal(weights(stepped_down), weights(train(lean, tmp_path / "b", pipe=tiny_pipe())))
+
+
 def test_out_of_memory_with_nothing_left_gives_advice(settings, tmp_path):
     def full_device(event):
         if isinstance(event, Step):
