@@ -93,6 +93,11 @@ def quantise(model: nn.Module, kind: str) -> None:
         layer.__class__ = _quantised(type(layer))
 
 
+def storage(model: nn.Module) -> str:
+    """How the model's weights are stored: "full", "int8" or "nf4"."""
+    return next((layer.kind for layer in model.modules() if isinstance(layer, Quantised)), "full")
+
+
 def pack(matrix: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Codes and scales (float32) of a weight (d_out, d_in): a byte each in rows, or half a byte in blocks."""
     if kind == "int8":

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 import hra_diffusion
 from hra_diffusion import adapter_file, registry
+from hra_diffusion.quantised import quantise
 from training import config as configs
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train
+from training.prior import class_images
 from training.runs import RunError, find
 from training.session import TrainingError
 
@@ -184,6 +186,14 @@ def test_class_images_are_drawn_once_and_shared(settings, tmp_path):
     after = sorted((tmp_path / ".cache").rglob("*.png"))
     assert len(images) == 2 and len(after) == 3
     assert [image.stat().st_mtime_ns for image in after[:2]] == stamps
+
+
+def test_class_images_of_a_base_in_fewer_bits_are_its_own(tmp_path):
+    full, packed = tiny_pipe(), tiny_pipe()
+    quantise(packed.unet, "nf4")
+    for pipe in (full, packed):
+        list(class_images(pipe, "dog", 1, 16, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_velocity_prediction_and_a_frozen_text_encoder(settings, tmp_path):
