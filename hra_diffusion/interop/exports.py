@@ -25,6 +25,8 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import names, original
 from hra_diffusion.layer import original_weight
+from hra_diffusion.parts import Rotation
+from hra_diffusion.quantised import Quantised
 from hra_diffusion.registry import LowRank
 
 ROUNDING = 1e-6
@@ -143,7 +145,13 @@ class Parcel:
             return self._adapter(component, path).adapted_weight(weight, self.strength) - weight
 
     def _weight(self, component: str, path: str) -> Tensor:
-        return original_weight(self.parts[component].get_submodule(path)).detach().flatten(1).cpu().double()
+        """The base's weight of one layer. Raises ExportError where a rotation would turn one stored in fewer bits."""
+        layer = self.parts[component].get_submodule(path)
+        rotates = any(isinstance(part, Rotation) for part in self.adapters[component, path].modules())
+        if rotates and isinstance(layer, Quantised):
+            raise ExportError(f"{_method(self).title} turns the base's own weights, and this base's are stored as "
+                              f"{layer.kind}; load the base in full precision to export for it")  # fmt: skip
+        return original_weight(layer).detach().flatten(1).cpu().double()
 
     def _layer(self, component: str, path: str, update: LowRank, rank: int) -> Layer:
         magnitude = None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from hra_diffusion import attachment, families, interop, pipeline, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
+from hra_diffusion.quantised import quantise
 
 PLAIN = [name for name in registry.names() if name != "shoft"]
 
@@ -97,6 +98,18 @@ def test_merged_weights_load_exactly(kind, method, load, tmp_path):
         assert getattr(loaded, part).state_dict().keys() == getattr(plain, part).state_dict().keys()
     assert all(torch.equal(value, before[key]) for key, value in pipe.unet.state_dict().items())
     assert pipeline.active(pipe) == {"Rex": 1.0} and torch.equal(everything(pipe), ours)
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_rotations_of_a_base_in_fewer_bits_do_not_leave_as_if_it_were_whole(method, tmp_path):
+    pipe = tiny_pipe()
+    quantise(pipe.unet, "int8")
+    attachment.attach(pipe.unet, method, {"rank": 4}, name="Rex")
+    if method in ("lora", "moslora"):
+        assert interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors").form == "LoRA"
+        return
+    with pytest.raises(ExportError, match="stored as int8; load the base in full precision"):
+        interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
 
 
 def test_the_vae_of_a_single_file_is_the_same(tmp_path):
