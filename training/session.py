@@ -177,10 +177,12 @@ def cache_examples(
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
     """Attach the new adapter; returns its parameters by file key. Raises TrainingError if the base can't hold it."""
+    changed: list[nn.Module] = []
     try:
         attachment.attach(
             pipe.unet, config.method, config.options, name=config.name, targets=config.targets, seed=config.seed
         )
+        changed.append(pipe.unet)
         for number, (name, targets) in enumerate(families.text_targets(pipe).items(), start=1):
             encoder = getattr(pipe, name)
             attachment.freeze(encoder)
@@ -188,7 +190,10 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
                 attachment.attach(
                     encoder, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
                 )
+                changed.append(encoder)
     except ValueError as error:
+        for model in changed:
+            attachment.detach(model, config.name)
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 

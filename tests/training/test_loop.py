@@ -13,7 +13,7 @@ from conftest import ROOT, StopAfter, relative, tiny_pipe, weights
 from safetensors.torch import load_file
 
 import hra_diffusion
-from hra_diffusion import adapter_file, registry
+from hra_diffusion import adapter_file, attachment, registry
 from hra_diffusion.quantised import quantise
 from training import config as configs
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
@@ -291,6 +291,14 @@ def test_a_rank_the_base_cannot_hold(settings, tmp_path):
     with pytest.raises(TrainingError, match=r"hra can't be put on .*: rank 64 is too large"):
         train(settings(options={"rank": 64}), tmp_path)
     train(settings(), tmp_path)  # a run that failed before its first checkpoint does not block its name
+
+
+def test_a_held_pipeline_that_cannot_hold_the_adapter_is_left_as_it_was(settings, tmp_path):
+    pipe = tiny_pipe()
+    attachment.attach(pipe.text_encoder, "lora", {"rank": 4}, name="Rex")
+    with pytest.raises(TrainingError, match="'Rex' is on this model already"):
+        train(settings(), tmp_path, pipe=pipe)
+    assert attachment.adapter_names(pipe.unet) == [] and attachment.adapter_names(pipe.text_encoder) == ["Rex"]
 
 
 def test_two_processes_are_one_with_two_batches_a_step(settings, tmp_path):
