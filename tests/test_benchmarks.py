@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from benchmarks import common, tables
+from benchmarks import bench_growth, common, tables
 
 
 def test_every_benchmark_has_its_claim_in_the_readme():
@@ -23,6 +23,12 @@ def test_every_benchmark_says_how_it_is_used(name, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"benchmarks.{name}").main()
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
+
+
+def test_growth_in_rank_is_judged_above_the_frozen_unet():
+    """A step that takes 7 times as long at 32 times the rank: more than linear in what the adapter adds."""
+    seconds = {bench_growth.FLOOR: 1.0, ("hra, rank", 4): 1.1, ("hra, rank", 128): 7.4}
+    assert bench_growth.linear({what: [value] * 3 for what, value in seconds.items()}, "hra, rank").verdict == "missed"
 
 
 def test_without_results_nothing_is_claimed(tmp_path):
