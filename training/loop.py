@@ -90,17 +90,20 @@ def train(
     ``config.fit`` are checked before anything is written.
     Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
     """
-    run, accelerator = Run(output / config.name), make_accelerator(config)
+    run = Run(output / config.name)
     if run.checkpoints():
         config = memory.as_lightened(fit.as_chosen(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
+    accelerator = make_accelerator(config)
     photos = find_photos(config.photos)
     forget_peak(str(accelerator.device))
     clock = Clock(accelerator.is_main_process, list(listeners))
     if plan or (config.fit and not run.checkpoints()):
-        config = fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
+        asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
+        if config != asked:  # precision or accumulation may be what was given up
+            accelerator = make_accelerator(config)
     with clock.phase("load base"):
         pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype, config.base_weights)
     with clock.phase("read photos"):
