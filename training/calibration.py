@@ -4,6 +4,7 @@ A measurement is a run of four steps of the very training code on two pictures o
 that its peak of memory is the run's. It holds for all runs whose steps cost the same (``costs``).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, write_text
 from training import config as configs
 from training.config import TrainConfig
+from training.events import Step
 from training.jobs import held
 from training.runs import LOCK_TIMEOUT
 
@@ -79,21 +81,25 @@ def known(output: Path, config: TrainConfig) -> Calibration | None:
     return Calibration(**json.loads(text))
 
 
-_started: list["subprocess.Popen[bytes]"] = []
+BROKE_OFF = "the measurement broke off, most likely for want of memory"
+_started: dict[Path, "subprocess.Popen[bytes]"] = {}
+"""The processes that measure, by where their result will be."""
 _starting = threading.Lock()
 
 
 def start(output: Path, config: TrainConfig) -> None:
-    """Begin to measure for this run in a process of its own, unless a measurement is going on."""
+    """Begin to measure for this run in a process of its own, unless it is known or a measurement is going on."""
     folder = make_folder(output / ".queue" / "calibrations")
     with _starting:  # its process takes seconds to reach the lock, and several visitors ask meanwhile
-        _started[:] = [process for process in _started if process.poll() is None]
-        if _started or held(folder / ".lock"):
+        for place in [place for place, process in _started.items() if process.poll() is not None]:
+            if _started.pop(place).returncode and not place.exists():  # killed: it had no time to say so itself
+                _keep(Calibration(error=BROKE_OFF), place)
+        if _started or held(folder / ".lock") or known(output, config):
             return
         configs.write(config, folder / f"{costs(config)}.yaml")
         command = [sys.executable, "-m", "training.calibration", str(output), costs(config)]
         quiet = subprocess.DEVNULL
-        _started.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
+        _started[_place(output, config)] = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
 def measure(config: TrainConfig) -> Calibration:
@@ -107,18 +113,17 @@ def measure(config: TrainConfig) -> Calibration:
     with tempfile.TemporaryDirectory() as folder:
         short = _short(config, Path(folder))
         try:
-            train(short, Path(folder), [lambda event: times.append(getattr(event, "seconds", 0.0))])
+            train(short, Path(folder), [lambda event: times.append(event.seconds) if isinstance(event, Step) else None])
         except UserError as error:
             return Calibration(error=str(error))
         phases = json.loads((Path(folder) / short.name / "state.json").read_text(encoding="utf-8"))["seconds"]
-    steps = [seconds for seconds in times if seconds > 0][:STEPS]
     classes = short.class_images if short.prior_weight else 0
     return Calibration(
         load=phases["load base"],
         photo=phases["cache"] / (PICTURES + classes),
         class_image=phases.get("class images", 0.0) / max(1, classes),
         samples=phases.get("samples", 0.0) / 2,
-        step=statistics.median(steps[1:]),  # the first one warms up
+        step=statistics.median(times[1:]),  # the first one warms up
         memory=peak_memory(str(PartialState().device)),
     )
 
@@ -137,12 +142,22 @@ def _place(output: Path, config: TrainConfig) -> Path:
     return output / ".queue" / "calibrations" / f"{costs(config)}.json"
 
 
+def _keep(calibration: Calibration, place: Path) -> None:
+    write_text(place, json.dumps(dataclasses.asdict(calibration)))
+
+
 def main(output: Path, key: str) -> None:
-    """``python -m training.calibration OUTPUT KEY``: measure for the configuration KEY.yaml and keep the result."""
+    """``python -m training.calibration OUTPUT KEY``: measure for the configuration KEY.yaml and keep the result.
+
+    A measurement that fails is one too: begun again and again it would take the machine for nothing.
+    """
     folder = output / ".queue" / "calibrations"
-    with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT):
-        config = configs.read(folder / f"{key}.yaml")
-        write_text(folder / f"{key}.json", json.dumps(dataclasses.asdict(measure(config))))
+    with contextlib.suppress(Timeout), FileLock(folder / ".lock", timeout=LOCK_TIMEOUT):  # or another one is at work
+        try:
+            found = measure(configs.read(folder / f"{key}.yaml"))
+        except Exception as error:
+            found = Calibration(error=str(error).partition("\n")[0] or type(error).__name__)
+        _keep(found, folder / f"{key}.json")
 
 
 if __name__ == "__main__":

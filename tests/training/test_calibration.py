@@ -37,6 +37,25 @@ def test_a_measurement_is_kept(settings, tmp_path):
     assert isinstance(calibration.known(tmp_path, settings()), Calibration)
 
 
+def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_path):
+    """The page asks every second and a half: what was killed, or failed in any way, is told and left at that."""
+    calibration.start(tmp_path, settings())
+    (process,) = calibration._started.values()
+    process.kill()
+    process.wait()
+    calibration.start(tmp_path, settings())
+    assert calibration._started == {} and "broke off" in calibration.known(tmp_path, settings()).error
+    key = calibration.costs(settings(batch_size=3))
+    (tmp_path / ".queue" / "calibrations" / f"{key}.yaml").mkdir()
+    calibration.main(tmp_path, key)
+    assert calibration.known(tmp_path, settings(batch_size=3)).error
+
+
+def test_a_run_that_must_fit_is_measured_too(settings):
+    one = calibration.measure(settings(fit="20GB"))
+    assert not one.error and one.step > 0
+
+
 @pytest.mark.parametrize("method", registry.names())
 def test_counts_are_those_of_an_attached_adapter(settings, method):
     pipe, config = tiny_pipe(), settings(method=method, train_text_encoder=False)
