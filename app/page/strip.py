@@ -34,7 +34,7 @@ def build(house: House) -> Strip:
         gr.HTML('<span id="brand">hra<i>·</i>diffusion</span>', min_width=130, scale=0)
         line = gr.HTML(js_on_load=CLICKS, scale=5, min_width=280)
         base = gr.Dropdown(
-            [(shown(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
+            [(base_name(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
             label="Base model", scale=1, min_width=150, interactive=len(house.bases) > 1, elem_id="base",
         )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
@@ -45,28 +45,32 @@ def build(house: House) -> Strip:
 def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     """Wire the strip; a click on a run's name shows it on the Teach tab."""
 
-    def look(seen: str | None) -> tuple[Any, Any, Any]:
-        jobs = house.queue.jobs()
-        line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
-        now = changed([line, table], seen)
-        return (line, table, now) if now else (gr.skip(), gr.skip(), gr.skip())
+    def watch(seen: str | None) -> tuple[Any, ...]:
+        return look(house, seen)
 
     @plainly
-    def act(event: gr.EventData) -> tuple[Any, Any, Any]:
+    def act(event: gr.EventData) -> tuple[Any, ...]:
         do(house, clicked(event)["do"], clicked(event)["run"])
-        return look(None)
+        return look(house, None)
 
     @plainly
     def change(base: str) -> None:
         house.studio.change_base(base)
 
-    outputs = [strip.line, strip.runs, strip.seen]
-    page.load(look, strip.seen, outputs, **QUIET)
-    page.load(lambda: house.studio.base, None, strip.base, **QUIET)
-    strip.timer.tick(look, strip.seen, outputs, **QUIET)
+    outputs = [strip.line, strip.runs, strip.base, strip.seen]
+    page.load(watch, strip.seen, outputs, **QUIET)
+    strip.timer.tick(watch, strip.seen, outputs, **QUIET)
     strip.base.input(change, strip.base, None, **QUIET)
     for part in (strip.line, strip.runs):
         part.click(act, None, outputs, **QUIET)
+
+
+def look(house: House, seen: str | None) -> tuple[Any, ...]:
+    """The line, the list of runs and the base in use (any visitor may change it), if ``seen`` is out of date."""
+    jobs, base = house.queue.jobs(), house.studio.base
+    line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
+    now = changed([line, table, base], seen)
+    return (line, table, gr.update(value=base), now) if now else (gr.skip(),) * 4
 
 
 def do(house: House, what: str, name: str) -> None:
@@ -84,7 +88,7 @@ def do(house: House, what: str, name: str) -> None:
             queue.move(name, (queue.job(name).place or 0) - 1)
 
 
-def shown(base: str) -> str:
+def base_name(base: str) -> str:
     """A base model's name without its path."""
     return base.rstrip("/").split("/")[-1].removesuffix(".safetensors")
 

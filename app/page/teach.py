@@ -12,6 +12,7 @@ import yaml
 from app.page import form, run_view
 from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, note, picture, title
+from app.page.strip import base_name
 from app.page.theme import CLICKS
 from hra_diffusion import registry
 from hra_diffusion.errors import UserError
@@ -205,9 +206,17 @@ def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]
     return configs_
 
 
-def teach(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> list[str]:
-    """Put the planned runs into the queue; returns their names. Raises UserError: what is missing or wrong."""
+def teach(house: House, parts: Teach, draft: Draft, base: str, values: Sequence[Any]) -> list[str]:
+    """Put the planned runs into the queue; returns their names. Raises UserError: what is missing or wrong.
+
+    ``base``: the one the visitor was shown; all share one, and another may just have changed it.
+    """
     noun, name = values[0], values[1]
+    if base != house.studio.base:
+        raise UserError(
+            f"the base model in use is {base_name(house.studio.base)}, not {base_name(base)}: it was changed just "
+            "now, or changes when the drawing at hand is over; look at it above, then press Teach again"
+        )
     if not draft.read().photos:
         raise UserError("No photos yet. Drop 3 to 10 photos of the subject first.")
     if not noun or not name:
@@ -320,14 +329,14 @@ def connect(
     run_view.connect(house, page, tabs, parts.run, strip, creating, comparing)
 
     @plainly
-    def begin(request: gr.Request, *values: Any) -> str:
+    def begin(request: gr.Request, base: str, *values: Any) -> str:
         draft = house.draft(request)
-        names = teach(house, parts, draft, values)
+        names = teach(house, parts, draft, base, values)
         draft.keep(watching=names[0])
         gr.Info(f"{', '.join(names)}: in the queue. It goes on when you close this page.")
         return names[0]
 
-    parts.start.click(begin, parts.inputs, parts.run.shown, **MINE).then(
+    parts.start.click(begin, [strip.base, *parts.inputs], parts.run.shown, **MINE).then(
         lambda: None, None, parts.run.seen, **QUIET
     ).then(None, None, None, js="() => document.getElementById('run')?.scrollIntoView({block: 'nearest'})")
 
@@ -452,7 +461,7 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
         (part.blur if isinstance(part, gr.Textbox) else part.input)(events.keep, parts.basics, None, **QUIET)
     gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
     gr.on(
-        [parts.preset.input, parts.method.input, strip.base.input],
+        [parts.preset.input, parts.method.input, strip.base.change],
         events.stand_ins,
         parts.inputs,
         [parts.method, *fields],

@@ -92,11 +92,11 @@ def test_yaml_cannot_read_other_peoples_files(house, parts):
 def test_what_is_missing_is_said_before_anything_is_written(house, parts, tmp_path, changes, said):
     draft = Draft(tmp_path / "draft")
     with pytest.raises(ValueError, match="No photos yet"):
-        teach.teach(house, parts, draft, filled(parts))
+        teach.teach(house, parts, draft, house.studio.base, filled(parts))
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
     before = sorted(house.output.rglob("*"))
     with pytest.raises(ValueError, match=said):
-        teach.teach(house, parts, draft, filled(parts, **changes))
+        teach.teach(house, parts, draft, house.studio.base, filled(parts, **changes))
     assert sorted(house.output.rglob("*")) == before
 
 
@@ -116,6 +116,19 @@ def test_photos_show_their_faults_and_their_crop(house, tmp_path):
     assert thumbs.count("<img") == 3 and "twice" in thumbs and "same file as" in remarks
     assert "data:image" in teach.show_whole(draft, 64, 0)
     assert str(tmp_path) not in thumbs + remarks
+
+
+def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
+    """All visitors share it: a change reaches the others, and who has not seen it yet teaches nothing on it."""
+    draft, before = Draft(tmp_path / "draft"), house.studio.base
+    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    seen = strip.look(house, None)[-1]
+    assert strip.look(house, seen) == (gr.skip(),) * 4
+    house.studio.change_base("elsewhere/other-sd")
+    with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
+        teach.teach(house, parts, draft, before, filled(parts))
+    assert not (house.output / "New").exists()
+    assert strip.look(house, seen)[2]["value"] == "elsewhere/other-sd"
 
 
 # The run
