@@ -1,6 +1,7 @@
 """The Compare tab: adapters and the base side by side from the same noise; blind votes; downloads."""
 
 import dataclasses
+import re
 import itertools
 import shutil
 import threading
@@ -175,8 +176,7 @@ def make_plan(house: House, values: Sequence[Any]) -> Plan:
     if not prompts:
         raise UserError("Write at least one prompt.")
     infos = tuple(read_info(file) for file in files)
-    nouns = infos[0].class_noun
-    prompts = tuple(p if "{subject}" in p else with_subject(p, "{subject}", nouns) for p in prompts)
+    prompts = tuple(for_every_subject(prompt, infos[0]) for prompt in prompts)
     seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
     labels = tuple(library.known_as(file) for file in files)
     plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)), drift)
@@ -185,6 +185,13 @@ def make_plan(house: House, values: Sequence[Any]) -> Plan:
             f"that makes {cells} pictures; {MOST_CELLS} are the most. Take fewer prompts, seeds or adapters."
         )
     return plan
+
+def for_every_subject(prompt: str, info: AdapterInfo) -> str:
+    """The prompt with {subject} where it names this adapter's own ("sks dog"), else its class, else before it all."""
+    if info.subject:
+        prompt = re.sub(rf"(?<!\w){re.escape(info.subject)}(?!\w)", "{subject}", prompt, flags=re.IGNORECASE)
+    return with_subject(prompt, "{subject}", info.class_noun)
+
 
 
 def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:

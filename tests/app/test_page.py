@@ -263,6 +263,21 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     assert "drift" in report.means(done)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("a sks dog in the snow", "a {subject} in the snow"),
+        ("a photo of a SKS Dog", "a photo of a {subject}"),
+        ("a dog in the snow", "a {subject} in the snow"),
+        ("a {subject} beside a dog", "a {subject} beside a dog"),
+        ("in the snow", "{subject}, in the snow"),
+    ],
+)
+def test_a_prompt_with_one_adapters_word_asks_each_for_its_own(house, prompt, asked):
+    """A picture sent from Create brings the prompt it was drawn by, the trigger in it."""
+    assert compared(house, prompts=prompt).prompts == (asked,)
+
+
 def test_a_checkpoint_is_a_column_of_its_own(house):
     plan = compared(house, adapters=["Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"])
     assert plan.labels == ["base", "Rex", "Rex step 3"]
