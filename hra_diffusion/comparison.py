@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 GAP, MARGIN = 6, 14
+PHOTO_SIDE = 512
+"""Reference photos are kept beside a comparison to be looked at, no larger than this."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,14 @@ def _drifts(
 
 
 def save(comparison: Comparison, folder: Path) -> Path:
-    """Write ``grid.png``, ``pictures/…png`` and ``results.json`` into ``folder``; returns the grid's path."""
+    """Write ``grid.png``, ``pictures/…png``, small ``photos/…png`` and ``results.json`` into ``folder``.
+
+    Returns the grid's path.
+    """
+    for number, photo in enumerate(comparison.photos):
+        small = photo.copy()
+        small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        save_png(small, folder / "photos" / f"{number:02d}.png")
     entries = []
     for number, cell in enumerate(comparison.cells):
         name = f"{number:03d}-{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
@@ -179,23 +188,28 @@ def save(comparison: Comparison, folder: Path) -> Path:
 
 
 def load(folder: Path) -> Comparison:
-    """A comparison that ``save`` wrote, without its photos. Raises UserError if there is none."""
+    """A comparison that ``save`` wrote, its photos as small as they were kept. Raises UserError if there is none."""
     try:
         facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
         full = FullSettings(**{field.name: facts["cells"][0][field.name] for field in dataclasses.fields(FullSettings)})
+        photos = tuple(_load_picture(file) for file in sorted((folder / "photos").glob("*.png")))
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{folder} holds no whole comparison ({error})") from None
     columns = tuple(Column(**column) for column in facts["columns"])
-    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"])
+    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"], photos)
 
 
 def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
     mix = tuple(entry["adapters"].items())
     request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
-    with Image.open(folder / entry["picture"]) as image:
-        score = Score(**entry["score"]) if "score" in entry else None
-        return Cell(entry["column"], request, image.convert("RGB"), score)
+    score = Score(**entry["score"]) if "score" in entry else None
+    return Cell(entry["column"], request, _load_picture(folder / entry["picture"]), score)
+
+
+def _load_picture(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 FIGURES = {

@@ -1,8 +1,7 @@
 """The Compare tab: adapters and the base side by side from the same noise; blind votes; downloads."""
 
-import dataclasses
-import re
 import itertools
+import re
 import shutil
 import threading
 import time
@@ -186,12 +185,12 @@ def make_plan(house: House, values: Sequence[Any]) -> Plan:
         )
     return plan
 
+
 def for_every_subject(prompt: str, info: AdapterInfo) -> str:
     """The prompt with {subject} where it names this adapter's own ("sks dog"), else its class, else before it all."""
     if info.subject:
         prompt = re.sub(rf"(?<!\w){re.escape(info.subject)}(?!\w)", "{subject}", prompt, flags=re.IGNORECASE)
     return with_subject(prompt, "{subject}", info.class_noun)
-
 
 
 def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
@@ -274,16 +273,6 @@ def show_downloads(folder: Path) -> str:
 def newest(folder: Path) -> Path | None:
     """This visitor's latest comparison."""
     return max((path.parent for path in folder.glob("compare/[0-9]*/results.json")), default=None)
-
-
-def recall(house: House, folder: Path) -> Comparison:
-    """A kept comparison with its reference photos."""
-    comparison = load(folder)
-    names = {name for column in comparison.columns for name in column.adapters}
-    for saved in house.adapters():
-        if saved.info.name in names and (photos := house.photos_of(saved.path, comparison.settings.width)):
-            return dataclasses.replace(comparison, photos=tuple(photos))
-    return comparison
 
 
 def show_ballot(folder: Path, comparison: Comparison, done: int) -> tuple[str, str]:
@@ -402,13 +391,13 @@ class Events:
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
         if (folder := newest(self.house.own(request))) is None:
             raise UserError("there is no comparison yet")
-        return folder, recall(self.house, folder)
+        return folder, load(folder)
 
     def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
         if (folder := newest(self.house.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
             return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
-        return self.show(folder, recall(self.house, folder))
+        return self.show(folder, load(folder))
 
     @plainly
     def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:

@@ -223,7 +223,7 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
     compare.keep(done, tmp_path / "compare" / "0001")
     folder = compare.newest(tmp_path)
-    again = compare.recall(house, folder)
+    again = compare.load(folder)
     assert len(again.photos) == 3 and compare.show_kept(folder, again).count("<img") == 4 + 2
     question, _ = compare.show_ballot(folder, again, 0)
     assert "Rex" not in re.sub(r"sks|dog", "", question) and "base" not in question.replace("base64", ""), "blind"
@@ -258,7 +258,7 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     done = news[-1]
     assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
-    plots = report.plots(compare.recall(house, compare.newest(tmp_path)))
+    plots = report.plots(compare.load(compare.newest(tmp_path)))
     assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
     assert "drift" in report.means(done)
 

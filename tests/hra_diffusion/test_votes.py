@@ -4,6 +4,7 @@ import re
 from itertools import combinations
 
 import pytest
+from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion import report, votes
@@ -49,9 +50,14 @@ def test_the_report_needs_nothing_else(pipe, tmp_path):
 
 
 def test_a_saved_comparison_comes_back(pipe, tmp_path):
-    done = hra.compare(pipe, [hra.Column("base", {}, "dog")], ["a {subject}"], [1, 2], hra.Settings(steps=2))
+    photos = [Image.new("RGB", (900, 600), color) for color in ("red", "green")]
+    columns, few = [hra.Column("base", {}, "dog")], hra.Settings(steps=2)
+    done = hra.compare(pipe, columns, ["a {subject}"], [1, 2], few, photos)
     hra.save_comparison(done, tmp_path)
     again = hra.comparison.load(tmp_path)
+    assert [(photo.size, photo.getpixel((0, 0))) for photo in again.photos] == [
+        ((512, 341), (255, 0, 0)), ((512, 341), (0, 128, 0)),
+    ], "what was learned from may be gone by then"  # fmt: skip
     assert again.columns == done.columns and again.prompts == done.prompts and again.seeds == done.seeds
     assert [cell.request for cell in again.cells] == [cell.request for cell in done.cells]
     assert again.cells[1].image.tobytes() == done.cells[1].image.tobytes()
