@@ -32,12 +32,16 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Vote:
-    """An answer: the winner's and the loser's column; a tie where none was better."""
+    """An answer: the winner's and the loser's column; a tie where none was better. Without a winner it was skipped.
+
+    ``at``: the number of the ballot that was answered.
+    """
 
     question: Question
     winner: str
     loser: str
     tie: bool = False
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,24 @@ def tally(votes: Iterable[Vote], question: Question) -> list[Standing]:
 
 
 def record(vote: Vote, folder: Path) -> None:
-    """Keep a vote beside its comparison."""
+    """Keep a vote beside its comparison; a ballot that was answered before is not counted again."""
+    if vote.at is not None and any(vote.at == before.at for before in _kept(folder)):
+        return
     with (make_folder(folder) / "votes.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(vote), ensure_ascii=False) + "\n")
 
 
 def recorded(folder: Path) -> list[Vote]:
-    """The votes kept so far."""
+    """The votes kept so far; what was skipped is none."""
+    return [vote for vote in _kept(folder) if vote.winner]
+
+
+def upcoming(folder: Path) -> int:
+    """The number of the ballot that comes after all that were answered or skipped."""
+    return 1 + max((place if vote.at is None else vote.at for place, vote in enumerate(_kept(folder))), default=-1)
+
+
+def _kept(folder: Path) -> list[Vote]:
     try:
         lines = (folder / "votes.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

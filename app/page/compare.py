@@ -57,13 +57,12 @@ class Compare:
     plots: gr.HTML
     drift: gr.Checkbox
     files: gr.HTML
-    asked: gr.State
 
     @property
     def shown(self) -> list[Any]:
         """What a comparison fills in."""
         return [self.grid, self.tools, self.row, self.left, self.right, self.overlay, self.plots, self.files,
-                self.ballot, self.standings, self.asked]  # fmt: skip
+                self.ballot, self.standings]  # fmt: skip
 
     @property
     def inputs(self) -> list[Any]:
@@ -142,7 +141,7 @@ def build(house: House) -> Compare:
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
-    return Compare(**parts, asked=gr.State())
+    return Compare(**parts)
 
 
 def _tools() -> dict[str, Any]:
@@ -275,12 +274,15 @@ def newest(folder: Path) -> Path | None:
     return max((path.parent for path in folder.glob("compare/[0-9]*/results.json")), default=None)
 
 
-def show_ballot(folder: Path, comparison: Comparison, done: int) -> tuple[str, str]:
+def _ballots(comparison: Comparison) -> list[votes.Ballot]:
+    width, cells = len(comparison.columns), len(comparison.cells)
+    return votes.ballots(cells // width, range(width), width, seed=cells)
+
+
+def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
     """The next question with its two pictures and, after ten votes, how the methods stand."""
-    width = len(comparison.columns)
-    rows = len(comparison.cells) // width
-    every = votes.ballots(rows, range(width), width, seed=len(comparison.cells))
-    cast = votes.recorded(folder)
+    width, every = len(comparison.columns), _ballots(comparison)
+    cast, done = votes.recorded(folder), votes.upcoming(folder)
     if width < 2:
         return note("A vote needs two columns at least.", "plain"), ""
     if done >= len(every):
@@ -328,14 +330,16 @@ def show_standings(cast: Sequence[Vote], revealed: bool) -> str:
 
 def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int | None) -> None:
     """Keep the answer to ballot number ``at``. Raises UserError for a picture that was not asked about."""
-    width = len(comparison.columns)
-    ballot = votes.ballots(len(comparison.cells) // width, range(width), width, seed=len(comparison.cells))[at]
+    ballot = _ballots(comparison)[at]
+    if do == "skip":
+        votes.record(Vote(ballot.question, "", "", at=at), folder)
+        return
     winner = ballot.left if do == "tie" else cell
     if winner not in (ballot.left, ballot.right):
         raise UserError("this question is over; answer the one that is shown")
     loser = ballot.right if winner == ballot.left else ballot.left
     names = [comparison.cells[number].column for number in (winner, loser)]
-    votes.record(Vote(ballot.question, *names, tie=do == "tie"), folder)
+    votes.record(Vote(ballot.question, *names, tie=do == "tie", at=at), folder)
     report.write(comparison, folder / "report.html", votes.recorded(folder))
 
 
@@ -358,7 +362,7 @@ class Events:
             gr.update(choices=list(zip(rows, range(len(rows)), strict=True)), value=0),
             *(gr.update(choices=labels, value=label) for label in pair),
             overlaid(folder, comparison, 0, *pair), report.plots(comparison) or note(UNPLOTTED, "plain"),
-            show_downloads(folder), *show_ballot(folder, comparison, 0), 0,
+            show_downloads(folder), *show_ballot(folder, comparison),
         )  # fmt: skip
 
     @plainly_each
@@ -404,13 +408,11 @@ class Events:
         return overlaid(*self.current(request), row, left, right)
 
     @plainly
-    def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str, int]:
+    def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         folder, comparison = self.current(request)
         said = clicked(event)
-        at = int(said["at"])
-        if said["do"] != "skip":
-            count_vote(folder, comparison, at, said["do"], int(said["cell"]) if "cell" in said else None)
-        return *show_ballot(folder, comparison, at + 1), at + 1
+        count_vote(folder, comparison, int(said["at"]), said["do"], int(said["cell"]) if "cell" in said else None)
+        return show_ballot(folder, comparison)
 
 
 def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
@@ -424,7 +426,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
     gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
           parts.overlay, **QUIET)  # fmt: skip
-    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings, parts.asked], **QUIET)
+    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **QUIET)
 
 
 def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:

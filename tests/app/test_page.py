@@ -225,13 +225,16 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     folder = compare.newest(tmp_path)
     again = compare.load(folder)
     assert len(again.photos) == 3 and compare.show_kept(folder, again).count("<img") == 4 + 2
-    question, _ = compare.show_ballot(folder, again, 0)
+    question, _ = compare.show_ballot(folder, again)
     assert "Rex" not in re.sub(r"sks|dog", "", question) and "base" not in question.replace("base64", ""), "blind"
     cells = [int(cell) for cell in re.findall(r'data-cell="(\d+)"', question)]
     compare.count_vote(folder, again, 0, "vote", cells[0])
     with pytest.raises(ValueError, match="question is over"):
         compare.count_vote(folder, again, 0, "vote", 99)
-    assert "1 votes so far" in compare.show_ballot(folder, again, 1)[1]
+    compare.count_vote(folder, again, 0, "vote", cells[1])
+    compare.count_vote(folder, again, 1, "skip", None)
+    after, standings = compare.show_ballot(folder, again)
+    assert "1 votes so far" in standings and 'data-at="2"' in after, "also after a reload: no question comes twice"
     assert "Blind votes" in (folder / "report.html").read_text()
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 

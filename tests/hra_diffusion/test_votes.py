@@ -40,6 +40,15 @@ def test_votes_are_kept_and_counted(tmp_path):
     assert votes.recorded(tmp_path / "nowhere") == []
 
 
+def test_a_ballot_counts_once_and_voting_goes_on_where_it_stopped(tmp_path):
+    assert votes.upcoming(tmp_path) == 0
+    votes.record(Vote("subject", "HRA", "LoRA", at=0), tmp_path)
+    votes.record(Vote("prompt", "", "", at=1), tmp_path)
+    votes.record(Vote("subject", "LoRA", "HRA", at=0), tmp_path)
+    assert votes.upcoming(tmp_path) == 2, "what was skipped is not asked again"
+    assert [vote.winner for vote in votes.recorded(tmp_path)] == ["HRA"]
+
+
 def test_the_report_needs_nothing_else(pipe, tmp_path):
     columns = [hra.Column("base", {}, "dog"), hra.Column("<b>evil</b>", {}, "dog")]
     done = hra.compare(pipe, columns, ["a {subject} & co"], [1, 2], hra.Settings(steps=2))
