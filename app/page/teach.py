@@ -35,8 +35,8 @@ SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Sample subjects in the assets, and what they are."""
 
 
-KEPT = ("noun", "name", "trigger", "preset", "method", "several")
-"""The basic fields, as a draft keeps them."""
+BASICS = ("noun", "name", "trigger", "preset", "method", "several", "mode", "text")
+"""The fields that are not made from the configuration, as a draft keeps them."""
 
 
 @dataclass
@@ -72,14 +72,16 @@ class Teach:
     seen: gr.State
 
     @property
-    def basics(self) -> list[Any]:
-        """What a maker fills in."""
-        return [self.noun, self.name, self.trigger, self.preset, self.method, self.several]
-
-    @property
     def inputs(self) -> list[Any]:
         """All that decides a run, but the photos."""
-        return [*self.basics, self.mode, self.text, *(entry.component for entry in self.entries)]
+        fields = [entry.component for entry in self.entries]
+        return [self.noun, self.name, self.trigger, self.preset, self.method, self.several, self.mode, self.text,
+                *fields]  # fmt: skip
+
+    @property
+    def names(self) -> list[str]:
+        """What a draft calls ``inputs``."""
+        return [*BASICS, *(entry.name for entry in self.entries)]
 
 
 def build(house: House) -> Teach:
@@ -416,11 +418,14 @@ class FormEvents:
         self.house, self.parts = house, parts
 
     def keep(self, request: gr.Request, *values: Any) -> None:
-        self.house.draft(request).keep(**dict(zip(KEPT, values, strict=True)))
+        self.house.draft(request).keep(**dict(zip(self.parts.names, values, strict=True)))
 
     def bring_back(self, request: gr.Request) -> list[Any]:
         kept = self.house.draft(request).read().values
-        return [kept.get(key, gr.skip()) for key in KEPT]
+        return [kept.get(name, gr.skip()) for name in self.parts.names]
+
+    def unfold(self, mode: str) -> list[Any]:
+        return [gr.update(visible=mode == "Form"), gr.update(visible=mode == "YAML")]
 
     def stand_ins(self, *values: Any) -> list[Any]:
         try:
@@ -457,8 +462,8 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
         "inputs": [parts.seen, *parts.inputs],
         "outputs": [parts.preset, parts.prediction, parts.seen],
     }
-    for part in parts.basics:
-        (part.blur if isinstance(part, gr.Textbox) else part.input)(events.keep, parts.basics, None, **QUIET)
+    edited = [part.blur if isinstance(part, gr.Textbox | gr.Code) else part.input for part in parts.inputs]
+    gr.on(edited, events.keep, parts.inputs, None, **QUIET)
     gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
     gr.on(
         [parts.preset.input, parts.method.input, strip.base.change],
@@ -468,11 +473,15 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
         **QUIET,
     )
     gr.on([parts.noun.change, parts.trigger.change], spoken, [parts.trigger, parts.noun], parts.spoken, **QUIET)
-    parts.mode.input(events.switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET)
+    parts.mode.input(events.switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET).then(
+        events.keep, parts.inputs, None, **QUIET
+    )
     strip.timer.tick(events.forecast, **forecasting, **QUIET)
-    page.load(events.bring_back, None, parts.basics, **QUIET).then(
-        events.stand_ins, parts.inputs, [parts.method, *fields], **QUIET
-    ).then(events.forecast, **forecasting, **QUIET)
+    page.load(events.bring_back, None, parts.inputs, **QUIET).then(
+        events.unfold, parts.mode, [parts.fields, parts.text], **QUIET
+    ).then(events.stand_ins, parts.inputs, [parts.method, *fields], **QUIET).then(
+        events.forecast, **forecasting, **QUIET
+    )
 
 
 def editable(config: TrainConfig) -> dict[str, Any]:

@@ -67,6 +67,14 @@ def test_empty_fields_are_the_presets_and_filled_ones_count(house, parts):
     assert changed.sample_prompts == ("a {subject}", "its {subject}")
 
 
+def test_a_reload_brings_every_field_back(house, parts):
+    typed = filled(parts, {"steps": "7", "flip": "no"}, mode="YAML", text="steps: 9", several=["lora"])
+    events = teach.FormEvents(house, parts)
+    events.keep(Visitor("a"), *typed)
+    assert teach.FormEvents(house, parts).bring_back(Visitor("a")) == typed
+    assert events.bring_back(Visitor("b")) == [gr.skip()] * len(parts.inputs)
+
+
 def test_another_methods_options_do_not_get_in(house, parts):
     config = teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
     assert "alpha" not in config.options
