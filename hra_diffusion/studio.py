@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from PIL import Image
 
 from hra_diffusion import library, pipeline
@@ -134,7 +135,10 @@ class Studio:
     def _run(self, draw: Callable[[OnStep], T], watcher: "_Watcher", told: queue.Queue) -> None:
         try:
             with self.lock:
+                watcher.require_wanted()  # it may have waited long
                 told.put(Result(draw(watcher)))
+        except (torch.OutOfMemoryError, MemoryError):
+            told.put(UserError("out of memory; draw fewer or smaller pictures at once, or wait for the run at work"))
         except BaseException as error:  # raised again where the pictures are awaited
             told.put(error)
 
@@ -148,9 +152,13 @@ class _Watcher:
         self.finished = 0
         self.cost, self.last = 0.0, 0.0
 
-    def __call__(self, step: DenoisingStep) -> None:
+    def require_wanted(self) -> None:
+        """Raises Cancelled if the drawing was asked to stop."""
         if self.cancel.is_set():
             raise Cancelled("stopped")
+
+    def __call__(self, step: DenoisingStep) -> None:
+        self.require_wanted()
         last = step.step == step.steps
         now = time.perf_counter()
         if last or now - self.last > PREVIEW_SHARE * self.cost:

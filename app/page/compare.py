@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, QUIET, House, clicked, plainly, plainly_each
+from app.page.house import DEVICE_QUEUE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
@@ -348,7 +348,7 @@ class Events:
 
     def __init__(self, house: House, parts: Compare):
         self.house, self.parts = house, parts
-        self.stops: dict[str, threading.Event] = {}
+        self.stops = Stops()
 
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
         labels = [column.label for column in comparison.columns]
@@ -365,32 +365,37 @@ class Events:
             show_downloads(folder), *show_ballot(folder, comparison),
         )  # fmt: skip
 
+    @plainly
+    def ready(self, request: gr.Request, *values: Any) -> str:
+        make_plan(self.house, values)  # what is wrong is said at once
+        self.stops.ready(request)
+        return f"<p>{waiting(self.house.studio)}</p>"
+
     @plainly_each
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        plan, waiting = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
-        stop = self.stops[str(request.session_hash)] = threading.Event()
-        start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
-        blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
-        yield f"<p>{cells} pictures to draw …</p>{bar(0)}", blank, gr.update(visible=False), *waiting[1:]
-        try:
-            for news in draw(self.house, plan, stop):
-                if isinstance(news, Preview):
-                    grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
-                    left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
-                    yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done)}", grid, *waiting
-                    continue
-                folder = free_folder(self.house.own(request) / "compare")
-                keep(news, folder)
-                text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
-                unscored = note(self.house.studio.unscored, "plain")
-                yield f'<p class="soft">{text}</p>{unscored}', *self.show(folder, news)
-        except UserError as error:
-            said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
-            yield said, *[gr.skip()] * len(self.parts.shown)
+        with self.stops.drawing(request) as stop:
+            plan, rest = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
+            start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
+            blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
+            yield f"<p>{cells} pictures to draw …</p>{bar(0)}", blank, gr.update(visible=False), *rest[1:]
+            try:
+                for news in draw(self.house, plan, stop):
+                    if isinstance(news, Preview):
+                        grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
+                        left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
+                        yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done)}", grid, *rest
+                        continue
+                    folder = free_folder(self.house.own(request) / "compare")
+                    keep(news, folder)
+                    text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
+                    unscored = note(self.house.studio.unscored, "plain")
+                    yield f'<p class="soft">{text}</p>{unscored}', *self.show(folder, news)
+            except UserError as error:
+                said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
+                yield said, *[gr.skip()] * len(self.parts.shown)
 
-    def halt(self, request: gr.Request) -> None:
-        if stop := self.stops.get(str(request.session_hash)):
-            stop.set()
+    def halt(self, request: gr.Request) -> Any:
+        return note("Stopping …", "plain") if self.stops.stop(request) else gr.skip()
 
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
         if (folder := newest(self.house.own(request))) is None:
@@ -420,8 +425,10 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     events, shown = Events(house, parts), parts.shown
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    parts.run.click(events.run, **drawing, **device, api_name="compare")
-    parts.stop.click(events.halt, None, None, **QUIET)
+    parts.run.click(events.ready, parts.inputs, parts.status, **QUIET).success(
+        events.run, **drawing, **device, api_name="compare"
+    )
+    parts.stop.click(events.halt, None, parts.status, **QUIET)
     page.load(events.bring_back, None, shown, **QUIET)
     gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
     gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],

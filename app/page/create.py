@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly, plainly_each
+from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion.errors import UserError
@@ -27,7 +27,7 @@ from hra_diffusion.generation import (
     slug,
     with_subject,
 )
-from hra_diffusion.studio import Cancelled, Preview, Studio
+from hra_diffusion.studio import Cancelled, Preview
 
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
 IDEAS = ("in the snow", "on the beach", "on a cobblestone street", "in a garden", "at night", "on a wooden table")
@@ -235,7 +235,7 @@ class Events:
 
     def __init__(self, house: House, parts: Create):
         self.house, self.parts = house, parts
-        self.stops: dict[str, threading.Event] = {}
+        self.stops = Stops()
 
     def choices(self) -> Any:
         return gr.update(choices=self.house.adapter_choices())
@@ -256,31 +256,34 @@ class Events:
         noun = self.house.subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
+    @plainly
+    def ready(self, request: gr.Request, count: int) -> str:
+        self.stops.ready(request)
+        return show_drawing({}, int(count), 0, waiting(self.house.studio), self.before(request))
+
+    def before(self, request: gr.Request) -> str:
+        stage = show_stage(self.house, request)
+        return "" if 'class="empty"' in stage else stage
+
     @plainly_each
     def create(self, request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
-        wish = read_wish(values)
-        count, seed = wish.count, wish.seed
-        before, finished = show_stage(self.house, request), []
-        stop = self.stops[str(request.session_hash)] = threading.Event()
-        yield show_drawing({}, count, 0, _waiting(self.house.studio)), seed
+        wish, before, finished = read_wish(values), self.before(request), []
         try:
-            for pictures, done in draw(self.house, wish, stop):
-                finished = list(pictures.values()) if done == 1 else finished
-                yield (
-                    show_drawing(pictures, count, done, "drawing …", before if 'class="empty"' not in before else ""),
-                    gr.skip(),
-                )
+            with self.stops.drawing(request) as stop:
+                yield show_drawing({}, wish.count, 0, waiting(self.house.studio), before), wish.seed
+                for pictures, done in draw(self.house, wish, stop):
+                    finished = list(pictures.values()) if done == 1 else finished
+                    yield show_drawing(pictures, wish.count, done, "drawing …", before), gr.skip()
         except Cancelled:
             gr.Info("Stopped.")
         except UserError:
             yield show_stage(self.house, request), gr.skip()
             raise
         keep(finished, self.house.own(request) / "pictures")
-        yield show_stage(self.house, request), seed
+        yield show_stage(self.house, request), wish.seed
 
-    def halt(self, request: gr.Request) -> None:
-        if stop := self.stops.get(str(request.session_hash)):
-            stop.set()
+    def halt(self, request: gr.Request) -> Any:
+        return show_stage(self.house, request) if self.stops.stop(request) else gr.skip()
 
     @plainly
     def take_settings(self, file: str | None) -> list[Any]:
@@ -313,9 +316,10 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     parts.ideas.click(events.idea, parts.adapters, parts.prompt, **QUIET)
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.stage, parts.seed], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    parts.draw.click(events.create, **drawing, **device, api_name="generate")
-    parts.prompt.submit(events.create, **drawing, **device, **MINE)
-    parts.stop.click(events.halt, None, None, **QUIET)
+    gr.on([parts.draw.click, parts.prompt.submit], events.ready, parts.count, parts.stage, **QUIET).success(
+        events.create, **drawing, **device, api_name="generate"
+    )
+    parts.stop.click(events.halt, None, parts.stage, **QUIET)
     parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.inputs], **MINE)
     beside = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
     parts.stage.click(events.on_picture, None, [*parts.inputs, *beside], **MINE)
@@ -328,10 +332,6 @@ def show_stage_of(house: House) -> Any:
         return show_stage(house, request)
 
     return shown
-
-
-def _waiting(studio: Studio) -> str:
-    return "waiting for the device …" if studio.loaded else "loading the base model …"
 
 
 def _keys(house: House, made: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,13 @@
 """What all tabs share: the outputs folder, the queue, the studio; and who is asking."""
 
+import contextlib
 import functools
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,38 @@ class House:
         except AdapterFileError:
             return "", ""
         return info.subject, info.class_noun
+
+
+def waiting(studio: Studio) -> str:
+    """What a drawing says until its turn comes."""
+    return "waiting for the device …" if studio.loaded else "loading the base model …"
+
+
+class Stops:
+    """What ends each visitor's drawing, from the moment it is asked for: it may wait long for the device."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+
+    def ready(self, request: gr.Request) -> None:
+        """A drawing is asked for. Raises UserError while one that was stopped has not ended."""
+        if self._events.setdefault(str(request.session_hash), threading.Event()).is_set():
+            raise UserError("the drawing before is being stopped; press again in a moment")
+
+    def stop(self, request: gr.Request) -> bool:
+        """End what is drawn, or waits to be; returns whether there is any."""
+        event = self._events.get(str(request.session_hash))
+        if event:
+            event.set()
+        return event is not None
+
+    @contextlib.contextmanager
+    def drawing(self, request: gr.Request) -> Iterator[threading.Event]:
+        """The drawing's turn has come; yields what is set when it is to end."""
+        try:
+            yield self._events.setdefault(str(request.session_hash), threading.Event())
+        finally:
+            self._events.pop(str(request.session_hash), None)
 
 
 def clicked(event: gr.EventData) -> dict[str, str]:

@@ -217,6 +217,19 @@ def test_an_empty_prompt_and_an_odd_size_are_explained(house):
         list(create.draw(house, wish(width=33), threading.Event()))
 
 
+def test_a_stop_reaches_what_still_waits_for_the_device(house):
+    with gr.Blocks():
+        events = create.Events(house, create.build(house))
+    ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+    assert "loading the base model" in events.ready(ann, 1), "said at once, not when its turn comes"
+    assert "No pictures yet" in events.halt(ann)
+    with pytest.raises(gr.Error, match="press again in a moment"):
+        events.ready(ann, 1)
+    assert "No pictures yet" in list(events.create(ann, *values))[-1][0], "its turn came: nothing was drawn"
+    events.ready(ann, 1)
+    assert 'class="picture"' in list(events.create(ann, *values))[-1][0]
+
+
 # Compare
 
 

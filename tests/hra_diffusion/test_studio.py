@@ -4,10 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from conftest import stir, tiny_pipe
 
 import hra_diffusion as hra
 from hra_diffusion import attachment
+from hra_diffusion.errors import UserError
 from hra_diffusion.generation import with_subject
 from hra_diffusion.studio import Cancelled, Preview, Result, Studio
 
@@ -46,6 +48,23 @@ def test_a_stop_ends_it_within_a_step_and_the_studio_goes_on(studio):
     with pytest.raises(Cancelled):
         list(news)
     assert isinstance(list(studio.watch(drawing(studio), 2, threading.Event()))[-1], Result)
+
+
+def test_what_is_stopped_while_it_waits_is_not_begun(studio):
+    begun, cancel = [], threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        list(studio.watch(begun.append, 1, cancel))
+    assert not begun
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+def test_too_little_memory_is_said_in_words(studio, kind):
+    def draw(on_step):
+        raise kind
+
+    with pytest.raises(UserError, match="out of memory; draw fewer or smaller"):
+        list(studio.watch(draw, 1, threading.Event()))
 
 
 def test_leaving_early_ends_the_drawing(studio):
