@@ -163,6 +163,13 @@ def zoomed(size: tuple[int, int], zoom: float, across: float, down: float) -> Bo
     return left, top, left + side, top + side
 
 
+def zoom_of(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
+    """The zoom, across and down by which ``zoomed`` makes this box of a photo of this size."""
+    side = box[2] - box[0]
+    across, down = ((start / room if (room := whole - side) else 0.5) for start, whole in zip(box, size, strict=False))
+    return min(size) / side, across, down
+
+
 def _file_names(path: Path, number: int) -> Iterator[str]:
     """Names for a photo's copy: its own, made harmless, then numbered ones."""
     stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in path.stem)[:40].strip() or "photo"

@@ -35,10 +35,11 @@ IDEAS = ("in the snow", "on the beach", "on a cobblestone street", "in a garden"
 
 @dataclass
 class Create:
-    """The tab's components."""
+    """The tab's components. ``mixed``: the adapters that the strengths belong to."""
 
     adapters: gr.Dropdown
     strengths: list[gr.Slider]
+    mixed: gr.State
     prompt: gr.Textbox
     ideas: gr.HTML
     spoken: gr.HTML
@@ -61,6 +62,11 @@ class Create:
         """All that decides the pictures."""
         return [self.adapters, self.prompt, self.count, self.seed, self.lock, self.negative, self.steps, self.guidance,
                 self.scheduler, self.width, self.height, *self.strengths]  # fmt: skip
+
+    @property
+    def filled(self) -> list[Any]:
+        """What the settings inside a picture fill in."""
+        return [*self.inputs, self.mixed]
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def build(house: House) -> Create:
             parts |= _more()
         with gr.Column(scale=6, min_width=320):
             parts["stage"] = gr.HTML(js_on_load=CLICKS, elem_id="stage")
-    return Create(**parts)
+    return Create(**parts, mixed=gr.State([]))
 
 
 def _more() -> dict[str, Any]:
@@ -240,13 +246,15 @@ class Events:
     def choices(self) -> Any:
         return gr.update(choices=self.house.adapter_choices())
 
-    def sliders(self, adapters: list[str] | None) -> list[Any]:
+    def sliders(self, adapters: list[str] | None, mixed: list[str], *strengths: float) -> list[Any]:
+        """Each adapter keeps its own strength, wherever in the row it now is."""
         labels = {key: label for label, key in self.house.adapter_choices()}
-        chosen = [labels.get(key, "") for key in adapters or ()]
-        return [
-            gr.update(visible=i < len(chosen), label=f"Strength of {chosen[i]}" if i < len(chosen) else "Strength")
-            for i in range(MOST_ADAPTERS)
+        own = dict(zip(mixed, strengths, strict=False))
+        shown = [
+            gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=own.get(key, 1.0))
+            for key in adapters or ()
         ]
+        return [*shown, *[gr.update(visible=False, value=1.0)] * (MOST_ADAPTERS - len(shown)), adapters or []]
 
     def show_prompt(self, adapters: list[str] | None, prompt: str) -> str:
         drawn = spoken(self.house, adapters or [], prompt)
@@ -287,15 +295,15 @@ class Events:
 
     @plainly
     def take_settings(self, file: str | None) -> list[Any]:
-        return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.inputs) + 1)
+        return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.filled) + 1)
 
     @plainly
     def on_picture(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         path = self.house.own(request) / "pictures" / Path(clicked(event)["file"]).name
         made = read_png(path)
-        untouched = [gr.skip()] * len(self.parts.inputs)
+        untouched = [gr.skip()] * len(self.parts.filled)
         if clicked(event)["do"] == "compare":
-            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], _keys(self.house, made)]
+            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], list(_mix(self.house, made))]
         return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
 
@@ -305,7 +313,9 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     page.load(events.choices, None, parts.adapters, **QUIET)
     page.load(show_stage_of(house), None, parts.stage, **QUIET)
     tab.select(events.choices, None, parts.adapters, **QUIET)
-    parts.adapters.change(events.sliders, parts.adapters, parts.strengths, **QUIET)
+    parts.adapters.change(
+        events.sliders, [parts.adapters, parts.mixed, *parts.strengths], [*parts.strengths, parts.mixed], **QUIET
+    )
     gr.on(
         [parts.adapters.change, parts.prompt.change],
         events.show_prompt,
@@ -320,9 +330,9 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
         events.create, **drawing, **device, api_name="generate"
     )
     parts.stop.click(events.halt, None, parts.stage, **QUIET)
-    parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.inputs], **MINE)
+    parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.filled], **MINE)
     beside = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
-    parts.stage.click(events.on_picture, None, [*parts.inputs, *beside], **MINE)
+    parts.stage.click(events.on_picture, None, [*parts.filled, *beside], **MINE)
 
 
 def show_stage_of(house: House) -> Any:
@@ -334,20 +344,21 @@ def show_stage_of(house: House) -> Any:
     return shown
 
 
-def _keys(house: House, made: Mapping[str, Any]) -> list[str]:
+def _mix(house: House, made: Mapping[str, Any]) -> dict[str, float]:
+    """The adapters a picture was drawn with that are still here, by key, with their strengths."""
     known = dict(house.adapter_choices())
-    return [known[name] for name in made["adapters"] if name in known]
+    return {known[name]: strength for name, strength in made["adapters"].items() if name in known}
 
 
 def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
-    """The settings inside a picture as values of the tab's inputs; the seed is kept then."""
-    known = {name for name, _ in house.adapter_choices()}
+    """The settings inside a picture as values of what they fill in; the seed is kept then."""
+    known, mix = {name for name, _ in house.adapter_choices()}, _mix(house, made)
     if missing := [name for name in made["adapters"] if name not in known]:
         gr.Warning(f"drawn with {', '.join(missing)}, which is not in the library")
-    strengths = [*made["adapters"].values(), *[1.0] * MOST_ADAPTERS][:MOST_ADAPTERS]
+    strengths = [*mix.values(), *[1.0] * MOST_ADAPTERS][:MOST_ADAPTERS]
     return [
-        _keys(house, made), made["prompt"], 1, made["seed"], True, made["negative_prompt"], made["steps"],
-        made["guidance_scale"], made["scheduler"], made["width"], made["height"], *strengths,
+        list(mix), made["prompt"], 1, made["seed"], True, made["negative_prompt"], made["steps"],
+        made["guidance_scale"], made["scheduler"], made["width"], made["height"], *strengths, list(mix),
     ]  # fmt: skip
 
 

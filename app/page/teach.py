@@ -20,7 +20,7 @@ from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training import budget, calibration
 from training import config as configs
 from training.config import ConfigError, TrainConfig
-from training.drafts import Draft, free_album, zoomed
+from training.drafts import Draft, free_album, zoom_of, zoomed
 from training.photos import MAX_PHOTOS, load_photo
 from training.presets import PRESETS
 
@@ -364,17 +364,19 @@ class PhotoEvents:
     @plainly
     def take_sample(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         if name not in SUBJECTS:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
+            return *[gr.skip()] * 6, ""
         draft = self.house.draft(request)
         draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
         draft.keep(noun=SUBJECTS[name], name=name.capitalize())
-        return *show_photos(draft, self.house.side, None), SUBJECTS[name], name.capitalize(), ""
+        shown = show_photos(draft, self.house.side, None)
+        return None, gr.update(visible=False), *shown, SUBJECTS[name], name.capitalize(), ""
 
     @plainly
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         index, draft = int(clicked(event)["index"]), self.house.draft(request)
-        photo = draft.read().photos[index]
-        side, sliders = self.house.side, (1, 0.5, 0.5)
+        photo, side = draft.read().photos[index], self.house.side
+        size = load_photo(draft.folder / "photos" / photo.file).size
+        sliders = [round(value, 2) for value in zoom_of(size, draft.photos(side)[0][index].crop)]
         shown = show_whole(draft, side, index)
         return index, gr.update(visible=True), shown, photo.caption, *sliders, *show_photos(draft, side, index)
 
@@ -396,7 +398,10 @@ class PhotoEvents:
 def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
     events, shown = PhotoEvents(house), [parts.thumbs, parts.remarks]
     parts.upload.upload(events.add, parts.upload, [parts.upload, *shown], **MINE)
-    parts.sample.input(events.take_sample, parts.sample, [*shown, parts.noun, parts.name, parts.sample], **MINE)
+    parts.sample.input(
+        events.take_sample, parts.sample,
+        [parts.picked, parts.editor, *shown, parts.noun, parts.name, parts.sample], **MINE,
+    )  # fmt: skip
     parts.thumbs.click(
         events.pick, None,
         [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,

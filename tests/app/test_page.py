@@ -139,6 +139,16 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
     assert strip.look(house, seen)[2]["value"] == "elsewhere/other-sd"
 
 
+def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
+    ann, events = Visitor("ann"), teach.PhotoEvents(house)
+    house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    events.cut(1, 2, 0.25, 0.75, ann)
+    index, _, _, _, *sliders = events.pick(gr.EventData(None, {"index": "1"}), ann)[:7]
+    assert index == 1 and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
+    picked, editor, thumbs, *_ = events.take_sample("octopus", ann)
+    assert picked is None and not editor["visible"] and thumbs.count("<img") == 5
+
+
 # The run
 
 
@@ -194,6 +204,18 @@ def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
     made = read_png(files[0])
     assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
     assert create._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
+
+
+def test_every_adapter_keeps_its_own_strength(house):
+    with gr.Blocks():
+        events = create.Events(house, create.build(house))
+    rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
+    *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
+    assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
+    made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
+            "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
+    filled_in = create._fill(house, made)
+    assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
 
 
 def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(house, tmp_path):

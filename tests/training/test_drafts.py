@@ -4,7 +4,7 @@ import pytest
 from conftest import save_photos
 from PIL import Image
 
-from training.drafts import Draft, free_album, zoomed
+from training.drafts import Draft, free_album, zoom_of, zoomed
 from training.photos import MAX_PHOTOS, PhotoError
 
 
@@ -75,6 +75,11 @@ def test_every_position_of_the_sliders_is_a_box_in_the_photo(draft, files, zoom,
     draft.change(0, box=zoomed((256, 192), zoom, across, down))
     photos, _ = draft.photos(64)
     assert len(photos) == 1
+
+
+@pytest.mark.parametrize("place", [(1, 0.25, 0.5), (2, 1, 0), (3.2, 0.4, 0.75)])
+def test_the_sliders_open_where_the_crop_is(place):
+    assert zoom_of((900, 600), zoomed((900, 600), *place)) == pytest.approx(place, abs=0.01)
 
 
 def test_doubles_are_named(draft, files):
