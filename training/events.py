@@ -120,15 +120,18 @@ def planned(plan: Plan) -> str:
 
 
 class LogFile:
-    """Appends events to a file, one line of JSON each."""
+    """Appends events to a file, one line of JSON each. A line that a power cut tore is left behind, not written on."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __call__(self, event: Event) -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(as_json(event) + "\n")
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(("\n" * torn + as_json(event) + "\n").encode())
         except OSError as error:
             raise explained(error, self.path) from error
 

@@ -1,5 +1,6 @@
 """How a run stands, read from its folder: what a page or a command line shows while it trains, and after."""
 
+import contextlib
 import json
 import statistics
 import threading
@@ -72,8 +73,8 @@ class Progress:
 
     def _advance(self, event: dict[str, Any]) -> None:
         self.step, self.total = event["step"], event["total"]
-        for later in [step for step in self.losses if step >= self.step]:  # a resumed run goes over them again
-            del self.losses[later]
+        while self.losses and next(reversed(self.losses)) >= self.step:  # a resumed run goes over them again
+            self.losses.popitem()
         self.losses[self.step] = event["loss"]
         self.seconds = [*self.seconds[1 - RECENT :], event["seconds"]]
 
@@ -130,8 +131,9 @@ def read(run: Run) -> Progress:
             for line in file:
                 if not line.endswith(b"\n"):  # still being written
                     break
-                tail.progress.hear(json.loads(line))
                 tail.offset += len(line)
+                with contextlib.suppress(ValueError):  # torn by a power cut
+                    tail.progress.hear(json.loads(line))
         return tail.progress
 
 

@@ -77,10 +77,12 @@ class House:
         return list(library.list_adapters([self.output]))
 
     def adapter_choices(self) -> list[tuple[str, str]]:
-        """Adapters to draw with, as (label, key): the finished ones, then every checkpoint."""
-        finished = [saved.path for saved in self.adapters()]
-        checkpoints = sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))
-        return [(library.known_as(path), self.key(path)) for path in [*finished, *checkpoints]]
+        """Adapters to draw with, as (label, key): the finished ones, then every checkpoint; damaged ones left out."""
+        finished, found = [saved.path for saved in self.adapters()], []
+        for path in [*finished, *sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))]:
+            with contextlib.suppress(AdapterFileError):
+                found.append((library.known_as(path), self.key(path)))
+        return found
 
     def key(self, path: Path) -> str:
         """How the page names a file of the outputs folder."""

@@ -226,6 +226,11 @@ def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(house, tmp_path):
     assert read_png(file)["adapters"] == {"Rex step 3": 1.0}
 
 
+def test_a_damaged_checkpoint_is_left_out_and_the_rest_stays(house):
+    (house.output / "Rex/checkpoints/000003/adapter.safetensors").write_bytes(b"half a file")
+    assert [label for label, _ in house.adapter_choices()] == ["Rex", "Rex step 6"]
+
+
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "Rex/config.yaml", "Rex/../../x.safetensors"])
 def test_keys_from_the_page_cannot_leave_the_outputs_folder(house, key):
     with pytest.raises(ValueError, match="not there any more"):

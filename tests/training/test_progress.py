@@ -6,6 +6,7 @@ import pytest
 
 from training import progress
 from training.advice import advise
+from training.events import LogFile, Step
 from training.loop import train
 from training.runs import Run
 
@@ -53,6 +54,18 @@ def test_a_line_that_is_still_being_written_waits(run):
     assert list(progress.read(run).losses) == [1]
     log.write_text(log.read_text()[: log.read_text().index("\n") + 1] + json.dumps({"time": 1.0, **step(2)}) + "\n")
     assert list(progress.read(run).losses) == [1, 2]
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "st', b"\0\0\0", b"\xff", b""])
+def test_a_line_that_a_power_cut_tore_costs_that_line_only(run, torn):
+    say(run, step(1))
+    with (run.folder / "events.jsonl").open("ab") as log:
+        log.write(torn)
+    assert list(progress.read(run).losses) == [1]
+    write = LogFile(run.folder / "events.jsonl")
+    write(Step(2, 100, 0.5, 1e-3, 2.0))
+    write(Step(3, 100, 0.5, 1e-3, 2.0))
+    assert list(progress.read(run).losses) == [1, 2, 3]
 
 
 def test_a_resumed_run_goes_over_its_steps_again(run):
