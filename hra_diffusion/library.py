@@ -142,7 +142,11 @@ def rename(path: Path, name: str) -> Path:
 
 
 def move_to_bin(path: Path, root: Path) -> str:
-    """Put an adapter, with the folder of its run, into ``root``'s bin; returns the key that ``restore`` takes."""
+    """Put an adapter with the folder of its run, or the folder of a run that came to none, into ``root``'s bin.
+
+    Returns the key that ``restore`` takes.
+    """
+    path, root = path.resolve(), root.resolve()
     thing = path.parent if path.parent.name == path.stem and path.parent != root else path
     key = f"{int(time.time())}-{thing.name}"
     place = make_folder(root / BIN) / key

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from hra_diffusion import library
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, write_text
 from hra_diffusion.pipeline import hide_loading_bars
@@ -94,6 +95,14 @@ class Queue:
             waiting.remove(name)
             run = Run(self.output / name)
             run.write_state("stopped", run.state["step"], run.state["steps"])
+
+    def discard(self, name: str) -> None:
+        """Put a run that ended before its time into the bin, all it learned with it. Raises RunError for another."""
+        with self._changing():  # nobody resumes it meanwhile
+            job = self.job(name)
+            if job.status not in OVER:
+                raise RunError(f"{name!r} is {job.status}; only a run that is stopped or broken is deleted here")
+            library.move_to_bin(job.run.folder, self.output)
 
     def stop(self, name: str) -> None:
         """Ask a running run to finish its step, keep it, and end. Raises RunError if this queue does not run it."""

@@ -84,6 +84,8 @@ def do(house: House, what: str, name: str) -> None:
             queue.start()
         case "cancel":
             queue.cancel(name)
+        case "delete":
+            queue.discard(name)
         case "earlier":
             queue.move(name, (queue.job(name).place or 0) - 1)
 
@@ -139,6 +141,8 @@ def _run(job: Job) -> str:
         actions.append(button("Stop", "stop", run=name))
     if job.status in OVER and job.step < job.steps:
         actions.append(button("Resume", "resume", run=name))
+    if job.status in OVER:
+        actions.append(button("To the bin", "delete", run=name))
     kind = {"failed": "bad", "died": "warn", "finished": "ok"}.get(job.status, "")
     far = "" if job.status == "finished" else f' <span class="soft small">{job.step} of {job.steps}</span>'
     return (

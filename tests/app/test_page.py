@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -11,6 +12,7 @@ from gradio_client import Client
 
 from app.page import compare, create, form, library, run_view, strip, teach
 from app.page.house import House
+from hra_diffusion import library as adapters
 from hra_diffusion import registry, report
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.generation import read_png
@@ -179,6 +181,23 @@ def test_a_dead_run_is_found_and_offered(house):
     jobs = house.queue.jobs()
     assert "broke off" in strip.running_line(house, jobs) and 'data-do="resume"' in strip.running_line(house, jobs)
     assert "Resume goes on" in run_view.look(house, "Rex", None)[0]
+
+
+def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypatch):
+    with pytest.raises(ValueError, match="is finished"):
+        strip.do(house, "delete", "Rex")
+    run = Run(house.output / "Rex")
+    run.adapter.unlink()
+    run.write_state("failed", 3, 6, reason="the loss became nan")
+    assert 'data-do="delete"' in strip.runs_table(house.queue.jobs())
+    monkeypatch.chdir(house.output.parent)
+    strip.do(House(Path(house.output.name), house.studio, house.bases), "delete", "Rex")  # as `make app` names it
+    assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
+    (key,) = adapters.binned(house.output)
+    adapters.restore(key, house.output)
+    assert [(job.run.name, job.status, job.reason) for job in house.queue.jobs()] == [
+        ("Rex", "failed", "the loss became nan")
+    ]
 
 
 def test_names_are_escaped_wherever_they_are_shown(house):
