@@ -20,6 +20,8 @@ from hra_diffusion.files import checked_name, make_folder, write_text
 from training.photos import MAX_PHOTOS, MIN_SIDE, Box, CropMode, Photo, PhotoError, PhotoWarning, compare_photos, ingest
 
 CAPTION_LENGTH = 300
+MAX_MEGABYTES = 100
+"""Of one photo: 150 megapixels as JPEG or HEIC."""
 
 
 _changing = threading.Lock()
@@ -134,6 +136,10 @@ class Draft:
     def _take(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
         if len(others) == MAX_PHOTOS:
             raise PhotoError(f"{path.name}: {MAX_PHOTOS} photos are the most; it was left out")
+        if (size := path.stat().st_size / 1e6) > MAX_MEGABYTES:
+            raise PhotoError(
+                f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
+            )
         ingest([path], MIN_SIDE)  # refused here, not when training starts
         names = {photo.file for photo in others}
         file = next(name for name in _file_names(path, len(others)) if name not in names)

@@ -10,8 +10,8 @@ from typing import Any
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
 """What in the outputs folder is nobody's to fetch."""
-MAX_UPLOAD = "100mb"
-"""A photo of 150 megapixels as JPEG or HEIC."""
+MAX_UPLOAD = "2gb"
+"""A stranger's adapter for Stable Diffusion XL; a photo may have less (training.drafts)."""
 
 
 def prepare_surroundings(output: Path) -> None:

@@ -37,6 +37,14 @@ def test_what_is_no_photo_is_refused_by_name_and_the_rest_taken(draft, files, tm
     assert len(draft.read().photos) == 3
 
 
+def test_a_file_far_too_large_for_a_photo_is_not_even_opened(draft, files, tmp_path):
+    large = tmp_path / "in" / "film.jpg"
+    with large.open("wb") as file:
+        file.truncate(150_000_000)
+    (refused,) = draft.add([large, *files])
+    assert refused.startswith("film.jpg: 150 MB; a photo may have 100 MB") and len(draft.read().photos) == 3
+
+
 def test_the_same_name_twice_is_two_photos(draft, files, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
