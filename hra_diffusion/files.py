@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import shutil
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     On failure nothing is left behind. Makes parent folders. Raises FileError for a full disk, a read-only folder, a
     file where a folder must be.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
     try:
         make_folder(path.parent)
         remove(temporary)

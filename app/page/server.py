@@ -74,6 +74,7 @@ def serve(
     make_folder(output)
     library.empty_bin(output)
     house = House(output, Studio(bases[0], device, dtype, clip), tuple(bases))
+    _ = house.salt  # before visitors come: two at once would each make one
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
     hosts = None if share or host not in LOOPBACK else LOOPBACK

@@ -109,6 +109,7 @@ def test_an_uploaded_page_runs_nothing():
 
 def test_what_is_served(page, tmp_path):
     output, web = tmp_path / "outputs", httpx.Client(base_url=page.local_url)
+    assert (output / ".salt").is_file(), "made once, not by the first visitors at the same time"
     (output / "photos" / "Rex").mkdir(parents=True)
     secret, shown = output / "photos" / "Rex" / "1.jpg", output / "Rex.txt"
     secret.write_text("private")

@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -158,3 +160,19 @@ def test_a_full_disk_leaves_nothing_behind():
         with temporary.open("wb", buffering=0) as file:
             file.write(b"x")
     assert not place.exists() and not list(place.parent.glob(".hra-diffusion-test*"))
+
+
+def test_threads_that_write_the_same_file_do_not_tear_it(tmp_path):
+    from hra_diffusion.files import atomic_path
+
+    both, place = Barrier(2, timeout=30), tmp_path / "state.json"
+
+    def write(text):
+        with atomic_path(place) as temporary:
+            both.wait()
+            temporary.write_text(text)
+            both.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(write, ["a" * 9000, "b" * 9000])) == [None, None]
+    assert set(place.read_text()) in ({"a"}, {"b"}) and list(tmp_path.iterdir()) == [place]
