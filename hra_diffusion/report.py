@@ -14,7 +14,7 @@ from hra_diffusion.plot import Point, scatter
 from hra_diffusion.votes import QUESTIONS, Vote, tally
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8883; --soft: #8889; }
+:root { color-scheme: light dark; --line: #8883; --soft: light-dark(#666, #aaa); }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 table { border-collapse: separate; border-spacing: 6px; }
 th { font-weight: 600; text-align: left; } td { vertical-align: top; }

@@ -11,6 +11,9 @@ from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, scores
 
+MARGIN = 1.03
+"""Figures from a few pictures a round are not told apart more finely."""
+
 
 def score_rounds(
     rounds: Mapping[int, Sequence[Path]], prompts: Sequence[str], photos: Sequence[Image.Image], clip: Clip
@@ -28,14 +31,17 @@ def score_rounds(
 def best(found: Mapping[int, Score]) -> int | None:
     """The step after the start whose likeness to photos and to prompts have the highest product: neither is bought
     with the other. None where nothing was drawn but the base's own idea."""
-    taught = [step for step in found if step]
-    return max(taught, key=lambda s: max(0.0, found[s].subject or 0.0) * max(0.0, found[s].prompt), default=None)
+    return max((step for step in found if step), key=lambda step: _worth(found[step]), default=None)
+
+
+def _worth(score: Score) -> float:
+    return max(0.0, score.subject or 0.0) * max(0.0, score.prompt)
 
 
 def advice(found: Mapping[int, Score]) -> str:
-    """What the figures say in favour of an earlier round than the last; empty where that one is the best."""
+    """What the figures say in favour of an earlier round than the last; empty where that one is about as good."""
     first, last = best(found), max(found, default=0)
-    if first is None or first == last:
+    if first is None or _worth(found[first]) <= MARGIN * _worth(found[last]):
         return ""
     figures = [f"{100 * (found[step].subject or 0):.0f} and {100 * found[step].prompt:.0f}" for step in (first, last)]
     return (

@@ -377,13 +377,13 @@ class Events:
             plan, rest = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
             start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
             blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
-            yield f"<p>{cells} pictures to draw …</p>{bar(0)}", blank, gr.update(visible=False), *rest[1:]
+            yield f"<p>{cells} pictures to draw …</p>{bar(0, 'drawing')}", blank, gr.update(visible=False), *rest[1:]
             try:
                 for news in draw(self.house, plan, stop):
                     if isinstance(news, Preview):
                         grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
                         left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
-                        yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done)}", grid, *rest
+                        yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done, 'drawing')}", grid, *rest
                         continue
                     folder = free_folder(self.house.own(request) / "compare")
                     keep(news, folder)

@@ -232,7 +232,7 @@ def show_drawing(pictures: Mapping[int, Image.Image], count: int, done: float, t
         else '<div class="blank"></div>'
         for i in range(count)
     ]
-    line = f'<p role="status">{escape(text)}</p>{bar(done)}'
+    line = f'<p role="status">{escape(text)}</p>{bar(done, "drawing")}'
     return f'{line}<div class="pictures large" style="margin:12px 0">{"".join(cells)}</div>{before}'
 
 

@@ -74,14 +74,15 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 def title(number: int, text: str) -> str:
     """The heading of a step of the work."""
-    return f'<div class="step-title"><b>{number}</b>{escape(text)}</div>'
+    return f'<div class="step-title" role="heading" aria-level="2"><b>{number}</b>{escape(text)}</div>'
 
 
-def bar(part: float) -> str:
-    """A progress bar for a part from 0 to 1."""
+def bar(part: float, what: str) -> str:
+    """A progress bar for a part from 0 to 1 of ``what``."""
     percent = round(100 * min(1.0, max(0.0, part)))
     return (
-        f'<div class="bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="bar" role="progressbar" aria-label="{escape(what)}" aria-valuenow="{percent}" '
+        f'aria-valuemin="0" aria-valuemax="100">'
         f'<span style="width:{percent}%"></span></div>'
     )
 

@@ -122,7 +122,7 @@ def _standing(job: Job, told: progress.Progress) -> str:
     part = told.step / max(1, job.steps)
     match job.status:
         case "running":
-            return f'<p role="status">{standing(job, told)}</p>{bar(part)}'
+            return f"<p>{standing(job, told)}</p>{bar(part, f'{job.run.name} learning')}"
         case "waiting":
             before = "next in the queue" if not job.place else f"{job.place} before it in the queue"
             return f"<p>Waits: {before}.</p>"

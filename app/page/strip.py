@@ -107,21 +107,27 @@ def running_line(house: House, jobs: list[Job]) -> str:
         return f'<div class="strip">{badge("broke off", "warn")} {text} {resume}</div>'
     told = progress.read(running.run)
     waiting = sum(job.status == "waiting" for job in jobs)
+    announced = "" if _stepping(told) else ' role="status"'  # read out: a new phase, not every step
     more = f' <span class="soft">{waiting} more in the queue</span>' if waiting else ""
     return (
-        f'<div class="strip" role="status"><strong>{escape(running.run.name)}</strong> '
-        f"<span>{standing(running, told)}</span>{bar(told.step / max(1, running.steps))}"
+        f'<div class="strip"><strong>{escape(running.run.name)}</strong> '
+        f"<span{announced}>{standing(running, told)}</span>"
+        f"{bar(told.step / max(1, running.steps), f'{running.run.name} learning')}"
         f"{more} {button('Stop', 'stop', run=running.run.name)}</div>"
     )
 
 
 def standing(job: Job, told: progress.Progress) -> str:
     """How far a running run is: its phase, or its step and the time left."""
-    if not told.step or told.phase not in ("train", "samples"):
+    if not _stepping(told):
         return f"{progress.PHASES.get(told.phase, 'starting')} …"
     left = told.seconds_left(job.run.config.sample_every)
     rest = f" · {progress.duration(left)} left" if left is not None else ""
     return f"step {told.step} of {job.steps}{rest}"
+
+
+def _stepping(told: progress.Progress) -> bool:
+    return told.step > 0 and told.phase in ("train", "samples")
 
 
 def runs_table(jobs: list[Job]) -> str:

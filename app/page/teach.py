@@ -245,10 +245,12 @@ def show_photos(draft: Draft, side: int, picked: int | None) -> tuple[str, str]:
     photos, warnings = draft.photos(side)
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
     kinds = [[w.kind for w in warnings if w.photo.name == photo.file] for photo in contents.photos]
+    badges = [[BADGES[kind] for kind in dict.fromkeys(own)] for own in kinds]
     cells = [
         f'<button type="button" class="thumb{" on" if i == picked else ""}" data-do="pick" data-index="{i}" '
-        f'aria-label="Photo {i + 1}: crop and caption">{picture(photo.image, f"photo {i + 1}", zoom=False)}'
-        f"{''.join(badge(BADGES[kind], 'warn') for kind in dict.fromkeys(kinds[i]))}</button>"
+        f'aria-label="{", ".join([f"Photo {i + 1}", *badges[i]])}: crop and caption">'
+        f"{picture(photo.image, f'photo {i + 1}', zoom=False)}"
+        f"{''.join(badge(text, 'warn') for text in badges[i])}</button>"
         for i, photo in enumerate(photos)
     ]
     few = [] if len(photos) >= 3 else ["Three photos or more give a better likeness."]

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_clip
 from gradio_client import Client
 
-from app.page import compare, create, form, library, run_view, strip, teach
+from app.page import compare, create, form, html, library, run_view, strip, teach, theme
 from app.page.house import House
 from hra_diffusion import library as adapters
 from hra_diffusion import registry, report
@@ -149,6 +149,43 @@ def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house)
     assert index == 1 and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
     picked, editor, thumbs, *_ = events.take_sample("octopus", ann)
     assert picked is None and not editor["visible"] and thumbs.count("<img") == 5
+
+
+def luminance(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("front", "back"),
+    [
+        ("button_primary_text_color", "button_primary_background_fill"),
+        ("button_primary_text_color", "button_primary_background_fill_hover"),
+        ("input_placeholder_color", "input_background_fill"),
+        ("body_text_color_subdued", "body_background_fill"),
+    ],
+)
+@pytest.mark.parametrize("dark", ["", "_dark"])
+def test_what_is_written_can_be_read(front, back, dark):
+    """WCAG 2's contrast for text."""
+    looks = theme.theme()
+
+    def color(name):
+        value = getattr(looks, name + dark, None) or getattr(looks, name)
+        value = getattr(looks, value[1:]) if value.startswith("*") else value
+        return {"white": "#ffffff"}.get(value, value)
+
+    low, high = sorted(luminance(color(name)) for name in (front, back))
+    assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_badges_and_bars_are_told_to_who_cannot_see_them(house, tmp_path):
+    draft = Draft(tmp_path / "draft")
+    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
+    draft.add([photos[0], photos[1], photos[0]])
+    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', teach.show_photos(draft, 64, None)[0])
+    assert 'aria-label="Rex learning"' in html.bar(0.5, "Rex learning")
 
 
 # The run

@@ -31,6 +31,11 @@ def test_where_the_last_is_the_best_nothing_is_said():
     assert advice({0: Score(0.1, 0.9), 50: Score(0.4, 0.5), 100: Score(0.5, 0.5)}) == ""
 
 
+def test_what_reads_the_same_is_no_advice():
+    assert advice({0: Score(0.1, 0.9), 50: Score(0.712, 0.321), 100: Score(0.708, 0.319)}) == ""
+    assert "step 50" in advice({50: Score(0.74, 0.32), 100: Score(0.70, 0.32)})
+
+
 def test_likeness_is_not_bought_with_the_prompt():
     assert best({0: Score(0.1, 0.9), 50: Score(0.6, 0.3), 100: Score(0.7, 0.05)}) == 50
 
