@@ -1,7 +1,9 @@
 """A run on the page: how it stands, its losses, its sample pictures, and what can be done about it."""
 
+import contextlib
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -259,7 +261,7 @@ class Events:
 
     @plainly
     def set_beside(self, name: str) -> tuple[Any, ...]:
-        return _go_to(self.house, "compare", self.house.queue.job(self.current(name)).run.adapter)
+        return _go_to(self.house, "compare", *taught_together(self.house, self.current(name)))
 
 
 def connect(
@@ -280,6 +282,16 @@ def connect(
     strip.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 
-def _go_to(house: House, tab: str, adapter: Any) -> tuple[Any, ...]:
-    chosen = [house.key(adapter)]
+def taught_together(house: House, name: str) -> list[Path]:
+    """The adapters of this run and of the finished ones that learned from the very same photos, oldest first."""
+    photos, found = house.queue.job(name).run.config.photos, []
+    for job in reversed(house.queue.jobs()):
+        with contextlib.suppress(UserError):  # a configuration changed by hand is no part of it
+            if job.status == "finished" and job.run.config.photos == photos:
+                found.append(job.run.adapter)
+    return found
+
+
+def _go_to(house: House, tab: str, *adapters: Path) -> tuple[Any, ...]:
+    chosen = [house.key(adapter) for adapter in adapters]
     return gr.Tabs(selected=tab), gr.update(choices=house.adapter_choices(), value=chosen)

@@ -1,6 +1,7 @@
 """The page without a browser: what it shows, what its buttons do, and its API; on a tiny real base."""
 
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -202,6 +203,16 @@ def test_a_finished_run_shows_losses_samples_and_what_comes_next(house):
     assert all(
         isinstance(update, dict) and update.get("__type__") == "update" for update in run_view.look(house, "Rex", seen)
     )
+
+
+def test_methods_taught_together_are_compared_together(house):
+    for name in ("Rex-lora", "Other"):
+        shutil.copytree(house.output / "Rex", house.output / name)
+        (house.output / name / "Rex.safetensors").rename(house.output / name / f"{name}.safetensors")
+    other = Run(house.output / "Other")
+    configs.write(other.config.model_copy(update={"photos": (Path("elsewhere"),)}), other.folder / "config.yaml")
+    _, chosen = run_view.Events(house).set_beside("Rex")
+    assert sorted(chosen["value"]) == ["Rex-lora/Rex-lora.safetensors", "Rex/Rex.safetensors"]
 
 
 def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(house):
