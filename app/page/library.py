@@ -14,7 +14,7 @@ from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly
 from app.page.html import badge, button, empty, facts, note, picture
 from app.page.theme import CLICKS
 from hra_diffusion import library, registry
-from hra_diffusion.adapter_file import AdapterInfo, is_ours, read_info
+from hra_diffusion.adapter_file import AdapterInfo, check, is_ours, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
@@ -33,7 +33,7 @@ EXPORTS = {
 
 @dataclass
 class Library:
-    """The tab's components."""
+    """The tab's components. ``given``: an uploaded file that may be kept."""
 
     search: gr.Textbox
     cards: gr.HTML
@@ -51,6 +51,7 @@ class Library:
     said: gr.HTML
     bin: gr.HTML
     chosen: gr.State
+    given: gr.State
 
 
 def build(house: House) -> Library:
@@ -84,7 +85,7 @@ def build(house: House) -> Library:
                 parts["ready"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
             parts["loads"] = gr.HTML()
             parts["delete"] = gr.Button("Move to the bin", size="md")
-    return Library(**parts, chosen=gr.State())
+    return Library(**parts, chosen=gr.State(), given=gr.State())
 
 
 def show_cards(house: House, search: str = "", chosen: str | None = None) -> str:
@@ -220,13 +221,16 @@ class Events:
         return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
 
     @plainly
-    def take_in(self, file: str | None, search: str) -> tuple[Any, ...]:
-        path, remarks = take_in(self.house, Path(str(file)))
-        info = read_info(path)
-        subject = f" of “{info.subject}”" if info.subject else ""
-        text = f"{info.name}: {_title(info.method)}{subject}, for {info.base}. It is kept now."
-        wrong = misfit(self.house, path)
-        return None, note([text, *remarks], "plain") + note(wrong), *self.refresh(search, None)
+    def answer(self, event: gr.EventData, search: str, given: str | None) -> tuple[Any, ...]:
+        if clicked(event)["do"] == "restore":
+            return self.restore(event, search)
+        path, _ = take_in(self.house, Path(str(given)))
+        return note(f"{read_info(path).name} is kept now.", "plain"), *self.refresh(search, None)
+
+    @plainly
+    def look_into(self, file: str | None) -> tuple[Any, ...]:
+        """What an uploaded file is, before it is kept."""
+        return None, note(understood(self.house, Path(str(file))), "plain") + button("Keep it", "keep", main=True), file
 
     @plainly
     def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
@@ -258,13 +262,25 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
                        [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip
     parts.delete.click(events.delete, [parts.chosen, parts.search],
                        [parts.chosen, parts.panel, parts.said, *overview], **MINE)  # fmt: skip
-    for part in (parts.bin, parts.said):
-        part.click(events.restore, parts.search, [parts.said, *overview], **MINE)
-    parts.upload.upload(events.take_in, [parts.upload, parts.search], [parts.upload, parts.said, *overview], **MINE)
+    parts.bin.click(events.restore, parts.search, [parts.said, *overview], **MINE)
+    parts.said.click(events.answer, [parts.search, parts.given], [parts.said, *overview], **MINE)
+    parts.upload.upload(events.look_into, parts.upload, [parts.upload, parts.said, parts.given], **MINE)
     parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
     made = [parts.ready, parts.loads]
     parts.make.click(events.make, [parts.chosen, parts.format], made, concurrency_id=DEVICE_QUEUE, **MINE)
     gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
+
+
+def understood(house: House, file: Path) -> list[str]:
+    """What an adapter file is, ours or a stranger's for the base in use; nothing is kept. Raises UserError."""
+    if is_ours(file):
+        info = check(file)
+        subject = f" of “{info.subject}”" if info.subject else ""
+        return [f"{info.name}: {_title(info.method)}{subject}, for {info.base}.", *filter(None, [misfit(house, file)])]
+    from hra_diffusion import interop
+
+    with house.studio.lock:
+        return interop.understand(house.studio.pipe, file)[-1].lines
 
 
 def take_in(house: House, file: Path) -> tuple[Path, list[str]]:

@@ -421,6 +421,8 @@ def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
     if form != library.OWN:
         assert any("exactly" in line for line in told) and any("sks dog" in line for line in told)
     if form in (library.OWN, "kohya", "diffusers"):
+        before = sorted(house.output.glob("*/*.safetensors"))
+        assert library.understood(house, path) and sorted(house.output.glob("*/*.safetensors")) == before, "only told"
         kept, _ = library.take_in(house, path)
         assert library.misfit(house, kept) == "" and kept.parent != path.parent
         assert house.studio.put_on([kept])
