@@ -11,9 +11,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from app.page.compare import for_every_subject
 from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, picture, served
 from app.page.theme import CLICKS
+from hra_diffusion.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import (
@@ -220,7 +222,8 @@ def _kept(file: Path) -> str:
     made = read_png(file)
     about = f"{made['prompt']} · seed {made['seed']}"
     save = f'<a class="act" href="{escape(served(file))}" download="{escape(file.name)}">Save</a>'
-    actions = save + button("Settings", "settings", file=file.name) + button("Compare", "compare", file=file.name)
+    more = {"settings": "Settings", "again": "Another adapter", "compare": "Compare"}
+    actions = save + "".join(button(text, do, file=file.name) for do, text in more.items())
     return f'<figure class="picture">{picture(file, about)}<figcaption>{actions}</figcaption></figure>'
 
 
@@ -252,7 +255,7 @@ class Events:
         own = dict(zip(mixed, strengths, strict=False))
         shown = [
             gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=own.get(key, 1.0))
-            for key in adapters or ()
+            for key in (adapters or [])[:MOST_ADAPTERS]
         ]
         return [*shown, *[gr.update(visible=False, value=1.0)] * (MOST_ADAPTERS - len(shown)), adapters or []]
 
@@ -304,6 +307,9 @@ class Events:
         untouched = [gr.skip()] * len(self.parts.filled)
         if clicked(event)["do"] == "compare":
             return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], list(_mix(self.house, made))]
+        if clicked(event)["do"] == "again":
+            made = _for_another(self.house, made)
+            gr.Info("Choose another adapter, then press Create: seed and settings are the picture’s.")
         return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
 
@@ -360,6 +366,13 @@ def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
         list(mix), made["prompt"], 1, made["seed"], True, made["negative_prompt"], made["steps"],
         made["guidance_scale"], made["scheduler"], made["width"], made["height"], *strengths, list(mix),
     ]  # fmt: skip
+
+
+def _for_another(house: House, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings inside a picture without its adapters, {subject} in the place of the first one's own."""
+    first = next(iter(_mix(house, made)), None)
+    prompt = for_every_subject(made["prompt"], read_info(house.file(first))) if first else made["prompt"]
+    return {**made, "adapters": {}, "prompt": prompt}
 
 
 def _size(value: float | None) -> int | None:

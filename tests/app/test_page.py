@@ -271,6 +271,8 @@ def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
     made = read_png(files[0])
     assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
     assert create._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
+    another = create._fill(house, create._for_another(house, made))
+    assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
 
 
 def test_every_adapter_keeps_its_own_strength(house):
