@@ -426,7 +426,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
     parts.run.click(events.ready, parts.inputs, parts.status, **QUIET).success(
-        events.run, **drawing, **device, api_name="compare"
+        events.run, **drawing, **device, trigger_mode="multiple", api_name="compare"
     )
     parts.stop.click(events.halt, None, parts.status, **QUIET)
     page.load(events.bring_back, None, shown, **QUIET)

@@ -333,7 +333,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.stage, parts.seed], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
     gr.on([parts.draw.click, parts.prompt.submit], events.ready, parts.count, parts.stage, **QUIET).success(
-        events.create, **drawing, **device, api_name="generate"
+        events.create, **drawing, **device, trigger_mode="multiple", api_name="generate"
     )
     parts.stop.click(events.halt, None, parts.stage, **QUIET)
     parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.filled], **MINE)

@@ -7,6 +7,7 @@ import hmac
 import json
 import secrets
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,30 +129,35 @@ def waiting(studio: Studio) -> str:
 
 
 class Stops:
-    """What ends each visitor's drawing, from the moment it is asked for: it may wait long for the device."""
+    """What ends each visitor's drawings, from the moment they are asked for: they may wait long for the device."""
 
     def __init__(self) -> None:
-        self._events: dict[str, threading.Event] = {}
+        self._asked: defaultdict[str, list[threading.Event]] = defaultdict(list)
 
     def ready(self, request: gr.Request) -> None:
-        """A drawing is asked for. Raises UserError while one that was stopped has not ended."""
-        if self._events.setdefault(str(request.session_hash), threading.Event()).is_set():
-            raise UserError("the drawing before is being stopped; press again in a moment")
+        """A drawing is asked for. Raises UserError while another is wanted."""
+        asked = self._asked[str(request.session_hash)]
+        if not all(event.is_set() for event in asked):
+            raise UserError("your drawing is under way; Stop ends it")
+        asked.append(threading.Event())
 
     def stop(self, request: gr.Request) -> bool:
-        """End what is drawn, or waits to be; returns whether there is any."""
-        event = self._events.get(str(request.session_hash))
-        if event:
+        """End what is drawn and what waits to be; returns whether there is any."""
+        asked = self._asked[str(request.session_hash)]
+        for event in asked:
             event.set()
-        return event is not None
+        return bool(asked)
 
     @contextlib.contextmanager
     def drawing(self, request: gr.Request) -> Iterator[threading.Event]:
-        """The drawing's turn has come; yields what is set when it is to end."""
+        """The turn of the first that was asked for has come; yields what is set when it is to end."""
+        asked = self._asked[str(request.session_hash)]
+        if not asked:  # through the API
+            asked.append(threading.Event())
         try:
-            yield self._events.setdefault(str(request.session_hash), threading.Event())
+            yield asked[0]
         finally:
-            self._events.pop(str(request.session_hash), None)
+            asked.pop(0)
 
 
 def clicked(event: gr.EventData) -> dict[str, str]:
