@@ -37,8 +37,9 @@ def test_a_measurement_is_kept(settings, tmp_path):
     assert isinstance(calibration.known(tmp_path, settings()), Calibration)
 
 
-def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_path):
+def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_path, monkeypatch):
     """The page asks every second and a half: what was killed, or failed in any way, is told and left at that."""
+    monkeypatch.setattr(calibration, "_started", {})
     calibration.start(tmp_path, settings())
     (process,) = calibration._started.values()
     process.kill()
