@@ -317,13 +317,15 @@ def test_a_stop_reaches_what_still_waits_for_the_device(house):
     with gr.Blocks():
         events = create.Events(house, create.build(house))
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
-    assert "loading the base model" in events.ready(ann, 1), "said at once, not when its turn comes"
+    pictures, _ = list(create.draw(house, wish(count=1), threading.Event()))[-1]
+    create.keep(list(pictures.values()), house.own(ann) / "pictures")
+    assert "waiting for the device" in events.ready(ann, 1), "said at once, not when its turn comes"
     with pytest.raises(gr.Error, match="under way"):
         events.ready(ann, 1)
-    assert "No pictures yet" in events.halt(ann)
+    assert events.halt(ann).count('class="picture"') == 1
     events.ready(ann, 1)
-    assert "No pictures yet" in list(events.create(ann, *values))[-1][0], "its turn came: nothing was drawn"
-    assert 'class="picture"' in list(events.create(ann, *values))[-1][0]
+    assert list(events.create(ann, *values))[-1][0].count('class="picture"') == 1, "its turn came: nothing was drawn"
+    assert list(events.create(ann, *values))[-1][0].count('class="picture"') == 2
 
 
 # Compare
