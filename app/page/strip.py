@@ -45,7 +45,7 @@ def build(house: House) -> Strip:
 def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     """Wire the strip; a click on a run's name shows it on the Teach tab."""
 
-    def watch(seen: str | None) -> tuple[Any, ...]:
+    def watch(seen: tuple[str, str] | None) -> tuple[Any, ...]:
         return look(house, seen)
 
     @plainly
@@ -65,12 +65,15 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
         part.click(act, None, outputs, **QUIET)
 
 
-def look(house: House, seen: str | None) -> tuple[Any, ...]:
+def look(house: House, seen: tuple[str, str] | None) -> tuple[Any, ...]:
     """The line, the list of runs and the base in use (any visitor may change it), if ``seen`` is out of date."""
     jobs, base = house.queue.jobs(), house.studio.base
     line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
-    now = changed([line, table, base], seen)
-    return (line, table, gr.update(value=base), now) if now else (gr.skip(),) * 4
+    before, chosen = seen or ("", "")
+    now = changed([line, table], before)
+    if not now and base == chosen:
+        return (gr.skip(),) * 4
+    return line, table, gr.skip() if base == chosen else gr.update(value=base), (now or before, base)
 
 
 def do(house: House, what: str, name: str) -> None:

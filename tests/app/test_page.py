@@ -139,7 +139,11 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
         teach.teach(house, parts, draft, before, filled(parts))
     assert not (house.output / "New").exists()
-    assert strip.look(house, seen)[2]["value"] == "elsewhere/other-sd"
+    _, _, told, seen = strip.look(house, seen)
+    assert told["value"] == "elsewhere/other-sd"
+    Run(house.output / "Rex").write_state("running", 3, 6)
+    line, _, told, _ = strip.look(house, seen)
+    assert "broke off" in line and told == gr.skip(), "a menu that is open is left alone while a run goes on"
 
 
 def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
