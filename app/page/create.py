@@ -214,6 +214,7 @@ def show_stage(house: House, request: gr.Request) -> str:
         return empty(
             "No pictures yet",
             "Choose what you taught, write where it should be, press Create. Pictures appear here as they are drawn.",
+            "drawn",
         )
     return f'<div class="pictures large" data-group>{"".join(map(_kept, files))}</div>'
 
