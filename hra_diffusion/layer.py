@@ -90,8 +90,8 @@ class AdapterHost(nn.Module):
                 add_update(self, part, out, change)
         return y
 
-    def _load_from_state_dict(self, *state: Any) -> None:
-        super()._load_from_state_dict(*state)
+    def _load_from_state_dict(self, *state: Any, **more: Any) -> None:
+        super()._load_from_state_dict(*state, **more)
         self.updates.clear()
 
     def add(self, name: str, adapter: nn.Module) -> None:
@@ -138,7 +138,8 @@ class AdapterHost(nn.Module):
             weight = as_matrix(self).float()
             with own_precision(weight):
                 exact = combined(weight, active)
-            change = LowRank(*(None if tensor is None else tensor.to(dtype) for tensor in exact))
+            scale = None if exact.scale is None else exact.scale.to(dtype)
+            change = LowRank(exact.up.to(dtype), exact.down.to(dtype), scale)
         parameters = [parameter for adapter, _ in active for parameter in adapter.parameters()]
         self.updates[mix] = Update(change, parameters, self._state(parameters, dtype))
         return change

@@ -79,7 +79,7 @@ def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
     """What an adapter took: "parameters", "megabytes" of the file and, where that says so, "seconds" of training and
     the most "memory" held in it, in GiB: the accelerator's, or the whole process's on a CPU."""
     seconds, memory = sum(info.training.get("seconds", {}).values()), info.training.get("memory", 0) / 2**30
-    taken = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
+    taken: dict[str, float] = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
     return taken | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
 
 

@@ -76,7 +76,7 @@ def known(output: Path, config: TrainConfig) -> Calibration | None:
     """The measurement for this run, if there is one."""
     try:
         text = _place(output, config).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return Calibration(**json.loads(text))
 
