@@ -87,6 +87,7 @@ def attach(
             raise UserError(f"rank {rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
+    routing.names.append(name)
     for path, layer in layers.items():
         d_out, d_in = as_matrix(layer).shape
         adapter = chosen.build(configs[path], d_in, d_out, generator)
@@ -118,6 +119,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if routing.merged:
             unmerge(model)
         routing.mix = tuple(entry for entry in routing.mix if entry[0] != gone)
+        routing.names.remove(gone)
         if hook := routing.hooks.pop(gone, None):
             hook.remove()
         for _, layer in hosts(model):
@@ -226,7 +228,8 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters on the model, in the order they came."""
-    return list(dict.fromkeys(name[1:] for _, layer in hosts(model) for name in layer.adapters))
+    routing = routing_of(model)
+    return list(routing.names) if routing else []
 
 
 def adapter_layers(model: nn.Module, name: str) -> dict[str, nn.Module]:
@@ -253,7 +256,7 @@ def penalty(model: nn.Module, name: str) -> Tensor | None:
 
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing its hosts share, or None for a model without adapters."""
-    return next((layer.routing for _, layer in hosts(model)), None)
+    return next((module.routing for module in model.modules() if isinstance(module, AdapterHost)), None)
 
 
 def freeze(model: nn.Module) -> None:

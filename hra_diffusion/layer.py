@@ -37,6 +37,8 @@ class Routing:
     mix: Mix = ()
     groups: tuple[tuple[Mix, int], ...] = ()
     merged: bool = False
+    names: list[str] = field(default_factory=list)
+    """The adapters on the model, in the order they came."""
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
     """What prepares a forward pass, by adapter."""
 
