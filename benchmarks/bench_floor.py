@@ -8,31 +8,15 @@ The floor is the frozen UNet forward, and backward through the activations alone
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import (
-    Bar,
-    Report,
-    arguments,
-    conditions,
-    load_pipe,
-    publish,
-    start_session,
-    steps,
-    train_config,
-)
+from benchmarks.common import load_pipe, publish_ratios, sd1_arguments, start_session, steps, train_config
 from training.loop import train_step
-from training.measure import bare_pass, interleaved, ratios, spread, twin
+from training.measure import bare_pass, interleaved, twin
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 
 
 def main() -> None:
-    given = arguments(
-        __doc__,
-        {"base": "sd1", "side": 32, "rounds": 3},
-        {"base": "sd1", "side": 64, "dtype": "bfloat16", "rounds": 20},
-        batch_size=1,
-        rank=8,
-    )
+    given = sd1_arguments(__doc__, batch_size=1)
     pipe = load_pipe(given.base, given.device, given.dtype)
     contestants = {"floor": bare_pass(twin(pipe.unet), given.batch_size, given.side)}
     contestants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
@@ -43,11 +27,7 @@ def main() -> None:
         session = start_session(pipe, config, Path(folder))
         contestants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
         spent = interleaved(contestants, given.rounds, minutes=given.minutes)
-    against = {name: ratios(own, spent["floor"]) for name, own in spent.items()}
-    rows = [(name, spread(own), spread(against[name], ".2f")) for name, own in spent.items()]
-    bars = [Bar.of(f"{name} ÷ floor", own, LIMIT) for name, own in against.items() if name != "floor"]
-    what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
-    publish(Report(conditions(given, what, spent), ("step", "s", "÷ floor"), rows, bars, raw=spent), given)
+    publish_ratios(given, spent, "floor", ("step", "s", "÷ floor"), dict.fromkeys(spent, LIMIT))
 
 
 if __name__ == "__main__":

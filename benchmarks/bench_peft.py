@@ -3,20 +3,25 @@
 python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--rounds 3]
 """
 
-from benchmarks.common import PEFT, Bar, Report, arguments, conditions, load_unet, memory_of_a_step, publish, steps
+from benchmarks.common import (
+    PEFT,
+    Bar,
+    Report,
+    conditions,
+    load_unet,
+    memory_of_a_step,
+    publish,
+    sd1_arguments,
+    shapes,
+    steps,
+)
 from training.measure import apart, interleaved, ratios, spread
 
 OURS = ("hra", "lora")
 
 
 def main() -> None:
-    given = arguments(
-        __doc__,
-        {"base": "sd1", "side": 32, "rounds": 3},
-        {"base": "sd1", "side": 64, "dtype": "bfloat16", "rounds": 20},
-        batch_size=1,
-        rank=8,
-    )
+    given = sd1_arguments(__doc__, batch_size=1)
     names = [*OURS, *PEFT]
     shared = given.base, given.device, given.dtype
     peaks = {n: apart(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
@@ -29,8 +34,7 @@ def main() -> None:
         for name, own in spent.items()
     ]
     columns = ("method", "a step, s", "our HRA ÷ it", "peak, GiB", "of that beyond the base")
-    what = f"rank {given.rank}, {given.side}×{given.side} latents, batch {given.batch_size}"
-    report = Report(conditions(given, what, spent), columns, rows, bars(spent, peaks, given.device), raw=spent)
+    report = Report(conditions(given, shapes(given), spent), columns, rows, bars(spent, peaks, given.device), raw=spent)
     publish(report, given)
 
 

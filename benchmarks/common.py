@@ -96,6 +96,12 @@ def arguments(doc: str | None, cpu: Mapping[str, Any], cuda: Mapping[str, Any], 
     return parser.parse_args()
 
 
+def sd1_arguments(doc: str | None, cuda_dtype: str = "bfloat16", **more: Any) -> argparse.Namespace:
+    """The options of a benchmark of steps of Stable Diffusion 1.5's UNet, on latents that the device can take."""
+    cuda = {"side": 64, "dtype": cuda_dtype, "rounds": 20}
+    return arguments(doc, {"side": 32, "rounds": 3}, cuda, **({"base": "sd1", "rank": 8} | more))
+
+
 def publish(report: Report, given: argparse.Namespace) -> None:
     """Print the table with the machine on top and write it as JSON, named after the benchmark and the device."""
     name, here = Path(sys.argv[0]).stem, measure.machine()
@@ -107,6 +113,27 @@ def publish(report: Report, given: argparse.Namespace) -> None:
     print("\n".join(["", *map(str, report.bars), *report.notes]))
     place = given.output / f"{name}{'-cuda' * (given.device == 'cuda')}.json"
     write_text(place, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def publish_ratios(
+    given: argparse.Namespace,
+    spent: Mapping[str, Sequence[float]],
+    to: str,
+    columns: Sequence[str],
+    limits: Mapping[str, float],
+    form: str = ".2f",
+) -> None:
+    """Publish the contestants' seconds as parts of those of one of them, ``to``, which are to keep to ``limits``."""
+    against = {name: measure.ratios(own, spent[to]) for name, own in spent.items()}
+    rows = [(name, measure.spread(own), measure.spread(against[name], form)) for name, own in spent.items()]
+    bars = [Bar.of(f"{name} {columns[-1]}", own, limits[name]) for name, own in against.items() if name != to]
+    publish(Report(conditions(given, shapes(given), spent), columns, rows, bars, raw=spent), given)
+
+
+def shapes(given: argparse.Namespace) -> str:
+    """What the UNet was given, for the sentence above a table."""
+    batch = f"batch {given.batch_size}" if "batch_size" in given else "one denoising step with guidance (batch 2)"
+    return f"rank {given.rank}, {given.side}×{given.side} latents, {batch}"
 
 
 def commit(folder: Path = Path(__file__).parent.parent) -> str:
