@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.config import TrainConfig
+from training.fit import recompute, smaller_batches
 
 MEMORY = ("out of memory", "want of memory")
 
@@ -34,13 +35,9 @@ def advise(reason: str, config: TrainConfig) -> Advice:
 
 
 def _less_memory(config: TrainConfig) -> Advice:
-    if not config.gradient_checkpointing:
-        return Advice("Take less memory, a third slower: gradient checkpointing.", {"gradient_checkpointing": True})
-    if config.batch_size > 1:
-        size = config.batch_size // 2
-        more = config.gradient_accumulation * 2
-        return Advice(
-            f"Take less memory: {size} photos at a time in place of {config.batch_size}, twice as often.",
-            {"batch_size": size, "gradient_accumulation": more},
-        )
+    if changes := recompute(config):
+        return Advice("Take less memory, a third slower: gradient checkpointing.", changes)
+    if changes := smaller_batches(config):
+        size = changes["batch_size"]
+        return Advice(f"Take less memory: {size} photos at a time in place of {config.batch_size}, added up.", changes)
     return Advice("Close other programs, or use a smaller resolution.")

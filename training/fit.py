@@ -100,16 +100,17 @@ def half_precision(config: TrainConfig, device: str) -> Changes:
     return {"dtype": "bfloat16", "mixed_precision": "no"} if config.dtype == "float32" and able else {}
 
 
-def recompute(config: TrainConfig, device: str) -> Changes:
+def recompute(config: TrainConfig, device: str = "") -> Changes:
     """Gradient checkpointing: about a third slower."""
     return {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
 
 
-def smaller_batches(config: TrainConfig, device: str) -> Changes:
-    """A batch in two halves, accumulated."""
-    if config.batch_size % 2:
+def smaller_batches(config: TrainConfig, device: str = "") -> Changes:
+    """A batch in two halves, or the fewest equal parts it has, accumulated."""
+    parts = next((n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0), None)
+    if parts is None:
         return {}
-    return {"batch_size": config.batch_size // 2, "gradient_accumulation": config.gradient_accumulation * 2}
+    return {"batch_size": config.batch_size // parts, "gradient_accumulation": config.gradient_accumulation * parts}
 
 
 def smaller_state(config: TrainConfig, device: str) -> Changes:

@@ -7,7 +7,7 @@ import torch
 from training import config as configs
 from training.config import TrainConfig
 from training.events import Notice
-from training.fit import changes
+from training.fit import changes, recompute, smaller_batches
 from training.session import Session, TrainingError, checkpoint_gradients
 
 GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
@@ -16,14 +16,10 @@ GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
 def lighter(config: TrainConfig) -> TrainConfig | None:
     """The run with less memory for more time, the result being the same but for rounding.
 
-    It turns gradient checkpointing on and takes the batch in two halves, accumulated; None where neither is left to do.
+    It turns gradient checkpointing on and takes the batch in parts, accumulated; None where neither is left to do.
     """
-    changes: dict[str, object] = {}
-    if not config.gradient_checkpointing:
-        changes["gradient_checkpointing"] = True
-    if config.batch_size % 2 == 0:
-        changes |= {"batch_size": config.batch_size // 2, "gradient_accumulation": config.gradient_accumulation * 2}
-    return config.model_copy(update=changes) if changes else None
+    given_up = recompute(config) | smaller_batches(config)
+    return config.model_copy(update=given_up) if given_up else None
 
 
 def as_lightened(config: TrainConfig, before: TrainConfig) -> TrainConfig:
