@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.errors import UserError
@@ -119,6 +120,15 @@ def get(name: str) -> Method:
 def names() -> list[str]:
     """Names of all registered methods, in the order they registered."""
     return list(_methods)
+
+
+def options() -> dict[str, tuple[FieldInfo, list[str]]]:
+    """Every option of every method: its field, and the names of the methods that have it."""
+    found: dict[str, tuple[FieldInfo, list[str]]] = {}
+    for name, method in _methods.items():
+        for option, field in method.config.model_fields.items():
+            found.setdefault(option, (field, []))[1].append(name)
+    return found
 
 
 def explain(error: ValidationError) -> str:

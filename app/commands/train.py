@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
             _add_flag(group, name, field, field.description or "")
     options = parser.add_argument_group("options of the methods")
-    for name, (field, methods) in _method_options().items():
+    for name, (field, methods) in registry.options().items():
         _add_flag(options, name, field, f"{field.description} [{', '.join(methods)}]")
 
 
@@ -69,7 +69,7 @@ def print_phases(event: Event) -> None:
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
     """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
-    options = {name: value for name, value in vars(arguments).items() if name in _method_options()}
+    options = {name: value for name, value in vars(arguments).items() if name in registry.options()}
     if arguments.resume and set(given) <= {"name", "device"} and "name" in given and not (options or arguments.config):
         if saved := runs.find(arguments.output, given["name"]):
             return saved.config.model_copy(update=given)
@@ -83,15 +83,6 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     if base != TOYBOX and Path(base).exists():
         values["base"] = str(Path(base).resolve())
     return configs.parse(values)
-
-
-def _method_options() -> dict[str, tuple[FieldInfo, list[str]]]:
-    """Every option of every method, with the methods that have it."""
-    found: dict[str, tuple[FieldInfo, list[str]]] = {}
-    for method in registry.names():
-        for name, field in registry.get(method).config.model_fields.items():
-            found.setdefault(name, (field, []))[1].append(method)
-    return found
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:

@@ -42,7 +42,7 @@ def build() -> list[Entry]:
     """Lay all fields out; empty ones mean the preset's value, which they show."""
     entries = []
     with gr.Row(equal_height=True):
-        for name, (field, methods) in _options().items():
+        for name, (field, methods) in registry.options().items():
             entries.append(Entry(name, field, tuple(methods), _component(name, field)))
     with gr.Row(equal_height=True):
         for name, field in TrainConfig.model_fields.items():
@@ -85,14 +85,6 @@ def filled(entries: Sequence[Entry], given: dict[str, Any]) -> list[Any]:
         value = given.get("options", {}).get(entry.name) if entry.methods else given.get(entry.name)
         updates.append(gr.update(value=_as_text(entry.info, value)))
     return updates
-
-
-def _options() -> dict[str, tuple[FieldInfo, list[str]]]:
-    found: dict[str, tuple[FieldInfo, list[str]]] = {}
-    for method in registry.names():
-        for name, field in registry.get(method).config.model_fields.items():
-            found.setdefault(name, (field, []))[1].append(method)
-    return found
 
 
 def _component(name: str, field: FieldInfo) -> Any:
