@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from PIL import Image
 from torch import Tensor
 
 from hra_diffusion import library
@@ -24,6 +25,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, checked_name, make_folder, save_tensors, write_text
 from training import config as configs
 from training.config import TrainConfig
+from training.photos import PhotoError, ingest
 
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
@@ -143,6 +145,23 @@ def find(output: Path, name: str) -> Run | None:
     """The run called ``name`` in ``output``, if there is one."""
     run = Run(output / checked_name(name))
     return run if (run.folder / "config.yaml").is_file() else None
+
+
+def run_of(adapter: Path) -> Run | None:
+    """The run that wrote an adapter, a finished one or a checkpoint's, if its folder is still around the file."""
+    folder = adapter.parents[2] if adapter.parent.parent.name == "checkpoints" else adapter.parent
+    return Run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def photos_of(adapter: Path, size: int) -> list[Image.Image]:
+    """The photos an adapter learned from, cut as it saw them, in this size; none where they are gone or changed."""
+    run = run_of(adapter)
+    if run is None:
+        return []
+    config = run.config
+    with contextlib.suppress(PhotoError):
+        return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
+    return []
 
 
 def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,6 @@
 """hra-diffusion compare: adapters and the base side by side, from the same noise."""
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation import Settings, complete
 from hra_diffusion.library import costs
-from training.photos import PhotoError, ingest
-from training.runs import Run
+from training.photos import ingest
+from training.runs import photos_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,11 +89,5 @@ def reference_photos(
     pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
 ) -> list[Image.Image]:
     """The photos to show beside pictures, in their size: those given, or those the adapter's run learned from."""
-    run, size = Run(adapter.parent), complete(pipe, Settings()).width
-    if given:
-        return [photo.image for photo in ingest(given, size).photos]
-    if not (run.folder / "config.yaml").is_file():
-        return []
-    with contextlib.suppress(PhotoError):  # moved or changed since: the comparison stands without them
-        return [photo.image for photo in ingest(run.config.photos, size).photos]
-    return []
+    size = complete(pipe, Settings()).width
+    return [photo.image for photo in ingest(given, size).photos] if given else photos_of(adapter, size)

@@ -23,8 +23,8 @@ from hra_diffusion.generation import Settings, complete
 from hra_diffusion.studio import Studio
 from training.drafts import Draft
 from training.jobs import Queue
-from training.photos import MIN_SIDE, PhotoError, ingest
-from training.runs import Run
+from training.photos import MIN_SIDE
+from training.runs import Run, photos_of
 
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"
@@ -99,20 +99,12 @@ class House:
 
     def samples(self, path: Path) -> list[Path]:
         """Sample pictures of the run an adapter came from, the last round's."""
-        pictures = sorted((path.parent / "samples").glob("*.png"))
-        last = pictures[-1].name.split("-")[0] if pictures else ""
-        return [picture for picture in pictures if picture.name.startswith(last)]
+        rounds = Run(path.parent).samples()
+        return rounds[max(rounds)] if rounds else []
 
     def photos_of(self, path: Path, size: int) -> list[Any]:
         """The photos an adapter learned from, in this size, where they are still there."""
-        for folder in (path.parent, *path.parents[1:3]):
-            if (folder / "config.yaml").is_file():
-                config = Run(folder).config
-                try:
-                    return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
-                except PhotoError:  # moved or changed since
-                    return []
-        return []
+        return photos_of(path, size)
 
     def subject_of(self, key: str) -> tuple[str, str]:
         """(subject, class noun) of an adapter: "sks dog", "dog"."""

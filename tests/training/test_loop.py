@@ -18,8 +18,9 @@ from hra_diffusion.quantised import quantise
 from training import config as configs
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train
+from training.photos import ingest
 from training.prior import class_images
-from training.runs import RunError, find
+from training.runs import Run, RunError, find, photos_of
 from training.session import TrainingError
 
 
@@ -63,6 +64,15 @@ def test_the_runs_folder(settings, tmp_path, base_folder):
     for checkpoint in run.checkpoints():
         hra_diffusion.load(pipe, checkpoint / "adapter.safetensors", checkpoint.name)
     assert hra_diffusion.loaded(pipe) == ["000002", "000004"], "every checkpoint is a usable adapter"
+
+
+def test_an_adapter_or_a_checkpoint_finds_the_photos_it_learned_from(settings, tmp_path):
+    config, run = settings(crop="letterbox"), Run(tmp_path / "Rex")
+    configs.write(config, run.folder / "config.yaml")
+    seen = [photo.image.tobytes() for photo in ingest(config.photos, 64, "letterbox").photos]
+    for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
+        assert [image.tobytes() for image in photos_of(adapter, 64)] == seen
+    assert photos_of(tmp_path / "loose.safetensors", 64) == []
 
 
 def test_the_base_is_never_changed(settings, tmp_path, base_folder):
