@@ -20,10 +20,9 @@ from hra_diffusion import adapter_file, pipeline, registry
 from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import MAX_NAME, checked_name
-from hra_diffusion.fingerprint import probe
 from hra_diffusion.interop import names, updates
 from hra_diffusion.interop.updates import LayerParts, PeftSettings
-from hra_diffusion.layer import as_matrix, original_weight
+from hra_diffusion.layer import as_matrix, probe_of
 
 WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names of the weights in a folder."""
@@ -99,8 +98,7 @@ def import_adapter(
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
     for component, layer in places:
-        weight = original_weight(components[component].get_submodule(layer))
-        fingerprint.setdefault(component, {})[layer] = probe(weight)
+        fingerprint.setdefault(component, {})[layer] = probe_of(components[component].get_submodule(layer))
     info = AdapterInfo(
         name=name,
         method=imported.method,
