@@ -198,6 +198,17 @@ def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, opt
     assert relative(full, base) > 1e-3
 
 
+@pytest.mark.parametrize(("magnitude", "strength"), [(0.0, 1.0), (0.5, 2.0), (-1.0, 0.5)])
+def test_outputs_that_shoft_scales_to_nothing_are_drawn_as_they_learned(unet, magnitude, strength):
+    put_on(unet, "shoft", {"rank": 4})
+    for layer in attachment.adapter_layers(unet, "a").values():
+        layer.magnitude.data[::2] = magnitude
+    activate(unet, {"a": strength})
+    learned = unet_input(unet)
+    with torch.no_grad():
+        assert relative(unet_input(unet), learned) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [("hra", {"rank": 4}), ("hra", {"rank": 4, "orthogonality": float("inf")}), ("hoft", {"rank": 4})],
