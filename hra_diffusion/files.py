@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import shutil
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         make_folder(path.parent)
         remove(temporary)
         yield temporary
+        _readable(temporary)
         flush(temporary)
         put(temporary, path)
     except OSError as error:
@@ -62,12 +64,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
+def _readable(path: Path) -> None:
+    """Give files that their writer keeps for their owner alone, as safetensors does, the mode of any new file here."""
+    private = [file for file in _files(path) if not file.stat().st_mode & 0o077]
+    if private:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mode.") as folder:
+            plain = Path(folder) / "plain"
+            plain.touch()
+            for file in private:
+                file.chmod(plain.stat().st_mode)
+
+
 def flush(path: Path) -> None:
     """Have the system put a file, or all of a folder, on the disk now: a power cut must not leave a renamed blank."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+    for file in _files(path):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
 
 
 def put(temporary: Path, path: Path) -> None:

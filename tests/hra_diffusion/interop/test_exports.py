@@ -90,6 +90,9 @@ def test_merged_weights_load_exactly(kind, method, load, tmp_path):
     before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     place = tmp_path / ("rex" if load is with_from_pretrained else "rex.safetensors")
     assert interop.export(pipe, "Rex", "merged", place).form == "weights"
+    (tmp_path / "plain").touch()
+    modes = {file.stat().st_mode for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}, "others may read it as they may any new file"
     loaded = load(kind, place)
     assert relative(everything(loaded), ours) < EXACT
     assert pipeline.components(loaded).keys() == pipeline.components(pipe).keys()
