@@ -69,33 +69,49 @@ def attach(
     ``targets``: a set in ``TARGETS``, a pattern, or a list of layer paths. ``seed`` decides the starting values.
     ``ranks``: the layers (by path) whose rank is another than the options'.
     Adapter parameters are float32, on each layer's device. Returns the adapted layers' paths.
-    Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use.
+    Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use, a model whose
+    weights are offloaded already.
     """
     chosen = registry.get(method)
-    config = chosen.parse(cast(dict, options or {}))
-    checked_name(name)
+    configs = planned(model, method, options, name=name, targets=targets, ranks=ranks)
     routing = routing_of(model) or Routing()
-    if routing.merged:
-        raise UserError("adapters are merged into the weights; unmerge them first")
-    if name in adapter_names(model):
-        raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
-    paths = find_targets(model, targets) if isinstance(targets, str) else list(targets)
-    layers = {path: _layer(model, path) for path in paths}
-    configs = {path: config.model_copy(update={"rank": (ranks or {}).get(path, config.rank)}) for path in paths}
-    for path, layer in layers.items():
-        if (rank := configs[path].rank) > min(as_matrix(layer).shape):
-            raise UserError(f"rank {rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
     routing.names.append(name)
-    for path, layer in layers.items():
+    for path, config in configs.items():
+        layer = model.get_submodule(path)
         d_out, d_in = as_matrix(layer).shape
-        adapter = chosen.build(configs[path], d_in, d_out, generator)
-        adapter.method, adapter.config = chosen.name, configs[path]  # type: ignore[assignment]
+        adapter = chosen.build(config, d_in, d_out, generator)
+        adapter.method, adapter.config = chosen.name, config  # type: ignore[assignment]
         host(layer, routing).add(name, adapter.to(layer.weight.device))  # type: ignore[arg-type]
     _prepare(model, name, routing)
     activate(model, {name: 1.0})
-    return paths
+    return list(configs)
+
+
+def planned(
+    model: nn.Module,
+    method: str = "hra",
+    options: Mapping | MethodConfig | None = None,
+    *,
+    name: str = "default",
+    targets: str | Sequence[str] = "attention",
+    ranks: Mapping[str, int] | None = None,
+) -> dict[str, MethodConfig]:
+    """What ``attach`` would put on which layer, by path; the model stays as it is. Raises what ``attach`` raises."""
+    config = registry.get(method).parse(cast(dict, options or {}))
+    checked_name(name)
+    if (routing := routing_of(model)) and routing.merged:
+        raise UserError("adapters are merged into the weights; unmerge them first")
+    if name in adapter_names(model):
+        raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
+    paths = find_targets(model, targets) if isinstance(targets, str) else targets
+    configs = {path: config.model_copy(update={"rank": (ranks or {}).get(path, config.rank)}) for path in paths}
+    for path, own in configs.items():
+        layer = _layer(model, path)
+        if own.rank > min(as_matrix(layer).shape):
+            raise UserError(f"rank {own.rank} is too large for {path}, a {_shape(layer)} layer; use a smaller rank")
+    return configs
 
 
 def _prepare(model: nn.Module, name: str, routing: Routing) -> None:
@@ -291,6 +307,11 @@ def _layer(model: nn.Module, path: str) -> nn.Module:
         raise UserError(f"{type(model).__name__} has no layer {path}") from None
     if reason := unsupported(layer):
         raise UserError(f"{path}: {reason}")
+    if "_hf_hook" in vars(layer):  # its forward pass is fixed by the hook: an adapter would have no effect
+        raise UserError(
+            f"{path} is offloaded already; put adapters on first, then offload "
+            "(pipe.remove_all_hooks() brings the weights back)"
+        )
     return layer
 
 

@@ -169,6 +169,7 @@ def host(layer: nn.Module, routing: Routing) -> AdapterHost:
         return layer
     if reason := unsupported(layer):
         raise UserError(reason)
+    _clear_forward(layer)
     layer.__class__ = _hosting(type(layer))
     layer.adapters = nn.ModuleDict()
     layer.routing = cast(Any, routing)
@@ -181,7 +182,14 @@ def unhost(layer: AdapterHost) -> None:
     del layer.adapters
     del layer.routing
     del layer.updates
+    _clear_forward(layer)
     layer.__class__ = type(layer).__bases__[1]
+
+
+def _clear_forward(layer: nn.Module) -> None:
+    """accelerate leaves the class's forward on a layer whose hooks it took off: that of the next class is to serve."""
+    if getattr(layer.__dict__.get("forward"), "__func__", None) is type(layer).forward:
+        del layer.__dict__["forward"]
 
 
 def unsupported(layer: nn.Module) -> str | None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hra_diffusion import attachment, registry
+from hra_diffusion import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.layer import as_matrix
 from training.config import TrainConfig
+from training.session import adapted_layers
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -24,13 +25,10 @@ Shapes = Counter[tuple[int, int]]
 
 def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
     """The layers a run adapts. Raises UserError for targets this base does not have."""
-    parts = [(pipe.unet, config.targets)]
-    if config.train_text_encoder:
-        parts.append((pipe.text_encoder, "attention"))
     return Counter(
         tuple(as_matrix(model.get_submodule(path)).shape)
-        for model, targets in parts
-        for path in attachment.find_targets(model, targets)
+        for model, paths in adapted_layers(config, pipe)
+        for path in paths
     )  # type: ignore[return-value]
 
 

@@ -177,31 +177,30 @@ def cache_examples(
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
     """Attach the new adapter; returns its parameters by file key. Raises TrainingError if the base can't hold it."""
-    changed: list[nn.Module] = []
-    try:
+    require_room(config, pipe)
+    for encoder in families.text_encoders(pipe):
+        attachment.freeze(encoder)
+    for number, (model, targets) in enumerate(adapted_layers(config, pipe)):
         attachment.attach(
-            pipe.unet, config.method, config.options, name=config.name, targets=config.targets, seed=config.seed
+            model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
         )
-        changed.append(pipe.unet)
-        for number, (name, targets) in enumerate(families.text_targets(pipe).items(), start=1):
-            encoder = getattr(pipe, name)
-            attachment.freeze(encoder)
-            if config.train_text_encoder:
-                attachment.attach(
-                    encoder, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
-                )
-                changed.append(encoder)
-    except ValueError as error:
-        for model in changed:
-            attachment.detach(model, config.name)
-        raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 
 
 def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
-    add_adapter(config, pipe)
-    adapter_file.unload(pipeline.components(pipe), config.name)
+    try:
+        for model, targets in adapted_layers(config, pipe):
+            attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
+    except ValueError as error:
+        raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
+
+
+def adapted_layers(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, list[str]]]:
+    """The models that learn, each with the paths of its layers to adapt. Raises UserError for targets it lacks."""
+    texts = families.text_targets(pipe) if config.train_text_encoder else {}
+    own = attachment.find_targets(pipe.unet, config.targets)
+    return [(pipe.unet, own), *((getattr(pipe, name), targets) for name, targets in texts.items())]
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

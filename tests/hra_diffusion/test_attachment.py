@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_text_encoder, tiny_unet
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
+from conftest import relative, stir, tiny_text_encoder, tiny_unet
 
 from hra_diffusion import attachment, registry
 from hra_diffusion.attachment import activate, attach, detach, find_targets
@@ -56,6 +58,26 @@ def test_wrong_requests_say_what_is_wrong_and_leave_the_model_alone(unet, argume
 def test_grouped_convolutions_are_refused():
     with pytest.raises(UserError, match="grouped convolution"):
         attach(torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=2)), "lora", {"rank": 1}, targets="0")
+
+
+def test_adapters_come_before_offloading(unet):
+    """One that is put on afterwards would never be called; without the hooks it is again, and can be taken off."""
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        base = unet(*inputs).sample
+        cpu_offload(unet, torch.device("cpu"))
+        with pytest.raises(UserError, match="offloaded already; put adapters on first, then offload"):
+            attach(unet, "hra")
+        remove_hook_from_module(unet, recurse=True)
+        attach(unet, "hra")
+        stir(attachment.adapter_parameters(unet, "default").values())
+        adapted = unet(*inputs).sample
+        assert relative(adapted, base) > 1e-3
+        cpu_offload(unet, torch.device("cpu"))
+        assert relative(unet(*inputs).sample, adapted) < 1e-5
+        remove_hook_from_module(unet, recurse=True)
+        detach(unet)
+        assert torch.equal(unet(*inputs).sample, base)
 
 
 def test_names_are_unique_and_must_exist(unet):

@@ -3,11 +3,12 @@
 from collections import Counter
 
 import pytest
-from conftest import tiny_pipe
+from conftest import tiny_pipe, tiny_xl_pipe
 
-from hra_diffusion import attachment, registry
+from hra_diffusion import registry
 from training import budget, calibration
 from training.calibration import Calibration
+from training.session import add_adapter
 
 
 def test_a_measurement_is_of_real_steps(settings, tmp_path):
@@ -58,12 +59,12 @@ def test_a_run_that_must_fit_is_measured_too(settings):
 
 
 @pytest.mark.parametrize("method", registry.names())
-def test_counts_are_those_of_an_attached_adapter(settings, method):
-    pipe, config = tiny_pipe(), settings(method=method, train_text_encoder=False)
-    shapes = budget.layer_shapes(pipe, config)
-    attachment.attach(pipe.unet, method, config.options)
-    real = sum(p.numel() for p in attachment.adapter_parameters(pipe.unet, "default").values())
-    assert budget.count(method, config.options, shapes) == real
+@pytest.mark.parametrize("make", [tiny_pipe, tiny_xl_pipe])
+@pytest.mark.parametrize("texts", [False, True])
+def test_counts_are_those_of_the_adapter_that_learns(settings, method, make, texts):
+    pipe, config = make(), settings(method=method, train_text_encoder=texts)
+    counted = budget.count(method, config.options, budget.layer_shapes(pipe, config))
+    assert counted == sum(parameter.numel() for parameter in add_adapter(config, pipe).values())
 
 
 @pytest.mark.parametrize("method", registry.names())
