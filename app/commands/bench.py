@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from app.commands.common import OUTPUTS, add_base, load_base, say
+from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from hra_diffusion import attachment, registry
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import Request, Settings, draw
@@ -22,26 +22,33 @@ from training.calibration import Calibration
 from training.config import TrainConfig
 from training.jobs import held
 
-PHOTOS, MINUTES = 5, 1
+PHOTOS = 5
 FLOOR, PICTURE = "base alone", "a picture"
+OVER = "not measured: the minutes were over; --minutes gives more"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", choices=registry.names(), default=registry.names(), help="default: all")
     parser.add_argument("--rounds", type=int, default=3, help="how often each step is timed, in turn (default 3)")
+    parser.add_argument("--minutes", type=float, default=2, help="after so many no further method is measured and no "
+                        "further round begins (default 2); one of each there always is")  # fmt: skip
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the page keeps its runs")
     add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    chosen = {method: config(method, arguments) for method in arguments.method}
-    plans = {method: plan(one, arguments) for method, one in chosen.items()}  # first: each has the machine alone
-    spent = time_steps(chosen, [method for method in chosen if not plans[method].error], arguments)
+    chosen, watch = {method: config(method, arguments) for method in arguments.method}, Stopwatch()
+    plans: dict[str, Calibration] = {}
+    for method, one in chosen.items():  # before the base is loaded here: each has the machine alone
+        over = watch.seconds > 60 * arguments.minutes and not all(known.error for known in plans.values())
+        plans[method] = Calibration(error=OVER) if over else plan(one, arguments)
+    able = [method for method in chosen if not plans[method].error]
+    spent = time_steps(chosen, able, arguments, arguments.minutes - watch.seconds / 60)
     picture, floor = statistics.median(spent[PICTURE]), statistics.median(spent[FLOOR])
     rows = [facts(method, spent.get(method, []), floor, plans[method], one) for method, one in chosen.items()]
     machine = measure.machine()
     found = {"base": arguments.base, "machine": machine, "seconds_of_the_base_alone": round(floor, 4),
-             "seconds_of_a_picture": round(picture, 3), "methods": rows}  # fmt: skip
+             "seconds_of_a_picture": round(picture, 3), "rounds": len(spent[FLOOR]), "methods": rows}  # fmt: skip
     say(arguments, text(found), found)
 
 
@@ -74,7 +81,7 @@ def wait_for(lock: Path, quiet: bool) -> None:
 
 
 def time_steps(
-    chosen: dict[str, TrainConfig], able: list[str], arguments: argparse.Namespace
+    chosen: dict[str, TrainConfig], able: list[str], arguments: argparse.Namespace, minutes: float
 ) -> dict[str, list[float]]:
     """Seconds of an optimiser step with each method that can learn, of the base's own passes and of a picture."""
     pipe = load_base(arguments)
@@ -88,7 +95,7 @@ def time_steps(
         penalty = functools.partial(attachment.penalty, unet, "default")
         contestants[method] = measure.training_step(unet, parameters, one.batch_size, penalty=penalty)
     contestants[PICTURE] = lambda: draw(pipe, [Request("a photo of a thing", 0)], Settings())
-    return measure.interleaved(contestants, arguments.rounds, minutes=MINUTES, least=1)
+    return measure.interleaved(contestants, arguments.rounds, minutes=minutes, least=1)
 
 
 def facts(method: str, spent: list[float], floor: float, planned: Calibration, one: TrainConfig) -> dict[str, Any]:
@@ -128,8 +135,9 @@ def text(found: dict[str, Any]) -> str:
         f"{one['preset']}, {one['steps']} steps, {PHOTOS} photos",
     )
     machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    rounds = "a single round" if found["rounds"] == 1 else f"{found['rounds']} rounds in turn"
     return (
-        f"{found['base']} on {machine}\n\n{measure.markdown(columns, rows)}\n\n"
+        f"{found['base']} on {machine}; {rounds}\n\n{measure.markdown(columns, rows)}\n\n"
         f"The base alone, forward and backward: {found['seconds_of_the_base_alone']:.3g} s. "
         f"A picture of 25 denoising steps: {found['seconds_of_a_picture']:.3g} s."
     )

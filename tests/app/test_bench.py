@@ -50,6 +50,15 @@ def test_a_method_that_the_base_cannot_hold_does_not_cost_the_others(tmp_path, c
     assert "rank 8 is too large" in bench.text(found)
 
 
+def test_when_the_minutes_are_over_it_says_what_was_not_measured(base_folder, tmp_path, capsys):
+    given = ["--base", str(base_folder), "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
+    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    hra, lora = found["methods"]
+    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "a single round" in bench.text(found)
+    assert lora["step_seconds"] is None and "the minutes were over" in lora["error"]
+
+
 def test_it_waits_for_the_pages_own_measurement(tmp_path, capsys):
     lock = FileLock(tmp_path / ".lock", thread_local=False)
     lock.acquire()
