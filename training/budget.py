@@ -9,18 +9,25 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from hra_diffusion import registry
+from hra_diffusion import attachment, families, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.layer import as_matrix
 from training.config import TrainConfig
-from training.session import adapted_layers
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 Shapes = Counter[tuple[int, int]]
 """How many adapted layers have which (d_out, d_in)."""
+
+
+def adapted_layers(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, list[str]]]:
+    """The models that learn, each with the paths of its layers to adapt. Raises UserError for targets it lacks."""
+    texts = families.text_targets(pipe) if config.train_text_encoder else {}
+    own = attachment.find_targets(pipe.unet, config.targets)
+    return [(pipe.unet, own), *((getattr(pipe, name), targets) for name, targets in texts.items())]
 
 
 def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:

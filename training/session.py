@@ -20,6 +20,7 @@ from hra_diffusion import adapter_file, attachment, families, pipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.families import Text
 from training import prior
+from training.budget import adapted_layers
 from training.cache import Examples, encode, too_long
 from training.config import TrainConfig
 from training.events import Event, Listener, Notice, Phase
@@ -194,13 +195,6 @@ def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
             attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
-
-
-def adapted_layers(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, list[str]]]:
-    """The models that learn, each with the paths of its layers to adapt. Raises UserError for targets it lacks."""
-    texts = families.text_targets(pipe) if config.train_text_encoder else {}
-    own = attachment.find_targets(pipe.unet, config.targets)
-    return [(pipe.unet, own), *((getattr(pipe, name), targets) for name, targets in texts.items())]
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
