@@ -79,20 +79,28 @@ class Draft:
             self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
-    def remove(self, index: int) -> None:
-        """Take one photo out again."""
+    def find(self, file: str) -> tuple[int, DraftPhoto]:
+        """A photo's place and itself, by its file's name. Raises PhotoError if it is not there any more."""
+        for place, photo in enumerate(self.read().photos):
+            if photo.file == file:
+                return place, photo
+        raise PhotoError("this photo is not here any more; choose another")
+
+    def remove(self, file: str) -> None:
+        """Take one photo out again; nothing happens to the others if it is out already."""
         with _changing:
             contents = self.read()
-            (self.folder / "photos" / contents.photos[index].file).unlink(missing_ok=True)
-            self._write(replace(contents, photos=contents.photos[:index] + contents.photos[index + 1 :]))
+            for photo in (photo for photo in contents.photos if photo.file == file):
+                (self.folder / "photos" / photo.file).unlink(missing_ok=True)
+            self._write(replace(contents, photos=tuple(photo for photo in contents.photos if photo.file != file)))
 
-    def change(self, index: int, **changes: Any) -> None:
-        """Give one photo another box or caption."""
+    def change(self, file: str, **changes: Any) -> None:
+        """Give one photo another box or caption, if it is still there."""
         if "caption" in changes:
             changes["caption"] = " ".join(changes["caption"].split())[:CAPTION_LENGTH]
         with _changing:
             contents = self.read()
-            photos = [replace(photo, **changes) if i == index else photo for i, photo in enumerate(contents.photos)]
+            photos = [replace(photo, **changes) if photo.file == file else photo for photo in contents.photos]
             self._write(replace(contents, photos=tuple(photos)))
 
     def keep(self, **values: Any) -> None:

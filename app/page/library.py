@@ -156,7 +156,22 @@ def show_facts(house: House, key: str) -> str:
     ])  # fmt: skip
     samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
-    return f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}{row}{known}'
+    head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
+    return f"{head}{row}{known}{show_places(info)}"
+
+
+def show_places(info: AdapterInfo) -> str:
+    """What it can be taken elsewhere as, and how well each program loads that."""
+    if info.method not in registry.names():
+        return ""
+    from hra_diffusion.interop import truth
+
+    forms: dict[str, list[str]] = {"as it is": ["hra-diffusion exactly"]}
+    for row in truth.foreseen(info.method):
+        if row.form != "folder":  # the page writes single files
+            forms.setdefault(f"{row.form} ({row.format})", []).append(f"{row.program} {row.loads}")
+    listed = facts([(form, " · ".join(programs)) for form, programs in forms.items()])
+    return f"<h3>Where it can be loaded</h3>{listed}"
 
 
 def show_bin(house: House) -> str:

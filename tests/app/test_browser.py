@@ -266,3 +266,31 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
     there.reload()
     there.locator("#thumbs .thumb").first.click()
     playwright.expect(there.locator("#editor textarea")).to_have_value("a {subject} in a box")
+
+
+@pytest.mark.parametrize("leave", ["#editor button:has-text('Remove this photo')", "#thumbs .thumb >> nth=1"])
+def test_a_caption_that_arrives_late_is_still_its_own_photos(page, visit, tmp_path, leave):
+    """Leaving the field saves the caption; what the same click does may be done before that."""
+    there = visit(page.local_url)
+    give_photos(there, sorted(save_photos(tmp_path, 3).glob("*.jpg")))
+    there.locator("#thumbs .thumb").first.click()
+    there.locator("#editor textarea").fill("late words")
+    held = []
+    there.route("**/gradio_api/**", lambda route: held.append(route)
+                if '"late words"' in (route.request.post_data or "") else route.continue_())  # fmt: skip
+    there.locator(leave).click()
+    if "Remove" in leave:
+        playwright.expect(there.locator("#thumbs .thumb")).to_have_count(2)
+    else:
+        there.wait_for_selector("#thumbs .thumb.on[data-file='1.jpg']")
+    (late,) = held
+    with there.expect_response(lambda answer: answer.request.post_data == late.request.post_data):
+        late.continue_()
+    captions = {}
+    for thumb in there.locator("#thumbs .thumb").all():
+        file = thumb.get_attribute("data-file")
+        thumb.click()
+        there.wait_for_selector(f"#thumbs .thumb.on[data-file='{file}']")
+        captions[file] = there.locator("#editor textarea").input_value()
+    kept = {} if "Remove" in leave else {"0.jpg": "late words"}
+    assert captions == kept | {"1.jpg": "", "2.jpg": ""}

@@ -70,7 +70,7 @@ def test_there_is_a_most(draft, files):
 def test_a_crop_is_what_is_learned_from(draft, files):
     draft.add(files)
     before, _ = draft.photos(64)
-    draft.change(1, box=zoomed(before[1].size, 2, 1, 0))
+    draft.change("1.jpg", box=zoomed(before[1].size, 2, 1, 0))
     after, _ = draft.photos(64)
     width, height = after[1].size
     assert after[1].crop == (width - height // 2, 0, width, height // 2)
@@ -80,7 +80,7 @@ def test_a_crop_is_what_is_learned_from(draft, files):
 @pytest.mark.parametrize(("zoom", "across", "down"), [(1, 0, 0), (1, 1, 1), (4, 0.5, 0.5), (100, 1, 0)])
 def test_every_position_of_the_sliders_is_a_box_in_the_photo(draft, files, zoom, across, down):
     draft.add(files[:1])
-    draft.change(0, box=zoomed((256, 192), zoom, across, down))
+    draft.change("0.jpg", box=zoomed((256, 192), zoom, across, down))
     photos, _ = draft.photos(64)
     assert len(photos) == 1
 
@@ -100,7 +100,7 @@ def test_settled_photos_make_a_run(draft, files, tmp_path):
     with pytest.raises(PhotoError, match="No photos yet"):
         draft.settle(tmp_path / "album")
     draft.add(files)
-    draft.change(0, box=(0, 0, 100, 100), caption="a {subject} here")
+    draft.change("0.jpg", box=(0, 0, 100, 100), caption="a {subject} here")
     album = free_album(tmp_path, "Rex")
     boxes = draft.settle(album)
     assert boxes == {album / "0.jpg": (0, 0, 100, 100)}
@@ -111,7 +111,7 @@ def test_settled_photos_make_a_run(draft, files, tmp_path):
 def test_the_forms_values_and_a_removal_are_kept(draft, files):
     draft.add(files)
     draft.keep(noun="dog", several=["lora"])
-    draft.remove(0)
+    draft.remove("0.jpg")
     contents = draft.read()
     assert contents.values == {"noun": "dog", "several": ["lora"]}
     assert [photo.file for photo in contents.photos] == ["1.jpg", "2.jpg"]
