@@ -25,7 +25,7 @@ MAX_MEGABYTES = 100
 
 
 _changing = threading.Lock()
-"""A page's events come several at a time; each must see what the one before it wrote."""
+"""A page's events come several at a time; each must see what the one before it wrote, and all of it."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Draft:
             self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
-    def find(self, file: str) -> tuple[int, DraftPhoto]:
-        """A photo's place and itself, by its file's name. Raises PhotoError if it is not there any more."""
-        for place, photo in enumerate(self.read().photos):
+    def find(self, file: str) -> DraftPhoto:
+        """A photo by its file's name. Raises PhotoError if it is not there any more."""
+        for photo in self.read().photos:
             if photo.file == file:
-                return place, photo
+                return photo
         raise PhotoError("this photo is not here any more; choose another")
 
     def remove(self, file: str) -> None:
@@ -116,12 +116,18 @@ class Draft:
 
     def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
         """The photos as they will be learned from, and what to look at in them."""
-        taken = [
-            _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
-            for photo in self.read().photos
-        ]
+        with _changing:
+            taken = [
+                _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
+                for photo in self.read().photos
+            ]
         photos = [photo for photo, _ in taken]
         return photos, [*(note for _, notes in taken for note in notes), *compare_photos(photos)]
+
+    def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
+        """One of them. Raises PhotoError if it is not there any more."""
+        with _changing:
+            return _ingest_one(self.folder / "photos" / file, resolution, crop, self.find(file).box)[0]
 
     def settle(self, folder: Path) -> dict[Path, Box]:
         """Copy photos and captions into a new folder that runs can read; returns the boxes by the copies' paths.

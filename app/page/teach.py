@@ -243,12 +243,11 @@ def teach(house: House, parts: Teach, draft: Draft, base: str, values: Sequence[
 
 def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
     """The thumbnails, cut as they will be, and what to look at."""
-    contents = draft.read()
-    if not contents.photos:
-        return "", ""
     photos, warnings = draft.photos(side)
+    if not photos:
+        return "", ""
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
-    kinds = [[w.kind for w in warnings if w.photo.name == photo.file] for photo in contents.photos]
+    kinds = [[w.kind for w in warnings if w.photo.name == photo.path.name] for photo in photos]
     badges = [[BADGES[kind] for kind in dict.fromkeys(own)] for own in kinds]
     cells = [
         f'<button type="button" class="thumb{" on" if photo.path.name == picked else ""}" data-do="pick" '
@@ -265,7 +264,7 @@ def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
 
 def show_whole(draft: Draft, side: int, file: str) -> str:
     """The whole photo with the part that will be used lit."""
-    photo = draft.photos(side)[0][draft.find(file)[0]]
+    photo = draft.photo(file, side)
     image, (left, top, right, bottom) = load_photo(photo.path), photo.crop
     dim = image.point(lambda value: value * 0.35)
     dim.paste(image.crop((left, top, right, bottom)), (left, top))
@@ -287,8 +286,8 @@ def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], meas
     count = max(photos, 1)
     seconds = sum(one.seconds(config, count) for config, one in known)
     memory = max(one.memory for _, one in known) / 2**30
-    runs = f"{len(known)} runs, " if len(known) > 1 else ""
-    text = f"{runs}about <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
+    start = f"{len(known)} runs, about" if len(known) > 1 else "About"
+    text = f"{start} <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
     return gr.update(choices=_preset_labels(house, parts, count, values)), f"<p>{text}</p>"
 
 
@@ -379,17 +378,16 @@ class PhotoEvents:
     @plainly
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         draft, side = self.house.draft(request), self.house.side
-        index, photo = draft.find(clicked(event)["file"])
-        cut = draft.photos(side)[0][index]
+        file = clicked(event)["file"]
+        caption, cut = draft.find(file).caption, draft.photo(file, side)
         sliders = [round(value, 2) for value in zoom_of(cut.size, cut.crop)]
-        shown = show_whole(draft, side, photo.file)
-        return photo.file, gr.update(visible=True), shown, photo.caption, *sliders, *self.refresh(request, photo.file)
+        shown = show_whole(draft, side, file)
+        return file, gr.update(visible=True), shown, caption, *sliders, *self.refresh(request, file)
 
     @plainly
     def cut(self, picked: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
         draft, side = self.house.draft(request), self.house.side
-        size = draft.photos(side)[0][draft.find(picked)[0]].size
-        draft.change(picked, box=zoomed(size, zoom, across, down))
+        draft.change(picked, box=zoomed(draft.photo(picked, side).size, zoom, across, down))
         return show_whole(draft, side, picked), *self.refresh(request, picked)
 
     def describe(self, picked: str, caption: str, request: gr.Request) -> None:

@@ -141,7 +141,7 @@ def test_minutes_and_memory_are_said_before_the_start(house, parts):
     place.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     labels, text = told()
     steps = teach.plan(house, parts, filled(parts))[0].steps
-    assert f"about <b>{teach.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
+    assert f"About <b>{teach.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
     assert ("Quick · " + teach.in_minutes(60 + steps), "quick") in labels["choices"]
     place.write_text(json.dumps({"error": "it needs 40 GB"}))
     assert "run here: it needs 40 GB" in told()[1]
@@ -466,7 +466,8 @@ def test_the_library_shows_searches_renames_and_bins(house):
     assert "Rex" in library.show_cards(house) and "Nothing here matches" in library.show_cards(house, "zebra")
     facts = library.show_facts(house, "Rex/Rex.safetensors")
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
-    assert "HRA (peft)</dt><dd>PEFT exactly" in facts and "ComfyUI, InvokeAI, sd-scripts by file format" in facts
+    places = library.show_places(read_info(house.file("Rex/Rex.safetensors")))
+    assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
     from training import runs
 
     path = runs.rename(house.file("Rex/Rex.safetensors"), "Max")

@@ -1,5 +1,7 @@
 """A subject in preparation: photos in, checked, cut, captioned, kept, and handed to a run."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from conftest import save_photos
 from PIL import Image
@@ -88,6 +90,15 @@ def test_every_position_of_the_sliders_is_a_box_in_the_photo(draft, files, zoom,
 @pytest.mark.parametrize("place", [(1, 0.25, 0.5), (2, 1, 0), (3.2, 0.4, 0.75)])
 def test_the_sliders_open_where_the_crop_is(place):
     assert zoom_of((900, 600), zoomed((900, 600), *place)) == pytest.approx(place, abs=0.01)
+
+
+def test_photos_are_shown_while_others_take_their_place(draft, files):
+    """A page asks for both at once, as when a sample is chosen twice."""
+    draft.add(files)
+    with ThreadPoolExecutor(4) as pool:
+        adding = [pool.submit(draft.add, files, anew=True) for _ in range(20)]
+        shown = [pool.submit(draft.photos, 64) for _ in range(20)]
+    assert all(not task.result() for task in adding) and {len(task.result()[0]) for task in shown} == {3}
 
 
 def test_doubles_are_named(draft, files):
