@@ -51,6 +51,8 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     @plainly
     def act(event: gr.EventData) -> tuple[Any, ...]:
         do(house, clicked(event)["do"], clicked(event)["run"])
+        if clicked(event)["do"] == "delete":
+            gr.Info(f"{clicked(event)['run']} is in the bin, at the foot of the Library.")
         return look(house, None)
 
     @plainly
