@@ -8,6 +8,7 @@ from serving import serving
 
 from hra_diffusion.generation import Settings, generate, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
+from training.runs import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -205,6 +206,18 @@ def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit)
     there.get_by_role("button", name="Bin (kept").click()
     there.get_by_role("button", name="Bring back").click()
     there.wait_for_selector(".card >> text=Max")
+
+
+def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
+    run = Run(output / "Rex")
+    run.adapter.unlink()
+    run.write_state("failed", 3, 6, reason="the loss became nan")
+    with serving(output, base_folder) as served:
+        there = visit(served.local_url)
+        there.locator("#runs button").first.click()
+        there.get_by_role("button", name="To the bin").click()
+        there.wait_for_selector("text=Rex is in the bin, at the foot of the Library")
+        there.close()
 
 
 def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
