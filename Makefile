@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test slow lint types bench clean
+.PHONY: setup app demo test slow lint types bench screenshots clean
 
 setup: .venv/ready
 
@@ -34,6 +34,9 @@ types: setup
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 	$(BIN)/python -m benchmarks.tables
+
+screenshots: demo
+	$(BIN)/python tests/screenshots.py outputs/demo assets/readme
 
 clean:
 	rm -rf .venv outputs

@@ -9,11 +9,18 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import sub
+
+from gradio_client import Client
 
 from benchmarks.common import Bar, Report, arguments, publish
 from training.measure import interleaved, spread
 
-HELP_S, PAGE_S = 0.6, 8.0
+HELP_S, PAGE_S, PICTURE_S = 0.6, 8.0, 5.0
+PICTURE = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]
+"""What Create asks for when it opens, but for one picture only."""
 COMMANDS = {
     "python alone": ["-c", ""],
     "import torch": ["-c", "import torch"],
@@ -26,16 +33,19 @@ COMMANDS = {
 
 def main() -> None:
     given = arguments(__doc__, {"rounds": 3}, {"rounds": 3})
-    ways = {name: lambda c=command: call(c) for name, command in COMMANDS.items()} | {"the page answers": open_page}
+    ways = {name: lambda c=command: call(c) for name, command in COMMANDS.items()}
+    ways |= {"the page answers": open_page, "the page answers and draws": draw}
     spent = interleaved(ways, given.rounds, minutes=given.minutes)
     listed = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True
     )
     torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
+    later = list(map(sub, spent["the page answers and draws"], spent["the page answers"]))
     bars = [
         Bar.of("--help, s", spent["hra-diffusion --help"], HELP_S),
         Bar("--help, imports of torch", len(torch), 0),
         Bar.of("page, s", spent["the page answers"], PAGE_S),
+        Bar.of("first picture later, s", later, PICTURE_S),
     ]
     rows = [(name, spread(own)) for name, own in spent.items()]
     said = f"fresh processes, files in the system's cache; {len(spent['python alone'])} interleaved rounds"
@@ -48,7 +58,20 @@ def call(command: list[str]) -> None:
 
 
 def open_page() -> None:
-    """Start the page, ask for it until it is there, and end it."""
+    """Start the page and ask for it until it is there."""
+    with page():
+        pass
+
+
+def draw() -> None:
+    """Start the page and, once it is there, ask for one picture of the base."""
+    with page() as address:
+        Client(address, verbose=False).predict(*PICTURE, api_name="/generate")
+
+
+@contextmanager
+def page() -> Iterator[str]:
+    """The page in a process of its own, from when it answers until the block ends; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,10 +79,11 @@ def open_page() -> None:
         command = [sys.executable, "-m", "app.cli", "app", "--port", str(port), "--output", folder]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            while not answers(f"http://127.0.0.1:{port}/"):
+            while not answers(address := f"http://127.0.0.1:{port}/"):
                 if server.poll() is not None:
                     raise RuntimeError(f"the page ended with exit code {server.returncode}")
                 time.sleep(0.05)
+            yield address
         finally:
             server.kill()
             server.wait()

@@ -25,7 +25,7 @@ MAX_MEGABYTES = 100
 
 
 _changing = threading.Lock()
-"""A page's events come several at a time; each must see what the one before it wrote."""
+"""A page's events come several at a time; each must see what the one before it wrote, and all of it."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,28 @@ class Draft:
             self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
-    def remove(self, index: int) -> None:
-        """Take one photo out again."""
+    def find(self, file: str) -> DraftPhoto:
+        """A photo by its file's name. Raises PhotoError if it is not there any more."""
+        for photo in self.read().photos:
+            if photo.file == file:
+                return photo
+        raise PhotoError("this photo is not here any more; choose another")
+
+    def remove(self, file: str) -> None:
+        """Take one photo out again; nothing happens to the others if it is out already."""
         with _changing:
             contents = self.read()
-            (self.folder / "photos" / contents.photos[index].file).unlink(missing_ok=True)
-            self._write(replace(contents, photos=contents.photos[:index] + contents.photos[index + 1 :]))
+            for photo in (photo for photo in contents.photos if photo.file == file):
+                (self.folder / "photos" / photo.file).unlink(missing_ok=True)
+            self._write(replace(contents, photos=tuple(photo for photo in contents.photos if photo.file != file)))
 
-    def change(self, index: int, **changes: Any) -> None:
-        """Give one photo another box or caption."""
+    def change(self, file: str, **changes: Any) -> None:
+        """Give one photo another box or caption, if it is still there."""
         if "caption" in changes:
             changes["caption"] = " ".join(changes["caption"].split())[:CAPTION_LENGTH]
         with _changing:
             contents = self.read()
-            photos = [replace(photo, **changes) if i == index else photo for i, photo in enumerate(contents.photos)]
+            photos = [replace(photo, **changes) if photo.file == file else photo for photo in contents.photos]
             self._write(replace(contents, photos=tuple(photos)))
 
     def keep(self, **values: Any) -> None:
@@ -108,12 +116,18 @@ class Draft:
 
     def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
         """The photos as they will be learned from, and what to look at in them."""
-        taken = [
-            _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
-            for photo in self.read().photos
-        ]
+        with _changing:
+            taken = [
+                _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
+                for photo in self.read().photos
+            ]
         photos = [photo for photo, _ in taken]
         return photos, [*(note for _, notes in taken for note in notes), *compare_photos(photos)]
+
+    def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
+        """One of them. Raises PhotoError if it is not there any more."""
+        with _changing:
+            return _ingest_one(self.folder / "photos" / file, resolution, crop, self.find(file).box)[0]
 
     def settle(self, folder: Path) -> dict[Path, Box]:
         """Copy photos and captions into a new folder that runs can read; returns the boxes by the copies' paths.

@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
     """The run of one method on the sample subject."""
-    photos = pipeline.ASSETS / "subjects" / SUBJECT
+    photos = sorted((pipeline.ASSETS / "subjects" / SUBJECT).glob("*.png"))
     return configs.parse(
         {
             "name": f"{SUBJECT}-{method}",
-            "photos": [photos],
+            "photos": photos,
             "class_noun": CLASS_NOUN,
             "method": method,
             "preset": "quick",

@@ -117,7 +117,7 @@ class Plan:
 def build(house: House) -> Compare:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=True):
         with gr.Column(scale=5, min_width=300):
             parts["adapters"] = gr.Dropdown(house.adapter_choices(), multiselect=True, label="Adapters",
                                             info="A column each.", elem_id="compare-adapters")  # fmt: skip
@@ -126,18 +126,18 @@ def build(house: House) -> Compare:
             parts["prompts"] = gr.Textbox(PROMPTS, lines=3, label="Prompts, a line each", max_length=2000,
                                           info="{subject} stands for each adapter’s own.")  # fmt: skip
     with gr.Row():
-        parts["seeds"] = gr.Slider(1, 6, 2, step=1, label="Rows a prompt (seeds)", min_width=140)
+        parts["seeds"] = gr.Slider(1, 6, 2, step=1, label="Seeds a prompt", min_width=140)
         parts["seed"] = gr.Number(0, precision=0, minimum=0, label="First seed", min_width=100)
         parts["strength"] = gr.Slider(0, 1.5, 1, step=0.05, label="Strength of all", min_width=140)
         parts["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=140)
-    with gr.Row():
-        parts["run"] = gr.Button("Compare", variant="primary", size="lg", scale=3, elem_id="compare-button")
-        parts["stop"] = gr.Button("Stop", size="lg", scale=1, min_width=70)
     parts["drift"] = gr.Checkbox(
         False,
         label="Measure, too, what else has changed",
         info="One more picture a prompt and adapter, of its class without the trigger.",
     )
+    with gr.Row():
+        parts["run"] = gr.Button("Compare", variant="primary", size="lg", scale=3, elem_id="compare-button")
+        parts["stop"] = gr.Button("Stop", size="lg", scale=1, min_width=70)
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
@@ -228,7 +228,7 @@ def show_grid(
         reference = f"<td>{_cell(photos[number % len(photos)], 'photo')}</td>" if photos else ""
         drawn = "".join(
             f"<td>{_cell(cells.get(number * width + i), f'{label}: {prompt}, seed {seed}')}"
-            f'<span class="soft small">{scores.get(number * width + i, "")}</span></td>'
+            f'<span class="figures soft small">{scores.get(number * width + i, "")}</span></td>'
             for i, label in enumerate(labels)
         )
         rows.append(f"<tr>{reference}{drawn}</tr>")
@@ -246,9 +246,14 @@ def show_kept(folder: Path, comparison: Comparison) -> str:
     """The grid of a comparison that is saved."""
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
     labels = [column.label for column in comparison.columns]
-    scores = {number: told(cell.score) for number, cell in enumerate(comparison.cells) if cell.score}
+    scores = {number: _apart(told(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
     last = report.means(comparison, titled=bool(comparison.photos))
     return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last)
+
+
+def _apart(figures: str) -> str:
+    """Each figure whole, where a column is narrow."""
+    return "&ensp;".join(f"<span>{figure}</span>" for figure in figures.split(" · "))
 
 
 def keep(comparison: Comparison, folder: Path) -> None:

@@ -339,7 +339,9 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     parts.stop.click(events.halt, None, parts.stage, **QUIET)
     parts.made.upload(events.take_settings, parts.made, [parts.made, *parts.filled], **MINE)
     beside = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
-    parts.stage.click(events.on_picture, None, [*parts.filled, *beside], **MINE)
+    parts.stage.click(events.on_picture, None, [*parts.filled, *beside], **MINE).then(
+        None, None, None, js="() => document.getElementById('adapters')?.scrollIntoView({block: 'nearest'})"
+    )
 
 
 def show_stage_of(house: House) -> Any:

@@ -22,13 +22,21 @@ from training import runs
 
 OWN = "own"
 EXPORTS = {
-    "as it is, for this program": OWN,
-    "LoRA file for AUTOMATIC1111, Forge, ComfyUI, InvokeAI": "kohya",
-    "LoRA file for diffusers": "diffusers",
-    "folder for PEFT (.zip)": "peft",
-    "the whole base with it in the weights (large)": "merged",
+    "As it is, for this program": OWN,
+    "LoRA file, kohya’s layout": "kohya",
+    "LoRA file, diffusers’ layout": "diffusers",
+    "Folder for PEFT (.zip)": "peft",
+    "The whole base with it (large)": "merged",
 }
 """What an adapter can be downloaded as, and the format's name."""
+FORMS = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "whole base"}
+"""The same in a word."""
+
+UNCOVER = """() => {
+  const facts = document.getElementById('facts');
+  if (facts?.getBoundingClientRect().top > innerHeight - 80) facts.scrollIntoView();
+}"""
+"""On a phone the facts are below the cards, out of sight."""
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Library:
     format: gr.Dropdown
     make: gr.Button
     ready: gr.DownloadButton
+    places: gr.HTML
     loads: gr.HTML
     delete: gr.Button
     upload: gr.UploadButton
@@ -66,7 +75,7 @@ def build(house: House) -> Library:
             parts["said"] = gr.HTML(js_on_load=CLICKS)
             parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
             parts["upload"] = gr.UploadButton(
-                "Import an adapter: choose a .safetensors (ours, kohya's, diffusers', LyCORIS'), or drop it anywhere",
+                "Import: choose a .safetensors of any program, or drop it anywhere",
                 file_types=[".safetensors"],
                 size="sm",
                 elem_id="import",
@@ -76,9 +85,10 @@ def build(house: House) -> Library:
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
             parts |= {"panel": panel, "about": gr.HTML()}
             parts["create"] = gr.Button("Create with it", variant="primary")
-            with gr.Row():
+            with gr.Row(elem_id="rename"):
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
                 parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
+            parts["places"] = gr.HTML()
             parts["format"] = gr.Dropdown(list(EXPORTS.items()), value=OWN, label="Take it elsewhere")
             with gr.Row():
                 parts["make"] = gr.Button("Make the file", size="md")
@@ -113,7 +123,7 @@ def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
     return (
         f'<button type="button" class="card{" on" if key == chosen else ""}" data-do="open" data-key="{escape(key)}">'
         f'{image}<span class="name">{escape(info.name)}</span><span>{badge(_title(info.method))} {wrong}</span>'
-        f'<span class="soft small">{escape(info.base)} · {size} · {date}</span></button>'
+        f'<span class="soft small">{escape(info.base)} · {size}<br>{date}</span></button>'
     )
 
 
@@ -148,15 +158,34 @@ def show_facts(house: House, key: str) -> str:
     origin += f", {training['memory'] / 2**30:.1f} GiB" if "memory" in training else ""
     options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
     known = facts([
-        ("in prompts", info.subject), ("method", _title(info.method)), ("options", options), ("base", info.base),
-        ("layers", f"{layers} ({info.targets})"), ("parameters", f"{count_parameters(path):,}".replace(",", " ")),
-        ("size", f"{path.stat().st_size / 1e6:.2f} MB"), ("taught with", origin),
-        ("preset", training.get("preset", "")), ("learning rate", training.get("learning_rate", "")),
-        ("seed", training.get("seed", "")), ("file", key),
+        ("in prompts", info.subject), ("method", _title(info.method)), ("base", info.base), ("taught with", origin),
+        ("size", f"{path.stat().st_size / 1e6:.2f} MB"),
+    ])  # fmt: skip
+    more = facts([
+        ("options", options), ("layers", f"{layers} ({info.targets})"),
+        ("parameters", f"{count_parameters(path):,}".replace(",", " ")), ("preset", training.get("preset", "")),
+        ("learning rate", training.get("learning_rate", "")), ("seed", training.get("seed", "")), ("file", key),
     ])  # fmt: skip
     samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
-    return f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}{row}{known}'
+    head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
+    return f"{head}{row}{known}<details><summary>More</summary>{more}</details>"
+
+
+def show_places(info: AdapterInfo) -> str:
+    """Where it can be loaded: each form it can leave in, and how well each program takes that."""
+    if info.method not in registry.names():
+        return ""
+    from hra_diffusion.interop import truth
+
+    forms: dict[str, dict[str, list[str]]] = {}
+    for row in truth.foreseen(info.method):
+        if row.form != "folder":  # the page writes single files
+            forms.setdefault(FORMS[row.format], {}).setdefault(row.loads, []).append(row.program)
+    places = {
+        form: "; ".join(f"{how}: {', '.join(own)}" for how, own in found.items()) for form, found in forms.items()
+    }
+    return f"<h3>Where it can be loaded</h3>{facts([(FORMS[OWN], 'exactly: hra-diffusion'), *places.items()])}"
 
 
 def show_bin(house: House) -> str:
@@ -184,14 +213,9 @@ class Events:
     @plainly
     def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         key = clicked(event)["key"]
-        name = read_info(self.house.file(key)).name
-        return (
-            key,
-            gr.update(visible=True),
-            show_facts(self.house, key),
-            name,
-            show_cards(self.house, search or "", key),
-        )
+        info = read_info(self.house.file(key))
+        shown = show_facts(self.house, key), info.name, show_places(info)
+        return key, gr.update(visible=True), *shown, show_cards(self.house, search or "", key)
 
     @plainly
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
@@ -256,8 +280,9 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
     page.load(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
     parts.search.change(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
     parts.cards.click(
-        events.choose, parts.search, [parts.chosen, parts.panel, parts.about, parts.name, parts.cards], **QUIET
-    )
+        events.choose, parts.search,
+        [parts.chosen, parts.panel, parts.about, parts.name, parts.places, parts.cards], **QUIET,
+    ).then(None, None, None, js=UNCOVER)  # fmt: skip
     parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
                        [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip
     parts.delete.click(events.delete, [parts.chosen, parts.search],

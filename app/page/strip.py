@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import QUIET, House, changed, clicked, plainly
+from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button
 from app.page.theme import CLICKS
 from training import progress
@@ -51,6 +51,8 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     @plainly
     def act(event: gr.EventData) -> tuple[Any, ...]:
         do(house, clicked(event)["do"], clicked(event)["run"])
+        if clicked(event)["do"] == "delete":
+            gr.Info(f"{clicked(event)['run']} is in the bin, at the foot of the Library.")
         return look(house, None)
 
     @plainly
@@ -62,7 +64,7 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     strip.timer.tick(watch, strip.seen, outputs, **QUIET)
     strip.base.input(change, strip.base, None, **QUIET)
     for part in (strip.line, strip.runs):
-        part.click(act, None, outputs, **QUIET)
+        part.click(act, None, outputs, show_progress="hidden", **MINE)  # in the queue: what is said goes through it
 
 
 def look(house: House, seen: tuple[str, str] | None) -> tuple[Any, ...]:

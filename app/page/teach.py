@@ -41,7 +41,8 @@ BASICS = ("noun", "name", "trigger", "preset", "method", "several", "mode", "tex
 
 @dataclass
 class Teach:
-    """The tab's components."""
+    """The tab's components. ``picked``: the file of the photo in the editor. It is kept in the browser: a crop or a
+    caption comes with the name of the photo it is of, however late."""
 
     upload: gr.File
     sample: gr.Dropdown
@@ -54,6 +55,7 @@ class Teach:
     down: gr.Slider
     caption: gr.Textbox
     remove: gr.Button
+    picked: gr.Textbox
     noun: gr.Textbox
     name: gr.Textbox
     trigger: gr.Textbox
@@ -68,7 +70,6 @@ class Teach:
     text: gr.Code
     start: gr.Button
     run: run_view.RunView
-    picked: gr.State
     seen: gr.State
 
     @property
@@ -95,7 +96,7 @@ def build(house: House) -> Teach:
             parts["start"] = gr.Button("Teach", variant="primary", size="lg", elem_id="teach-button")
         with gr.Column(scale=6, min_width=320):
             parts["run"] = run_view.build()
-    return Teach(**parts, picked=gr.State(), seen=gr.State())
+    return Teach(**parts, seen=gr.State())
 
 
 def _photos() -> dict[str, Any]:
@@ -103,6 +104,7 @@ def _photos() -> dict[str, Any]:
         title(1, "Photos")
         + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>'
     )
+    picked = gr.Textbox("", visible=False)
     upload = gr.File(
         label="Photos", show_label=False, file_count="multiple",
         file_types=["image", ".heic", ".heif", ".txt"], height=118, elem_id="upload",
@@ -122,8 +124,9 @@ def _photos() -> dict[str, Any]:
             label="Caption", info="What is in this photo, with {subject} for it. Empty: “a photo of a {subject}”.",
         )  # fmt: skip
         remove = gr.Button("Remove this photo", size="sm")
-    return {"upload": upload, "sample": sample, "remarks": remarks, "thumbs": thumbs, "editor": editor, "whole": whole,
-            "zoom": zoom, "across": across, "down": down, "caption": caption, "remove": remove}  # fmt: skip
+    return {"picked": picked, "upload": upload, "sample": sample, "remarks": remarks, "thumbs": thumbs,
+            "editor": editor, "whole": whole, "zoom": zoom, "across": across, "down": down, "caption": caption,
+            "remove": remove}  # fmt: skip
 
 
 def _names() -> dict[str, Any]:
@@ -160,7 +163,7 @@ def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str,
     """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
     noun, name, trigger, preset, method, _, mode, text, *fields = values
     basics = {"class_noun": noun, "name": name, "trigger": trigger, "preset": preset, "method": method}
-    basics |= {"base": base_path(house), "dtype": house.studio.dtype, "device": house.studio.device}
+    basics |= {"base": base_path(house.studio.base), "dtype": house.studio.dtype, "device": house.studio.device}
     if mode == "YAML":
         found = yaml_values(text)
         return basics | {key: value for key, value in found.items() if key not in ("photos", "boxes", "base")}
@@ -178,15 +181,16 @@ def yaml_values(text: str) -> dict[str, Any]:
     return found or {}
 
 
-def base_path(house: House) -> str:
+def base_path(base: str) -> str:
     """The base as runs name it: absolute where it is a folder or file, for they run elsewhere."""
-    base = house.studio.base
     return str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
 
 
-def trial_config(house: House, parts: Teach, values: Sequence[Any]) -> TrainConfig:
-    """The configuration as far as it is filled in: what is missing does not change what it costs."""
-    given = {key: value for key, value in given_values(house, parts, values).items() if value not in ("", None)}
+def trial_config(house: House, parts: Teach, values: Sequence[Any], base: str | None = None) -> TrainConfig:
+    """The configuration as far as it is filled in, on the base in use or another: what is missing does not change what
+    it costs."""
+    given = given_values(house, parts, values) | ({"base": base_path(base)} if base else {})
+    given = {key: value for key, value in given.items() if value not in ("", None)}
     return configs.parse({"name": "preview", "class_noun": "thing", **given, "photos": ["."], "boxes": {}})
 
 
@@ -237,17 +241,17 @@ def teach(house: House, parts: Teach, draft: Draft, base: str, values: Sequence[
     return names
 
 
-def show_photos(draft: Draft, side: int, picked: int | None) -> tuple[str, str]:
+def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
     """The thumbnails, cut as they will be, and what to look at."""
-    contents = draft.read()
-    if not contents.photos:
-        return "", ""
     photos, warnings = draft.photos(side)
+    if not photos:
+        return "", ""
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
-    kinds = [[w.kind for w in warnings if w.photo.name == photo.file] for photo in contents.photos]
+    kinds = [[w.kind for w in warnings if w.photo.name == photo.path.name] for photo in photos]
     badges = [[BADGES[kind] for kind in dict.fromkeys(own)] for own in kinds]
     cells = [
-        f'<button type="button" class="thumb{" on" if i == picked else ""}" data-do="pick" data-index="{i}" '
+        f'<button type="button" class="thumb{" on" if photo.path.name == picked else ""}" data-do="pick" '
+        f'data-file="{escape(photo.path.name)}" '
         f'aria-label="{", ".join([f"Photo {i + 1}", *badges[i]])}: crop and caption">'
         f"{picture(photo.image, f'photo {i + 1}', zoom=False)}"
         f"{''.join(badge(text, 'warn') for text in badges[i])}</button>"
@@ -258,11 +262,10 @@ def show_photos(draft: Draft, side: int, picked: int | None) -> tuple[str, str]:
     return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
 
 
-def show_whole(draft: Draft, side: int, index: int) -> str:
+def show_whole(draft: Draft, side: int, file: str) -> str:
     """The whole photo with the part that will be used lit."""
-    file = draft.folder / "photos" / draft.read().photos[index].file
-    photos, _ = draft.photos(side)
-    image, (left, top, right, bottom) = load_photo(file), photos[index].crop
+    photo = draft.photo(file, side)
+    image, (left, top, right, bottom) = load_photo(photo.path), photo.crop
     dim = image.point(lambda value: value * 0.35)
     dim.paste(image.crop((left, top, right, bottom)), (left, top))
     return f'<div style="max-width:360px;margin:auto">{picture(dim, "the part that is used is lit", zoom=False)}</div>'
@@ -283,8 +286,8 @@ def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], meas
     count = max(photos, 1)
     seconds = sum(one.seconds(config, count) for config, one in known)
     memory = max(one.memory for _, one in known) / 2**30
-    runs = f"{len(known)} runs, " if len(known) > 1 else ""
-    text = f"{runs}about <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
+    start = f"{len(known)} runs, about" if len(known) > 1 else "About"
+    text = f"{start} <b>{in_minutes(seconds)}</b> and <b>{memory:.1f} GB</b> of memory on this machine, measured."
     return gr.update(choices=_preset_labels(house, parts, count, values)), f"<p>{text}</p>"
 
 
@@ -351,7 +354,7 @@ class PhotoEvents:
     def __init__(self, house: House):
         self.house = house
 
-    def refresh(self, request: gr.Request, picked: int | None = None) -> tuple[str, str]:
+    def refresh(self, request: gr.Request, picked: str = "") -> tuple[str, str]:
         return show_photos(self.house.draft(request), self.house.side, picked)
 
     @plainly
@@ -370,30 +373,28 @@ class PhotoEvents:
         draft = self.house.draft(request)
         draft.add(sorted((ASSETS / "subjects" / name).glob("*.png")), anew=True)
         draft.keep(noun=SUBJECTS[name], name=name.capitalize())
-        shown = show_photos(draft, self.house.side, None)
-        return None, gr.update(visible=False), *shown, SUBJECTS[name], name.capitalize(), ""
+        return "", gr.update(visible=False), *self.refresh(request), SUBJECTS[name], name.capitalize(), ""
 
     @plainly
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        index, draft = int(clicked(event)["index"]), self.house.draft(request)
-        photo, side = draft.read().photos[index], self.house.side
-        size = load_photo(draft.folder / "photos" / photo.file).size
-        sliders = [round(value, 2) for value in zoom_of(size, draft.photos(side)[0][index].crop)]
-        shown = show_whole(draft, side, index)
-        return index, gr.update(visible=True), shown, photo.caption, *sliders, *show_photos(draft, side, index)
+        draft, side = self.house.draft(request), self.house.side
+        file = clicked(event)["file"]
+        caption, cut = draft.find(file).caption, draft.photo(file, side)
+        sliders = [round(value, 2) for value in zoom_of(cut.size, cut.crop)]
+        shown = show_whole(draft, side, file)
+        return file, gr.update(visible=True), shown, caption, *sliders, *self.refresh(request, file)
 
     @plainly
-    def cut(self, index: int, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
-        draft = self.house.draft(request)
-        size = load_photo(draft.folder / "photos" / draft.read().photos[index].file).size
-        draft.change(index, box=zoomed(size, zoom, across, down))
-        return show_whole(draft, self.house.side, index), *show_photos(draft, self.house.side, index)
+    def cut(self, picked: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
+        draft, side = self.house.draft(request), self.house.side
+        draft.change(picked, box=zoomed(draft.photo(picked, side).size, zoom, across, down))
+        return show_whole(draft, side, picked), *self.refresh(request, picked)
 
-    def describe(self, index: int, caption: str, request: gr.Request) -> None:
-        self.house.draft(request).change(index, caption=caption)
+    def describe(self, picked: str, caption: str, request: gr.Request) -> None:
+        self.house.draft(request).change(picked, caption=caption)
 
-    def remove(self, index: int, request: gr.Request) -> tuple[Any, ...]:
-        self.house.draft(request).remove(index)
+    def remove(self, picked: str, request: gr.Request) -> tuple[Any, ...]:
+        self.house.draft(request).remove(picked)
         return gr.update(visible=False), *self.refresh(request)
 
 
@@ -434,9 +435,11 @@ class FormEvents:
     def unfold(self, mode: str) -> list[Any]:
         return [gr.update(visible=mode == "Form"), gr.update(visible=mode == "YAML")]
 
-    def stand_ins(self, *values: Any) -> list[Any]:
+    def stand_ins(self, base: str, *values: Any) -> list[Any]:
+        """What empty fields stand for on the base that is shown: the one in use follows when it is free."""
+        empty = [*values[:6], "Form", "", *([""] * len(self.parts.entries))]
         try:
-            bare = trial_config(self.house, self.parts, [*values[:6], "Form", "", *([""] * len(self.parts.entries))])
+            bare = trial_config(self.house, self.parts, empty, base)
         except UserError:
             return [gr.skip()] * (1 + len(self.parts.entries))
         return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(self.parts.entries, bare)]
@@ -475,7 +478,7 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
     gr.on(
         [parts.preset.input, parts.method.input, strip.base.change],
         events.stand_ins,
-        parts.inputs,
+        [strip.base, *parts.inputs],
         [parts.method, *fields],
         **QUIET,
     )
@@ -486,7 +489,7 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
     strip.timer.tick(events.forecast, **forecasting, **QUIET)
     page.load(events.bring_back, None, parts.inputs, **QUIET).then(
         events.unfold, parts.mode, [parts.fields, parts.text], **QUIET
-    ).then(events.stand_ins, parts.inputs, [parts.method, *fields], **QUIET).then(
+    ).then(events.stand_ins, [strip.base, *parts.inputs], [parts.method, *fields], **QUIET).then(
         events.forecast, **forecasting, **QUIET
     )
 

@@ -1,11 +1,15 @@
 """What loads where: the rows that an export prints. The tests load every row they can, and the README has them all."""
 
+import functools
 from dataclasses import dataclass
+from typing import cast
+
+import torch
 
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.interop.exports import Exported
 from hra_diffusion.parts import ReflectionConfig
-from hra_diffusion.registry import get
+from hra_diffusion.registry import AdapterModule, get
 
 EXACTLY, WRONGLY, BY_FORMAT, BY_SOURCE = "exactly", "not exactly", "by file format", "not exactly, by its source"
 
@@ -48,6 +52,20 @@ def rows(exported: Exported) -> list[Row]:
     if exported.format == "merged":
         form = "single file" if exported.path.suffix == ".safetensors" else "folder"
     return [row for row in TABLE if (row.format, row.form) == (exported.format, form)]
+
+
+def foreseen(method: str) -> list[Row]:
+    """The rows that are about what a method's adapters can be written as, whole and at strength 1."""
+    form, native = _form(method), get(method).title if get(method).peft else _form(method)
+    forms = {"kohya": (form,), "diffusers": (form,), "peft": (native,), "merged": ("folder", "single file")}
+    return [row for row in TABLE if row.form in forms[row.format]]
+
+
+@functools.cache
+def _form(method: str) -> str:
+    """A plain LoRA, or a DoRA where the method scales outputs: as a tiny adapter of it says."""
+    adapter = cast(AdapterModule, get(method).build(get(method).parse({"rank": 2}), 4, 4, torch.Generator()))
+    return "LoRA" if adapter.low_rank(torch.eye(4)).scale is None else "DoRA"
 
 
 def verdict(exported: Exported, row: Row) -> str:

@@ -8,6 +8,7 @@ from serving import serving
 
 from hra_diffusion.generation import Settings, generate, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
+from training.runs import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -207,6 +208,18 @@ def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit)
     there.wait_for_selector(".card >> text=Max")
 
 
+def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
+    run = Run(output / "Rex")
+    run.adapter.unlink()
+    run.write_state("failed", 3, 6, reason="the loss became nan")
+    with serving(output, base_folder) as served:
+        there = visit(served.local_url)
+        there.locator("#runs button").first.click()
+        there.get_by_role("button", name="To the bin").click()
+        there.wait_for_selector("text=Rex is in the bin, at the foot of the Library")
+        there.close()
+
+
 def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
     photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
     one, other = visit(page.local_url), visit(page.local_url)
@@ -266,3 +279,31 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
     there.reload()
     there.locator("#thumbs .thumb").first.click()
     playwright.expect(there.locator("#editor textarea")).to_have_value("a {subject} in a box")
+
+
+@pytest.mark.parametrize("leave", ["#editor button:has-text('Remove this photo')", "#thumbs .thumb >> nth=1"])
+def test_a_caption_that_arrives_late_is_still_its_own_photos(page, visit, tmp_path, leave):
+    """Leaving the field saves the caption; what the same click does may be done before that."""
+    there = visit(page.local_url)
+    give_photos(there, sorted(save_photos(tmp_path, 3).glob("*.jpg")))
+    there.locator("#thumbs .thumb").first.click()
+    there.locator("#editor textarea").fill("late words")
+    held = []
+    there.route("**/gradio_api/**", lambda route: held.append(route)
+                if '"late words"' in (route.request.post_data or "") else route.continue_())  # fmt: skip
+    there.locator(leave).click()
+    if "Remove" in leave:
+        playwright.expect(there.locator("#thumbs .thumb")).to_have_count(2)
+    else:
+        there.wait_for_selector("#thumbs .thumb.on[data-file='1.jpg']")
+    (late,) = held
+    with there.expect_response(lambda answer: answer.request.post_data == late.request.post_data):
+        late.continue_()
+    captions = {}
+    for thumb in there.locator("#thumbs .thumb").all():
+        file = thumb.get_attribute("data-file")
+        thumb.click()
+        there.wait_for_selector(f"#thumbs .thumb.on[data-file='{file}']")
+        captions[file] = there.locator("#editor textarea").input_value()
+    kept = {} if "Remove" in leave else {"0.jpg": "late words"}
+    assert captions == kept | {"1.jpg": "", "2.jpg": ""}

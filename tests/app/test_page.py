@@ -1,5 +1,6 @@
 """The page without a browser: what it shows, what its buttons do, and its API; on a tiny real base."""
 
+import json
 import re
 import shutil
 import threading
@@ -18,6 +19,7 @@ from hra_diffusion import registry, report
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.generation import read_png
 from hra_diffusion.studio import Studio
+from training import calibration
 from training import config as configs
 from training.drafts import Draft
 from training.runs import Run
@@ -78,6 +80,17 @@ def test_a_reload_brings_every_field_back(house, parts):
     assert events.bring_back(Visitor("b")) == [gr.skip()] * len(parts.inputs)
 
 
+def test_defaults_are_those_of_the_base_that_is_shown(house, parts):
+    """Also while the one before it is still in use."""
+
+    def shown(base):
+        return teach.FormEvents(house, parts).stand_ins(base, *filled(parts))
+
+    elsewhere, here = shown("toybox"), shown(house.studio.base)
+    house.studio.change_base("toybox")
+    assert shown("toybox") == elsewhere != here
+
+
 def test_another_methods_options_do_not_get_in(house, parts):
     config = teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
     assert "alpha" not in config.options
@@ -111,6 +124,29 @@ def test_what_is_missing_is_said_before_anything_is_written(house, parts, tmp_pa
     assert sorted(house.output.rglob("*")) == before
 
 
+def test_minutes_and_memory_are_said_before_the_start(house, parts):
+    """Never guessed: what no measurement is known of says when it will be measured."""
+
+    def told(**changes):
+        return teach.predict(house, parts, 5, filled(parts, **changes), measure=False)
+
+    assert told()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
+    place = (
+        house.output
+        / ".queue"
+        / "calibrations"
+        / f"{calibration.costs(teach.plan(house, parts, filled(parts))[0])}.json"
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
+    labels, text = told()
+    steps = teach.plan(house, parts, filled(parts))[0].steps
+    assert f"About <b>{teach.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
+    assert ("Quick · " + teach.in_minutes(60 + steps), "quick") in labels["choices"]
+    place.write_text(json.dumps({"error": "it needs 40 GB"}))
+    assert "run here: it needs 40 GB" in told()[1]
+
+
 def test_several_methods_are_one_run_each_at_a_matched_size(house, parts):
     plans = teach.plan(house, parts, filled(parts, {"rank": "4"}, method="lora", several=["lora", "hra"]))
     assert [config.method for config in plans] == ["lora", "hra"] and plans[0].options["rank"] == 4
@@ -123,9 +159,9 @@ def test_photos_show_their_faults_and_their_crop(house, tmp_path):
     draft = Draft(tmp_path / "draft")
     photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
     draft.add([photos[0], photos[1], photos[0]])
-    thumbs, remarks = teach.show_photos(draft, 64, 1)
+    thumbs, remarks = teach.show_photos(draft, 64, "1.jpg")
     assert thumbs.count("<img") == 3 and "twice" in thumbs and "same file as" in remarks
-    assert "data:image" in teach.show_whole(draft, 64, 0)
+    assert thumbs.count('class="thumb on"') == 1 and "data:image" in teach.show_whole(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbs + remarks
 
 
@@ -149,11 +185,22 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
 def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
     ann, events = Visitor("ann"), teach.PhotoEvents(house)
     house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    events.cut(1, 2, 0.25, 0.75, ann)
-    index, _, _, _, *sliders = events.pick(gr.EventData(None, {"index": "1"}), ann)[:7]
-    assert index == 1 and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
+    events.cut("1.jpg", 2, 0.25, 0.75, ann)
+    picked, _, _, _, *sliders = events.pick(gr.EventData(None, {"file": "1.jpg"}), ann)[:7]
+    assert picked == "1.jpg" and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
     picked, editor, thumbs, *_ = events.take_sample("octopus", ann)
-    assert picked is None and not editor["visible"] and thumbs.count("<img") == 5
+    assert picked == "" and not editor["visible"] and thumbs.count("<img") == 5
+
+
+def test_what_comes_late_for_a_photo_that_is_gone_touches_no_other(house):
+    ann, events = Visitor("ann"), teach.PhotoEvents(house)
+    house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    events.remove("0.jpg", ann)
+    events.describe("0.jpg", "late", ann)
+    events.remove("0.jpg", ann)
+    assert [(photo.file, photo.caption) for photo in house.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
+    with pytest.raises(gr.Error, match="not here any more"):
+        events.cut("0.jpg", 2, 0.5, 0.5, ann)
 
 
 def luminance(color):
@@ -189,7 +236,7 @@ def test_badges_and_bars_are_told_to_who_cannot_see_them(house, tmp_path):
     draft = Draft(tmp_path / "draft")
     photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
     draft.add([photos[0], photos[1], photos[0]])
-    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', teach.show_photos(draft, 64, None)[0])
+    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', teach.show_photos(draft, 64)[0])
     assert 'aria-label="Rex learning"' in html.bar(0.5, "Rex learning")
 
 
@@ -269,11 +316,14 @@ def wish(**changes):
 
 
 def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
-    news = list(create.draw(house, wish(), threading.Event()))
+    settings = {"negative": "fog", "guidance": 2.0, "scheduler": "euler", "width": 32, "height": 16}
+    news = list(create.draw(house, wish(**settings), threading.Event()))
     assert len(news) > 1 and news[-1][1] == 1.0
     files = create.keep(list(news[-1][0].values()), tmp_path)
     made = read_png(files[0])
     assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
+    said = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+    assert {name: made[said.get(name, name)] for name in settings} == settings
     assert create._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
     another = create._fill(house, create._for_another(house, made))
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
@@ -416,6 +466,8 @@ def test_the_library_shows_searches_renames_and_bins(house):
     assert "Rex" in library.show_cards(house) and "Nothing here matches" in library.show_cards(house, "zebra")
     facts = library.show_facts(house, "Rex/Rex.safetensors")
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
+    places = library.show_places(read_info(house.file("Rex/Rex.safetensors")))
+    assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
     from training import runs
 
     path = runs.rename(house.file("Rex/Rex.safetensors"), "Max")
@@ -434,6 +486,14 @@ def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
         kept, _ = library.take_in(house, path)
         assert library.misfit(house, kept) == "" and kept.parent != path.parent
         assert house.studio.put_on([kept])
+
+
+def test_an_import_is_kept_only_when_the_visitor_says_so(house, tmp_path):
+    events, file = library.Events(house), shutil.copy(house.file("Rex/Rex.safetensors"), tmp_path / "given.safetensors")
+    _, told, given = events.look_into(str(file))
+    assert "Rex: HRA of “sks dog”, for tiny-sd." in told and 'data-do="keep"' in told and len(house.adapters()) == 1
+    said, cards, _ = events.answer(gr.EventData(None, {"do": "keep"}), "", given)
+    assert "Rex 2 is kept now" in said and cards.count('data-do="open"') == 2
 
 
 def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):

@@ -1,5 +1,7 @@
 """A subject in preparation: photos in, checked, cut, captioned, kept, and handed to a run."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from conftest import save_photos
 from PIL import Image
@@ -70,7 +72,7 @@ def test_there_is_a_most(draft, files):
 def test_a_crop_is_what_is_learned_from(draft, files):
     draft.add(files)
     before, _ = draft.photos(64)
-    draft.change(1, box=zoomed(before[1].size, 2, 1, 0))
+    draft.change("1.jpg", box=zoomed(before[1].size, 2, 1, 0))
     after, _ = draft.photos(64)
     width, height = after[1].size
     assert after[1].crop == (width - height // 2, 0, width, height // 2)
@@ -80,7 +82,7 @@ def test_a_crop_is_what_is_learned_from(draft, files):
 @pytest.mark.parametrize(("zoom", "across", "down"), [(1, 0, 0), (1, 1, 1), (4, 0.5, 0.5), (100, 1, 0)])
 def test_every_position_of_the_sliders_is_a_box_in_the_photo(draft, files, zoom, across, down):
     draft.add(files[:1])
-    draft.change(0, box=zoomed((256, 192), zoom, across, down))
+    draft.change("0.jpg", box=zoomed((256, 192), zoom, across, down))
     photos, _ = draft.photos(64)
     assert len(photos) == 1
 
@@ -88,6 +90,15 @@ def test_every_position_of_the_sliders_is_a_box_in_the_photo(draft, files, zoom,
 @pytest.mark.parametrize("place", [(1, 0.25, 0.5), (2, 1, 0), (3.2, 0.4, 0.75)])
 def test_the_sliders_open_where_the_crop_is(place):
     assert zoom_of((900, 600), zoomed((900, 600), *place)) == pytest.approx(place, abs=0.01)
+
+
+def test_photos_are_shown_while_others_take_their_place(draft, files):
+    """A page asks for both at once, as when a sample is chosen twice."""
+    draft.add(files)
+    with ThreadPoolExecutor(4) as pool:
+        adding = [pool.submit(draft.add, files, anew=True) for _ in range(20)]
+        shown = [pool.submit(draft.photos, 64) for _ in range(20)]
+    assert all(not task.result() for task in adding) and {len(task.result()[0]) for task in shown} == {3}
 
 
 def test_doubles_are_named(draft, files):
@@ -100,7 +111,7 @@ def test_settled_photos_make_a_run(draft, files, tmp_path):
     with pytest.raises(PhotoError, match="No photos yet"):
         draft.settle(tmp_path / "album")
     draft.add(files)
-    draft.change(0, box=(0, 0, 100, 100), caption="a {subject} here")
+    draft.change("0.jpg", box=(0, 0, 100, 100), caption="a {subject} here")
     album = free_album(tmp_path, "Rex")
     boxes = draft.settle(album)
     assert boxes == {album / "0.jpg": (0, 0, 100, 100)}
@@ -111,7 +122,7 @@ def test_settled_photos_make_a_run(draft, files, tmp_path):
 def test_the_forms_values_and_a_removal_are_kept(draft, files):
     draft.add(files)
     draft.keep(noun="dog", several=["lora"])
-    draft.remove(0)
+    draft.remove("0.jpg")
     contents = draft.read()
     assert contents.values == {"noun": "dog", "several": ["lora"]}
     assert [photo.file for photo in contents.photos] == ["1.jpg", "2.jpg"]

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT, everything, relative
 from loaders import EXACT, LOADERS, adapted
 
-from hra_diffusion import interop
+from hra_diffusion import interop, registry
 from hra_diffusion.interop import truth
 from hra_diffusion.interop.truth import BY_FORMAT, BY_SOURCE, EXACTLY, TABLE, WRONGLY
 
@@ -30,6 +30,14 @@ def test_every_export_has_rows(tmp_path):
     pipe, _ = adapted("sd", "lora")
     for format in interop.FORMATS:
         assert truth.rows(interop.export(pipe, "Rex", format, tmp_path / format))
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
+    pipe, _ = adapted("sd", method)
+    places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
+    done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
+    assert sorted((row for one in done for row in truth.rows(one)), key=TABLE.index) == truth.foreseen(method)
 
 
 def test_the_readme_has_the_table():

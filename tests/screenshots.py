@@ -1,0 +1,120 @@
+"""Pictures of the page for the README, from what `hra-diffusion demo` made. Needs the system's chromium.
+
+python tests/screenshots.py [outputs/demo] [assets/readme]
+"""
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from serving import serving
+
+SUBJECT, ADAPTERS = "octopus", ("octopus-lora", "octopus-hra")
+MINUTE = 60_000
+WIDTH, PHONE = 1280, (390, 844)
+
+
+def main() -> None:
+    source, place = (Path(given) for given in (sys.argv[1:] + ["outputs/demo", "assets/readme"][len(sys.argv) - 1 :]))
+    with tempfile.TemporaryDirectory() as folder:
+        output = shutil.copytree(source, Path(folder) / "outputs")
+        with serving(output, Path("toybox")) as served, sync_playwright() as driver:
+            browser = driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
+            )
+            desk = open_page(browser, served.local_url, (WIDTH, 900))
+            for name, (show, height) in TABS.items():
+                desk.set_viewport_size({"width": WIDTH, "height": height})
+                show(desk)
+                save(desk, place / f"page-{name}.webp")
+            phone = open_page(browser, served.local_url, PHONE, dark=True, cookies=desk.context.cookies())
+            go(phone, "Compare")
+            phone.locator("#grid").evaluate("grid => window.scrollTo(0, grid.getBoundingClientRect().top - 90)")
+            save(phone, place / "page-phone.webp")
+            browser.close()
+
+
+def open_page(browser: Any, url: str, size: tuple[int, int], dark: bool = False, cookies: Any = ()) -> Page:
+    """The page in a window of this size; with another's cookies, as the same visitor."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light",
+        device_scale_factor=1 if size[0] == WIDTH else 2,
+    )  # fmt: skip
+    context.add_cookies(list(cookies))
+    page = context.new_page()
+    page.set_default_timeout(10 * MINUTE)
+    page.goto(url)
+    page.wait_for_selector("#upload")
+    return page
+
+
+def save(page: Page, file: Path) -> None:
+    """What is to be seen now, as a compact picture, once nothing moves."""
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement?.blur()")
+    page.wait_for_timeout(1500)
+    with Image.open(io.BytesIO(page.screenshot(animations="disabled"))) as image:
+        image.convert("RGB").save(file, quality=80, method=6)
+
+
+def go(page: Page, tab: str) -> None:
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def choose(page: Page, place: str, *names: str) -> None:
+    """Pick from a dropdown."""
+    page.locator(f"{place} input").click()
+    for name in names:
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def teach(page: Page) -> None:
+    """A sample subject in the form, its cost measured; beside it a run that is over."""
+    choose(page, "#sample", SUBJECT)
+    page.wait_for_selector("#thumbs .thumb >> nth=4")
+    page.wait_for_selector("#prediction >> text=on this machine, measured")
+    page.wait_for_selector("#rounds .round img")
+
+
+def create(page: Page) -> None:
+    """Pictures of what was taught."""
+    go(page, "Create")
+    choose(page, "#adapters", ADAPTERS[-1])
+    page.get_by_role("button", name="on the beach").click()
+    page.wait_for_selector("text=Drawn as")
+    page.get_by_label("Keep the seed").check()
+    page.click("#create-button")
+    page.wait_for_selector("#stage img[data-zoom]")
+
+
+def compare(page: Page) -> None:
+    """Two methods and the base from the same noise, with figures."""
+    go(page, "Compare")
+    choose(page, "#compare-adapters", *ADAPTERS)
+    page.get_by_label("number input for Seeds a prompt").fill("1")
+    page.keyboard.press("Tab")
+    page.click("#compare-button")
+    page.wait_for_selector("#grid img[src*=file]")
+
+
+def library(page: Page) -> None:
+    """An adapter's facts."""
+    go(page, "Library")
+    page.locator(".card", has_text=ADAPTERS[-1]).click()
+    page.wait_for_selector("#facts >> text=Where it can be loaded")
+
+
+TABS: dict[str, tuple[Callable[[Page], None], int]] = {
+    "teach": (teach, 1230), "create": (create, 960), "compare": (compare, 1335), "library": (library, 1200),
+}  # fmt: skip
+"""Each tab: how its sample comes about, and how much of it is to be seen."""
+
+if __name__ == "__main__":
+    main()
