@@ -4,6 +4,7 @@ What a long-lived program (a web page, a notebook) wants of the library: ask for
 shown them as they come.
 """
 
+import importlib
 import queue
 import threading
 import time
@@ -29,6 +30,17 @@ MAX_KEPT = 12
 
 
 _UNTRIED = object()
+_importing = threading.Lock()
+
+
+def import_libraries() -> None:
+    """Import what takes seconds: diffusers, transformers and all of ours that stands on them.
+
+    Every thread of a program that draws comes by here first: one imports while the others wait, who would else find
+    transformers half made.
+    """
+    with _importing:
+        importlib.import_module("hra_diffusion.interop")
 
 
 class Cancelled(UserError):  # noqa: N818 (it is no error)
@@ -79,6 +91,7 @@ class Studio:
             return self._pipe
         with self.lock:
             if self._pipe is None:
+                import_libraries()
                 self._pipe = pipeline.load_base(self.base, self.device, self.dtype)
             return self._pipe
 

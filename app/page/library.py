@@ -18,6 +18,7 @@ from hra_diffusion.adapter_file import AdapterInfo, check, is_ours, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
+from hra_diffusion.studio import import_libraries
 from training import runs
 
 OWN = "own"
@@ -176,6 +177,7 @@ def show_places(info: AdapterInfo) -> str:
     """Where it can be loaded: each form it can leave in, and how well each program takes that."""
     if info.method not in registry.names():
         return ""
+    import_libraries()
     from hra_diffusion.interop import truth
 
     forms: dict[str, dict[str, list[str]]] = {}
@@ -302,6 +304,7 @@ def understood(house: House, file: Path) -> list[str]:
         info = check(file)
         subject = f" of “{info.subject}”" if info.subject else ""
         return [f"{info.name}: {_title(info.method)}{subject}, for {info.base}.", *filter(None, [misfit(house, file)])]
+    import_libraries()
     from hra_diffusion import interop
 
     with house.studio.lock:
@@ -315,6 +318,7 @@ def take_in(house: House, file: Path) -> tuple[Path, list[str]]:
     """
     if is_ours(file):
         return library.add_file(file, house.output), []
+    import_libraries()
     from hra_diffusion import interop
 
     name = library.free_name(interop.name_for(file), house.output)
@@ -327,6 +331,7 @@ def export(house: House, path: Path, form: str, folder: Path) -> tuple[Path, lis
     """Write an adapter as one file in a folder; what there is to know of it elsewhere. Raises UserError."""
     if form == OWN:
         return Path(shutil.copy2(path, folder)), []
+    import_libraries()
     from hra_diffusion import interop
     from hra_diffusion.interop import truth
 

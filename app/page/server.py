@@ -112,7 +112,9 @@ def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from hra_diffusion.errors import UserError
     from hra_diffusion.pipeline import hide_loading_bars
+    from hra_diffusion.studio import import_libraries
 
+    import_libraries()
     hide_loading_bars()
     with contextlib.suppress(UserError):
         _ = studio.pipe

@@ -15,3 +15,14 @@ def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_who_draws_while_the_page_warms_up_waits_for_the_libraries():
+    """Two threads that import transformers at the same time see it half made."""
+    code = (
+        "import threading; from app.page.server import _warm; from hra_diffusion.studio import Studio\n"
+        "studio = Studio('toybox'); warming = threading.Thread(target=_warm, args=(studio,)); warming.start()\n"
+        "print(type(studio.pipe).__name__); warming.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "StableDiffusionPipeline", done.stderr
