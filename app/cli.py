@@ -32,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _quieten()
-    if argv[0] != "app":  # it shows its page first and loads the libraries behind it
-        importlib.import_module("hra_diffusion.pipeline").hide_loading_bars()
     module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
     command = importlib.import_module(f"app.commands.{module}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")

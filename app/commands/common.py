@@ -1,17 +1,20 @@
 """Options and steps that several commands share."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from diffusers import StableDiffusionPipeline
+from typing import TYPE_CHECKING, Any
 
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.generation import SCHEDULERS, Settings
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 OUTPUTS = Path("outputs")
 
@@ -61,6 +64,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
     """The base model the arguments ask for."""
+    pipeline.hide_loading_bars()
     return pipeline.load_base(arguments.base, arguments.device, arguments.dtype)
 
 

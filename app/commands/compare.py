@@ -1,10 +1,12 @@
 """hra-diffusion compare: adapters and the base side by side, from the same noise."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
@@ -17,6 +19,9 @@ from hra_diffusion.generation import Settings, complete
 from hra_diffusion.library import costs
 from training.photos import ingest
 from training.runs import photos_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,15 +11,13 @@ from pydantic.fields import FieldInfo
 
 from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion import registry
-from hra_diffusion.pipeline import TOYBOX
+from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
 from training import config as configs
-from training import fit, runs
+from training import runs
 from training.config import ConfigError, TrainConfig
 from training.events import Bar, Event, Listener, Plan, print_json
-from training.loop import train
 from training.photos import find_photos
 from training.progress import PHASES
-from training.session import make_accelerator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     listeners = [print_json] if arguments.json else [] if arguments.quiet else [Bar(getattr(arguments, "name", "run"))]
     config = read_config(arguments)
+    hide_loading_bars()
     if arguments.dry_run:
         foresee(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
     else:
+        from training.loop import train  # takes seconds, and --help waits for none
+
         train(config, arguments.output, listeners, arguments.resume, plan=True)
 
 
 def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
     """Tell the listeners what a run would take, and start none."""
+    from training import fit
+    from training.session import make_accelerator
 
     def emit(event: Event) -> None:
         for listener in listeners:
