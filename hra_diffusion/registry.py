@@ -21,6 +21,10 @@ class MethodConfig(BaseModel):
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: how much it can learn, and its size.")
 
 
+LEAST_SCALE = 1e-4
+"""The least scale of an output that a low-rank form divides by: what is nearer to 0 counts as up to thrice that."""
+
+
 class LowRank(NamedTuple):
     """An adapted weight as other tools hold it: ``W′ = diag(scale) (W + up · down)``, without ``scale`` a plain LoRA.
 

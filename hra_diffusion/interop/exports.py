@@ -27,7 +27,7 @@ from hra_diffusion.interop import names, original
 from hra_diffusion.layer import original_weight
 from hra_diffusion.parts import Rotation
 from hra_diffusion.quantised import Quantised
-from hra_diffusion.registry import LowRank
+from hra_diffusion.registry import LEAST_SCALE, LowRank
 
 ROUNDING = 1e-6
 """A relative error below this is float32's, not a cut's."""
@@ -161,7 +161,8 @@ class Parcel:
         layer = self.parts[component].get_submodule(path)
         if isinstance(layer, nn.Conv2d):
             up, down = up[..., None, None], down.unflatten(1, (layer.in_channels, *layer.kernel_size))
-        if not all(tensor.isfinite().all() for tensor in (up, down, update.up if magnitude is None else magnitude)):
+        nothing = update.scale is not None and bool((update.scale.abs() <= 3 * LEAST_SCALE).any())
+        if nothing or not all(t.isfinite().all() for t in (up, down, update.up if magnitude is None else magnitude)):
             raise ExportError(f"{component}.{path} can't be written as a DoRA: an output has magnitude 0; "
                               "export a plain LoRA with --lora-rank, or --format merged")  # fmt: skip
         return Layer(component, path, up, down, magnitude)

@@ -4,10 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.methods.hoft import HOFT, HOFTConfig, starts_at_base
-from hra_diffusion.registry import Inner, LowRank, register
-
-LEAST = 1e-4
-"""The least scale of an output that ``low_rank`` divides by; what is nearer to 0 counts as up to thrice that."""
+from hra_diffusion.registry import LEAST_SCALE, Inner, LowRank, register
 
 
 @register(
@@ -36,7 +33,7 @@ class SHOFT(nn.Module):
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
         scale = self._scale(strength).to(weight.dtype)
-        scale = torch.where(scale.abs() < LEAST, scale + 2 * LEAST, scale)  # a row scaled by 0 has no such form
+        scale = torch.where(scale.abs() < LEAST_SCALE, scale + 2 * LEAST_SCALE, scale)  # a 0 has no such form
         up, down, _ = self.hoft.low_rank(weight * scale[:, None], strength)
         return LowRank(up / scale[:, None], down, scale)
 
