@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    pipeline.hide_loading_bars()
     whole, seconds = Stopwatch(), {}
     for method in METHODS:
         watch = Stopwatch()
