@@ -1,21 +1,25 @@
-# One target each; every target makes .venv first if it is not there.
+# One target each; every target makes .venv first if it is not there. What runs the program puts less into it than tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: setup app demo test slow lint types bench screenshots clean
 
-setup: .venv/ready
+setup: .venv/dev
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-app: setup
+.venv/dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+app: .venv/ready
 	$(BIN)/hra-diffusion app
 
-demo: setup
+demo: .venv/ready
 	$(BIN)/hra-diffusion demo
 
 test: setup
@@ -35,7 +39,7 @@ bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 	$(BIN)/python -m benchmarks.tables
 
-screenshots: demo
+screenshots: setup demo
 	$(BIN)/python tests/screenshots.py outputs/demo assets/readme
 
 clean:

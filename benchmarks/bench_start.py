@@ -1,6 +1,9 @@
 """Start: what a person waits for before anything happens, each in a process of its own.
 
-python -m benchmarks.bench_start [--rounds 3]
+python -m benchmarks.bench_start [--rounds 3] [--python OTHER/bin/python]
+
+--python: the interpreter of an environment with the program alone, as make app sets it up; the tests' has PEFT too, and
+diffusers imports it wherever it is.
 """
 
 import socket
@@ -11,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import sub
 
 from gradio_client import Client
@@ -32,13 +36,12 @@ COMMANDS = {
 
 
 def main() -> None:
-    given = arguments(__doc__, {"rounds": 3}, {"rounds": 3})
-    ways = {name: lambda c=command: call(c) for name, command in COMMANDS.items()}
-    ways |= {"the page answers": open_page, "the page answers and draws": draw}
+    given = arguments(__doc__, {"rounds": 3}, {"rounds": 3}, python=sys.executable)
+    python = given.python
+    ways = {name: partial(call, [python, *command]) for name, command in COMMANDS.items()}
+    ways |= {"the page answers": partial(open_page, python), "the page answers and draws": partial(draw, python)}
     spent = interleaved(ways, given.rounds, minutes=given.minutes)
-    listed = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True
-    )
+    listed = subprocess.run([python, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True)
     torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
     later = list(map(sub, spent["the page answers and draws"], spent["the page answers"]))
     bars = [
@@ -48,35 +51,37 @@ def main() -> None:
         Bar.of("first picture later, s", later, PICTURE_S),
     ]
     rows = [(name, spread(own)) for name, own in spent.items()]
-    said = f"fresh processes, files in the system's cache; {len(spent['python alone'])} interleaved rounds"
+    found = subprocess.run([python, "-c", "import peft"], capture_output=True).returncode == 0
+    where = "PEFT installed beside it" if found else "an environment with the program alone"
+    said = f"fresh processes, files in the system's cache; {where}; {len(spent['python alone'])} interleaved rounds"
     publish(Report(said, ("what", "s"), rows, bars, raw=spent), given)
 
 
 def call(command: list[str]) -> None:
-    """Run Python and wait."""
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Run it and wait."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def open_page() -> None:
+def open_page(python: str) -> None:
     """Start the page and ask for it until it is there."""
-    with page():
+    with page(python):
         pass
 
 
-def draw() -> None:
+def draw(python: str) -> None:
     """Start the page and, once it is there, ask for one picture of the base."""
-    with page() as address:
+    with page(python) as address:
         Client(address, verbose=False).predict(*PICTURE, api_name="/generate")
 
 
 @contextmanager
-def page() -> Iterator[str]:
+def page(python: str) -> Iterator[str]:
     """The page in a process of its own, from when it answers until the block ends; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "app.cli", "app", "--port", str(port), "--output", folder]
+        command = [python, "-m", "app.cli", "app", "--port", str(port), "--output", folder]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not answers(address := f"http://127.0.0.1:{port}/"):

@@ -43,7 +43,7 @@ def load_base(
     pipe = _read(source, DTYPES[dtype])
     if weights != "full":
         quantise(pipe.unet, weights)
-    pipe.to(_device(device))
+    pipe.to(device_for(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = base_name(source)
     return pipe
@@ -256,13 +256,15 @@ def _unusable(pipe: Any) -> str | None:
     return None
 
 
-def _device(name: str | None) -> str:
-    if name and name.startswith("cuda") and not torch.cuda.is_available():
-        raise BaseModelError("no CUDA device is available here; use --device cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise BaseModelError("no MPS device is available here; use --device cpu")
-    if name:
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def devices() -> list[str]:
+    """The kinds of device that models can be on here, the best first."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, found in there.items() if found]
+
+
+def device_for(name: str | None) -> str:
+    """The device of this name, the best there is for none. Raises BaseModelError if it is not here."""
+    kind = (name or "cpu").split(":")[0]
+    if kind in ("cuda", "mps") and kind not in devices():
+        raise BaseModelError(f"no {kind.upper()} device is available here; use --device cpu")
+    return name or devices()[0]

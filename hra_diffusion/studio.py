@@ -23,8 +23,9 @@ from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.generation import DenoisingStep, OnStep
 
 T = TypeVar("T")
-PREVIEW_SHARE = 8
-"""A preview is decoded only when drawing has gone on for so many times what the last one cost."""
+PREVIEW_SHARE, PREVIEW_EVERY = 8, 0.4
+"""A preview is decoded only when drawing has gone on for so many times what the last one cost, and so many seconds: to
+show one costs whoever watches, too."""
 MAX_KEPT = 12
 """Adapters that stay on the pipeline; with more, those unused for longest go."""
 
@@ -103,11 +104,12 @@ class Studio:
                 self._clip, self.unscored = find(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
-    def change_base(self, base: str) -> None:
-        """Hold another base from now on; it is loaded when first needed."""
+    def change(self, base: str, device: str | None) -> None:
+        """Hold another base, or the same on another device, from now on; it is loaded when first needed."""
         with self.lock:
-            if base != self.base:
-                self.base, self._pipe, self._kept, self._clip, self.unscored = base, None, {}, _UNTRIED, ""
+            if (base, device) != (self.base, self.device):
+                self.base, self.device = base, device
+                self._pipe, self._kept, self._clip, self.unscored = None, {}, _UNTRIED, ""
 
     def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
         """Have these adapters on the pipeline; returns what each says of itself, under its name there.
@@ -174,7 +176,7 @@ class _Watcher:
         self.require_wanted()
         last = step.step == step.steps
         now = time.perf_counter()
-        if last or now - self.last > PREVIEW_SHARE * self.cost:
+        if last or now - self.last > max(PREVIEW_EVERY, PREVIEW_SHARE * self.cost):
             self.pictures |= zip(step.which, step.decode(), strict=True)
             self.last = time.perf_counter()
             self.cost = self.last - now

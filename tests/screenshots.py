@@ -3,9 +3,9 @@
 python tests/screenshots.py [outputs/demo] [assets/readme]
 """
 
+import argparse
 import io
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from serving import serving
+from serving import launch, serving
 
 SUBJECT, ADAPTERS = "octopus", ("octopus-lora", "octopus-hra")
 MINUTE = 60_000
@@ -21,22 +21,23 @@ WIDTH, PHONE = 1280, (390, 844)
 
 
 def main() -> None:
-    source, place = (Path(given) for given in (sys.argv[1:] + ["outputs/demo", "assets/readme"][len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, nargs="?", default=Path("outputs/demo"), help="what the demo made")
+    parser.add_argument("place", type=Path, nargs="?", default=Path("assets/readme"), help="where the pictures go")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        output = shutil.copytree(source, Path(folder) / "outputs")
+        output = shutil.copytree(given.source, Path(folder) / "outputs")
         with serving(output, Path("toybox")) as served, sync_playwright() as driver:
-            browser = driver.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
-            )
+            browser = launch(driver)
             desk = open_page(browser, served.local_url, (WIDTH, 900))
             for name, (show, height) in TABS.items():
                 desk.set_viewport_size({"width": WIDTH, "height": height})
                 show(desk)
-                save(desk, place / f"page-{name}.webp")
+                save(desk, given.place / f"page-{name}.webp")
             phone = open_page(browser, served.local_url, PHONE, dark=True, cookies=desk.context.cookies())
             go(phone, "Compare")
             phone.locator("#grid").evaluate("grid => window.scrollTo(0, grid.getBoundingClientRect().top - 90)")
-            save(phone, place / "page-phone.webp")
+            save(phone, given.place / "page-phone.webp")
             browser.close()
 
 

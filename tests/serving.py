@@ -1,11 +1,20 @@
 """The page, really served, for as long as a test needs it."""
 
 import contextlib
+import shutil
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from training.jobs import Queue
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def launch(driver: Any) -> Any:
+    """The system's browser: Playwright brings none of its own."""
+    return driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from hra_diffusion import library, pipeline, registry
 from hra_diffusion.comparison import BASE, Column, compare, save
 from training import config as configs
 from training.events import Bar
-from training.loop import train
 from training.runs import Run
 
 SUBJECT, CLASS_NOUN = "octopus", "toy"
@@ -23,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from training.loop import train  # takes seconds, and --help waits for none
+
     pipeline.hide_loading_bars()
     whole, seconds = Stopwatch(), {}
     for method in METHODS:
@@ -45,11 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
     """The run of one method on the sample subject."""
-    photos = sorted((pipeline.ASSETS / "subjects" / SUBJECT).glob("*.png"))
+    photos = pipeline.ASSETS / "subjects" / SUBJECT
     return configs.parse(
         {
             "name": f"{SUBJECT}-{method}",
-            "photos": photos,
+            "photos": [photos],
             "class_noun": CLASS_NOUN,
             "method": method,
             "preset": "quick",

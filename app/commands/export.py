@@ -4,16 +4,18 @@ import argparse
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, put_on, roots, say
-from hra_diffusion import interop
-from hra_diffusion.interop import truth
 
-FORMATS = "kohya: one file for most programs; diffusers; peft: a folder; merged: the whole base with the adapter in it"
+FORMATS = {
+    "kohya": "one file for most programs", "diffusers": "the library's own", "peft": "a folder",
+    "merged": "the whole base with the adapter in it",
+}  # fmt: skip
 PLACE = "where it goes; merged into a name with .safetensors is one file in the original layout (default: in "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="NAME|FILE[:STRENGTH]", help="a strength is written as strength 1")
-    parser.add_argument("--format", required=True, choices=tuple(interop.FORMATS), help=FORMATS)
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS),
+                        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()))  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"{PLACE}{OUTPUTS / 'exports'})")
     parser.add_argument(
         "--lora-rank", type=int, metavar="N", help="a plain LoRA of this rank, cut if need be; its error is told"
@@ -22,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from hra_diffusion import interop  # takes seconds, and --help waits for none
+    from hra_diffusion.interop import truth
+
     pipe, watch = load_base(arguments), Stopwatch()
     ((_, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
     path = arguments.output or default_path(info.name, arguments.format)

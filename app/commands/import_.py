@@ -1,11 +1,16 @@
 """hra-diffusion import: a stranger's adapter file as one of yours."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.commands.common import OUTPUTS, add_base, load_base, say
-from hra_diffusion import interop
 from hra_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from hra_diffusion.interop import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from hra_diffusion import interop  # takes seconds, and --help waits for none
+
     name = arguments.name or interop.name_for(arguments.file)
     place = arguments.output / f"{name}.safetensors"
     if place.exists() and not arguments.dry_run:
@@ -31,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(arguments, "\n".join([*report.lines, str(place)]), facts(report) | {"file": str(place), "name": name})
 
 
-def facts(report: interop.Report) -> dict:
+def facts(report: Report) -> dict:
     """The report as plain values."""
     return {"keys": report.keys, "used": report.used, "layers": report.layers, "kinds": report.kinds,
             "ranks": report.ranks, "skipped": report.skipped}  # fmt: skip

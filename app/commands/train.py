@@ -72,7 +72,8 @@ def print_phases(event: Event) -> None:
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
     """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
-    options = {name: value for name, value in vars(arguments).items() if name in registry.options()}
+    known = registry.options()
+    options = {name: value for name, value in vars(arguments).items() if name in known}
     if arguments.resume and set(given) <= {"name", "device"} and "name" in given and not (options or arguments.config):
         if saved := runs.find(arguments.output, given["name"]):
             return saved.config.model_copy(update=given)

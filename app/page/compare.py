@@ -26,6 +26,7 @@ from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation import OnStep, Settings, complete, with_subject
 from hra_diffusion.studio import Cancelled, Preview
 from hra_diffusion.votes import QUESTIONS, Vote
+from training.runs import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10
 UNPLOTTED = "For this it takes two columns, the photos they learned from, and a CLIP model."
@@ -199,7 +200,7 @@ def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | 
     def work(on_step: OnStep) -> Comparison:
         infos = studio.put_on(list(plan.files))
         columns = plan.columns([{info.name: plan.strength} for info in infos])
-        photos = house.photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
+        photos = photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
         return compare(
             studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step, clip=studio.clip,
             drift=plan.drift,

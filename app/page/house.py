@@ -24,7 +24,7 @@ from hra_diffusion.studio import Studio
 from training.drafts import Draft
 from training.jobs import Queue
 from training.photos import MIN_SIDE
-from training.runs import Run, photos_of
+from training.runs import Run
 
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"
@@ -101,10 +101,6 @@ class House:
         """Sample pictures of the run an adapter came from, the last round's."""
         rounds = Run(path.parent).samples()
         return rounds[max(rounds)] if rounds else []
-
-    def photos_of(self, path: Path, size: int) -> list[Any]:
-        """The photos an adapter learned from, in this size, where they are still there."""
-        return photos_of(path, size)
 
     def subject_of(self, key: str) -> tuple[str, str]:
         """(subject, class noun) of an adapter: "sks dog", "dog"."""

@@ -1,4 +1,4 @@
-"""Put the page together and serve it."""
+"""Serve the page."""
 
 import contextlib
 import gc
@@ -24,31 +24,6 @@ def prepare_surroundings(output: Path) -> None:
         os.environ.pop(name, None)  # what is served, and where, is said on our command line only
 
 
-def build(house: Any) -> Any:
-    """The page's blocks."""
-    import gradio as gr
-
-    from app.page import compare, create, library, strip, teach
-
-    with gr.Blocks(title="hra-diffusion", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        top = strip.build(house)
-        with gr.Tabs(selected="teach") as tabs:
-            with gr.Tab("Teach", id="teach"):
-                teaching = teach.build(house)
-            with gr.Tab("Create", id="create") as create_tab:
-                creating = create.build(house)
-            with gr.Tab("Compare", id="compare") as compare_tab:
-                comparing = compare.build(house)
-            with gr.Tab("Library", id="library") as library_tab:
-                keeping = library.build(house)
-        strip.connect(house, page, top, teaching)
-        teach.connect(house, page, tabs, teaching, top, creating, comparing)
-        create.connect(house, page, create_tab, tabs, creating, comparing)
-        compare.connect(house, page, compare_tab, comparing)
-        library.connect(house, page, library_tab, tabs, keeping, creating)
-    return page
-
-
 def serve(
     output: Path,
     bases: Sequence[str],
@@ -67,6 +42,7 @@ def serve(
     from starlette.middleware import Middleware
 
     from app.page import logins, theme
+    from app.page.blocks import build
     from app.page.guard import Guard
     from app.page.house import House
     from hra_diffusion import library
@@ -77,9 +53,9 @@ def serve(
     library.empty_bin(output)
     house = House(output, Studio(bases[0], device, dtype, clip), tuple(bases))
     _ = house.salt  # before visitors come: two at once would each make one
+    threading.Thread(target=_warm, args=(house.studio,), daemon=True).start()
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
-    threading.Thread(target=_warm, args=(house.studio,), daemon=True).start()
     hosts = None if share or host not in LOOPBACK else LOOPBACK
     page.launch(
         server_name=host,
@@ -122,4 +98,5 @@ def _warm(studio: Any) -> None:
         with contextlib.suppress(UserError):
             _ = studio.pipe
     finally:
+        gc.freeze()  # what is imported stays: no later search goes through it
         gc.enable()

@@ -9,9 +9,13 @@ import gradio as gr
 from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button
 from app.page.theme import CLICKS
+from hra_diffusion import pipeline
 from training import progress
 from training.jobs import OVER, Job
 
+Seen = tuple[str, str, str]
+"""What a visitor has been shown: the runs' signature, the base and the device."""
+DEVICES = {"cuda": "CUDA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 SHOWN = 12
 """Runs that the list shows."""
 WORDS = {"waiting": "waits", "died": "broke off", "stopped": "stopped", "failed": "failed", "finished": "ready"}
@@ -23,6 +27,7 @@ class Strip:
 
     line: gr.HTML
     base: gr.Dropdown
+    device: gr.Dropdown
     runs: gr.HTML
     timer: gr.Timer
     seen: gr.State
@@ -37,15 +42,20 @@ def build(house: House) -> Strip:
             [(base_name(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
             label="Base model", scale=1, min_width=150, interactive=len(house.bases) > 1, elem_id="base",
         )  # fmt: skip
+        devices = [(DEVICES[name], name) for name in pipeline.devices()]
+        device = gr.Dropdown(
+            devices, value=pipeline.device_for(house.studio.device), show_label=False, container=False, label="Device",
+            scale=1, min_width=100, interactive=len(devices) > 1, elem_id="device",
+        )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
         runs = gr.HTML(js_on_load=CLICKS)
-    return Strip(line, base, runs, gr.Timer(1.5), gr.State())
+    return Strip(line, base, device, runs, gr.Timer(1.5), gr.State())
 
 
 def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     """Wire the strip; a click on a run's name shows it on the Teach tab."""
 
-    def watch(seen: tuple[str, str] | None) -> tuple[Any, ...]:
+    def watch(seen: Seen | None) -> tuple[Any, ...]:
         return look(house, seen)
 
     @plainly
@@ -56,26 +66,30 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
         return look(house, None)
 
     @plainly
-    def change(base: str) -> None:
-        house.studio.change_base(base)
+    def change(base: str, device: str) -> None:
+        house.studio.change(base, device)
 
-    outputs = [strip.line, strip.runs, strip.base, strip.seen]
+    held = [strip.base, strip.device]
+    outputs = [strip.line, strip.runs, *held, strip.seen]
     page.load(watch, strip.seen, outputs, **QUIET)
     strip.timer.tick(watch, strip.seen, outputs, **QUIET)
-    strip.base.input(change, strip.base, None, **QUIET)
+    for part in held:
+        part.input(change, held, None, **QUIET)
     for part in (strip.line, strip.runs):
         part.click(act, None, outputs, show_progress="hidden", **MINE)  # in the queue: what is said goes through it
 
 
-def look(house: House, seen: tuple[str, str] | None) -> tuple[Any, ...]:
-    """The line, the list of runs and the base in use (any visitor may change it), if ``seen`` is out of date."""
-    jobs, base = house.queue.jobs(), house.studio.base
+def look(house: House, seen: Seen | None) -> tuple[Any, ...]:
+    """The line, the list of runs, the base and the device (any visitor may change them), if ``seen`` is out of date."""
+    jobs, studio = house.queue.jobs(), house.studio
     line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
-    before, chosen = seen or ("", "")
+    held = studio.base, pipeline.device_for(studio.device)
+    before, *chosen = seen or ("", "", "")
     now = changed([line, table], before)
-    if not now and base == chosen:
-        return (gr.skip(),) * 4
-    return line, table, gr.skip() if base == chosen else gr.update(value=base), (now or before, base)
+    if not now and held == tuple(chosen):
+        return (gr.skip(),) * 5
+    updates = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(held, chosen, strict=True))
+    return line, table, *updates, (now or before, *held)
 
 
 def do(house: House, what: str, name: str) -> None:

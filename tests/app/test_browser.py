@@ -1,17 +1,14 @@
 """The page in a real browser: the whole way once, and what each tab must always do."""
 
-import shutil
-
 import pytest
 from conftest import save_photos, tiny_clip
-from serving import serving
+from serving import CHROMIUM, launch, serving
 
 from hra_diffusion.generation import Settings, generate, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training.runs import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (apt-get install chromium)")
 TABS = ("Teach", "Create", "Compare", "Library")
 MINUTE = 60_000
@@ -20,9 +17,7 @@ MINUTE = 60_000
 @pytest.fixture(scope="module")
 def chromium():
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
+        browser = launch(driver)
         yield browser
         browser.close()
 

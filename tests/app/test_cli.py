@@ -14,8 +14,9 @@ from conftest import ROOT, save_photos
 from PIL import Image
 
 from app.cli import COMMANDS, main
+from app.commands import export as export_cli
 from app.commands import train as train_cli
-from hra_diffusion import registry
+from hra_diffusion import interop, registry
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +365,10 @@ def test_export_and_what_loads_it(format, trained, base_folder, tmp_path, capsys
     assert Path(done["file"]).exists() and done["error"] == 0
     assert any(row["loads"] == "exactly" for row in done["loads"])
     assert main([*map(str, command)]) == 1 and "exists already" in capsys.readouterr().err
+
+
+def test_export_offers_every_format():
+    assert set(export_cli.FORMATS) == set(interop.FORMATS)
 
 
 def test_export_tells_the_truth_in_words(trained, base_folder, tmp_path, capsys):

@@ -15,7 +15,7 @@ from gradio_client import Client
 from app.page import compare, create, form, html, library, run_view, strip, teach, theme
 from app.page.house import House
 from hra_diffusion import library as adapters
-from hra_diffusion import registry, report
+from hra_diffusion import pipeline, registry, report
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.generation import read_png
 from hra_diffusion.studio import Studio
@@ -87,7 +87,7 @@ def test_defaults_are_those_of_the_base_that_is_shown(house, parts):
         return teach.FormEvents(house, parts).stand_ins(base, *filled(parts))
 
     elsewhere, here = shown("toybox"), shown(house.studio.base)
-    house.studio.change_base("toybox")
+    house.studio.change("toybox", "cpu")
     assert shown("toybox") == elsewhere != here
 
 
@@ -170,16 +170,27 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
     draft, before = Draft(tmp_path / "draft"), house.studio.base
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
     seen = strip.look(house, None)[-1]
-    assert strip.look(house, seen) == (gr.skip(),) * 4
-    house.studio.change_base("elsewhere/other-sd")
+    assert strip.look(house, seen) == (gr.skip(),) * 5
+    house.studio.change("elsewhere/other-sd", "cpu")
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
         teach.teach(house, parts, draft, before, filled(parts))
     assert not (house.output / "New").exists()
-    _, _, told, seen = strip.look(house, seen)
-    assert told["value"] == "elsewhere/other-sd"
+    _, _, told, device, seen = strip.look(house, seen)
+    assert device == gr.skip() and told["value"] == "elsewhere/other-sd"
     Run(house.output / "Rex").write_state("running", 3, 6)
-    line, _, told, _ = strip.look(house, seen)
-    assert "broke off" in line and told == gr.skip(), "a menu that is open is left alone while a run goes on"
+    line, _, *told, _ = strip.look(house, seen)
+    assert "broke off" in line and told == [gr.skip()] * 2, "a menu that is open is left alone while a run goes on"
+
+
+def test_the_device_is_shown_and_runs_start_on_the_one_that_is_chosen(house, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "devices", lambda: ["cuda", "cpu"])
+    *_, (_, _, shown) = strip.look(house, None)
+    assert shown == "cpu", "as the app was told"
+    seen = strip.look(house, None)[-1]
+    house.studio.change(house.studio.base, "cuda")
+    assert strip.look(house, seen)[3]["value"] == "cuda"
+    assert teach.given_values(house, parts, filled(parts))["device"] == "cuda"
+    assert not house.studio.loaded
 
 
 def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
@@ -502,7 +513,7 @@ def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):
     other = tiny_pipe()
     stir(other.unet.parameters(), by=1.0)
     other.save_pretrained(tmp_path / "other")
-    house.studio.change_base(str(tmp_path / "other"))
+    house.studio.change(str(tmp_path / "other"), "cpu")
     assert "another base" not in library.show_cards(house), "not before the base is known"
     _ = house.studio.pipe
     assert "another base" in library.show_cards(house)

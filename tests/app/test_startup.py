@@ -9,8 +9,19 @@ from conftest import ROOT
 def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     code = (
         "import sys, pathlib; from app.page import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
-        "from app.page.house import House; from hra_diffusion.studio import Studio\n"
-        "server.build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
+        "from app.page.blocks import build; from app.page.house import House; from hra_diffusion.studio import Studio\n"
+        "build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
+        "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_commands_help_waits_for_the_heavy_libraries():
+    code = (
+        "import argparse, importlib, keyword, sys; from app.cli import COMMANDS\n"
+        "modules = [f'app.commands.{name}' + '_' * keyword.iskeyword(name) for name in COMMANDS]\n"
+        "for name in modules: importlib.import_module(name).add_arguments(argparse.ArgumentParser())\n"
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

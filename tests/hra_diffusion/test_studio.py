@@ -92,7 +92,7 @@ def test_adapters_are_kept_and_a_changed_file_is_loaded_anew(studio, tmp_path):
 
 def test_another_base_starts_empty(studio, base_folder, tmp_path):
     studio.put_on([save_adapter(tmp_path / "a.safetensors", "Rex")])
-    studio.change_base(str(base_folder) + "/")
+    studio.change(str(base_folder) + "/", "cpu")
     assert not studio.loaded and hra.loaded(studio.pipe) == []
 
 
