@@ -22,6 +22,7 @@ from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
 from training import fit, memory, objective, scoring
+from training.allocator import memory_kept
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
@@ -110,7 +111,7 @@ def train(
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
     require_room(config, pipe)
-    with begun(run, config, album, resume, accelerator, clock), given_back(pipe):
+    with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept():
         session = set_up(config, run, accelerator, pipe, album, clock)
         if run.checkpoints():
             restore_latest(session)

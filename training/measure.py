@@ -21,8 +21,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+
+from training.allocator import keep_memory
 
 T = TypeVar("T")
 ENOUGH = 3
@@ -91,6 +92,7 @@ def training_step(
 
     ``side``: of the latents; the base's own by default. ``penalty``: the method's regulariser (attachment.penalty).
     """
+    keep_memory()  # as a run does
     inputs, more = unet_inputs(unet, batch_size, side)
     noise, parameters = torch.randn_like(inputs[0]), list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
@@ -112,6 +114,9 @@ def bare_pass(unet: Any, batch_size: int, side: int | None = None) -> Callable[[
 
     The gradient goes back to the first attention, as that of an adapter there must. Changes the model: give a twin.
     """
+    from diffusers.models.attention_processor import Attention  # takes seconds, and no command's --help waits for it
+
+    keep_memory()
     inputs, more = unet_inputs(unet, batch_size, side)
     spark = torch.zeros((), device=unet.device, requires_grad=True)
     first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))

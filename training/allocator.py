@@ -1,0 +1,40 @@
+"""What the C library does with freed memory while a run lasts."""
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""mallopt's names for: how much may be free at the heap's end, and from what size on a block is the kernel's."""
+MOST, GROWN = 2**31 - 1, 32 * 2**20
+"""Bytes: the largest threshold there is, and what the C library's own rule comes to once large blocks were freed."""
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within the block freed memory waits for the next step (with the GNU C library; elsewhere nothing changes)."""
+    keep_memory()
+    try:
+        yield
+    finally:
+        if _set_thresholds(2 * GROWN, GROWN):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed, from now on.
+
+    It hands large blocks back to the kernel, which clears them page by page when they are asked for again: at every
+    step, a fifth of a step's time at Stable Diffusion 1.5's size on two cores. The peak is the same either way.
+    """
+    _set_thresholds(MOST, MOST)
+
+
+def _set_thresholds(trim: int, mmap: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # another C library
+        return False
+    return bool(library.mallopt(M_TRIM_THRESHOLD, trim) and library.mallopt(M_MMAP_THRESHOLD, mmap))
