@@ -24,6 +24,7 @@ from hra_diffusion.files import write_text
 from hra_diffusion.quantised import quantise
 from training import config as configs
 from training import measure
+from training.allocator import keep_memory
 from training.events import Listener
 from training.photos import ingest
 from training.runs import Run
@@ -245,6 +246,7 @@ def start_session(
     pipe: StableDiffusionPipeline, config: configs.TrainConfig, folder: Path, listeners: Sequence[Listener] = ()
 ) -> Session:
     """The trainer, set up on a pipeline and about to take its first step."""
+    keep_memory()  # as a run does
     accelerator = make_accelerator(config)
     album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, album, Clock(True, list(listeners)))

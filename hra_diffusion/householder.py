@@ -13,8 +13,6 @@ Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2
 import contextlib
 import math
 
-import numpy as np
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,15 +78,28 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     return basis, core.expand(*u.shape[:-2], -1, -1)
 
 
-def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor) -> Tensor:
+def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor, scale: Tensor | None = None) -> Tensor:
     """``rows · Qᵀ`` for rows (…, d) and ``Q = I − basis · core · basisᵀ``; each row is mapped by Q.
+
+    With a ``scale`` (d,), by ``Q diag(scale)``: the scaled rows themselves are not kept for the backward pass.
 
     Pass ``core.mT`` to get ``rows · Q``. The r×r product is taken at the factors' own precision before the factors
     meet ``rows`` in the rows' dtype. Costs 2·r·d multiply-adds a row.
     """
     with own_precision(rows):
         left = basis @ core
-    return rows - (rows @ basis.to(rows.dtype)) @ left.mT.to(rows.dtype)
+        right = basis if scale is None else scale[:, None] * basis
+    low = rows @ right.to(rows.dtype)
+    scaled = rows if scale is None else rows * scale.to(rows.dtype)
+    return plus_product(scaled, low, left.mT.to(rows.dtype), -1)
+
+
+def plus_product(rows: Tensor, low: Tensor, up: Tensor, scale: float) -> Tensor:
+    """``rows + scale · low · up`` for rows (…, d), low (…, r) and up (r, d), in one pass over the rows.
+
+    As a product and a sum it is two, and two more on the way back.
+    """
+    return torch.addmm(rows.flatten(0, -2), low.flatten(0, -2), up, alpha=scale).view(rows.shape)
 
 
 def orthogonality_defect(u: Tensor) -> Tensor:
@@ -113,34 +124,24 @@ def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]
     rotation = identity - inside @ core.detach().cpu().double() @ inside.mT
     if (rotation + identity).abs().max() < HALF_TURN_TOLERANCE:
         rotation = -identity  # else rounding, not the columns, would choose the planes
-    turned = torch.from_numpy(_rotation_power(rotation.numpy(), exponent))
-    return z.to(basis), (identity - turned).to(core)
+    return z.to(basis), (identity - _rotation_power(rotation, exponent)).to(core)
 
 
-def _rotation_power(rotation: np.ndarray, exponent: float) -> np.ndarray:
-    """Real power of an orthogonal matrix of determinant +1, by its real Schur form (2×2 rotation blocks and ±1)."""
-    blocks, vectors = scipy.linalg.schur(rotation, output="real")[:2]
-    result = np.eye(len(blocks))
-    flips: list[int] = []
-    i = 0
-    while i < len(blocks):
-        if i + 1 < len(blocks) and abs(blocks[i + 1, i]) > 1e-9:
-            angle = math.atan2(blocks[i + 1, i] - blocks[i, i + 1], blocks[i, i] + blocks[i + 1, i + 1])
-            _turn(result, i, i + 1, angle * exponent)
-            i += 2
-            continue
-        if blocks[i, i] < 0:
-            flips.append(i)
-        i += 1
-    for first, second in zip(flips[::2], flips[1::2], strict=True):
-        _turn(result, first, second, math.pi * exponent)
-    return vectors @ result @ vectors.T
+def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
+    """Real power of an orthogonal matrix (r, r) of determinant +1, in float64.
 
-
-def _turn(matrix: np.ndarray, i: int, j: int, angle: float) -> None:
-    """Write a plane rotation by ``angle`` radians into rows and columns i, j of ``matrix``."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = cos, -sin, sin, cos
+    It is normal, so that its eigenvectors, made orthonormal one after another, are its Schur vectors and each turns by
+    an angle of its own; those of half a turn are taken two by two as real planes.
+    """
+    vectors = torch.linalg.qr(torch.linalg.eig(rotation).eigenvectors).Q
+    angles = (vectors.mH @ rotation.to(vectors) @ vectors).diagonal().angle()
+    half = angles.abs() > math.pi - 1e-9
+    turning, flipped = vectors[:, ~half], vectors[:, half]
+    planes = torch.linalg.eigh((flipped @ flipped.mH).real).eigenvectors[:, len(rotation) - flipped.shape[1] :]
+    across = planes[:, 1::2] @ planes[:, 0::2].mT
+    turn = math.pi * exponent
+    half_turns = math.cos(turn) * planes @ planes.mT + math.sin(turn) * (across - across.mT)
+    return (turning * torch.polar(torch.ones_like(angles), angles * exponent)[~half] @ turning.mH).real + half_turns
 
 
 def own_precision(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -22,7 +22,7 @@ def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:
 def low_rank_rows(rows: Tensor, inner: Inner, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """``inner(rows) + scale · rows · downᵀ · upᵀ`` for down (r, d_in) and up (d_out, r)."""
     low = F.linear(rows, down.to(rows.dtype))
-    return inner(rows) + F.linear(low * scale, up.to(rows.dtype))
+    return householder.plus_product(inner(rows), low, up.mT.to(rows.dtype), scale)
 
 
 def low_rank_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -74,9 +74,9 @@ class Rotation(nn.Module):
         """What a copy takes along: not what was computed from the vectors."""
         return self.__dict__ | {"ahead": None}
 
-    def forward(self, rows: Tensor, strength: float = 1.0) -> Tensor:
-        """``rows · Qᵀ``: each row mapped by Q^strength."""
-        return householder.rotate_rows(rows, *self.factors(strength))
+    def forward(self, rows: Tensor, strength: float = 1.0, scale: Tensor | None = None) -> Tensor:
+        """``rows · Qᵀ``: each row mapped by Q^strength, after ``scale`` (d,) if there is one."""
+        return householder.rotate_rows(rows, *self.factors(strength), scale)
 
     def transposed(self, rows: Tensor, strength: float = 1.0) -> Tensor:
         """``rows · Q``, as a weight's rows need it in ``W Q``."""

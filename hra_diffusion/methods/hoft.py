@@ -43,8 +43,8 @@ class HOFT(nn.Module):
         self.left = Rotation(d_out, config.rank, generator, form)
         self.right = Rotation(d_in, config.rank, generator, form)
 
-    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        return self.left(inner(self.right(rows, strength)), strength)
+    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0, scale: Tensor | None = None) -> Tensor:
+        return self.left(inner(self.right(rows, strength)), strength, scale)
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         return self.left(self.right.transposed(weight, strength).mT, strength).mT

@@ -24,8 +24,7 @@ class SHOFT(nn.Module):
         self.magnitude = nn.Parameter(torch.ones(d_out))
 
     def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        scale = self._scale(strength)
-        return self.hoft(rows, lambda x: (y := inner(x)) * scale.to(y.dtype), strength)
+        return self.hoft(rows, inner, strength, self._scale(strength))
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         scaled = weight * self._scale(strength)[:, None].to(weight.dtype)
