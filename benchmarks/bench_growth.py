@@ -7,7 +7,6 @@ Rank may grow linearly what an adapter adds to the frozen UNet's own passes: the
 
 import argparse
 import dataclasses
-import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -90,10 +89,11 @@ def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]
 
 
 def linear(spent: Spent, kind: str) -> Bar:
-    """Growth of what an adapter adds to the floor; without end where the least rank adds nothing that shows."""
-    first, last = RANKS[0], RANKS[-1]
-    rounds = zip(spent[FLOOR], spent[kind, first], spent[kind, last], strict=True)
-    growth = [(large - floor) / (small - floor) if small > floor else math.inf for floor, small, large in rounds]
+    """Growth of what an adapter adds to the floor, from the least rank whose addition shows above the noise."""
+    added = {rank: [own - floor for floor, own in zip(spent[FLOOR], spent[kind, rank], strict=True)] for rank in RANKS}
+    last = RANKS[-1]
+    first = next((rank for rank in RANKS if statistics.median(added[rank]) > 0), last)
+    growth = [seconds / statistics.median(added[first]) for seconds in added[last]]
     return Bar.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
 
 
