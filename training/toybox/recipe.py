@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hra_diffusion.files import atomic_path
+from hra_diffusion.files import atomic_path, write_text
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
 from training.toybox.base import BaseRecipe, assemble, load_average, train_base
 from training.toybox.card import Figures, write_card
@@ -28,6 +28,7 @@ from training.toybox.shards import (
     save_shard,
 )
 from training.toybox.tokenizer import train_tokenizer
+from training.toybox.world import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,14 @@ MINUTES = {"clip": 14, "base": 240, "decoder": 15}
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained."""
+    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained.
+
+    `ancestor` is a finished pipeline folder whose weights the parts start from, instead of from nothing.
+    """
 
     folder: Path
     device: torch.device
+    ancestor: Path | None = None
     base_recipe: BaseRecipe = field(default_factory=BaseRecipe)
     clip_recipe: ClipRecipe = field(default_factory=ClipRecipe)
     shard_size: int = SHARD_SIZE
@@ -59,15 +64,25 @@ class Workshop:
         return self.folder / "latents"
 
     def render(self, sprites: Path, count: int) -> None:
-        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with."""
+        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with.
+
+        Raises ValueError when the folder holds pictures of another world than today's.
+        """
+        self._check_world()
         render_missing(sprites, self.renders, range(count), self.shard_size)
         if not self._unseen.exists():
             save_shard(render_held_out(sprites), self._unseen)
 
     def make_encoder(self) -> None:
-        """Fit the autoencoder's encoder to the first shards; from then on it stands still. Its decoder is untrained."""
+        """Fit the autoencoder's encoder to the first shards, its decoder untrained; or take the ancestor's whole.
+
+        From then on the encoder stands still.
+        """
         torch.manual_seed(0)
-        self._save_vae(new_autoencoder(self._some_pictures()))
+        if self.ancestor is not None:
+            self._save_vae(AutoencoderKL.from_pretrained(self.ancestor / "vae"))  # pyright: ignore[reportArgumentType]
+        else:
+            self._save_vae(new_autoencoder(self._some_pictures()))
 
     def encode(self) -> None:
         """Turn every shard of pictures that has no latents yet into latents."""
@@ -81,14 +96,16 @@ class Workshop:
     def make_clip(self, budget: Budget) -> None:
         """Train the CLIP pair on the pictures there are; its text tower is the base's text encoder."""
         pictures = load_shards(self.renders)
-        train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe)
+        train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe, self.ancestor)
 
     def make_base(self, budget: Budget) -> None:
         """Train the UNet on the latents there are, under the CLIP pair's text tower."""
         checkpoint, tokenizer = self.folder / "base.safetensors", train_tokenizer()
         clip = load_clip(self._clip, tokenizer)
         latents = load_shards(self.latents)
-        progress = train_base(latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip)
+        progress = train_base(
+            latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip, self.ancestor
+        )
         logger.info("base: %d pictures seen in %.0f minutes", progress.pictures, progress.seconds / 60)
 
     def make_decoder(self, budget: Budget) -> None:
@@ -136,6 +153,12 @@ class Workshop:
     @property
     def _clip(self) -> Path:
         return self.folder / "clip.safetensors"
+
+    def _check_world(self) -> None:
+        drawn = self.folder / "world.txt"
+        if drawn.exists() and drawn.read_text() != fingerprint():
+            raise ValueError(f"{self.folder} holds another world than today's: choose another --work-dir")
+        write_text(drawn, fingerprint())
 
     def _some_pictures(self) -> Tensor:
         return load_shards(self.renders, DECODER_SHARDS).values
