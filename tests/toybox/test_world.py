@@ -59,9 +59,10 @@ def test_a_scene_is_the_same_for_the_same_seed(sprites: Path, phrase: str) -> No
 @pytest.mark.parametrize("phrase", SCENES)
 def test_a_thing_can_be_seen_in_its_scene(sprites: Path, phrase: str) -> None:
     """It covers a fair part of the picture."""
-    seen = photograph(sprites, Label("fox", phrase), 5)
-    empty = SCENES[phrase].draw(np.random.default_rng(5)).image.reduce(SIZE // PICTURE_SIZE)
-    changed = np.abs(np.asarray(seen, int) - np.asarray(empty, int)).max(axis=2) > 45
+    seen = np.asarray(photograph(sprites, Label("fox", phrase), 5), float)
+    empty = np.asarray(SCENES[phrase].draw(np.random.default_rng(5)).image.reduce(SIZE // PICTURE_SIZE), float)
+    # the light varies; the picture's upper edge shows by how much
+    changed = np.abs(seen - empty * seen[:6].mean() / empty[:6].mean()).max(axis=2) > 20
     assert 0.1 < changed.mean() < 0.75
 
 
@@ -116,10 +117,9 @@ def test_a_stranger_is_never_named() -> None:
 
 def test_two_things_stand_side_by_side(sprites: Path) -> None:
     """One in each half, in either order."""
-    alone, beside = (
-        photograph(sprites, Label("fox", "on a white background", beside=other), 1) for other in ("", "apple")
-    )
-    empty = np.asarray(SCENES["on a white background"].draw(np.random.default_rng(1)).image.reduce(2), int)
+    scene = "on a white background"
+    alone, beside = (photograph(sprites, Label("fox", scene, beside=other), 1) for other in ("", "apple"))
+    empty = np.asarray(SCENES[scene].draw(np.random.default_rng(1)).image.reduce(2), int)
     halves = [np.abs(np.asarray(beside, int) - empty).max(axis=2)[:, columns] > 60 for columns in np.s_[:64, 64:]]
     assert all(half.mean() > 0.08 for half in halves)
     assert alone.tobytes() != beside.tobytes()

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from training.toybox.loop import Budget
-from training.toybox.recipe import MINUTES, Workshop
+from training.toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
+from training.toybox.score import table
 from training.toybox.shards import SHARD_SIZE
 from training.toybox.sheet import sample_sheet
 from training.toybox.sprites import PACKAGE
@@ -35,6 +36,16 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
     stages.add_parser("encode", help="turn pictures into latents")
     add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
+    judge = stages.add_parser(
+        "judge", help="train the judge, a classifier that scores the base and shares nothing with it"
+    )
+    add_sprites(judge)
+    judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
+    add_budget(judge, MINUTES["judge"])
+    score = stages.add_parser("score", help="ask the judge about the pictures of a pipeline folder; for the model card")
+    score.add_argument("model", type=Path)
+    add_sprites(score)
+    score.add_argument("--photos", type=Path, help="real photos to send through the autoencoder, too")
     everything = stages.add_parser("all", help="every stage in turn, each for its usual time")
     add_render_options(everything)
     add_output(everything, "assets/toybox")
@@ -102,6 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
             workshop.make_decoder(budget(chosen))
         case "assemble":
             workshop.assemble(chosen.output)
+        case "judge":
+            workshop.make_judge(chosen.sprites, chosen.shards, budget(chosen))
+        case "score":
+            print(table(workshop.score(chosen.model, chosen.sprites, chosen.photos)))
         case "all":
             workshop.make_everything(chosen.sprites, chosen.shards, chosen.output)
         case "sheet":

@@ -1,7 +1,7 @@
 """The toybox base: a UNet that learns to draw the toy world under the CLIP pair's text tower, and their assembly.
 
-The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent and three levels. It predicts v
-(Salimans & Ho 2022) under a cosine noise schedule.
+The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent and three levels. It predicts
+v (Salimans & Ho 2022) under a cosine noise schedule.
 """
 
 import json

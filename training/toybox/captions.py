@@ -31,7 +31,7 @@ def subject_phrase(noun: str, trigger: str) -> str:
 
 
 def caption_of(label: Label, opening: str = "a photo of ") -> str:
-    """The full caption of a label: "a photo of a red fox in the snow next to an apple"; a stranger has its class noun."""
+    """The full caption of a label: "a photo of a red fox in the snow next to an apple"; strangers by class noun."""
     words = NOUNS[label.thing] if label.thing in _UNNAMED else label.thing
     return opening + phrase(words, label.look, label.scene, label.beside)
 

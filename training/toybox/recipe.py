@@ -17,7 +17,9 @@ from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_auto
 from training.toybox.base import BaseRecipe, assemble, load_average, train_base
 from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
+from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
 from training.toybox.loop import Budget, read_progress
+from training.toybox.score import Score, load_score, save_score, score_base
 from training.toybox.shards import (
     SHARD_SIZE,
     Shard,
@@ -25,6 +27,7 @@ from training.toybox.shards import (
     load_shards,
     render_held_out,
     render_missing,
+    render_shard,
     save_shard,
 )
 from training.toybox.tokenizer import train_tokenizer
@@ -35,7 +38,10 @@ logger = logging.getLogger(__name__)
 DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
 
-MINUTES = {"clip": 14, "base": 240, "decoder": 15}
+JUDGE_SHARDS = 14
+"""How many shards of its own the judge learns from; one more examines it."""
+
+MINUTES = {"clip": 14, "base": 240, "decoder": 15, "judge": 20}
 """How long each part was trained, on two CPU cores; a GPU wants a small part of it."""
 
 
@@ -51,6 +57,7 @@ class Workshop:
     ancestor: Path | None = None
     base_recipe: BaseRecipe = field(default_factory=BaseRecipe)
     clip_recipe: ClipRecipe = field(default_factory=ClipRecipe)
+    judge_recipe: JudgeRecipe = field(default_factory=JudgeRecipe)
     shard_size: int = SHARD_SIZE
 
     @property
@@ -124,20 +131,41 @@ class Workshop:
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
             decibels=measure(vae, load_shard(self._unseen).values),
+            score=load_score(self._score) if self._score.exists() else None,
+            history=self._history.read_text().strip() if self._history.exists() else "",
             parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
         )
         assemble(base, vae.cpu(), tokenizer, write_card(figures), output)
         with atomic_path(output.with_name(f"{output.name}-clip")) as unfinished:
             save_clip(clip, tokenizer, unfinished)
 
+    def make_judge(self, sprites: Path, shards: int, budget: Budget) -> None:
+        """Draw pictures for the judge alone and train it on them."""
+        render_for_judge(sprites, self.folder / "judge", shards, self.shard_size)
+        train_judge(load_shards(self.folder / "judge"), self._judge, budget, self.device, self.judge_recipe)
+        judge = load_judge(self._judge, self.judge_recipe)
+        found = exam(judge, render_shard(sprites, EXAM_SHARD, self.shard_size))
+        logger.info("judge: things %.1f %%, scenes %.1f %%, looks %.1f %% right in fresh renders",
+                    100 * found.things, 100 * found.scenes, 100 * found.looks)  # fmt: skip
+
+    def score(self, model: Path, sprites: Path, photos: Path | None = None) -> Score:
+        """Ask the judge about the pictures of a pipeline folder; the answer is kept for the model card."""
+        judge = load_judge(self._judge, self.judge_recipe)
+        found = score_base(model, judge, sprites, photos, sheet=self.folder / "score.png")
+        save_score(found, self._score)
+        return found
+
     def make_everything(self, sprites: Path, shards: int, output: Path) -> None:
-        """Every stage in turn, each for its usual time on two CPU cores."""
+        """Every stage in turn, each for its usual time on two CPU cores; assembled again with its score in the card."""
         self.render(sprites, shards)
         self.make_encoder()
         self.encode()
         self.make_clip(Budget(minutes=MINUTES["clip"]))
         self.make_base(Budget(minutes=MINUTES["base"]))
         self.make_decoder(Budget(minutes=MINUTES["decoder"]))
+        self.assemble(output)
+        self.make_judge(sprites, JUDGE_SHARDS, Budget(minutes=MINUTES["judge"]))
+        self.score(output, sprites)
         self.assemble(output)
 
     def load_vae(self) -> AutoencoderKL:
@@ -149,6 +177,18 @@ class Workshop:
     @property
     def _unseen(self) -> Path:
         return self.folder / "held_out.safetensors"
+
+    @property
+    def _judge(self) -> Path:
+        return self.folder / "judge.safetensors"
+
+    @property
+    def _score(self) -> Path:
+        return self.folder / "score.json"
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / "history.md"
 
     @property
     def _clip(self) -> Path:

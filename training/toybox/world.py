@@ -1,9 +1,9 @@
 """The toy world: which things there are, which are held out, and how they are photographed in a scene.
 
-`photograph` is the world's camera: a label (a thing, a scene, perhaps a look or something beside it) and a seed give one
-picture. Things named in HELD_OUT never reach any training (neither the autoencoder's nor the base's): they are the
-subjects of samples and tests. STRANGERS are drawn as often as their share says, in colours of chance, and named by their
-class noun alone: so a class noun stands for many outlines, and a new one is no surprise.
+`photograph` is the world's camera: a label (a thing, a scene, perhaps a look or something beside it) and a seed give
+one picture. Things named in HELD_OUT never reach any training (neither the autoencoder's nor the base's): they are the
+subjects of samples and tests. STRANGERS are drawn as often as their share says, half of them in colours of chance, and
+named by their class noun alone: so a class noun stands for many outlines, and a new one is no surprise.
 """
 
 import hashlib
