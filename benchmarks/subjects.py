@@ -36,12 +36,14 @@ from benchmarks.tables import MARKS
 from hra_diffusion import pipeline, registry
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.layer import Mix
 from training import config as configs
 from training.loop import train
 from training.measure import machine, markdown
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
+from training.toybox.score import stack
 from training.toybox.sheet import contact_sheet
 from training.toybox.subjects import (
     SUBJECTS,
@@ -54,11 +56,12 @@ from training.toybox.subjects import (
 )
 from training.toybox.world import STRANGERS, THINGS, Label, photograph
 
-PHOTOS, PHOTO_SEED = 5, 0
+PHOTOS = 5
 RENDERS = 8
 """Renders of each thing and subject that the judge's features are averaged over."""
 CEILING, BASE = "renders", "base"
-COLUMNS = {"subject": 0.80, "scene": 0.85, "look": None, "seconds": 90.0}
+ADAPTER, TRIGGER = "subject", "sks"
+COLUMNS = {"shown": 0.80, "scene": 0.85, "look": None, "seconds": 90.0}
 """What is told of a method, and the bars: at least so large a share, at most so many seconds a run."""
 
 Row = dict[str, Any]
@@ -104,44 +107,44 @@ class Bench:
 
     def measure(self, case: Case) -> Row:
         """Make the pictures of one case and ask the judge."""
-        subject = SUBJECTS[case.subject]
-        photos = take_photos(self.sprites, subject.name, PHOTOS, PHOTO_SEED)
+        subject, seconds = SUBJECTS[case.subject], None
+        photos = take_photos(self.sprites, subject.name, PHOTOS, photo_seed(subject))
         if case.method == CEILING:
-            pictures, seconds = render_prompts(self.sprites, subject, case.seed), None
+            pictures = render_prompts(self.sprites, subject, case.seed)
+        elif case.method == BASE:
+            pictures = draw_prompts(load_base(self.base, self.device), subject, case.seed)
         else:
-            pictures, seconds = self.taught(case, subject, photos)
+            pipe, seconds = self.teach(case, subject, photos)
+            pictures = draw_prompts(pipe, subject, case.seed, ((ADAPTER, 1.0),))
         if self.sheets:
             self.sheets.mkdir(parents=True, exist_ok=True)
             place = self.sheets / f"{case.subject} {case.method} {case.seed}.png"
             contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
         return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
 
-    def taught(self, case: Case, subject: Subject, photos: list[Image.Image]) -> tuple[list[Image.Image], float | None]:
-        """The prompts' pictures, drawn after the base has learned the subject, and the seconds that took."""
-        with tempfile.TemporaryDirectory() as folder:
-            save_photos(photos, Path(folder) / "photos")
+    def teach(self, case: Case, subject: Subject, photos: list[Image.Image]) -> tuple[StableDiffusionPipeline, float]:
+        """The base with an adapter that has learned the subject, and the seconds from the photos to it."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_photos(photos, folder / "photos")
             config = configs.parse(
-                {"name": "subject", "photos": [Path(folder) / "photos"], "class_noun": subject.noun,
-                 "seed": case.seed, "device": self.device} | ({"method": case.method} if case.method != BASE else {})
+                {"name": ADAPTER, "photos": [folder / "photos"], "class_noun": subject.noun, "trigger": TRIGGER,
+                 "method": case.method, "seed": case.seed, "device": self.device}
             )  # fmt: skip
-            start, mix, seconds = time.perf_counter(), (), None
+            start = time.perf_counter()
             pipe = load_base(self.base, self.device)
-            if case.method != BASE:
-                train(config, Path(folder), pipe=pipe)
-                mix, seconds = ((config.name, 1.0),), round(time.perf_counter() - start, 1)
-            texts = [f"a photo of {prompt.text}".replace("{subject}", config.subject) for prompt in subject.prompts]
-            requests = [Request(text, 1000 * (case.seed + 1) + i, mix) for i, text in enumerate(texts)]
-            return draw(pipe, requests, Settings(steps=25)), seconds
+            train(config, folder, pipe=pipe)
+            return pipe, round(time.perf_counter() - start, 1)
 
     def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
         """What each picture is nearest to, and which scene or look the judge sees where the prompt names one."""
-        stack = stacked(pictures)
-        verdict = examine(self.judge, stack)
+        values = stack(pictures)
+        verdict = examine(self.judge, values)
         seen = [
             SCENE_NAMES[scene] if prompt.scene else LOOK_NAMES[look]
             for prompt, scene, look in zip(subject.prompts, verdict.scenes, verdict.looks, strict=True)
         ]
-        return {"nearest": self.references.nearest(features(self.judge, stack)), "seen": seen}
+        return {"nearest": self.references.nearest(features(self.judge, values)), "seen": seen}
 
 
 def main() -> None:
@@ -208,9 +211,9 @@ def fingerprint(path: str | Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def stacked(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as uint8 (N, H, W, 3)."""
-    return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+def photo_seed(subject: Subject) -> int:
+    """What decides the scenes of a subject's photos: each has its own."""
+    return list(SUBJECTS).index(subject.name)
 
 
 def make_references(sprites: Path, judge: Judge) -> References:
@@ -222,18 +225,26 @@ def make_references(sprites: Path, judge: Judge) -> References:
     described = {}
     for thing in (*THINGS, *STRANGERS):
         labels = [Label(thing.name, scene, look) for scene, look in surroundings(rng, list(SCENES))]
-        described[thing.name] = features(judge, stacked([photograph(sprites, label, rng) for label in labels]))
-    photographed = photo_scenes(np.random.default_rng(PHOTO_SEED), PHOTOS)
-    elsewhere = [scene for scene in SCENES if scene not in photographed]
+        described[thing.name] = features(judge, stack([photograph(sprites, label, rng) for label in labels]))
     for subject in SUBJECTS.values():
+        photographed = photo_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
+        elsewhere = [scene for scene in SCENES if scene not in photographed]
         renders = [photograph_subject(sprites, subject, *place, rng) for place in surroundings(rng, elsewhere)]
-        described[subject.name] = features(judge, stacked(renders))
+        described[subject.name] = features(judge, stack(renders))
     return References.of(described)
 
 
 def surroundings(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
     """RENDERS scenes of chance, every other one with a look of chance."""
     return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(LOOKS)))) for index in range(RENDERS)]
+
+
+def draw_prompts(pipe: StableDiffusionPipeline, subject: Subject, seed: int, mix: Mix = ()) -> list[Image.Image]:
+    """The pipeline's picture for each of a subject's prompts, from the same noise whatever is on it."""
+    words = f"{TRIGGER} {subject.noun}"
+    prompts = [f"a photo of {prompt.text}".replace("{subject}", words) for prompt in subject.prompts]
+    requests = [Request(prompt, 1000 * (seed + 1) + number, mix) for number, prompt in enumerate(prompts)]
+    return draw(pipe, requests, Settings(steps=25))
 
 
 def render_prompts(sprites: Path, subject: Subject, seed: int) -> list[Image.Image]:
@@ -251,9 +262,9 @@ def shares(row: Row) -> dict[str, float | None]:
     prompts = SUBJECTS[row["subject"]].prompts
     asked = list(zip(prompts, row["seen"], strict=True))
     return {
-        "subject": statistics.mean(name == row["subject"] for name in row["nearest"]),
-        "scene": statistics.mean(seen == prompt.scene for prompt, seen in asked if prompt.scene),
-        "look": statistics.mean(seen == prompt.look for prompt, seen in asked if prompt.look),
+        "shown": statistics.fmean(name == row["subject"] for name in row["nearest"]),
+        "scene": statistics.fmean(seen == prompt.scene for prompt, seen in asked if prompt.scene),
+        "look": statistics.fmean(seen == prompt.look for prompt, seen in asked if prompt.look),
         "seconds": row["seconds"],
     }
 
@@ -297,16 +308,16 @@ def over_seeds(rows: Sequence[Row], column: str) -> list[float]:
     """A figure for each seed: the mean over its runs; none where nothing was measured."""
     found = [(row["seed"], shares(row)[column]) for row in rows]
     seeds = sorted({seed for seed, value in found if value is not None})
-    return [statistics.mean(value for own, value in found if own == seed and value is not None) for seed in seeds]
+    return [statistics.fmean(value for own, value in found if own == seed and value is not None) for seed in seeds]
 
 
 def judged_spread(values: Sequence[float], column: str, limit: float | None) -> str:
     """Mean (least to most), and whether the mean keeps to the limit, if there is one."""
     form = ".0f" if column == "seconds" else ".2f"
-    said = f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    said = f"{statistics.fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
     if limit is None:
         return said
-    bar = Bar(column, statistics.mean(values), limit, at_least=column != "seconds", rounds=values)
+    bar = Bar(column, statistics.fmean(values), limit, at_least=column != "seconds", rounds=values)
     return f"{said} {MARKS[bar.verdict]}"
 
 
@@ -314,7 +325,7 @@ def learned(rows: Sequence[Row]) -> str:
     """How often one subject and its scenes are right: "0.92 / 0.88"."""
     if not rows:
         return ""
-    return " / ".join(f"{statistics.mean(shares(row)[what] for row in rows):.2f}" for what in ("subject", "scene"))
+    return " / ".join(f"{statistics.fmean(shares(row)[what] for row in rows):.2f}" for what in ("shown", "scene"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from training.toybox.judge import (
     FEATURES,
-    JUDGE_SHARDS,
+    FIRST_SHARD,
     LOOK_NAMES,
     SCENE_NAMES,
     THING_NAMES,
@@ -98,7 +98,7 @@ def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
 def test_its_pictures_are_its_own(sprites: Path, tmp_path: Path) -> None:
     """Shards far from the generator's."""
     render_for_judge(sprites, tmp_path, 1, size=3)
-    assert [path.stem for path in tmp_path.iterdir()] == [str(JUDGE_SHARDS)]
+    assert [path.stem for path in tmp_path.iterdir()] == [str(FIRST_SHARD)]
     assert len(load_shards(tmp_path).labels) == 3
 
 

@@ -1,7 +1,7 @@
 """The judge: a small classifier that says what a picture shows, to score the base with.
 
-It shares nothing with the generator. It learns from renders of its own (shards from JUDGE_SHARDS on, another seed than
-the generator's), and neither its weights nor its answers reach any other training.
+It has weights and renders of its own (shards from FIRST_SHARD on, another seed than the generator's) and neither its
+weights nor its answers reach any other training. The world is the same: it knows these drawings and scenes alone.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from training.toybox.scenes import SCENES
 from training.toybox.shards import Shard, render_missing
 from training.toybox.world import STRANGERS, THINGS, Label
 
-JUDGE_SHARDS = 90_000
+FIRST_SHARD = 90_000
 """The judge learns from the shards from here on; the generator's are far below."""
 EXAM_SHARD = 99_999
 """The first of the shards that examine the judge, which it never learns from."""
@@ -131,7 +131,7 @@ def new_judge(recipe: JudgeRecipe) -> Judge:
 
 def render_for_judge(sprites: Path, folder: Path, count: int, size: int) -> None:
     """Draw the judge's own pictures: `count` shards in all."""
-    render_missing(sprites, folder, range(JUDGE_SHARDS, JUDGE_SHARDS + count), size)
+    render_missing(sprites, folder, range(FIRST_SHARD, FIRST_SHARD + count), size)
 
 
 def number_labels(labels: Iterable[Label]) -> Tensor:

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
 
-JUDGE_SHARDS = 14
+JUDGE_SHARDS = 30
 """How many shards of its own the judge learns from; one more examines it."""
 
 MINUTES = {"clip": 14, "base": 240, "decoder": 15, "judge": 20}

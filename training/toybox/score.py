@@ -5,7 +5,7 @@ Pictures come from the product's own sampler. Everything is drawn from fixed see
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -38,9 +38,6 @@ BATCH = 16
 SHEET_COLUMNS = 20
 
 PLAIN_SCENES = [phrase for phrase in SCENES if phrase.startswith("on ") and phrase.endswith(" background")]
-
-Draw = Callable[[Sequence[Label], int], list[Image.Image]]
-"""Pictures of labels for a seed."""
 
 
 @dataclass(frozen=True)
