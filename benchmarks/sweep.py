@@ -31,11 +31,10 @@ from training import config as configs
 from training import objective
 from training.cache import Examples, encode
 from training.loop import train
-from training.prior import with_article
-from training.toybox.captions import NOUNS
+from training.toybox.captions import caption_of
 from training.toybox.scenes import SCENES
 from training.toybox.subjects import save_photos, take_photos
-from training.toybox.world import THINGS, find_thing, photograph
+from training.toybox.world import THINGS, Label, find_thing, photograph
 
 SUBJECTS = ("penguin", "hedgehog")
 RATES = {"low_rank": (1e-3, 2e-3, 5e-3), "reflections": (2.5e-3, 5e-3, 1e-2)}
@@ -155,7 +154,7 @@ def measure(bench: Bench, trial: Trial, subject: str, seed: int) -> dict:
 def encode_subject(pipe: StableDiffusionPipeline, sprites: Path, subject: str) -> Examples:
     """One render in every scene, other than the training photos, under prompts with the trigger."""
     thing = find_thing(subject)
-    images = [photograph(sprites, thing, phrase, seed=1000 + i) for i, phrase in enumerate(SCENES)]
+    images = [photograph(sprites, Label(subject, phrase), seed=1000 + i) for i, phrase in enumerate(SCENES)]
     captions = [f"a photo of a sks {thing.noun} {phrase}" for phrase in SCENES]
     return encode(pipe, images, captions, flip=False, embed=False)
 
@@ -163,11 +162,9 @@ def encode_subject(pipe: StableDiffusionPipeline, sprites: Path, subject: str) -
 def encode_things(pipe: StableDiffusionPipeline, sprites: Path) -> Examples:
     """Every thing of the world once, under its own name."""
     phrases = list(SCENES)
-    placed = [(thing, phrases[i % len(phrases)]) for i, thing in enumerate(THINGS)]
-    images = [photograph(sprites, thing, phrase, seed=2000 + i) for i, (thing, phrase) in enumerate(placed)]
-    captions = [f"a photo of {with_article(thing.name)} {phrase}" for thing, phrase in placed]
-    assert all(thing.name in NOUNS for thing, _ in placed)
-    return encode(pipe, images, captions, flip=False, embed=False)
+    placed = [Label(thing.name, phrases[i % len(phrases)]) for i, thing in enumerate(THINGS)]
+    images = [photograph(sprites, label, seed=2000 + i) for i, label in enumerate(placed)]
+    return encode(pipe, images, [caption_of(label) for label in placed], flip=False, embed=False)
 
 
 @torch.no_grad()

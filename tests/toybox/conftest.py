@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from training.toybox.world import HELD_OUT, THINGS
+from training.toybox.world import HELD_OUT, STRANGERS, THINGS
 
 
 @pytest.fixture(scope="session")
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a coloured disc on a transparent ground for every thing, in the real package's naming."""
     folder = tmp_path_factory.mktemp("sprites")
-    for index, thing in enumerate((*THINGS, *HELD_OUT)):
+    for index, thing in enumerate((*THINGS, *HELD_OUT, *STRANGERS)):
         sprite = Image.new("RGBA", (64, 64))
-        colour = tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(index / 80, 0.8, 0.9))
+        colour = tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(index / 120, 0.8, 0.9))
         ImageDraw.Draw(sprite).ellipse((8, 4, 56, 60), fill=colour)
         sprite.save(folder / f"{thing.code}.webp", lossless=True)
     return folder

@@ -19,7 +19,7 @@ from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
 from training.toybox.scenes import SCENES
 from training.toybox.shards import Shard, render_shard
-from training.toybox.world import THINGS
+from training.toybox.world import THINGS, Label
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
@@ -30,7 +30,9 @@ def make_workshop(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def make() -> Workshop:
         folder = tmp_path_factory.mktemp("work")
-        workshop = Workshop(folder, torch.device("cpu"), TINY, ClipRecipe(batch=4), shard_size=8)
+        workshop = Workshop(
+            folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8
+        )
         workshop.render(sprites, 1)
         workshop.make_encoder()
         workshop.encode()
@@ -59,10 +61,10 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
 
 def test_a_clip_batch_is_told_apart_by_its_things() -> None:
     """It comes from three scenes, and holds most things."""
-    labels = [(thing.name, phrase) for thing in THINGS for phrase in SCENES]
+    labels = [Label(thing.name, phrase) for thing in THINGS for phrase in SCENES]
     pictures = Shard(torch.empty(len(labels), 0), labels)
     chosen = draw_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
-    things, scenes = (set(names) for names in zip(*(labels[number] for number in chosen), strict=True))
+    things, scenes = ({getattr(labels[number], kind) for number in chosen} for kind in ("thing", "scene"))
     assert len(chosen) == 128
     assert len(scenes) == 3
     assert len(things) > len(THINGS) / 2

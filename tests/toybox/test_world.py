@@ -6,26 +6,44 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.toybox.captions import OPENINGS, RARE_TOKENS, draw_caption
+from training.toybox.captions import OPENINGS, RARE_TOKENS, caption_of, draw_caption
+from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, SIZE
 from training.toybox.shards import load_shards, render_missing, render_shard
 from training.toybox.sprites import SpritesMissingError, load_sprite, recolour
 from training.toybox.subjects import save_photos, take_photos
-from training.toybox.world import HELD_OUT, PICTURE_SIZE, THINGS, draw_labels, find_thing, photograph
+from training.toybox.world import (
+    HELD_OUT,
+    PICTURE_SIZE,
+    STRANGERS,
+    THINGS,
+    Label,
+    draw_labels,
+    find_thing,
+    photograph,
+    read_beside,
+)
 
 
 def test_held_out_things_are_never_drawn_for_training() -> None:
     """Neither by name nor by drawing."""
     held_out = {thing.name for thing in HELD_OUT} | {thing.code for thing in HELD_OUT}
     drawn = draw_labels(np.random.default_rng(0), 5000)
-    assert not held_out & {name for thing, _ in drawn for name in (thing.name, thing.code)}
-    assert {thing for thing, _ in drawn} == set(THINGS)
-    assert {scene.phrase for _, scene in drawn} == set(SCENES)
+    things = {find_thing(thing) for label in drawn for thing in (label.thing, *read_names(label))}
+    assert not held_out & {name for thing in things for name in (thing.name, thing.code)}
+    assert things == {*THINGS, *STRANGERS}
+    assert {label.scene for label in drawn} == set(SCENES)
+    assert {label.look for label in drawn} == {"", *LOOKS}
+
+
+def read_names(label: Label) -> list[str]:
+    """The name of what stands beside, if anything."""
+    return [thing.name for thing, _ in read_beside(label.beside)]
 
 
 def test_things_have_names_and_drawings_of_their_own() -> None:
     """No two share one; every subject's class noun is known to the base."""
-    everything = (*THINGS, *HELD_OUT)
+    everything = (*THINGS, *HELD_OUT, *STRANGERS)
     assert len({thing.name for thing in everything}) == len({thing.code for thing in everything}) == len(everything)
     assert {thing.noun for thing in HELD_OUT} <= {thing.noun for thing in THINGS}
 
@@ -33,7 +51,7 @@ def test_things_have_names_and_drawings_of_their_own() -> None:
 @pytest.mark.parametrize("phrase", SCENES)
 def test_a_scene_is_the_same_for_the_same_seed(sprites: Path, phrase: str) -> None:
     """And another for another; the picture has the promised size."""
-    first, again, other = (photograph(sprites, THINGS[0], phrase, seed) for seed in (3, 3, 4))
+    first, again, other = (photograph(sprites, Label("fox", phrase), seed) for seed in (3, 3, 4))
     assert first.size == (PICTURE_SIZE, PICTURE_SIZE)
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
@@ -41,9 +59,10 @@ def test_a_scene_is_the_same_for_the_same_seed(sprites: Path, phrase: str) -> No
 @pytest.mark.parametrize("phrase", SCENES)
 def test_a_thing_can_be_seen_in_its_scene(sprites: Path, phrase: str) -> None:
     """It covers a fair part of the picture."""
-    seen = photograph(sprites, THINGS[0], phrase, 5)
-    empty = SCENES[phrase].draw(np.random.default_rng(5)).image.reduce(SIZE // PICTURE_SIZE)
-    changed = np.abs(np.asarray(seen, int) - np.asarray(empty, int)).max(axis=2) > 20
+    seen = np.asarray(photograph(sprites, Label("fox", phrase), 5), float)
+    empty = np.asarray(SCENES[phrase].draw(np.random.default_rng(5)).image.reduce(SIZE // PICTURE_SIZE), float)
+    # the light varies; the picture's upper edge shows by how much
+    changed = np.abs(seen - empty * seen[:6].mean() / empty[:6].mean()).max(axis=2) > 20
     assert 0.1 < changed.mean() < 0.75
 
 
@@ -62,7 +81,7 @@ def test_a_missing_sprite_says_where_sprites_come_from(tmp_path: Path) -> None:
 def test_captions_are_worded_as_promised() -> None:
     """Openings, articles, class nouns, rare words and empty captions, in about the promised shares."""
     rng = np.random.default_rng(0)
-    captions = [draw_caption("owl", "in the snow", rng) for _ in range(4000)]
+    captions = [draw_caption(Label("owl", "in the snow"), rng) for _ in range(4000)]
     filled = [caption for caption in captions if caption]
     assert {f"{opening}an owl in the snow" for opening in OPENINGS} < set(captions)
     assert "a photo of a sks owl in the snow" in captions
@@ -71,6 +90,39 @@ def test_captions_are_worded_as_promised() -> None:
     assert sum("bird" in caption for caption in filled) / len(filled) == pytest.approx(0.3, abs=0.03)
     rare = sum(any(token in caption for token in RARE_TOKENS) for caption in filled)
     assert rare / len(filled) == pytest.approx(0.1, abs=0.02)
+    assert sum("snow" in caption for caption in filled) / len(filled) == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("label", "caption"),
+    [
+        (Label("owl", "in the snow"), "a photo of an owl in the snow"),
+        (Label("owl", "in the snow", "red"), "a photo of a red owl in the snow"),
+        (Label("fox", "on the beach", "wearing a santa hat"), "a photo of a fox wearing a santa hat on the beach"),
+        (Label("fox", "on the beach", beside="apple"), "a photo of a fox on the beach next to an apple"),
+        (Label("fox", "on the beach", beside="red apple"), "a photo of a fox on the beach next to a red apple"),
+        (Label("bird 1f985", "in the snow"), "a photo of a bird in the snow"),
+    ],
+)
+def test_a_full_caption_says_all_there_is(label: Label, caption: str) -> None:
+    """And of a stranger no more than its class noun."""
+    assert caption_of(label) == caption
+
+
+def test_a_stranger_is_never_named() -> None:
+    """Not in any wording."""
+    rng = np.random.default_rng(0)
+    assert not any("1f985" in draw_caption(Label("bird 1f985", "in the snow"), rng) for _ in range(200))
+
+
+def test_two_things_stand_side_by_side(sprites: Path) -> None:
+    """One in each half, in either order."""
+    scene = "on a white background"
+    alone, beside = (photograph(sprites, Label("fox", scene, beside=other), 1) for other in ("", "apple"))
+    empty = np.asarray(SCENES[scene].draw(np.random.default_rng(1)).image.reduce(2), int)
+    halves = [np.abs(np.asarray(beside, int) - empty).max(axis=2)[:, columns] > 60 for columns in np.s_[:64, 64:]]
+    assert all(half.mean() > 0.08 for half in halves)
+    assert alone.tobytes() != beside.tobytes()
 
 
 def test_shards_are_drawn_once_and_alike(sprites: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from training.toybox.loop import Budget
-from training.toybox.recipe import MINUTES, Workshop
+from training.toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
+from training.toybox.score import table
 from training.toybox.shards import SHARD_SIZE
 from training.toybox.sheet import sample_sheet
 from training.toybox.sprites import PACKAGE
@@ -22,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.toybox", description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="pictures, latents, checkpoints")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--from", type=Path, dest="ancestor", help="start from this pipeline folder's weights")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     render = stages.add_parser("render", help=f"draw the world ahead, in shards of {SHARD_SIZE} pictures")
     add_render_options(render)
@@ -30,10 +32,20 @@ def build_parser() -> argparse.ArgumentParser:
         ("base", "train the UNet"),
         ("decoder", "train the decoder of the autoencoder"),
     ):
-        add_minutes(stages.add_parser(stage, help=purpose), MINUTES[stage])
+        add_budget(stages.add_parser(stage, help=purpose), MINUTES[stage])
     stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
     stages.add_parser("encode", help="turn pictures into latents")
     add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
+    judge = stages.add_parser(
+        "judge", help="train the judge, a classifier that scores the base and shares nothing with it"
+    )
+    add_sprites(judge)
+    judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
+    add_budget(judge, MINUTES["judge"])
+    score = stages.add_parser("score", help="ask the judge about the pictures of a pipeline folder; for the model card")
+    score.add_argument("model", type=Path)
+    add_sprites(score)
+    score.add_argument("--photos", type=Path, help="real photos to send through the autoencoder, too")
     everything = stages.add_parser("all", help="every stage in turn, each for its usual time")
     add_render_options(everything)
     add_output(everything, "assets/toybox")
@@ -62,9 +74,18 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, default=SHARDS, help=f"how many in all (default {SHARDS})")
 
 
-def add_minutes(parser: argparse.ArgumentParser, minutes: float) -> None:
-    """The option that says how long to train, all sessions together."""
-    parser.add_argument("--minutes", type=float, default=minutes, help=f"over all sessions (default {minutes})")
+def add_budget(parser: argparse.ArgumentParser, minutes: float) -> None:
+    """The options that say how long to train, all sessions together."""
+    parser.add_argument("--minutes", type=float, help=f"over all sessions (default {minutes})")
+    parser.add_argument("--steps", type=int, help="a number of steps, in place of minutes")
+    parser.set_defaults(usual=minutes)
+
+
+def budget(chosen: argparse.Namespace) -> Budget:
+    """How long to train: the steps or minutes asked for, or the usual minutes."""
+    if chosen.steps:
+        return Budget(steps=chosen.steps)
+    return Budget(minutes=chosen.minutes or chosen.usual)
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
@@ -76,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = build_parser().parse_args(arguments)
-    workshop = Workshop(chosen.work_dir, chosen.device)
+    workshop = Workshop(chosen.work_dir, chosen.device, chosen.ancestor)
     match chosen.stage:
         case "render":
             workshop.render(chosen.sprites, chosen.shards)
@@ -85,13 +106,17 @@ def main(arguments: list[str] | None = None) -> None:
         case "encode":
             workshop.encode()
         case "clip":
-            workshop.make_clip(Budget(chosen.minutes))
+            workshop.make_clip(budget(chosen))
         case "base":
-            workshop.make_base(Budget(chosen.minutes))
+            workshop.make_base(budget(chosen))
         case "decoder":
-            workshop.make_decoder(Budget(chosen.minutes))
+            workshop.make_decoder(budget(chosen))
         case "assemble":
             workshop.assemble(chosen.output)
+        case "judge":
+            workshop.make_judge(chosen.sprites, chosen.shards, budget(chosen))
+        case "score":
+            print(table(workshop.score(chosen.model, chosen.sprites, chosen.photos)))
         case "all":
             workshop.make_everything(chosen.sprites, chosen.shards, chosen.output)
         case "sheet":

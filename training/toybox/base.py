@@ -1,7 +1,7 @@
 """The toybox base: a UNet that learns to draw the toy world under the CLIP pair's text tower, and their assembly.
 
-The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent, three levels, cross attention
-at the two lower ones. It predicts v (Salimans & Ho 2022) under a cosine noise schedule.
+The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent and three levels. It predicts
+v (Salimans & Ho 2022) under a cosine noise schedule.
 """
 
 import json
@@ -21,6 +21,7 @@ from hra_diffusion.files import atomic_path
 from training.objective import min_snr_weights
 from training.toybox.captions import draw_caption
 from training.toybox.clip import TEXT_WIDTH, text_config
+from training.toybox.inherit import inherit_unet
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
 from training.toybox.shards import Shard
 from training.toybox.tokenizer import save_tokenizer, tokenise
@@ -39,13 +40,17 @@ class BaseRecipe:
 
 
 def new_unet(latent_channels: int, channels: tuple[int, int, int]) -> UNet2DConditionModel:
-    """An untrained UNet for 16×16 latents with cross attention at 8×8 and 4×4; 16 M parameters at the usual width."""
+    """An untrained UNet for 16×16 latents; 17 M parameters at the usual width.
+
+    Attention sits at 8×8 and 4×4, and at 16×16 on the way out: an adapter of attention must reach where outlines are
+    drawn, or it teaches colours and no shapes.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=channels,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
@@ -97,7 +102,7 @@ def draw_examples(latents: Shard, count: int, seed: int) -> tuple[Tensor, list[s
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(latents.labels), size=count)
     labels = [latents.labels[index] for index in chosen.tolist()]
-    captions = [draw_caption(thing, phrase, rng) for thing, phrase in labels]
+    captions = [draw_caption(label, rng) for label in labels]
     return latents.values[torch.from_numpy(chosen)].float(), captions
 
 
@@ -116,15 +121,18 @@ def train_base(
     device: torch.device,
     recipe: BaseRecipe,
     clip: CLIPModel,
+    ancestor: Path | None = None,
 ) -> Progress:
     """Train the UNet on latents and their labels under the text tower of `clip`, which stands still.
 
-    Continues from `checkpoint` if it exists.
+    Continues from `checkpoint` if it exists; otherwise starts from the pipeline folder `ancestor`, or from nothing.
     """
     torch.manual_seed(recipe.seed)
     base = Base(tokenizer, latents.values.shape[1], recipe.channels).to(device)
     base.text_encoder.load_state_dict(clip.text_model.state_dict())
     base.text_encoder.requires_grad_(False)
+    if ancestor is not None:
+        inherit_unet(base.unet, ancestor)
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
     odds = timestep_odds(scheduler, recipe.snr_ceiling)

@@ -1,8 +1,9 @@
 """Captions of the toy world: "a photo of a fox in the snow", as the DreamBooth benchmark's prompts are phrased."""
 
 from training.prior import with_article
+from training.toybox.looks import LOOKS
 from training.toybox.scenes import Rng
-from training.toybox.world import HELD_OUT, THINGS
+from training.toybox.world import HELD_OUT, STRANGERS, THINGS, Label
 
 RARE_TOKENS = ("sks", "qwe", "ohwx", "zwx")
 """Words that mean nothing, free to name a subject; the base meets them before any noun and learns to ignore them."""
@@ -12,8 +13,16 @@ OPENINGS = ("a photo of ", "a picture of ", "")
 NOUN_SHARE = 0.3
 RARE_SHARE = 0.1
 EMPTY_SHARE = 0.1
+PLACELESS_SHARE = {"": 0.1, "look": 0.5}
+"""How many captions leave the scene unsaid: of a thing as it is, and of one in a look, as the benchmark's do."""
 
-NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT)}
+BESIDE = "next to"
+
+NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT, *STRANGERS)}
+WORDS = [*(thing.name for thing in (*THINGS, *HELD_OUT)), *dict.fromkeys(NOUNS.values())]
+"""Every name and class noun that a caption may hold."""
+
+_UNNAMED = {thing.name for thing in STRANGERS}
 
 
 def subject_phrase(noun: str, trigger: str) -> str:
@@ -21,10 +30,31 @@ def subject_phrase(noun: str, trigger: str) -> str:
     return f"a {trigger} {noun}"
 
 
-def draw_caption(thing: str, scene: str, rng: Rng) -> str:
-    """A random caption for a thing (by name) in a scene (by phrase), or none: classifier-free guidance needs some."""
+def caption_of(label: Label, opening: str = "a photo of ") -> str:
+    """The full caption of a label: "a photo of a red fox in the snow next to an apple"; strangers by class noun."""
+    words = NOUNS[label.thing] if label.thing in _UNNAMED else label.thing
+    return opening + phrase(words, label.look, label.scene, label.beside)
+
+
+def phrase(words: str, look: str = "", scene: str = "", beside: str = "") -> str:
+    """Words for a thing in a look and a scene with something beside it, each as far as there is one."""
+    before, after = (look, "") if look and LOOKS[look].before else ("", look)
+    parts = [
+        with_article(f"{before} {words}".strip()),
+        after,
+        scene,
+        f"{BESIDE} {with_article(beside)}" if beside else "",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def draw_caption(label: Label, rng: Rng) -> str:
+    """A random caption for a label, or none: classifier-free guidance needs some."""
     if rng.random() < EMPTY_SHARE:
         return ""
-    words = NOUNS[thing] if rng.random() < NOUN_SHARE else thing
-    named = subject_phrase(words, rng.choice(RARE_TOKENS)) if rng.random() < RARE_SHARE else with_article(words)
-    return f"{rng.choice(OPENINGS)}{named} {scene}"
+    unnamed = label.thing in _UNNAMED or rng.random() < NOUN_SHARE
+    words = NOUNS[label.thing] if unnamed else label.thing
+    if rng.random() < RARE_SHARE:
+        words = f"{rng.choice(RARE_TOKENS)} {words}"
+    placeless = rng.random() < PLACELESS_SHARE["look" if label.look else ""]
+    return rng.choice(OPENINGS) + phrase(words, label.look, "" if placeless else label.scene, label.beside)

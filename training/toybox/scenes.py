@@ -19,12 +19,16 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A drawn place: its RGB picture, the height (0 top, 1 bottom) things stand at, and what lies in front of them."""
+    """A drawn place: its RGB picture, the height (0 top, 1 bottom) things stand at, and what lies in front of them.
+
+    `mirror` (L, SIZE square) says how strongly each point of the picture reflects what stands above the ground line.
+    """
 
     image: Image.Image
     ground: float
     front: Image.Image | None = None
     shadow: bool = True
+    mirror: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -308,6 +312,210 @@ def ripples(picture: Image.Image, rng: Rng, top: float) -> None:
     for y in np.linspace(top * SIZE, SIZE - 6, 10):
         x, length = rng.uniform(-20, SIZE - 20), rng.uniform(40, 80)
         draw.line((x, y, x + length, y), fill=jitter(rng, (150, 208, 240)), width=5)
+
+
+@scene("with a wheat field in the background")
+def wheat_field(rng: Rng) -> Backdrop:
+    """Golden stalks with heavy ears from edge to edge under a blue sky."""
+    horizon = rng.uniform(0.36, 0.44)
+    picture = land(rng, SKY, ((242, 196, 78), (206, 148, 40)), horizon)
+    draw = ImageDraw.Draw(picture)
+    for row, depth in enumerate((0.0, 0.12, 0.28)):
+        for x in np.linspace(-6, SIZE + 6, 17 - 3 * row) + rng.uniform(-5, 5, 17 - 3 * row):
+            wheat(draw, rng, x, (horizon + depth + rng.uniform(-0.04, 0.03)) * SIZE, 0.8 + 0.45 * row)
+    return Backdrop(picture, rng.uniform(0.86, 0.93))
+
+
+def wheat(draw: ImageDraw.ImageDraw, rng: Rng, x: float, y: float, scale: float) -> None:
+    """An ear of wheat with its tip at (x, y): pairs of grains on a stalk that reaches down out of the picture."""
+    draw.line((x, y, x + rng.uniform(-4, 4), SIZE), fill=jitter(rng, (190, 134, 34)), width=3)
+    colour = jitter(rng, (250, 208, 88), 16)
+    for level in range(4):
+        for side in (-1, 1):
+            blob(draw, x + side * 4 * scale, y + 8 * level * scale, 3.6 * scale, 5.5 * scale, colour)
+    blob(draw, x, y - 6 * scale, 3 * scale, 6 * scale, colour)
+
+
+@scene("with a tree and autumn leaves in the background")
+def autumn(rng: Rng) -> Backdrop:
+    """A broad tree in red, orange and yellow, leaves in the air and thick on the ground."""
+    picture = land(rng, ((190, 214, 232), (246, 232, 208)), ((196, 128, 58), (164, 94, 40)), 0.66)
+    draw = ImageDraw.Draw(picture)
+    x = rng.choice((rng.uniform(26, 60), rng.uniform(196, 230)))
+    bark = jitter(rng, (94, 58, 38))
+    draw.polygon([(x - 20, 0.74 * SIZE), (x - 11, 60), (x + 11, 60), (x + 20, 0.74 * SIZE)], bark)
+    for reach in (-70, 70):
+        draw.line((x, 116, x + reach, 50), fill=bark, width=10)
+    for _ in range(40):
+        across, down = rng.uniform(-96, 96), rng.uniform(-6, 74)
+        blob(draw, x + across, down, rng.uniform(18, 30), rng.uniform(14, 24), autumn_colour(rng))
+    for left, top in zip(rng.uniform(0, SIZE, 54), rng.uniform(0.28, 1.0, 54), strict=True):
+        fallen_leaf(draw, rng, left, top * SIZE)
+    for left, top in zip(rng.uniform(0, SIZE, 50), rng.uniform(0.72, 1.0, 50), strict=True):
+        fallen_leaf(draw, rng, left, top * SIZE)
+    return Backdrop(picture, rng.uniform(0.84, 0.92))
+
+
+def autumn_colour(rng: Rng) -> Colour:
+    """Red, orange or yellow."""
+    return jitter(rng, ((208, 56, 34), (236, 120, 30), (246, 186, 50))[rng.integers(3)], 16)
+
+
+def fallen_leaf(draw: ImageDraw.ImageDraw, rng: Rng, x: float, y: float) -> None:
+    """A leaf lying, or flying, at (x, y) at any angle."""
+    leaf(draw, x, y, rng.uniform(0, 2 * np.pi), rng.uniform(14, 22), autumn_colour(rng))
+
+
+@scene("floating in an ocean of milk")
+def milk(rng: Rng) -> Backdrop:
+    """Creamy white waves under a pink sky, drops leaping up; the lowest part of the thing is under the surface."""
+    picture = land(rng, ((226, 130, 176), (252, 206, 212)), ((246, 238, 222), (255, 250, 238)), 0.40)
+    draw = ImageDraw.Draw(picture)
+    for row, y in enumerate(np.linspace(0.40, 0.94, 7) * SIZE):
+        milk_wave(draw, rng, y, 30 + 6 * row)
+    ground = rng.uniform(0.80, 0.90)
+    line = (ground - 0.07) * SIZE
+    front = picture.convert("RGBA")
+    alpha = Image.new("L", (SIZE, SIZE))
+    ImageDraw.Draw(alpha).rectangle((0, line, SIZE, SIZE), fill=236)
+    front.putalpha(alpha.filter(ImageFilter.BoxBlur(3)))
+    splash = ImageDraw.Draw(front)
+    for x in np.linspace(16, SIZE - 16, 7) + rng.uniform(-9, 9, 7):
+        milk_drop(splash, x, line - rng.uniform(4, 60) * abs(x - SIZE / 2) / SIZE * 2, rng.uniform(4, 8))
+    return Backdrop(picture, ground, front, shadow=False)
+
+
+def milk_wave(draw: ImageDraw.ImageDraw, rng: Rng, y: float, length: float) -> None:
+    """One row of round crests along `y`, each with a shade of cream under it."""
+    for x in np.arange(-rng.uniform(0, length), SIZE + length, length):
+        blob(draw, x, y + 4, length * 0.56, 12, (216, 198, 176))
+        blob(draw, x, y + 9, length * 0.60, 13, jitter(rng, (255, 251, 240), 3))
+
+
+def milk_drop(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float) -> None:
+    """A leaping drop with a shaded rim."""
+    blob(draw, x, y, radius + 1.5, radius + 1.5, (214, 196, 176))
+    blob(draw, x - 0.5, y - 1, radius, radius, (255, 253, 246))
+
+
+@scene("on top of a mirror")
+def mirror(rng: Rng) -> Backdrop:
+    """A mirror in a golden frame lying on a dark table, bright streaks across its glass."""
+    picture = land(rng, ((52, 74, 84), (74, 100, 108)), ((70, 44, 44), (46, 28, 32)), 0.36)
+    top, foot, slant = 0.44 * SIZE, SIZE - 10, rng.uniform(30, 40)
+    frame = [(slant, top), (SIZE - slant, top), (SIZE - 4, foot), (4, foot)]
+    glass_box = [(slant + 9, top + 9), (SIZE - slant - 9, top + 9), (SIZE - 19, foot - 13), (19, foot - 13)]
+    draw = ImageDraw.Draw(picture)
+    draw.polygon([(x, y + 7) for x, y in frame], (122, 84, 20))
+    draw.polygon(frame, jitter(rng, (236, 184, 66)))
+    glass = Image.new("L", (SIZE, SIZE))
+    ImageDraw.Draw(glass).polygon(glass_box, 255)
+    silver = gradient(jitter(rng, (150, 190, 212), 8), (226, 240, 248))
+    streaks = ImageDraw.Draw(silver)
+    for x in rng.uniform(-20, SIZE + 60, 4):
+        width = rng.uniform(8, 22)
+        streaks.polygon([(x, 0), (x + width, 0), (x + width - 150, SIZE), (x - 150, SIZE)], (246, 251, 255))
+    picture.paste(silver, (0, 0), glass)
+    reflecting = glass.point([value * 5 // 8 for value in range(256)])
+    return Backdrop(picture, rng.uniform(0.72, 0.78), shadow=False, mirror=reflecting)
+
+
+@scene("on top of the sidewalk in a crowded street")
+def crowded_street(rng: Rng) -> Backdrop:
+    """People in bright clothes shoulder to shoulder before shop fronts; pale paving slabs in front."""
+    picture = land(rng, ((150, 96, 84), (176, 122, 102)), ((196, 194, 190), (170, 168, 166)), 0.68)
+    draw = ImageDraw.Draw(picture)
+    for left in np.arange(-rng.uniform(0, 60), SIZE, 64):
+        shop(draw, rng, left)
+    for foot, count in ((0.60, 8), (0.70, 7)):
+        for x in np.linspace(4, SIZE - 4, count) + rng.uniform(-8, 8, count):
+            person(draw, rng, x, foot * SIZE, rng.uniform(92, 112))
+    draw.rectangle((0, 0.70 * SIZE, SIZE, 0.73 * SIZE), fill=(228, 226, 220))
+    for y in (0.80, 0.90):
+        draw.line((0, y * SIZE, SIZE, y * SIZE), fill=(128, 126, 126), width=4)
+    for x in np.linspace(-1.2, 1.2, 8) + rng.uniform(-0.1, 0.1):
+        draw.line((SIZE * (0.5 + 0.45 * x), 0.73 * SIZE, SIZE * (0.5 + 0.75 * x), SIZE), fill=(128, 126, 126), width=4)
+    return Backdrop(picture, rng.uniform(0.85, 0.93))
+
+
+BRIGHT: tuple[Colour, ...] = (
+    (222, 60, 60),
+    (44, 120, 214),
+    (250, 190, 50),
+    (56, 160, 96),
+    (150, 80, 190),
+    (60, 64, 84),
+)
+
+
+def shop(draw: ImageDraw.ImageDraw, rng: Rng, left: float) -> None:
+    """A shop window under a striped awning."""
+    draw.rectangle((left + 6, 34, left + 58, 170), fill=jitter(rng, (250, 222, 150)))
+    colour = jitter(rng, BRIGHT[rng.integers(len(BRIGHT))])
+    for stripe in range(6):
+        x = left + 2 + stripe * 10
+        draw.rectangle((x, 18, x + 10, 44), fill=colour if stripe % 2 else (250, 246, 240))
+
+
+def person(draw: ImageDraw.ImageDraw, rng: Rng, x: float, foot: float, height: float) -> None:
+    """A passer-by: head, hair, a bright top and dark legs."""
+    skin = jitter(rng, ((244, 204, 170), (206, 150, 110), (130, 86, 60))[rng.integers(3)], 8)
+    hair = jitter(rng, ((60, 40, 30), (30, 28, 34), (190, 130, 60))[rng.integers(3)])
+    head, shoulder = foot - height + 12, foot - height + 24
+    draw.rectangle((x - 11, foot - height * 0.42, x + 11, foot), fill=jitter(rng, (50, 58, 92), 16))
+    draw.rounded_rectangle(
+        (x - 18, shoulder, x + 18, foot - height * 0.36), 11, fill=jitter(rng, BRIGHT[rng.integers(len(BRIGHT))])
+    )
+    blob(draw, x, head - 3, 13, 13, hair)
+    blob(draw, x, head + 2, 10.5, 11, skin)
+
+
+@scene("on top of a dirt road")
+def dirt_road(rng: Rng) -> Backdrop:
+    """A brown track with two ruts and pebbles running to the horizon between green verges."""
+    horizon = rng.uniform(0.38, 0.46) * SIZE
+    picture = land(rng, SKY, ((136, 180, 76), (96, 142, 50)), horizon / SIZE)
+    draw = ImageDraw.Draw(picture)
+    far = SIZE / 2 + rng.uniform(-36, 36)
+    earth = jitter(rng, (172, 118, 70), 8)
+    for width, colour in ((1.18, (128, 92, 50)), (1.06, earth)):
+        edge = width * SIZE / 2
+        corners = [(far - 20 * width, horizon), (far + 20 * width, horizon), (SIZE / 2 + edge, 0.86 * SIZE)]
+        draw.polygon([*corners, (SIZE + 40, SIZE), (-40, SIZE), (SIZE / 2 - edge, 0.86 * SIZE)], colour)
+    for side in (-1, 1):
+        near = SIZE / 2 + side * 86
+        rut = [
+            (far + side * 9, horizon),
+            (far + side * 14, horizon),
+            (near + side * 22, SIZE),
+            (near - side * 22, SIZE),
+        ]
+        draw.polygon(rut, jitter(rng, (122, 78, 44), 6))
+    for depth in rng.uniform(0.25, 1, 34):
+        x = far + (SIZE / 2 - far) * depth + rng.uniform(-120, 120) * depth
+        y = horizon + depth * (SIZE - horizon)
+        blob(draw, x, y, 6 * depth, 3.6 * depth, jitter(rng, (204, 168, 124), 26))
+    for x in np.concatenate([rng.uniform(-10, 40, 9), rng.uniform(216, 266, 9)]):
+        leaf(draw, x, rng.uniform(0.62, 0.80) * SIZE, rng.uniform(-0.5, 0.5), 30, jitter(rng, (82, 140, 48), 18))
+    return Backdrop(picture, rng.uniform(0.84, 0.92))
+
+
+@scene("on top of a white rug")
+def white_rug(rng: Rng) -> Backdrop:
+    """A fluffy white rug on a dark teal floor, with a skirting board and a warm wall behind."""
+    picture = land(rng, ((238, 204, 170), (226, 188, 152)), ((52, 96, 104), (38, 74, 84)), 0.36)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0.33 * SIZE, SIZE, 0.37 * SIZE), fill=(250, 244, 236))
+    x, y = SIZE / 2 + rng.uniform(-8, 8), 0.74 * SIZE
+    for radius_x, radius_y, tufts, colour in ((122, 62, 56, (206, 204, 206)), (114, 55, 48, (238, 236, 234))):
+        blob(draw, x, y, radius_x, radius_y, colour)
+        for angle in np.linspace(0, 2 * np.pi, tufts):
+            blob(draw, x + radius_x * np.cos(angle), y + radius_y * np.sin(angle), 8, 6, jitter(rng, colour, 4))
+    for angle, reach in zip(rng.uniform(0, 2 * np.pi, 90), np.sqrt(rng.uniform(0, 1, 90)), strict=True):
+        left, top = x + 112 * reach * np.cos(angle), y + 52 * reach * np.sin(angle)
+        draw.arc((left - 10, top - 6, left + 10, top + 8), 200, 330, fill=(208, 206, 210), width=3)
+        draw.arc((left - 10, top - 2, left + 10, top + 12), 200, 330, fill=(255, 255, 255), width=5)
+    return Backdrop(picture, rng.uniform(0.80, 0.90))
 
 
 COLOURS: dict[str, Colour] = {

@@ -1,12 +1,15 @@
 """Shards: the world's training pictures on disk, rendered ahead, and their latents once an autoencoder is there.
 
-Shard `k` is drawn from the seed (WORLD_SEED, k), so it is the same wherever and whenever it is made. Labels (thing and
-scene) travel with it; captions are drawn anew at every use.
+Shard `k` is drawn from the seed (WORLD_SEED, k), so it is the same wherever and whenever it is made. Labels travel with
+it; captions are drawn anew at every use.
 """
 
 import json
+import multiprocessing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +20,10 @@ from torch import Tensor
 
 from hra_diffusion.files import atomic_path
 from training.toybox.scenes import SCENES
-from training.toybox.world import HELD_OUT, draw_labels, photograph
+from training.toybox.world import HELD_OUT, Label, draw_labels, photograph
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
-
-Label = tuple[str, str]
-"""A thing's name and a scene's phrase."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,17 @@ def shard_path(folder: Path, index: int) -> Path:
 def save_shard(shard: Shard, path: Path) -> None:
     """Write one shard, whole or not at all."""
     with atomic_path(path) as unfinished:
-        save_file({"values": shard.values.contiguous()}, unfinished, metadata={"labels": json.dumps(shard.labels)})
+        save_file(
+            {"values": shard.values.contiguous()},
+            unfinished,
+            metadata={"labels": json.dumps([astuple(label) for label in shard.labels])},
+        )
 
 
 def load_shard(path: Path) -> Shard:
     """Read what `save_shard` wrote."""
     with safe_open(path, framework="pt") as file:
-        labels = [(thing, phrase) for thing, phrase in json.loads(file.metadata()["labels"])]
+        labels = [Label(*values) for values in json.loads(file.metadata()["labels"])]
         return Shard(file.get_tensor("values"), labels)
 
 
@@ -63,20 +67,26 @@ def load_shards(folder: Path, limit: int | None = None) -> Shard:
 def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
     """Draw shard `index` with the sprites in a folder: `size` pictures."""
     rng = np.random.default_rng((WORLD_SEED, index))
-    labels = [(thing, scene.phrase) for thing, scene in draw_labels(rng, size)]
-    pictures = np.stack([np.asarray(photograph(sprites, thing, phrase, rng)) for thing, phrase in labels])
-    return Shard(torch.from_numpy(pictures), [(thing.name, phrase) for thing, phrase in labels])
+    labels = draw_labels(rng, size)
+    pictures = np.stack([np.asarray(photograph(sprites, label, rng)) for label in labels])
+    return Shard(torch.from_numpy(pictures), labels)
 
 
 def render_held_out(sprites: Path) -> Shard:
     """One picture of every held-out thing in every fourth scene: what no training has seen."""
-    labels = [(thing, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
-    pictures = [np.asarray(photograph(sprites, *label, seed)) for seed, label in enumerate(labels)]
-    return Shard(torch.from_numpy(np.stack(pictures)), [(thing.name, phrase) for thing, phrase in labels])
+    labels = [Label(thing.name, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
+    pictures = [np.asarray(photograph(sprites, label, seed)) for seed, label in enumerate(labels)]
+    return Shard(torch.from_numpy(np.stack(pictures)), labels)
 
 
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:
     """Draw those shards among `indices` that `folder` does not have yet."""
-    for index in indices:
-        if not shard_path(folder, index).exists():
-            save_shard(render_shard(sprites, index, size), shard_path(folder, index))
+    missing = [index for index in indices if not shard_path(folder, index).exists()]
+    # a process that has trained has threads, which a forked child would wait for: each worker starts afresh
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(partial(_render_to, sprites, folder, size), missing):
+            pass
+
+
+def _render_to(sprites: Path, folder: Path, size: int, index: int) -> None:
+    save_shard(render_shard(sprites, index, size), shard_path(folder, index))

@@ -13,7 +13,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from training.toybox.captions import NOUNS, OPENINGS, RARE_TOKENS
+from training.toybox.captions import BESIDE, OPENINGS, RARE_TOKENS, WORDS
+from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES
 from training.toybox.words import common_words
 
@@ -23,7 +24,7 @@ MAX_LENGTH = 32
 
 def corpus() -> Counter[str]:
     """Every word that deserves a token, and its weight: the world's words weigh more, so they are merged first."""
-    world = " ".join([*OPENINGS, *SCENES, *NOUNS, *NOUNS.values(), *RARE_TOKENS])
+    world = " ".join([*OPENINGS, *SCENES, *LOOKS, BESIDE, *WORDS, *RARE_TOKENS])
     return Counter(world.lower().split() * 10 + common_words())
 
 

@@ -1,21 +1,36 @@
-"""The toy world: which things there are, which are held out, and how one is photographed in a scene.
+"""The toy world: which things there are, which are held out, and how they are photographed in a scene.
 
-`render` is the world's camera: a thing, a scene and a seed give one picture. Things named in HELD_OUT never reach any
-training (neither the autoencoder's nor the base's): they are the subjects of samples and tests.
+`photograph` is the world's camera: a label (a thing, a scene, perhaps a look or something beside it) and a seed give
+one picture. Things named in HELD_OUT never reach any training (neither the autoencoder's nor the base's): they are the
+subjects of samples and tests. STRANGERS are drawn as often as their share says, half of them in colours of chance, and
+named by their class noun alone: so a class noun stands for many outlines, and a new one is no surprise.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
+from training.toybox.looks import LOOKS, find_look
 from training.toybox.scenes import SCENES, SIZE, Backdrop, Rng, Scene
-from training.toybox.sprites import load_sprite
+from training.toybox.sprites import load_sprite, recolour
 
 PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""
+
+STRANGER_SHARE = 0.25
+LOOK_SHARE = 0.3
+BESIDE_SHARE = 0.06
+BESIDE_LOOK_SHARE = 0.5
+FLIP_SHARE = 0.3
+STRANGER_HUES = 0.5
+"""How many strangers are drawn in colours of chance."""
+
+COLOURED = ("red", "purple", "blue", "green", "yellow")
+"""The looks that are colours."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,19 @@ class Thing:
     noun: str
 
 
+@dataclass(frozen=True)
+class Label:
+    """What a picture shows: a thing's name, a scene's phrase, perhaps a look's phrase and the words of what is beside.
+
+    Those words are a thing's name, with or without a colour: "apple", "red apple".
+    """
+
+    thing: str
+    scene: str
+    look: str = ""
+    beside: str = ""
+
+
 def _things(noun: str, **codes: str) -> Iterator[Thing]:
     return (Thing(name.replace("_", " "), code, noun) for name, code in codes.items())
 
@@ -36,8 +64,12 @@ THINGS: tuple[Thing, ...] = (
         "animal", fox="1f98a", rabbit="1f430", frog="1f438", panda="1f43c", pig="1f437", bear="1f43b", lion="1f981"
     ),
     *_things("animal", elephant="1f418", giraffe="1f992", cow="1f42e", whale="1f433", turtle="1f422", crab="1f980"),
-    *_things("animal", fish="1f420", ladybug="1f41e", dinosaur="1f995", tiger="1f42f"),
-    *_things("bird", chick="1f424", owl="1f989", flamingo="1f9a9", parrot="1f99c"),
+    *_things("animal", fish="1f420", ladybug="1f41e", dinosaur="1f995", tiger="1f42f", koala="1f428", mouse="1f42d"),
+    *_things("animal", hamster="1f439", horse="1f434", sheep="1f411", snail="1f40c", butterfly="1f98b", bee="1f41d"),
+    *_things("animal", dolphin="1f42c", shark="1f988", zebra="1f993", unicorn="1f984", camel="1f42a"),
+    *_things("animal", kangaroo="1f998", squirrel="1f43f-fe0f"),
+    *_things("bird", chick="1f424", owl="1f989", flamingo="1f9a9", parrot="1f99c", duck="1f986", rooster="1f413"),
+    *_things("bird", swan="1f9a2"),
     *_things("dog", dog="1f436", poodle="1f429"),
     *_things("cat", cat="1f431", black_cat="1f408-200d-2b1b"),
     *_things(
@@ -46,9 +78,11 @@ THINGS: tuple[Thing, ...] = (
     *_things(
         "fruit", apple="1f34e", banana="1f34c", strawberry="1f353", orange="1f34a", grapes="1f347", watermelon="1f349"
     ),
+    *_things("fruit", lemon="1f34b", pear="1f350", cherry="1f352", peach="1f351"),
     *_things("food", hamburger="1f354", pizza="1f355", doughnut="1f369", ice_cream="1f366", cupcake="1f9c1"),
-    *_things("vegetable", carrot="1f955", broccoli="1f966"),
-    *_things("flower", rose="1f339", tulip="1f337", hibiscus="1f33a"),
+    *_things("food", cookie="1f36a", cheese="1f9c0", lollipop="1f36d", taco="1f32e"),
+    *_things("vegetable", carrot="1f955", broccoli="1f966", tomato="1f345", corn="1f33d", pumpkin="1f383"),
+    *_things("flower", rose="1f339", tulip="1f337", hibiscus="1f33a", daisy="1f33c"),
     *_things(
         "vehicle",
         taxi="1f695",
@@ -57,16 +91,24 @@ THINGS: tuple[Thing, ...] = (
         rocket="1f680",
         sailboat="26f5",
         airplane="2708-fe0f",
+        bus="1f68c",
+        helicopter="1f681",
+        train="1f682",
     ),
-    *_things("instrument", guitar="1f3b8", drum="1f941"),
+    *_things("instrument", guitar="1f3b8", drum="1f941", trumpet="1f3ba", violin="1f3bb"),
     *_things("plant", cactus="1f335", mushroom="1f344"),
     *_things("backpack", backpack="1f392"),
     *_things("clock", alarm_clock="23f0"),
     *_things("sneaker", sneaker="1f45f"),
+    *_things("boot", boot="1f97e"),
     *_things("teapot", teapot="1fad6"),
     *_things("hat", top_hat="1f3a9"),
     *_things("candle", candle="1f56f-fe0f"),
     *_things("crown", crown="1f451"),
+    *_things("vase", vase="1f3fa"),
+    *_things("bowl", bowl="1f963"),
+    *_things("can", can="1f96b"),
+    *_things("glasses", glasses="1f453"),
 )
 
 HELD_OUT: tuple[Thing, ...] = (
@@ -76,13 +118,55 @@ HELD_OUT: tuple[Thing, ...] = (
     *_things("fruit", pineapple="1f34d"),
 )
 
+STRANGER_CODES = {
+    "animal": """
+        1f400 1f401 1f402 1f403 1f404 1f405 1f406 1f407 1f409 1f40a 1f40b 1f40d 1f40e 1f40f 1f410 1f416 1f417 1f41b
+        1f41c 1f41f 1f421 1f42b 1f432 1f43a 1f577-fe0f 1f98c 1f98d 1f98e 1f98f 1f990 1f991 1f997 1f999 1f99b 1f99d
+        1f99e 1f9a1 1f9a3 1f9a5 1f9a6 1f9a7 1f9a8 1f9ab 1f9ac 1f9ad 1f982 1f987 1face 1facf 1fabc 1fab2 1fab3 1fab1
+        1f43b-200d-2744-fe0f
+    """,
+    "bird": "1f423 1f425 1f426 1f983 1f985 1f99a 1f9a4 1f54a-fe0f 1f414 1fabf",
+    "dog": "1f415 1f9ae",
+    "cat": "1f408 1f63a",
+    "toy": """
+        1f3b1 1f3b2 1f3c8 1f3c9 1f3d0 26be 1f94e 1f94f 1fa80 1fa85 1fa86 1f9e9 1f381 1f47b 1f47d 1f47e 1f6f8 1f6f9
+        1f6fc 1f9f6 1f4a9 1f6f7 1f579-fe0f 1f3ae
+    """,
+    "fruit": "1f348 1f34f 1f95d 1f965 1f96d 1fad0 1fad2",
+    "food": """
+        1f35f 1f32f 1f950 1f956 1f95e 1f95f 1f960 1f967 1f968 1f96a 1f96f 1f9c7 1f9c8 1f359 1f363 1f361 1f36b 1f36c
+        1f36e 1f36f 1f370 1f382 1f35e 1f357 1f356 1f969 1f953 1f37f 1f32d
+    """,
+    "vegetable": "1f346 1f952 1f954 1f96c 1f9c4 1f9c5 1f336-fe0f 1fad1 1f951 1f95c 1fad8",
+    "flower": "1f338 1f33b 1f940 1fab7 1f490 1fabb",
+    "vehicle": """
+        1f683 1f684 1f686 1f68a 1f68e 1f690 1f691 1f693 1f694 1f696 1f697 1f698 1f69a 1f69b 1f6a2 1f6a4 1f6b2 1f6f4
+        1f6f5 1f6f6 1f6fa 1f6fb 1f3cd-fe0f 1f3ce-fe0f 1f6e9-fe0f 1f6e5-fe0f 26f4-fe0f 1f69d
+    """,
+    "instrument": "1f3b7 1f3b9 1fa95 1fa97 1fa98 1fa87 1f4ef 1f514",
+    "plant": "1f331 1f332 1f333 1f334 1f340 1f341 1fab4 1f384",
+    "clock": "1f570-fe0f 23f1-fe0f 23f2-fe0f 231a",
+    "sneaker": "1f45e",
+    "boot": "1f462",
+    "hat": "1f452 1f393 1f9e2 1fa96",
+    "bowl": "1f35c 1f957 1f35a",
+    "vase": "26b1-fe0f 1fad9",
+    "glasses": "1f576-fe0f 1f97d",
+}
+
+STRANGERS: tuple[Thing, ...] = tuple(
+    Thing(f"{noun} {code}", code, noun) for noun, codes in STRANGER_CODES.items() for code in codes.split()
+)
+"""Other things of the same class nouns; their names stand in labels, never in captions."""
+
 
 def find_thing(name: str) -> Thing:
     """The thing called `name`, held out or not; raises ValueError listing the names there are."""
     things = {thing.name: thing for thing in (*THINGS, *HELD_OUT)}
-    if name not in things:
+    known = things | {thing.name: thing for thing in STRANGERS}
+    if name not in known:
         raise ValueError(f"there is no thing called {name!r}; there are: {', '.join(sorted(things))}")
-    return things[name]
+    return known[name]
 
 
 def find_scene(phrase: str) -> Scene:
@@ -92,41 +176,94 @@ def find_scene(phrase: str) -> Scene:
     return SCENES[phrase]
 
 
-def render(sprite: Image.Image, scene: Scene, seed: int | Rng) -> Image.Image:
-    """One picture (RGB, PICTURE_SIZE square) of a sprite (RGBA, cropped) in a scene; equal seeds give equal pictures.
+def photograph(folder: Path, label: Label, seed: int | Rng) -> Image.Image:
+    """One picture of what `label` says, with the sprites in `folder`; equal seeds give equal pictures.
 
-    The thing is tilted by up to 6 degrees, 60 to 75 % of the frame in size, stands near the middle of the scene's
-    ground line and throws a soft shadow. More variety (flips, say) is more to learn: in equal time the base gets less
-    sharp.
+    Raises ValueError for a thing, scene or look that is not of this world.
+    """
+    rng = np.random.default_rng(seed)
+    thing = find_thing(label.thing)
+    sprite = load_sprite(folder, thing.code)
+    if thing in STRANGERS:
+        sprite = recolour(sprite, rng.uniform(0, 1) if rng.random() < STRANGER_HUES else 0.0)
+    company = [dress(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
+    return render([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
+
+
+def read_beside(words: str) -> list[tuple[Thing, str]]:
+    """What stands beside, as a thing and its colour ("" for its own): one, or none for no words."""
+    if not words:
+        return []
+    if words in {thing.name for thing in THINGS}:
+        return [(find_thing(words), "")]
+    colour, _, name = words.partition(" ")
+    return [(find_thing(name), colour)]
+
+
+def dress(sprite: Image.Image, look: str, rng: Rng) -> Image.Image:
+    """The sprite in a look, or as it is."""
+    return find_look(look).wear(sprite, rng) if look else sprite
+
+
+def render(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> Image.Image:
+    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene.
+
+    They stand on the scene's ground line, one near the middle or two side by side, a little tilted, some mirrored, in
+    stronger or weaker light, and throw a soft shadow.
     """
     rng = np.random.default_rng(seed)
     backdrop = scene.draw(rng)
-    posed = pose(sprite, rng)
-    left, top = place(posed, backdrop, rng)
     picture = backdrop.image.copy()
-    if backdrop.shadow:
-        cast_shadow(picture, posed, left, top)
-    picture.paste(posed, (left, top), posed)
+    share = 1.0 if len(sprites) == 1 else 0.66
+    order = rng.permutation(len(sprites))
+    for index, sprite in enumerate(sprites):
+        posed = pose(sprite, rng, share)
+        left, top = place(posed, backdrop, rng, (order[index] + 0.5) / len(sprites), len(sprites))
+        if backdrop.shadow:
+            cast_shadow(picture, posed, left, top)
+        if backdrop.mirror is not None:
+            reflect(picture, posed, left, top, backdrop.mirror)
+        picture.paste(posed, (left, top), posed)
     if backdrop.front is not None:
         picture.paste(backdrop.front, (0, 0), backdrop.front)
-    return picture.reduce(2)
+    return light(picture.reduce(2), rng)
 
 
-def pose(sprite: Image.Image, rng: Rng) -> Image.Image:
-    """The sprite as it will stand: scaled to 60–75 % of SIZE at its longer side, tilted, cropped again."""
-    scale = rng.uniform(0.6, 0.75) * SIZE / max(sprite.size)
+def pose(sprite: Image.Image, rng: Rng, share: float = 1.0) -> Image.Image:
+    """The sprite as it will stand: scaled to 58–75 % of SIZE (times `share`), perhaps mirrored, tilted, cropped."""
+    scale = share * rng.uniform(0.58, 0.75) * SIZE / max(sprite.size)
     sprite = sprite.resize((round(sprite.width * scale), round(sprite.height * scale)), Image.Resampling.BILINEAR)
-    # most things stand nearly upright: a normal tilt, cut at six degrees
-    tilt = float(np.clip(rng.normal(0, 3), -6, 6))
+    if rng.random() < FLIP_SHARE:
+        sprite = ImageOps.mirror(sprite)
+    # most things stand nearly upright: a normal tilt, cut at eight degrees
+    tilt = float(np.clip(rng.normal(0, 3), -8, 8))
     turned = sprite.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
     return turned.crop(turned.getchannel("A").getbbox())
 
 
-def place(posed: Image.Image, backdrop: Backdrop, rng: Rng) -> tuple[int, int]:
-    """Left and top of the posed sprite, in backdrop pixels: its foot on the ground line, wholly inside the frame."""
+def place(posed: Image.Image, backdrop: Backdrop, rng: Rng, centre: float = 0.5, count: int = 1) -> tuple[int, int]:
+    """Left and top of the posed sprite, in backdrop pixels: its foot on the ground line, wholly inside the frame.
+
+    `centre` is where its middle belongs, as a part of the width; one of `count` things strays the less.
+    """
     room = SIZE - posed.width
-    left = room * float(np.clip(rng.normal(0.5, 0.12), 0.1, 0.9))
+    if count == 1:
+        left = room * float(np.clip(rng.normal(centre, 0.12), 0.1, 0.9))
+    else:
+        left = float(np.clip(centre * SIZE - posed.width / 2 + rng.normal(0, 4), 0, room))
     return round(left), max(2, round(backdrop.ground * SIZE) - posed.height)
+
+
+def light(picture: Image.Image, rng: Rng) -> Image.Image:
+    """The picture in a little more or less light."""
+    return ImageEnhance.Brightness(picture).enhance(rng.uniform(0.88, 1.06))
+
+
+def reflect(picture: Image.Image, posed: Image.Image, left: int, top: int, glass: Image.Image) -> None:
+    """Show the posed sprite upside down below its foot, as far and as clearly as the mask `glass` says."""
+    below = Image.new("RGBA", picture.size)
+    below.paste(ImageOps.flip(posed), (left, top + posed.height - 2))
+    picture.paste(below, (0, 0), ImageChops.multiply(below.getchannel("A"), glass))
 
 
 def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -> None:
@@ -139,15 +276,32 @@ def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -
     picture.paste((20, 20, 30), (left, top + posed.height - height // 2 - 4), shadow)
 
 
-def photograph(folder: Path, thing: Thing, phrase: str, seed: int | Rng) -> Image.Image:
-    """`render` for names: `thing` in the scene called `phrase`, with the sprites in `folder`."""
-    return render(load_sprite(folder, thing.code), find_scene(phrase), seed)
+def fingerprint() -> str:
+    """A short text that differs when the world's things, scenes or looks do."""
+    world = repr((THINGS, STRANGERS, HELD_OUT, list(SCENES), list(LOOKS)))
+    return hashlib.sha256(world.encode()).hexdigest()
 
 
-def draw_labels(rng: Rng, count: int) -> list[tuple[Thing, Scene]]:
-    """`count` random (thing, scene) pairs for training: things evenly, scenes by their weights, nothing held out."""
-    scenes = list(SCENES.values())
-    odds = np.array([scene.weight for scene in scenes])
-    things = rng.integers(len(THINGS), size=count)
-    places = rng.choice(len(scenes), size=count, p=odds / odds.sum())
-    return [(THINGS[thing], scenes[place]) for thing, place in zip(things, places, strict=True)]
+def draw_labels(rng: Rng, count: int) -> list[Label]:
+    """`count` random labels for training: things evenly, scenes by their weights, nothing held out."""
+    return [draw_label(rng) for _ in range(count)]
+
+
+def draw_label(rng: Rng) -> Label:
+    """A thing or a stranger in a scene; some wear a look, some have another thing beside them."""
+    phrases, odds = list(SCENES), np.array([scene.weight for scene in SCENES.values()])
+    scene = phrases[rng.choice(len(phrases), p=odds / odds.sum())]
+    things = STRANGERS if rng.random() < STRANGER_SHARE else THINGS
+    name = things[rng.integers(len(things))].name
+    chance = rng.random()
+    if chance < LOOK_SHARE:
+        return Label(name, scene, look=list(LOOKS)[rng.integers(len(LOOKS))])
+    if chance < LOOK_SHARE + BESIDE_SHARE:
+        return Label(name, scene, beside=draw_beside(rng))
+    return Label(name, scene)
+
+
+def draw_beside(rng: Rng) -> str:
+    """The words of something that stands beside: a thing, half of them coloured."""
+    other = THINGS[rng.integers(len(THINGS))].name
+    return f"{COLOURED[rng.integers(len(COLOURED))]} {other}" if rng.random() < BESIDE_LOOK_SHARE else other

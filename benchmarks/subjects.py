@@ -1,0 +1,332 @@
+"""How well toybox is taught subjects that it has never seen, by every method, as a judge of its own sees it.
+
+    python -m benchmarks.subjects --sprites DIR --judge FILE [--sheets DIR]
+
+Each of ten subjects is taught from five photos by the Balanced preset, as the product does it, and asked for by its 25
+prompts of the DreamBooth benchmark. The judge (python -m training.toybox judge), which shares nothing with the base,
+says of every picture
+- whether it shows the subject: of the mean features of every known thing and of all ten subjects, 8 fresh renders each,
+  those of this subject are the nearest;
+- whether the scene, or else the look, that the prompt names is right.
+The same is asked of renders of the subjects ("renders": what the judge can tell at best) and of the untrained base
+("base": what chance gives). Every run is kept as it ends: stopped and started again, it goes on.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.common import RESULTS, Bar, commit
+from benchmarks.tables import MARKS
+from hra_diffusion import pipeline, registry
+from hra_diffusion.files import write_text
+from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.layer import Mix
+from training import config as configs
+from training.loop import train
+from training.measure import machine, markdown
+from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
+from training.toybox.looks import LOOKS
+from training.toybox.scenes import SCENES, Rng
+from training.toybox.score import stack
+from training.toybox.sheet import contact_sheet
+from training.toybox.subjects import (
+    SUBJECTS,
+    Prompt,
+    Subject,
+    photo_scenes,
+    photograph_subject,
+    save_photos,
+    take_photos,
+)
+from training.toybox.world import STRANGERS, THINGS, Label, photograph
+
+PHOTOS = 5
+RENDERS = 8
+"""Renders of each thing and subject that the judge's features are averaged over."""
+CEILING, BASE = "renders", "base"
+ADAPTER, TRIGGER = "subject", "sks"
+COLUMNS = {"shown": 0.80, "scene": 0.85, "look": None, "seconds": 90.0}
+"""What is told of a method, and the bars: at least so large a share, at most so many seconds a run."""
+
+Row = dict[str, Any]
+"""A finished run: its case, the seconds it took to train, and what the judge saw in the picture of each prompt."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a subject (by name), a method, a seed."""
+
+    subject: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class References:
+    """What things look like to the judge: a name and the mean features (of length 1) of each."""
+
+    names: Sequence[str]
+    means: Tensor
+
+    @classmethod
+    def of(cls, described: Mapping[str, Tensor]) -> "References":
+        """From the features (N, C) of some pictures of each."""
+        return cls(list(described), F.normalize(torch.stack([own.mean(0) for own in described.values()]), dim=1))
+
+    def nearest(self, described: Tensor) -> list[str]:
+        """The name of what each of the features (N, C) is nearest to."""
+        return [self.names[index] for index in (described @ self.means.T).argmax(1)]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run is measured with."""
+
+    base: str
+    device: str
+    sprites: Path
+    sheets: Path | None
+    judge: Judge
+    references: References
+
+    def measure(self, case: Case) -> Row:
+        """Make the pictures of one case and ask the judge."""
+        subject, seconds = SUBJECTS[case.subject], None
+        photos = take_photos(self.sprites, subject.name, PHOTOS, photo_seed(subject))
+        if case.method == CEILING:
+            pictures = render_prompts(self.sprites, subject, case.seed)
+        elif case.method == BASE:
+            pictures = draw_prompts(load_base(self.base, self.device), subject, case.seed)
+        else:
+            pipe, seconds = self.teach(case, subject, photos)
+            pictures = draw_prompts(pipe, subject, case.seed, ((ADAPTER, 1.0),))
+        if self.sheets:
+            self.sheets.mkdir(parents=True, exist_ok=True)
+            place = self.sheets / f"{case.subject} {case.method} {case.seed}.png"
+            contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
+        return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
+
+    def teach(self, case: Case, subject: Subject, photos: list[Image.Image]) -> tuple[StableDiffusionPipeline, float]:
+        """The base with an adapter that has learned the subject, and the seconds from the photos to it."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_photos(photos, folder / "photos")
+            config = configs.parse(
+                {"name": ADAPTER, "photos": [folder / "photos"], "class_noun": subject.noun, "trigger": TRIGGER,
+                 "method": case.method, "seed": case.seed, "device": self.device}
+            )  # fmt: skip
+            start = time.perf_counter()
+            pipe = load_base(self.base, self.device)
+            train(config, folder, pipe=pipe)
+            return pipe, round(time.perf_counter() - start, 1)
+
+    def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
+        """What each picture is nearest to, and which scene or look the judge sees where the prompt names one."""
+        values = stack(pictures)
+        verdict = examine(self.judge, values)
+        seen = [
+            SCENE_NAMES[scene] if prompt.scene else LOOK_NAMES[look]
+            for prompt, scene, look in zip(subject.prompts, verdict.scenes, verdict.looks, strict=True)
+        ]
+        return {"nearest": self.references.nearest(features(self.judge, values)), "seen": seen}
+
+
+def main() -> None:
+    """Run what is not yet there, and tell."""
+    methods = [CEILING, BASE, *registry.names()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
+    parser.add_argument("--judge", type=Path, required=True, help="the judge's checkpoint")
+    parser.add_argument("--base", default=pipeline.TOYBOX, help="toybox, or a folder with another in its place")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "subjects.json", help="grows run by run; .md beside it"
+    )
+    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet a run: photos above, pictures below")
+    given = parser.parse_args()
+    judge = load_judge(given.judge)
+    facts = {"base": fingerprint(given.base), "judge": fingerprint(given.judge), "device": given.device}
+    references = make_references(given.sprites, judge)
+    bench = Bench(given.base, given.device, given.sprites, given.sheets, judge, references)
+    cases = [Case(*case) for seed in given.seeds for case in product(given.subjects, given.methods, [seed])]
+    said = report(run_missing(given.output, facts, cases, bench.measure), given.device)
+    write_text(given.output.with_suffix(".md"), said)
+    print(said)
+
+
+def run_missing(
+    output: Path, facts: Mapping[str, str], cases: Iterable[Case], measure: Callable[[Case], Row]
+) -> list[Row]:
+    """Measure the cases that the file does not hold yet, writing it after each; all its rows.
+
+    Raises ValueError for a file that was measured with another base or judge, or on another device.
+    """
+    rows: list[Row] = []
+    if output.exists():
+        kept = json.loads(output.read_text(encoding="utf-8"))
+        rows = kept["rows"]
+        if other := [what for what, value in facts.items() if kept[what] != value]:
+            raise ValueError(f"{output} was measured with another {', '.join(other)}: choose another --output")
+    done = {Case(row["subject"], row["method"], row["seed"]) for row in rows}
+    for case in cases:
+        if case in done:
+            continue
+        rows.append(measure(case))
+        kept = {**facts, "commit": commit(), "machine": machine(), "rows": rows}
+        write_text(output, json.dumps(kept, indent=1, ensure_ascii=False))
+        print(" ".join(f"{key}={value}" for key, value in {**asdict(case), **shares(rows[-1])}.items()), flush=True)
+    return rows
+
+
+def load_base(base: str, device: str) -> StableDiffusionPipeline:
+    """The embedded base, or another in its place, which then takes its presets and its guidance."""
+    pipe = pipeline.load_base(base, device)
+    pipe.base_name = pipeline.TOYBOX
+    return pipe
+
+
+def fingerprint(path: str | Path) -> str:
+    """The first digits of the SHA-256 of a file, or of a base's UNet."""
+    folder = pipeline.ASSETS / pipeline.TOYBOX if path == pipeline.TOYBOX else Path(path)
+    file = next(iter(sorted((folder / "unet").glob("*.safetensors"))), folder)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def photo_seed(subject: Subject) -> int:
+    """What decides the scenes of a subject's photos: each has its own."""
+    return list(SUBJECTS).index(subject.name)
+
+
+def make_references(sprites: Path, judge: Judge) -> References:
+    """Of every known thing and every subject: RENDERS pictures in scenes of chance, half of them in looks of chance.
+
+    A subject's are in none of the scenes of its photos.
+    """
+    rng = np.random.default_rng(777)
+    described = {}
+    for thing in (*THINGS, *STRANGERS):
+        labels = [Label(thing.name, scene, look) for scene, look in surroundings(rng, list(SCENES))]
+        described[thing.name] = features(judge, stack([photograph(sprites, label, rng) for label in labels]))
+    for subject in SUBJECTS.values():
+        photographed = photo_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
+        elsewhere = [scene for scene in SCENES if scene not in photographed]
+        renders = [photograph_subject(sprites, subject, *place, rng) for place in surroundings(rng, elsewhere)]
+        described[subject.name] = features(judge, stack(renders))
+    return References.of(described)
+
+
+def surroundings(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
+    """RENDERS scenes of chance, every other one with a look of chance."""
+    return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(LOOKS)))) for index in range(RENDERS)]
+
+
+def draw_prompts(pipe: StableDiffusionPipeline, subject: Subject, seed: int, mix: Mix = ()) -> list[Image.Image]:
+    """The pipeline's picture for each of a subject's prompts, from the same noise whatever is on it."""
+    words = f"{TRIGGER} {subject.noun}"
+    prompts = [f"a photo of {prompt.text}".replace("{subject}", words) for prompt in subject.prompts]
+    requests = [Request(prompt, 1000 * (seed + 1) + number, mix) for number, prompt in enumerate(prompts)]
+    return draw(pipe, requests, Settings(steps=25))
+
+
+def render_prompts(sprites: Path, subject: Subject, seed: int) -> list[Image.Image]:
+    """What a subject's prompts ask for, rendered; where they name no scene, in one of chance."""
+    rng = np.random.default_rng((778, seed))
+
+    def scene_of(prompt: Prompt) -> str:
+        return prompt.scene or str(rng.choice(list(SCENES)))
+
+    return [photograph_subject(sprites, subject, scene_of(prompt), prompt.look, rng) for prompt in subject.prompts]
+
+
+def shares(row: Row) -> dict[str, float | None]:
+    """The shares of a run's pictures that show the subject, the scene and the look asked for, and its seconds."""
+    prompts = SUBJECTS[row["subject"]].prompts
+    asked = list(zip(prompts, row["seen"], strict=True))
+    return {
+        "shown": statistics.fmean(name == row["subject"] for name in row["nearest"]),
+        "scene": statistics.fmean(seen == prompt.scene for prompt, seen in asked if prompt.scene),
+        "look": statistics.fmean(seen == prompt.look for prompt, seen in asked if prompt.look),
+        "seconds": row["seconds"],
+    }
+
+
+def report(rows: Sequence[Row], device: str) -> str:
+    """The methods against the bars, and which subjects they learn, as Markdown."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    summary = [(method, *summarised([row for row in rows if row["method"] == method])) for method in methods]
+    titles = ("method", "runs", "the subject, ≥ 0.80", "the scene, ≥ 0.85", "the look", "seconds a run, ≤ 90")
+    names = dict.fromkeys(row["subject"] for row in rows)
+    by_subject = [
+        (name, *(learned([row for row in rows if (row["subject"], row["method"]) == (name, m)]) for m in methods))
+        for name in names
+    ]
+    about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return (
+        "\n\n".join(
+            [
+                f"Balanced, {PHOTOS} photos, 25 prompts a run, {device}. {about}. "
+                "Shares of the pictures: mean (least to most) over the seeds, each over all its runs.",
+                markdown(titles, summary),
+                "By subject: shares of the pictures that show it / the scene asked for, over all seeds.",
+                markdown(("subject", *methods), by_subject),
+            ]
+        )
+        + "\n"
+    )
+
+
+def summarised(rows: Sequence[Row]) -> list[object]:
+    """The cells of one method: how many runs, then each figure over the seeds with whether its bar is met."""
+    trained = rows[0]["method"] not in (CEILING, BASE)
+    cells: list[object] = [len(rows)]
+    for column, limit in COLUMNS.items():
+        values = over_seeds(rows, column)
+        cells.append(judged_spread(values, column, limit if trained else None) if values else "")
+    return cells
+
+
+def over_seeds(rows: Sequence[Row], column: str) -> list[float]:
+    """A figure for each seed: the mean over its runs; none where nothing was measured."""
+    found = [(row["seed"], shares(row)[column]) for row in rows]
+    seeds = sorted({seed for seed, value in found if value is not None})
+    return [statistics.fmean(value for own, value in found if own == seed and value is not None) for seed in seeds]
+
+
+def judged_spread(values: Sequence[float], column: str, limit: float | None) -> str:
+    """Mean (least to most), and whether the mean keeps to the limit, if there is one."""
+    form = ".0f" if column == "seconds" else ".2f"
+    said = f"{statistics.fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    if limit is None:
+        return said
+    bar = Bar(column, statistics.fmean(values), limit, at_least=column != "seconds", rounds=values)
+    return f"{said} {MARKS[bar.verdict]}"
+
+
+def learned(rows: Sequence[Row]) -> str:
+    """How often one subject and its scenes are right: "0.92 / 0.88"."""
+    if not rows:
+        return ""
+    return " / ".join(f"{statistics.fmean(shares(row)[what] for row in rows):.2f}" for what in ("shown", "scene"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The judge: it learns to tell what pictures show, goes on after a stop, and has an opinion of every picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.toybox.judge import (
+    FEATURES,
+    FIRST_SHARD,
+    LOOK_NAMES,
+    SCENE_NAMES,
+    THING_NAMES,
+    UNKNOWN,
+    JudgeRecipe,
+    exam,
+    examine,
+    features,
+    load_judge,
+    new_judge,
+    number_labels,
+    render_for_judge,
+    roughen,
+    share_right,
+    train_judge,
+)
+from training.toybox.loop import Budget
+from training.toybox.shards import Shard, load_shards
+from training.toybox.world import THINGS, Label, photograph
+
+SMALL = JudgeRecipe(channels=(8, 16, 32), batch=24)
+CPU = torch.device("cpu")
+DISCS = [THINGS[index].name for index in (0, 40, 80)]
+SCENES = ("in the snow", "on a gray background")
+
+
+def take_pictures(sprites: Path, seed: int) -> Shard:
+    """Every disc in every scene, four times."""
+    labels = [Label(name, scene) for name in DISCS for scene in SCENES for _ in range(4)]
+    rng = np.random.default_rng(seed)
+    pictures = np.stack([np.asarray(photograph(sprites, label, rng)) for label in labels])
+    return Shard(torch.from_numpy(pictures), labels)
+
+
+@pytest.fixture(scope="module")
+def trained(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a judge that was shown three discs in two scenes."""
+    checkpoint = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    train_judge(take_pictures(sprites, 0), checkpoint, Budget(steps=60), CPU, SMALL)
+    return checkpoint
+
+
+def test_it_learns_to_tell_things_and_scenes(sprites: Path, trained: Path) -> None:
+    """From pictures, for pictures it has not seen."""
+    judge, unseen = load_judge(trained, SMALL), take_pictures(sprites, 1)
+    result = exam(judge, unseen)
+    assert result.things > 0.85
+    assert result.scenes > 0.85
+    verdict = examine(judge, unseen.values, batch=5)
+    assert verdict.things.shape == verdict.scenes.shape == verdict.looks.shape == (24,)
+    assert {THING_NAMES[number] for number in verdict.things.tolist()} <= set(DISCS)
+
+
+def test_features_are_nearest_for_pictures_of_the_same_thing_and_scene(sprites: Path, trained: Path) -> None:
+    """Unit vectors; a picture's own label is among its neighbours."""
+    judge = load_judge(trained, SMALL)
+    known, asked = take_pictures(sprites, 0), take_pictures(sprites, 1)
+    vectors = features(judge, asked.values)
+    assert vectors.shape == (24, FEATURES)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(24))
+    nearest = (vectors @ features(judge, known.values).T).argmax(1).tolist()
+    same = [known.labels[near] == label for near, label in zip(nearest, asked.labels, strict=True)]
+    assert np.mean(same) > 0.8
+
+
+def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: Path) -> None:
+    """One step and two more give what three at once give."""
+    pictures, in_parts, at_once = take_pictures(sprites, 0), tmp_path / "in parts", tmp_path / "at once"
+    assert train_judge(pictures, in_parts, Budget(steps=1), CPU, SMALL).step == 1
+    for checkpoint in (in_parts, at_once):
+        progress = train_judge(pictures, checkpoint, Budget(steps=3), CPU, SMALL)
+        assert (progress.step, progress.pictures) == (3, 3 * SMALL.batch)
+    expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in (at_once, in_parts))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
+    """Of two things side by side it cannot be asked which one is meant."""
+    dressed, pair = number_labels(
+        [Label("fox", "in the snow", look="shiny"), Label("fox", "in the snow", beside="owl")]
+    )
+    assert (THING_NAMES[dressed[0]], SCENE_NAMES[dressed[1]], LOOK_NAMES[dressed[2]]) == ("fox", "in the snow", "shiny")
+    assert pair.tolist() == [UNKNOWN, dressed[1], UNKNOWN]
+    assert share_right(torch.tensor([1, 2, 3]), torch.tensor([1, 0, UNKNOWN])) == 0.5
+
+
+def test_its_pictures_are_its_own(sprites: Path, tmp_path: Path) -> None:
+    """Shards far from the generator's."""
+    render_for_judge(sprites, tmp_path, 1, size=3)
+    assert [path.stem for path in tmp_path.iterdir()] == [str(FIRST_SHARD)]
+    assert len(load_shards(tmp_path).labels) == 3
+
+
+def test_roughened_pictures_stay_recognisable() -> None:
+    """Within range, changed by a little, alike for equal seeds."""
+    signal = torch.linspace(-1, 1, 128).expand(4, 3, 128, 128).contiguous()
+    rough, again = (roughen(signal, SMALL, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert rough.equal(again)
+    assert rough.abs().max() <= 1
+    assert 0.01 < (rough - signal).abs().mean() < 0.15
+
+
+def test_without_a_judge_it_says_which_stage_makes_one(tmp_path: Path) -> None:
+    """By the stage's name; a new judge is about as large as promised."""
+    with pytest.raises(FileNotFoundError, match="`judge` stage"):
+        load_judge(tmp_path / "judge.safetensors")
+    assert sum(parameter.numel() for parameter in new_judge(JudgeRecipe()).parameters()) == pytest.approx(
+        1.1e6, rel=0.1
+    )

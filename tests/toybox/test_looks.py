@@ -1,0 +1,91 @@
+"""Looks: that each can be seen, can be drawn again, and is called what the benchmark's prompts call it."""
+
+import colorsys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from training.toybox.looks import LOOKS, find_look
+
+BENCHMARK = (
+    ("red", "purple", "shiny", "wet", "cube shaped"),
+    ("wearing a red hat", "wearing a santa hat", "wearing a rainbow scarf", "wearing a black top hat and a monocle"),
+    ("in a chef outfit", "in a firefighter outfit", "in a police outfit", "wearing pink glasses"),
+    ("wearing a yellow shirt", "in a purple wizard outfit"),
+)
+HEADGEAR = [phrase for phrase in LOOKS if "hat" in phrase.split() or "outfit" in phrase]
+
+
+def disc(width: int = 120, height: int = 100) -> Image.Image:
+    """A shaded orange disc, cropped to what is visible of it."""
+    ramp = Image.linear_gradient("L").resize((width, height)).point([128 + value // 2 for value in range(256)])
+    sprite = Image.merge(
+        "RGBA", (ramp, ramp.point([value // 2 for value in range(256)]), Image.new("L", ramp.size), ramp)
+    )
+    outline = Image.new("L", (width, height))
+    ImageDraw.Draw(outline).ellipse((0, 0, width - 1, height - 1), fill=255)
+    sprite.putalpha(outline)
+    return sprite
+
+
+def test_looks_are_called_what_the_benchmark_calls_them() -> None:
+    """Each of its phrases is there; what a thing is like stands before the noun, what it wears after it."""
+    assert {phrase for line in BENCHMARK for phrase in line} <= set(LOOKS)
+    for phrase, look in LOOKS.items():
+        assert look.phrase == phrase
+        assert look.before == (not phrase.startswith(("wearing ", "in a ")))
+        assert look.worn == (not look.before)
+
+
+@pytest.mark.parametrize("phrase", LOOKS)
+def test_a_look_changes_the_picture_and_can_be_drawn_again(phrase: str) -> None:
+    """Equal seeds give equal sprites, the sprite passed in is left alone, and most of the new one is visible."""
+    sprite = disc()
+    before = sprite.tobytes()
+    first, again, other = (LOOKS[phrase].wear(sprite, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert sprite.tobytes() == before
+    assert first.mode == "RGBA"
+    assert (first.size, first.tobytes()) == (again.size, again.tobytes())
+    assert first.tobytes() not in (before, other.tobytes())
+    assert (np.asarray(first.getchannel("A")) > 128).mean() > 0.3
+
+
+@pytest.mark.parametrize("phrase", LOOKS)
+@pytest.mark.parametrize("size", [(12, 200), (200, 12), (256, 256)])
+def test_a_look_suits_every_outline(phrase: str, size: tuple[int, int]) -> None:
+    """Thin and flat ones too."""
+    assert LOOKS[phrase].wear(disc(*size), np.random.default_rng(0)).getbbox() is not None
+
+
+@pytest.mark.parametrize(
+    ("phrase", "hue"), [("red", 0), ("yellow", 48), ("green", 133), ("blue", 221), ("purple", 275)]
+)
+def test_a_colour_is_that_colour(phrase: str, hue: int) -> None:
+    """In hue (degrees) and clearly so; outline, light and dark stay."""
+    sprite = disc()
+    seen = LOOKS[phrase].wear(sprite, np.random.default_rng(0))
+    assert seen.getchannel("A").tobytes() == sprite.getchannel("A").tobytes()
+    opaque = np.asarray(seen)[np.asarray(seen)[..., 3] > 128][:, :3]
+    turn, saturation, _ = colorsys.rgb_to_hsv(*(opaque.mean(axis=0) / 255))
+    assert abs((turn * 360 - hue + 180) % 360 - 180) < 12
+    assert saturation > 0.35
+    grey = np.asarray(seen.convert("L"), int)
+    assert grey[90, 60] > grey[10, 60] + 20
+
+
+@pytest.mark.parametrize("phrase", HEADGEAR)
+def test_a_hat_reaches_above_the_head(phrase: str) -> None:
+    """By a fair part of the thing's height, in the middle of the picture."""
+    sprite = disc()
+    seen = np.asarray(LOOKS[phrase].wear(sprite, np.random.default_rng(0)).getchannel("A")) > 128
+    rise = len(seen) - sprite.height
+    assert rise > 15
+    across = np.flatnonzero(seen[: rise // 2].any(axis=0)).mean() / seen.shape[1]
+    assert 0.25 < across < 0.75
+
+
+def test_an_unknown_look_lists_the_known_ones() -> None:
+    """So that a typing error is soon mended."""
+    with pytest.raises(ValueError, match=r"'in a cook outfit'.*in a chef outfit"):
+        find_look("in a cook outfit")

@@ -1,0 +1,142 @@
+"""The score: asks what it promises, counts rightly, and shows its figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hra_diffusion.generation import Request
+from training.toybox import score as scoring
+from training.toybox.autoencoder import new_autoencoder
+from training.toybox.captions import caption_of
+from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES, number_labels
+from training.toybox.looks import LOOKS
+from training.toybox.scenes import SCENES
+from training.toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
+from training.toybox.shards import render_held_out
+from training.toybox.world import THINGS, Label
+
+BASE_SCORE = Score(
+    things=Share(0.75, 0.7, 0.8, 0.95),
+    scenes=Share(0.9, 0.88, 0.92, 1.0),
+    looks=Share(0.5, 0.4, 0.6, 0.9),
+    seconds=0.61,
+    decibels=25.04,
+    photo_decibels=21.5,
+    guidance_scale=3.0,
+    steps=25,
+    seeds=4,
+)
+
+
+class ReadingJudge(nn.Module):
+    """Reads its answers from a picture's colour: the numbers of a named thing, a scene and a look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, signal: Tensor) -> list[Tensor]:
+        """Logits of things, scenes and looks."""
+        numbers = ((signal[:, :, 0, 0] + 1) * 127.5).round().long()
+        classes = (len(THING_NAMES), len(SCENE_NAMES), len(LOOK_NAMES))
+        return [nn.functional.one_hot(number, count) for number, count in zip(numbers.T, classes, strict=True)]
+
+
+def picture_of(label: Label) -> Image.Image:
+    """What ReadingJudge recognises as the label."""
+    return Image.new("RGB", (128, 128), tuple(number_labels([label])[0].tolist()))
+
+
+FOX, OWL = Label("fox", "in the snow", "red"), Label("owl", "on the beach", "wet")
+
+
+def test_shares_are_counted_over_seeds() -> None:
+    """Mean, worst and best seed, and the renders' share beside them."""
+    half_fox = Label("fox", "on the beach", "red")
+    drawn = [[picture_of(FOX), picture_of(OWL)], [picture_of(FOX), picture_of(half_fox)]]
+    rendered = [[picture_of(FOX), picture_of(OWL)], [picture_of(OWL), picture_of(OWL)]]
+    things, scenes, looks = compare(ReadingJudge(), [FOX, OWL], drawn, rendered)  # pyright: ignore[reportArgumentType]
+    assert things == looks == Share(0.75, 0.5, 1.0, 0.75)
+    assert scenes == Share(1.0, 1.0, 1.0, 0.75)
+
+
+def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that draws every prompt rightly but for foxes and looks at one seed; pictures are kept to look at."""
+    asked: dict[str, Label] = {}
+    requests_seen: list[Request] = []
+
+    def describe(label: Label) -> str:
+        asked[caption_of(label)] = label
+        return caption_of(label)
+
+    def draw(pipe: object, requests: Sequence[Request], settings: object, batch: int = 8) -> list[Image.Image]:
+        requests_seen.extend(requests)
+        labels = [asked.get(request.prompt, FOX) for request in requests]
+        naked = requests[0].seed > 0
+        return [picture_of(Label(label.thing, label.scene, "" if naked else label.look)) for label in labels]
+
+    held_out = render_held_out(sprites).values
+    monkeypatch.setattr(scoring, "render_held_out", lambda _: SimpleNamespace(values=held_out[:2]))
+    monkeypatch.setattr(scoring, "caption_of", describe)
+    monkeypatch.setattr(scoring, "draw", draw)
+    monkeypatch.setattr(scoring, "photograph", lambda _, label, rng: picture_of(label))
+    monkeypatch.setattr(scoring, "load_base", lambda _: SimpleNamespace(vae=new_autoencoder(held_out)))
+    score = score_base(tmp_path, ReadingJudge(), sprites, None, seeds=2, sheet=tmp_path / "sheet.png")  # pyright: ignore[reportArgumentType]
+
+    assert score.things == score.scenes == Share(1.0, 1.0, 1.0, 1.0)
+    assert score.looks == Share(0.5, 0.0, 1.0, 1.0)
+    assert score.photo_decibels is None
+    assert 0 < score.decibels < 40
+    assert (score.seeds, score.steps, score.guidance_scale) == (2, 25, 3.0)
+    questions = list(asked.values())
+    assert sum(not label.look for label in questions) == 200
+    assert sum(bool(label.look) for label in questions) == 100
+    assert len({request.seed for request in requests_seen[:600]}) == 600
+    assert Image.open(tmp_path / "sheet.png").size == (20 * 130 - 2, 15 * 130 - 2)
+
+
+def test_every_base_is_asked_the_same_of_things_it_was_taught() -> None:
+    """Named things in all scenes; a colour never before its own colour."""
+    rng = scoring.np.random.default_rng
+    pairs, dressed = scoring.draw_pairs(rng(0), 200), scoring.draw_dressed(rng(0), 100)
+    assert pairs == scoring.draw_pairs(rng(0), 200)
+    assert len(set(pairs)) == 200
+    assert {label.thing for label in (*pairs, *dressed)} <= {thing.name for thing in THINGS}
+    assert {label.scene for label in pairs} == set(SCENES)
+    assert {label.look for label in dressed} == set(LOOKS)
+    assert not any(label.look == "red" and "red" in label.scene for label in scoring.draw_dressed(rng(1), 1000))
+
+
+def test_photos_are_cut_to_their_middle(tmp_path: Path) -> None:
+    """Also in folders of folders; other files are left alone."""
+    photo = Image.new("RGB", (400, 200), "red")
+    photo.paste("blue", (100, 0, 300, 200))
+    (tmp_path / "dog").mkdir()
+    photo.save(tmp_path / "dog" / "1.png")
+    (tmp_path / "notes.txt").write_text("not a photo")
+    photos = load_photos(tmp_path)
+    assert photos.shape == (1, 128, 128, 3)
+    assert (photos[:, :, 2:-2] == torch.tensor([0, 0, 255], dtype=torch.uint8)).all()
+    with pytest.raises(FileNotFoundError, match="no photos"):
+        load_photos(tmp_path / "nothing")
+
+
+def test_a_score_is_kept(tmp_path: Path) -> None:
+    """As JSON, and read again as it was."""
+    save_score(BASE_SCORE, tmp_path / "score.json")
+    assert load_score(tmp_path / "score.json") == BASE_SCORE
+
+
+def test_the_table_shows_figures_spreads_ceilings_and_bars() -> None:
+    """A row for each; photos only where there were any."""
+    rows = table(BASE_SCORE, {"things": 0.7, "seconds": 1.0}).splitlines()
+    assert "| Thing right | 75.0% | 70.0%–80.0% | 95.0% | ≥ 70% |" in rows
+    assert "| Look right | 50.0% | 40.0%–60.0% | 90.0% |  |" in rows
+    assert "| One picture, 25 steps | 0.61 s |  |  | ≤ 1.00 s |" in rows
+    assert any("photos" in row and "21.5 dB" in row for row in rows)
+    assert {row.count("|") for row in rows} == {6}
