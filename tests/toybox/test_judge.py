@@ -62,15 +62,15 @@ def test_it_learns_to_tell_things_and_scenes(sprites: Path, trained: Path) -> No
     assert {THING_NAMES[number] for number in verdict.things.tolist()} <= set(DISCS)
 
 
-def test_features_are_nearest_for_pictures_of_the_same_thing_and_scene(sprites: Path, trained: Path) -> None:
-    """Unit vectors; a picture's own label is among its neighbours."""
+def test_features_are_nearest_for_pictures_of_the_same_thing(sprites: Path, trained: Path) -> None:
+    """Unit vectors; the nearest shows the same thing, wherever it stands."""
     judge = load_judge(trained, SMALL)
     known, asked = take_pictures(sprites, 0), take_pictures(sprites, 1)
     vectors = features(judge, asked.values)
     assert vectors.shape == (24, FEATURES)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(24))
     nearest = (vectors @ features(judge, known.values).T).argmax(1).tolist()
-    same = [known.labels[near] == label for near, label in zip(nearest, asked.labels, strict=True)]
+    same = [known.labels[near].thing == label.thing for near, label in zip(nearest, asked.labels, strict=True)]
     assert np.mean(same) > 0.8
 
 

@@ -30,6 +30,8 @@ LOOK_NAMES: tuple[str, ...] = ("", *LOOKS)
 """The names of the classes, in the order of their numbers. The first look is none."""
 
 FEATURES = 128
+SHARPNESS = 20.0
+"""What cosines are multiplied by to become logits."""
 UNKNOWN = -100
 """The class of what cannot be asked: of two things side by side, which one is meant."""
 
@@ -85,7 +87,12 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A residual network over 32×32, 16×16 and 8×8 maps, one vector of features, and three linear heads."""
+    """A residual network over 32×32, 16×16 and 8×8 maps, pooled to one vector, with a head for each question.
+
+    Scenes and looks are read off that vector. Things are told by the angle between their features, a part of it, and
+    each thing's own direction (NormFace, Wang et al. 2017): so pictures of one thing lie close together whatever it
+    wears and wherever it stands, also of a thing that the judge has not learned.
+    """
 
     def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -103,20 +110,25 @@ class Judge(nn.Module):
             Block(third),
         )
         self.features = nn.Linear(2 * third, FEATURES)
-        self.things = nn.Linear(FEATURES, len(THING_NAMES))
-        self.scenes = nn.Linear(FEATURES, len(SCENE_NAMES))
-        self.looks = nn.Linear(FEATURES, len(LOOK_NAMES))
+        self.things = nn.Linear(FEATURES, len(THING_NAMES), bias=False)
+        self.scenes = nn.Linear(2 * third, len(SCENE_NAMES))
+        self.looks = nn.Linear(2 * third, len(LOOK_NAMES))
 
-    def describe(self, signal: Tensor) -> Tensor:
-        """The features (N, FEATURES) of pictures (N, 3, H, W) in −1…1."""
+    def pool(self, signal: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in −1…1 as one vector each."""
         # weights stay as they are: the optimiser's state comes back from a checkpoint in plain layout
         maps = self.body(signal.contiguous(memory_format=torch.channels_last))
-        return self.features(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+
+    def describe(self, pooled: Tensor) -> Tensor:
+        """What vectors tell of the thing alone: features (N, FEATURES) of length 1, in float32."""
+        return F.normalize(self.features(pooled).float(), dim=1)
 
     def forward(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The logits of things, scenes and looks of pictures (N, 3, H, W) in −1…1."""
-        features = self.describe(signal)
-        return self.things(features), self.scenes(features), self.looks(features)
+        pooled = self.pool(signal)
+        cosines = self.describe(pooled) @ F.normalize(self.things.weight, dim=1).T
+        return SHARPNESS * cosines, self.scenes(pooled), self.looks(pooled)
 
 
 def convolve(inside: int, outside: int, side: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
@@ -218,9 +230,8 @@ def examine(judge: Judge, pictures: Tensor, batch: int = 64) -> Verdict:
 
 @torch.no_grad()
 def features(judge: Judge, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Vectors (N, FEATURES) of length 1 for uint8 pictures (N, H, W, 3): near where pictures show alike."""
-    described = [judge.describe(signal).float().cpu() for signal in to_signals(judge, pictures, batch)]
-    return F.normalize(torch.cat(described), dim=1)
+    """Vectors (N, FEATURES) of length 1 for uint8 pictures (N, H, W, 3): near where things are alike."""
+    return torch.cat([judge.describe(judge.pool(signal)).cpu() for signal in to_signals(judge, pictures, batch)])
 
 
 def to_signals(judge: Judge, pictures: Tensor, batch: int) -> Iterable[Tensor]:
