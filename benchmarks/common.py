@@ -19,12 +19,12 @@ from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, inject_adapter_in
 from torch import nn
 
 from hra_diffusion import attachment, pipeline, registry
+from hra_diffusion.allocator import keep_memory
 from hra_diffusion.families.architectures import SD1, SDXL, Architecture
 from hra_diffusion.files import write_text
 from hra_diffusion.quantised import quantise
 from training import config as configs
 from training import measure
-from training.allocator import keep_memory
 from training.events import Listener
 from training.photos import ingest
 from training.runs import Run

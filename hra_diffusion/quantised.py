@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from hra_diffusion.allocator import give_back
 from hra_diffusion.fingerprint import probe
 
 BLOCK = 64
@@ -91,6 +92,7 @@ def quantise(model: nn.Module, kind: str) -> None:
             layer.register_buffer(name, value)
         layer.kind, layer.full, layer.probe = kind, (weight.shape, weight.dtype), _probe(weight)
         layer.__class__ = _quantised(type(layer))
+    give_back()  # the full weights leave holes between the packed ones
 
 
 def storage(model: nn.Module) -> str:

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hra_diffusion import attachment, pipeline
+from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
 from training import fit, memory, objective, scoring
-from training.allocator import memory_kept
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.allocator import keep_memory
+from hra_diffusion.allocator import keep_memory
 
 T = TypeVar("T")
 ENOUGH = 3

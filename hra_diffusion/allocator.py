@@ -1,4 +1,4 @@
-"""What the C library does with freed memory while a run lasts."""
+"""What the C library does with freed memory: kept while a run lasts, handed back where much of it lies about."""
 
 import contextlib
 import ctypes
@@ -18,8 +18,8 @@ def memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if _set_thresholds(2 * GROWN, GROWN):
-            ctypes.CDLL(None).malloc_trim(0)
+        _set_thresholds(2 * GROWN, GROWN)
+        give_back()
 
 
 def keep_memory() -> None:
@@ -31,10 +31,18 @@ def keep_memory() -> None:
     _set_thresholds(MOST, MOST)
 
 
-def _set_thresholds(trim: int, mmap: int) -> bool:
-    if sys.platform != "linux":
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):  # another C library
-        return False
-    return bool(library.mallopt(M_TRIM_THRESHOLD, trim) and library.mallopt(M_MMAP_THRESHOLD, mmap))
+def give_back() -> None:
+    """Hand what is free to the kernel, holes between what is in use included."""
+    if library := _gnu_library():
+        library.malloc_trim(0)
+
+
+def _set_thresholds(trim: int, mmap: int) -> None:
+    if library := _gnu_library():
+        library.mallopt(M_TRIM_THRESHOLD, trim)
+        library.mallopt(M_MMAP_THRESHOLD, mmap)
+
+
+def _gnu_library() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") else None
