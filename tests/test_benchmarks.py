@@ -25,10 +25,19 @@ def test_every_benchmark_says_how_it_is_used(name, monkeypatch, capsys):
     assert f"python -m benchmarks.{name}" in capsys.readouterr().out
 
 
-def test_growth_in_rank_is_judged_above_the_frozen_unet():
-    """A step that takes 7 times as long at 32 times the rank: more than linear in what the adapter adds."""
-    seconds = {bench_growth.FLOOR: 1.0, ("hra, rank", 4): 1.1, ("hra, rank", 128): 7.4}
-    assert bench_growth.linear({what: [value] * 3 for what, value in seconds.items()}, "hra, rank").verdict == "missed"
+@pytest.mark.parametrize(
+    ("steps", "first", "verdict"),
+    [
+        ((1.1, 1.4, 3.0, 7.4), 4, "missed"),  # 7 times as long at 32 times the rank, but 64 times what 4 adds
+        ((0.99, 1.1, 1.4, 1.7), 16, "met"),  # what rank 4 adds is below the noise
+    ],
+)
+def test_growth_in_rank_is_judged_above_the_frozen_unet(steps, first, verdict):
+    """By what the adapter adds to it, from the least rank that shows."""
+    spent = {("hra, rank", rank): [step] * 3 for rank, step in zip(bench_growth.RANKS, steps, strict=True)}
+    bar = bench_growth.linear({bench_growth.FLOOR: [1.0] * 3, **spent}, "hra, rank")
+    assert bar.verdict == verdict
+    assert bar.what.endswith(f"what {first} adds")
 
 
 def test_without_results_nothing_is_claimed(tmp_path):

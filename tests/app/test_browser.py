@@ -210,6 +210,8 @@ def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
     with serving(output, base_folder) as served:
         there = visit(served.local_url)
         there.locator("#runs button").first.click()
+        there.get_by_role("button", name="To the bin").wait_for()
+        there.wait_for_function("[...document.images].every(image => image.complete)")
         there.get_by_role("button", name="To the bin").click()
         there.wait_for_selector("text=Rex is in the bin, at the foot of the Library")
         there.close()
