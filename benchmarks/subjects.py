@@ -3,7 +3,7 @@
     python -m benchmarks.subjects --sprites DIR --judge FILE [--sheets DIR]
 
 Each of ten subjects is taught from five photos by the Balanced preset, as the product does it, and asked for by its 25
-prompts of the DreamBooth benchmark. The judge (python -m training.toybox judge), which shares nothing with the base,
+prompts of the DreamBooth benchmark. The judge (python -m training.toybox judge), with weights and renders of its own,
 says of every picture
 - whether it shows the subject: of the mean features of every known thing and of all ten subjects, 8 fresh renders each,
   those of this subject are the nearest;

@@ -36,9 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
     stages.add_parser("encode", help="turn pictures into latents")
     add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
-    judge = stages.add_parser(
-        "judge", help="train the judge, a classifier that scores the base and shares nothing with it"
-    )
+    judge = stages.add_parser("judge", help="train the judge, a classifier of its own that scores the base")
     add_sprites(judge)
     judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
     add_budget(judge, MINUTES["judge"])

@@ -13,7 +13,7 @@ OPENINGS = ("a photo of ", "a picture of ", "")
 NOUN_SHARE = 0.3
 RARE_SHARE = 0.1
 EMPTY_SHARE = 0.1
-PLACELESS_SHARE = {"": 0.1, "look": 0.5}
+PLACELESS_SHARE, PLACELESS_LOOK_SHARE = 0.1, 0.5
 """How many captions leave the scene unsaid: of a thing as it is, and of one in a look, as the benchmark's do."""
 
 BESIDE = "next to"
@@ -23,11 +23,6 @@ WORDS = [*(thing.name for thing in (*THINGS, *HELD_OUT)), *dict.fromkeys(NOUNS.v
 """Every name and class noun that a caption may hold."""
 
 _UNNAMED = {thing.name for thing in STRANGERS}
-
-
-def subject_phrase(noun: str, trigger: str) -> str:
-    """How a prompt names a subject, as in the benchmark: "a sks toy"."""
-    return f"a {trigger} {noun}"
 
 
 def caption_of(label: Label, opening: str = "a photo of ") -> str:
@@ -56,5 +51,5 @@ def draw_caption(label: Label, rng: Rng) -> str:
     words = NOUNS[label.thing] if unnamed else label.thing
     if rng.random() < RARE_SHARE:
         words = f"{rng.choice(RARE_TOKENS)} {words}"
-    placeless = rng.random() < PLACELESS_SHARE["look" if label.look else ""]
+    placeless = rng.random() < (PLACELESS_LOOK_SHARE if label.look else PLACELESS_SHARE)
     return rng.choice(OPENINGS) + phrase(words, label.look, "" if placeless else label.scene, label.beside)

@@ -72,8 +72,8 @@ Scenes and weights were made for this project and are under its licence.
 """
 
 SCORED = """\
-A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, trained on other renders and
-sharing nothing with the generator. {pairs} pairs of a thing and a scene, {dressed} of a thing and a look, {seeds} seeds
+A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, with weights
+and renders of its own. {pairs} pairs of a thing and a scene, {dressed} of a thing and a look, {seeds} seeds
 each, {steps} steps, guidance scale {guidance:g}; "renders" is what it says of true pictures of the same.
 """
 

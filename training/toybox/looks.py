@@ -213,7 +213,10 @@ def tint(colour: Colour) -> Wear:
     return wear
 
 
-for _name in ("red", "purple", "blue", "green", "yellow"):
+COLOURED = ("red", "purple", "blue", "green", "yellow")
+"""The looks that are colours."""
+
+for _name in COLOURED:
     look(_name, before=True)(tint(COLOURS[_name]))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
-from training.toybox.looks import LOOKS, find_look
+from training.toybox.looks import COLOURED, LOOKS, find_look
 from training.toybox.scenes import SCENES, SIZE, Backdrop, Rng, Scene
 from training.toybox.sprites import load_sprite, recolour
 
@@ -28,9 +28,6 @@ BESIDE_LOOK_SHARE = 0.5
 FLIP_SHARE = 0.3
 STRANGER_HUES = 0.5
 """How many strangers are drawn in colours of chance."""
-
-COLOURED = ("red", "purple", "blue", "green", "yellow")
-"""The looks that are colours."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +156,15 @@ STRANGERS: tuple[Thing, ...] = tuple(
 )
 """Other things of the same class nouns; their names stand in labels, never in captions."""
 
+_BY_NAME = {thing.name: thing for thing in (*THINGS, *HELD_OUT, *STRANGERS)}
+
 
 def find_thing(name: str) -> Thing:
     """The thing called `name`, held out or not; raises ValueError listing the names there are."""
-    things = {thing.name: thing for thing in (*THINGS, *HELD_OUT)}
-    known = things | {thing.name: thing for thing in STRANGERS}
-    if name not in known:
-        raise ValueError(f"there is no thing called {name!r}; there are: {', '.join(sorted(things))}")
-    return known[name]
+    if name not in _BY_NAME:
+        names = sorted(thing.name for thing in (*THINGS, *HELD_OUT))
+        raise ValueError(f"there is no thing called {name!r}; there are: {', '.join(names)}")
+    return _BY_NAME[name]
 
 
 def find_scene(phrase: str) -> Scene:
@@ -184,8 +182,8 @@ def photograph(folder: Path, label: Label, seed: int | Rng) -> Image.Image:
     rng = np.random.default_rng(seed)
     thing = find_thing(label.thing)
     sprite = load_sprite(folder, thing.code)
-    if thing in STRANGERS:
-        sprite = recolour(sprite, rng.uniform(0, 1) if rng.random() < STRANGER_HUES else 0.0)
+    if thing in STRANGERS and rng.random() < STRANGER_HUES:
+        sprite = recolour(sprite, rng.uniform(0, 1))
     company = [dress(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
     return render([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
 
