@@ -14,12 +14,12 @@ from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
 from training.toybox.base import BaseRecipe, new_scheduler, timestep_odds
 from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
-from training.toybox.loop import Budget
+from training.toybox.loop import Budget, Progress
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
 from training.toybox.scenes import SCENES
-from training.toybox.shards import Shard, render_shard
-from training.toybox.world import THINGS, Label
+from training.toybox.shards import Shard, render_shard, save_shard
+from training.toybox.world import THINGS, UNSEEN, Label
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
@@ -57,6 +57,31 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
     assert Clip(tmp_path / "model-clip").texts(["a fox"]).shape == (1, 128)
+
+
+def test_what_the_base_is_scored_on_is_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the CLIP pair nor the UNet sees a thing in a scene of an unseen pair, alone or beside another."""
+    thing, scene = min(UNSEEN)
+    elsewhere = next(phrase for phrase in SCENES if not {(thing, phrase), ("fox", phrase)} & UNSEEN)
+    here = next(other.name for other in THINGS if (other.name, scene) not in UNSEEN)
+    allowed, company = Label(thing, elsewhere), Label("fox", elsewhere, beside=thing)
+    labels = [
+        Label(thing, scene),
+        allowed,
+        Label(here, scene, beside=f"red {thing}"),
+        company,
+        Label(thing, scene, "wet"),
+    ]
+    workshop, seen = Workshop(tmp_path, torch.device("cpu")), []
+    for folder in (workshop.renders, workshop.latents):
+        save_shard(Shard(torch.arange(5), labels), folder / "00000.safetensors")
+    for name in ("train_clip", "train_base"):
+        monkeypatch.setattr(f"training.toybox.recipe.{name}", lambda shard, *_: seen.append(shard) or Progress())
+    monkeypatch.setattr("training.toybox.recipe.load_clip", lambda *_: None)
+    workshop.make_clip(Budget(steps=1))
+    workshop.make_base(Budget(steps=1))
+    assert [shard.labels for shard in seen] == [[allowed, company]] * 2
+    assert [shard.values.tolist() for shard in seen] == [[1, 3]] * 2
 
 
 def test_a_clip_batch_is_told_apart_by_its_things() -> None:

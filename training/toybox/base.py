@@ -32,8 +32,8 @@ class BaseRecipe:
     """How wide the UNet is at its three levels, and how the base is trained."""
 
     channels: tuple[int, int, int] = (96, 160, 224)
-    batch: int = 32
-    learning_rate: float = 1e-3
+    batch: int = 64
+    learning_rate: float = 1.2e-3
     ema_decay: float = 0.998
     snr_ceiling: float = 5.0
     seed: int = 0

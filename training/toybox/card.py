@@ -9,9 +9,9 @@ from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
 from training.toybox.looks import LOOKS
 from training.toybox.loop import Progress
 from training.toybox.scenes import SCENES
-from training.toybox.score import DRESSED, PAIRS, Score, table
+from training.toybox.score import DRESSED, Score, table
 from training.toybox.sprites import PACKAGE
-from training.toybox.world import HELD_OUT, STRANGERS, THINGS, Thing
+from training.toybox.world import HELD_OUT, STRANGERS, THINGS, UNSEEN, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
@@ -56,8 +56,8 @@ which mean nothing and are free to name a subject.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, timesteps drawn by min-SNR weight, AdamW,
-  batch 32, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears the
-  whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
+  batches of 64, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
+  the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}
 
 ## Limits
@@ -72,9 +72,9 @@ Scenes and weights were made for this project and are under its licence.
 """
 
 SCORED = """\
-A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, with weights
-and renders of its own. {pairs} pairs of a thing and a scene, {dressed} of a thing and a look, {seeds} seeds
-each, {steps} steps, guidance scale {guidance:g}; "renders" is what it says of true pictures of the same.
+A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, with weights and renders of
+its own. {pairs} pairs of a thing and a scene that the base was never shown together, {dressed} of a thing and a look,
+{seeds} seeds each, {steps} steps, guidance scale {guidance:g}; "renders" is what it says of true pictures of the same.
 """
 
 
@@ -118,8 +118,8 @@ def describe(score: Score | None) -> str:
     if score is None:
         return "Not scored."
     about = SCORED.format(
-        classes=len(THING_NAMES), scenes=len(SCENE_NAMES), looks=len(LOOK_NAMES) - 1, pairs=PAIRS, dressed=DRESSED,
-        seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
+        classes=len(THING_NAMES), scenes=len(SCENE_NAMES), looks=len(LOOK_NAMES) - 1, pairs=len(UNSEEN),
+        dressed=DRESSED, seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
     )  # fmt: skip
     return f"{about}\n{table(score)}"
 

@@ -29,6 +29,7 @@ from training.toybox.shards import (
     render_missing,
     render_shard,
     save_shard,
+    without_unseen,
 )
 from training.toybox.tokenizer import train_tokenizer
 from training.toybox.world import fingerprint
@@ -102,14 +103,14 @@ class Workshop:
 
     def make_clip(self, budget: Budget) -> None:
         """Train the CLIP pair on the pictures there are; its text tower is the base's text encoder."""
-        pictures = load_shards(self.renders)
+        pictures = without_unseen(load_shards(self.renders))
         train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe, self.ancestor)
 
     def make_base(self, budget: Budget) -> None:
         """Train the UNet on the latents there are, under the CLIP pair's text tower."""
         checkpoint, tokenizer = self.folder / "base.safetensors", train_tokenizer()
         clip = load_clip(self._clip, tokenizer)
-        latents = load_shards(self.latents)
+        latents = without_unseen(load_shards(self.latents))
         progress = train_base(
             latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip, self.ancestor
         )

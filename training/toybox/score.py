@@ -28,11 +28,10 @@ from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
 from training.toybox.shards import render_held_out
 from training.toybox.sheet import contact_sheet
-from training.toybox.world import PICTURE_SIZE, THINGS, Label, photograph
+from training.toybox.world import PICTURE_SIZE, THINGS, UNSEEN, Label, photograph
 
 SCORE_SEED = 20_27
 STEPS = 25
-PAIRS = 200
 DRESSED = 100
 BATCH = 16
 SHEET_COLUMNS = 20
@@ -82,13 +81,13 @@ def score_base(
     pipe = load_base(str(model))
     settings = Settings(steps=STEPS, guidance_scale=guidance_scale)
     rng = np.random.default_rng(SCORE_SEED)
-    pairs, dressed = draw_pairs(rng, PAIRS), draw_dressed(rng, DRESSED)
+    pairs, dressed = [Label(*pair) for pair in sorted(UNSEEN)], draw_dressed(rng, DRESSED)
     drawn = [paint(pipe, settings, [*pairs, *dressed], seed) for seed in range(seeds)]
     rendered = [render_labels(sprites, [*pairs, *dressed], seed) for seed in range(seeds)]
     if sheet is not None:
         contact_sheet(drawn[0], SHEET_COLUMNS).save(sheet)
-    things, scenes, _ = compare(judge, pairs, *([part[:PAIRS] for part in parts] for parts in (drawn, rendered)))
-    _, _, looks = compare(judge, dressed, *([part[PAIRS:] for part in parts] for parts in (drawn, rendered)))
+    things, scenes, _ = compare(judge, pairs, *([part[: len(pairs)] for part in parts] for parts in (drawn, rendered)))
+    _, _, looks = compare(judge, dressed, *([part[len(pairs) :] for part in parts] for parts in (drawn, rendered)))
     return Score(
         things=things,
         scenes=scenes,
@@ -100,13 +99,6 @@ def score_base(
         steps=STEPS,
         seeds=seeds,
     )
-
-
-def draw_pairs(rng: Rng, count: int) -> list[Label]:
-    """`count` different pairs of a named thing and a scene."""
-    phrases = list(SCENES)
-    pairs = rng.choice(len(THINGS) * len(phrases), count, replace=False)
-    return [Label(THINGS[pair // len(phrases)].name, phrases[pair % len(phrases)]) for pair in pairs.tolist()]
 
 
 def draw_dressed(rng: Rng, count: int) -> list[Label]:

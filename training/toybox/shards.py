@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hra_diffusion.files import atomic_path
 from training.toybox.scenes import SCENES
-from training.toybox.world import HELD_OUT, Label, draw_labels, photograph
+from training.toybox.world import HELD_OUT, Label, draw_labels, is_unseen, photograph
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
@@ -62,6 +62,12 @@ def load_shards(folder: Path, limit: int | None = None) -> Shard:
     if not shards:
         raise FileNotFoundError(f"no shards in {folder}: make them with the stages `render` and then `encode`")
     return Shard(torch.cat([shard.values for shard in shards]), [label for shard in shards for label in shard.labels])
+
+
+def without_unseen(shard: Shard) -> Shard:
+    """The shard without the pictures that the base may not learn from."""
+    kept = [index for index, label in enumerate(shard.labels) if not is_unseen(label)]
+    return Shard(shard.values[kept], [shard.labels[index] for index in kept])
 
 
 def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:

@@ -280,6 +280,23 @@ def fingerprint() -> str:
     return hashlib.sha256(world.encode()).hexdigest()
 
 
+def draw_unseen(seed: int = 20_27, count: int = 200) -> frozenset[tuple[str, str]]:
+    """`count` pairs of a named thing and a scene, by name and phrase, drawn from all there are."""
+    phrases = list(SCENES)
+    pairs = np.random.default_rng(seed).choice(len(THINGS) * len(phrases), count, replace=False)
+    return frozenset((THINGS[pair // len(phrases)].name, phrases[pair % len(phrases)]) for pair in pairs.tolist())
+
+
+UNSEEN = draw_unseen()
+"""What the base is asked for and never shown: its training leaves out every picture of these things in these scenes."""
+
+
+def is_unseen(label: Label) -> bool:
+    """Whether a picture shows a thing in a scene that are an UNSEEN pair."""
+    shown = [label.thing, *(thing.name for thing, _ in read_beside(label.beside))]
+    return any((name, label.scene) in UNSEEN for name in shown)
+
+
 def draw_labels(rng: Rng, count: int) -> list[Label]:
     """`count` random labels for training: things evenly, scenes by their weights, nothing held out."""
     return [draw_label(rng) for _ in range(count)]
