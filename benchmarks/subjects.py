@@ -43,7 +43,7 @@ from training.measure import machine, markdown
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
-from training.toybox.score import stack
+from training.toybox.shards import stack
 from training.toybox.sheet import contact_sheet
 from training.toybox.subjects import (
     SUBJECTS,

@@ -26,7 +26,7 @@ from training.toybox.judge import (
     train_judge,
 )
 from training.toybox.loop import Budget
-from training.toybox.shards import Shard, load_shards
+from training.toybox.shards import Shard, load_shards, stack
 from training.toybox.world import THINGS, Label, photograph
 
 SMALL = JudgeRecipe(channels=(8, 16, 32), batch=24)
@@ -39,8 +39,7 @@ def take_pictures(sprites: Path, seed: int) -> Shard:
     """Every disc in every scene, four times."""
     labels = [Label(name, scene) for name in DISCS for scene in SCENES for _ in range(4)]
     rng = np.random.default_rng(seed)
-    pictures = np.stack([np.asarray(photograph(sprites, label, rng)) for label in labels])
-    return Shard(torch.from_numpy(pictures), labels)
+    return Shard(stack([photograph(sprites, label, rng) for label in labels]), labels)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ def test_looks_are_called_what_the_benchmark_calls_them() -> None:
     for phrase, look in LOOKS.items():
         assert look.phrase == phrase
         assert look.before == (not phrase.startswith(("wearing ", "in a ")))
-        assert look.worn == (not look.before)
 
 
 @pytest.mark.parametrize("phrase", LOOKS)

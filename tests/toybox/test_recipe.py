@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, new_scheduler, timestep_odds
+from training.toybox.base import BaseRecipe, new_scheduler
 from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
 from training.toybox.loop import Budget, Progress
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
@@ -151,13 +151,9 @@ def test_training_the_decoder_helps_and_leaves_latents_alone(
     assert encode(after, pictures).equal(encode(before, pictures))
 
 
-def test_the_noise_schedule_ends_in_noise_and_draws_clean_pictures_less() -> None:
-    """No signal at the last step; full odds where SNR is below the ceiling."""
-    scheduler = new_scheduler()
-    schedule, odds = scheduler.alphas_cumprod, timestep_odds(scheduler, 5.0)
-    assert schedule[-1] < 1e-6
-    assert odds[schedule < 5 / 6].min() > 0.999
-    assert odds[0] < 0.01
+def test_the_noise_schedule_ends_in_pure_noise() -> None:
+    """Or flat backgrounds would come out in a colour between all."""
+    assert new_scheduler().alphas_cumprod[-1] < 1e-6
 
 
 def test_writing_whole_replaces_a_folder_and_survives_a_crash(tmp_path: Path) -> None:

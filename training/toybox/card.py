@@ -55,7 +55,7 @@ which mean nothing and are free to name a subject.
 - Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
-- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, timesteps drawn by min-SNR weight, AdamW,
+- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, timesteps drawn evenly, AdamW,
   batches of 64, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
   the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}

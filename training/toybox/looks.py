@@ -28,11 +28,6 @@ class Look:
     before: bool
     wear: Callable[[Image.Image, Rng], Image.Image]
 
-    @property
-    def worn(self) -> bool:
-        """Whether it is something put on, rather than what the thing itself is like."""
-        return not self.before
-
 
 LOOKS: dict[str, Look] = {}
 
@@ -442,7 +437,7 @@ class Garment:
         stamp(self.canvas, colour, shape, self.cloth)
 
 
-def dress(sprite: Image.Image, colour: Colour) -> Garment:
+def clothe(sprite: Image.Image, colour: Colour) -> Garment:
     """Clothe the sprite's lower part: the cloth has a round neckline and a little more breadth than the body."""
     size = max(sprite.size)
     margin = round(0.08 * size)
@@ -482,7 +477,7 @@ def collar(garment: Garment, colour: Colour) -> None:
 def yellow_shirt(sprite: Image.Image, rng: Rng) -> Image.Image:
     """A bright yellow shirt with a collar, a button band and a pocket."""
     yellow = jitter(rng, (255, 212, 30), 8)
-    garment = dress(sprite, yellow)
+    garment = clothe(sprite, yellow)
     garment.add((226, 164, 10), block(*garment.place(-0.09, 0.3), *garment.place(0.09, 1)))
     buttons(garment, (255, 255, 255))
     collar(garment, (255, 240, 130))
@@ -493,7 +488,7 @@ def yellow_shirt(sprite: Image.Image, rng: Rng) -> Image.Image:
 @look("in a chef outfit")
 def chef(sprite: Image.Image, rng: Rng) -> Image.Image:
     """A white jacket with two rows of buttons and a red neckerchief, and a tall puffed hat."""
-    garment = dress(sprite, jitter(rng, (248, 248, 250), 4))
+    garment = clothe(sprite, jitter(rng, (248, 248, 250), 4))
     for across in (-0.32, 0.32):
         buttons(garment, (60, 62, 76), across)
     garment.add((222, 44, 48), polygon(*(garment.place(a, d) for a, d in ((-0.50, 0.16), (0.50, 0.16), (0, 0.66)))))
@@ -509,7 +504,7 @@ def chef(sprite: Image.Image, rng: Rng) -> Image.Image:
 @look("in a firefighter outfit")
 def firefighter(sprite: Image.Image, rng: Rng) -> Image.Image:
     """A dark coat with luminous yellow stripes, and a red helmet with a golden shield."""
-    garment = dress(sprite, jitter(rng, (62, 58, 66), 8))
+    garment = clothe(sprite, jitter(rng, (62, 58, 66), 8))
     for down in (0.50, 0.78):
         left, top = garment.place(-2, down)
         right, foot = garment.place(2, down + 0.15)
@@ -530,7 +525,7 @@ def firefighter(sprite: Image.Image, rng: Rng) -> Image.Image:
 def police(sprite: Image.Image, rng: Rng) -> Image.Image:
     """A dark blue shirt with a black tie and a golden star, and a peaked cap."""
     blue = jitter(rng, (36, 66, 158), 8)
-    garment = dress(sprite, blue)
+    garment = clothe(sprite, blue)
     corners = ((-0.08, 0.30), (0.08, 0.30), (0.13, 0.86), (0, 1), (-0.13, 0.86))
     garment.add((24, 24, 34), polygon(*(garment.place(a, d) for a, d in corners)))
     collar(garment, (70, 112, 214))
@@ -548,7 +543,7 @@ def police(sprite: Image.Image, rng: Rng) -> Image.Image:
 def wizard(sprite: Image.Image, rng: Rng) -> Image.Image:
     """A purple robe strewn with golden stars, and a pointed hat to match."""
     purple, gold = jitter(rng, (122, 44, 190), 10), (255, 214, 70)
-    garment = dress(sprite, purple)
+    garment = clothe(sprite, purple)
     for across, down in ((-0.62, 0.42), (0.60, 0.46), (-0.24, 0.66), (0.24, 0.82), (-0.62, 0.88), (0.74, 0.88)):
         garment.add(gold, polygon(*star(*garment.place(across, down), 0.07 * garment.size)))
     hat = tile()

@@ -12,7 +12,6 @@ from statistics import mean, median
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -26,7 +25,7 @@ from training.toybox.captions import caption_of
 from training.toybox.judge import Judge, examine, number_labels, share_right
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
-from training.toybox.shards import render_held_out
+from training.toybox.shards import render_held_out, stack
 from training.toybox.sheet import contact_sheet
 from training.toybox.world import PICTURE_SIZE, THINGS, UNSEEN, Label, photograph
 
@@ -146,11 +145,6 @@ def shares_right(judge: Judge, labels: Sequence[Label], pictures: Sequence[Image
         share_right(verdict.scenes, scenes),
         share_right(verdict.looks, looks),
     )
-
-
-def stack(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as uint8 (N, H, W, 3)."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
 
 def load_photos(folder: Path) -> Tensor:

@@ -6,7 +6,7 @@ it; captions are drawn anew at every use.
 
 import json
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +33,11 @@ class Shard:
 
     values: Tensor
     labels: list[Label]
+
+
+def stack(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as uint8 (N, H, W, 3)."""
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -74,15 +80,13 @@ def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
     """Draw shard `index` with the sprites in a folder: `size` pictures."""
     rng = np.random.default_rng((WORLD_SEED, index))
     labels = draw_labels(rng, size)
-    pictures = np.stack([np.asarray(photograph(sprites, label, rng)) for label in labels])
-    return Shard(torch.from_numpy(pictures), labels)
+    return Shard(stack([photograph(sprites, label, rng) for label in labels]), labels)
 
 
 def render_held_out(sprites: Path) -> Shard:
     """One picture of every held-out thing in every fourth scene: what no training has seen."""
     labels = [Label(thing.name, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
-    pictures = [np.asarray(photograph(sprites, label, seed)) for seed, label in enumerate(labels)]
-    return Shard(torch.from_numpy(np.stack(pictures)), labels)
+    return Shard(stack([photograph(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
 
 
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:
