@@ -78,8 +78,8 @@ class Workshop:
         """
         self._check_world()
         render_missing(sprites, self.renders, range(count), self.shard_size)
-        if not self._unseen.exists():
-            save_shard(render_held_out(sprites), self._unseen)
+        if not self._held_out.exists():
+            save_shard(render_held_out(sprites), self._held_out)
 
     def make_encoder(self) -> None:
         """Fit the autoencoder's encoder to the first shards, its decoder untrained; or take the ancestor's whole.
@@ -131,7 +131,7 @@ class Workshop:
         figures = Figures(
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
-            decibels=measure(vae, load_shard(self._unseen).values),
+            decibels=measure(vae, load_shard(self._held_out).values),
             score=load_score(self._score) if self._score.exists() else None,
             history=self._history.read_text().strip() if self._history.exists() else "",
             parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
@@ -176,7 +176,7 @@ class Workshop:
         return AutoencoderKL.from_pretrained(self.folder / "vae").to(self.device)  # pyright: ignore[reportArgumentType]
 
     @property
-    def _unseen(self) -> Path:
+    def _held_out(self) -> Path:
         return self.folder / "held_out.safetensors"
 
     @property

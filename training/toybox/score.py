@@ -27,7 +27,7 @@ from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
 from training.toybox.shards import render_held_out, stack
 from training.toybox.sheet import contact_sheet
-from training.toybox.world import PICTURE_SIZE, THINGS, UNSEEN, Label, photograph
+from training.toybox.world import PICTURE_SIZE, UNSEEN, Label, draw_pairs, photograph
 
 SCORE_SEED = 20_27
 STEPS = 25
@@ -102,10 +102,8 @@ def score_base(
 
 def draw_dressed(rng: Rng, count: int) -> list[Label]:
     """`count` different pairs of a named thing and a look, before plain backdrops of another colour than the look's."""
-    looks = list(LOOKS)
-    pairs = rng.choice(len(THINGS) * len(looks), count, replace=False)
     labels = []
-    for thing, look in ((THINGS[pair // len(looks)].name, looks[pair % len(looks)]) for pair in pairs.tolist()):
+    for thing, look in draw_pairs(rng, LOOKS, count):
         scenes = [phrase for phrase in PLAIN_SCENES if not set(phrase.split()[2:-1]) & set(look.split())]
         labels.append(Label(thing, scenes[rng.integers(len(scenes))], look=look))
     return labels

@@ -7,8 +7,9 @@ named by their class noun alone: so a class noun stands for many outlines, and a
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -280,14 +281,13 @@ def fingerprint() -> str:
     return hashlib.sha256(world.encode()).hexdigest()
 
 
-def draw_unseen(seed: int = 20_27, count: int = 200) -> frozenset[tuple[str, str]]:
-    """`count` pairs of a named thing and a scene, by name and phrase, drawn from all there are."""
-    phrases = list(SCENES)
-    pairs = np.random.default_rng(seed).choice(len(THINGS) * len(phrases), count, replace=False)
-    return frozenset((THINGS[pair // len(phrases)].name, phrases[pair % len(phrases)]) for pair in pairs.tolist())
+def draw_pairs(rng: Rng, phrases: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """`count` different pairs of a thing's name and one of the phrases (of scenes, or of looks)."""
+    pairs = list(product((thing.name for thing in THINGS), phrases))
+    return [pairs[index] for index in rng.choice(len(pairs), count, replace=False).tolist()]
 
 
-UNSEEN = draw_unseen()
+UNSEEN = frozenset(draw_pairs(np.random.default_rng(20_27), SCENES, 200))
 """What the base is asked for and never shown: its training leaves out every picture of these things in these scenes."""
 
 
