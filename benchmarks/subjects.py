@@ -70,11 +70,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a subject (by name), a method, a seed."""
+    """One run: a subject (by name), a method, a seed; and what differs from the Balanced preset, as JSON."""
 
     subject: str
     method: str
     seed: int
+    changes: str = "{}"
+
+    @classmethod
+    def of(cls, row: Row) -> "Case":
+        """The case of a finished run."""
+        return cls(row["subject"], row["method"], row["seed"], row["changes"])
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ class Bench:
             pictures = draw_prompts(pipe, subject, case.seed, ((ADAPTER, 1.0),))
         if self.sheets:
             self.sheets.mkdir(parents=True, exist_ok=True)
-            place = self.sheets / f"{case.subject} {case.method} {case.seed}.png"
+            changed = "".join(f" {key} {value}" for key, value in json.loads(case.changes).items())
+            place = self.sheets / f"{case.subject} {case.method} {case.seed}{changed}.png"
             contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
         return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
 
@@ -129,7 +136,7 @@ class Bench:
             save_photos(photos, folder / "photos")
             config = configs.parse(
                 {"name": ADAPTER, "photos": [folder / "photos"], "class_noun": subject.noun, "trigger": TRIGGER,
-                 "method": case.method, "seed": case.seed, "device": self.device}
+                 "method": case.method, "seed": case.seed, "device": self.device} | json.loads(case.changes)
             )  # fmt: skip
             start = time.perf_counter()
             pipe = load_base(self.base, self.device)
@@ -150,27 +157,36 @@ class Bench:
 def main() -> None:
     """Run what is not yet there, and tell."""
     methods = [CEILING, BASE, *registry.names()]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
-    parser.add_argument("--judge", type=Path, required=True, help="the judge's checkpoint")
-    parser.add_argument("--base", default=pipeline.TOYBOX, help="toybox, or a folder with another in its place")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = make_parser(__doc__, RESULTS / "subjects.json")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--output", type=Path, default=RESULTS / "subjects.json", help="grows run by run; .md beside it"
-    )
-    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet a run: photos above, pictures below")
     given = parser.parse_args()
-    judge = load_judge(given.judge)
-    facts = {"base": fingerprint(given.base), "judge": fingerprint(given.judge), "device": given.device}
-    references = make_references(given.sprites, judge)
-    bench = Bench(given.base, given.device, given.sprites, given.sheets, judge, references)
+    facts, bench = set_up(given)
     cases = [Case(*case) for seed in given.seeds for case in product(given.subjects, given.methods, [seed])]
     said = report(run_missing(given.output, facts, cases, bench.measure), given.device)
     write_text(given.output.with_suffix(".md"), said)
     print(said)
+
+
+def make_parser(description: str | None, output: Path) -> argparse.ArgumentParser:
+    """What every benchmark of teaching subjects is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
+    parser.add_argument("--judge", type=Path, required=True, help="the judge's checkpoint")
+    parser.add_argument("--base", default=pipeline.TOYBOX, help="toybox, or a folder with another in its place")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=output, help="grows run by run; .md beside it")
+    parser.add_argument("--sheets", type=Path, help="folder for a contact sheet a run: photos above, pictures below")
+    return parser
+
+
+def set_up(given: argparse.Namespace) -> tuple[dict[str, str], Bench]:
+    """What results must not be mixed across, and what to measure with."""
+    judge = load_judge(given.judge)
+    facts = {"base": fingerprint(given.base), "judge": fingerprint(given.judge), "device": given.device}
+    references = make_references(given.sprites, judge)
+    return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references)
 
 
 def run_missing(
@@ -186,7 +202,7 @@ def run_missing(
         rows = kept["rows"]
         if other := [what for what, value in facts.items() if kept[what] != value]:
             raise ValueError(f"{output} was measured with another {', '.join(other)}: choose another --output")
-    done = {Case(row["subject"], row["method"], row["seed"]) for row in rows}
+    done = {Case.of(row) for row in rows}
     for case in cases:
         if case in done:
             continue

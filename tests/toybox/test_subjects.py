@@ -3,12 +3,14 @@
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import subjects as benchmark
+from benchmarks import sweep
 from benchmarks.subjects import Case, References, photo_seed, render_prompts, report, run_missing, shares
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES
@@ -90,9 +92,7 @@ def row(case: Case, shown: int, placed: int, dressed: int, seconds: float | None
     """A finished run with so many right pictures; an object's prompts name 20 scenes, then 5 looks."""
     prompts = OBJECT_PROMPTS
     return {
-        "subject": case.subject,
-        "method": case.method,
-        "seed": case.seed,
+        **asdict(case),
         "seconds": seconds,
         "nearest": [case.subject] * shown + ["fox"] * (25 - shown),
         "seen": [
@@ -162,6 +162,19 @@ def test_results_of_two_bases_are_not_mixed(tmp_path: Path) -> None:
 def test_photos_of_two_subjects_are_taken_in_scenes_of_their_own() -> None:
     """By a seed each."""
     assert len({photo_seed(subject) for subject in SUBJECTS.values()}) == len(SUBJECTS)
+
+
+def test_the_sweep_keeps_what_shows_the_subject_most_while_scenes_stay() -> None:
+    """Or keeps scenes best, where no rate keeps them well enough."""
+    low, middle, high = sweep.rates("lora")
+
+    def swept(placed: dict[float, int]) -> list[dict]:
+        shown = {low: 10, middle: 15, high: 20}
+        cases = [(rate, sweep.change("lora", name, learning_rate=rate)) for rate in placed for name in sweep.TRIED]
+        return [row(case, shown[rate], placed[rate], 0) for rate, case in cases]
+
+    assert sweep.best_rate(swept({low: 20, middle: 18, high: 12}), "lora") == middle
+    assert sweep.best_rate(swept({low: 14, middle: 12, high: 10}), "lora") == low
 
 
 def test_it_says_how_it_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
