@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     sheet = stages.add_parser("sheet", help="draw prompts with a pipeline folder, to look at")
     sheet.add_argument("model", type=Path)
     sheet.add_argument("--guidance", type=float, default=3.0)
+    sheet.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_output(sheet, "sheet.png")
     subject = stages.add_parser("subject", help="photograph a held-out thing, as training photos")
     subject.add_argument("name")
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         case "all":
             workshop.make_everything(chosen.sprites, chosen.shards, chosen.output)
         case "sheet":
-            sample_sheet(chosen.model, chosen.guidance).save(chosen.output)
+            sample_sheet(chosen.model, chosen.guidance, chosen.seeds).save(chosen.output)
         case "subject":
             save_photos(take_photos(chosen.sprites, chosen.name, chosen.count, chosen.seed, chosen.hue), chosen.output)
 

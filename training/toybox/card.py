@@ -141,5 +141,7 @@ def names(things: tuple[Thing, ...]) -> str:
 
 
 def in_words(progress: Progress) -> str:
-    """How far a training came."""
+    """How far a training came, unless there was none."""
+    if not progress.pictures:
+        return "as it was inherited"
     return f"{progress.pictures:,} pictures in {progress.step:,} steps and {progress.seconds / 60:.0f} minutes"

@@ -19,12 +19,13 @@ PROMPTS = (
     "a photo of a sailboat floating on top of water",
     "a photo of a cactus on the beach",
     "a photo of a tractor with a mountain in the background",
-    "a photo of a rose on a cobblestone street",
-    "a photo of an elephant with a blue house in the background",
-    "a photo of a banana on top of green grass with sunflowers around it",
-    "a photo of a toy in the snow",
-    "a photo of an animal on an orange background",
+    "a photo of a duck floating in an ocean of milk",
+    "a photo of a bear wearing a santa hat in the snow",
+    "a photo of a cat in a police outfit",
+    "a photo of a purple elephant with a blue house in the background",
+    "a photo of a fox next to a red apple",
 )
+COLUMNS = 8
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
@@ -38,7 +39,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -
 
 
 def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2)) -> Image.Image:
-    """Every prompt of PROMPTS drawn by the pipeline folder `model`: a column for each prompt, a row for each seed."""
+    """Every prompt of PROMPTS drawn by the pipeline folder `model`, COLUMNS to a row; seed after seed."""
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
@@ -47,4 +48,4 @@ def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2))
         prompts = list(PROMPTS)
         drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=guidance, generator=noise, return_dict=False)  # type: ignore
         pictures += drawn[0]
-    return contact_sheet(pictures, columns=len(PROMPTS))
+    return contact_sheet(pictures, columns=COLUMNS)
