@@ -278,9 +278,10 @@ class Events:
 def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
     """Wire the tab."""
     events, overview = Events(house), [parts.cards, parts.bin]
-    tab.select(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
-    page.load(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
-    parts.search.change(events.refresh, [parts.search, parts.chosen], overview, **QUIET)
+    gr.on(
+        [tab.select, page.load, parts.search.change], events.refresh, [parts.search, parts.chosen], overview,
+        trigger_mode="always_last", **QUIET,
+    )  # fmt: skip
     parts.cards.click(
         events.choose, parts.search,
         [parts.chosen, parts.panel, parts.about, parts.name, parts.places, parts.cards], **QUIET,

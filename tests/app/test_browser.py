@@ -187,7 +187,6 @@ def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
 def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit):
     there = visit(taught_page.local_url)
     go(there, "Library")
-    there.wait_for_selector(".card")
     fill(there, "#search", "no such thing")
     there.wait_for_selector("text=Nothing here matches")
     fill(there, "#search", "rex")
