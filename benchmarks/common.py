@@ -109,7 +109,7 @@ def publish(report: Report, given: argparse.Namespace) -> None:
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     made_by = {"commit": made} if (made := commit()) else {}
     facts = {"command": command, **made_by, "machine": here, **dataclasses.asdict(report)}
-    print(f"{command}\n{', '.join(f'{key} {value}' for key, value in here.items())}\n{report.conditions}\n")
+    print(f"{command}\n{measure.in_words(here)}\n{report.conditions}\n")
     print(measure.markdown(report.columns, report.rows))
     print("\n".join(["", *map(str, report.bars), *report.notes]))
     place = given.output / f"{name}{'-cuda' * (given.device == 'cuda')}.json"

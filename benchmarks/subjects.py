@@ -39,7 +39,7 @@ from hra_diffusion.generation import Request, Settings, draw
 from hra_diffusion.layer import Mix
 from training import config as configs
 from training.loop import train
-from training.measure import machine, markdown
+from training.measure import in_words, machine, markdown
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng
@@ -81,6 +81,18 @@ class Case:
     def of(cls, row: Row) -> "Case":
         """The case of a finished run."""
         return cls(row["subject"], row["method"], row["seed"], row["changes"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the preset, by the configuration's names."""
+        return json.loads(self.changes)
+
+    @property
+    def in_words(self) -> str:
+        """What differs, as a person would say it: "learning rate 0.002, rank 4"."""
+        plain = {key: value for key, value in self.settings.items() if key != "options"}
+        said = {**plain, **self.settings.get("options", {})}
+        return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in said.items())
 
 
 @dataclass(frozen=True)
@@ -124,8 +136,8 @@ class Bench:
             pictures = draw_prompts(pipe, subject, case.seed, ((ADAPTER, 1.0),))
         if self.sheets:
             self.sheets.mkdir(parents=True, exist_ok=True)
-            changed = "".join(f" {key} {value}" for key, value in json.loads(case.changes).items())
-            place = self.sheets / f"{case.subject} {case.method} {case.seed}{changed}.png"
+            name = f"{case.subject} {case.method} {case.seed} {case.in_words}".strip()
+            place = self.sheets / f"{name}.png"
             contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
         return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
 
@@ -136,7 +148,7 @@ class Bench:
             save_photos(photos, folder / "photos")
             config = configs.parse(
                 {"name": ADAPTER, "photos": [folder / "photos"], "class_noun": subject.noun, "trigger": TRIGGER,
-                 "method": case.method, "seed": case.seed, "device": self.device} | json.loads(case.changes)
+                 "method": case.method, "seed": case.seed, "device": self.device} | case.settings
             )  # fmt: skip
             start = time.perf_counter()
             pipe = load_base(self.base, self.device)
@@ -295,11 +307,10 @@ def report(rows: Sequence[Row], device: str) -> str:
         (name, *(learned([row for row in rows if (row["subject"], row["method"]) == (name, m)]) for m in methods))
         for name in names
     ]
-    about = ", ".join(f"{key} {value}" for key, value in machine().items())
     return (
         "\n\n".join(
             [
-                f"Balanced, {PHOTOS} photos, 25 prompts a run, {device}. {about}. "
+                f"Balanced, {PHOTOS} photos, 25 prompts a run, {device}. {in_words(machine())}. "
                 "Shares of the pictures: mean (least to most) over the seeds, each over all its runs.",
                 markdown(titles, summary),
                 "By subject: shares of the pictures that show it / the scene asked for, over all seeds.",

@@ -19,7 +19,7 @@ from benchmarks.common import RESULTS
 from benchmarks.subjects import COLUMNS, Case, Row, make_parser, run_missing, set_up, shares
 from hra_diffusion import registry
 from hra_diffusion.files import write_text
-from training.measure import machine, markdown, spread
+from training.measure import in_words, machine, markdown, spread
 
 TRIED = ("octopus", "monkey")
 SEED = 7
@@ -66,9 +66,7 @@ def best_rate(rows: Sequence[Row], method: str) -> float:
     """The rate under which the subject is seen most often, of those that keep the scene; the best scene's if none."""
     found = {}
     for rate in rates(method):
-        own = [
-            shares(row) for row in rows if Case.of(row) in {change(method, name, learning_rate=rate) for name in TRIED}
-        ]
+        own = [shares(row) for row in rows if is_swept(Case.of(row), method, rate)]
         found[rate] = {what: fmean(share[what] or 0.0 for share in own) for what in ("shown", "scene")}
     kept = [rate for rate, share in found.items() if share["scene"] >= (COLUMNS["scene"] or 0)]
     if not kept:
@@ -76,30 +74,30 @@ def best_rate(rows: Sequence[Row], method: str) -> float:
     return max(kept, key=lambda rate: found[rate]["shown"])
 
 
+def is_swept(case: Case, method: str, rate: float) -> bool:
+    """Whether it is of this method's sweep, at this rate, with nothing else changed."""
+    return case.method == method and case.settings == {"learning_rate": rate}
+
+
 def write_tables(output: Path, rows: Sequence[Row]) -> None:
-    """The sweep as Markdown beside its results, and printed: means and ranges over subjects, the rates kept marked."""
+    """The sweep as Markdown beside its results, and printed: medians and ranges over subjects, rates kept marked."""
     kept = {method: best_rate(rows, method) for method in dict.fromkeys(row["method"] for row in rows)}
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["changes"]), []).append(row)
     lines = []
-    for method, changes in dict.fromkeys((row["method"], row["changes"]) for row in rows):
-        own = [shares(row) for row in rows if (row["method"], row["changes"]) == (method, changes)]
-        varied = json.loads(changes)
-        cells = [spread([share[what] or 0.0 for share in own]) for what in ("shown", "scene", "look", "seconds")]
-        lines.append((method, in_words(varied), *cells, "kept" if varied == {"learning_rate": kept[method]} else ""))
-    about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    for (method, _), own in found.items():
+        case, told = Case.of(own[0]), [shares(row) for row in own]
+        cells = [spread([share[what] or 0.0 for share in told]) for what in ("shown", "scene", "look", "seconds")]
+        lines.append((method, case.in_words, *cells, "kept" if is_swept(case, method, kept[method]) else ""))
     said = (
-        f"Balanced, rank 8 where nothing else is said; {' and '.join(TRIED)}. {about}. "
+        f"Balanced, rank 8 where nothing else is said; {' and '.join(TRIED)}. {in_words(machine())}. "
         "Shares of the pictures: median (least to most) over the subjects.\n\n"
         + markdown(("method", "settings", "the subject", "the scene", "the look", "seconds", ""), lines)
         + "\n"
     )
     write_text(output.with_suffix(".md"), said)
     print(said)
-
-
-def in_words(changes: dict[str, Any]) -> str:
-    """Settings as a person would say them: "learning rate 0.002, rank 4"."""
-    plain = {key: value for key, value in changes.items() if key != "options"} | changes.get("options", {})
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 
 
 if __name__ == "__main__":

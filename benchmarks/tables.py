@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, Bar
 from hra_diffusion.files import write_text
-from training.measure import markdown
+from training.measure import in_words, markdown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 START = "<!-- speed and memory: made by python -m benchmarks.tables from benchmarks/results -->"
@@ -72,7 +72,7 @@ def _figures(result: dict[str, Any] | None) -> str:
 
 
 def _details(claim: Claim, result: dict[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    machine = in_words(result["machine"])
     made_by = f" Commit {result['commit']}." if "commit" in result else ""
     table = markdown(result["columns"], result["rows"])
     notes = "".join(f"\n\n{note}" for note in result["notes"])

@@ -142,6 +142,11 @@ def unet_inputs(unet: Any, batch_size: int, side: int | None = None) -> tuple[tu
     return (latents, timesteps, text), more
 
 
+def in_words(facts: Mapping[str, object]) -> str:
+    """Facts of a machine in one line: "processor …, 2 cores, …"."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
 def apart(function: Callable[..., T], *arguments: Any) -> T:
     """The function's result from a fresh process: its peak of memory is its own. Both ends must be picklable."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -134,7 +134,7 @@ def text(found: dict[str, Any]) -> str:
         "peak memory",
         f"{one['preset']}, {one['steps']} steps, {PHOTOS} photos",
     )
-    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    machine = measure.in_words(found["machine"])
     rounds = "a single round" if found["rounds"] == 1 else f"{found['rounds']} rounds in turn"
     return (
         f"{found['base']} on {machine}; {rounds}\n\n{measure.markdown(columns, rows)}\n\n"
