@@ -38,6 +38,7 @@ from hra_diffusion.files import write_text
 from hra_diffusion.generation import Request, Settings, draw
 from hra_diffusion.layer import Mix
 from training import config as configs
+from training import presets
 from training.loop import train
 from training.measure import in_words, machine, markdown
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
@@ -193,26 +194,31 @@ def make_parser(description: str | None, output: Path) -> argparse.ArgumentParse
     return parser
 
 
-def set_up(given: argparse.Namespace) -> tuple[dict[str, str], Bench]:
+def set_up(given: argparse.Namespace) -> tuple[dict[str, Any], Bench]:
     """What results must not be mixed across, and what to measure with."""
     judge = load_judge(given.judge)
-    facts = {"base": fingerprint(given.base), "judge": fingerprint(given.judge), "device": given.device}
+    facts = {
+        "base": fingerprint(given.base),
+        "judge": fingerprint(given.judge),
+        "device": given.device,
+        "presets": {name: presets.defaults(pipeline.TOYBOX, name, "balanced") for name in registry.names()},
+    }
     references = make_references(given.sprites, judge)
     return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references)
 
 
 def run_missing(
-    output: Path, facts: Mapping[str, str], cases: Iterable[Case], measure: Callable[[Case], Row]
+    output: Path, facts: Mapping[str, object], cases: Iterable[Case], measure: Callable[[Case], Row]
 ) -> list[Row]:
     """Measure the cases that the file does not hold yet, writing it after each; all its rows.
 
-    Raises ValueError for a file that was measured with another base or judge, or on another device.
+    Raises ValueError for a file that was measured with another base, judge or presets, or on another device.
     """
     rows: list[Row] = []
     if output.exists():
         kept = json.loads(output.read_text(encoding="utf-8"))
         rows = kept["rows"]
-        if other := [what for what, value in facts.items() if kept[what] != value]:
+        if other := [what for what, value in facts.items() if kept.get(what) != value]:
             raise ValueError(f"{output} was measured with another {', '.join(other)}: choose another --output")
     done = {Case.of(row) for row in rows}
     for case in cases:

@@ -27,8 +27,8 @@ class DecoderRecipe:
     whole_from: float = 0.65
     """From this part of the budget on, whole pictures instead of crops: group norms see what they will see in use."""
     learning_rate: float = 2e-3
-    latent_noise: float = 0.05
-    """Deviation of the noise on the latents."""
+    latent_noise: float = 0.25
+    """Largest deviation of the noise on the latents: each picture has its own, from none to this."""
     seed: int = 0
 
 
@@ -84,6 +84,13 @@ def draw_batch(pictures: Tensor, recipe: DecoderRecipe, step: int, spent: float)
     return draw_crops(pictures, whole, max(1, recipe.batch * recipe.crop**2 // whole**2), generator)
 
 
+def disturbed(latents: Tensor, most: float, seed: int) -> Tensor:
+    """Latents (N, C, h, w) with noise on them, of a deviation from 0 to `most` for each picture."""
+    generator = torch.Generator().manual_seed(seed)
+    deviations = most * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    return latents + (deviations * torch.randn(latents.shape, generator=generator)).to(latents.device)
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor, batch: int = 32) -> Tensor:
     """Latents (N, C, h, w), the posterior's mean, of uint8 pictures (N, H, W, 3)."""
@@ -98,7 +105,8 @@ def train_decoder(
 ) -> None:
     """Train the decoder on uint8 pictures (N, H, W, 3), continuing from `checkpoint` if it exists.
 
-    The latents it sees are a little noisy, as a UNet's are.
+    The latents it sees are more or less noisy, as a UNet's are: their patches do not quite fit together, and the decoder
+    learns to leave no seams.
     """
     vae.encoder.requires_grad_(False)
     assert vae.quant_conv is not None and vae.post_quant_conv is not None
@@ -108,9 +116,8 @@ def train_decoder(
     def loss_of(step: int, spent: float) -> Tensor:
         signal = to_signal(draw_batch(pictures, recipe, step, spent)).to(vae.device)
         with autocast(vae.device):
-            latents = to_latents(vae, signal)
-            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(recipe.seed + step))
-            restored = to_restored(vae, latents + recipe.latent_noise * noise.to(vae.device)).float()
+            latents = disturbed(to_latents(vae, signal), recipe.latent_noise, recipe.seed + step)
+            restored = to_restored(vae, latents).float()
         return F.l1_loss(restored, signal) + F.mse_loss(restored, signal)
 
     Training("decoder", {"vae": vae}, decoder, checkpoint, recipe.learning_rate, recipe.batch).run(budget, loss_of)

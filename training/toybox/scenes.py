@@ -541,5 +541,6 @@ def plain(colour: Colour) -> Callable[[Rng], Backdrop]:
     return draw
 
 
+# half of all pictures: with no scene to learn as well, outlines are learned
 for _name, _colour in COLOURS.items():
-    scene(f"on {'an' if _name == 'orange' else 'a'} {_name} background", weight=0.5)(plain(_colour))
+    scene(f"on {'an' if _name == 'orange' else 'a'} {_name} background", weight=2.5)(plain(_colour))

@@ -23,7 +23,7 @@ PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""
 
 STRANGER_SHARE = 0.25
-LOOK_SHARE = 0.3
+LOOK_SHARE = 0.4
 BESIDE_SHARE = 0.06
 BESIDE_LOOK_SHARE = 0.5
 FLIP_SHARE = 0.3
