@@ -39,7 +39,12 @@ def find_targets(model: nn.Module, targets: str = "attention") -> list[str]:
 
     Raises ValueError if nothing matches, or if what matches is no layer an adapter can live on.
     """
-    pattern = re.compile(TARGETS.get(targets, targets))
+    try:
+        pattern = re.compile(TARGETS.get(targets, targets))
+    except re.error as error:
+        raise UserError(
+            f"the target {targets!r} is no regular expression ({error}); '.*to_q' is all layers whose path ends so"
+        ) from None
     leaves = {path: module for path, module in _plain_modules(model) if not _has_children(module)}
     found = [path for path in leaves if pattern.fullmatch(path)]
     if not found:
@@ -223,12 +228,13 @@ def baked(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
         yield
         return
     before = routing.mix
-    activate(model, strengths)
-    merge(model)
-    off = [(layer, layer.adapters) for _, layer in hosts(model)]
-    for layer, _ in off:
-        unhost(layer)
+    off: list[tuple[AdapterHost, nn.ModuleDict]] = []
     try:
+        activate(model, strengths)
+        merge(model)
+        off = [(layer, layer.adapters) for _, layer in hosts(model)]
+        for layer, _ in off:
+            unhost(layer)
         yield
     finally:
         for layer, adapters in off:

@@ -34,7 +34,7 @@ def checked_name(name: str) -> str:
     shown = repr(name if len(name) <= MAX_NAME else name[:20] + "…")
     if not name or len(name) > MAX_NAME:
         raise UserError(f"the name {shown} has {len(name)} characters; use 1 to {MAX_NAME}")
-    wrong = next((c for c in name if not (c.isalnum() or unicodedata.category(c) == "Mn" or c in " -_")), None)
+    wrong = next((c for c in name if not (c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") or c in " -_")), None)
     if wrong is not None:
         raise UserError(f"the name {shown} has {wrong!r} in it; use letters, digits, spaces, - and _")
     if not name[0].isalnum() or name[-1] == " " or name.casefold() in _RESERVED:

@@ -188,7 +188,7 @@ def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:
     """
     if "{subject}" in prompt or not subject:
         return prompt.replace("{subject}", subject)
-    if re.search(rf"\b{re.escape(subject)}\b", prompt, re.IGNORECASE):
+    if re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE):  # no \b: it may be "[V] dog"
         return prompt
     if class_noun and (found := re.search(rf"\b{re.escape(class_noun)}\b", prompt, re.IGNORECASE)):
         return prompt[: found.start()] + subject + prompt[found.end() :]

@@ -130,9 +130,9 @@ def rename(path: Path, name: str) -> Path:
 
     Raises UserError for a name that can't be, or is taken.
     """
-    info, old = read_info(path), path.stem
+    info, old, name = read_info(path), path.stem, checked_name(name)
     own_folder = path.parent.name == old
-    folder = path.parent.with_name(checked_name(name)) if own_folder else path.parent
+    folder = path.parent.with_name(name) if own_folder else path.parent
     new = folder / f"{name}.safetensors"
     if new.exists() or (own_folder and folder.exists()):
         raise UserError(f"there is an adapter called {name!r} already; take another name")

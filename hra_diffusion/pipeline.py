@@ -62,9 +62,9 @@ def kind(source: str) -> str:
     try:
         if Path(source).is_file():
             from hra_diffusion import single_file
-            from hra_diffusion.families.architectures import SD1, SD2, SDXL
+            from hra_diffusion.families.architectures import SD1, SD2, SD2_BASE, SDXL
 
-            return {SD1: "sd1", SD2: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
+            return {SD1: "sd1", SD2: "sd2", SD2_BASE: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
         folder = Path(source) if Path(source).is_dir() else cached(source)
         if folder is not None:
             unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from hra_diffusion import families
 from hra_diffusion.errors import BaseModelError
-from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture
+from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 
 UNET = "model.diffusion_model."
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -56,6 +56,7 @@ def recognise(path: Path) -> Architecture:
     """Which released architecture a checkpoint has. Raises BaseModelError, saying what it is if that can be seen."""
     with safe_open(path, "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
+        facts = file.metadata() or {}
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
         raise BaseModelError(f"{path} is {_what_else(shapes)}")
@@ -73,7 +74,11 @@ def recognise(path: Path) -> Architecture:
         raise BaseModelError(f"{path} is no Stable Diffusion 1, 2 or XL: its text is {width} wide, not 768 or 1024")
     if not any(key.startswith("cond_stage_model.") for key in shapes):
         raise BaseModelError(f"{path} has no text encoder; get the whole checkpoint, not the UNet alone")
-    return SD1 if width == 768 else SD2
+    if width == 768:
+        return SD1
+    # tensors don't tell the 512-pixel version 2, which predicts noise; metadata may, or the name it was released under
+    predicted = facts.get(PREDICTION_KEY, "epsilon" if "512" in path.stem else "v")
+    return SD2_BASE if predicted == "epsilon" else SD2
 
 
 def load_vocabulary(path: Path, pad: str, length: int) -> CLIPTokenizer:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,8 @@ from training.jobs import held
 from training.runs import LOCK_TIMEOUT
 
 STEPS, PICTURES = 4, 2
+ERROR_HOLDS = 600.0
+"""Seconds until a measurement that failed is tried again."""
 COSTLY = (
     "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
     "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts", "base_weights",
@@ -53,7 +57,7 @@ class Calibration:
 
     def seconds(self, config: TrainConfig, photos: int) -> float:
         """Predicted seconds of a run with this many photos."""
-        rounds = 1 + (config.steps // config.sample_every if config.sample_every else 1)
+        rounds = 1 + (math.ceil(config.steps / config.sample_every) if config.sample_every else 1)
         classes = config.class_images if config.prior_weight else 0
         encoded = photos + classes
         return (
@@ -73,12 +77,13 @@ def costs(config: TrainConfig) -> str:
 
 
 def known(output: Path, config: TrainConfig) -> Calibration | None:
-    """The measurement for this run, if there is one."""
+    """The measurement for this run, if there is one. One that failed holds for a while: the cause may pass."""
+    place = _place(output, config)
     try:
-        text = _place(output, config).read_text(encoding="utf-8")
+        found = Calibration(**json.loads(place.read_text(encoding="utf-8")))
+        return None if found.error and time.time() - place.stat().st_mtime > ERROR_HOLDS else found
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Calibration(**json.loads(text))
 
 
 BROKE_OFF = "the measurement broke off, most likely for want of memory"

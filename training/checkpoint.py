@@ -47,11 +47,13 @@ def restore_latest(session: Session) -> None:
     for folder in reversed(session.run.checkpoints()):
         try:
             state = load_file(folder / "training.safetensors")
+            seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
         except (OSError, SafetensorError) as error:
             session.clock.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
             continue
         if (processes := int(state["processes"])) != session.accelerator.num_processes:
             raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with as many")
+        session.clock.go_on_from(seconds)
         return restore(session, state)
     raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run under another --name")
 
@@ -91,7 +93,7 @@ def write_adapter(session: Session, path: Path) -> None:
         training={
             "step": session.step,
             "photos": len(session.photos.mean),
-            "seconds": session.clock.phases,
+            "seconds": session.clock.seconds(),
             "memory": peak_memory(str(session.accelerator.device)),
             **config.model_dump(mode="json", include=fields),
         },

@@ -17,7 +17,18 @@ from typing import Any
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, write_text
-from training.photos import MAX_PHOTOS, MIN_SIDE, Box, CropMode, Photo, PhotoError, PhotoWarning, compare_photos, ingest
+from training.photos import (
+    MAX_PHOTOS,
+    MIN_SIDE,
+    SUFFIXES,
+    Box,
+    CropMode,
+    Photo,
+    PhotoError,
+    PhotoWarning,
+    compare_photos,
+    ingest,
+)
 
 CAPTION_LENGTH = 300
 MAX_MEGABYTES = 100
@@ -155,8 +166,8 @@ class Draft:
                 f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
             )
         ingest([path], MIN_SIDE)  # refused here, not when training starts
-        names = {photo.file for photo in others}
-        file = next(name for name in _file_names(path, len(others)) if name not in names)
+        stems = {Path(photo.file).stem for photo in others}  # a caption has its photo's
+        file = next(name for name in _file_names(path, len(others)) if Path(name).stem not in stems)
         make_folder(self.folder / "photos")
         shutil.copyfile(path, self.folder / "photos" / file)
         text = caption.read_text(encoding="utf-8", errors="replace") if caption else ""
@@ -193,7 +204,7 @@ def zoom_of(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
 def _file_names(path: Path, number: int) -> Iterator[str]:
     """Names for a photo's copy: its own, made harmless, then numbered ones."""
     stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in path.stem)[:40].strip() or "photo"
-    suffix = path.suffix.lower()[:6]
+    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".jpg"  # its content decides what it is
     yield f"{stem}{suffix}"
     while True:
         number += 1

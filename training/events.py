@@ -17,7 +17,7 @@ from hra_diffusion.files import explained
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run begins: "load base", "read photos", "class images", "cache", "train", "save"."""
+    """A phase of the run begins: "load base", "read photos", "class images", "cache", "train", "samples", "scores"."""
 
     name: str
 

@@ -67,10 +67,10 @@ class Queue:
 
     def resume(self, name: str) -> None:
         """Put a stopped, failed or dead run at the end of the queue again; it goes on from its last checkpoint."""
-        job = self.job(name)
-        if job.status not in OVER:
-            raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
         with self._changing() as waiting:
+            job = self.job(name)
+            if job.status not in OVER:
+                raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
             job.run.write_state("waiting", job.step, job.steps)
             waiting.append(name)
 
@@ -157,9 +157,12 @@ class Queue:
         with contextlib.suppress(Timeout), lock:
             self._outlast()
             while (name := self._next(lock)) is not None:
-                process = self._train(name)
-                self._write_current(name, process.pid)
-                self._close(name, process.wait())
+                self._wait_for(self._folder / "calibrations" / ".lock")
+                with contextlib.suppress(FileNotFoundError):  # somebody deleted its folder: the others' turn
+                    process = self._train(name)
+                    self._write_current(name, process.pid)
+                    self._close(name, process.wait())
+                (self._folder / "current.json").unlink(missing_ok=True)
 
     def busy(self) -> Run | None:
         """The run that is being trained, by this queue or by a command line."""
@@ -168,9 +171,13 @@ class Queue:
     def _outlast(self) -> None:
         """Wait for a training process that a worker before this one left behind: one run per device."""
         if (last := self._last()) is not None:
-            while held(self.output / last["name"] / ".lock"):
-                time.sleep(1)
+            self._wait_for(self.output / last["name"] / ".lock")
         (self._folder / "current.json").unlink(missing_ok=True)
+
+    def _wait_for(self, lock: Path) -> None:
+        """Wait while another process of ours has the device: a measurement, or a run."""
+        while held(lock):
+            time.sleep(1)
 
     def _next(self, lock: Any) -> str | None:
         """Take the next name; with none left the worker's lock goes first, so that who adds one starts a new worker."""
@@ -198,7 +205,6 @@ class Queue:
                 run.write_state("stopped", state["step"], state["steps"])
             else:
                 run.fail(_cause(code))
-        (self._folder / "current.json").unlink(missing_ok=True)
 
     def _alive(self, run: Run) -> bool:
         """Whether somebody trains the run, or is about to."""

@@ -97,6 +97,8 @@ def train(
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
+    else:
+        run.require_free()
     accelerator = make_accelerator(config)
     photos = find_photos(config.photos)
     forget_peak(str(accelerator.device))

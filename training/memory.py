@@ -14,9 +14,10 @@ GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
 
 
 def lighter(config: TrainConfig) -> TrainConfig | None:
-    """The run with less memory for more time, the result being the same but for rounding.
+    """The run with less memory for more time, the result being as good: the same photos in every step.
 
-    It turns gradient checkpointing on and takes the batch in parts, accumulated; None where neither is left to do.
+    It turns gradient checkpointing on and takes the batch in parts, accumulated, each part with noise of its own; None
+    where neither is left to do.
     """
     given_up = recompute(config) | smaller_batches(config)
     return config.model_copy(update=given_up) if given_up else None

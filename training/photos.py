@@ -28,7 +28,7 @@ MIN_SIDE = 64  # px: below this there is nothing to learn from
 MAX_PIXELS = 150_000_000
 
 # What a folder is searched for. A file named outright may have any name: its content decides.
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".gif"})
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF")
 READABLE = "Use a JPEG, PNG, WebP, HEIC or GIF photo."
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import statistics
 import threading
 import time
@@ -68,7 +69,7 @@ class Progress:
         if not self.seconds:
             return None
         steps = self.total - self.step
-        rounds = (self.total // sample_every - self.step // sample_every) if sample_every else min(steps, 1)
+        rounds = (math.ceil(self.total / sample_every) - self.step // sample_every) if sample_every else min(steps, 1)
         return steps * statistics.median(self.seconds[-RECENT:]) + rounds * self.round_seconds
 
     def _advance(self, event: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hra_diffusion import library
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, checked_name, make_folder, save_tensors, write_text
+from hra_diffusion.files import atomic_path, checked_name, make_folder, remove, save_tensors, write_text
 from training import config as configs
 from training.config import TrainConfig
 from training.photos import PhotoError, ingest
@@ -76,7 +76,8 @@ class Run:
     def begin(self, config: TrainConfig, photos: list[dict[str, Any]], resume: bool) -> None:
         """Write what a new run starts from, or check that a resumed one starts from the same. Call it while locked.
 
-        A run that never reached a checkpoint holds nothing to lose: it starts over. Raises RunError.
+        A run that never reached a checkpoint holds nothing to lose: it starts over, its samples and its log with it.
+        Raises RunError.
         """
         if self.checkpoints():
             self.require_resumable(config, resume)
@@ -84,9 +85,17 @@ class Run:
                 raise RunError(f"the photos or captions of {self.folder} have changed since; start a new run")
             self.write_state("running", self.state["step"], config.steps)
             return
+        self.require_free()
+        for stale in ("samples", "events.jsonl", "sample-now"):
+            remove(self.folder / stale)
         self.write_state("running", 0, config.steps)
         write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
         configs.write(config, self.folder / "config.yaml")
+
+    def require_free(self) -> None:
+        """Raises RunError if an adapter is where this run's would be, and there is no checkpoint to go on from."""
+        if self.adapter.exists():
+            raise RunError(f"{self.adapter} is there already; take another --name, or move it away")
 
     def require_resumable(self, config: TrainConfig, resume: bool) -> None:
         """Raises RunError if the run was not meant to go on, or was set up otherwise."""

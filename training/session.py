@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -60,6 +60,7 @@ class Clock:
     phases: dict[str, float] = field(default_factory=dict)
     _told: list[Event] = field(default_factory=list)
     _elsewhere: float = 0.0
+    _open: list[tuple[str, float, float]] = field(default_factory=list)
 
     def emit(self, event: Event) -> None:
         """Tell every listener."""
@@ -77,13 +78,28 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """Announce a phase and add up its seconds, without those of phases within it."""
         self.emit(Phase(name))
-        start, outside = time.perf_counter(), self._elsewhere
+        self._open.append((name, time.perf_counter(), self._elsewhere))
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            self.phases[name] = round(self.phases.get(name, 0) + seconds - (self._elsewhere - outside), 2)
-            self._elsewhere = outside + seconds
+            self._close(self._open.pop(), time.perf_counter())
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each phase until now, of those that are not over too."""
+        now, later = time.perf_counter(), replace(self, phases=dict(self.phases))
+        for phase in reversed(self._open):
+            later._close(phase, now)
+        return later.phases
+
+    def go_on_from(self, phases: Mapping[str, float]) -> None:
+        """Count the seconds of an earlier session too."""
+        for name, seconds in phases.items():
+            self.phases[name] = round(self.phases.get(name, 0) + seconds, 2)
+
+    def _close(self, phase: tuple[str, float, float], now: float) -> None:
+        name, start, outside = phase
+        self.phases[name] = round(self.phases.get(name, 0) + now - start - (self._elsewhere - outside), 2)
+        self._elsewhere = outside + now - start
 
 
 @dataclass

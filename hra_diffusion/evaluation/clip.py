@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.pipeline import ASSETS, TOYBOX
+from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
 """The model of the published figures."""
@@ -54,7 +54,7 @@ class Clip:
             model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=at_hand)
             self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=at_hand)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
                 f"the CLIP model {source} for subject and prompt figures can't be loaded: {reason}"

@@ -4,7 +4,7 @@ Values are those of the released models' public configuration files (Stable Diff
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,6 +88,9 @@ _NOISE: Values = {
 }
 _DDIM: Values = {"clip_sample": False, "set_alpha_to_one": False}
 
+PREDICTION_KEY = "modelspec.prediction_type"
+"""What a UNet predicts, in a checkpoint's metadata (Stability AI Model Metadata Standard): "epsilon" or "v"."""
+
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
@@ -140,6 +143,10 @@ SD1 = Architecture(
 SD2 = Architecture(
     "Stable Diffusion 2", "StableDiffusionPipeline", _UNET_2, _VAE | {"sample_size": 768}, (_OPEN_CLIP_H,),
     ("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "v_prediction"}), ("!",),
+)  # fmt: skip
+SD2_BASE = replace(
+    SD2, name="Stable Diffusion 2 base", unet=_UNET_2 | {"sample_size": 64}, vae=_VAE,
+    scheduler=("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "epsilon"}),
 )  # fmt: skip
 SDXL = Architecture(
     "Stable Diffusion XL", "StableDiffusionXLPipeline", _UNET_XL,

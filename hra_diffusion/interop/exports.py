@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hra_diffusion import attachment, pipeline, registry
 from hra_diffusion.adapter_file import parameters
 from hra_diffusion.errors import UserError
+from hra_diffusion.families.architectures import PREDICTION_KEY
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import names, original
 from hra_diffusion.layer import original_weight
@@ -233,6 +234,7 @@ def merged(parcel: Parcel, path: Path) -> Exported:
             stack.enter_context(attachment.baked(model, {parcel.name: parcel.strength} if here else {}))
         if path.suffix == ".safetensors":
             tensors = original.checkpoint(parcel.pipe)
+            metadata |= {PREDICTION_KEY: parcel.pipe.scheduler.config.prediction_type.removesuffix("_prediction")}
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata)
         else:

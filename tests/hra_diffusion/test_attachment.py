@@ -43,6 +43,7 @@ def test_a_pattern_chooses_layers(unet):
         ({"method": "lora", "options": {"ranks": 4}}, "no option 'ranks'"),
         ({"method": "lora", "options": {"alpha": "much"}}, "alpha.*number.*'much'"),
         ({"method": "hra", "targets": "nowhere"}, "matches the target 'nowhere'; it names one of attention"),
+        ({"method": "hra", "targets": "*to_q"}, "'\\*to_q' is no regular expression .*'.\\*to_q' is all layers"),
         ({"method": "hra", "targets": r".*norm1"}, "no weight matrix to adapt; only linear and conv"),
         ({"method": "hra", "name": "../up"}, "letters, digits"),
         ({"method": "hra", "targets": ["mid_block.lost"]}, "no layer mid_block.lost"),

@@ -37,6 +37,19 @@ def test_names_cannot_leave_their_folder(adapter, name):
     assert adapter.is_file()
 
 
+@pytest.mark.parametrize("name", ["../x", "", "Rex (v2)"])
+def test_so_it_is_with_an_adapter_without_a_folder_of_its_own(adapter, tmp_path, name):
+    loose = adapter.rename(tmp_path / "loose.safetensors")
+    with pytest.raises(ValueError, match="the name"):
+        library.rename(loose, name)
+    assert read_info(loose).name == "Rex"
+
+
+@pytest.mark.parametrize("name", ["कुत्ता", "மினி", "Häschen", "小狗"])
+def test_names_of_all_languages(adapter, name):
+    assert read_info(library.rename(adapter, name)).name == name
+
+
 def test_a_taken_name_is_refused(adapter, tmp_path):
     (tmp_path / "Max").mkdir()
     with pytest.raises(ValueError, match="'Max' already"):

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
 from hra_diffusion import pipeline, single_file
-from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture
+from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.interop import original
 from hra_diffusion.pipeline import BaseModelError, load_base
 from training import config as configs
@@ -98,6 +98,23 @@ def test_versions_are_told_apart_by_the_width_of_their_text(width, architecture,
     shapes = LATENTS | {WIDTH: (2, width), "cond_stage_model.x": (1,)}
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
     assert single_file.recognise(tmp_path / "model.safetensors") is architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "architecture"),
+    [
+        ("v2-1_512-ema-pruned", {}, SD2_BASE),
+        ("v2-1_768-ema-pruned", {}, SD2),
+        ("mine", {PREDICTION_KEY: "epsilon"}, SD2_BASE),
+        ("mine-512", {PREDICTION_KEY: "v"}, SD2),
+    ],
+)
+def test_the_two_versions_2_are_told_apart_by_metadata_or_name(name, facts, architecture, tmp_path):
+    """One predicts noise at 512 pixels, the other velocity at 768; their tensors are alike."""
+    shapes = LATENTS | {WIDTH: (2, 1024), "cond_stage_model.x": (1,)}
+    path = tmp_path / f"{name}.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path, facts)
+    assert single_file.recognise(path) is architecture and pipeline.kind(str(path)) == "sd2"
 
 
 @pytest.mark.parametrize(

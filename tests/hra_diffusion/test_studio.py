@@ -109,3 +109,7 @@ def test_another_base_starts_empty(studio, base_folder, tmp_path):
 )
 def test_the_subject_gets_into_the_prompt(prompt, drawn):
     assert with_subject(prompt, "sks dog", "dog") == drawn
+
+
+def test_a_trigger_in_brackets_is_seen():
+    assert with_subject("a [V] dog in the snow", "[V] dog", "dog") == "a [V] dog in the snow"

@@ -1,5 +1,6 @@
 """Predictions before Start come from real steps; budgets are matched by counting real adapters."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -51,6 +52,8 @@ def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_pat
     (tmp_path / ".queue" / "calibrations" / f"{key}.yaml").mkdir()
     calibration.main(tmp_path, key)
     assert calibration.known(tmp_path, settings(batch_size=3)).error
+    os.utime(tmp_path / ".queue" / "calibrations" / f"{key}.json", (0, 0))
+    assert calibration.known(tmp_path, settings(batch_size=3)) is None, "the cause may have passed long since"
 
 
 def test_a_run_that_must_fit_is_measured_too(settings):

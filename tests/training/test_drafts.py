@@ -7,7 +7,7 @@ from conftest import save_photos
 from PIL import Image
 
 from training.drafts import Draft, free_album, zoom_of, zoomed
-from training.photos import MAX_PHOTOS, PhotoError
+from training.photos import MAX_PHOTOS, PhotoError, ingest
 
 
 @pytest.fixture
@@ -54,6 +54,25 @@ def test_the_same_name_twice_is_two_photos(draft, files, tmp_path):
     draft.add([files[0], other / "0.jpg"])
     names = [photo.file for photo in draft.read().photos]
     assert len(set(names)) == 2 and len(list((draft.folder / "photos").iterdir())) == 2
+
+
+def test_a_photo_of_any_suffix_reaches_the_run(draft, files, tmp_path):
+    """Browsers save JPEGs as .jfif, and phones share them under no name at all."""
+    odd = [files[0].rename(tmp_path / "in" / name) for name in ("shared",)]
+    odd += [files[1].rename(tmp_path / "in" / "saved.jfif")]
+    assert draft.add(odd) == []
+    draft.settle(tmp_path / "album")
+    assert [photo.path.name for photo in ingest([tmp_path / "album"], 64).photos] == ["saved.jfif", "shared.jpg"]
+
+
+def test_photos_of_one_stem_keep_their_own_captions(draft, files, tmp_path):
+    twin = tmp_path / "in" / "0.png"
+    Image.new("RGB", (90, 90), "red").save(twin)
+    draft.add([files[0], twin])
+    for number, photo in enumerate(draft.read().photos):
+        draft.change(photo.file, caption=f"caption {number}")
+    draft.settle(tmp_path / "album")
+    assert sorted(file.read_text() for file in (tmp_path / "album").glob("*.txt")) == ["caption 0", "caption 1"]
 
 
 def test_names_of_files_cannot_leave_the_folder(draft, tmp_path):

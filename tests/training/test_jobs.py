@@ -1,6 +1,7 @@
 """The queue: real runs in real processes, watched, stopped, killed and taken up again."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -95,6 +96,14 @@ def test_a_killed_run_says_so_and_the_next_one_is_trained(queue, settings):
     os.kill(queue._current()["pid"], signal.SIGKILL)
     wait_for(lambda: queue.job("Rex").status == "failed")
     assert "killed, most likely for want of memory; try a smaller batch" in queue.job("Rex").reason
+    wait_for(lambda: queue.job("next").status == "finished")
+
+
+def test_a_waiting_run_whose_folder_is_gone_holds_up_nobody(queue, settings):
+    for name in ("gone", "next"):
+        queue.add(settings(name=name))
+    shutil.rmtree(queue.output / "gone")
+    queue.start()
     wait_for(lambda: queue.job("next").status == "finished")
 
 

@@ -98,8 +98,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(settings, tmp_path, changes):
     run = find(tmp_path / "parts", "Rex")
     assert run is not None and run.state["status"] == "stopped" and run.state["step"] == 3
     assert run.checkpoints()[-1].name == "000003", "the last step is kept"
-    resumed = weights(train(config, tmp_path / "parts", resume=True))
-    assert torch.equal(resumed, whole)
+    resumed = train(config, tmp_path / "parts", resume=True)
+    assert torch.equal(weights(resumed), whole)
+    first, both = (adapter_file.read_info(path).training["seconds"]["train"]
+                   for path in (run.checkpoint(3) / "adapter.safetensors", resumed))  # fmt: skip
+    assert 0 < first < both, "the seconds of both sessions count"
 
 
 def test_a_run_whose_every_step_was_skipped_so_far_goes_on(settings, tmp_path):
@@ -122,6 +125,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, tmp_path):
     heard = []
     assert torch.equal(weights(train(config, tmp_path / "parts", [heard.append], resume=True)), whole)
     assert any(isinstance(event, Notice) and "000005" in event.message for event in heard)
+
+
+def test_an_adapter_that_no_checkpoint_tells_of_is_not_overwritten(settings, tmp_path):
+    """One from elsewhere, or a finished one whose checkpoints were deleted."""
+    adapter = tmp_path / "Rex" / "Rex.safetensors"
+    adapter.parent.mkdir()
+    adapter.write_bytes(b"somebody's")
+    for resume in (False, True):
+        with pytest.raises(RunError, match="is there already; take another --name"):
+            train(settings(), tmp_path, resume=resume)
+    assert adapter.read_bytes() == b"somebody's"
+
+
+def test_a_run_that_starts_over_has_its_own_samples_and_log(settings, tmp_path):
+    config = settings(sample_prompts=["a {subject}", "a red {subject}"], prior_weight=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, [StopAfter(1)])
+    run = Run(tmp_path / "Rex")
+    shutil.rmtree(run.folder / "checkpoints")
+    train(settings(prior_weight=0), tmp_path)
+    assert {step: len(files) for step, files in run.samples().items()} == {0: 1, 2: 1, 4: 1}
+    said = [json.loads(line)["event"] for line in (run.folder / "events.jsonl").read_text().splitlines()]
+    assert said.count("step") == 4 and "stopped" not in said
 
 
 def test_other_photos_are_another_run(settings, tmp_path, photos):

@@ -45,6 +45,7 @@ def test_time_left_counts_steps_and_samples(run):
     say(run, *(step(i) for i in range(1, 11)), {"event": "phase", "name": "samples"},
         {"event": "sample", "step": 10, "pictures": ["/x/000010-0.png"], "time": 1003.0})  # fmt: skip
     assert progress.read(run).seconds_left(50) == 90 * 2 + 2 * 3, "two rounds of three seconds are to come"
+    assert progress.read(run).seconds_left(60) == 90 * 2 + 2 * 3, "the last step has one too"
 
 
 def test_a_line_that_is_still_being_written_waits(run):

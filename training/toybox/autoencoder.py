@@ -105,8 +105,8 @@ def train_decoder(
 ) -> None:
     """Train the decoder on uint8 pictures (N, H, W, 3), continuing from `checkpoint` if it exists.
 
-    The latents it sees are more or less noisy, as a UNet's are: their patches do not quite fit together, and the decoder
-    learns to leave no seams.
+    The latents it sees are more or less noisy, as a UNet's are: their patches do not quite fit together, and the
+    decoder learns to leave no seams.
     """
     vae.encoder.requires_grad_(False)
     assert vae.quant_conv is not None and vae.post_quant_conv is not None

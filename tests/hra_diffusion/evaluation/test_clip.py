@@ -1,6 +1,7 @@
 """Scores by CLIP: against transformers' own forward pass, and what is made of them."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from hra_diffusion import attachment
 from hra_diffusion.comparison import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
+from hra_diffusion.evaluation.clip import Clip, Score, scores, source_for, unlikeness
 from hra_diffusion.generation import FullSettings, Settings, generate
 
 
@@ -50,6 +51,14 @@ def test_a_text_that_is_too_long_is_cut(clip):
 def test_a_model_that_is_not_there_says_so(tmp_path):
     with pytest.raises(UserError, match="can't be loaded"):
         Clip(tmp_path / "nothing")
+
+
+def test_a_damaged_model_says_so(tmp_path):
+    folder = shutil.copytree(source_for("toybox"), tmp_path / "clip")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    with pytest.raises(UserError, match="can't be loaded"):
+        Clip(folder)
 
 
 def test_a_scored_comparison_is_kept_with_its_figures(clip, pipe, tmp_path):

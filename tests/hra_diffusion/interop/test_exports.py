@@ -113,6 +113,10 @@ def test_rotations_of_a_base_in_fewer_bits_do_not_leave_as_if_it_were_whole(meth
         return
     with pytest.raises(ExportError, match="stored as int8; load the base in full precision"):
         interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    pipeline.activate(pipe, {"Rex": 0.5})
+    with pytest.raises(UserError, match="quantised"):
+        interop.export(pipe, "Rex", "merged", tmp_path / "base")
+    assert pipeline.active(pipe) == {"Rex": 0.5}, "as it was"
 
 
 def test_the_vae_of_a_single_file_is_the_same(tmp_path):
