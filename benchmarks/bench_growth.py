@@ -89,11 +89,18 @@ def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]
 
 
 def linear(spent: Spent, kind: str) -> Bar:
-    """Growth of what an adapter adds to the floor, from the least rank whose addition shows above the noise."""
+    """Growth of what an adapter adds to the floor, from the least rank whose addition shows in every round.
+
+    Undecided where none below the largest does: what they add is less than the machine's noise.
+    """
     added = {rank: [own - floor for floor, own in zip(spent[FLOOR], spent[kind, rank], strict=True)] for rank in RANKS}
-    last = RANKS[-1]
-    first = next((rank for rank in RANKS if statistics.median(added[rank]) > 0), last)
-    growth = [seconds / statistics.median(added[first]) for seconds in added[last]]
+    *lower, last = RANKS
+    first = next((rank for rank in lower if min(added[rank]) > 0), None)
+    if first is None:
+        return Bar.of(
+            f"{kind}, what {last} adds to the frozen UNet ÷ what less adds (none shows)", [float("nan")], last
+        )
+    growth = ratios(added[last], added[first])
     return Bar.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
 
 

@@ -67,6 +67,8 @@ COLUMNS = {"shown": 0.80, "scene": 0.85, "look": None, "seconds": 90.0}
 
 Row = dict[str, Any]
 """A finished run: its case, the seconds it took to train, and what the judge saw in the picture of each prompt."""
+Results = dict[str, Any]
+"""What a file of results holds: the facts its runs share, the sessions they were made in, and the rows."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def main() -> None:
     given = parser.parse_args()
     facts, bench = set_up(given)
     cases = [Case(*case) for seed in given.seeds for case in product(given.subjects, given.methods, [seed])]
-    said = report(run_missing(given.output, facts, cases, bench.measure), given.device)
+    said = report(run_missing(given.output, facts, cases, bench.measure))
     write_text(given.output.with_suffix(".md"), said)
     print(said)
 
@@ -209,26 +211,35 @@ def set_up(given: argparse.Namespace) -> tuple[dict[str, Any], Bench]:
 
 def run_missing(
     output: Path, facts: Mapping[str, object], cases: Iterable[Case], measure: Callable[[Case], Row]
-) -> list[Row]:
-    """Measure the cases that the file does not hold yet, writing it after each; all its rows.
+) -> Results:
+    """Measure the cases that the file does not hold yet, writing it after each; all that it then holds.
 
     Raises ValueError for a file that was measured with another base, judge or presets, or on another device.
     """
-    rows: list[Row] = []
+    results: Results = {**facts, "sessions": [], "rows": []}
     if output.exists():
-        kept = json.loads(output.read_text(encoding="utf-8"))
-        rows = kept["rows"]
-        if other := [what for what, value in facts.items() if kept.get(what) != value]:
+        results = json.loads(output.read_text(encoding="utf-8"))
+        if other := [what for what, value in facts.items() if results.get(what) != value]:
             raise ValueError(f"{output} was measured with another {', '.join(other)}: choose another --output")
-    done = {Case.of(row) for row in rows}
-    for case in cases:
-        if case in done:
-            continue
-        rows.append(measure(case))
-        kept = {**facts, "commit": commit(), "machine": machine(), "rows": rows}
-        write_text(output, json.dumps(kept, indent=1, ensure_ascii=False))
-        print(" ".join(f"{key}={value}" for key, value in {**asdict(case), **shares(rows[-1])}.items()), flush=True)
-    return rows
+    done, session = {Case.of(row) for row in results["rows"]}, {"commit": commit(), "machine": machine(), "runs": 0}
+    for case in (case for case in cases if case not in done):
+        results["rows"].append(measure(case))
+        if not session["runs"]:
+            results["sessions"].append(session)
+        session["runs"] += 1
+        write_text(output, json.dumps(results, indent=1, ensure_ascii=False))
+        told = {**asdict(case), **shares(results["rows"][-1])}
+        print(" ".join(f"{key}={value}" for key, value in told.items()), flush=True)
+    return results
+
+
+def machines(results: Results) -> str:
+    """What was measured on, in words: each machine once, with how many runs it made."""
+    runs: dict[str, int] = {}
+    for session in results["sessions"]:
+        name = in_words({fact: value for fact, value in session["machine"].items() if fact != "load average"})
+        runs[name] = runs.get(name, 0) + session["runs"]
+    return "; ".join(f"{name} ({count} runs)" for name, count in runs.items())
 
 
 def load_base(base: str, device: str) -> StableDiffusionPipeline:
@@ -303,8 +314,9 @@ def shares(row: Row) -> dict[str, float | None]:
     }
 
 
-def report(rows: Sequence[Row], device: str) -> str:
+def report(results: Results) -> str:
     """The methods against the bars, and which subjects they learn, as Markdown."""
+    rows: list[Row] = results["rows"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     summary = [(method, *summarised([row for row in rows if row["method"] == method])) for method in methods]
     titles = ("method", "runs", "the subject, ≥ 0.80", "the scene, ≥ 0.85", "the look", "seconds a run, ≤ 90")
@@ -316,7 +328,7 @@ def report(rows: Sequence[Row], device: str) -> str:
     return (
         "\n\n".join(
             [
-                f"Balanced, {PHOTOS} photos, 25 prompts a run, {device}. {in_words(machine())}. "
+                f"Balanced, {PHOTOS} photos, 25 prompts a run, {results['device']}. {machines(results)}. "
                 "Shares of the pictures: mean (least to most) over the seeds, each over all its runs.",
                 markdown(titles, summary),
                 "By subject: shares of the pictures that show it / the scene asked for, over all seeds.",

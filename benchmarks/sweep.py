@@ -16,10 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common import RESULTS
-from benchmarks.subjects import COLUMNS, Case, Row, make_parser, run_missing, set_up, shares
+from benchmarks.subjects import COLUMNS, Case, Results, Row, machines, make_parser, run_missing, set_up, shares
 from hra_diffusion import registry
 from hra_diffusion.files import write_text
-from training.measure import in_words, machine, markdown, spread
+from training.measure import markdown, spread
 
 TRIED = ("octopus", "monkey")
 SEED = 7
@@ -38,9 +38,9 @@ def main() -> None:
         for rate in rates(method)
         for subject in TRIED
     ]
-    rows = run_missing(given.output, facts, swept, bench.measure)
-    write_tables(given.output, rows)
-    varied = [case for method in given.methods for case in variations(method, best_rate(rows, method))]
+    results = run_missing(given.output, facts, swept, bench.measure)
+    write_tables(given.output, results)
+    varied = [case for method in given.methods for case in variations(method, best_rate(results["rows"], method))]
     write_tables(given.output, run_missing(given.output, facts, varied, bench.measure))
 
 
@@ -79,8 +79,9 @@ def is_swept(case: Case, method: str, rate: float) -> bool:
     return case.method == method and case.settings == {"learning_rate": rate}
 
 
-def write_tables(output: Path, rows: Sequence[Row]) -> None:
+def write_tables(output: Path, results: Results) -> None:
     """The sweep as Markdown beside its results, and printed: medians and ranges over subjects, rates kept marked."""
+    rows: list[Row] = results["rows"]
     kept = {method: best_rate(rows, method) for method in dict.fromkeys(row["method"] for row in rows)}
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -91,7 +92,7 @@ def write_tables(output: Path, rows: Sequence[Row]) -> None:
         cells = [spread([share[what] or 0.0 for share in told]) for what in ("shown", "scene", "look", "seconds")]
         lines.append((method, case.in_words, *cells, "kept" if is_swept(case, method, kept[method]) else ""))
     said = (
-        f"Balanced, rank 8 where nothing else is said; {' and '.join(TRIED)}. {in_words(machine())}. "
+        f"Balanced, rank 8 where nothing else is said; {' and '.join(TRIED)}. {machines(results)}. "
         "Shares of the pictures: median (least to most) over the subjects.\n\n"
         + markdown(("method", "settings", "the subject", "the scene", "the look", "seconds", ""), lines)
         + "\n"

@@ -177,7 +177,7 @@ def read_png(path: Path) -> dict[str, Any]:
         with Image.open(path) as image:
             return json.loads(image.info[PNG_KEY])
     except (OSError, KeyError, ValueError):
-        raise UserError(f"{path} holds no settings of hra-diffusion") from None
+        raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
 
 
 def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:

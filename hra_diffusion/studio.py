@@ -118,6 +118,9 @@ class Studio:
         """
         with self.lock:
             keys = [(path.resolve(), path.stat().st_mtime_ns) for path in paths]
+            files = {file for file, _ in keys}
+            for old in [key for key in self._kept if key[0] in files and key not in keys]:
+                pipeline.unload(self.pipe, self._kept.pop(old).name)
             for key in keys:
                 info = self._kept.pop(key, None) or library.put_on(self.pipe, key[0])
                 self._kept[key] = info  # the latest come last

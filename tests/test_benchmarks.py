@@ -40,6 +40,13 @@ def test_growth_in_rank_is_judged_above_the_frozen_unet(steps, first, verdict):
     assert bar.what.endswith(f"what {first} adds")
 
 
+def test_growth_that_no_lower_rank_shows_is_left_undecided():
+    """One round below the frozen UNet's own is the machine's noise, not the rank's cost."""
+    spent = {("hra, rank", rank): [1.2, 0.99, 1.3] for rank in bench_growth.RANKS}
+    spent["hra, rank", bench_growth.RANKS[-1]] = [2.0] * 3
+    assert bench_growth.linear({bench_growth.FLOOR: [1.0] * 3, **spent}, "hra, rank").verdict == "undecided"
+
+
 def test_without_results_nothing_is_claimed(tmp_path):
     said = tables.section(tmp_path)
     assert said.count(f"| {tables.NOT_MEASURED} | {tables.NOT_MEASURED} |") == len(tables.CLAIMS)

@@ -77,6 +77,7 @@ class Draft:
         ``anew``: in place of the photos that are there.
         """
         captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+        given = {path.stem for path in files if path.suffix.lower() != ".txt"}
         refused: list[str] = []
         with _changing:
             if anew:
@@ -87,6 +88,12 @@ class Draft:
                     photos.append(self._take(path, photos, captions.get(path.stem)))
                 except PhotoError as error:
                     refused.append(str(error).replace(str(path), path.name))
+            for path in (path for stem, path in captions.items() if stem not in given):  # of photos that came before
+                stem = next(_stems(path, 0))
+                if (at := next((i for i, photo in enumerate(photos) if Path(photo.file).stem == stem), None)) is None:
+                    refused.append(f"{path.name}: there is no photo of this name to put the caption to")
+                else:
+                    photos[at] = replace(photos[at], caption=_caption(path))
             self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
@@ -108,7 +115,7 @@ class Draft:
     def change(self, file: str, **changes: Any) -> None:
         """Give one photo another box or caption, if it is still there."""
         if "caption" in changes:
-            changes["caption"] = " ".join(changes["caption"].split())[:CAPTION_LENGTH]
+            changes["caption"] = _one_line(changes["caption"])
         with _changing:
             contents = self.read()
             photos = [replace(photo, **changes) if photo.file == file else photo for photo in contents.photos]
@@ -166,12 +173,13 @@ class Draft:
                 f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
             )
         ingest([path], MIN_SIDE)  # refused here, not when training starts
-        stems = {Path(photo.file).stem for photo in others}  # a caption has its photo's
-        file = next(name for name in _file_names(path, len(others)) if Path(name).stem not in stems)
+        taken = {Path(photo.file).stem for photo in others}  # a caption has its photo's
+        stem = next(stem for stem in _stems(path, len(others)) if stem not in taken)
+        # a folder is searched by suffix; what the photo is, its content decides
+        file = f"{stem}{suffix if (suffix := path.suffix.lower()) in SUFFIXES else '.jpg'}"
         make_folder(self.folder / "photos")
         shutil.copyfile(path, self.folder / "photos" / file)
-        text = caption.read_text(encoding="utf-8", errors="replace") if caption else ""
-        return DraftPhoto(file, caption=" ".join(text.split())[:CAPTION_LENGTH])
+        return DraftPhoto(file, caption=_caption(caption) if caption else "")
 
     def _write(self, contents: Contents) -> None:
         make_folder(self.folder)
@@ -201,14 +209,21 @@ def zoom_of(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
     return min(size) / side, across, down
 
 
-def _file_names(path: Path, number: int) -> Iterator[str]:
-    """Names for a photo's copy: its own, made harmless, then numbered ones."""
+def _stems(path: Path, number: int) -> Iterator[str]:
+    """Names for a photo's copy, without suffix: its own, made harmless, then numbered ones."""
     stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in path.stem)[:40].strip() or "photo"
-    suffix = path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".jpg"  # its content decides what it is
-    yield f"{stem}{suffix}"
+    yield stem
     while True:
         number += 1
-        yield f"{stem} {number}{suffix}"
+        yield f"{stem} {number}"
+
+
+def _caption(path: Path) -> str:
+    return _one_line(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:CAPTION_LENGTH]
 
 
 def _ingest_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:

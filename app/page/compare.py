@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.page.house import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
@@ -296,11 +296,13 @@ def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
     ballot = every[done]
     sides = "".join(
         f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}"
-        f"{button(f'{side} one', 'vote', cell=cell, at=done)}</div>"
+        f"{button(f'{side} one', 'vote', cell=cell, at=done, of=folder.name)}</div>"
         for side, cell in (("Left", ballot.left), ("Right", ballot.right))
     )
     asked = _about(comparison, ballot)
-    more = button("No difference", "tie", at=done) + " " + button("Skip", "skip", at=done)
+    more = " ".join(
+        button(text, do, at=done, of=folder.name) for text, do in (("No difference", "tie"), ("Skip", "skip"))
+    )
     html = (
         f'<p><b>{QUESTIONS[ballot.question]}</b></p>{asked}<div class="ballot">{sides}</div>'
         f'<p style="text-align:center">{more}</p>'
@@ -398,7 +400,7 @@ class Events:
                     yield f'<p class="soft">{text}</p>{unscored}', *self.show(folder, news)
             except UserError as error:
                 said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
-                yield said, *[gr.skip()] * len(self.parts.shown)
+                yield said, *self.bring_back(request)
 
     def halt(self, request: gr.Request) -> Any:
         return note("Stopping …", "plain") if self.stops.stop(request) else gr.skip()
@@ -422,6 +424,8 @@ class Events:
     def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         folder, comparison = self.current(request)
         said = clicked(event)
+        if said["of"] != folder.name:
+            raise UserError("another comparison was made since, perhaps in another tab; reload the page to vote on it")
         count_vote(folder, comparison, int(said["at"]), said["do"], int(said["cell"]) if "cell" in said else None)
         return show_ballot(folder, comparison)
 
@@ -431,15 +435,15 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     events, shown = Events(house, parts), parts.shown
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    parts.run.click(events.ready, parts.inputs, parts.status, **QUIET).success(
+    parts.run.click(events.ready, parts.inputs, parts.status, **HIDDEN).success(
         events.run, **drawing, **device, trigger_mode="multiple", api_name="compare"
     )
     parts.stop.click(events.halt, None, parts.status, **QUIET)
     page.load(events.bring_back, None, shown, **QUIET)
     gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
     gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
-          parts.overlay, **QUIET)  # fmt: skip
-    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **QUIET)
+          parts.overlay, **HIDDEN)  # fmt: skip
+    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **HIDDEN)
 
 
 def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from app.page.compare import for_every_subject
-from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion.adapter_file import read_info
@@ -32,6 +32,8 @@ from hra_diffusion.generation import (
 from hra_diffusion.studio import Cancelled, Preview
 
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
+LARGEST = 2048
+BASES_OWN = "0: the base's own"
 IDEAS = ("in the snow", "on the beach", "on a cobblestone street", "in a garden", "at night", "on a wooden table")
 
 
@@ -91,7 +93,7 @@ class Wish:
     @property
     def settings(self) -> Settings:
         """What the pictures share."""
-        return Settings(int(self.steps), self.guidance, self.scheduler, _size(self.width), _size(self.height))
+        return Settings(int(self.steps), self.guidance or None, self.scheduler, _size(self.width), _size(self.height))
 
 
 def build(house: House) -> Create:
@@ -123,25 +125,21 @@ def build(house: House) -> Create:
 def _more() -> dict[str, Any]:
     count = gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures")
     with gr.Row():
-        seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=100)
+        seed = gr.Number(0, precision=0, label="Seed", min_width=100)
         lock = gr.Checkbox(False, label="Keep the seed", min_width=110)
     with gr.Row():
         draw = gr.Button("Create", variant="primary", size="lg", scale=3, elem_id="create-button")
         stop = gr.Button("Stop", size="lg", scale=1, min_width=70)
-    with gr.Accordion("More", open=False):
+    with gr.Accordion("More", open=False, elem_id="more"):
         negative = gr.Textbox(label="Negative prompt", info="What should not be in the picture.", max_length=600)
         with gr.Row():
             steps = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=120)
-            guidance = gr.Number(None, label="Guidance scale", placeholder="the base's own", minimum=0, maximum=30,
-                                 min_width=120)  # fmt: skip
+            # the page makes 0 of an empty number as soon as it is unfolded
+            guidance = gr.Number(None, label="Guidance scale", info=BASES_OWN, min_width=120)
             scheduler = gr.Dropdown(list(SCHEDULERS), value="dpm++", label="Scheduler", min_width=120)
         with gr.Row():
-            width = gr.Number(
-                None, precision=0, label="Width", placeholder="the base's own", maximum=2048, min_width=100
-            )
-            height = gr.Number(
-                None, precision=0, label="Height", placeholder="the base's own", maximum=2048, min_width=100
-            )
+            width = gr.Number(None, precision=0, label="Width", info=BASES_OWN, min_width=100)
+            height = gr.Number(None, precision=0, label="Height", info=BASES_OWN, min_width=100)
     made = gr.UploadButton("What made a picture? Choose it, or drop or paste it anywhere", file_types=[".png"],
                            size="sm", elem_id="made")  # fmt: skip
     return {"count": count, "seed": seed, "lock": lock, "draw": draw, "stop": stop, "negative": negative,
@@ -150,9 +148,16 @@ def _more() -> dict[str, Any]:
 
 
 def read_wish(values: Sequence[Any]) -> Wish:
-    """The tab's values; without a kept seed, a new one is rolled."""
+    """The tab's values; without a kept seed, or with −1 as other programs have it, a new one is rolled.
+
+    Raises UserError for what is too large. (The page's own refusal of a number would end without a word.)
+    """
     adapters, prompt, count, seed, lock, negative, steps, guidance, scheduler, width, height, *strengths = values
-    seed = int(seed or 0) if lock else random.randrange(2**31)
+    if max(width or 0, height or 0) > LARGEST:
+        raise UserError(f"a picture is at most {LARGEST} pixels wide and high here")
+    if (seed or 0) >= 2**63:
+        raise UserError(f"the seed {seed} is too large; the largest is {2**63 - 1}")
+    seed = int(seed or 0) if lock and (seed or 0) >= 0 else random.randrange(2**31)
     count = min(int(count), MOST_PICTURES)
     return Wish(
         adapters or [],
@@ -269,9 +274,11 @@ class Events:
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
     @plainly
-    def ready(self, request: gr.Request, count: int) -> str:
+    def ready(self, request: gr.Request, *values: Any) -> str:
+        """Given all of the tab's values, though few matter: one that is refused is so before a turn is booked."""
+        wish = read_wish(values)
         self.stops.ready(request)
-        return show_drawing({}, int(count), 0, waiting(self.house.studio), self.before(request))
+        return show_drawing({}, wish.count, 0, waiting(self.house.studio), self.before(request))
 
     def before(self, request: gr.Request) -> str:
         stage = show_stage(self.house, request)
@@ -333,7 +340,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     parts.ideas.click(events.idea, parts.adapters, parts.prompt, **QUIET)
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.stage, parts.seed], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
-    gr.on([parts.draw.click, parts.prompt.submit], events.ready, parts.count, parts.stage, **QUIET).success(
+    gr.on([parts.draw.click, parts.prompt.submit], events.ready, parts.inputs, parts.stage, **HIDDEN).success(
         events.create, **drawing, **device, trigger_mode="multiple", api_name="generate"
     )
     parts.stop.click(events.halt, None, parts.stage, **QUIET)

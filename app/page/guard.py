@@ -2,8 +2,9 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
+
+from starlette.requests import cookie_parser
 
 from app.page.house import COOKIE
 
@@ -40,7 +41,7 @@ class Guard:
         if not self._welcome(scope):
             await _refuse(send)
             return
-        cookie = None if _cookies(scope).get(COOKIE) else secrets.token_urlsafe(16)
+        cookie = None if cookie_parser(_header(scope, b"cookie")).get(COOKIE) else secrets.token_urlsafe(16)
         if cookie:  # known from the very first request on
             before = _header(scope, b"cookie")
             given = f"{before}; {COOKIE}={cookie}" if before else f"{COOKIE}={cookie}"
@@ -75,13 +76,6 @@ def _answering(send: Send, policy: str, cookie: str | None) -> Send:
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
-
-
-def _cookies(scope: Scope) -> dict[str, str]:
-    try:
-        return {key: morsel.value for key, morsel in SimpleCookie(_header(scope, b"cookie")).items()}
-    except CookieError:
-        return {}
 
 
 async def _refuse(send: Send) -> None:

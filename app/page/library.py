@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import DEVICE_QUEUE, MINE, QUIET, House, clicked, plainly
+from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, clicked, plainly
 from app.page.html import badge, button, empty, facts, note, picture
 from app.page.theme import CLICKS
 from hra_diffusion import library, registry
@@ -284,7 +284,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
     )  # fmt: skip
     parts.cards.click(
         events.choose, parts.search,
-        [parts.chosen, parts.panel, parts.about, parts.name, parts.places, parts.cards], **QUIET,
+        [parts.chosen, parts.panel, parts.about, parts.name, parts.places, parts.cards], **HIDDEN,
     ).then(None, None, None, js=UNCOVER)  # fmt: skip
     parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
                        [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip

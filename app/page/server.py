@@ -46,6 +46,7 @@ def serve(
     from app.page.guard import Guard
     from app.page.house import House
     from hra_diffusion import library
+    from hra_diffusion.errors import UserError
     from hra_diffusion.files import make_folder
     from hra_diffusion.studio import Studio
 
@@ -57,28 +58,34 @@ def serve(
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
     hosts = None if share or host not in LOOPBACK else LOOPBACK
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
-        allowed_paths=[str(output.resolve())],
-        blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
-        max_file_size=MAX_UPLOAD,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        inbrowser=False,
-        theme=theme.theme(),
-        css=theme.css(),
-        head=theme.head(),
-        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
+            allowed_paths=[str(output.resolve())],
+            blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            inbrowser=False,
+            theme=theme.theme(),
+            css=theme.css(),
+            head=theme.head(),
+            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+        )
+    except OSError as error:
+        raise UserError(
+            f"can't listen on {host}, port {port or 'any from 7860 on'}: it is taken, or no address of this machine; "
+            "give another --port or --host"
+        ) from error
     print(f"hra-diffusion is at {page.local_url}", flush=True)
     house.queue.start()  # runs that waited when the machine went down
     if block:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import MINE, QUIET, House, changed, clicked, plainly
+from app.page.house import HIDDEN, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button
 from app.page.theme import CLICKS
 from hra_diffusion import pipeline
@@ -74,9 +74,9 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
     page.load(watch, strip.seen, outputs, **QUIET)
     strip.timer.tick(watch, strip.seen, outputs, **QUIET)
     for part in held:
-        part.input(change, held, None, **QUIET)
+        part.input(change, held, None, **HIDDEN)
     for part in (strip.line, strip.runs):
-        part.click(act, None, outputs, show_progress="hidden", **MINE)  # in the queue: what is said goes through it
+        part.click(act, None, outputs, **HIDDEN)
 
 
 def look(house: House, seen: Seen | None) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import gradio as gr
 import yaml
 
 from app.page import form, run_view
-from app.page.house import MINE, QUIET, House, changed, clicked, plainly
+from app.page.house import HIDDEN, MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, note, picture, title
 from app.page.strip import base_name
 from app.page.theme import CLICKS
@@ -159,10 +159,14 @@ def _how() -> dict[str, Any]:
             "fields": fields, "entries": entries, "text": text}  # fmt: skip
 
 
+BASICS = ("class_noun", "name", "trigger", "preset", "method", "base", "dtype", "device")
+"""What is chosen outside the advanced settings."""
+
+
 def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
     """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
     noun, name, trigger, preset, method, _, mode, text, *fields = values
-    basics = {"class_noun": noun, "name": name, "trigger": trigger, "preset": preset, "method": method}
+    basics = dict(zip(BASICS, (noun, (name or "").strip(), trigger, preset, method), strict=False))
     basics |= {"base": base_path(house.studio.base), "dtype": house.studio.dtype, "device": house.studio.device}
     if mode == "YAML":
         found = yaml_values(text)
@@ -194,18 +198,31 @@ def trial_config(house: House, parts: Teach, values: Sequence[Any], base: str | 
     return configs.parse({"name": "preview", "class_noun": "thing", **given, "photos": ["."], "boxes": {}})
 
 
+def own_values(house: House, parts: Teach, values: Sequence[Any], config: TrainConfig) -> dict[str, Any]:
+    """What a configuration has of its own: all that its preset and method do not say by themselves."""
+    empty = [*values[:3], config.preset, config.method, values[5], "Form", "", *([""] * len(parts.entries))]
+    bare = trial_config(house, parts, empty)
+    own = {name: value for name, value in config if value != getattr(bare, name)}
+    return own | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
+
+
 def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]:
-    """The runs to come, photos aside: one, or one a method at matched budgets."""
-    method, several = values[4], values[5]
+    """The runs to come, photos aside: one, or one a method at matched budgets.
+
+    Other methods than the first take over what was set by hand, and neither its defaults nor its options.
+    """
     first = trial_config(house, parts, values)
-    if not several:
+    if not (several := values[5]):
         return [first]
     given = given_values(house, parts, values)
+    # YAML has every setting, the form those that were filled in
+    chosen = {*BASICS, *own_values(house, parts, values, first)} if values[6] == "YAML" else given
     shapes = budget.layer_shapes(house.studio.pipe, first)
-    size = budget.count(method, first.options, shapes)
+    size = budget.count(first.method, first.options, shapes)
     configs_ = []
     for other in several:
-        own = {k: v for k, v in given.items() if v not in ("", None) and (k != "options" or other == method)}
+        kept = given if other == first.method else {k: given[k] for k in given if k in chosen}
+        own = {k: v for k, v in kept.items() if v not in ("", None) and (k != "options" or other == first.method)}
         config = configs.parse({"name": "preview", "class_noun": "thing", **own, "photos": ["."], "method": other})
         rank = budget.matched_rank(other, config.options, shapes, size)
         configs_.append(config.model_copy(update={"options": config.options | {"rank": rank}}))
@@ -217,7 +234,7 @@ def teach(house: House, parts: Teach, draft: Draft, base: str, values: Sequence[
 
     ``base``: the one the visitor was shown; all share one, and another may just have changed it.
     """
-    noun, name = values[0], values[1]
+    noun, name = values[0], (values[1] or "").strip()
     if base != house.studio.base:
         raise UserError(
             f"the base model in use is {base_name(house.studio.base)}, not {base_name(base)}: it was changed just "
@@ -407,7 +424,8 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
     )  # fmt: skip
     parts.thumbs.click(
         events.pick, None,
-        [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown], **QUIET,
+        [parts.picked, parts.editor, parts.whole, parts.caption, parts.zoom, parts.across, parts.down, *shown],
+        **HIDDEN,
     )  # fmt: skip
     for slider in (parts.zoom, parts.across, parts.down):
         slider.input(  # not on release, which the keyboard never does; while one is at work only the last one waits
@@ -458,11 +476,12 @@ class FormEvents:
             return [
                 gr.update(visible=False),
                 gr.update(visible=True, value=text),
-                *([gr.skip()] * len(self.parts.entries)),
+                *([gr.skip()] * (2 + len(self.parts.entries))),
             ]
-        given = yaml_values(values[7])
-        trial_config(self.house, self.parts, [*values[:6], "YAML", *values[7:]])  # wrong ones are refused here
-        return [gr.update(visible=True), gr.update(visible=False), *form.filled(self.parts.entries, given)]
+        config = trial_config(self.house, self.parts, [*values[:6], "YAML", *values[7:]])  # wrong ones are refused here
+        own = own_values(self.house, self.parts, values, config)
+        fields = form.filled(self.parts.entries, own)
+        return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 
 def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> None:
@@ -483,9 +502,10 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
         **QUIET,
     )
     gr.on([parts.noun.change, parts.trigger.change], spoken, [parts.trigger, parts.noun], parts.spoken, **QUIET)
-    parts.mode.input(events.switch, [parts.mode, *parts.inputs], [parts.fields, parts.text, *fields], **QUIET).then(
-        events.keep, parts.inputs, None, **QUIET
-    )
+    switched = [parts.fields, parts.text, parts.preset, parts.method, *fields]
+    parts.mode.input(events.switch, [parts.mode, *parts.inputs], switched, **HIDDEN).then(
+        events.stand_ins, [strip.base, *parts.inputs], [parts.method, *fields], **QUIET
+    ).then(events.keep, parts.inputs, None, **QUIET)
     strip.timer.tick(events.forecast, **forecasting, **QUIET)
     page.load(events.bring_back, None, parts.inputs, **QUIET).then(
         events.unfold, parts.mode, [parts.fields, parts.text], **QUIET

@@ -4,7 +4,7 @@ import pytest
 from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
-from hra_diffusion.generation import Settings, generate, save_png
+from hra_diffusion.generation import Settings, generate, read_png, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training.runs import Run
 
@@ -258,6 +258,22 @@ def test_a_picture_dropped_on_create_brings_its_settings_back(drawn, page, visit
     go(there, "Create")
     there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
+
+
+def test_a_refused_value_leaves_create_as_usable_as_before(page, visit, tmp_path):
+    """And what is unfolded and left empty is the base's own."""
+    there = visit(page.local_url)
+    go(there, "Create")
+    fill(there, "#prompt", "a cat in the snow")
+    there.locator("#more button.label-wrap").click()
+    there.get_by_label("Width").fill("4096")
+    there.click("#create-button")
+    there.wait_for_selector("text=at most 2048 pixels")
+    there.get_by_label("Width").fill("0")
+    there.click("#create-button")
+    there.wait_for_selector("#stage img[data-zoom]")
+    (made,) = {read_png(file)["guidance_scale"] for file in (tmp_path / "outputs").rglob("pictures/*.png")}
+    assert made == 7.5
 
 
 def test_crop_and_caption_of_a_photo(page, visit, tmp_path):

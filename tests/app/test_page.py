@@ -13,6 +13,7 @@ from conftest import tiny_clip
 from gradio_client import Client
 
 from app.page import compare, create, form, html, library, run_view, strip, teach, theme
+from app.page.blocks import build
 from app.page.house import House
 from hra_diffusion import library as adapters
 from hra_diffusion import pipeline, registry, report
@@ -104,6 +105,33 @@ def test_yaml_says_the_same_as_the_form(house, parts):
     for bad, said in (("steps: [", "can't be read"), ("just words", "no settings"), ("stepz: 3", "stepz")):
         with pytest.raises(ValueError, match=said):
             teach.trial_config(house, parts, filled(parts, mode="YAML", text=bad))
+
+
+def test_a_look_at_yaml_freezes_nothing(house, parts):
+    """What was typed there comes to the form; what the preset said stays the preset's, so another can be chosen."""
+    events, before = teach.FormEvents(house, parts), filled(parts, {"steps": "7"}, method="lora")
+    shown = events.switch("YAML", *before)[1]["value"]
+    text = shown.replace("method: lora", "method: moslora").replace("preset: quick", "preset: best")
+    there = [*before[:6], "YAML", text.replace("learning_rate: 0.0001", "learning_rate: 0.01"), *before[8:]]
+    _, _, preset, method, *fields = events.switch("Form", *there)
+    kept = {entry.name: update["value"] for entry, update in zip(parts.entries, fields, strict=True) if update["value"]}
+    assert (preset, method) == ("best", "moslora") and (kept["steps"], kept["learning_rate"]) == ("7", "0.01")
+    assert "batch_size" not in kept
+    _, _, preset, method, *fields = events.switch("Form", *[*before[:6], "YAML", shown, *before[8:]])
+    kept = {entry.name: update["value"] for entry, update in zip(parts.entries, fields, strict=True) if update["value"]}
+    assert kept == {"steps": "7"} and (preset, method) == ("quick", "lora")
+
+
+def test_several_methods_from_yaml_keep_their_own_defaults(house, parts):
+    text = teach.yaml.safe_dump(teach.editable(teach.trial_config(house, parts, filled(parts, method="shoft"))))
+    text = text.replace("flip: true", "flip: false")
+    lora, shoft = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "shoft"]))
+    alone = teach.trial_config(house, parts, filled(parts, method="lora"))
+    assert (lora.learning_rate, lora.weight_decay) == (alone.learning_rate, alone.weight_decay)
+    assert shoft.learning_rate != lora.learning_rate and not lora.flip and not shoft.flip
+    text = "method: lora\noptions: {rank: 4, alpha: 8}"
+    lora, hra = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "hra"]))
+    assert lora.options["alpha"] == 8 and "alpha" not in hra.options
 
 
 def test_yaml_cannot_read_other_peoples_files(house, parts):
@@ -384,11 +412,11 @@ def test_a_stop_reaches_what_still_waits_for_the_device(house):
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
     pictures, _ = list(create.draw(house, wish(count=1), threading.Event()))[-1]
     create.keep(list(pictures.values()), house.own(ann) / "pictures")
-    assert "waiting for the device" in events.ready(ann, 1), "said at once, not when its turn comes"
+    assert "waiting for the device" in events.ready(ann, *values), "said at once, not when its turn comes"
     with pytest.raises(gr.Error, match="under way"):
-        events.ready(ann, 1)
+        events.ready(ann, *values)
     assert events.halt(ann).count('class="picture"') == 1
-    events.ready(ann, 1)
+    events.ready(ann, *values)
     assert list(events.create(ann, *values))[-1][0].count('class="picture"') == 1, "its turn came: nothing was drawn"
     assert list(events.create(ann, *values))[-1][0].count('class="picture"') == 2
 
@@ -419,6 +447,7 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     compare.count_vote(folder, again, 1, "skip", None)
     after, standings = compare.show_ballot(folder, again)
     assert "1 votes so far" in standings and 'data-at="2"' in after, "also after a reload: no question comes twice"
+    assert f'data-of="{folder.name}"' in after, "a vote says what it is on: another tab may have compared anew"
     assert "Blind votes" in (folder / "report.html").read_text()
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 
@@ -520,7 +549,13 @@ def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):
     assert "weights differ" in library.show_facts(house, "Rex/Rex.safetensors")
 
 
-# The whole page through its API
+# The whole page
+
+
+def test_every_event_that_may_refuse_is_in_the_queue(house):
+    """Of one outside it the browser shows no error: a button would do nothing, and nobody would know why."""
+    told = [event for event in build(house).fns.values() if hasattr(event.fn, "__wrapped__")]
+    assert len(told) > 20 and [event.name for event in told if event.queue is False] == []
 
 
 def test_the_api_draws_and_compares(output, base_folder):

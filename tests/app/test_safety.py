@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import stat
 
 import httpx
@@ -100,6 +101,22 @@ def test_each_browser_gets_a_cookie_of_its_own_and_nothing_from_elsewhere():
     assert "connect-src 'self'" in headers[b"content-security-policy"].decode()
     _, again, seen = answer(headers=[("host", "localhost"), ("cookie", f"{COOKIE}=abc")])
     assert b"set-cookie" not in again and seen["cookie"] == f"{COOKIE}=abc"
+
+
+@pytest.mark.parametrize("foreign", ['a={"x":1}', "name[0]=1", "a=b c", "=; a"])
+def test_other_programs_cookies_do_not_make_a_new_visitor(foreign):
+    """All ports of a host share their cookies."""
+    for given in (f"{foreign}; {COOKIE}=abc", f"{COOKIE}=abc; {foreign}"):
+        _, headers, seen = answer(headers=[("host", "localhost"), ("cookie", given)])
+        assert b"set-cookie" not in headers and seen["cookie"] == given
+
+
+def test_a_port_that_is_taken_is_said_in_words(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["app", "--port", str(port)]) == 1
+    assert f"can't listen on 127.0.0.1, port {port}: it is taken" in capsys.readouterr().err
 
 
 def test_an_uploaded_page_runs_nothing():

@@ -18,6 +18,7 @@ from training.toybox.loop import Budget, Progress
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
 from training.toybox.scenes import SCENES
+from training.toybox.score import Score, Share, digest, save_score
 from training.toybox.shards import Shard, render_shard, save_shard
 from training.toybox.world import THINGS, UNSEEN, Label
 
@@ -57,6 +58,18 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
     assert Clip(tmp_path / "model-clip").texts(["a fox"]).shape == (1, 128)
+
+
+def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
+    """A base that was trained on since wants to be scored anew."""
+    workshop, share = make_workshop(), Share(0.75, 0.7, 0.8, 0.95)
+    workshop.make_base(Budget(steps=1))
+    for unet, told in (("0" * 12, "Not scored."), ("", "| Thing right | 75.0% |")):
+        if not unet:
+            unet = digest(StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None).unet)
+        save_score(Score(share, share, share, 0.6, 25.0, 21.5, 3.0, 25, 4, unet), workshop.folder / "score.json")
+        workshop.assemble(tmp_path / "model")
+        assert told in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_what_the_base_is_scored_on_is_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,9 @@ def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkey
     monkeypatch.setattr(scoring, "caption_of", describe)
     monkeypatch.setattr(scoring, "draw", draw)
     monkeypatch.setattr(scoring, "photograph", lambda _, label, rng: picture_of(label))
-    monkeypatch.setattr(scoring, "load_base", lambda _: SimpleNamespace(vae=new_autoencoder(held_out)))
+    monkeypatch.setattr(
+        scoring, "load_base", lambda _: SimpleNamespace(unet=nn.Linear(1, 1), vae=new_autoencoder(held_out))
+    )
     score = score_base(tmp_path, ReadingJudge(), sprites, None, seeds=2, sheet=tmp_path / "sheet.png")  # pyright: ignore[reportArgumentType]
 
     assert score.things == score.scenes == Share(1.0, 1.0, 1.0, 1.0)

@@ -118,7 +118,9 @@ def test_the_table_tells_mean_and_spread_over_seeds_and_which_bars_are_met() -> 
     rows += [row(Case("octopus", "lora", seed), 20 + seed, 16, 2, 80.0 + 5 * seed) for seed in range(3)]
     rows += [row(Case("robot", "lora", seed), 20 + seed, 16, 2, 80.0 + 5 * seed) for seed in range(3)]
     rows += [row(Case("octopus", "hra", seed), 10, 20, 2, 100.0) for seed in range(2)]
-    said = report(rows, "cpu")
+    sessions = [{"machine": {"processor": "slow", "load average": str(n)}, "runs": 5} for n in range(2)]
+    said = report({"device": "cpu", "sessions": sessions, "rows": rows})
+    assert "cpu. processor slow (10 runs). Shares" in said
     assert "| renders | 3 | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) |  |" in said
     lora = "| lora | 6 | 0.84 (0.80 to 0.88) ✓ | 0.80 (0.80 to 0.80) ✗ | 0.40 (0.40 to 0.40) | 85 (80 to 90) ✓ |"
     assert lora in said
@@ -140,8 +142,9 @@ def test_a_stopped_benchmark_goes_on_with_what_is_missing(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         run_missing(output, FACTS, cases, measure)
     assert len(json.loads(output.read_text())["rows"]) == 2
-    rows = run_missing(output, FACTS, cases, lambda case: row(case, 10, 20, 5, 2.0))
-    assert [(found["method"], found["seed"], found["seconds"]) for found in rows] == [
+    results = run_missing(output, FACTS, cases, lambda case: row(case, 10, 20, 5, 2.0))
+    assert [session["runs"] for session in results["sessions"]] == [2, 2]
+    assert [(found["method"], found["seed"], found["seconds"]) for found in results["rows"]] == [
         ("lora", 0, 1.0),
         ("hra", 0, 1.0),
         ("lora", 1, 2.0),

@@ -31,6 +31,15 @@ def test_photos_come_with_their_captions_and_survive(draft, files):
     assert [photo.caption for photo in again.photos] == ["", "a {subject} at night", ""]
 
 
+def test_captions_may_come_after_their_photos(draft, files):
+    captions = [files[0].with_suffix(".txt"), files[0].with_name("other.txt")]
+    for caption in captions:
+        caption.write_text("a {subject} at night")
+    draft.add(files)
+    assert draft.add(captions) == ["other.txt: there is no photo of this name to put the caption to"]
+    assert [photo.caption for photo in draft.read().photos] == ["a {subject} at night", "", ""]
+
+
 def test_what_is_no_photo_is_refused_by_name_and_the_rest_taken(draft, files, tmp_path):
     bad = tmp_path / "in" / "notes.jpg"
     bad.write_text("not a photo")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from hra_diffusion.files import atomic_path, write_text
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
@@ -19,7 +19,7 @@ from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
 from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
 from training.toybox.loop import Budget, read_progress
-from training.toybox.score import Score, load_score, save_score, score_base
+from training.toybox.score import Score, digest, load_score, save_score, score_base
 from training.toybox.shards import (
     SHARD_SIZE,
     Shard,
@@ -132,7 +132,7 @@ class Workshop:
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
             decibels=measure(vae, load_shard(self._held_out).values),
-            score=load_score(self._score) if self._score.exists() else None,
+            score=self._score_of(base.unet),
             history=self._history.read_text().strip() if self._history.exists() else "",
             parameters=sum(parameter.numel() for part in (base, vae) for parameter in part.parameters()),
         )
@@ -141,7 +141,11 @@ class Workshop:
             save_clip(clip, tokenizer, unfinished)
 
     def make_judge(self, sprites: Path, shards: int, budget: Budget) -> None:
-        """Draw pictures for the judge alone and train it on them."""
+        """Draw pictures for the judge alone and train it on them.
+
+        Raises ValueError when the folder holds pictures of another world than today's.
+        """
+        self._check_world()
         render_for_judge(sprites, self.folder / "judge", shards, self.shard_size)
         train_judge(load_shards(self.folder / "judge"), self._judge, budget, self.device, self.judge_recipe)
         judge = load_judge(self._judge, self.judge_recipe)
@@ -168,6 +172,13 @@ class Workshop:
         self.make_judge(sprites, JUDGE_SHARDS, Budget(minutes=MINUTES["judge"]))
         self.score(output, sprites)
         self.assemble(output)
+
+    def _score_of(self, unet: nn.Module) -> Score | None:
+        """What was measured of these very weights; none, if it was of others or never."""
+        if not self._score.exists():
+            return None
+        found = load_score(self._score)
+        return found if found.unet == digest(unet) else None
 
     def load_vae(self) -> AutoencoderKL:
         """The autoencoder as far as it is; raises FileNotFoundError when there is none yet."""

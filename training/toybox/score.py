@@ -3,6 +3,7 @@
 Pictures come from the product's own sampler. Everything is drawn from fixed seeds, so two bases are asked the same.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import Request, Settings, draw
@@ -65,6 +66,8 @@ class Score:
     guidance_scale: float
     steps: int
     seeds: int
+    unet: str = ""
+    """Digest of the UNet that drew: a score is of no other."""
 
 
 def score_base(
@@ -97,6 +100,7 @@ def score_base(
         guidance_scale=guidance_scale,
         steps=STEPS,
         seeds=seeds,
+        unet=digest(pipe.unet),
     )
 
 
@@ -163,6 +167,14 @@ def time_picture(pipe: StableDiffusionPipeline, settings: Settings, rounds: int 
         draw(pipe, [request], settings)
         seconds.append(time.perf_counter() - started)
     return median(seconds)
+
+
+def digest(unet: nn.Module) -> str:
+    """The first digits of the SHA-256 of a UNet's weights in float16, as they are stored."""
+    told = hashlib.sha256()
+    for key, value in sorted(unet.state_dict().items()):
+        told.update(key.encode() + value.detach().half().cpu().numpy().tobytes())
+    return told.hexdigest()[:12]
 
 
 def save_score(score: Score, path: Path) -> None:

@@ -276,8 +276,10 @@ def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -
 
 
 def fingerprint() -> str:
-    """A short text that differs when the world's things, scenes or looks do."""
-    world = repr((THINGS, STRANGERS, HELD_OUT, list(SCENES), list(LOOKS)))
+    """A short text that differs when the world's things, scenes or looks do, or how often each is met."""
+    shares = (STRANGER_SHARE, STRANGER_HUES, LOOK_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
+    scenes = [(phrase, scene.weight) for phrase, scene in SCENES.items()]
+    world = repr((THINGS, STRANGERS, HELD_OUT, scenes, list(LOOKS), shares))
     return hashlib.sha256(world.encode()).hexdigest()
 
 
