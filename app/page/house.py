@@ -29,12 +29,12 @@ from training.runs import Run
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"
 """Everything that draws shares one queue of events: one drawing at a time."""
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-"""For events that only read and show, and refuse nothing: of an event outside the queue no error is ever seen."""
-HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""For such events as may refuse (``plainly``)."""
 MINE: dict[str, Any] = {"api_visibility": "private"}
 """For events that belong to the page and are no part of its API."""
+HIDDEN: dict[str, Any] = {**MINE, "show_progress": "hidden"}
+"""For such that are over in a moment, and may refuse (``plainly``)."""
+QUIET: dict[str, Any] = {**HIDDEN, "queue": False}
+"""For such that only read and show, and refuse nothing: of an event outside the queue no error is ever seen."""
 
 
 @dataclass(frozen=True)

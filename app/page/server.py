@@ -39,14 +39,9 @@ def serve(
     """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
     gc.disable()  # until all is imported: looking for garbage there takes a seventh of the wait and finds none
     prepare_surroundings(output)
-    from starlette.middleware import Middleware
-
-    from app.page import logins, theme
     from app.page.blocks import build
-    from app.page.guard import Guard
     from app.page.house import House
     from hra_diffusion import library
-    from hra_diffusion.errors import UserError
     from hra_diffusion.files import make_folder
     from hra_diffusion.studio import Studio
 
@@ -57,6 +52,22 @@ def serve(
     threading.Thread(target=_warm, args=(house.studio,), daemon=True).start()
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
+    _listen(page, output, host, port, auth, share)
+    print(f"hra-diffusion is at {page.local_url}", flush=True)
+    house.queue.start()  # runs that waited when the machine went down
+    if block:
+        page.block_thread()
+    return page
+
+
+def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | None, share: bool) -> None:
+    """Answer at this address. Raises UserError if that can't be."""
+    from starlette.middleware import Middleware
+
+    from app.page import logins, theme
+    from app.page.guard import Guard
+    from hra_diffusion.errors import UserError
+
     hosts = None if share or host not in LOOPBACK else LOOPBACK
     try:
         page.launch(
@@ -86,11 +97,6 @@ def serve(
             f"can't listen on {host}, port {port or 'any from 7860 on'}: it is taken, or no address of this machine; "
             "give another --port or --host"
         ) from error
-    print(f"hra-diffusion is at {page.local_url}", flush=True)
-    house.queue.start()  # runs that waited when the machine went down
-    if block:
-        page.block_thread()
-    return page
 
 
 def _warm(studio: Any) -> None:

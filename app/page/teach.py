@@ -159,14 +159,10 @@ def _how() -> dict[str, Any]:
             "fields": fields, "entries": entries, "text": text}  # fmt: skip
 
 
-BASICS = ("class_noun", "name", "trigger", "preset", "method", "base", "dtype", "device")
-"""What is chosen outside the advanced settings."""
-
-
 def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
     """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
     noun, name, trigger, preset, method, _, mode, text, *fields = values
-    basics = dict(zip(BASICS, (noun, (name or "").strip(), trigger, preset, method), strict=False))
+    basics = {"class_noun": noun, "name": (name or "").strip(), "trigger": trigger, "preset": preset, "method": method}
     basics |= {"base": base_path(house.studio.base), "dtype": house.studio.dtype, "device": house.studio.device}
     if mode == "YAML":
         found = yaml_values(text)
@@ -198,10 +194,14 @@ def trial_config(house: House, parts: Teach, values: Sequence[Any], base: str | 
     return configs.parse({"name": "preview", "class_noun": "thing", **given, "photos": ["."], "boxes": {}})
 
 
+def unfilled(parts: Teach, values: Sequence[Any]) -> list[Any]:
+    """The form's values with none of the advanced settings filled in."""
+    return [*values[:6], "Form", "", *([""] * len(parts.entries))]
+
+
 def own_values(house: House, parts: Teach, values: Sequence[Any], config: TrainConfig) -> dict[str, Any]:
     """What a configuration has of its own: all that its preset and method do not say by themselves."""
-    empty = [*values[:3], config.preset, config.method, values[5], "Form", "", *([""] * len(parts.entries))]
-    bare = trial_config(house, parts, empty)
+    bare = trial_config(house, parts, unfilled(parts, [*values[:3], config.preset, config.method, values[5]]))
     own = {name: value for name, value in config if value != getattr(bare, name)}
     return own | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
 
@@ -216,7 +216,7 @@ def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]
         return [first]
     given = given_values(house, parts, values)
     # YAML has every setting, the form those that were filled in
-    chosen = {*BASICS, *own_values(house, parts, values, first)} if values[6] == "YAML" else given
+    chosen = {*form.ELSEWHERE, *own_values(house, parts, values, first)} if values[6] == "YAML" else given
     shapes = budget.layer_shapes(house.studio.pipe, first)
     size = budget.count(first.method, first.options, shapes)
     configs_ = []
@@ -430,7 +430,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
     for slider in (parts.zoom, parts.across, parts.down):
         slider.input(  # not on release, which the keyboard never does; while one is at work only the last one waits
             events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown],
-            trigger_mode="always_last", show_progress="hidden", **MINE,
+            trigger_mode="always_last", **HIDDEN,
         )  # fmt: skip
     parts.caption.blur(events.describe, [parts.picked, parts.caption], None, **QUIET)
     parts.remove.click(events.remove, parts.picked, [parts.editor, *shown], **QUIET)
@@ -455,9 +455,8 @@ class FormEvents:
 
     def stand_ins(self, base: str, *values: Any) -> list[Any]:
         """What empty fields stand for on the base that is shown: the one in use follows when it is free."""
-        empty = [*values[:6], "Form", "", *([""] * len(self.parts.entries))]
         try:
-            bare = trial_config(self.house, self.parts, empty, base)
+            bare = trial_config(self.house, self.parts, unfilled(self.parts, values), base)
         except UserError:
             return [gr.skip()] * (1 + len(self.parts.entries))
         return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(self.parts.entries, bare)]

@@ -173,13 +173,6 @@ class Workshop:
         self.score(output, sprites)
         self.assemble(output)
 
-    def _score_of(self, unet: nn.Module) -> Score | None:
-        """What was measured of these very weights; none, if it was of others or never."""
-        if not self._score.exists():
-            return None
-        found = load_score(self._score)
-        return found if found.unet == digest(unet) else None
-
     def load_vae(self) -> AutoencoderKL:
         """The autoencoder as far as it is; raises FileNotFoundError when there is none yet."""
         if not (self.folder / "vae").exists():
@@ -205,6 +198,13 @@ class Workshop:
     @property
     def _clip(self) -> Path:
         return self.folder / "clip.safetensors"
+
+    def _score_of(self, unet: nn.Module) -> Score | None:
+        """What was measured of these very weights; none, if it was of others or never."""
+        if not self._score.exists():
+            return None
+        found = load_score(self._score)
+        return found if found.unet == digest(unet) else None
 
     def _check_world(self) -> None:
         drawn = self.folder / "world.txt"
