@@ -28,7 +28,7 @@ from training.toybox.world import (
 def test_held_out_things_are_never_drawn_for_training() -> None:
     """Neither by name nor by drawing."""
     held_out = {thing.name for thing in HELD_OUT} | {thing.code for thing in HELD_OUT}
-    drawn = draw_labels(np.random.default_rng(0), 5000)
+    drawn = draw_labels(np.random.default_rng(0), 20000)
     things = {find_thing(thing) for label in drawn for thing in (label.thing, *read_names(label))}
     assert not held_out & {name for thing in things for name in (thing.name, thing.code)}
     assert things == {*THINGS, *STRANGERS}
