@@ -58,7 +58,7 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
     weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    min_snr_gamma: float = Field(5.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
+    min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
     prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
     class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")

@@ -16,8 +16,8 @@ _COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0}
 _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
-        "quick": {"steps": 120, "prior_weight": 0.0, "checkpoint_every": 60, "sample_every": 60},
-        "balanced": {"steps": 250, "prior_weight": 0.0, "checkpoint_every": 50, "sample_every": 50},
+        "quick": {"steps": 100, "prior_weight": 0.0, "checkpoint_every": 50, "sample_every": 50},
+        "balanced": {"steps": 180, "prior_weight": 0.0, "checkpoint_every": 60, "sample_every": 60},
         "best": {"steps": 600, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
     },
     "sd1": {
@@ -44,8 +44,15 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 _OTHER: dict[str, dict[str, Any]] = {
-    "toybox": {"schedule": "cosine", "batch_size": 8, "class_images": 32, "train_text_encoder": False},
-    "sd1": {"schedule": "linear", "train_text_encoder": False, "min_snr_gamma": 0.0},
+    "toybox": {
+        "schedule": "cosine",
+        "batch_size": 8,
+        "class_images": 32,
+        # a tiny base has few layers to learn a new shape with: all that its transformer blocks have, and the words
+        "targets": "attention+feed-forward",
+        "train_text_encoder": True,
+    },
+    "sd1": {"schedule": "linear", "train_text_encoder": False},
 }
 
 
