@@ -16,8 +16,8 @@ _COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0}
 _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
-        "quick": {"steps": 100, "prior_weight": 0.0, "checkpoint_every": 50, "sample_every": 50},
-        "balanced": {"steps": 180, "prior_weight": 0.0, "checkpoint_every": 60, "sample_every": 60},
+        "quick": {"steps": 80, "prior_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
+        "balanced": {"steps": 140, "prior_weight": 0.0, "checkpoint_every": 35, "sample_every": 70},
         "best": {"steps": 600, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
     },
     "sd1": {
