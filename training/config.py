@@ -49,6 +49,9 @@ class TrainConfig(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="The method's own options.")
     targets: str = Field("attention", description="Layers of the UNet to adapt: a named set or a pattern.")
     train_text_encoder: bool = Field(description="Adapt the text encoder too.")
+    text_encoder_rate: float = Field(
+        1.0, gt=0, le=10, description="The text encoder's learning rate, as a part of the UNet's."
+    )
 
     steps: int = Field(ge=1, le=100_000, description="Optimiser steps.")
     batch_size: int = Field(ge=1, le=64, description="Photos a step (on each device).")

@@ -175,7 +175,7 @@ def train_step(session: Session, learning_rate: float) -> float:
     """One optimiser step; returns its loss. Raises TrainingError on a loss or gradient that is not finite."""
     config, accelerator = session.config, session.accelerator
     for group in session.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["part"]
     total = 0.0
     for micro in range(config.gradient_accumulation):
         with accelerator.accumulate(session.denoiser):

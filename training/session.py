@@ -150,16 +150,24 @@ def set_up(
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW as the configuration says. Raises TrainingError where it asks for a package that is missing."""
+    """AdamW as the configuration says. Raises TrainingError where it asks for a package that is missing.
+
+    ``part`` of a group of parameters: what part of the learning rate they take.
+    """
+    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_rate for key in parameters}
+    groups = [
+        {"params": [parameters[key] for key in parameters if parts[key] == part], "part": part}
+        for part in dict.fromkeys(parts.values())
+    ]
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
-        return torch.optim.AdamW(parameters.values(), fused=config.mixed_precision != "fp16", **common)
+        return torch.optim.AdamW(groups, fused=config.mixed_precision != "fp16", **common)
     try:
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
     except ImportError:
         raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'hra-diffusion[8bit]'") from None
-    return AdamW8bit(parameters.values(), **common)
+    return AdamW8bit(groups, **common)
 
 
 def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:

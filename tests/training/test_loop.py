@@ -75,6 +75,16 @@ def test_an_adapter_or_a_checkpoint_finds_the_photos_it_learned_from(settings, t
     assert photos_of(tmp_path / "loose.safetensors", 64) == []
 
 
+def test_the_text_encoder_learns_at_its_own_rate(settings, tmp_path):
+    """AdamW's first step is as long as the rate, wherever a gradient is."""
+    config = settings(method="lora", steps=1, learning_rate=0.01, text_encoder_rate=0.1, schedule="constant",
+                      weight_decay=0, sample_prompts=[])  # fmt: skip
+    learned = load_file(train(config, tmp_path))
+    up = {key: float(value.abs().max()) for key, value in learned.items() if key.endswith(".up")}
+    steps = {(key.split(".")[0], round(step, 4)) for key, step in up.items()}
+    assert steps == {("unet", 0.01), ("text_encoder", 0.001)}
+
+
 def test_the_base_is_never_changed(settings, tmp_path, base_folder):
     before = {path: path.read_bytes() for path in base_folder.rglob("*.safetensors")}
     train(settings(), tmp_path)
@@ -85,7 +95,7 @@ def test_the_base_is_never_changed(settings, tmp_path, base_folder):
     "changes",
     [
         {},
-        {"method": "lora", "ema_decay": 0.9, "schedule": "linear", "warmup_steps": 2},
+        {"method": "lora", "ema_decay": 0.9, "schedule": "linear", "warmup_steps": 2, "text_encoder_rate": 0.3},
         {"method": "shoft", "gradient_accumulation": 2, "train_text_encoder": False, "prior_weight": 0},
     ],
     ids=["hra", "lora-ema", "shoft-accumulation"],
