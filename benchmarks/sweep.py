@@ -23,7 +23,7 @@ from training.measure import markdown, spread
 
 TRIED = ("octopus", "monkey")
 SEED = 7
-RATES = {"low_rank": (1e-3, 2e-3, 4e-3), "reflections": (2.5e-3, 5e-3, 1e-2)}
+RATES = {"low_rank": (2e-3, 4e-3, 8e-3), "reflections": (2.5e-3, 5e-3, 1e-2)}
 
 
 def main() -> None:
