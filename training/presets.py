@@ -48,11 +48,9 @@ _OTHER: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "batch_size": 8,
         "class_images": 32,
-        # a tiny base has few layers to learn a new shape with: all that its transformer blocks have, and the words,
-        # which forget the scenes if they learn as fast
+        # a tiny base has few layers to learn a new shape with; its text encoder would learn that, but forget the scenes
         "targets": "attention+feed-forward",
-        "train_text_encoder": True,
-        "text_encoder_rate": 0.3,
+        "train_text_encoder": False,
     },
     "sd1": {"schedule": "linear", "train_text_encoder": False},
 }
