@@ -12,7 +12,7 @@ from hra_diffusion.pipeline import TOYBOX, kind
 
 PRESETS = ("quick", "balanced", "best")
 
-_COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0}
+_COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0, "train_text_encoder": False}
 _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
@@ -50,9 +50,8 @@ _OTHER: dict[str, dict[str, Any]] = {
         "class_images": 32,
         # a tiny base has few layers to learn a new shape with; its text encoder would learn that, but forget the scenes
         "targets": "attention+feed-forward",
-        "train_text_encoder": False,
     },
-    "sd1": {"schedule": "linear", "train_text_encoder": False},
+    "sd1": {"schedule": "linear"},
 }
 
 
