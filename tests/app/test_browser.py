@@ -25,6 +25,7 @@ def chromium():
 @pytest.fixture
 def visit(chromium):
     """Open the page as a new visitor; whatever the console complains of fails the test."""
+    playwright.expect.set_options(timeout=MINUTE)
     contexts, complaints = [], []
 
     def open_page(url, width=1280, scheme="light"):
@@ -256,6 +257,7 @@ def drawn(pipe, tmp_path):
 def test_a_picture_dropped_on_create_brings_its_settings_back(drawn, page, visit):
     there = visit(page.local_url)
     go(there, "Create")
+    there.wait_for_selector("#made")
     there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
