@@ -1,4 +1,4 @@
-"""The README's section on speed and memory, made from the results: ``python -m benchmarks.tables`` writes it there."""
+"""The README's tables, made from the results: ``python -m benchmarks.tables`` writes them there."""
 
 import json
 import re
@@ -11,8 +11,6 @@ from hra_diffusion.files import write_text
 from training.measure import in_words, markdown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-START = "<!-- speed and memory: made by python -m benchmarks.tables from benchmarks/results -->"
-END = "<!-- end of speed and memory -->"
 NOT_MEASURED = "not measured"
 MARKS = {"met": "✓", "missed": "✗", "undecided": "?"}
 
@@ -40,8 +38,8 @@ CLAIMS = (
 )
 
 
-def section(results: Path = RESULTS) -> str:
-    """The section: the claims with what was found, then the table of each benchmark that was run."""
+def costs(results: Path = RESULTS) -> str:
+    """The section on speed and memory: the claims with what was found, then the table of each benchmark that was run."""
     found = {
         (claim.name, device): _read(results / f"{claim.name}{device}.json")
         for claim in CLAIMS
@@ -52,9 +50,21 @@ def section(results: Path = RESULTS) -> str:
         own = found[claim.name, ""], found[claim.name, "-cuda"]
         commands = [result["command"] for result in own if result] or [f"python -m benchmarks.{claim.name}"]
         rows.append((claim.claim, claim.bar, *map(_figures, own), "<br>".join(f"`{command}`" for command in commands)))
-    parts = [START, markdown(("claim", "bar", "CPU", "GPU (`--device cuda`)", "command"), rows)]
+    parts = [markdown(("claim", "bar", "CPU", "GPU (`--device cuda`)", "command"), rows)]
     parts += [_details(claim, result) for claim in CLAIMS for d in ("", "-cuda") if (result := found[claim.name, d])]
-    return "\n\n".join([*parts, END])
+    return marked("speed and memory", *parts)
+
+
+def taught(results: Path = RESULTS) -> str:
+    """The section on teaching toybox subjects, as benchmarks/subjects wrote it."""
+    told = results / "subjects.md"
+    return marked("teaching toybox", told.read_text(encoding="utf-8").strip() if told.exists() else NOT_MEASURED)
+
+
+def marked(name: str, *parts: str) -> str:
+    """A section of the README between its marks."""
+    start = f"<!-- {name}: made by python -m benchmarks.tables from benchmarks/results -->"
+    return "\n\n".join([start, *parts, f"<!-- end of {name} -->"])
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -81,10 +91,14 @@ def _details(claim: Claim, result: dict[str, Any]) -> str:
 
 
 def replaced(readme: str, new: str) -> str:
-    """The README with the section put in place of the old one."""
-    before, rest = readme.split(START)
-    return before + new + rest.split(END)[1]
+    """The README with a section put in place of the old one, which bears the same marks."""
+    start, *_, end = new.splitlines()
+    before, rest = readme.split(start)
+    return before + new + rest.split(end)[1]
 
 
 if __name__ == "__main__":
-    write_text(README, replaced(README.read_text(encoding="utf-8"), section()))
+    said = README.read_text(encoding="utf-8")
+    for made in (costs(), taught()):
+        said = replaced(said, made)
+    write_text(README, said)

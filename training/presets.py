@@ -28,12 +28,13 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 }
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
-        "lora": {"learning_rate": 2e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 2e-3, "options": {"rank": 8}},
+        "lora": {"learning_rate": 4e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 8e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
         "hra": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        # of half the rank: the subject comes as often, and the scenes stay
+        "hoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 4}},
+        "shoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 4}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
