@@ -14,7 +14,11 @@ from benchmarks import bench_growth, common, tables
 def test_every_benchmark_has_its_claim_in_the_readme():
     files = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
     assert files == {claim.name for claim in tables.CLAIMS}
-    assert tables.section() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.costs() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_tells_how_toybox_is_taught():
+    assert tables.taught() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [claim.name for claim in tables.CLAIMS])
@@ -48,9 +52,10 @@ def test_growth_that_no_lower_rank_shows_is_left_undecided():
 
 
 def test_without_results_nothing_is_claimed(tmp_path):
-    said = tables.section(tmp_path)
+    said = tables.costs(tmp_path)
     assert said.count(f"| {tables.NOT_MEASURED} | {tables.NOT_MEASURED} |") == len(tables.CLAIMS)
     assert "✓" not in said and "✗" not in said and "<details>" not in said
+    assert tables.NOT_MEASURED in tables.taught(tmp_path)
 
 
 def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, monkeypatch, capsys):
@@ -60,7 +65,7 @@ def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, mo
     bars = [common.Bar("a", 1.05, 1.1), common.Bar("b", 1.2, 1.1), common.Bar("c", 1.2, 1.1, at_least=True)]
     bars += [common.Bar.of("d", [1.0, 3.0, 1.05], 1.1), common.Bar.of("e", [1.0, 1.0], 1.1)]
     common.publish(common.Report("said", ("method", "s"), [("hra", "1 (1 to 1)")], bars, ["a note"]), given)
-    printed, said = capsys.readouterr().out, tables.section(tmp_path)
+    printed, said = capsys.readouterr().out, tables.costs(tmp_path)
     assert "a 1.05: met, ≤ 1.1" in printed and "b 1.2: missed, ≤ 1.1" in printed
     assert "a **1.05** ✓; b **1.2** ✗; c **1.2** ✓" in said
     assert "d **1.05 (1 to 3)** ✓; e **1 (1 to 1)** ?" in said, "two rounds decide nothing"
@@ -99,11 +104,12 @@ def test_figures_of_another_base_than_the_benchmarks_own_say_so(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["benchmarks/bench_floor.py", "--base", "toybox", "--output", str(tmp_path)])
     given = common.arguments(None, cpu={"base": "sd1"}, cuda={})
     common.publish(common.Report("said", ("step", "s"), [], [common.Bar("a", 1, 1.1)]), given)
-    assert "| on toybox: a **1** ✓ | not measured | `python -m benchmarks.bench_floor --base toybox" in tables.section(
+    assert "| on toybox: a **1** ✓ | not measured | `python -m benchmarks.bench_floor --base toybox" in tables.costs(
         tmp_path
     )
 
 
 def test_the_readme_is_changed_between_its_marks_only():
-    readme = f"before\n{tables.START}\nold\n{tables.END}\nafter"
-    assert tables.replaced(readme, f"{tables.START}new{tables.END}") == f"before\n{tables.START}new{tables.END}\nafter"
+    other = tables.marked("other", "kept")
+    old, new = (tables.marked("own", said) for said in ("old", "new"))
+    assert tables.replaced(f"before\n{old}\n{other}\nafter", new) == f"before\n{new}\n{other}\nafter"
