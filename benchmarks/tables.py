@@ -39,7 +39,7 @@ CLAIMS = (
 
 
 def costs(results: Path = RESULTS) -> str:
-    """The section on speed and memory: the claims with what was found, then the table of each benchmark that was run."""
+    """The section on speed and memory: the claims with what was found, then the table of each benchmark run."""
     found = {
         (claim.name, device): _read(results / f"{claim.name}{device}.json")
         for claim in CLAIMS

@@ -29,7 +29,7 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         "lora": {"learning_rate": 4e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 8e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 4e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
         "hra": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
         # of half the rank: the subject comes as often, and the scenes stay
