@@ -62,7 +62,9 @@ RENDERS = 8
 """Renders of each thing and subject that the judge's features are averaged over."""
 CEILING, BASE = "renders", "base"
 ADAPTER, TRIGGER = "subject", "sks"
-COLUMNS = {"shown": 0.80, "scene": 0.85, "look": None, "seconds": 90.0}
+COLUMNS = {
+    "shown": 0.80, "shown in scenes": None, "shown in looks": None, "scene": 0.85, "look": None, "seconds": 90.0
+}  # fmt: skip
 """What is told of a method, and the bars: at least so large a share, at most so many seconds a run."""
 
 Row = dict[str, Any]
@@ -306,8 +308,11 @@ def shares(row: Row) -> dict[str, float | None]:
     """The shares of a run's pictures that show the subject, the scene and the look asked for, and its seconds."""
     prompts = SUBJECTS[row["subject"]].prompts
     asked = list(zip(prompts, row["seen"], strict=True))
+    shown = [(prompt, name == row["subject"]) for prompt, name in zip(prompts, row["nearest"], strict=True)]
     return {
-        "shown": statistics.fmean(name == row["subject"] for name in row["nearest"]),
+        "shown": statistics.fmean(hit for _, hit in shown),
+        "shown in scenes": statistics.fmean(hit for prompt, hit in shown if prompt.scene),
+        "shown in looks": statistics.fmean(hit for prompt, hit in shown if prompt.look),
         "scene": statistics.fmean(seen == prompt.scene for prompt, seen in asked if prompt.scene),
         "look": statistics.fmean(seen == prompt.look for prompt, seen in asked if prompt.look),
         "seconds": row["seconds"],
@@ -317,9 +322,12 @@ def shares(row: Row) -> dict[str, float | None]:
 def report(results: Results) -> str:
     """The methods against the bars, and which subjects they learn, as Markdown."""
     rows: list[Row] = results["rows"]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = sorted({row["method"] for row in rows}, key=[*registry.names(), BASE, CEILING].index)
     summary = [(method, *summarised([row for row in rows if row["method"] == method])) for method in methods]
-    titles = ("method", "runs", "the subject, ≥ 0.80", "the scene, ≥ 0.85", "the look", "seconds a run, ≤ 90")
+    titles = (
+        "method", "runs", "the subject, ≥ 0.80", "of it in scenes", "in looks",
+        "the scene, ≥ 0.85", "the look", "seconds a run, ≤ 90",
+    )  # fmt: skip
     names = dict.fromkeys(row["subject"] for row in rows)
     by_subject = [
         (name, *(learned([row for row in rows if (row["subject"], row["method"]) == (name, m)]) for m in methods))

@@ -67,7 +67,7 @@ def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Worksh
     for unet, told in (("0" * 12, "Not scored."), ("", "| Thing right | 75.0% |")):
         if not unet:
             unet = digest(StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None).unet)
-        save_score(Score(share, share, share, 0.6, 25.0, 21.5, 3.0, 25, 4, unet), workshop.folder / "score.json")
+        save_score(Score(share, share, share, share, 0.6, 25.0, 21.5, 3.0, 25, 4, unet), workshop.folder / "score.json")
         workshop.assemble(tmp_path / "model")
         assert told in (tmp_path / "model" / "README.md").read_text()
 

@@ -24,6 +24,7 @@ BASE_SCORE = Score(
     things=Share(0.75, 0.7, 0.8, 0.95),
     scenes=Share(0.9, 0.88, 0.92, 1.0),
     looks=Share(0.5, 0.4, 0.6, 0.9),
+    dressed=Share(0.3, 0.2, 0.4, 0.8),
     seconds=0.61,
     decibels=25.04,
     photo_decibels=21.5,
@@ -92,6 +93,7 @@ def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkey
 
     assert score.things == score.scenes == Share(1.0, 1.0, 1.0, 1.0)
     assert score.looks == Share(0.5, 0.0, 1.0, 1.0)
+    assert score.dressed == Share(1.0, 1.0, 1.0, 1.0)
     assert score.photo_decibels is None
     assert 0 < score.decibels < 40
     assert (score.seeds, score.steps, score.guidance_scale) == (2, 25, 3.0)
@@ -139,6 +141,7 @@ def test_the_table_shows_figures_spreads_ceilings_and_bars() -> None:
     rows = table(BASE_SCORE, {"things": 0.7, "seconds": 1.0}).splitlines()
     assert "| Thing right | 75.0% | 70.0%–80.0% | 95.0% | ≥ 70% |" in rows
     assert "| Look right | 50.0% | 40.0%–60.0% | 90.0% |  |" in rows
+    assert "| Thing right in that look | 30.0% | 20.0%–40.0% | 80.0% |  |" in rows
     assert "| One picture, 25 steps | 0.61 s |  |  | ≤ 1.00 s |" in rows
     assert any("photos" in row and "21.5 dB" in row for row in rows)
     assert {row.count("|") for row in rows} == {6}

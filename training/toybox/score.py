@@ -53,13 +53,15 @@ class Share:
 class Score:
     """What was measured of a base.
 
-    Shares of pictures with the thing, the scene and the look that the prompt asks for; seconds for one picture; the
-    autoencoder's PSNR in dB for renders of held-out things and for photos, if there were any; and how it was drawn.
+    Shares of pictures with the thing, the scene and the look that the prompt asks for, and with the thing where a look
+    is asked for as well; seconds for one picture; the autoencoder's PSNR in dB for renders of held-out things and for
+    photos, if there were any; and how it was drawn.
     """
 
     things: Share
     scenes: Share
     looks: Share
+    dressed: Share
     seconds: float
     decibels: float
     photo_decibels: float | None
@@ -88,12 +90,14 @@ def score_base(
     rendered = [render_labels(sprites, [*pairs, *dressed], seed) for seed in range(seeds)]
     if sheet is not None:
         contact_sheet(drawn[0], SHEET_COLUMNS).save(sheet)
-    things, scenes, _ = compare(judge, pairs, *([part[: len(pairs)] for part in parts] for parts in (drawn, rendered)))
-    _, _, looks = compare(judge, dressed, *([part[len(pairs) :] for part in parts] for parts in (drawn, rendered)))
+    placed, worn = slice(len(pairs)), slice(len(pairs), None)
+    things, scenes, _ = compare(judge, pairs, *([part[placed] for part in parts] for parts in (drawn, rendered)))
+    under, _, looks = compare(judge, dressed, *([part[worn] for part in parts] for parts in (drawn, rendered)))
     return Score(
         things=things,
         scenes=scenes,
         looks=looks,
+        dressed=under,
         seconds=time_picture(pipe, settings),
         decibels=measure(pipe.vae, render_held_out(sprites).values),
         photo_decibels=None if photos is None else measure(pipe.vae, load_photos(photos)),
@@ -185,7 +189,7 @@ def save_score(score: Score, path: Path) -> None:
 def load_score(path: Path) -> Score:
     """Read what `save_score` wrote. Raises FileNotFoundError when there is none yet."""
     fields = json.loads(path.read_text(encoding="utf-8"))
-    return Score(**fields | {name: Share(**fields[name]) for name in ("things", "scenes", "looks")})
+    return Score(**fields | {name: Share(**fields[name]) for name in ("things", "scenes", "looks", "dressed")})
 
 
 BARS = {"things": 0.8, "scenes": 0.95, "looks": 0.7, "decibels": 28.0, "seconds": 2.0}
@@ -194,7 +198,9 @@ BARS = {"things": 0.8, "scenes": 0.95, "looks": 0.7, "decibels": 28.0, "seconds"
 
 def table(score: Score, bars: Mapping[str, float] = MappingProxyType(BARS)) -> str:
     """A score as a Markdown table, beside what is wanted."""
-    shares = {"Thing right": "things", "Scene right": "scenes", "Look right": "looks"}
+    shares = {
+        "Thing right": "things", "Scene right": "scenes", "Look right": "looks", "Thing right in that look": "dressed",
+    }  # fmt: skip
     rows = [("", "figure", "spread over seeds", "renders", "bar")]
     for title, field in shares.items():
         share: Share = getattr(score, field)
