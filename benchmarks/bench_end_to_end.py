@@ -158,7 +158,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
 def add_peft(unet: Any, config: TrainConfig) -> dict[str, nn.Parameter]:
     """PEFT's adapter on the UNet, with the values that ours starts from; its parameters."""
     ours = twin(unet)
-    attachment.attach(ours, config.method, config.options, seed=config.seed)
+    attachment.attach(ours, config.method, config.options, targets=config.targets, seed=config.seed)
     unet.requires_grad_(False)
     unet.add_adapter(PEFT[METHODS[config.method]](config.options["rank"]))
     for path, layer in attachment.adapter_layers(ours, "default").items():
