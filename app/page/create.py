@@ -34,7 +34,8 @@ from hra_diffusion.studio import Cancelled, Preview
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
 LARGEST = 2048
 BASES_OWN = "0: the base's own"
-IDEAS = ("in the snow", "on the beach", "on a cobblestone street", "in a garden", "at night", "on a wooden table")
+IDEAS = ("in the snow", "on the beach", "in the jungle", "on a cobblestone street", "on top of a wooden floor",
+         "with a city in the background")  # fmt: skip
 
 
 @dataclass

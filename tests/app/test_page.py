@@ -24,6 +24,7 @@ from training import calibration
 from training import config as configs
 from training.drafts import Draft
 from training.runs import Run
+from training.toybox.scenes import SCENES
 
 
 class Visitor:
@@ -608,3 +609,8 @@ def test_photos_belong_to_who_gave_them(house):
     assert "a" not in {path.name for path in (house.output / "visitors").iterdir()}, (
         "the folder does not tell the cookie"
     )
+
+
+def test_every_idea_for_a_prompt_is_a_scene_that_toybox_knows() -> None:
+    """The embedded base draws nothing sensible of any other."""
+    assert set(create.IDEAS) <= set(SCENES)
