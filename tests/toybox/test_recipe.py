@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, new_scheduler
+from training.toybox.base import BaseRecipe, draw_timesteps, new_scheduler, place_weights
 from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
 from training.toybox.loop import Budget, Progress
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
 from training.toybox.recipe import Workshop
 from training.toybox.scenes import SCENES
 from training.toybox.score import Score, Share, digest, save_score
-from training.toybox.shards import Shard, render_shard, save_shard
+from training.toybox.shards import Shard, load_shards, render_shard, save_shard
 from training.toybox.world import THINGS, UNSEEN, Label
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
@@ -135,6 +135,36 @@ def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
     loop_save = loop.save_checkpoint
     patch.setattr(loop, "save_checkpoint", save_and_stop)
     patch.setattr(loop, "SAVE_SECONDS", 0)
+
+
+def test_errors_count_more_where_things_are_and_beside_them() -> None:
+    """Four times as much, by the recipe; alike everywhere while nobody knows where things are."""
+    covers = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    covers[0, 2, 2] = 200
+    weights = place_weights(covers, 4.0)[0, 0]
+    assert weights.mean() == pytest.approx(1)
+    assert torch.allclose(weights[1:4, 1:4], 4 * weights[5, 5])
+    assert (weights == weights[5, 5]).sum() == 36 - 9
+    assert place_weights(None, 4.0).unique().tolist() == [1.0]
+
+
+def test_noisy_timesteps_are_met_more_often() -> None:
+    """Below a power of 1; and none is out of range."""
+    even, noisy = (draw_timesteps(20_000, power, 1000, torch.Generator().manual_seed(0)) for power in (1.0, 0.65))
+    assert even.float().mean() == pytest.approx(499.5, abs=8)
+    assert noisy.float().mean() == pytest.approx(1000 / 1.65, abs=8)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 999
+
+
+def test_where_things_are_goes_with_their_latents(make_workshop: Callable[[], Workshop]) -> None:
+    """From the world's camera to what the UNet learns from."""
+    workshop = make_workshop()
+    pictures, latents = (load_shards(folder) for folder in (workshop.renders, workshop.latents))
+    assert pictures.covers is not None
+    assert latents.covers is not None
+    assert latents.covers.equal(pictures.covers)
+    assert latents.covers.shape == (8, *latents.values.shape[-2:])
 
 
 def test_the_encoder_gives_the_patch_code(sprites: Path) -> None:

@@ -19,6 +19,7 @@ from training.toybox.world import (
     THINGS,
     Label,
     draw_labels,
+    expose,
     find_thing,
     photograph,
     read_beside,
@@ -123,6 +124,19 @@ def test_two_things_stand_side_by_side(sprites: Path) -> None:
     halves = [np.abs(np.asarray(beside, int) - empty).max(axis=2)[:, columns] > 60 for columns in np.s_[:64, 64:]]
     assert all(half.mean() > 0.08 for half in halves)
     assert alone.tobytes() != beside.tobytes()
+
+
+def test_the_camera_knows_where_things_are(sprites: Path) -> None:
+    """Where the picture differs from its empty scene, and nowhere else, but for the shadow and what stands in front."""
+    scene = "on a white background"
+    picture, where = expose(sprites, Label("fox", scene), 1)
+    assert picture.tobytes() == photograph(sprites, Label("fox", scene), 1).tobytes()
+    red, covered = np.asarray(picture, int), np.asarray(where)
+    thing = red.max(axis=2) - red.min(axis=2) > 90
+    assert (covered[thing] > 0).all()
+    assert thing[covered == 255].mean() > 0.98
+    floating = np.asarray(expose(sprites, Label("fox", "floating in an ocean of milk"), 1)[1])
+    assert (floating > 0).sum() < (covered > 0).sum()
 
 
 def test_shards_are_drawn_once_and_alike(sprites: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from training.toybox.base import BaseRecipe
 from training.toybox.loop import Budget
 from training.toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
 from training.toybox.score import table
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.toybox", description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="pictures, latents, checkpoints")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet first: it then trains faster")
     parser.add_argument("--from", type=Path, dest="ancestor", help="start from this pipeline folder's weights")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     render = stages.add_parser("render", help=f"draw the world ahead, in shards of {SHARD_SIZE} pictures")
@@ -96,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = build_parser().parse_args(arguments)
-    workshop = Workshop(chosen.work_dir, chosen.device, chosen.ancestor)
+    recipe = BaseRecipe(compile=chosen.compile)
+    workshop = Workshop(chosen.work_dir, chosen.device, chosen.ancestor, recipe)
     match chosen.stage:
         case "render":
             workshop.render(chosen.sprites, chosen.shards)

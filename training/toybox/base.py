@@ -1,8 +1,9 @@
 """The toybox base: a UNet that learns to draw the toy world under the CLIP pair's text tower, and their assembly.
 
 The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent and three levels. It predicts
-v (Salimans & Ho 2022) under a cosine noise schedule, with every timestep trained alike: outlines are decided below
-SNR 0.3, where min-SNR weights (γ 5) leave a twelfth of the training, and there they fell apart.
+v (Salimans & Ho 2022) under a cosine noise schedule. A small network cannot learn everything, so its training dwells on
+what people look at: on noisy timesteps, where outlines are decided (below SNR 0.3, where min-SNR weights of γ 5 leave a
+twelfth of the training, they fell apart), and on the places that things cover, not on every leaf behind them.
 """
 
 import json
@@ -35,6 +36,12 @@ class BaseRecipe:
     batch: int = 64
     learning_rate: float = 1.2e-3
     ema_decay: float = 0.998
+    thing_weight: float = 4.0
+    """How much more an error counts where things are, and a place around them, than elsewhere."""
+    noise_power: float = 0.65
+    """Timesteps are a uniform number's power of this: below 1, noisy ones are met more often."""
+    compile: bool = False
+    """Compile the UNet first: two or three minutes for half as much speed again, on a CPU with bfloat16."""
     seed: int = 0
 
 
@@ -90,13 +97,34 @@ class Base(nn.Module):
         return self.unet(noisy, timesteps, encoder_hidden_states=text).sample
 
 
-def draw_examples(latents: Shard, count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """`count` random latents and a fresh caption for each; equal seeds draw equal examples."""
+def draw_examples(latents: Shard, count: int, seed: int) -> tuple[Tensor, list[str], Tensor | None]:
+    """`count` random latents, a fresh caption for each, and what of them things cover, as far as it is known.
+
+    Equal seeds draw equal examples.
+    """
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(latents.labels), size=count)
     labels = [latents.labels[index] for index in chosen.tolist()]
     captions = [draw_caption(label, rng) for label in labels]
-    return latents.values[torch.from_numpy(chosen)].float(), captions
+    covers = None if latents.covers is None else latents.covers[torch.from_numpy(chosen)]
+    return latents.values[torch.from_numpy(chosen)].float(), captions, covers
+
+
+def draw_timesteps(count: int, noise_power: float, total: int, generator: torch.Generator) -> Tensor:
+    """`count` of `total` timesteps: evenly at a power of 1, more often noisy ones below it."""
+    return (total * torch.rand(count, generator=generator).pow(noise_power)).long().clamp(max=total - 1)
+
+
+def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
+    """What an error counts at each place of latents: (N, 1, h, w), with a mean of 1, from uint8 covers (N, h, w).
+
+    Places beside a thing count as the thing: its outline may still be anywhere there.
+    """
+    if covers is None:
+        return torch.ones(1, 1, 1, 1)
+    near = F.max_pool2d((covers[:, None] > 16).float(), 3, stride=1, padding=1)
+    weights = 1 + (thing_weight - 1) * near
+    return weights / weights.mean()
 
 
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
@@ -128,17 +156,20 @@ def train_base(
         inherit_unet(base.unet, ancestor)
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
+    if recipe.compile:
+        base.unet.compile(dynamic=False)
 
     def loss_of(step: int, spent: float) -> Tensor:
-        clean, captions = draw_examples(latents, recipe.batch, recipe.seed + step)
+        clean, captions, covers = draw_examples(latents, recipe.batch, recipe.seed + step)
         generator = torch.Generator().manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(len(scheduler.alphas_cumprod), (recipe.batch,), generator=generator)
+        timesteps = draw_timesteps(recipe.batch, recipe.noise_power, len(scheduler.alphas_cumprod), generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
         with autocast(device):
             predicted = base(noisy, timesteps.to(device), tokenise(tokenizer, captions).to(device))
-        return F.mse_loss(predicted.float(), target)
+        weights = place_weights(covers, recipe.thing_weight).to(device)
+        return (weights * (predicted.float() - target).square()).mean()
 
     def average_weights(step: int) -> None:
         update_average(average, base, step, recipe.ema_decay)

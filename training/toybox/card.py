@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from textwrap import fill
 
+from training.toybox.base import BaseRecipe
 from training.toybox.captions import RARE_TOKENS
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
 from training.toybox.looks import LOOKS
@@ -55,8 +56,9 @@ which mean nothing and are free to name a subject.
 - Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
-- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, timesteps drawn evenly, AdamW,
-  batches of 64, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
+- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
+  uniform number's power of {noise_power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
+  {batch}, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
   the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}
 
@@ -80,10 +82,12 @@ its own. {pairs} pairs of a thing and a scene that the base was never shown toge
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: how far the two trainings came, the round trip's PSNR in dB, the number of parameters, and the
-    judge's score, if it was asked. `history` is what else is to be told of the weights' making, as items of a list.
+    """How the base is trained, and what was measured: how far the two trainings came, the round trip's PSNR in dB, the
+    number of parameters, and the judge's score, if it was asked. `history` is what else is to be told of the weights'
+    making, as items of a list.
     """
 
+    recipe: BaseRecipe
     base: Progress
     decoder: Progress
     decibels: float
@@ -106,6 +110,9 @@ def write_card(figures: Figures) -> str:
         rare=", ".join(RARE_TOKENS),
         held_out=names(HELD_OUT),
         base=in_words(figures.base),
+        noise_power=figures.recipe.noise_power,
+        thing_weight=figures.recipe.thing_weight,
+        batch=figures.recipe.batch,
         decoder=in_words(figures.decoder),
         decibels=figures.decibels,
         package=PACKAGE,

@@ -98,7 +98,8 @@ class Workshop:
         for path in sorted(self.renders.glob("*.safetensors")):
             if not (self.latents / path.name).exists():
                 shard = load_shard(path)
-                save_shard(Shard(encode(vae, shard.values).half(), shard.labels), self.latents / path.name)
+                latents = encode(vae, shard.values).half()
+                save_shard(Shard(latents, shard.labels, shard.covers), self.latents / path.name)
                 logger.info("encoded %s", path.name)
 
     def make_clip(self, budget: Budget) -> None:
@@ -129,6 +130,7 @@ class Workshop:
         base = load_average(checkpoint, tokenizer, vae.config["latent_channels"], self.base_recipe)
         clip = load_clip(self._clip, tokenizer)
         figures = Figures(
+            recipe=self.base_recipe,
             base=read_progress(checkpoint),
             decoder=read_progress(self.folder / "decoder.safetensors"),
             decibels=measure(vae, load_shard(self._held_out).values),

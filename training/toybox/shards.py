@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hra_diffusion.files import atomic_path
+from training.toybox.patches import PATCH
 from training.toybox.scenes import SCENES
-from training.toybox.world import HELD_OUT, Label, draw_labels, is_unseen, photograph
+from training.toybox.world import HELD_OUT, Label, draw_labels, expose, is_unseen, photograph
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
@@ -29,14 +30,18 @@ SHARD_SIZE = 1024
 
 @dataclass(frozen=True)
 class Shard:
-    """`values[i]` shows `labels[i]`: pictures as uint8 (N, H, W, 3), or latents as float16 (N, C, h, w)."""
+    """`values[i]` shows `labels[i]`: pictures as uint8 (N, H, W, 3), or latents as float16 (N, C, h, w).
+
+    `covers[i]` says how much of each of a picture's 8×8 patches things take: uint8 (N, H/8, W/8); none where unknown.
+    """
 
     values: Tensor
     labels: list[Label]
+    covers: Tensor | None = None
 
 
 def stack(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as uint8 (N, H, W, 3)."""
+    """Pictures of one size as uint8: RGB (N, H, W, 3), L (N, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
 
@@ -49,7 +54,7 @@ def save_shard(shard: Shard, path: Path) -> None:
     """Write one shard, whole or not at all."""
     with atomic_path(path) as unfinished:
         save_file(
-            {"values": shard.values.contiguous()},
+            {"values": shard.values.contiguous()} | ({} if shard.covers is None else {"covers": shard.covers}),
             unfinished,
             metadata={"labels": json.dumps([astuple(label) for label in shard.labels])},
         )
@@ -59,7 +64,8 @@ def load_shard(path: Path) -> Shard:
     """Read what `save_shard` wrote."""
     with safe_open(path, framework="pt") as file:
         labels = [Label(*values) for values in json.loads(file.metadata()["labels"])]
-        return Shard(file.get_tensor("values"), labels)
+        covers = file.get_tensor("covers") if "covers" in file.keys() else None  # noqa: SIM118 - no mapping
+        return Shard(file.get_tensor("values"), labels, covers)
 
 
 def load_shards(folder: Path, limit: int | None = None) -> Shard:
@@ -67,20 +73,27 @@ def load_shards(folder: Path, limit: int | None = None) -> Shard:
     shards = [load_shard(path) for path in sorted(folder.glob("*.safetensors"))[:limit]]
     if not shards:
         raise FileNotFoundError(f"no shards in {folder}: make them with the stages `render` and then `encode`")
-    return Shard(torch.cat([shard.values for shard in shards]), [label for shard in shards for label in shard.labels])
+    covers = [shard.covers for shard in shards if shard.covers is not None]
+    return Shard(
+        torch.cat([shard.values for shard in shards]),
+        [label for shard in shards for label in shard.labels],
+        torch.cat(covers) if len(covers) == len(shards) else None,
+    )
 
 
 def without_unseen(shard: Shard) -> Shard:
     """The shard without the pictures that the base may not learn from."""
     kept = [index for index, label in enumerate(shard.labels) if not is_unseen(label)]
-    return Shard(shard.values[kept], [shard.labels[index] for index in kept])
+    covers = None if shard.covers is None else shard.covers[kept]
+    return Shard(shard.values[kept], [shard.labels[index] for index in kept], covers)
 
 
 def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
     """Draw shard `index` with the sprites in a folder: `size` pictures."""
     rng = np.random.default_rng((WORLD_SEED, index))
     labels = draw_labels(rng, size)
-    return Shard(stack([photograph(sprites, label, rng) for label in labels]), labels)
+    pictures, covered = zip(*(expose(sprites, label, rng) for label in labels), strict=True)
+    return Shard(stack(pictures), labels, stack([where.reduce(PATCH) for where in covered]))
 
 
 def render_held_out(sprites: Path) -> Shard:

@@ -180,13 +180,18 @@ def photograph(folder: Path, label: Label, seed: int | Rng) -> Image.Image:
 
     Raises ValueError for a thing, scene or look that is not of this world.
     """
+    return expose(folder, label, seed)[0]
+
+
+def expose(folder: Path, label: Label, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
+    """What `photograph` gives, and where in it things are (L, of the same size)."""
     rng = np.random.default_rng(seed)
     thing = find_thing(label.thing)
     sprite = load_sprite(folder, thing.code)
     if thing in STRANGERS and rng.random() < STRANGER_HUES:
         sprite = recolour(sprite, rng.uniform(0, 1))
     company = [dress(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
-    return render([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
+    return compose([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
 
 
 def read_beside(words: str) -> list[tuple[Thing, str]]:
@@ -205,14 +210,19 @@ def dress(sprite: Image.Image, look: str, rng: Rng) -> Image.Image:
 
 
 def render(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> Image.Image:
-    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene.
+    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene."""
+    return compose(sprites, scene, seed)[0]
+
+
+def compose(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
+    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene, and where they are (L).
 
     They stand on the scene's ground line, one near the middle or two side by side, a little tilted, some mirrored, in
     stronger or weaker light, and throw a soft shadow.
     """
     rng = np.random.default_rng(seed)
     backdrop = scene.draw(rng)
-    picture = backdrop.image.copy()
+    picture, covered = backdrop.image.copy(), Image.new("L", backdrop.image.size)
     share = 1.0 if len(sprites) == 1 else 0.66
     order = rng.permutation(len(sprites))
     for index, sprite in enumerate(sprites):
@@ -223,14 +233,16 @@ def render(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> Image.I
         if backdrop.mirror is not None:
             reflect(picture, posed, left, top, backdrop.mirror)
         picture.paste(posed, (left, top), posed)
+        covered.paste(255, (left, top), posed.getchannel("A"))
     if backdrop.front is not None:
         picture.paste(backdrop.front, (0, 0), backdrop.front)
-    return light(picture.reduce(2), rng)
+        covered.paste(0, (0, 0), backdrop.front)
+    return light(picture.reduce(2), rng), covered.reduce(2)
 
 
 def pose(sprite: Image.Image, rng: Rng, share: float = 1.0) -> Image.Image:
-    """The sprite as it will stand: scaled to 58–75 % of SIZE (times `share`), perhaps mirrored, tilted, cropped."""
-    scale = share * rng.uniform(0.58, 0.75) * SIZE / max(sprite.size)
+    """The sprite as it will stand: scaled to 64–78 % of SIZE (times `share`), perhaps mirrored, tilted, cropped."""
+    scale = share * rng.uniform(0.64, 0.78) * SIZE / max(sprite.size)
     sprite = sprite.resize((round(sprite.width * scale), round(sprite.height * scale)), Image.Resampling.BILINEAR)
     if rng.random() < FLIP_SHARE:
         sprite = ImageOps.mirror(sprite)
@@ -247,7 +259,7 @@ def place(posed: Image.Image, backdrop: Backdrop, rng: Rng, centre: float = 0.5,
     """
     room = SIZE - posed.width
     if count == 1:
-        left = room * float(np.clip(rng.normal(centre, 0.12), 0.1, 0.9))
+        left = room * float(np.clip(rng.normal(centre, 0.1), 0.1, 0.9))
     else:
         left = float(np.clip(centre * SIZE - posed.width / 2 + rng.normal(0, 4), 0, room))
     return round(left), max(2, round(backdrop.ground * SIZE) - posed.height)
