@@ -186,9 +186,10 @@ def test_training_the_decoder_helps_and_leaves_latents_alone(
 ) -> None:
     """A few steps gain decibels; the encoder's bits stay."""
     workshop = make_workshop()
+    workshop.make_base(Budget(steps=1))
     pictures = render_shard(sprites, 0, 8).values
     before = workshop.load_vae()
-    workshop.make_decoder(Budget(steps=12))
+    workshop.make_decoder(Budget(steps=24))
     after = workshop.load_vae()
     assert measure(after, pictures) > measure(before, pictures) + 1
     assert encode(after, pictures).equal(encode(before, pictures))

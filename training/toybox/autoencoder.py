@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.toybox.loop import Budget, Training, autocast
-from training.toybox.patches import fit_patch_code, install_patch_code
+from training.toybox.patches import PATCH, fit_patch_code, install_patch_code
 
 LATENT_CHANNELS = 12
 
@@ -26,7 +26,7 @@ class DecoderRecipe:
     crop: int = 64
     whole_from: float = 0.65
     """From this part of the budget on, whole pictures instead of crops: group norms see what they will see in use."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     latent_noise: float = 0.25
     """Largest deviation of the noise on the latents: each picture has its own, from none to this."""
     seed: int = 0
@@ -100,13 +100,28 @@ def encode(vae: AutoencoderKL, pictures: Tensor, batch: int = 32) -> Tensor:
     return torch.cat(means)
 
 
+def draw_redrawn(pictures: Tensor, redrawn: Tensor, recipe: DecoderRecipe, step: int) -> tuple[Tensor, Tensor]:
+    """Crops at random places of random pictures, and their latents as the base draws them."""
+    generator = torch.Generator().manual_seed(recipe.seed + step)
+    side, count = recipe.crop // PATCH, recipe.batch
+    places = torch.randint(redrawn.shape[-1] - side + 1, (count, 2), generator=generator).tolist()
+    chosen = torch.randint(len(redrawn), (count,), generator=generator).tolist()
+    crops, latents = [], []
+    for number, (y, x) in zip(chosen, places, strict=True):
+        latents.append(redrawn[number, :, y : y + side, x : x + side])
+        rows, columns = (slice(PATCH * at, PATCH * at + recipe.crop) for at in (y, x))
+        crops.append(pictures[number, rows, columns])
+    return torch.stack(crops), torch.stack(latents).float()
+
+
 def train_decoder(
-    vae: AutoencoderKL, pictures: Tensor, checkpoint: Path, budget: Budget, recipe: DecoderRecipe
+    vae: AutoencoderKL, pictures: Tensor, redrawn: Tensor, checkpoint: Path, budget: Budget, recipe: DecoderRecipe
 ) -> None:
     """Train the decoder on uint8 pictures (N, H, W, 3), continuing from `checkpoint` if it exists.
 
-    The latents it sees are more or less noisy, as a UNet's are: their patches do not quite fit together, and the
-    decoder learns to leave no seams.
+    Every other step it sees the pictures' latents, more or less noisy; and else those of the first of the pictures as
+    the base redraws them (`redrawn`). Their patches do not quite fit together, and outlines are dented: the decoder
+    learns to leave no seams and to smooth dents.
     """
     vae.encoder.requires_grad_(False)
     assert vae.quant_conv is not None and vae.post_quant_conv is not None
@@ -114,6 +129,12 @@ def train_decoder(
     decoder = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
 
     def loss_of(step: int, spent: float) -> Tensor:
+        if step % 2:
+            crops, latents = draw_redrawn(pictures, redrawn, recipe, step)
+            with autocast(vae.device):
+                restored = to_restored(vae, latents.to(vae.device)).float()
+            # an absolute error alone: of two places where an outline may be, it takes one, not the blur between
+            return F.l1_loss(restored, to_signal(crops).to(vae.device))
         signal = to_signal(draw_batch(pictures, recipe, step, spent)).to(vae.device)
         with autocast(vae.device):
             latents = disturbed(to_latents(vae, signal), recipe.latent_noise, recipe.seed + step)

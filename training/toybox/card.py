@@ -51,8 +51,8 @@ which mean nothing and are free to name a subject.
 `python -m training.toybox all --sprites …` draws the world, fits the encoder, trains, assembles and scores.
 
 - Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it is the principal components of 8×8
-  patches, written into an `AutoencoderKL`. Decoder: {decoder}. Round trip of pictures of held-out things:
-  {decibels:.1f} dB.
+  patches, written into an `AutoencoderKL`. Decoder: {decoder}, every other step on latents as the UNet redraws them.
+  Round trip of pictures of held-out things: {decibels:.1f} dB.
 - Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.files import atomic_path, write_text
 from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
-from training.toybox.base import BaseRecipe, assemble, load_average, train_base
+from training.toybox.base import Base, BaseRecipe, RedrawRecipe, assemble, load_average, redraw, train_base
 from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
 from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
+
+REDRAWN_SHARDS = 3
+"""How many of them the base redraws for the decoder: about a minute each on two CPU cores."""
 
 JUDGE_SHARDS = 30
 """How many shards of its own the judge learns from; one more examines it."""
@@ -118,20 +121,19 @@ class Workshop:
         logger.info("base: %d pictures seen in %.0f minutes", progress.pictures, progress.seconds / 60)
 
     def make_decoder(self, budget: Budget) -> None:
-        """Train the decoder; latents, and so the base, do not change."""
-        vae = self.load_vae()
-        train_decoder(vae, self._some_pictures(), self.folder / "decoder.safetensors", budget, DecoderRecipe())
+        """Train the decoder, also on what the base makes of pictures; latents, and so the base, do not change."""
+        vae, pictures, redrawn = self.load_vae(), self._some_pictures(), self._redraw()
+        train_decoder(vae, pictures, redrawn, self.folder / "decoder.safetensors", budget, DecoderRecipe())
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:
         """Write the parts as a StableDiffusionPipeline folder with its model card, and the CLIP pair beside it."""
         vae, tokenizer = self.load_vae(), train_tokenizer()
-        checkpoint = self.folder / "base.safetensors"
-        base = load_average(checkpoint, tokenizer, vae.config["latent_channels"], self.base_recipe)
+        base = self._load_base(vae.config["latent_channels"])
         clip = load_clip(self._clip, tokenizer)
         figures = Figures(
             recipe=self.base_recipe,
-            base=read_progress(checkpoint),
+            base=read_progress(self.folder / "base.safetensors"),
             decoder=read_progress(self.folder / "decoder.safetensors"),
             decibels=measure(vae, load_shard(self._held_out).values),
             score=self._score_of(base.unet),
@@ -213,6 +215,14 @@ class Workshop:
         if drawn.exists() and drawn.read_text() != fingerprint():
             raise ValueError(f"{self.folder} holds another world than today's: choose another --work-dir")
         write_text(drawn, fingerprint())
+
+    def _load_base(self, latent_channels: int) -> Base:
+        return load_average(self.folder / "base.safetensors", train_tokenizer(), latent_channels, self.base_recipe)
+
+    def _redraw(self) -> Tensor:
+        latents = load_shards(self.latents, REDRAWN_SHARDS)
+        base = self._load_base(latents.values.shape[1]).to(self.device)
+        return redraw(base, latents, train_tokenizer(), RedrawRecipe())
 
     def _some_pictures(self) -> Tensor:
         return load_shards(self.renders, DECODER_SHARDS).values
