@@ -46,7 +46,7 @@ def take_pictures(sprites: Path, seed: int) -> Shard:
 def trained(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a judge that was shown three discs in two scenes."""
     checkpoint = tmp_path_factory.mktemp("judge") / "judge.safetensors"
-    train_judge(take_pictures(sprites, 0), checkpoint, Budget(steps=60), CPU, SMALL)
+    train_judge(take_pictures(sprites, 0), checkpoint, Budget(steps=100), CPU, SMALL)
     return checkpoint
 
 
