@@ -205,7 +205,8 @@ def redraw(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: RedrawR
 
     What comes back shows the same, with the base's own faults: a decoder can learn from the pair to mend them.
     """
-    device, alphas = next(base.parameters()).device, new_scheduler().alphas_cumprod
+    device, scheduler = next(base.parameters()).device, new_scheduler()
+    alphas = scheduler.alphas_cumprod
     generator, redrawn = torch.Generator().manual_seed(recipe.seed), []
     for first in range(0, len(latents.labels), recipe.batch):
         part = slice(first, first + recipe.batch)
@@ -215,8 +216,7 @@ def redraw(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: RedrawR
         start = torch.randint(recipe.least, recipe.most, (1,), generator=generator).item()
         times = torch.linspace(start, 0, recipe.steps + 1).long().tolist()
         noise = torch.randn(clean.shape, generator=generator)
-        signal, spread = alphas[times[0]].sqrt(), (1 - alphas[times[0]]).sqrt()
-        noisy = (signal * clean + spread * noise).to(device)
+        noisy = scheduler.add_noise(clean, noise, torch.tensor(times[:1])).to(device)  # pyright: ignore[reportArgumentType]
         for time, following in pairwise(times):
             with autocast(device):
                 both = base(noisy.repeat(2, 1, 1, 1), torch.full((len(tokens),), time, device=device), tokens).float()
