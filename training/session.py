@@ -223,6 +223,9 @@ def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
+    # cuDNN's attention in bfloat16 can give NaN gradients where the number of tokens fills no whole tile, on GPUs for
+    # which PyTorch prefers it (github.com/pytorch/pytorch/issues/196678); the other kernels take as long
+    torch.backends.cuda.enable_cudnn_sdp(False)
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     try:
         accelerator = Accelerator(

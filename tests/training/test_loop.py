@@ -221,6 +221,12 @@ def train_elsewhere(config, output):
         raise RunError(done.stderr.strip().splitlines()[-1])
 
 
+def test_no_run_uses_an_attention_that_gives_nan_gradients(settings, tmp_path):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    train(settings(method="lora", steps=1, sample_every=0), tmp_path)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(settings, tmp_path):
     with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+; .*try a lower --learning-rate than 1"):
         train(settings(method="lora", learning_rate=1.0, max_gradient_norm=1e30, steps=400, checkpoint_every=1,

@@ -3,10 +3,14 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from training.toybox.autoencoder import DecoderRecipe
 from training.toybox.base import BaseRecipe
+from training.toybox.clip import ClipRecipe
+from training.toybox.judge import JudgeRecipe
 from training.toybox.loop import Budget
 from training.toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
 from training.toybox.score import table
@@ -76,9 +80,11 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_budget(parser: argparse.ArgumentParser, minutes: float) -> None:
-    """The options that say how long to train, all sessions together."""
+    """The options that say how long to train, all sessions together, and in what steps."""
     parser.add_argument("--minutes", type=float, help=f"over all sessions (default {minutes})")
     parser.add_argument("--steps", type=int, help="a number of steps, in place of minutes")
+    parser.add_argument("--batch", type=int, help="pictures a step; a GPU wants some hundreds")
+    parser.add_argument("--rate", type=float, help="the peak of the learning rate")
     parser.set_defaults(usual=minutes)
 
 
@@ -87,6 +93,12 @@ def budget(chosen: argparse.Namespace) -> Budget:
     if chosen.steps:
         return Budget(steps=chosen.steps)
     return Budget(minutes=chosen.minutes or chosen.usual)
+
+
+def pace(chosen: argparse.Namespace) -> dict[str, Any]:
+    """A recipe's fields that were asked for: its batch and its rate, if any."""
+    asked = {"batch": getattr(chosen, "batch", None), "learning_rate": getattr(chosen, "rate", None)}
+    return {name: value for name, value in asked.items() if value}
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
@@ -98,8 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = build_parser().parse_args(arguments)
-    recipe = BaseRecipe(compile=chosen.compile)
-    workshop = Workshop(chosen.work_dir, chosen.device, chosen.ancestor, recipe)
+    workshop = Workshop(
+        chosen.work_dir,
+        chosen.device,
+        chosen.ancestor,
+        base_recipe=BaseRecipe(compile=chosen.compile, **pace(chosen)),
+        clip_recipe=ClipRecipe(**pace(chosen)),
+        decoder_recipe=DecoderRecipe(**pace(chosen)),
+        judge_recipe=JudgeRecipe(**pace(chosen)),
+    )
     match chosen.stage:
         case "render":
             workshop.render(chosen.sprites, chosen.shards)

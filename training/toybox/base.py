@@ -7,6 +7,9 @@ twelfth of the training, they fell apart), and on the places that things cover, 
 """
 
 import json
+import os
+import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,15 +21,17 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from hra_diffusion.files import atomic_path
 from training.toybox.captions import caption_of, draw_caption
 from training.toybox.clip import TEXT_WIDTH, text_config
 from training.toybox.inherit import inherit_unet
-from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, read_progress
 from training.toybox.shards import Shard
 from training.toybox.tokenizer import save_tokenizer, tokenise
+from training.toybox.world import Label
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class BaseRecipe:
     noise_power: float = 0.65
     """Timesteps are a uniform number's power of this: below 1, noisy ones are met more often."""
     compile: bool = False
-    """Compile the UNet first: two or three minutes for half as much speed again, on a CPU with bfloat16."""
+    """Compile the UNet first: a minute or three for half as much speed again."""
     seed: int = 0
 
 
@@ -100,9 +105,6 @@ class Base(nn.Module):
         super().__init__()
         self.unet = new_unet(latent_channels, channels)
         self.text_encoder = CLIPTextModel(text_config(tokenizer))
-        # a CPU takes longer over fused attention's backward pass than over the plain one's, at this size
-        self.unet.set_attn_processor(AttnProcessor())
-        self.text_encoder.set_attn_implementation("eager")
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """The v predicted for noisy latents (N, C, h, w) at timesteps (N) under captions (N, MAX_LENGTH)."""
@@ -110,22 +112,33 @@ class Base(nn.Module):
         return self.unet(noisy, timesteps, encoder_hidden_states=text).sample
 
 
-def draw_examples(latents: Shard, count: int, seed: int) -> tuple[Tensor, list[str], Tensor | None]:
-    """`count` random latents, a fresh caption for each, and what of them things cover, as far as it is known.
-
-    Equal seeds draw equal examples.
+@dataclass(frozen=True)
+class Lessons(Dataset[tuple[Tensor, Tensor]]):
+    """What the step of each number learns from: `batch` random pictures' numbers (N), and a fresh caption's tokens for
+    each (N, MAX_LENGTH).
     """
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(latents.labels), size=count)
-    labels = [latents.labels[index] for index in chosen.tolist()]
-    captions = [draw_caption(label, rng) for label in labels]
-    covers = None if latents.covers is None else latents.covers[torch.from_numpy(chosen)]
-    return latents.values[torch.from_numpy(chosen)].float(), captions, covers
+
+    labels: Sequence[Label]
+    tokenizer: CLIPTokenizer
+    batch: int
+    seed: int
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Equal steps give equal lessons."""
+        rng = np.random.default_rng(self.seed + step)
+        chosen = rng.integers(len(self.labels), size=self.batch)
+        captions = [draw_caption(self.labels[index], rng) for index in chosen.tolist()]
+        return torch.from_numpy(chosen), tokenise(self.tokenizer, captions)
+
+    def since(self, step: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The lessons from `step` on, without end, prepared by as many processes beside this one."""
+        return DataLoader(self, batch_size=None, sampler=range(step, sys.maxsize), num_workers=workers)
 
 
 def draw_timesteps(count: int, noise_power: float, total: int, generator: torch.Generator) -> Tensor:
     """`count` of `total` timesteps: evenly at a power of 1, more often noisy ones below it."""
-    return (total * torch.rand(count, generator=generator).pow(noise_power)).long().clamp(max=total - 1)
+    even = torch.rand(count, generator=generator, device=generator.device)
+    return (total * even.pow(noise_power)).long().clamp(max=total - 1)
 
 
 def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
@@ -169,19 +182,28 @@ def train_base(
         inherit_unet(base.unet, ancestor)
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
+    if device.type == "cpu":
+        # a CPU takes longer over fused attention's backward pass than over the plain one's, at this size
+        base.unet.set_attn_processor(AttnProcessor())
     if recipe.compile:
         base.unet.compile(dynamic=False)
+    values, covers = latents.values.to(device), None if latents.covers is None else latents.covers.to(device)
+    # a CPU that trains has no time to spare; a GPU would wait for captions
+    workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 2)
+    lessons = Lessons(latents.labels, tokenizer, recipe.batch, recipe.seed)
+    upcoming = iter(lessons.since(read_progress(checkpoint).step, workers))
 
     def loss_of(step: int, spent: float) -> Tensor:
-        clean, captions, covers = draw_examples(latents, recipe.batch, recipe.seed + step)
-        generator = torch.Generator().manual_seed(recipe.seed + step)
-        noise = torch.randn(clean.shape, generator=generator)
+        chosen, tokens = (part.to(device) for part in next(upcoming))
+        clean = values[chosen].float()
+        generator = torch.Generator(device).manual_seed(recipe.seed + step)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         timesteps = draw_timesteps(recipe.batch, recipe.noise_power, len(scheduler.alphas_cumprod), generator)
-        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
-        target = scheduler.get_velocity(clean, noise, timesteps).to(device)  # pyright: ignore[reportArgumentType]
+        noisy = scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):
-            predicted = base(noisy, timesteps.to(device), tokenise(tokenizer, captions).to(device))
-        weights = place_weights(covers, recipe.thing_weight).to(device)
+            predicted = base(noisy, timesteps, tokens)
+        weights = place_weights(None if covers is None else covers[chosen], recipe.thing_weight).to(device)
         return (weights * (predicted.float() - target).square()).mean()
 
     def average_weights(step: int) -> None:

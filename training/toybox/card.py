@@ -112,7 +112,7 @@ def write_card(figures: Figures) -> str:
         base=in_words(figures.base),
         noise_power=figures.recipe.noise_power,
         thing_weight=figures.recipe.thing_weight,
-        batch=figures.recipe.batch,
+        batch=round(figures.base.pictures / max(1, figures.base.step)),
         decoder=in_words(figures.decoder),
         decibels=figures.decibels,
         package=PACKAGE,

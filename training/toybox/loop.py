@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 240
 """A stopped training loses at most this much."""
+LOG_STEPS = 50
 
 
 @dataclass
@@ -112,7 +113,10 @@ class Training:
         """Train until the budget is spent, from the checkpoint if there is one, saving every SAVE_SECONDS.
 
         `loss_of(step, spent)` draws the step's batch and gives its loss; `after_step(step)` follows the optimiser.
+        Raises ArithmeticError, and keeps the checkpoint of before, when the loss is found to be no number any more.
         """
+        # as in training.session: its backward pass yields NaN on some GPUs
+        torch.backends.cuda.enable_cudnn_sdp(False)
         optimiser = torch.optim.AdamW(self.trained, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         progress = load_checkpoint(self.checkpoint, self.modules, optimiser) if self.checkpoint.exists() else Progress()
         saved = progress.seconds
@@ -125,12 +129,12 @@ class Training:
                 after_step(progress.step)
             progress.pictures += self.batch
             progress.seconds += time.monotonic() - started
-            if progress.step % 50 == 0:
+            if progress.step % LOG_STEPS == 0:
                 self._log(progress, loss)
-            if progress.seconds - saved > SAVE_SECONDS:
+            if progress.seconds - saved > SAVE_SECONDS or budget.spent(progress) == 1:
+                self._require_finite(progress, loss)
                 save_checkpoint(self.checkpoint, self.modules, optimiser, progress)
                 saved = progress.seconds
-        save_checkpoint(self.checkpoint, self.modules, optimiser, progress)
         return progress
 
     def _step(self, optimiser: Optimizer, loss: Tensor) -> Tensor:
@@ -140,6 +144,14 @@ class Training:
         optimiser.zero_grad()
         return loss.detach()
 
+    def _require_finite(self, progress: Progress, loss: Tensor) -> None:
+        if not loss.isfinite():
+            raise ArithmeticError(
+                f"{self.name}: the loss is {loss.item()} at step {progress.step}; "
+                f"{self.checkpoint} is as it was before: try a lower --rate than {self.peak_rate:g}"
+            )
+
     def _log(self, progress: Progress, loss: Tensor) -> None:
+        self._require_finite(progress, loss)
         pace = progress.pictures / progress.seconds
         logger.info("%s: step %d, %.0f s, %.1f/s, loss %.4f", self.name, progress.step, progress.seconds, pace, loss)

@@ -40,7 +40,7 @@ DECODER_SHARDS = 10
 """How many shards of pictures the autoencoder learns from at most; the base learns from all."""
 
 REDRAWN_SHARDS = 3
-"""How many of them the base redraws for the decoder: about a minute each on two CPU cores."""
+"""How many of them the base redraws for the decoder, about a minute each on two CPU cores; a GPU redraws all."""
 
 JUDGE_SHARDS = 30
 """How many shards of its own the judge learns from; one more examines it."""
@@ -61,6 +61,7 @@ class Workshop:
     ancestor: Path | None = None
     base_recipe: BaseRecipe = field(default_factory=BaseRecipe)
     clip_recipe: ClipRecipe = field(default_factory=ClipRecipe)
+    decoder_recipe: DecoderRecipe = field(default_factory=DecoderRecipe)
     judge_recipe: JudgeRecipe = field(default_factory=JudgeRecipe)
     shard_size: int = SHARD_SIZE
 
@@ -123,7 +124,7 @@ class Workshop:
     def make_decoder(self, budget: Budget) -> None:
         """Train the decoder, also on what the base makes of pictures; latents, and so the base, do not change."""
         vae, pictures, redrawn = self.load_vae(), self._some_pictures(), self._redraw()
-        train_decoder(vae, pictures, redrawn, self.folder / "decoder.safetensors", budget, DecoderRecipe())
+        train_decoder(vae, pictures, redrawn, self.folder / "decoder.safetensors", budget, self.decoder_recipe)
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:
@@ -220,7 +221,7 @@ class Workshop:
         return load_average(self.folder / "base.safetensors", train_tokenizer(), latent_channels, self.base_recipe)
 
     def _redraw(self) -> Tensor:
-        latents = load_shards(self.latents, REDRAWN_SHARDS)
+        latents = load_shards(self.latents, REDRAWN_SHARDS if self.device.type == "cpu" else DECODER_SHARDS)
         base = self._load_base(latents.values.shape[1]).to(self.device)
         return redraw(base, latents, train_tokenizer(), RedrawRecipe())
 
