@@ -110,14 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one stage."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = build_parser().parse_args(arguments)
+    asked = pace(chosen)
     workshop = Workshop(
         chosen.work_dir,
         chosen.device,
         chosen.ancestor,
-        base_recipe=BaseRecipe(compile=chosen.compile, **pace(chosen)),
-        clip_recipe=ClipRecipe(**pace(chosen)),
-        decoder_recipe=DecoderRecipe(**pace(chosen)),
-        judge_recipe=JudgeRecipe(**pace(chosen)),
+        base_recipe=BaseRecipe(compile=chosen.compile, **asked),
+        clip_recipe=ClipRecipe(**asked),
+        decoder_recipe=DecoderRecipe(**asked),
+        judge_recipe=JudgeRecipe(**asked),
     )
     match chosen.stage:
         case "render":

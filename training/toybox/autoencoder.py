@@ -60,9 +60,15 @@ def to_signal(pictures: Tensor) -> Tensor:
 
 def draw_crops(pictures: Tensor, side: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` square crops at random places of random pictures: uint8 (count, side, side, 3)."""
-    places = torch.randint(pictures.shape[1] - side + 1, (count, 2), generator=generator).tolist()
-    chosen = torch.randint(len(pictures), (count,), generator=generator).tolist()
-    return torch.stack([pictures[i, y : y + side, x : x + side] for i, (y, x) in zip(chosen, places, strict=True)])
+    places = draw_places(len(pictures), pictures.shape[1] - side, count, generator)
+    return torch.stack([pictures[number, y : y + side, x : x + side] for number, y, x in places])
+
+
+def draw_places(total: int, room: int, count: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
+    """`count` crops of chance: the number of one of `total` pictures, and the crop's row and column, 0 to `room`."""
+    corners = torch.randint(room + 1, (count, 2), generator=generator).tolist()
+    chosen = torch.randint(total, (count,), generator=generator).tolist()
+    return [(number, y, x) for number, (y, x) in zip(chosen, corners, strict=True)]
 
 
 def to_latents(vae: AutoencoderKL, signal: Tensor) -> Tensor:
@@ -103,11 +109,9 @@ def encode(vae: AutoencoderKL, pictures: Tensor, batch: int = 32) -> Tensor:
 def draw_redrawn(pictures: Tensor, redrawn: Tensor, recipe: DecoderRecipe, step: int) -> tuple[Tensor, Tensor]:
     """Crops at random places of random pictures, and their latents as the base draws them."""
     generator = torch.Generator().manual_seed(recipe.seed + step)
-    side, count = recipe.crop // PATCH, recipe.batch
-    places = torch.randint(redrawn.shape[-1] - side + 1, (count, 2), generator=generator).tolist()
-    chosen = torch.randint(len(redrawn), (count,), generator=generator).tolist()
+    side = recipe.crop // PATCH
     crops, latents = [], []
-    for number, (y, x) in zip(chosen, places, strict=True):
+    for number, y, x in draw_places(len(redrawn), redrawn.shape[-1] - side, recipe.batch, generator):
         latents.append(redrawn[number, :, y : y + side, x : x + side])
         rows, columns = (slice(PATCH * at, PATCH * at + recipe.crop) for at in (y, x))
         crops.append(pictures[number, rows, columns])

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 240
 """A stopped training loses at most this much."""
 LOG_STEPS = 50
+"""So often a training tells its pace, and sees whether its loss is a number still."""
 
 
 @dataclass
