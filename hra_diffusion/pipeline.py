@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,9 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters live on."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOADING = threading.Lock()
+"""Held while a model is loaded. The libraries change torch.nn for the whole process until it is there (accelerate's
+init_empty_weights): of two threads that load at once, the later would leave every module made from then on empty."""
 
 
 def load_base(
@@ -234,7 +238,8 @@ def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
-        pipe = reader(*arguments)
+        with LOADING:
+            pipe = reader(*arguments)
     except UserError:
         raise
     except (*UNREADABLE, SingleFileComponentError) as error:

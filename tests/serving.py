@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def serving(output: Path, base: Path, **options):
     finally:
         page.close()
         stop_runs(output)  # they outlive the page
+        for thread in threading.enumerate():
+            if thread.name == server.WARMING:  # what is built while it loads a base would have no memory
+                thread.join()
 
 
 def stop_runs(output: Path) -> None:

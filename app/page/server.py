@@ -13,6 +13,8 @@ PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
 """What in the outputs folder is nobody's to fetch."""
 MAX_UPLOAD = "2gb"
 """A stranger's adapter for Stable Diffusion XL; a photo may have less (training.drafts)."""
+WARMING = "warming"
+"""The thread that loads the base behind the page."""
 
 
 def prepare_surroundings(output: Path) -> None:
@@ -49,7 +51,7 @@ def serve(
     library.empty_bin(output)
     house = House(output, Studio(bases[0], device, dtype, clip), tuple(bases))
     _ = house.salt  # before visitors come: two at once would each make one
-    threading.Thread(target=_warm, args=(house.studio,), daemon=True).start()
+    threading.Thread(target=_warm, args=(house.studio,), name=WARMING, daemon=True).start()
     page = build(house)
     page.queue(default_concurrency_limit=8, max_size=64)
     _listen(page, output, host, port, auth, share)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE
+from hra_diffusion.pipeline import ASSETS, LOADING, TOYBOX, UNREADABLE
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
 """The model of the published figures."""
@@ -51,7 +51,8 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=at_hand)
+            with LOADING:
+                model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=at_hand)
             self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=at_hand)
         except UNREADABLE as error:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ from training import config as configs
 def test_a_diffusers_folder(base_folder):
     pipe = load_base(str(base_folder), "cpu")
     assert pipe.base_name == "tiny-sd" and pipe.safety_checker is None
+
+
+def test_threads_that_load_at_once_leave_torch_as_it_was(base_folder):
+    with ThreadPoolExecutor(3) as threads:
+        loaded = list(threads.map(load_base, [str(base_folder)] * 6, ["cpu"] * 6))
+    assert all(torch.equal(everything(pipe), everything(loaded[0])) for pipe in loaded)
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize("kind", PIPES)
