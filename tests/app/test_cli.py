@@ -178,7 +178,8 @@ def test_settings_of_the_wrong_shape(line, tmp_path, capsys):
     assert "must be" in capsys.readouterr().err
 
 
-def test_adapters_and_show(trained, capsys):
+def test_adapters_and_show(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # no outputs folder here, which would be listed too
     listed = run_json(capsys, "adapters", "--output", trained)["adapters"]
     assert [adapter["name"] for adapter in listed] == ["rex-hra", "rex-lora"]
     shown = run_json(capsys, "show", "rex-lora", "--output", trained)
