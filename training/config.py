@@ -61,6 +61,9 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
     weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    noise_power: float = Field(
+        1.0, gt=0, le=4, description="Timesteps are a uniform number's power of this; below 1, noisier ones."
+    )
     min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
     prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
     class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")

@@ -224,7 +224,7 @@ def batch_loss(session: Session, position: int) -> Tensor:
     alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
     generator = objective.stream(config.seed, "noise", position)
     noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+    timesteps = objective.draw_timesteps(len(latents), len(alphas), config.noise_power, generator)
     wanted = objective.target(latents, noise, timesteps, alphas, kind)
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind)
     latents = objective.noisy(latents, noise, timesteps, alphas)

@@ -23,6 +23,12 @@ def batch_indices(count: int, batch_size: int, position: int, seed: int, label: 
     return [orders[p // count][p % count] for p in picks]
 
 
+def draw_timesteps(count: int, total: int, power: float, generator: torch.Generator) -> Tensor:
+    """``count`` of ``total`` timesteps (B,): evenly at a power of 1, more often noisy ones below it."""
+    even = torch.rand(count, generator=generator, device=generator.device)
+    return (total * even.pow(power)).long().clamp(max=total - 1)
+
+
 def noisy(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """``√ᾱ_t x + √(1 − ᾱ_t) ε`` for latents and noise (B, C, h, w), timesteps (B,)."""
     alpha, sigma = _signal_and_noise(timesteps, alphas_cumprod)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
 from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, draw_timesteps, new_scheduler, place_weights
+from training.toybox.base import BaseRecipe, new_scheduler, place_weights
 from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
 from training.toybox.loop import Budget, Progress, Training
 from training.toybox.patches import PATCH, fit_patch_code, to_patches
@@ -161,15 +161,6 @@ def test_errors_count_more_where_things_are_and_beside_them() -> None:
     assert torch.allclose(weights[1:4, 1:4], 4 * weights[5, 5])
     assert (weights == weights[5, 5]).sum() == 36 - 9
     assert place_weights(None, 4.0).unique().tolist() == [1.0]
-
-
-def test_noisy_timesteps_are_met_more_often() -> None:
-    """Below a power of 1; and none is out of range."""
-    even, noisy = (draw_timesteps(20_000, power, 1000, torch.Generator().manual_seed(0)) for power in (1.0, 0.65))
-    assert even.float().mean() == pytest.approx(499.5, abs=8)
-    assert noisy.float().mean() == pytest.approx(1000 / 1.65, abs=8)
-    assert noisy.min() >= 0
-    assert noisy.max() <= 999
 
 
 def test_where_things_are_goes_with_their_latents(make_workshop: Callable[[], Workshop]) -> None:

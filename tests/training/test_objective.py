@@ -30,6 +30,17 @@ def test_noise_and_velocity_are_diffusers(batch):
         objective.target(latents, noise, timesteps, alphas, "flow")
 
 
+def test_noisy_timesteps_are_met_more_often_below_a_power_of_1():
+    """And none is out of range."""
+    even, noisy = (
+        objective.draw_timesteps(20_000, 1000, power, torch.Generator().manual_seed(0)) for power in (1.0, 0.65)
+    )
+    assert even.float().mean() == pytest.approx(499.5, abs=8)
+    assert noisy.float().mean() == pytest.approx(1000 / 1.65, abs=8)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 999
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_min_snr_weights(batch, kind):
     _, _, timesteps, scheduler = batch

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from hra_diffusion.files import atomic_path
+from training.objective import draw_timesteps
 from training.toybox.captions import caption_of, draw_caption
 from training.toybox.clip import TEXT_WIDTH, text_config
 from training.toybox.inherit import inherit_unet
@@ -135,12 +136,6 @@ class Lessons(Dataset[tuple[Tensor, Tensor]]):
         return DataLoader(self, batch_size=None, sampler=range(step, sys.maxsize), num_workers=workers)
 
 
-def draw_timesteps(count: int, noise_power: float, total: int, generator: torch.Generator) -> Tensor:
-    """`count` of `total` timesteps: evenly at a power of 1, more often noisy ones below it."""
-    even = torch.rand(count, generator=generator, device=generator.device)
-    return (total * even.pow(noise_power)).long().clamp(max=total - 1)
-
-
 def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
     """What an error counts at each place of latents: (N, 1, h, w), with a mean of 1, from uint8 covers (N, h, w).
 
@@ -198,7 +193,7 @@ def train_base(
         clean = values[chosen].float()
         generator = torch.Generator(device).manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = draw_timesteps(recipe.batch, recipe.noise_power, len(scheduler.alphas_cumprod), generator)
+        timesteps = draw_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.noise_power, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):
