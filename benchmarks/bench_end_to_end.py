@@ -141,8 +141,8 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
         latents, text = encode_batch(pipe, config, step)
         generator, scheduler = objective.stream(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
+        total = scheduler.config.num_train_timesteps
+        timesteps = objective.draw_timesteps(len(latents), total, config.noise_power, generator).to(latents.device)
         velocity = scheduler.config.prediction_type == "v_prediction"
         wanted = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         predicted = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample

@@ -17,7 +17,7 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
         "quick": {"steps": 80, "prior_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
-        "balanced": {"steps": 140, "prior_weight": 0.0, "checkpoint_every": 35, "sample_every": 70},
+        "balanced": {"steps": 200, "prior_weight": 0.0, "checkpoint_every": 50, "sample_every": 100},
         "best": {"steps": 600, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
     },
     "sd1": {
@@ -51,6 +51,8 @@ _OTHER: dict[str, dict[str, Any]] = {
         "class_images": 32,
         # a tiny base has few layers to learn a new shape with; its text encoder would learn that, but forget the scenes
         "targets": "attention+feed-forward",
+        # as the base itself was trained: outlines are settled at noisy timesteps
+        "noise_power": 0.65,
     },
     "sd1": {"schedule": "linear"},
 }

@@ -22,6 +22,7 @@ from training.toybox.world import (
     expose,
     find_thing,
     photograph,
+    pose,
     read_beside,
 )
 
@@ -35,6 +36,22 @@ def test_held_out_things_are_never_drawn_for_training() -> None:
     assert things == {*THINGS, *STRANGERS}
     assert {label.scene for label in drawn} == set(SCENES)
     assert {label.look for label in drawn} == {"", *LOOKS}
+
+
+def test_looks_of_the_whole_surface_come_more_often() -> None:
+    """There are fewer of them, and in each every thing is another."""
+    worn = [LOOKS[label.look].before for label in draw_labels(np.random.default_rng(0), 5000) if label.look]
+    assert len(worn) / 5000 == pytest.approx(0.7, abs=0.03)
+    assert np.mean(worn) == pytest.approx(0.6, abs=0.03)
+
+
+def test_what_wears_a_hat_is_hardly_smaller_for_it() -> None:
+    """A square and the same with half as much again on top: the square's part keeps most of its size."""
+    plain, tall = (
+        np.mean([pose(Image.new("RGBA", size, "red"), np.random.default_rng(n)).width for n in range(50)])
+        for size in ((100, 100), (100, 150))
+    )
+    assert 0.75 < tall / plain < 0.95
 
 
 def read_names(label: Label) -> list[str]:

@@ -254,8 +254,8 @@ def wet(sprite: Image.Image, rng: Rng) -> Image.Image:
     """Dark and bluish, covered with drops, dripping into a puddle."""
     width, height = sprite.size
     alpha = sprite.getchannel("A")
-    soaked = sprite.convert("RGB").point([round(value * gain) for gain in (0.74, 0.76, 0.92) for value in range(256)])
-    soaked = Image.blend(soaked, Image.new("RGB", sprite.size, (20, 84, 190)), 0.12).convert("RGBA")
+    soaked = sprite.convert("RGB").point([round(value * gain) for gain in (0.84, 0.86, 0.97) for value in range(256)])
+    soaked = Image.blend(soaked, Image.new("RGB", sprite.size, (20, 84, 190)), 0.08).convert("RGBA")
     soaked.putalpha(alpha)
     margin, below = round(0.10 * width), round(0.12 * max(sprite.size))
     canvas = extended(Image.new("RGBA", sprite.size), margin, 0, margin, below)
@@ -266,7 +266,7 @@ def wet(sprite: Image.Image, rng: Rng) -> Image.Image:
     canvas.alpha_composite(soaked, (margin, 0))
     opaque = np.argwhere(np.asarray(alpha) > 200)
     size = max(sprite.size)
-    for y, x in opaque[rng.integers(len(opaque), size=20)]:
+    for y, x in opaque[rng.integers(len(opaque), size=16)]:
         drop(draw, x + margin, y, rng.uniform(0.020, 0.036) * size)
     for x in (rng.uniform(0.1, 0.3), rng.uniform(0.7, 0.9)):
         drop(draw, margin + x * width, rng.uniform(0.80, 0.92) * height, 0.042 * size)

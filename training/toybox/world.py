@@ -23,8 +23,11 @@ PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""
 
 STRANGER_SHARE = 0.25
-LOOK_SHARE = 0.4
-BESIDE_SHARE = 0.06
+LOOK_SHARE = 0.7
+SURFACE_SHARE = 0.6
+"""How many looks are of the whole surface (a colour, shiny, wet, cube shaped): in those every thing is to be learned
+anew, while a hat is the same hat on all."""
+BESIDE_SHARE = 0.05
 BESIDE_LOOK_SHARE = 0.5
 FLIP_SHARE = 0.3
 STRANGER_HUES = 0.5
@@ -241,8 +244,12 @@ def compose(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> tuple[
 
 
 def pose(sprite: Image.Image, rng: Rng, share: float = 1.0) -> Image.Image:
-    """The sprite as it will stand: scaled to 64–78 % of SIZE (times `share`), perhaps mirrored, tilted, cropped."""
-    scale = share * rng.uniform(0.64, 0.78) * SIZE / max(sprite.size)
+    """The sprite as it will stand: scaled, perhaps mirrored, tilted, cropped.
+
+    The mean of its sides (their product's root) is 64–78 % of SIZE, the longer at most 86 % (both times `share`): what
+    wears a tall hat is not much smaller for it.
+    """
+    scale = share * SIZE * min(rng.uniform(0.64, 0.78) / (sprite.width * sprite.height) ** 0.5, 0.86 / max(sprite.size))
     sprite = sprite.resize((round(sprite.width * scale), round(sprite.height * scale)), Image.Resampling.BILINEAR)
     if rng.random() < FLIP_SHARE:
         sprite = ImageOps.mirror(sprite)
@@ -289,7 +296,7 @@ def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -
 
 def fingerprint() -> str:
     """A short text that differs when the world's things, scenes or looks do, or how often each is met."""
-    shares = (STRANGER_SHARE, STRANGER_HUES, LOOK_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
+    shares = (STRANGER_SHARE, STRANGER_HUES, LOOK_SHARE, SURFACE_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
     scenes = [(phrase, scene.weight) for phrase, scene in SCENES.items()]
     world = repr((THINGS, STRANGERS, HELD_OUT, scenes, list(LOOKS), shares))
     return hashlib.sha256(world.encode()).hexdigest()
@@ -324,10 +331,17 @@ def draw_label(rng: Rng) -> Label:
     name = things[rng.integers(len(things))].name
     chance = rng.random()
     if chance < LOOK_SHARE:
-        return Label(name, scene, look=list(LOOKS)[rng.integers(len(LOOKS))])
+        return Label(name, scene, look=draw_look(rng))
     if chance < LOOK_SHARE + BESIDE_SHARE:
         return Label(name, scene, beside=draw_beside(rng))
     return Label(name, scene)
+
+
+def draw_look(rng: Rng) -> str:
+    """A look's phrase: of the whole surface as often as their share says, or something worn."""
+    surface = rng.random() < SURFACE_SHARE
+    phrases = [phrase for phrase, look in LOOKS.items() if look.before == surface]
+    return phrases[rng.integers(len(phrases))]
 
 
 def draw_beside(rng: Rng) -> str:
