@@ -27,7 +27,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos, base_folder):
     """An output folder with two adapters, trained by the command line."""
-    output = tmp_path_factory.mktemp("outputs")
+    output = tmp_path_factory.mktemp("work") / "outputs"  # the folder above it is looked through, too
     for method in ("lora", "hra"):
         assert main(train_command(photos, base_folder, output, f"rex-{method}", "--method", method)) == 0
     return output
