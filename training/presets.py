@@ -29,12 +29,11 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         "lora": {"learning_rate": 4e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 4e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 2e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
-        "hra": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        # of half the rank: the subject comes as often, and the scenes stay
-        "hoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 4}},
-        "shoft": {"learning_rate": 5e-3, "weight_decay": 0.0, "options": {"rank": 4}},
+        "hra": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
@@ -44,6 +43,8 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
     },
 }
+_HURRIED: dict[str, dict[str, dict[str, Any]]] = {"toybox": {"hra": {"learning_rate": 5e-3}}, "sd1": {}}
+"""What a method takes for Quick instead: in few steps, small turns come to nothing."""
 _OTHER: dict[str, dict[str, Any]] = {
     "toybox": {
         "schedule": "cosine",
@@ -72,4 +73,5 @@ def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
     own = family(base)
     column = own if own in _METHOD else "sd1"
     figures = _METHOD[column].get(method, _METHOD[column]["lora"])
-    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | _FAMILIES.get(own, {})
+    hurried = _HURRIED[column].get(method, {}) if preset == "quick" else {}
+    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | hurried | _FAMILIES.get(own, {})
