@@ -1,8 +1,9 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
-Toybox's rates are those that ``benchmarks/sweep.py`` kept (its table: ``benchmarks/results/sweep.md``). Stable
-Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for version 1 and are not yet
-measured here; versions 2 and XL take them over, for want of published ones at these settings.
+Toybox's rates are those that ``benchmarks/sweep.py`` kept for Balanced (its table: ``benchmarks/results/sweep.md``);
+HRA's for Quick is from a single run beside it. Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484,
+2505.16531, 2406.11909) for version 1 and are not yet measured here; versions 2 and XL take them over, for want of
+published ones at these settings.
 """
 
 from typing import Any
@@ -43,8 +44,8 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
     },
 }
-_HURRIED: dict[str, dict[str, dict[str, Any]]] = {"toybox": {"hra": {"learning_rate": 5e-3}}, "sd1": {}}
-"""What a method takes for Quick instead: in few steps, small turns come to nothing."""
+# in few steps, HRA's small turns come to nothing
+_METHOD_IN_PRESET: dict[tuple[str, str, str], dict[str, Any]] = {("toybox", "hra", "quick"): {"learning_rate": 5e-3}}
 _OTHER: dict[str, dict[str, Any]] = {
     "toybox": {
         "schedule": "cosine",
@@ -73,5 +74,5 @@ def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
     own = family(base)
     column = own if own in _METHOD else "sd1"
     figures = _METHOD[column].get(method, _METHOD[column]["lora"])
-    hurried = _HURRIED[column].get(method, {}) if preset == "quick" else {}
-    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | hurried | _FAMILIES.get(own, {})
+    figures = figures | _METHOD_IN_PRESET.get((column, method, preset), {})
+    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | _FAMILIES.get(own, {})
