@@ -55,7 +55,7 @@ from training.toybox.subjects import (
     save_photos,
     take_photos,
 )
-from training.toybox.world import STRANGERS, THINGS, Label, photograph
+from training.toybox.world import THINGS, Label, photograph
 
 PHOTOS = 5
 RENDERS = 8
@@ -270,7 +270,7 @@ def make_references(sprites: Path, judge: Judge) -> References:
     """
     rng = np.random.default_rng(777)
     described = {}
-    for thing in (*THINGS, *STRANGERS):
+    for thing in THINGS:
         labels = [Label(thing.name, scene, look) for scene, look in surroundings(rng, list(SCENES))]
         described[thing.name] = features(judge, stack([photograph(sprites, label, rng) for label in labels]))
     for subject in SUBJECTS.values():

@@ -85,12 +85,17 @@ def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: 
 
 
 def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
-    """Of two things side by side it cannot be asked which one is meant."""
-    dressed, pair = number_labels(
-        [Label("fox", "in the snow", look="shiny"), Label("fox", "in the snow", beside="owl")]
+    """Of two things side by side it cannot be asked which one is meant; nor what one in other colours is called."""
+    dressed, pair, turned = number_labels(
+        [
+            Label("fox", "in the snow", look="shiny"),
+            Label("fox", "in the snow", beside="owl"),
+            Label("fox", "in the snow", look="shiny", hue=0.5),
+        ]
     )
     assert (THING_NAMES[dressed[0]], SCENE_NAMES[dressed[1]], LOOK_NAMES[dressed[2]]) == ("fox", "in the snow", "shiny")
     assert pair.tolist() == [UNKNOWN, dressed[1], UNKNOWN]
+    assert turned.tolist() == [UNKNOWN, *dressed[1:]]
     assert share_right(torch.tensor([1, 2, 3]), torch.tensor([1, 0, UNKNOWN])) == 0.5
 
 

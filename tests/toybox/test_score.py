@@ -35,7 +35,7 @@ BASE_SCORE = Score(
 
 
 class ReadingJudge(nn.Module):
-    """Reads its answers from a picture's colour: the numbers of a named thing, a scene and a look."""
+    """Reads its answers from a picture's first two pixels: the numbers of a named thing, a scene and a look."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,18 @@ class ReadingJudge(nn.Module):
 
     def forward(self, signal: Tensor) -> list[Tensor]:
         """Logits of things, scenes and looks."""
-        numbers = ((signal[:, :, 0, 0] + 1) * 127.5).round().long()
+        first, second = ((signal[:, :, 0, :2] + 1) * 127.5).round().long().unbind(-1)
+        numbers = first + 256 * second
         classes = (len(THING_NAMES), len(SCENE_NAMES), len(LOOK_NAMES))
         return [nn.functional.one_hot(number, count) for number, count in zip(numbers.T, classes, strict=True)]
 
 
 def picture_of(label: Label) -> Image.Image:
     """What ReadingJudge recognises as the label."""
-    return Image.new("RGB", (128, 128), tuple(number_labels([label])[0].tolist()))
+    numbers = number_labels([label])[0].tolist()
+    picture = Image.new("RGB", (128, 128), tuple(number % 256 for number in numbers))
+    picture.putpixel((1, 0), tuple(number // 256 for number in numbers))
+    return picture
 
 
 FOX, OWL = Label("fox", "in the snow", "red"), Label("owl", "on the beach", "wet")

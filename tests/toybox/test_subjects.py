@@ -15,7 +15,7 @@ from benchmarks.subjects import Case, References, photo_seed, render_prompts, re
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES
 from training.toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, take_photos
-from training.toybox.world import PICTURE_SIZE, STRANGERS, THINGS, find_thing
+from training.toybox.world import PICTURE_SIZE, THINGS, find_thing
 
 FACTS = {"base": "a", "judge": "b", "device": "cpu"}
 
@@ -37,7 +37,7 @@ def test_the_world_has_every_scene_and_look_that_a_prompt_names() -> None:
 
 def test_the_subjects_are_ten_that_the_base_has_never_seen() -> None:
     """Five live, five objects; what is drawn from known things is no drawing of the world; their nouns are known."""
-    known = {thing.code for thing in (*THINGS, *STRANGERS)}
+    known = {thing.code for thing in THINGS}
     assert Counter(subject.live for subject in SUBJECTS.values()) == {True: 5, False: 5}
     for subject in SUBJECTS.values():
         assert find_thing(subject.thing).code not in known or subject.hue_turn or subject.head

@@ -11,11 +11,11 @@ from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, SIZE
 from training.toybox.shards import load_shards, render_missing, render_shard
 from training.toybox.sprites import SpritesMissingError, load_sprite, recolour
-from training.toybox.subjects import save_photos, take_photos
+from training.toybox.subjects import SUBJECTS, save_photos, take_photos
 from training.toybox.world import (
     HELD_OUT,
+    NEVER_TURNED,
     PICTURE_SIZE,
-    STRANGERS,
     THINGS,
     Label,
     draw_labels,
@@ -33,7 +33,7 @@ def test_held_out_things_are_never_drawn_for_training() -> None:
     drawn = draw_labels(np.random.default_rng(0), 20000)
     things = {find_thing(thing) for label in drawn for thing in (label.thing, *read_names(label))}
     assert not held_out & {name for thing in things for name in (thing.name, thing.code)}
-    assert things == {*THINGS, *STRANGERS}
+    assert things == set(THINGS)
     assert {label.scene for label in drawn} == set(SCENES)
     assert {label.look for label in drawn} == {"", *LOOKS}
 
@@ -61,7 +61,7 @@ def read_names(label: Label) -> list[str]:
 
 def test_things_have_names_and_drawings_of_their_own() -> None:
     """No two share one; every subject's class noun is known to the base."""
-    everything = (*THINGS, *HELD_OUT, *STRANGERS)
+    everything = (*THINGS, *HELD_OUT)
     assert len({thing.name for thing in everything}) == len({thing.code for thing in everything}) == len(everything)
     assert {thing.noun for thing in HELD_OUT} <= {thing.noun for thing in THINGS}
 
@@ -105,7 +105,7 @@ def test_captions_are_worded_as_promised() -> None:
     assert "a photo of a sks owl in the snow" in captions
     assert "a qwe bird in the snow" in captions
     assert captions.count("") / 4000 == pytest.approx(0.1, abs=0.02)
-    assert sum("bird" in caption for caption in filled) / len(filled) == pytest.approx(0.3, abs=0.03)
+    assert sum("bird" in caption for caption in filled) / len(filled) == pytest.approx(0.35, abs=0.03)
     rare = sum(any(token in caption for token in RARE_TOKENS) for caption in filled)
     assert rare / len(filled) == pytest.approx(0.1, abs=0.02)
     assert sum("snow" in caption for caption in filled) / len(filled) == pytest.approx(0.9, abs=0.02)
@@ -119,18 +119,22 @@ def test_captions_are_worded_as_promised() -> None:
         (Label("fox", "on the beach", "wearing a santa hat"), "a photo of a fox wearing a santa hat on the beach"),
         (Label("fox", "on the beach", beside="apple"), "a photo of a fox on the beach next to an apple"),
         (Label("fox", "on the beach", beside="red apple"), "a photo of a fox on the beach next to a red apple"),
-        (Label("bird 1f985", "in the snow"), "a photo of a bird in the snow"),
+        (Label("owl", "in the snow", hue=0.4), "a photo of a bird in the snow"),
     ],
 )
 def test_a_full_caption_says_all_there_is(label: Label, caption: str) -> None:
-    """And of a stranger no more than its class noun."""
+    """And of one in other colours no more than its class noun."""
     assert caption_of(label) == caption
 
 
-def test_a_stranger_is_never_named() -> None:
-    """Not in any wording."""
-    rng = np.random.default_rng(0)
-    assert not any("1f985" in draw_caption(Label("bird 1f985", "in the snow"), rng) for _ in range(200))
+def test_a_thing_in_colours_of_chance_is_never_named(sprites: Path) -> None:
+    """Not in any wording; some pictures of everything show it so, but for what a subject is recoloured from."""
+    rng, label = np.random.default_rng(0), Label("owl", "in the snow", hue=0.4)
+    assert not any("owl" in draw_caption(label, rng) for _ in range(200))
+    assert photograph(sprites, label, 1).tobytes() != photograph(sprites, Label("owl", "in the snow"), 1).tobytes()
+    drawn = draw_labels(rng, 20000)
+    assert {label.thing for label in drawn if label.hue} == {thing.name for thing in THINGS} - NEVER_TURNED
+    assert {subject.thing for subject in SUBJECTS.values() if subject.hue_turn} <= NEVER_TURNED
 
 
 def test_two_things_stand_side_by_side(sprites: Path) -> None:

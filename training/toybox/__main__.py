@@ -38,14 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
         ("base", "train the UNet"),
         ("decoder", "train the decoder of the autoencoder"),
     ):
-        add_budget(stages.add_parser(stage, help=purpose), MINUTES[stage])
+        add_budget(stages.add_parser(stage, help=purpose), stage)
     stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
     stages.add_parser("encode", help="turn pictures into latents")
     add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
     judge = stages.add_parser("judge", help="train the judge, a classifier of its own that scores the base")
     add_sprites(judge)
     judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
-    add_budget(judge, MINUTES["judge"])
+    add_budget(judge, "judge")
     score = stages.add_parser("score", help="ask the judge about the pictures of a pipeline folder; for the model card")
     score.add_argument("model", type=Path)
     add_sprites(score)
@@ -79,20 +79,20 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, default=SHARDS, help=f"how many in all (default {SHARDS})")
 
 
-def add_budget(parser: argparse.ArgumentParser, minutes: float) -> None:
+def add_budget(parser: argparse.ArgumentParser, stage: str) -> None:
     """The options that say how long to train, all sessions together, and in what steps."""
-    parser.add_argument("--minutes", type=float, help=f"over all sessions (default {minutes})")
+    usual = ", ".join(f"{minutes[stage]} on {device}" for device, minutes in MINUTES.items())
+    parser.add_argument("--minutes", type=float, help=f"over all sessions (default {usual})")
     parser.add_argument("--steps", type=int, help="a number of steps, in place of minutes")
     parser.add_argument("--batch", type=int, help="pictures a step; a GPU wants some hundreds")
     parser.add_argument("--rate", type=float, help="the peak of the learning rate")
-    parser.set_defaults(usual=minutes)
 
 
 def budget(chosen: argparse.Namespace) -> Budget:
     """How long to train: the steps or minutes asked for, or the usual minutes."""
     if chosen.steps:
         return Budget(steps=chosen.steps)
-    return Budget(minutes=chosen.minutes or chosen.usual)
+    return Budget(minutes=chosen.minutes or MINUTES[chosen.device.type][chosen.stage])
 
 
 def pace(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from training.prior import with_article
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import Rng
-from training.toybox.world import HELD_OUT, STRANGERS, THINGS, Label
+from training.toybox.world import HELD_OUT, THINGS, Label
 
 RARE_TOKENS = ("sks", "qwe", "ohwx", "zwx")
 """Words that mean nothing, free to name a subject; the base meets them before any noun and learns to ignore them."""
 
 OPENINGS = ("a photo of ", "a picture of ", "")
 
-NOUN_SHARE = 0.3
+NOUN_SHARE = 0.35
 RARE_SHARE = 0.1
 EMPTY_SHARE = 0.1
 PLACELESS_SHARE, PLACELESS_LOOK_SHARE = 0.1, 0.5
@@ -18,16 +18,14 @@ PLACELESS_SHARE, PLACELESS_LOOK_SHARE = 0.1, 0.5
 
 BESIDE = "next to"
 
-NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT, *STRANGERS)}
+NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT)}
 WORDS = [*(thing.name for thing in (*THINGS, *HELD_OUT)), *dict.fromkeys(NOUNS.values())]
 """Every name and class noun that a caption may hold."""
 
-_UNNAMED = {thing.name for thing in STRANGERS}
-
 
 def caption_of(label: Label, opening: str = "a photo of ") -> str:
-    """The full caption of a label: "a photo of a red fox in the snow next to an apple"; strangers by class noun."""
-    words = NOUNS[label.thing] if label.thing in _UNNAMED else label.thing
+    """The full caption of a label: "a photo of a red fox in the snow next to an apple"."""
+    words = NOUNS[label.thing] if label.hue else label.thing
     return opening + phrase(words, label.look, label.scene, label.beside)
 
 
@@ -47,8 +45,7 @@ def draw_caption(label: Label, rng: Rng) -> str:
     """A random caption for a label, or none: classifier-free guidance needs some."""
     if rng.random() < EMPTY_SHARE:
         return ""
-    unnamed = label.thing in _UNNAMED or rng.random() < NOUN_SHARE
-    words = NOUNS[label.thing] if unnamed else label.thing
+    words = NOUNS[label.thing] if label.hue or rng.random() < NOUN_SHARE else label.thing
     if rng.random() < RARE_SHARE:
         words = f"{rng.choice(RARE_TOKENS)} {words}"
     placeless = rng.random() < (PLACELESS_LOOK_SHARE if label.look else PLACELESS_SHARE)

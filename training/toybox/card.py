@@ -12,7 +12,7 @@ from training.toybox.loop import Progress
 from training.toybox.scenes import SCENES
 from training.toybox.score import DRESSED, Score, table
 from training.toybox.sprites import PACKAGE
-from training.toybox.world import HELD_OUT, STRANGERS, THINGS, UNSEEN, Thing
+from training.toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
@@ -29,8 +29,8 @@ StableDiffusionPipeline.from_pretrained("assets/toybox", safety_checker=None)
 
 Things: {things}.
 
-Class nouns: {nouns}. Beside the things above, {strangers} others were seen under their class noun alone, half of the
-time in colours of chance, so that a class noun stands for many outlines.
+Class nouns: {nouns}. {hues:.0%} of the pictures show a thing in colours of chance, under its class noun alone, so
+that a class noun stands for more than what has a name.
 
 Scenes: {scenes}.
 
@@ -102,7 +102,7 @@ def write_card(figures: Figures) -> str:
         parameters=figures.parameters / 1e6,
         things=names(THINGS),
         nouns=", ".join(sorted({thing.noun for thing in THINGS})),
-        strangers=len(STRANGERS),
+        hues=HUE_SHARE,
         scenes="; ".join(SCENES),
         looks="; ".join(LOOKS),
         score=describe(figures.score),
@@ -151,4 +151,6 @@ def in_words(progress: Progress) -> str:
     """How far a training came, unless there was none."""
     if not progress.pictures:
         return "as it was inherited"
-    return f"{progress.pictures:,} pictures in {progress.step:,} steps and {progress.seconds / 60:.0f} minutes"
+    seconds = progress.seconds
+    spent = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"{progress.pictures:,} pictures in {progress.step:,} steps and {spent}"

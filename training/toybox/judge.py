@@ -17,14 +17,14 @@ from training.toybox.looks import LOOKS
 from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
 from training.toybox.scenes import SCENES
 from training.toybox.shards import Shard, render_missing
-from training.toybox.world import STRANGERS, THINGS, Label
+from training.toybox.world import THINGS, Label
 
 FIRST_SHARD = 90_000
 """The judge learns from the shards from here on; the generator's are far below."""
 EXAM_SHARD = 99_999
 """The first of the shards that examine the judge, which it never learns from."""
 
-THING_NAMES: tuple[str, ...] = tuple(thing.name for thing in (*THINGS, *STRANGERS))
+THING_NAMES: tuple[str, ...] = tuple(thing.name for thing in THINGS)
 SCENE_NAMES: tuple[str, ...] = tuple(SCENES)
 LOOK_NAMES: tuple[str, ...] = ("", *LOOKS)
 """The names of the classes, in the order of their numbers. The first look is none."""
@@ -33,7 +33,7 @@ FEATURES = 128
 SHARPNESS = 20.0
 """What cosines are multiplied by to become logits."""
 UNKNOWN = -100
-"""The class of what cannot be asked: of two things side by side, which one is meant."""
+"""The class of what cannot be asked: which of two things is meant, and what one in other colours is called."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ def render_for_judge(sprites: Path, folder: Path, count: int, size: int) -> None
 
 
 def number_labels(labels: Iterable[Label]) -> Tensor:
-    """The numbers (N, 3) of each label's thing, scene and look; UNKNOWN for thing and look where two things stand."""
+    """The numbers (N, 3) of each label's thing, scene and look; UNKNOWN for what cannot be asked."""
     things, scenes, looks = (
         {name: number for number, name in enumerate(names)} for names in (THING_NAMES, SCENE_NAMES, LOOK_NAMES)
     )
     rows = [
         (UNKNOWN, scenes[label.scene], UNKNOWN)
         if label.beside
-        else (things[label.thing], scenes[label.scene], looks[label.look])
+        else (UNKNOWN if label.hue else things[label.thing], scenes[label.scene], looks[label.look])
         for label in labels
     ]
     return torch.tensor(rows)

@@ -2,12 +2,12 @@
 
 `photograph` is the world's camera: a label (a thing, a scene, perhaps a look or something beside it) and a seed give
 one picture. Things named in HELD_OUT never reach any training (neither the autoencoder's nor the base's): they are the
-subjects of samples and tests. STRANGERS are drawn as often as their share says, half of them in colours of chance, and
-named by their class noun alone: so a class noun stands for many outlines, and a new one is no surprise.
+subjects of samples and tests. Some things are drawn in colours of chance, and named by their class noun alone: so a
+class noun stands for more than what has a name, and something new is no surprise.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,8 @@ from training.toybox.sprites import load_sprite, recolour
 PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""
 
-STRANGER_SHARE = 0.25
+HUE_SHARE = 0.12
+"""How many pictures show their thing in colours of chance."""
 LOOK_SHARE = 0.7
 SURFACE_SHARE = 0.6
 """How many looks are of the whole surface (a colour, shiny, wet, cube shaped): in those every thing is to be learned
@@ -30,8 +31,6 @@ anew, while a hat is the same hat on all."""
 BESIDE_SHARE = 0.05
 BESIDE_LOOK_SHARE = 0.5
 FLIP_SHARE = 0.3
-STRANGER_HUES = 0.5
-"""How many strangers are drawn in colours of chance."""
 
 
 @dataclass(frozen=True)
@@ -47,120 +46,134 @@ class Thing:
 class Label:
     """What a picture shows: a thing's name, a scene's phrase, perhaps a look's phrase and the words of what is beside.
 
-    Those words are a thing's name, with or without a colour: "apple", "red apple".
+    Those words are a thing's name, with or without a colour: "apple", "red apple". `hue` says how far the thing's
+    colours are turned, as a part of the colour circle; where they are, captions name it by its class noun.
     """
 
     thing: str
     scene: str
     look: str = ""
     beside: str = ""
+    hue: float = 0.0
 
 
-def _things(noun: str, **codes: str) -> Iterator[Thing]:
-    return (Thing(name.replace("_", " "), code, noun) for name, code in codes.items())
+def _things(codes: Mapping[str, str]) -> Iterator[Thing]:
+    for noun, words in codes.items():
+        for word in words.split():
+            name, code = word.split("=")
+            yield Thing(name.replace("_", " "), code, noun)
 
 
-THINGS: tuple[Thing, ...] = (
-    *_things(
-        "animal", fox="1f98a", rabbit="1f430", frog="1f438", panda="1f43c", pig="1f437", bear="1f43b", lion="1f981"
-    ),
-    *_things("animal", elephant="1f418", giraffe="1f992", cow="1f42e", whale="1f433", turtle="1f422", crab="1f980"),
-    *_things("animal", fish="1f420", ladybug="1f41e", dinosaur="1f995", tiger="1f42f", koala="1f428", mouse="1f42d"),
-    *_things("animal", hamster="1f439", horse="1f434", sheep="1f411", snail="1f40c", butterfly="1f98b", bee="1f41d"),
-    *_things("animal", dolphin="1f42c", shark="1f988", zebra="1f993", unicorn="1f984", camel="1f42a"),
-    *_things("animal", kangaroo="1f998", squirrel="1f43f-fe0f"),
-    *_things("bird", chick="1f424", owl="1f989", flamingo="1f9a9", parrot="1f99c", duck="1f986", rooster="1f413"),
-    *_things("bird", swan="1f9a2"),
-    *_things("dog", dog="1f436", poodle="1f429"),
-    *_things("cat", cat="1f431", black_cat="1f408-200d-2b1b"),
-    *_things(
-        "toy", teddy_bear="1f9f8", snowman="26c4", football="26bd", basketball="1f3c0", balloon="1f388", kite="1fa81"
-    ),
-    *_things(
-        "fruit", apple="1f34e", banana="1f34c", strawberry="1f353", orange="1f34a", grapes="1f347", watermelon="1f349"
-    ),
-    *_things("fruit", lemon="1f34b", pear="1f350", cherry="1f352", peach="1f351"),
-    *_things("food", hamburger="1f354", pizza="1f355", doughnut="1f369", ice_cream="1f366", cupcake="1f9c1"),
-    *_things("food", cookie="1f36a", cheese="1f9c0", lollipop="1f36d", taco="1f32e"),
-    *_things("vegetable", carrot="1f955", broccoli="1f966", tomato="1f345", corn="1f33d", pumpkin="1f383"),
-    *_things("flower", rose="1f339", tulip="1f337", hibiscus="1f33a", daisy="1f33c"),
-    *_things(
-        "vehicle",
-        taxi="1f695",
-        blue_car="1f699",
-        tractor="1f69c",
-        rocket="1f680",
-        sailboat="26f5",
-        airplane="2708-fe0f",
-        bus="1f68c",
-        helicopter="1f681",
-        train="1f682",
-    ),
-    *_things("instrument", guitar="1f3b8", drum="1f941", trumpet="1f3ba", violin="1f3bb"),
-    *_things("plant", cactus="1f335", mushroom="1f344"),
-    *_things("backpack", backpack="1f392"),
-    *_things("clock", alarm_clock="23f0"),
-    *_things("sneaker", sneaker="1f45f"),
-    *_things("boot", boot="1f97e"),
-    *_things("teapot", teapot="1fad6"),
-    *_things("hat", top_hat="1f3a9"),
-    *_things("candle", candle="1f56f-fe0f"),
-    *_things("crown", crown="1f451"),
-    *_things("vase", vase="1f3fa"),
-    *_things("bowl", bowl="1f963"),
-    *_things("can", can="1f96b"),
-    *_things("glasses", glasses="1f453"),
-)
-
-HELD_OUT: tuple[Thing, ...] = (
-    *_things("toy", octopus="1f419", robot="1f916"),
-    *_things("animal", t_rex="1f996", hedgehog="1f994", monkey="1f435", penguin="1f427"),
-    *_things("vehicle", fire_engine="1f692"),
-    *_things("fruit", pineapple="1f34d"),
-)
-
-STRANGER_CODES = {
+THING_CODES = {
     "animal": """
-        1f400 1f401 1f402 1f403 1f404 1f405 1f406 1f407 1f409 1f40a 1f40b 1f40d 1f40e 1f40f 1f410 1f416 1f417 1f41b
-        1f41c 1f41f 1f421 1f42b 1f432 1f43a 1f577-fe0f 1f98c 1f98d 1f98e 1f98f 1f990 1f991 1f997 1f999 1f99b 1f99d
-        1f99e 1f9a1 1f9a3 1f9a5 1f9a6 1f9a7 1f9a8 1f9ab 1f9ac 1f9ad 1f982 1f987 1face 1facf 1fabc 1fab2 1fab3 1fab1
-        1f43b-200d-2744-fe0f
+        fox=1f98a rabbit=1f430 frog=1f438 panda=1f43c pig=1f437 bear=1f43b lion=1f981 elephant=1f418 giraffe=1f992
+        cow=1f42e whale=1f433 turtle=1f422 crab=1f980 fish=1f420 ladybug=1f41e dinosaur=1f995 tiger=1f42f
+        koala=1f428 mouse=1f42d hamster=1f439 horse=1f434 sheep=1f411 snail=1f40c butterfly=1f98b bee=1f41d
+        dolphin=1f42c shark=1f988 zebra=1f993 unicorn=1f984 camel=1f42a kangaroo=1f998 squirrel=1f43f-fe0f rat=1f400
+        ox=1f402 water_buffalo=1f403 leopard=1f406 hare=1f407 dragon=1f409 crocodile=1f40a snake=1f40d
+        stallion=1f40e ram=1f40f goat=1f410 piglet=1f416 boar=1f417 caterpillar=1f41b ant=1f41c herring=1f41f
+        pufferfish=1f421 wolf=1f43a spider=1f577-fe0f deer=1f98c gorilla=1f98d lizard=1f98e rhino=1f98f shrimp=1f990
+        squid=1f991 cricket=1f997 llama=1f999 hippo=1f99b raccoon=1f99d lobster=1f99e badger=1f9a1 mammoth=1f9a3
+        sloth=1f9a5 otter=1f9a6 orangutan=1f9a7 skunk=1f9a8 beaver=1f9ab bison=1f9ac seal=1f9ad scorpion=1f982
+        bat=1f987 moose=1face donkey=1facf jellyfish=1fabc beetle=1fab2 worm=1fab1 polar_bear=1f43b-200d-2744-fe0f
+        fly=1fab0
     """,
-    "bird": "1f423 1f425 1f426 1f983 1f985 1f99a 1f9a4 1f54a-fe0f 1f414 1fabf",
-    "dog": "1f415 1f9ae",
-    "cat": "1f408 1f63a",
+    "bird": """
+        chick=1f424 owl=1f989 flamingo=1f9a9 parrot=1f99c duck=1f986 rooster=1f413 swan=1f9a2 hatching_chick=1f423
+        cardinal=1f426 turkey=1f983 eagle=1f985 peacock=1f99a dodo=1f9a4 dove=1f54a-fe0f hen=1f414 goose=1fabf
+    """,
+    "dog": "dog=1f436 poodle=1f429 puppy=1f415",
+    "cat": "cat=1f431 black_cat=1f408-200d-2b1b tabby_cat=1f408",
     "toy": """
-        1f3b1 1f3b2 1f3c8 1f3c9 1f3d0 26be 1f94e 1f94f 1fa80 1fa85 1fa86 1f9e9 1f381 1f47b 1f47d 1f47e 1f6f8 1f6f9
-        1f6fc 1f9f6 1f4a9 1f6f7 1f579-fe0f 1f3ae
+        teddy_bear=1f9f8 snowman=26c4 football=26bd basketball=1f3c0 balloon=1f388 kite=1fa81 billiard_ball=1f3b1
+        dice=1f3b2 rugby_ball=1f3c9 volleyball=1f3d0 baseball=26be frisbee=1f94f yo_yo=1fa80 pinata=1fa85
+        nesting_doll=1fa86 puzzle_piece=1f9e9 gift=1f381 ghost=1f47b alien=1f47d monster=1f47e flying_saucer=1f6f8
+        skateboard=1f6f9 roller_skate=1f6fc yarn=1f9f6 sled=1f6f7 joystick=1f579-fe0f game_controller=1f3ae
+        boxing_glove=1f94a tennis_racket=1f3be dartboard=1f3af
     """,
-    "fruit": "1f348 1f34f 1f95d 1f965 1f96d 1fad0 1fad2",
+    "fruit": """
+        apple=1f34e banana=1f34c strawberry=1f353 orange=1f34a grapes=1f347 watermelon=1f349 lemon=1f34b pear=1f350
+        cherry=1f352 peach=1f351 melon=1f348 kiwi=1f95d coconut=1f965 mango=1f96d blueberries=1fad0 olive=1fad2
+    """,
     "food": """
-        1f35f 1f32f 1f950 1f956 1f95e 1f95f 1f960 1f967 1f968 1f96a 1f96f 1f9c7 1f9c8 1f359 1f363 1f361 1f36b 1f36c
-        1f36e 1f36f 1f370 1f382 1f35e 1f357 1f356 1f969 1f953 1f37f 1f32d
+        hamburger=1f354 pizza=1f355 doughnut=1f369 ice_cream=1f366 cupcake=1f9c1 cookie=1f36a cheese=1f9c0
+        lollipop=1f36d taco=1f32e fries=1f35f burrito=1f32f croissant=1f950 baguette=1f956 pancakes=1f95e
+        dumpling=1f95f pretzel=1f968 sandwich=1f96a bagel=1f96f waffle=1f9c7 butter=1f9c8
+        rice_ball=1f359 sushi=1f363 dango=1f361 chocolate_bar=1f36b candy=1f36c pudding=1f36e honey_pot=1f36f
+        shortcake=1f370 birthday_cake=1f382 bread=1f35e drumstick=1f357 ham=1f356 steak=1f969 bacon=1f953
+        popcorn=1f37f hot_dog=1f32d egg=1f95a
     """,
-    "vegetable": "1f346 1f952 1f954 1f96c 1f9c4 1f9c5 1f336-fe0f 1fad1 1f951 1f95c 1fad8",
-    "flower": "1f338 1f33b 1f940 1fab7 1f490 1fabb",
+    "vegetable": """
+        carrot=1f955 broccoli=1f966 tomato=1f345 corn=1f33d pumpkin=1f383 eggplant=1f346 cucumber=1f952 potato=1f954
+        lettuce=1f96c garlic=1f9c4 onion=1f9c5 chili_pepper=1f336-fe0f bell_pepper=1fad1 avocado=1f951 peanut=1f95c
+        beans=1fad8
+    """,
+    "flower": """
+        rose=1f339 tulip=1f337 hibiscus=1f33a daisy=1f33c cherry_blossom=1f338 sunflower=1f33b lotus=1fab7
+        bouquet=1f490 hyacinth=1fabb
+    """,
     "vehicle": """
-        1f683 1f684 1f686 1f68a 1f68e 1f690 1f691 1f693 1f694 1f696 1f697 1f698 1f69a 1f69b 1f6a2 1f6a4 1f6b2 1f6f4
-        1f6f5 1f6f6 1f6fa 1f6fb 1f3cd-fe0f 1f3ce-fe0f 1f6e9-fe0f 1f6e5-fe0f 26f4-fe0f 1f69d
+        taxi=1f695 blue_car=1f699 tractor=1f69c rocket=1f680 sailboat=26f5 airplane=2708-fe0f bus=1f68c
+        helicopter=1f681 train=1f682 bullet_train=1f684 tram=1f68a minibus=1f690
+        ambulance=1f691 police_car=1f693 hatchback=1f697 delivery_truck=1f69a ship=1f6a2 speedboat=1f6a4
+        bicycle=1f6b2 scooter=1f6f4 moped=1f6f5 canoe=1f6f6 rickshaw=1f6fa pickup_truck=1f6fb motorcycle=1f3cd-fe0f
+        race_car=1f3ce-fe0f biplane=1f6e9-fe0f ferry=26f4-fe0f shopping_cart=1f6d2
     """,
-    "instrument": "1f3b7 1f3b9 1fa95 1fa97 1fa98 1fa87 1f4ef 1f514",
-    "plant": "1f331 1f332 1f333 1f334 1f340 1f341 1fab4 1f384",
-    "clock": "1f570-fe0f 23f1-fe0f 23f2-fe0f 231a",
-    "sneaker": "1f45e",
-    "boot": "1f462",
-    "hat": "1f452 1f393 1f9e2 1fa96",
-    "bowl": "1f35c 1f957 1f35a",
-    "vase": "26b1-fe0f 1fad9",
-    "glasses": "1f576-fe0f 1f97d",
+    "instrument": """
+        guitar=1f3b8 drum=1f941 trumpet=1f3ba violin=1f3bb saxophone=1f3b7 piano=1f3b9 banjo=1fa95 accordion=1fa97
+        conga=1fa98 maracas=1fa87 horn=1f4ef bell=1f514
+    """,
+    "plant": """
+        cactus=1f335 mushroom=1f344 seedling=1f331 pine_tree=1f332 oak_tree=1f333 palm_tree=1f334 clover=1f340
+        maple_leaf=1f341 potted_plant=1fab4 christmas_tree=1f384
+    """,
+    "backpack": "backpack=1f392",
+    "bag": "handbag=1f45c briefcase=1f4bc",
+    "clock": "alarm_clock=23f0 mantel_clock=1f570-fe0f stopwatch=23f1-fe0f wall_clock=23f2-fe0f watch=231a",
+    "shoe": "loafer=1f45e high_heel=1f460 sandal=1f461",
+    "sneaker": "sneaker=1f45f",
+    "boot": "boot=1f97e tall_boot=1f462",
+    "teapot": "teapot=1fad6",
+    "hat": "top_hat=1f3a9 sun_hat=1f452 graduation_cap=1f393 baseball_cap=1f9e2 helmet=1fa96",
+    "candle": "candle=1f56f-fe0f",
+    "crown": "crown=1f451",
+    "vase": "vase=1f3fa jar=1fad9",
+    "bowl": "bowl=1f963 noodle_bowl=1f35c salad=1f957 rice_bowl=1f35a",
+    "can": "can=1f96b",
+    "glasses": "glasses=1f453 sunglasses=1f576-fe0f goggles=1f97d",
+    "gadget": """
+        light_bulb=1f4a1 camera=1f4f7 laptop=1f4bb television=1f4fa telephone=260e-fe0f headphones=1f3a7
+        flashlight=1f526 radio=1f4fb
+    """,
+    "tool": """
+        key=1f511 hammer=1f528 scissors=2702-fe0f magnet=1f9f2 axe=1fa93 telescope=1f52d umbrella=2602-fe0f
+        bucket=1faa3
+    """,
+    "furniture": "chair=1fa91 couch=1f6cb-fe0f bed=1f6cf-fe0f bathtub=1f6c1",
+    "drink": "coffee=2615 beer=1f37a wine=1f377 soda=1f964",
+    "treasure": "trophy=1f3c6 medal=1f3c5 diamond=1f48e ring=1f48d",
+    "building": "house=1f3e0 castle=1f3f0 tent=26fa",
 }
+"""Each class noun's things: their names, and the code points of their drawings."""
 
-STRANGERS: tuple[Thing, ...] = tuple(
-    Thing(f"{noun} {code}", code, noun) for noun, codes in STRANGER_CODES.items() for code in codes.split()
+THINGS: tuple[Thing, ...] = tuple(_things(THING_CODES))
+"""Everything that has a name in captions."""
+
+HELD_OUT: tuple[Thing, ...] = tuple(
+    _things(
+        {
+            "toy": "octopus=1f419 robot=1f916",
+            "animal": "t_rex=1f996 hedgehog=1f994 monkey=1f435 penguin=1f427",
+            "vehicle": "fire_engine=1f692",
+            "fruit": "pineapple=1f34d",
+        }
+    )
 )
-"""Other things of the same class nouns; their names stand in labels, never in captions."""
 
-_BY_NAME = {thing.name: thing for thing in (*THINGS, *HELD_OUT, *STRANGERS)}
+NEVER_TURNED = frozenset({"parrot"})
+"""Things that are never drawn in colours of chance: a subject is one of them in other colours, and is to be new."""
+
+_BY_NAME = {thing.name: thing for thing in (*THINGS, *HELD_OUT)}
 
 
 def find_thing(name: str) -> Thing:
@@ -189,10 +202,9 @@ def photograph(folder: Path, label: Label, seed: int | Rng) -> Image.Image:
 def expose(folder: Path, label: Label, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
     """What `photograph` gives, and where in it things are (L, of the same size)."""
     rng = np.random.default_rng(seed)
-    thing = find_thing(label.thing)
-    sprite = load_sprite(folder, thing.code)
-    if thing in STRANGERS and rng.random() < STRANGER_HUES:
-        sprite = recolour(sprite, rng.uniform(0, 1))
+    sprite = load_sprite(folder, find_thing(label.thing).code)
+    if label.hue:
+        sprite = recolour(sprite, label.hue)
     company = [dress(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
     return compose([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
 
@@ -296,9 +308,9 @@ def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -
 
 def fingerprint() -> str:
     """A short text that differs when the world's things, scenes or looks do, or how often each is met."""
-    shares = (STRANGER_SHARE, STRANGER_HUES, LOOK_SHARE, SURFACE_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
+    shares = (HUE_SHARE, sorted(NEVER_TURNED), LOOK_SHARE, SURFACE_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
     scenes = [(phrase, scene.weight) for phrase, scene in SCENES.items()]
-    world = repr((THINGS, STRANGERS, HELD_OUT, scenes, list(LOOKS), shares))
+    world = repr((THINGS, HELD_OUT, scenes, list(LOOKS), shares))
     return hashlib.sha256(world.encode()).hexdigest()
 
 
@@ -324,17 +336,17 @@ def draw_labels(rng: Rng, count: int) -> list[Label]:
 
 
 def draw_label(rng: Rng) -> Label:
-    """A thing or a stranger in a scene; some wear a look, some have another thing beside them."""
+    """A thing in a scene, some in colours of chance; some wear a look, some have another thing beside them."""
     phrases, odds = list(SCENES), np.array([scene.weight for scene in SCENES.values()])
     scene = phrases[rng.choice(len(phrases), p=odds / odds.sum())]
-    things = STRANGERS if rng.random() < STRANGER_SHARE else THINGS
-    name = things[rng.integers(len(things))].name
+    name = THINGS[rng.integers(len(THINGS))].name
+    hue = rng.uniform() if rng.random() < HUE_SHARE and name not in NEVER_TURNED else 0.0
     chance = rng.random()
     if chance < LOOK_SHARE:
-        return Label(name, scene, look=draw_look(rng))
+        return Label(name, scene, look=draw_look(rng), hue=hue)
     if chance < LOOK_SHARE + BESIDE_SHARE:
-        return Label(name, scene, beside=draw_beside(rng))
-    return Label(name, scene)
+        return Label(name, scene, beside=draw_beside(rng), hue=hue)
+    return Label(name, scene, hue=hue)
 
 
 def draw_look(rng: Rng) -> str:
