@@ -1,9 +1,8 @@
 """What a run takes where nothing is said, by base family, preset and method.
 
-Toybox's rates are those that ``benchmarks/sweep.py`` kept for Balanced (its table: ``benchmarks/results/sweep.md``);
-HRA's for Quick is from a single run beside it. Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484,
-2505.16531, 2406.11909) for version 1 and are not yet measured here; versions 2 and XL take them over, for want of
-published ones at these settings.
+Toybox's rates are those that ``benchmarks/sweep.py`` kept for Balanced (its table: ``benchmarks/results/sweep.md``).
+Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for version 1 and are not yet
+measured here; versions 2 and XL take them over, for want of published ones at these settings.
 """
 
 from typing import Any
@@ -29,12 +28,12 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 }
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
-        "lora": {"learning_rate": 4e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 2e-3, "options": {"rank": 8}},
+        "lora": {"learning_rate": 2e-3, "options": {"rank": 8}},
+        "moslora": {"learning_rate": 1e-3, "options": {"rank": 8}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
-        "hra": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 2.5e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hra": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "shoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
@@ -44,8 +43,6 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
     },
 }
-# in few steps, HRA's small turns come to nothing
-_METHOD_IN_PRESET: dict[tuple[str, str, str], dict[str, Any]] = {("toybox", "hra", "quick"): {"learning_rate": 5e-3}}
 _OTHER: dict[str, dict[str, Any]] = {
     "toybox": {
         "schedule": "cosine",
@@ -74,5 +71,4 @@ def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
     own = family(base)
     column = own if own in _METHOD else "sd1"
     figures = _METHOD[column].get(method, _METHOD[column]["lora"])
-    figures = figures | _METHOD_IN_PRESET.get((column, method, preset), {})
     return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | _FAMILIES.get(own, {})
