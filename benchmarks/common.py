@@ -240,12 +240,10 @@ def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConf
 
     It adapts attention alone, as those loops do, whatever the base's presets say.
     """
-    plain = {
-        "min_snr_gamma": 0, "noise_power": 1, "prior_weight": 0, "sample_prompts": [], "schedule": "constant",
-        "warmup_steps": 0,
-    }  # fmt: skip
+    plain = {"min_snr_gamma": 0, "noise_power": 1, "prior_weight": 0, "targets": "attention"}
+    steady, silent = {"schedule": "constant", "warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
     named = {"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "device": given.device, "dtype": given.dtype}
-    return configs.parse(plain | named | {"sample_every": 0, "targets": "attention"} | changes)
+    return configs.parse(plain | steady | silent | named | changes)
 
 
 def start_session(
