@@ -17,7 +17,7 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
         "quick": {"steps": 80, "prior_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
-        "balanced": {"steps": 200, "prior_weight": 0.0, "checkpoint_every": 50, "sample_every": 100},
+        "balanced": {"steps": 280, "prior_weight": 0.0, "checkpoint_every": 70, "sample_every": 140},
         "best": {"steps": 600, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
     },
     "sd1": {
@@ -28,12 +28,12 @@ _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
 }
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
-        "lora": {"learning_rate": 2e-3, "options": {"rank": 8}},
-        "moslora": {"learning_rate": 1e-3, "options": {"rank": 8}},
+        "lora": {"learning_rate": 2e-3, "options": {"rank": 16}},
+        "moslora": {"learning_rate": 2e-3, "options": {"rank": 16}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
-        "hra": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "hoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
-        "shoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 8}},
+        "hra": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "hoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "shoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
