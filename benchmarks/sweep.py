@@ -6,9 +6,9 @@ Every run teaches a subject by the Balanced preset with something changed; the j
 its 25 prompts show the subject, and how many the scene asked for. First the learning rate is swept at rank 16. Of the
 rates that keep the scene in 85 %, those count that show the subject most often, or in up to 5 % of the pictures less,
 which is chance; kept is the one of these that keeps the scene best. Where none does in 85 %, it is the one that does
-best. At that rate half the rank is then tried, and on the first subject HRA's λ and the Quick preset. The subjects are
-among the ten of benchmarks/subjects, taught here from the same photos under another seed. Stopped and started again, it
-goes on.
+best. At that rate half the rank and twice the rank are then tried, and on the first subject HRA's λ and the Quick
+preset. The subjects are among the ten of benchmarks/subjects, taught here from the same photos under another seed.
+Stopped and started again, it goes on.
 """
 
 import json
@@ -67,8 +67,8 @@ def rates(method: str) -> tuple[float, ...]:
 
 
 def variations(method: str, rate: float) -> list[Case]:
-    """Half the rank, the Quick preset and HRA's other forms, at one rate."""
-    ranks: list[dict[str, Any]] = [{"options": {"rank": RANK // 2}}]
+    """Half and twice the rank, the Quick preset and HRA's other forms, at one rate."""
+    ranks: list[dict[str, Any]] = [{"options": {"rank": rank}} for rank in (RANK // 2, RANK * 2)]
     others: list[dict[str, Any]] = [{"preset": "quick"}]
     if method == "hra":
         others += [{"options": {"orthogonality": value}} for value in (1e-3, float("inf"))]
