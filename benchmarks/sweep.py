@@ -28,7 +28,7 @@ TRIED = ("monkey", "t rex", "pineapple")
 SEED, RANK = 7, 16
 CHANCE = 0.05
 """So far apart may two shares of the pictures be without telling two rates apart."""
-RATES = {"low_rank": (1e-3, 2e-3), "reflections": (1e-3, 1.25e-3, 2.5e-3)}
+RATES = {"low_rank": (1e-3, 2e-3), "reflections": (0.7e-3, 1e-3, 1.4e-3)}
 
 
 def main() -> None:

@@ -52,8 +52,11 @@ _OTHER: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "batch_size": 8,
         "class_images": 32,
-        # a tiny base has few layers to learn a new shape with; its text encoder would learn that, but forget the scenes
+        # a tiny base has few layers to learn a new shape with
         "targets": "attention+feed-forward",
+        # at the UNet's rate it would forget the scenes
+        "train_text_encoder": True,
+        "text_encoder_rate": 0.3,
         # as the base itself was trained: outlines are settled at noisy timesteps
         "noise_power": 0.65,
     },
