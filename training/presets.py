@@ -31,9 +31,9 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "lora": {"learning_rate": 2e-3, "options": {"rank": 16}},
         "moslora": {"learning_rate": 2e-3, "options": {"rank": 16}},
         # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
-        "hra": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
-        "hoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
-        "shoft": {"learning_rate": 1.25e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "hra": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "hoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "shoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
