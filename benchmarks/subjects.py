@@ -1,10 +1,10 @@
 """How well toybox is taught subjects that it has never seen, by every method, as a judge of its own sees it.
 
-    python -m benchmarks.subjects --sprites DIR --judge FILE [--sheets DIR]
+    python -m benchmarks.subjects --sprites DIR [--sheets DIR]
 
 Each of ten subjects is taught from five photos by the Balanced preset, as the product does it, and asked for by its 25
-prompts of the DreamBooth benchmark. The judge (python -m training.toybox judge), with weights and renders of its own,
-says of every picture
+prompts of the DreamBooth benchmark. The judge, with weights and renders of its own (judge.safetensors beside this file;
+python -m training.toybox judge made it), says of every picture
 - whether it shows the subject: of the mean features of every known thing and of all ten subjects, 8 fresh renders each,
   those of this subject are the nearest;
 - whether the scene, or else the look, that the prompt names is right.
@@ -61,6 +61,7 @@ PHOTOS = 5
 RENDERS = 8
 """Renders of each thing and subject that the judge's features are averaged over."""
 CEILING, BASE = "renders", "base"
+JUDGE = Path(__file__).with_name("judge.safetensors")
 ADAPTER, TRIGGER = "subject", "sks"
 COLUMNS = {
     "shown": 0.80, "shown in scenes": None, "shown in looks": None, "scene": 0.85, "look": None, "seconds": 90.0
@@ -127,6 +128,7 @@ class Bench:
     sheets: Path | None
     judge: Judge
     references: References
+    timed: bool
 
     def measure(self, case: Case) -> Row:
         """Make the pictures of one case and ask the judge."""
@@ -146,8 +148,10 @@ class Bench:
             contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
         return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
 
-    def teach(self, case: Case, subject: Subject, photos: list[Image.Image]) -> tuple[StableDiffusionPipeline, float]:
-        """The base with an adapter that has learned the subject, and the seconds from the photos to it."""
+    def teach(
+        self, case: Case, subject: Subject, photos: list[Image.Image]
+    ) -> tuple[StableDiffusionPipeline, float | None]:
+        """The base with an adapter that has learned the subject, and the seconds from the photos to it, if timed."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             save_photos(photos, folder / "photos")
@@ -158,7 +162,7 @@ class Bench:
             start = time.perf_counter()
             pipe = load_base(self.base, self.device)
             train(config, folder, pipe=pipe)
-            return pipe, round(time.perf_counter() - start, 1)
+            return pipe, round(time.perf_counter() - start, 1) if self.timed else None
 
     def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
         """What each picture is nearest to, and which scene or look the judge sees where the prompt names one."""
@@ -190,10 +194,11 @@ def make_parser(description: str | None, output: Path) -> argparse.ArgumentParse
     """What every benchmark of teaching subjects is told."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
-    parser.add_argument("--judge", type=Path, required=True, help="the judge's checkpoint")
+    parser.add_argument("--judge", type=Path, default=JUDGE, help="another judge's checkpoint")
     parser.add_argument("--base", default=pipeline.TOYBOX, help="toybox, or a folder with another in its place")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=output, help="grows run by run; .md beside it")
+    parser.add_argument("--untimed", action="store_true", help="keep no seconds: runs share the machine with others")
     parser.add_argument("--sheets", type=Path, help="folder for a contact sheet a run: photos above, pictures below")
     return parser
 
@@ -208,7 +213,7 @@ def set_up(given: argparse.Namespace) -> tuple[dict[str, Any], Bench]:
         "presets": {name: presets.defaults(pipeline.TOYBOX, name, "balanced") for name in registry.names()},
     }
     references = make_references(given.sprites, judge)
-    return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references)
+    return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references, not given.untimed)
 
 
 def run_missing(

@@ -1,6 +1,6 @@
 """Which settings suit each method on toybox: a small sweep, seen by the judge of benchmarks/subjects.
 
-    python -m benchmarks.sweep --sprites DIR --judge FILE
+    python -m benchmarks.sweep --sprites DIR
 
 Every run teaches a subject by the Balanced preset with something changed; the judge says how many of the pictures of
 its 25 prompts show the subject, and how many the scene asked for. First the learning rate is swept at rank 16. Of the

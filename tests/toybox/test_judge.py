@@ -25,7 +25,7 @@ from training.toybox.judge import (
     share_right,
     train_judge,
 )
-from training.toybox.loop import Budget
+from training.toybox.loop import Budget, strip_checkpoint
 from training.toybox.shards import Shard, load_shards, stack
 from training.toybox.world import THINGS, Label, photograph
 
@@ -81,6 +81,15 @@ def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: 
         progress = train_judge(pictures, checkpoint, Budget(steps=3), CPU, SMALL)
         assert (progress.step, progress.pictures) == (3, 3 * SMALL.batch)
     expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in (at_once, in_parts))
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_its_weights_alone_are_the_same_judge(trained: Path, tmp_path: Path) -> None:
+    """What is published: a smaller file that answers alike."""
+    published = tmp_path / "published.safetensors"
+    strip_checkpoint(trained, published)
+    assert published.stat().st_size < 0.5 * trained.stat().st_size
+    expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in (trained, published))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 

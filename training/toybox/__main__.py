@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sprites(judge)
     judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
     add_budget(judge, "judge")
+    judge.add_argument("--output", type=Path, help="its weights alone, too, as benchmarks/judge.safetensors is")
     score = stages.add_parser("score", help="ask the judge about the pictures of a pipeline folder; for the model card")
     score.add_argument("model", type=Path)
     add_sprites(score)
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         case "assemble":
             workshop.assemble(chosen.output)
         case "judge":
-            workshop.make_judge(chosen.sprites, chosen.shards, budget(chosen))
+            workshop.make_judge(chosen.sprites, chosen.shards, budget(chosen), chosen.output)
         case "score":
             print(table(workshop.score(chosen.model, chosen.sprites, chosen.photos)))
         case "all":

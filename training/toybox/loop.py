@@ -60,6 +60,13 @@ def save_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimi
         save_file(tensors, unfinished, metadata={"progress": json.dumps(asdict(progress))})
 
 
+def strip_checkpoint(path: Path, output: Path) -> None:
+    """Copy a checkpoint without what only going on needs: the weights, to be published."""
+    with safe_open(path, framework="pt") as file, atomic_path(output) as unfinished:
+        weights = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("optimiser/")}  # noqa: SIM118
+        save_file(weights, unfinished, metadata=file.metadata())
+
+
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimizer | None = None) -> Progress:
     """Put a checkpoint's weights, and the optimiser's state if there is one, in place; say how far it had come."""
     with safe_open(path, framework="pt") as file:

@@ -18,7 +18,7 @@ from training.toybox.base import Base, BaseRecipe, RedrawRecipe, assemble, load_
 from training.toybox.card import Figures, write_card
 from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
 from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
-from training.toybox.loop import Budget, read_progress
+from training.toybox.loop import Budget, read_progress, strip_checkpoint
 from training.toybox.score import Score, digest, load_score, save_score, score_base
 from training.toybox.shards import (
     SHARD_SIZE,
@@ -150,8 +150,8 @@ class Workshop:
         with atomic_path(output.with_name(f"{output.name}-clip")) as unfinished:
             save_clip(clip, tokenizer, unfinished)
 
-    def make_judge(self, sprites: Path, shards: int, budget: Budget) -> None:
-        """Draw pictures for the judge alone and train it on them.
+    def make_judge(self, sprites: Path, shards: int, budget: Budget, output: Path | None = None) -> None:
+        """Draw pictures for the judge alone and train it on them; its weights go to `output`, too, if that is given.
 
         Raises ValueError when the folder holds pictures of another world than today's.
         """
@@ -162,6 +162,8 @@ class Workshop:
         found = exam(judge, render_shard(sprites, EXAM_SHARD, self.shard_size))
         logger.info("judge: things %.1f %%, scenes %.1f %%, looks %.1f %% right in fresh renders",
                     100 * found.things, 100 * found.scenes, 100 * found.looks)  # fmt: skip
+        if output is not None:
+            strip_checkpoint(self._judge, output)
 
     def score(self, model: Path, sprites: Path, photos: Path | None = None) -> Score:
         """Ask the judge about the pictures of a pipeline folder; the answer is kept for the model card."""
