@@ -33,6 +33,16 @@ LOADING = threading.Lock()
 init_empty_weights): of two threads that load at once, the later would leave every module made from then on empty."""
 
 
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device ("cuda", "cpu", …) computes in bfloat16 itself.
+
+    A CPU whose widest instructions are AVX2 emulates it: 2048² matrices multiply at 0.3 GFLOP/s, in float32 at 138.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
 def load_base(
     source: str = TOYBOX, device: str | None = None, dtype: str = "float32", weights: str = "full"
 ) -> StableDiffusionPipeline:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusionPipeline
 
 from hra_diffusion.errors import UserError
+from hra_diffusion.pipeline import computes_bfloat16
 from training import calibration
 from training.config import TrainConfig
 from training.events import Listener, Notice, Plan
@@ -96,8 +96,8 @@ def fewer_at_once(config: TrainConfig, device: str) -> Changes:
 
 def half_precision(config: TrainConfig, device: str) -> Changes:
     """The base in bfloat16, where the device computes in it."""
-    able = device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return {"dtype": "bfloat16", "mixed_precision": "no"} if config.dtype == "float32" and able else {}
+    able = config.dtype == "float32" and computes_bfloat16(device)
+    return {"dtype": "bfloat16", "mixed_precision": "no"} if able else {}
 
 
 def recompute(config: TrainConfig, device: str = "") -> Changes:

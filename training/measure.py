@@ -175,8 +175,9 @@ def forget_peak(device: str = "cpu") -> int:
 
 
 def machine() -> dict[str, str]:
-    """What was measured on: processor, memory, accelerator, versions, and how busy it was already."""
-    found = {"processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    """What was measured on: processor and its widest instructions, memory, accelerator, versions, how busy it was."""
+    widest = torch.backends.cpu.get_cpu_capability()
+    found = {"processor": f"{_processor()} ({widest}), {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     if hasattr(os, "sysconf"):
         found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
         found["load average"] = f"{os.getloadavg()[0]:.1f}"

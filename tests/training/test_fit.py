@@ -51,7 +51,8 @@ def fit_between(config, lighter):
     return f"{(heavy + light) / 2 / GIB:.2f}GB"
 
 
-def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings, tmp_path):
+def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     changes = {"resolution": 128, "batch_size": 4, "prior_weight": 0, "sample_prompts": [], "steps": 3,
                "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
     lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
@@ -68,6 +69,14 @@ def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings,
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", [StopAfter(2)])
     assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), whole)
+
+
+def test_bfloat16_is_no_way_out_where_it_is_emulated(settings, monkeypatch):
+    """It would fit, and take hundreds of times as long."""
+    config = settings()
+    for capability, changed in {"AVX512": {"dtype": "bfloat16", "mixed_precision": "no"}, "AVX2": {}}.items():
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        assert fit.half_precision(config, "cpu") == changed
 
 
 def test_nothing_fits(settings):

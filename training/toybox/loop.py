@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hra_diffusion.files import atomic_path
+from hra_diffusion.pipeline import computes_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ def learning_rate(peak: float, step: int, spent: float, warm_up: int = 100) -> f
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is safe: the fast way on the CPUs and GPUs this was measured on."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """bfloat16 where it is safe and the device computes in it: the fast way on the machines this was measured on."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device.type))
 
 
 @dataclass(frozen=True)
