@@ -12,6 +12,7 @@ import torch
 from benchmarks import subjects as benchmark
 from benchmarks import sweep
 from benchmarks.subjects import Case, References, photo_seed, render_prompts, report, run_missing, shares
+from training.toybox.judge import load_judge
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES
 from training.toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, take_photos
@@ -185,8 +186,9 @@ def test_the_sweep_keeps_what_shows_the_subject_most_while_scenes_stay() -> None
 
 
 def test_it_says_how_it_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what it needs."""
+    """And what it needs; the judge is here."""
     monkeypatch.setattr("sys.argv", ["subjects", "--help"])
     with pytest.raises(SystemExit, match="0"):
         benchmark.main()
-    assert "python -m benchmarks.subjects --sprites DIR --judge FILE" in capsys.readouterr().out
+    assert "python -m benchmarks.subjects --sprites DIR [" in capsys.readouterr().out
+    assert not load_judge(benchmark.JUDGE).training
