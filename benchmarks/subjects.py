@@ -146,12 +146,10 @@ class Bench:
             name = f"{case.subject} {case.method} {case.seed} {case.in_words}".strip()
             place = self.sheets / f"{name}.png"
             contact_sheet([*photos, *pictures], columns=PHOTOS).save(place)
-        return asdict(case) | {"seconds": seconds} | self.judged(subject, pictures)
+        return asdict(case) | {"seconds": seconds if self.timed else None} | self.judged(subject, pictures)
 
-    def teach(
-        self, case: Case, subject: Subject, photos: list[Image.Image]
-    ) -> tuple[StableDiffusionPipeline, float | None]:
-        """The base with an adapter that has learned the subject, and the seconds from the photos to it, if timed."""
+    def teach(self, case: Case, subject: Subject, photos: list[Image.Image]) -> tuple[StableDiffusionPipeline, float]:
+        """The base with an adapter that has learned the subject, and the seconds from the photos to it."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             save_photos(photos, folder / "photos")
@@ -162,7 +160,7 @@ class Bench:
             start = time.perf_counter()
             pipe = load_base(self.base, self.device)
             train(config, folder, pipe=pipe)
-            return pipe, round(time.perf_counter() - start, 1) if self.timed else None
+            return pipe, round(time.perf_counter() - start, 1)
 
     def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
         """What each picture is nearest to, and which scene or look the judge sees where the prompt names one."""

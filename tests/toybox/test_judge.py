@@ -73,6 +73,12 @@ def test_features_are_nearest_for_pictures_of_the_same_thing(sprites: Path, trai
     assert np.mean(same) > 0.8
 
 
+def assert_same_judge(*checkpoints: Path) -> None:
+    """Two checkpoints hold one judge, bit for bit."""
+    expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in checkpoints)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
 def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: Path) -> None:
     """One step and two more give what three at once give."""
     pictures, in_parts, at_once = take_pictures(sprites, 0), tmp_path / "in parts", tmp_path / "at once"
@@ -80,8 +86,7 @@ def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: 
     for checkpoint in (in_parts, at_once):
         progress = train_judge(pictures, checkpoint, Budget(steps=3), CPU, SMALL)
         assert (progress.step, progress.pictures) == (3, 3 * SMALL.batch)
-    expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in (at_once, in_parts))
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert_same_judge(at_once, in_parts)
 
 
 def test_its_weights_alone_are_the_same_judge(trained: Path, tmp_path: Path) -> None:
@@ -89,8 +94,7 @@ def test_its_weights_alone_are_the_same_judge(trained: Path, tmp_path: Path) -> 
     published = tmp_path / "published.safetensors"
     strip_checkpoint(trained, published)
     assert published.stat().st_size < 0.5 * trained.stat().st_size
-    expected, found = (load_judge(checkpoint, SMALL).state_dict() for checkpoint in (trained, published))
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert_same_judge(trained, published)
 
 
 def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:

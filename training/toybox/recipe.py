@@ -51,9 +51,9 @@ MINUTES = {
 }
 """How long each part is trained. On two CPU cores: about what the present weights would have taken there, for the UNet
 4.6 M pictures at 77 a second. On a GPU: an H100 showed the UNet 6,600 a second, in batches of 512 and compiled, and the
-decoder 1,900; for the CLIP pair and the judge it is a guess. The judge wants its time: trained on
-190,000 pictures (22 minutes) it tells 94 % of fresh renders, but took 12 of 25 drawn octopuses for peaches; on 400,000
-none; on 730,000 it tells all renders."""
+decoder 1,900; for the CLIP pair and the judge it is a guess. The judge wants its time: trained on 190,000 pictures
+(22 minutes) it tells 94 % of fresh renders, but took 12 of 25 drawn octopuses for peaches; on 400,000 none; on 730,000
+it tells all renders."""
 
 
 @dataclass(frozen=True)
