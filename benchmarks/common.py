@@ -261,5 +261,6 @@ def put_on(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> 
     for number, method in enumerate(methods):
         attachment.attach(pipe.unet, method, {"rank": rank}, name=f"{method} {number}", seed=number)
         for parameter in attachment.adapter_parameters(pipe.unet, f"{method} {number}").values():
-            parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.data += 0.01 * noise.to(parameter)
     return pipeline.loaded(pipe)

@@ -174,7 +174,7 @@ def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
     """Have UNet and text encoders recompute in the backward pass what they would keep: less memory, more time."""
     pipe.unet.enable_gradient_checkpointing()
     for encoder in cast(list[Any], families.text_encoders(pipe)):
-        encoder.activation_checkpointing_enable()
+        _checkpoint_activations(encoder, "enable")
 
 
 def cache_examples(
@@ -264,7 +264,7 @@ def given_back(pipe: StableDiffusionPipeline) -> Iterator[None]:
             model.to(pipe.unet.device).eval()
         pipe.unet.disable_gradient_checkpointing()
         for encoder in encoders:
-            encoder.activation_checkpointing_disable()
+            _checkpoint_activations(encoder, "disable")
 
 
 @contextlib.contextmanager
@@ -280,3 +280,9 @@ def at_hand(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:
     return [pipe.vae] if config.train_text_encoder else [pipe.vae, *families.text_encoders(pipe)]
+
+
+def _checkpoint_activations(encoder: Any, verb: str) -> None:
+    """Verb: "enable" or "disable". Before transformers 5.23 it had another name, of which later ones warn."""
+    switch = getattr(encoder, f"activation_checkpointing_{verb}", None)
+    (switch or getattr(encoder, f"gradient_checkpointing_{verb}"))()

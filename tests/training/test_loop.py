@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, StopAfter, relative, tiny_pipe, weights
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 import hra_diffusion
 from hra_diffusion import adapter_file, attachment, registry
@@ -73,6 +74,14 @@ def test_an_adapter_or_a_checkpoint_finds_the_photos_it_learned_from(settings, t
     for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == seen
     assert photos_of(tmp_path / "loose.safetensors", 64) == []
+
+
+def test_transformers_before_5_23_checkpoints_activations_by_an_older_name(settings, tmp_path, monkeypatch):
+    for verb in ("enable", "disable"):
+        own = getattr(PreTrainedModel, f"_activation_checkpointing_{verb}")
+        monkeypatch.setattr(PreTrainedModel, f"gradient_checkpointing_{verb}", own)
+        monkeypatch.delattr(PreTrainedModel, f"activation_checkpointing_{verb}")
+    assert train(settings(gradient_checkpointing=True), tmp_path).is_file()
 
 
 def test_the_text_encoder_learns_at_its_own_rate(settings, tmp_path):
