@@ -5,7 +5,8 @@ A chain of r reflections ``H_1 … H_r`` with ``H_i = I − 2 û_i û_iᵀ`` equ
 vectors takes many matrices at once too, (…, d, r).
 
 Every orthogonal matrix is passed around as two factors, ``basis`` (d, r) and ``core`` (r, r), meaning
-``Q = I − basis · core · basisᵀ``. Vectors are columns of U; data are rows.
+``Q = I − basis · core · basisᵀ``; where it is applied, as ``down`` and ``up`` (d, r), meaning ``Q = I + up · downᵀ``.
+Vectors are columns of U; data are rows.
 
 Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2505.16531.
 """
@@ -78,20 +79,24 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     return basis, core.expand(*u.shape[:-2], -1, -1)
 
 
-def rotate_rows(rows: Tensor, basis: Tensor, core: Tensor, scale: Tensor | None = None) -> Tensor:
-    """``rows · Qᵀ`` for rows (…, d) and ``Q = I − basis · core · basisᵀ``; each row is mapped by Q.
+def applicable(basis: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
+    """(down, up) with ``I + up · downᵀ`` the matrix ``I − basis · core · basisᵀ``, at the factors' own precision."""
+    with own_precision(basis):
+        return basis, -(basis @ core)
+
+
+def rotate_rows(rows: Tensor, down: Tensor, up: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``rows · Qᵀ`` for rows (…, d) and ``Q = I + up · downᵀ``; each row is mapped by Q.
 
     With a ``scale`` (d,), by ``Q diag(scale)``: the scaled rows themselves are not kept for the backward pass.
 
-    Pass ``core.mT`` to get ``rows · Q``. The r×r product is taken at the factors' own precision before the factors
-    meet ``rows`` in the rows' dtype. Costs 2·r·d multiply-adds a row.
+    With down and up exchanged it is ``rows · Q``. They meet ``rows`` in the rows' dtype, at 2·r·d multiply-adds a row.
     """
-    with own_precision(rows):
-        left = basis @ core
-        right = basis if scale is None else scale[:, None] * basis
-    low = rows @ right.to(rows.dtype)
-    scaled = rows if scale is None else rows * scale.to(rows.dtype)
-    return plus_product(scaled, low, left.mT.to(rows.dtype), -1)
+    scaled, down, up = rows, down.to(rows.dtype), up.to(rows.dtype)
+    if scale is not None:
+        scale = scale.to(rows.dtype)
+        scaled, down = rows * scale, scale[:, None] * down
+    return plus_product(scaled, rows @ down, up.mT, 1)
 
 
 def plus_product(rows: Tensor, low: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -69,6 +69,8 @@ class Rotation(nn.Module):
         self.chain = CHAINS[form]
         self.u = nn.Parameter((kaiming if form == "orthonormal" else paired)((dim, rank), generator))
         self.ahead: tuple[int, Factors] | None = None
+        self.met: torch.dtype | None = None
+        """The dtype that rows last came in: factors worked out ahead are then in it already."""
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: not what was computed from the vectors."""
@@ -76,27 +78,33 @@ class Rotation(nn.Module):
 
     def forward(self, rows: Tensor, strength: float = 1.0, scale: Tensor | None = None) -> Tensor:
         """``rows · Qᵀ``: each row mapped by Q^strength, after ``scale`` (d,) if there is one."""
-        return householder.rotate_rows(rows, *self.factors(strength), scale)
+        self.met = rows.dtype
+        return householder.rotate_rows(rows, *self.factors(rows.dtype, strength), scale)
 
     def transposed(self, rows: Tensor, strength: float = 1.0) -> Tensor:
         """``rows · Q``, as a weight's rows need it in ``W Q``."""
-        basis, core = self.factors(strength)
-        return householder.rotate_rows(rows, basis, core.mT)
+        down, up = self.factors(rows.dtype, strength)
+        return householder.rotate_rows(rows, up, down)
 
     def update(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        """``W Q = W + up · down`` with up = −(W basis) core (d_out, r) and down = basisᵀ (r, d_in)."""
-        basis, core = (factor.to(weight.dtype) for factor in self.factors(strength))
-        return LowRank(-(weight @ basis) @ core, basis.mT)
+        """``W Q = W + (W up) · downᵀ``."""
+        down, up = (factor.to(weight.dtype) for factor in self.factors(weight.dtype, strength))
+        return LowRank(weight @ up, down.mT)
 
-    def factors(self, strength: float = 1.0) -> Factors:
-        """(basis, core) of ``Q^strength``; with gradients, at strength 1 only, and then maybe worked out ahead."""
+    def factors(self, dtype: torch.dtype, strength: float = 1.0) -> Factors:
+        """(down, up), each (d, r), of ``Q^strength = I + up · downᵀ``, in ``dtype`` or float32.
+
+        With gradients at strength 1 only, and then maybe worked out ahead.
+        """
         if strength == 1:
             ahead = self.ahead if torch.is_grad_enabled() else None  # without gradients u may have changed unseen
-            return ahead[1] if ahead and ahead[0] == self.u._version else self.chain(self.u)
+            if ahead and ahead[0] == self.u._version and ahead[1][0].dtype in (dtype, torch.float32):
+                return ahead[1]
+            return householder.applicable(*self.chain(self.u))
         basis, core = self.chain(self.u.detach())
         if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
-            return basis, strength * core
-        return householder.power(basis, core, strength)
+            return householder.applicable(basis, strength * core)
+        return householder.applicable(*householder.power(basis, core, strength))
 
 
 def work_ahead(rotations: Iterable[Rotation]) -> None:
@@ -108,15 +116,17 @@ def work_ahead(rotations: Iterable[Rotation]) -> None:
         vectors = torch.stack([rotation.u for rotation in group])
         if vectors.requires_grad:
             vectors.register_hook(functools.partial(_forget, group))  # called when the backward pass is done with them
-        for rotation, basis, core in zip(group, *group[0].chain(vectors), strict=True):
-            rotation.ahead = rotation.u._version, (basis, core)
+        factors = householder.applicable(*group[0].chain(vectors))
+        downs, ups = (factor.to(group[0].met or factor.dtype) for factor in factors)
+        for rotation, down, up in zip(group, downs, ups, strict=True):
+            rotation.ahead = rotation.u._version, (down, up)
 
 
 def alike(rotations: Iterable[Rotation]) -> list[list[Rotation]]:
-    """Rotations in groups of one form and shape, on one device, whose vectors can be stacked."""
+    """Rotations in groups of one form and shape, on one device, met by rows of one dtype: what can be stacked."""
     groups: dict[tuple, list[Rotation]] = {}
     for rotation in rotations:
-        groups.setdefault((rotation.chain, rotation.u.shape, rotation.u.device), []).append(rotation)
+        groups.setdefault((rotation.chain, rotation.u.shape, rotation.u.device, rotation.met), []).append(rotation)
     return list(groups.values())
 
 

@@ -300,6 +300,15 @@ def test_what_is_worked_out_for_all_layers_at_once_is_what_each_would(unet, meth
         assert relative(parameter.grad, parameters[key].grad) < tolerance, key
 
 
+def test_what_was_worked_out_in_bfloat16_serves_no_float32(unet):
+    put_on(unet.to(torch.bfloat16), "hoft", {"rank": 4})
+    unet_input(unet)
+    unet.float()
+    with torch.no_grad():
+        exact = unet_input(unet)
+    assert relative(unet_input(unet), exact) < 1e-5
+
+
 def test_a_checkpointed_text_encoder_learns_the_same():
     gradients = []
     for checkpointing in (False, True):

@@ -165,8 +165,8 @@ def _hra(weight: Tensor, path: str, parts: LayerParts) -> Factors:
     """``W H₁…H_r − W`` as factors; any number of reflections."""
     u, matrix = parts.get("hra_u"), weight.flatten(1).cpu().double()
     chain = householder.gram_schmidt_chain if parts.settings.get("apply_GS") else householder.reflection_chain
-    basis, core = chain(u)
-    return -(matrix @ basis) @ core, basis.mT
+    down, up = householder.applicable(*chain(u))
+    return matrix @ up, down.mT
 
 
 def _oft(weight: Tensor, path: str, parts: LayerParts) -> Factors:

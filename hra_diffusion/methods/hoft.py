@@ -51,6 +51,6 @@ class HOFT(nn.Module):
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
         right = self.right.update(weight, strength)
-        basis, core = (factor.to(weight.dtype) for factor in self.left.factors(strength))
+        down, up = (factor.to(weight.dtype) for factor in self.left.factors(weight.dtype, strength))
         turned = weight + right.up @ right.down  # W Q_V
-        return LowRank(torch.cat([-basis @ core, right.up], dim=1), torch.cat([basis.mT @ turned, right.down]))
+        return LowRank(torch.cat([up, right.up], dim=1), torch.cat([down.mT @ turned, right.down]))

@@ -37,4 +37,4 @@ class SHOFT(nn.Module):
         return LowRank(up / scale[:, None], down, scale)
 
     def _scale(self, strength: float) -> Tensor:
-        return 1 + strength * (self.magnitude - 1)
+        return self.magnitude if strength == 1 else 1 + strength * (self.magnitude - 1)
