@@ -82,7 +82,7 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
 def applicable(basis: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
     """(down, up) with ``I + up · downᵀ`` the matrix ``I − basis · core · basisᵀ``, at the factors' own precision."""
     with own_precision(basis):
-        return basis, -(basis @ core)
+        return basis, basis @ -core
 
 
 def rotate_rows(rows: Tensor, down: Tensor, up: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -100,11 +100,14 @@ class Rotation(nn.Module):
             ahead = self.ahead if torch.is_grad_enabled() else None  # without gradients u may have changed unseen
             if ahead and ahead[0] == self.u._version and ahead[1][0].dtype in (dtype, torch.float32):
                 return ahead[1]
-            return householder.applicable(*self.chain(self.u))
-        basis, core = self.chain(self.u.detach())
-        if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
-            return householder.applicable(basis, strength * core)
-        return householder.applicable(*householder.power(basis, core, strength))
+            basis, core = self.chain(self.u)
+        else:
+            basis, core = self.chain(self.u.detach())
+            if self.chain is householder.approximate_chain:  # not orthogonal: it has no power, blend it
+                core = strength * core
+            else:
+                basis, core = householder.power(basis, core, strength)
+        return householder.applicable(basis, core)
 
 
 def work_ahead(rotations: Iterable[Rotation]) -> None:
