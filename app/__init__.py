@@ -1,1 +1,5 @@
-"""The faces of the project: the command line, and what else a person meets."""
+"""The command line and the web page."""
+
+from hra_diffusion.threads import limit_spinning
+
+limit_spinning()  # before any module imports torch

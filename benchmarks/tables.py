@@ -34,6 +34,7 @@ CLAIMS = (
     Claim("bench_switching", "Quick switching", "activate ≤ 10 ms, load ≤ 0.5 of diffusers'"),
     Claim("bench_inference", "Free to use", "live ≤ 1.05 of the base, merged ≤ 1.01"),
     Claim("bench_growth", "Grows gently", "at most linear in rank, flat in adapters loaded and photos"),
+    Claim("bench_contention", "Shares a CPU", "alone ≤ 1.10 of the default, two runs ≤ 2, draw + run ≥ 0.4 each"),
     Claim("bench_start", "Starts at once", "--help ≤ 0.6 s without torch, page ≤ 8 s, first picture ≤ 5 s later"),
 )
 

@@ -21,6 +21,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
 from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, wide_enough
+from hra_diffusion.threads import share_cores, sharing_cores
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -109,7 +110,7 @@ def draw(
     require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
     order = sorted(range(len(requests)), key=lambda i: requests[i].adapters)
     pictures: dict[int, Image.Image] = {}
-    with _scheduler(pipe, full.scheduler), torch.no_grad():
+    with sharing_cores(pipe.device.type), _scheduler(pipe, full.scheduler), torch.no_grad():
         while order:
             chunk = order[:batch_size]
             try:
@@ -223,16 +224,16 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
 
 
 def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Any:
-    """``on_step`` as the pipeline calls it."""
-    if on_step is None:
-        return None
+    """The pipeline's callback after each denoising step: follows changes of the shared cores and calls ``on_step``."""
 
-    def tell(pipe: StableDiffusionPipeline, number: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
-        latents = tensors["latents"].detach().clone()
-        on_step(DenoisingStep(number + 1, steps, which, lambda: _decode(pipe, latents)))
+    def after_step(pipe: StableDiffusionPipeline, number: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        share_cores()
+        if on_step is not None:
+            latents = tensors["latents"].detach().clone()
+            on_step(DenoisingStep(number + 1, steps, which, lambda: _decode(pipe, latents)))
         return {}
 
-    return tell
+    return after_step
 
 
 def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:

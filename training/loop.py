@@ -22,6 +22,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
+from hra_diffusion.threads import share_cores, sharing_cores
 from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
@@ -113,7 +114,8 @@ def train(
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
     require_room(config, pipe)
-    with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept():
+    cores = sharing_cores(accelerator.device.type)
+    with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept(), cores:
         session = set_up(config, run, accelerator, pipe, album, clock)
         if run.checkpoints():
             restore_latest(session)
@@ -157,6 +159,7 @@ def learn(session: Session, stop: StopFlag) -> Path:
         draw_samples(session)
     with session.clock.phase("train"):
         while session.step < config.steps:
+            share_cores()
             start, learning_rate = time.perf_counter(), rate(session)
             loss = train_step(session, learning_rate)
             seconds = round(time.perf_counter() - start, 4)

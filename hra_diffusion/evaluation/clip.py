@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, LOADING, TOYBOX, UNREADABLE
+from hra_diffusion.threads import sharing_cores
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
 """The model of the published figures."""
@@ -66,7 +67,8 @@ class Clip:
         """Unit rows (N, d) for N pictures."""
         pixels = self.processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
         parts = pixels["pixel_values"].to(self.model.device).split(64)
-        found = [self.model.visual_projection(self.model.vision_model(part).pooler_output) for part in parts]
+        with sharing_cores(self.model.device.type):
+            found = [self.model.visual_projection(self.model.vision_model(part).pooler_output) for part in parts]
         return F.normalize(torch.cat(found), dim=-1).cpu()
 
     @torch.no_grad()

@@ -1,0 +1,75 @@
+"""Cores are shared out among the processes that compute, and idle threads do not spin for long."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from hra_diffusion import threads
+
+COMPUTE = """
+import torch
+from hra_diffusion.threads import sharing_cores
+torch.set_num_threads(6)
+with sharing_cores("cpu"):
+    print(torch.get_num_threads(), flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def six_threads(monkeypatch, tmp_path):
+    """torch with six threads, in a temporary folder where no other process has an entry."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_processes_that_compute_at_once_share_the_cores(six_threads):
+    with threads.sharing_cores("cpu"):
+        assert torch.get_num_threads() == 6, "alone it has them all"
+        other = subprocess.Popen([sys.executable, "-c", COMPUTE], cwd=ROOT, stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, text=True)  # fmt: skip
+        try:
+            assert other.stdout.readline() == "3\n"
+            threads.share_cores()
+            assert torch.get_num_threads() == 3
+            with threads.sharing_cores("cpu"):
+                assert torch.get_num_threads() == 3, "a block within a block is no second process"
+        finally:
+            other.kill()
+            other.wait()
+        threads.share_cores()
+        assert torch.get_num_threads() == 6, "a killed process takes no share"
+        torch.set_num_threads(1)
+    assert torch.get_num_threads() == 6
+    torch.set_num_threads(5)
+    threads.share_cores()
+    assert torch.get_num_threads() == 5, "outside of a block nothing is changed"
+
+
+def test_threads_set_by_a_person_and_other_devices_are_left_alone(six_threads, monkeypatch):
+    monkeypatch.setattr(threads, "_count_processes", lambda: 2)
+    with threads.sharing_cores("cuda"):
+        threads.share_cores()
+        assert torch.get_num_threads() == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    with threads.sharing_cores("cpu"):
+        assert torch.get_num_threads() == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only PyTorch's Linux builds use GNU's OpenMP")
+@pytest.mark.parametrize("package", ["app", "training", "benchmarks"])
+@pytest.mark.parametrize(("setting", "spins"), [({}, threads.SPIN_COUNT), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_every_program_limits_spinning_before_torch_is_there(package, setting, spins):
+    code = f"import os, sys, {package}; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key not in threads.SPIN_SETTINGS} | setting
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert printed.stdout == f"{spins} False\n"
