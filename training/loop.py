@@ -23,6 +23,7 @@ from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
 from training import fit, memory, objective, scoring
+from training.captions import final_captions
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
@@ -112,6 +113,7 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
+    clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept():
         session = set_up(config, run, accelerator, pipe, album, clock)
@@ -226,7 +228,7 @@ def batch_loss(session: Session, position: int) -> Tensor:
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = objective.draw_timesteps(len(latents), len(alphas), config.noise_power, generator)
     wanted = objective.target(latents, noise, timesteps, alphas, kind)
-    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind)
+    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
     latents = objective.noisy(latents, noise, timesteps, alphas)
     device = accelerator.device
     text = {key: value.to(device) for key, value in text.items()}
