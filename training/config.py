@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
         "a photo of a {subject}", description="Caption of photos that have no .txt or .caption file beside them."
     )
     add_trigger: bool = Field(
-        True, description='Put "trigger class-noun, " before captions that lack the trigger: they teach it nothing.'
+        True, description='Put the subject before captions that lack the trigger: "sks dog, a dog sitting".'
     )
     crop: Literal["smart", "center", "letterbox"] = Field("smart", description="How photos become square.")
 
@@ -80,7 +80,7 @@ class TrainConfig(BaseModel):
         description="Also learn from mirrored photos. Text, logos and faces are then learned mirrored too."
     )
     size_conditioning: bool = Field(
-        True, description="Condition Stable Diffusion XL on each photo's original size and crop; other bases can't be."
+        True, description="Condition Stable Diffusion XL on each photo's original size and crop."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
     draw_batch: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")

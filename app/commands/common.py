@@ -55,12 +55,12 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=int, help="pixels; the base's own by default")
     group.add_argument("--height", type=int, help="pixels; the base's own by default")
     for name, what, metavar in (
-        ("original_size", "size that the picture is to look like; its own", ("HEIGHT", "WIDTH")),
-        ("crops_coords_top_left", "crop that the picture is to look like; 0 0", ("TOP", "LEFT")),
-        ("target_size", "target size, as in training; the picture's own", ("HEIGHT", "WIDTH")),
+        ("original_size", "original size; the picture's own", ("HEIGHT", "WIDTH")),
+        ("crops_coords_top_left", "top left corner of the crop; 0 0", ("TOP", "LEFT")),
+        ("target_size", "target size; the picture's own", ("HEIGHT", "WIDTH")),
     ):
         group.add_argument(f"--{name.replace('_', '-')}", type=int, nargs=2, metavar=metavar,
-                           help=f"SDXL's conditioning: {what} by default")  # fmt: skip
+                           help=f"SDXL's size conditioning: {what} by default")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, help="pictures drawn at once (default 8)")
 
 

@@ -126,7 +126,7 @@ def _photos() -> dict[str, Any]:
             down = gr.Slider(0, 1, 0.5, step=0.01, label="Up – down", min_width=90)
         caption = gr.Textbox(
             label="Caption", info="What is in this photo, with {subject} for it. Empty: “a photo of a {subject}”. "
-            "What is used in the end stands below the names.",
+            "The captions that will be used are listed below.",
         )  # fmt: skip
         remove = gr.Button("Remove this photo", size="sm")
     return {"picked": picked, "upload": upload, "sample": sample, "remarks": remarks, "thumbs": thumbs,

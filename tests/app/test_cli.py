@@ -83,6 +83,8 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     command.remove("--quiet")
     assert main([*command, "--json", "--rank", "2", "--orthogonality", "inf"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.index("captions") < kinds.index("step") and len(events[kinds.index("captions")]["captions"]) == 3
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
     assert "rank: 2" in config and "orthogonality: .inf" in config
