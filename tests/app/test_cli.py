@@ -84,7 +84,7 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     assert main([*command, "--json", "--rank", "2", "--orthogonality", "inf"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     kinds = [event["event"] for event in events]
-    assert kinds.index("captions") < kinds.index("step") and len(events[kinds.index("captions")]["captions"]) == 3
+    assert kinds.index("captions") < kinds.index("step")
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
     assert "rank: 2" in config and "orthogonality: .inf" in config
@@ -92,19 +92,20 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
 
 def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folder, tmp_path, capsys):
     command = [part for part in train_command(photos, base_folder, tmp_path / "out", "Rex") if part != "--quiet"]
+    command += ["--caption", "a dog sitting"]
     assert main([*command, "--dry-run"]) == 0
     told = capsys.readouterr()
     assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", told.err)
     assert re.search(r"0\.\d GB  learning", told.out) and not (tmp_path / "out").exists()
-    assert 'Rex: caption of 1.jpg: "a sks dog at night"' in told.err
-    assert main([*command, "--dry-run", "--json"]) == 0
+    assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in told.err
+    assert "--no-add-trigger" in told.err
+    assert main([*command, "--dry-run", "--json", "--no-add-trigger"]) == 0
     captions, plan = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert captions["event"] == "captions" and captions["added"] == []
-    assert sorted(captions["captions"].values()) == [
-        "a photo of a sks dog",
-        "a photo of a sks dog",
-        "a sks dog at night",
-    ]
+    assert {Path(path).name: caption for path, caption in captions["captions"].items()} == {
+        "0.jpg": "a dog sitting",
+        "1.jpg": "a dog sitting",
+    }
     assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
     assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
     assert "does not fit in 0.1GB" in capsys.readouterr().err
