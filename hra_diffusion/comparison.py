@@ -19,6 +19,7 @@ from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import (
     PNG_KEY,
+    SIZE_CONDITIONING,
     FullSettings,
     OnStep,
     Request,
@@ -192,7 +193,8 @@ def load(folder: Path) -> Comparison:
     try:
         facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
-        full = FullSettings(**{field.name: facts["cells"][0][field.name] for field in dataclasses.fields(FullSettings)})
+        first, names = facts["cells"][0], [field.name for field in dataclasses.fields(FullSettings)]
+        full = FullSettings(**{name: first[name] for name in names if name in first or name not in SIZE_CONDITIONING})
         photos = tuple(_load_picture(file) for file in sorted((folder / "photos").glob("*.png")))
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{folder} holds no whole comparison ({error})") from None

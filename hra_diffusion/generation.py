@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,28 +39,41 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 GUIDANCE_SCALE = {TOYBOX: 3.0}
 """Guidance scales for bases that want another than their family's."""
 PNG_KEY = "hra_diffusion"
+SIZE_CONDITIONING = ("original_size", "crops_coords_top_left", "target_size")
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pictures of one call share. ``guidance_scale`` and the sizes (pixels) default to the base's own."""
+    """What all pictures of one call share. ``guidance_scale`` and the sizes (pixels) default to the base's own.
+
+    Stable Diffusion XL's size conditioning, named and ordered as in diffusers' pipeline: ``original_size`` and
+    ``target_size`` (height, width) default to the picture's size, ``crops_coords_top_left`` (top, left) to (0, 0).
+    """
 
     steps: int = 25
     guidance_scale: float | None = None
     scheduler: str = "dpm++"
     width: int | None = None
     height: int | None = None
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair | None = None
+    target_size: Pair | None = None
 
 
 @dataclass(frozen=True)
 class FullSettings:
-    """Settings with nothing left open, as pictures carry them."""
+    """Settings with nothing left open, as pictures carry them; None for what the base is not conditioned on."""
 
     steps: int
     guidance_scale: float
     scheduler: str
     width: int
     height: int
+    # not in the repr, by which class images are cached: they are drawn with the defaults
+    original_size: Pair | None = field(default=None, repr=False)
+    crops_coords_top_left: Pair | None = field(default=None, repr=False)
+    target_size: Pair | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,8 @@ def generate(
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Everything that made a picture, ready for JSON."""
     made = {"base": name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
-    return made | {"adapters": dict(request.adapters)} | dataclasses.asdict(settings)
+    known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    return made | {"adapters": dict(request.adapters)} | known
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
@@ -181,6 +195,11 @@ def read_png(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
 
 
+def mentions(prompt: str, words: str) -> bool:
+    """Whether the words are in the prompt as whole words, in upper or lower case."""
+    return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE))  # no \b: it may be "[V] dog"
+
+
 def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:
     """The prompt with the subject in it: for ``{subject}``, for the first bare class noun, or else before it all.
 
@@ -189,7 +208,7 @@ def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:
     """
     if "{subject}" in prompt or not subject:
         return prompt.replace("{subject}", subject)
-    if re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt, re.IGNORECASE):  # no \b: it may be "[V] dog"
+    if mentions(prompt, subject):
         return prompt
     if class_noun and (found := re.search(rf"\b{re.escape(class_noun)}\b", prompt, re.IGNORECASE)):
         return prompt[: found.start()] + subject + prompt[found.end() :]
@@ -211,6 +230,7 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
         settings.scheduler,
         settings.width or side,
         settings.height or side,
+        **_size_conditioning(pipe, settings, (settings.height or side, settings.width or side)),
     )
     if settings.scheduler not in SCHEDULERS:
         raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
@@ -221,6 +241,20 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
         if side % multiple or not multiple <= side <= 4096:
             raise UserError(f"width and height must be multiples of {multiple} up to 4096 for this base, not {side}")
     return full
+
+
+def _size_conditioning(pipe: StableDiffusionPipeline, settings: Settings | FullSettings, size: Pair) -> dict[str, Pair]:
+    """The size conditioning with diffusers' defaults for a picture of this size (height, width); {} for other bases."""
+    given = {name: tuple(value) for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None}
+    if not families.size_conditioned(pipe):
+        if given:
+            raise UserError(f"{name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
+        return {}
+    for name, numbers in given.items():
+        least = 0 if name == "crops_coords_top_left" else 1
+        if min(numbers) < least:
+            raise UserError(f"{name} must be two numbers from {least} up, not {numbers[0]} and {numbers[1]}")
+    return {"original_size": size, "crops_coords_top_left": (0, 0), "target_size": size} | given
 
 
 def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Any:
@@ -262,6 +296,7 @@ def _draw_batch(
             guidance_scale=settings.guidance_scale,
             width=settings.width,
             height=settings.height,
+            **{name: value for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None},
             callback_on_step_end=watch,
         )
     return cast("StableDiffusionPipelineOutput", output).images  # type: ignore[return-value]

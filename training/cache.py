@@ -13,16 +13,19 @@ from hra_diffusion import families
 from hra_diffusion.families import Text
 from hra_diffusion.pipeline import wide_enough
 from training.objective import batch_indices, stream
+from training.photos import Photo
 
 
 @dataclass(frozen=True)
 class Examples:
     """N encoded pictures. ``mean``, ``std`` (N, views, C, h, w): the scaled latent distribution of each picture and,
-    as second view, of its mirror image; ``text``: token ids, or embeddings if they stand still (see families)."""
+    as second view, of its mirror image; ``text``: token ids, or embeddings if they stand still (see families);
+    ``time_ids`` (N, views, 6): Stable Diffusion XL's size conditioning."""
 
     mean: Tensor
     std: Tensor
     text: Text
+    time_ids: Tensor | None = None
 
     def batch(self, size: int, position: int, seed: int, label: str) -> tuple[Tensor, Text]:
         """Batch number ``position``: latents (size, C, h, w) drawn from their distribution, and their text."""
@@ -30,14 +33,16 @@ class Examples:
         generator = stream(seed, label, "latents", position)
         view = torch.randint(self.mean.shape[1], (size,), generator=generator)
         mean, std = self.mean[picks, view], self.std[picks, view]
-        return mean + std * torch.randn(mean.shape, generator=generator), {
-            key: value[picks] for key, value in self.text.items()
-        }
+        text = {key: value[picks] for key, value in self.text.items()}
+        if self.time_ids is not None:
+            text["time_ids"] = self.time_ids[picks, view]
+        return mean + std * torch.randn(mean.shape, generator=generator), text
 
 
 def encode(
-    pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool
-) -> Examples:
+    pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool,
+    time_ids: Tensor | None = None,
+) -> Examples:  # fmt: skip
     """Encode square RGB images with their captions; ``embed`` also runs the (frozen) text encoder."""
     views = [[image, ImageOps.mirror(image)] if flip else [image] for image in images]
     with torch.no_grad():
@@ -45,7 +50,23 @@ def encode(
         ids = families.tokenize(pipe, captions)
         text = {"ids": ids} if not embed else _embedded(pipe, ids)
     mean, std = (torch.stack([torch.stack([m[i] for m in both]) for both in moments]) for i in (0, 1))
-    return Examples(mean, std, text)
+    return Examples(mean, std, text, time_ids)
+
+
+def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
+    """Stable Diffusion XL's time ids of a photo and, with ``flip``, of its mirror image (views, 6).
+
+    Original height and width, crop top and left, target height and width, as diffusers' train_dreambooth_lora_sdxl.py
+    computes them (huggingface/diffusers 58eb52c): the size of the upright photo before it is resized, and the crop in
+    pixels of the resized photo, which is mirrored before it is cropped. (sd-scripts 48d368f passes the same size, but
+    centres a virtual crop in the bucket, wherever the real one is.) A photo with a box counts as cropped by hand
+    beforehand: the size of its box, else enlarged details would pass for those of a large photo.
+    """
+    frame, crop, side = photo.frame, photo.crop, photo.image.width
+    scale = side / max(crop[2] - crop[0], crop[3] - crop[1])
+    top, left, mirrored = (round(scale * cut) for cut in (crop[1] - frame[1], crop[0] - frame[0], frame[2] - crop[2]))
+    original = frame[3] - frame[1], frame[2] - frame[0]
+    return torch.tensor([[*original, top, x, side, side] for x in ([left, mirrored] if flip else [left])]).float()
 
 
 def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:

@@ -28,7 +28,12 @@ class TrainConfig(BaseModel):
     photos: tuple[Path, ...] = Field(min_length=1, description="Photos, or folders of photos, of the subject.")
     class_noun: str = Field(min_length=1, max_length=60, description='What it is, in a word: "dog", "teapot", "toy".')
     trigger: str = Field("sks", min_length=1, max_length=40, description="Rare word that will stand for the subject.")
-    caption: str = Field("a photo of a {subject}", description="Caption of photos that have no .txt file beside them.")
+    caption: str = Field(
+        "a photo of a {subject}", description="Caption of photos that have no .txt or .caption file beside them."
+    )
+    add_trigger: bool = Field(
+        True, description='Put the subject before captions that lack the trigger: "sks dog, a dog sitting".'
+    )
     crop: Literal["smart", "center", "letterbox"] = Field("smart", description="How photos become square.")
 
     boxes: dict[Path, tuple[int, int, int, int]] = Field(
@@ -65,10 +70,18 @@ class TrainConfig(BaseModel):
         1.0, gt=0, le=4, description="Timesteps are a uniform number's power of this; below 1, noisier ones."
     )
     min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
+    min_snr_formula: Literal["standard", "plus-one"] = Field(
+        description="Min-SNR weight of v-prediction: min(SNR, γ)/(SNR + 1), or (min(SNR, γ) + 1)/(SNR + 1)."
+    )
     prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
     class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
-    flip: bool = Field(True, description="Also learn from mirrored photos.")
+    flip: bool = Field(
+        description="Also learn from mirrored photos. Text, logos and faces are then learned mirrored too."
+    )
+    size_conditioning: bool = Field(
+        True, description="Condition Stable Diffusion XL on each photo's original size and crop."
+    )
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
     draw_batch: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
@@ -148,6 +161,15 @@ def parse(values: dict[str, Any]) -> TrainConfig:
 def read(path: Path) -> TrainConfig:
     """A configuration from a YAML file. Raises ConfigError for a missing, unreadable or wrong one."""
     return parse(read_values(path))
+
+
+EARLIER = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
+"""How runs were trained before these fields existed."""
+
+
+def read_run(path: Path) -> TrainConfig:
+    """The configuration of a run that has begun, maybe with an earlier version: it goes on as it was."""
+    return parse(EARLIER | read_values(path))
 
 
 _SHAPES = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}

@@ -18,6 +18,7 @@ from typing import Any
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, write_text
 from training.photos import (
+    CAPTION_SUFFIXES,
     MAX_PHOTOS,
     MIN_SIDE,
     SUFFIXES,
@@ -72,18 +73,22 @@ class Draft:
         return Contents(tuple(photos), found["values"])
 
     def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
-        """Take photos, and captions (.txt) of the same name, in; returns a line for each file that can't be used.
+        """Take photos, and captions (.txt or .caption) of the same name, in; returns a line for each unusable file.
 
         ``anew``: in place of the photos that are there.
         """
-        captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
-        given = {path.stem for path in files if path.suffix.lower() != ".txt"}
+        photos_given = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
+        given = {path.stem for path in photos_given}
+        captions: dict[str, Path] = {}
         refused: list[str] = []
+        for path in (path for suffix in CAPTION_SUFFIXES for path in files if path.suffix.lower() == suffix):
+            if (used := captions.setdefault(path.stem, path)) != path:
+                refused.append(f"{path.name}: {used.name} is the caption of this photo, and this one is left out")
         with _changing:
             if anew:
                 shutil.rmtree(self.folder / "photos", ignore_errors=True)
             photos = [] if anew else list(self.read().photos)
-            for path in (path for path in files if path.suffix.lower() != ".txt"):
+            for path in photos_given:
                 try:
                     photos.append(self._take(path, photos, captions.get(path.stem)))
                 except PhotoError as error:

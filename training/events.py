@@ -42,6 +42,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The caption each photo is trained with, by the photo's path; ``added``: those whose trigger was added."""
+
+    captions: dict[str, str]
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """An optimiser step is done: ``step`` of ``total``; ``seconds`` is this step's time."""
 
@@ -101,7 +109,7 @@ class Finished:
     phases: dict[str, float]
 
 
-Event = Phase | Plan | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
+Event = Phase | Plan | Captions | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
 Listener = Callable[[Event], None]
 
 
@@ -117,6 +125,19 @@ def planned(plan: Plan) -> str:
     """A plan as a line for a person."""
     minutes = f", about {max(1, round(plan.seconds / 60))} min" if plan.seconds is not None else ""
     return f"about {plan.memory / 2**30:.1f} GB of memory on {plan.device}, most in {plan.phase!r} (predicted){minutes}"
+
+
+def caption_lines(event: Captions) -> list[str]:
+    """The captions as lines for a person: each caption once, with its photos."""
+    photos: dict[str, list[str]] = {}
+    for path, caption in event.captions.items():
+        photos.setdefault(caption, []).append(Path(path).name)
+    lines = [f'caption of {", ".join(names)}: "{caption}"' for caption, names in photos.items()]
+    if len(lines) == 1:
+        lines = [f'caption of every photo: "{next(iter(photos))}"']
+    if event.added:
+        lines.append(f"the trigger was added to {len(event.added)} of {len(event.captions)} captions, which lacked it")
+    return lines
 
 
 class LogFile:
@@ -149,6 +170,10 @@ class Bar:
                 self._say(f"{self.name}: {phase} …")
             case Plan():
                 self._say(f"{self.name}: {planned(event)}")
+            case Captions():
+                hint = ["--no-add-trigger trains with the captions as they are"] if event.added else []
+                for line in [*caption_lines(event), *hint]:
+                    self._say(f"{self.name}: {line}")
             case Notice(message=message):
                 self._say(f"{self.name}: note: {message}")
             case Step():

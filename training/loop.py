@@ -24,6 +24,7 @@ from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw,
 from hra_diffusion.generation import Settings as DrawSettings
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import fit, memory, objective, scoring
+from training.captions import final_captions
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
@@ -113,6 +114,7 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
+    clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
     with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept(), cores:
@@ -229,7 +231,7 @@ def batch_loss(session: Session, position: int) -> Tensor:
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = objective.draw_timesteps(len(latents), len(alphas), config.noise_power, generator)
     wanted = objective.target(latents, noise, timesteps, alphas, kind)
-    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind)
+    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
     latents = objective.noisy(latents, noise, timesteps, alphas)
     device = accelerator.device
     text = {key: value.to(device) for key, value in text.items()}

@@ -47,20 +47,25 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Te
     raise ValueError(f"the base's scheduler predicts {prediction_type!r}; known: epsilon, v_prediction, sample")
 
 
-def min_snr_weights(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Loss weight of each sample (B,): min(SNR, γ) relative to what the prediction type weighs by itself.
+def min_snr_weights(
+    timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_type: str, formula: str = "standard"
+) -> Tensor:
+    """Min-SNR loss weight of each sample (B,), after arXiv 2303.09556, section 3.4; ones for γ = 0.
 
-    ``min(SNR, γ)`` for sample prediction, over SNR for noise. For velocity ``min(SNR, γ) + 1`` over SNR + 1: without
-    the 1 (diffusers' DreamBooth script has such a floor too) nothing would be learned at the noisy end, where a base
-    that starts from pure noise settles what a picture shows. Ones for γ = 0.
+    ``min(SNR, γ)`` for sample prediction, ``min(SNR, γ) / SNR`` for noise, ``min(SNR, γ) / (SNR + 1)`` for velocity.
+    The formula "plus-one" is not the paper's: it weighs a velocity by ``(min(SNR, γ) + 1) / (SNR + 1)``, which is 1
+    instead of 0 at pure noise, where a base with zero terminal SNR settles the composition.
     """
     if not gamma:
         return torch.ones(timesteps.shape, device=timesteps.device)
     alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
     snr = alpha / (1 - alpha)
     if prediction_type == "v_prediction":
-        return (snr.clamp(max=gamma) + 1) / (snr + 1)
-    return snr.clamp(max=gamma) / (snr.clamp(min=1e-8) if prediction_type == "epsilon" else 1.0)
+        offset = 1 if formula == "plus-one" else 0
+        return (snr.clamp(max=gamma) + offset) / (snr + 1)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1.0)
+    return snr.clamp(max=gamma)
 
 
 def denoising_loss(prediction: Tensor, wanted: Tensor, weights: Tensor, classes: int, prior_weight: float) -> Tensor:

@@ -30,6 +30,8 @@ MAX_PIXELS = 150_000_000
 # What a folder is searched for. A file named outright may have any name: its content decides.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".gif"})
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "GIF")
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of the files beside a photo that may hold its caption; the first one that is there counts."""
 READABLE = "Use a JPEG, PNG, WebP, HEIC or GIF photo."
 
 # Calibrated on the 50 photos of the ten dreambooth subjects. Sharp, at 64 to 512 px and with 0.4 of their contrast:
@@ -67,14 +69,16 @@ class PhotoWarning:
 class Photo:
     """One photo ready for training.
 
-    `image` is RGB in sRGB, resolution × resolution; `crop` is the part of the upright original it shows; `size` is the
-    upright original's (width, height) in pixels; `sha256` is of the file's bytes, in hex.
+    `image` is RGB in sRGB, resolution × resolution; `crop` is the part of the upright original it shows; `frame` is the
+    part that it was cropped from: the photo's box, else the whole; `size` is the upright original's (width, height) in
+    pixels; `sha256` is of the file's bytes, in hex.
     """
 
     path: Path
     image: Image.Image
     caption: str | None
     crop: Box
+    frame: Box
     size: tuple[int, int]
     sha256: str
 
@@ -96,7 +100,7 @@ def ingest(
     `paths` are files and folders, mixed; folders inside a folder are not searched. `crop` "smart" takes the square that
     holds the most detail, "center" the middle one, and "letterbox" the whole photo, padded with the mean colour of its
     edges. A box in `boxes` narrows its photo first (pixels of the upright photo). The caption of dog.jpg is dog.txt
-    beside it: UTF-8, its lines joined.
+    beside it, or else dog.caption: UTF-8, its lines joined.
 
     Raises PhotoError at the first photo, caption or box that cannot be used.
     """
@@ -125,6 +129,15 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     return sorted(_survey(paths)[0])
 
 
+def read_captions(paths: Sequence[Path]) -> dict[Path, str | None]:
+    """The caption of each photo among files and folders, by the photo's resolved path; None where there is no file.
+
+    Raises PhotoError as `find_photos` does, and for a caption that cannot be used.
+    """
+    found = _survey(paths)[0]
+    return {path: _caption(found[path]) for path in sorted(found)}
+
+
 def load_photo(path: Path) -> Image.Image:
     """One photo as RGB in sRGB, upright, transparency laid on white; of an animation, the first frame.
 
@@ -145,12 +158,13 @@ def _survey(paths: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
         names += photos
         ignored.update(rest)
     # A shell's `photos/*` lists the captions too.
-    captions = {name.with_suffix(".txt") for name in names if name.suffix != ".txt"}
+    captions = {path for name in names if name.suffix not in CAPTION_SUFFIXES for path in _caption_paths(name)}
     found: dict[Path, Path] = {}
     for name in names:
         if name not in captions:
             found.setdefault(_resolve(name), name)
     _check_count(len(found))
+    ignored.update(path for name in found.values() for path in _caption_files(name)[1:])
     return found, sorted(ignored)
 
 
@@ -162,7 +176,7 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
         raise _unreadable(folder, error) from error
     if not photos:
         raise PhotoError(f"{folder}: no photos in this folder. Put JPEG, PNG, WebP or HEIC files directly into it.")
-    known = {*photos, *(photo.with_suffix(".txt") for photo in photos)}
+    known = {*photos, *(path for photo in photos for path in _caption_paths(photo))}
     return photos, [entry for entry in entries if entry not in known]
 
 
@@ -195,8 +209,10 @@ def _unreadable(path: Path, error: Exception) -> PhotoError:
 
 
 def _left_aside(path: Path) -> PhotoWarning:
-    if path.suffix.lower() == ".txt":
-        reason = "no photo here has its name, so it captions none. The caption of dog.jpg is dog.txt."
+    if path.suffix == ".caption" and (used := path.with_suffix(".txt")).is_file():
+        reason = f"{used.name} is the caption of this photo, and this one is left out. Keep one of them."
+    elif path.suffix.lower() in CAPTION_SUFFIXES:
+        reason = f"no photo here has its name, so it captions none. The caption of dog.jpg is dog{path.suffix.lower()}."
     elif path.is_dir():
         reason = "folders inside a folder are not searched. Name it too if its photos belong here."
     else:
@@ -306,7 +322,7 @@ def _take(path: Path, name: Path, resolution: int, crop: CropMode, box: Box | No
     upright, sha256 = _read(path)
     frame = (0, 0, *upright.size) if box is None else _checked(path, box, upright.size)
     window = frame if crop == "letterbox" else _square(upright, frame, crop)
-    photo = Photo(path, _fit(upright, window, resolution), _caption(name), window, upright.size, sha256)
+    photo = Photo(path, _fit(upright, window, resolution), _caption(name), window, frame, upright.size, sha256)
     return photo, _quality(photo, upright)
 
 
@@ -381,10 +397,18 @@ def _edge_colour(image: Image.Image) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _caption_paths(name: Path) -> list[Path]:
+    return [name.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+
+
+def _caption_files(name: Path) -> list[Path]:
+    return [path for path in _caption_paths(name) if path.is_file()]
+
+
 def _caption(name: Path) -> str | None:
-    path = name.with_suffix(".txt")
-    if not path.is_file():
+    if not (files := _caption_files(name)):
         return None
+    path = files[0]
     try:
         caption = " ".join(path.read_text("utf-8-sig").split())
     except UnicodeDecodeError as error:

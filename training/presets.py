@@ -59,8 +59,11 @@ _OTHER: dict[str, dict[str, Any]] = {
         "text_encoder_rate": 0.3,
         # as the base itself was trained: outlines are settled at noisy timesteps
         "noise_power": 0.65,
+        # the standard formula gives pure noise no weight, where this base settles the composition
+        "min_snr_formula": "plus-one",
+        "flip": True,
     },
-    "sd1": {"schedule": "linear"},
+    "sd1": {"schedule": "linear", "min_snr_formula": "standard", "flip": False},
 }
 
 

@@ -94,6 +94,8 @@ def in_words(event: dict[str, Any]) -> str:
             text = f"note: {message}"
         case {"event": "plan", "memory": memory}:
             text = f"about {memory / 2**30:.1f} GB of memory (predicted)"
+        case {"event": "captions", "captions": captions, "added": added}:
+            text = f"captions of {len(captions)} photos, the trigger added to {len(added)}"
         case {"event": "scored", "step": step, "subject": subject, "prompt": prompt}:
             text = f"samples of step {step}: likeness to the photos {subject:.2f}, to the prompts {prompt:.2f}"
         case {"event": kind, "step": step}:

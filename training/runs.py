@@ -52,7 +52,7 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        return configs.read(self.folder / "config.yaml")
+        return configs.read_run(self.folder / "config.yaml")
 
     @property
     def finished(self) -> bool:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from hra_diffusion import adapter_file, attachment, families, pipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.families import Text
+from hra_diffusion.families.sdxl import uncropped
 from training import prior
 from training.budget import adapted_layers
-from training.cache import Examples, encode, too_long
+from training.cache import Examples, encode, photo_time_ids, too_long
+from training.captions import final_captions
 from training.config import TrainConfig
 from training.events import Event, Listener, Notice, Phase
 from training.photos import Album
@@ -44,9 +46,10 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
         if self.encoders:
-            text = self.family.embed(list(self.encoders), text["ids"])
+            text = text | self.family.embed(list(self.encoders), text["ids"])
         dtype = next(self.unet.parameters()).dtype
-        text = {key: value.to(dtype) for key, value in text.items()}
+        # bfloat16 has no room for a photo's size
+        text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
         more = self.family.conditions(text, latents.shape[-1] * self.pixels)
         return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
 
@@ -181,7 +184,7 @@ def cache_examples(
     config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
 ) -> tuple[Examples, Examples | None]:
     """Photos and, with prior preservation, class images as cached latents and text."""
-    captions = [(photo.caption or config.caption).replace("{subject}", config.subject) for photo in album.photos]
+    captions = list(final_captions(config, {photo.path: photo.caption for photo in album.photos}).captions.values())
     for caption in too_long(pipe, captions):
         clock.emit(Notice(f"this caption is too long for the text encoder, its end will not be seen: {caption[:80]}…"))
     images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
@@ -192,10 +195,14 @@ def cache_examples(
             folder = run.folder.parent / ".cache" / "class-images"
             asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
             class_pictures = list(prior.class_images(pipe, *asked))
+    photo_ids = class_ids = None
+    if config.size_conditioning and families.size_conditioned(pipe):
+        photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in album.photos])
+        class_ids = uncropped(size).float().expand(len(class_pictures), 1, -1)
     with clock.phase("cache"):
-        photos = encode(pipe, images, captions, config.flip, embed)
+        photos = encode(pipe, images, captions, config.flip, embed, photo_ids)
         prompts = [prior.class_prompt(config.class_noun)] * len(class_pictures)
-        class_images = encode(pipe, class_pictures, prompts, False, embed) if class_pictures else None
+        class_images = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
     park(pipe, config)
     return photos, class_images
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
-from hra_diffusion.generation import SCHEDULERS, Settings
+from hra_diffusion.generation import SCHEDULERS, SIZE_CONDITIONING, Settings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -54,12 +54,22 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--width", type=int, help="pixels; the base's own by default")
     group.add_argument("--height", type=int, help="pixels; the base's own by default")
+    for name, what, metavar in (
+        ("original_size", "original size; the picture's own", ("HEIGHT", "WIDTH")),
+        ("crops_coords_top_left", "top left corner of the crop; 0 0", ("TOP", "LEFT")),
+        ("target_size", "target size; the picture's own", ("HEIGHT", "WIDTH")),
+    ):
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, nargs=2, metavar=metavar,
+                           help=f"SDXL's size conditioning: {what} by default")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, help="pictures drawn at once (default 8)")
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """The drawing options as settings."""
-    return Settings(arguments.steps, arguments.guidance_scale, arguments.scheduler, arguments.width, arguments.height)
+    sizes = {name: tuple(given) for name in SIZE_CONDITIONING if (given := getattr(arguments, name))}
+    return Settings(
+        arguments.steps, arguments.guidance_scale, arguments.scheduler, arguments.width, arguments.height, **sizes
+    )
 
 
 def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:

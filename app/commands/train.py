@@ -16,7 +16,7 @@ from training import config as configs
 from training import runs
 from training.config import ConfigError, TrainConfig
 from training.events import Bar, Event, Listener, Plan, print_json
-from training.photos import find_photos
+from training.photos import read_captions
 from training.progress import PHASES
 
 
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
-    parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase")
+    parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase, and "
+                        "the captions it would use")  # fmt: skip
     add_output_mode(parser)
     group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
     for name, field in TrainConfig.model_fields.items():
@@ -52,14 +53,16 @@ def run(arguments: argparse.Namespace) -> None:
 def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
     """Tell the listeners what a run would take, and start none."""
     from training import fit
+    from training.captions import final_captions
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    photos = find_photos(config.photos)
-    fit.planned(config, output, make_accelerator(config).device.type, len(photos), emit)
+    captions = read_captions(config.photos)
+    emit(final_captions(config, captions))
+    fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:
@@ -70,15 +73,15 @@ def print_phases(event: Event) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
-    """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
+    """Flags over the YAML file; with ``--resume`` both over the run's own configuration."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     known = registry.options()
     options = {name: value for name, value in vars(arguments).items() if name in known}
-    if arguments.resume and set(given) <= {"name", "device"} and "name" in given and not (options or arguments.config):
-        if saved := runs.find(arguments.output, given["name"]):
-            return saved.config.model_copy(update=given)
+    run = runs.find(arguments.output, given["name"]) if arguments.resume and "name" in given else None
+    if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
-    values = configs.read_values(arguments.config) if arguments.config else {}
+    values = run.config.model_dump(mode="json") if run else {}
+    values |= configs.read_values(arguments.config) if arguments.config else {}
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")

@@ -21,6 +21,7 @@ from hra_diffusion.files import make_folder
 from hra_diffusion.generation import (
     PNG_KEY,
     SCHEDULERS,
+    SIZE_CONDITIONING,
     OnStep,
     Settings,
     generate,
@@ -372,6 +373,10 @@ def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
     known, mix = {name for name, _ in house.adapter_choices()}, _mix(house, made)
     if missing := [name for name in made["adapters"] if name not in known]:
         gr.Warning(f"drawn with {', '.join(missing)}, which is not in the library")
+    size = [made["height"], made["width"]]
+    usual = dict(zip(SIZE_CONDITIONING, (size, [0, 0], size), strict=True))
+    if others := [name for name in usual if made.get(name, usual[name]) != usual[name]]:
+        gr.Warning(f"drawn with another {', '.join(others)} than the page uses; the command line's generate can set it")
     strengths = [*mix.values(), *[1.0] * MOST_ADAPTERS][:MOST_ADAPTERS]
     return [
         list(mix), made["prompt"], 1, made["seed"], True, made["negative_prompt"], made["steps"],

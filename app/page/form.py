@@ -18,6 +18,7 @@ ELSEWHERE = (
     "boxes",
     "class_noun",
     "trigger",
+    "add_trigger",
     "preset",
     "method",
     "options",

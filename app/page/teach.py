@@ -19,9 +19,11 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training import budget, calibration
 from training import config as configs
+from training.captions import final_captions
 from training.config import ConfigError, TrainConfig
 from training.drafts import Draft, free_album, zoom_of, zoomed
-from training.photos import MAX_PHOTOS, load_photo
+from training.events import caption_lines
+from training.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
 from training.presets import PRESETS
 
 BADGES = {
@@ -35,7 +37,7 @@ SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Sample subjects in the assets, and what they are."""
 
 
-BASICS = ("noun", "name", "trigger", "preset", "method", "several", "mode", "text")
+BASICS = ("noun", "name", "trigger", "preset", "method", "several", "mode", "text", "add_trigger")
 """The fields that are not made from the configuration, as a draft keeps them."""
 
 
@@ -60,6 +62,8 @@ class Teach:
     name: gr.Textbox
     trigger: gr.Textbox
     spoken: gr.HTML
+    add_trigger: gr.Checkbox
+    captions: gr.HTML
     preset: gr.Radio
     method: gr.Dropdown
     several: gr.CheckboxGroup
@@ -77,7 +81,7 @@ class Teach:
         """All that decides a run, but the photos."""
         fields = [entry.component for entry in self.entries]
         return [self.noun, self.name, self.trigger, self.preset, self.method, self.several, self.mode, self.text,
-                *fields]  # fmt: skip
+                self.add_trigger, *fields]  # fmt: skip
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +111,7 @@ def _photos() -> dict[str, Any]:
     picked = gr.Textbox("", visible=False)
     upload = gr.File(
         label="Photos", show_label=False, file_count="multiple",
-        file_types=["image", ".heic", ".heif", ".txt"], height=118, elem_id="upload",
+        file_types=["image", ".heic", ".heif", *CAPTION_SUFFIXES], height=118, elem_id="upload",
     )  # fmt: skip
     sample = gr.Dropdown(
         [("or try a sample subject …", ""), *((name, name) for name in SUBJECTS)], value="", show_label=False,
@@ -121,7 +125,8 @@ def _photos() -> dict[str, Any]:
             across = gr.Slider(0, 1, 0.5, step=0.01, label="Left – right", min_width=90)
             down = gr.Slider(0, 1, 0.5, step=0.01, label="Up – down", min_width=90)
         caption = gr.Textbox(
-            label="Caption", info="What is in this photo, with {subject} for it. Empty: “a photo of a {subject}”.",
+            label="Caption", info="What is in this photo, with {subject} for it. Empty: “a photo of a {subject}”. "
+            "The captions that will be used are listed below.",
         )  # fmt: skip
         remove = gr.Button("Remove this photo", size="sm")
     return {"picked": picked, "upload": upload, "sample": sample, "remarks": remarks, "thumbs": thumbs,
@@ -135,7 +140,13 @@ def _names() -> dict[str, Any]:
         noun = gr.Textbox(label="It is a …", placeholder="dog", max_length=60, min_width=90, elem_id="noun")
         name = gr.Textbox(label="Name", placeholder="Rex", max_length=64, min_width=90, elem_id="name")
         trigger = gr.Textbox(label="Its word", value="sks", max_length=40, min_width=90)
-    return {"noun": noun, "name": name, "trigger": trigger, "spoken": gr.HTML()}
+    spoken = gr.HTML()
+    add_trigger = gr.Checkbox(
+        True, label="Add its word to captions that lack it", elem_id="add-trigger",
+        info="“a dog sitting” becomes “sks dog, a dog sitting”: a caption without its word teaches it nothing.",
+    )  # fmt: skip
+    return {"noun": noun, "name": name, "trigger": trigger, "spoken": spoken, "add_trigger": add_trigger,
+            "captions": gr.HTML(elem_id="captions")}  # fmt: skip
 
 
 def _how() -> dict[str, Any]:
@@ -161,8 +172,9 @@ def _how() -> dict[str, Any]:
 
 def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
     """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
-    noun, name, trigger, preset, method, _, mode, text, *fields = values
+    noun, name, trigger, preset, method, _, mode, text, add_trigger, *fields = values
     basics = {"class_noun": noun, "name": (name or "").strip(), "trigger": trigger, "preset": preset, "method": method}
+    basics["add_trigger"] = add_trigger
     basics |= {"base": base_path(house.studio.base), "dtype": house.studio.dtype, "device": house.studio.device}
     if mode == "YAML":
         found = yaml_values(text)
@@ -196,12 +208,12 @@ def trial_config(house: House, parts: Teach, values: Sequence[Any], base: str | 
 
 def unfilled(parts: Teach, values: Sequence[Any]) -> list[Any]:
     """The form's values with none of the advanced settings filled in."""
-    return [*values[:6], "Form", "", *([""] * len(parts.entries))]
+    return [*values[:6], "Form", "", values[8], *([""] * len(parts.entries))]
 
 
 def own_values(house: House, parts: Teach, values: Sequence[Any], config: TrainConfig) -> dict[str, Any]:
     """What a configuration has of its own: all that its preset and method do not say by themselves."""
-    bare = trial_config(house, parts, unfilled(parts, [*values[:3], config.preset, config.method, values[5]]))
+    bare = trial_config(house, parts, unfilled(parts, [*values[:3], config.preset, config.method, *values[5:]]))
     own = {name: value for name, value in config if value != getattr(bare, name)}
     return own | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
 
@@ -279,6 +291,19 @@ def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
     return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
 
 
+def show_captions(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> str:
+    """The caption that each photo will be trained with; nothing before there are photos and a class noun."""
+    photos = draft.read().photos
+    if not photos or not values[0]:
+        return ""
+    try:
+        config = trial_config(house, parts, values)
+    except UserError:
+        return ""  # the forecast says what is wrong
+    lines = caption_lines(final_captions(config, {Path(photo.file): photo.caption or None for photo in photos}))
+    return f'<div class="soft small">{"<br>".join(map(escape, lines))}</div>'
+
+
 def show_whole(draft: Draft, side: int, file: str) -> str:
     """The whole photo with the part that will be used lit."""
     photo = draft.photo(file, side)
@@ -350,6 +375,7 @@ def connect(
     """Wire the tab."""
     _connect_photos(house, page, parts)
     _connect_form(house, page, parts, strip)
+    _connect_captions(house, parts)
     run_view.connect(house, page, tabs, parts.run, strip, creating, comparing)
 
     @plainly
@@ -432,7 +458,6 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
             events.cut, [parts.picked, parts.zoom, parts.across, parts.down], [parts.whole, *shown],
             trigger_mode="always_last", **HIDDEN,
         )  # fmt: skip
-    parts.caption.blur(events.describe, [parts.picked, parts.caption], None, **QUIET)
     parts.remove.click(events.remove, parts.picked, [parts.editor, *shown], **QUIET)
     page.load(events.refresh, None, shown, **QUIET)
 
@@ -490,8 +515,7 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
         "inputs": [parts.seen, *parts.inputs],
         "outputs": [parts.preset, parts.prediction, parts.seen],
     }
-    edited = [part.blur if isinstance(part, gr.Textbox | gr.Code) else part.input for part in parts.inputs]
-    gr.on(edited, events.keep, parts.inputs, None, **QUIET)
+    gr.on(_edited(parts), events.keep, parts.inputs, None, **QUIET)
     gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
     gr.on(
         [parts.preset.input, parts.method.input, strip.base.change],
@@ -511,6 +535,21 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
     ).then(events.stand_ins, [strip.base, *parts.inputs], [parts.method, *fields], **QUIET).then(
         events.forecast, **forecasting, **QUIET
     )
+
+
+def _connect_captions(house: House, parts: Teach) -> None:
+    def show(request: gr.Request, *values: Any) -> str:
+        return show_captions(house, parts, house.draft(request), values)
+
+    shown: dict[str, Any] = {"fn": show, "inputs": parts.inputs, "outputs": parts.captions, **QUIET}
+    described = [parts.picked, parts.caption]
+    parts.caption.blur(PhotoEvents(house).describe, described, None, **QUIET).then(**shown)
+    gr.on([*_edited(parts), parts.noun.change, parts.trigger.change, parts.thumbs.change], **shown)
+
+
+def _edited(parts: Teach) -> list[Any]:
+    """The events of the form's fields being changed by hand."""
+    return [part.blur if isinstance(part, gr.Textbox | gr.Code) else part.input for part in parts.inputs]
 
 
 def editable(config: TrainConfig) -> dict[str, Any]:

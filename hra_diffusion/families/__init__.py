@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Text = dict[str, Tensor]
 """A batch of prompts: ``ids`` (B, encoders, L), or embedded, ``hidden`` (B, L, d) and where the UNet wants it
-``pooled`` (B, p)."""
+``pooled`` (B, p). For training pictures also ``time_ids`` (B, 6), their size conditioning."""
 
 
 class Family(Protocol):
@@ -53,7 +53,7 @@ class Family(Protocol):
         ...
 
     def conditions(self, text: Text, pixels: int) -> dict[str, Any]:
-        """What the UNet's call takes beside the text, for square training pictures of so many pixels a side."""
+        """What the UNet's call takes beside the hidden states, for square pictures of ``pixels`` a side."""
         ...
 
 
@@ -68,6 +68,11 @@ def pipeline_class(family: Family) -> Any:
 def of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; a subclass of Stable Diffusion's pipeline counts as Stable Diffusion."""
     return next((family for family in reversed(FAMILIES) if isinstance(pipe, pipeline_class(family))), FAMILIES[0])
+
+
+def size_conditioned(pipe: DiffusionPipeline) -> bool:
+    """Whether the UNet is conditioned on original size, crop and target size, as Stable Diffusion XL's is."""
+    return pipe.unet.config.addition_embed_type == "text_time"
 
 
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:

@@ -36,5 +36,5 @@ class StableDiffusion:
         return ""
 
     def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
-        """Nothing."""
+        """These bases are conditioned on the text alone."""
         return {}

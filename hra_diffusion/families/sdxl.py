@@ -54,7 +54,12 @@ class StableDiffusionXL:
         return f"encoder.layers.{encoder.config.num_hidden_layers - 1}" if component == "text_encoder" else ""
 
     def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
-        """The pooled text and the micro-conditioning: original size, no crop, target size."""
-        size = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], device=text["pooled"].device)
-        time_ids = size.to(text["pooled"].dtype).expand(len(text["pooled"]), -1)
-        return {"added_cond_kwargs": {"text_embeds": text["pooled"], "time_ids": time_ids}}
+        """The pooled text and the time ids, (B, 6); without any in ``text``, those of pictures that are not cropped."""
+        pooled = text["pooled"]
+        time_ids = text.get("time_ids", uncropped(pixels).to(pooled).expand(len(pooled), -1))
+        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
+
+
+def uncropped(pixels: int) -> Tensor:
+    """Time ids (6,) of a square picture: original size, no crop, target size."""
+    return torch.tensor([pixels, pixels, 0, 0, pixels, pixels])

@@ -14,9 +14,11 @@ from conftest import ROOT, save_photos
 from PIL import Image
 
 from app.cli import COMMANDS, main
+from app.commands import common
 from app.commands import export as export_cli
 from app.commands import train as train_cli
 from hra_diffusion import interop, registry
+from training import config as configs
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,8 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     command.remove("--quiet")
     assert main([*command, "--json", "--rank", "2", "--orthogonality", "inf"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.index("captions") < kinds.index("step")
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
     assert "rank: 2" in config and "orthogonality: .inf" in config
@@ -88,11 +92,20 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
 
 def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folder, tmp_path, capsys):
     command = [part for part in train_command(photos, base_folder, tmp_path / "out", "Rex") if part != "--quiet"]
+    command += ["--caption", "a dog sitting"]
     assert main([*command, "--dry-run"]) == 0
     told = capsys.readouterr()
     assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", told.err)
     assert re.search(r"0\.\d GB  learning", told.out) and not (tmp_path / "out").exists()
-    plan = run_json(capsys, *command, "--dry-run")
+    assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in told.err
+    assert "--no-add-trigger" in told.err
+    assert main([*command, "--dry-run", "--json", "--no-add-trigger"]) == 0
+    captions, plan = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert captions["event"] == "captions" and captions["added"] == []
+    assert {Path(path).name: caption for path, caption in captions["captions"].items()} == {
+        "0.jpg": "a dog sitting",
+        "1.jpg": "a dog sitting",
+    }
     assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
     assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
     assert "does not fit in 0.1GB" in capsys.readouterr().err
@@ -190,6 +203,24 @@ def test_adapters_and_show(trained, tmp_path, monkeypatch, capsys):
 
 def test_resume_by_name_alone(trained, capsys):
     assert main(["train", "--resume", "--name", "rex-hra", "--output", str(trained)]) == 0
+
+
+def test_an_earlier_versions_run_goes_on_with_the_flags_it_was_begun_with(trained, photos, base_folder, tmp_path):
+    """Though the defaults of some are others now."""
+    output = shutil.copytree(trained, tmp_path / "old")
+    file = output / "rex-hra" / "config.yaml"
+    saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER]
+    file.write_text("\n".join(saved).replace("flip: false", "flip: true"))
+    command = train_command(photos, base_folder, output, "rex-hra", "--method", "hra", "--resume")
+    assert main(command) == 0
+    assert main([*command, "--no-flip"]) == main([*command, "--add-trigger"]) == 1
+
+
+def test_size_conditioning_is_set_by_flags():
+    parser = argparse.ArgumentParser()
+    common.add_drawing(parser)
+    given = common.settings(parser.parse_args(["--original-size", "512", "384", "--crops-coords-top-left", "0", "9"]))
+    assert (given.original_size, given.crops_coords_top_left, given.target_size) == ((512, 384), (0, 9), None)
 
 
 def test_ctrl_c_keeps_the_last_step(photos, base_folder, tmp_path):

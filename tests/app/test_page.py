@@ -39,7 +39,7 @@ class Visitor:
 def values(**changes):
     """What the Teach form holds; the advanced fields empty."""
     given = {"noun": "dog", "name": "New", "trigger": "sks", "preset": "quick", "method": "hra", "several": [],
-             "mode": "Form", "text": ""} | changes  # fmt: skip
+             "mode": "Form", "text": "", "add_trigger": True} | changes  # fmt: skip
     return list(given.values())
 
 
@@ -68,9 +68,9 @@ def test_the_form_has_every_field_of_every_method_and_no_code_of_its_own(parts):
 def test_empty_fields_are_the_presets_and_filled_ones_count(house, parts):
     plain = teach.trial_config(house, parts, filled(parts))
     assert plain.steps == configs.parse(plain.model_dump() | {"steps": None}).steps
-    entries = {"steps": "7", "rank": "4", "flip": "no", "sample_prompts": "a {subject}\nits {subject}"}
+    entries = {"steps": "7", "rank": "4", "flip": "yes", "sample_prompts": "a {subject}\nits {subject}"}
     changed = teach.trial_config(house, parts, filled(parts, entries))
-    assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, False)
+    assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, True)
     assert changed.sample_prompts == ("a {subject}", "its {subject}")
 
 
@@ -125,14 +125,28 @@ def test_a_look_at_yaml_freezes_nothing(house, parts):
 
 def test_several_methods_from_yaml_keep_their_own_defaults(house, parts):
     text = teach.yaml.safe_dump(teach.editable(teach.trial_config(house, parts, filled(parts, method="shoft"))))
-    text = text.replace("flip: true", "flip: false")
+    text = text.replace("flip: false", "flip: true")
     lora, shoft = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "shoft"]))
     alone = teach.trial_config(house, parts, filled(parts, method="lora"))
     assert (lora.learning_rate, lora.weight_decay) == (alone.learning_rate, alone.weight_decay)
-    assert shoft.learning_rate != lora.learning_rate and not lora.flip and not shoft.flip
+    assert shoft.learning_rate != lora.learning_rate and lora.flip and shoft.flip
     text = "method: lora\noptions: {rank: 4, alpha: 8}"
     lora, hra = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "hra"]))
     assert lora.options["alpha"] == 8 and "alpha" not in hra.options
+
+
+def test_the_captions_that_will_be_used_are_shown(house, parts):
+    draft = house.draft(Visitor("ann"))
+    assert teach.show_captions(house, parts, draft, filled(parts)) == "", "no photos yet"
+    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    draft.change("1.jpg", caption="a dog <sitting>")
+    shown = teach.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
+    assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in shown
+    assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in shown and "added to 1 of 3 captions" in shown
+    shown = teach.show_captions(house, parts, draft, filled(parts, {"caption": "a {subject}!"}, add_trigger=False))
+    assert "&quot;a sks dog!&quot;" in shown and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in shown
+    assert not teach.trial_config(house, parts, filled(parts, add_trigger=False)).add_trigger
+    assert teach.show_captions(house, parts, draft, filled(parts, noun="")) == ""
 
 
 def test_yaml_cannot_read_other_peoples_files(house, parts):

@@ -1,6 +1,7 @@
 """Every family through the one path of drawing and the one of training; diffusers' own pipelines are the judges."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hra_diffusion import attachment, families, pipeline
-from hra_diffusion.generation import Request, Settings, draw, generate
+from hra_diffusion.errors import UserError
+from hra_diffusion.generation import Request, Settings, draw, generate, read_png, save_png
 from training import config as configs
 from training.cache import encode
 from training.loop import train
@@ -20,7 +22,7 @@ from training.session import Denoiser
 SETTINGS = Settings(steps=3, guidance_scale=4.0, width=16, height=16)
 
 
-def diffusers_own(pipe, prompt, negative, seed):
+def diffusers_own(pipe, prompt, negative, seed, **more):
     """The pipeline called as its documentation says."""
     generator = torch.Generator().manual_seed(seed)
     before = pipe.scheduler
@@ -33,6 +35,7 @@ def diffusers_own(pipe, prompt, negative, seed):
         guidance_scale=4.0,
         width=16,
         height=16,
+        **more,
     ).images[0]
     pipe.scheduler = before
     return np.asarray(image, dtype=float)
@@ -45,6 +48,26 @@ def test_a_picture_is_the_one_that_diffusers_draws(kind, negative):
     pipe = PIPES[kind]()
     (ours,) = generate(pipe, "a dog", {}, seed=3, settings=SETTINGS, negative_prompt=negative or "")
     assert np.abs(np.asarray(ours, dtype=float) - diffusers_own(pipe, "a dog", negative, 3)).max() <= 1
+
+
+def test_size_conditioning_is_diffusers_and_kept_in_the_picture(tmp_path):
+    pipe = PIPES["sdxl"]()
+    sizes = {"original_size": (512, 384), "crops_coords_top_left": (0, 300), "target_size": (1024, 768)}
+    plain, other = (generate(pipe, "a dog", {}, 3, settings=replace(SETTINGS, **given))[0] for given in ({}, sizes))
+    theirs = diffusers_own(pipe, "a dog", None, 3, **sizes)
+    assert np.abs(np.asarray(other, dtype=float) - theirs).max() <= 1
+    assert np.abs(np.asarray(plain, dtype=float) - theirs).max() > 1
+    made = read_png(save_png(other, tmp_path / "a.png"))
+    assert {name: tuple(made[name]) for name in sizes} == sizes
+    made = read_png(save_png(plain, tmp_path / "b.png"))
+    assert (made["original_size"], made["crops_coords_top_left"]) == ([16, 16], [0, 0])
+    with pytest.raises(UserError, match="target_size must be two numbers from 1 up, not 0 and 5"):
+        generate(pipe, "a dog", settings=Settings(target_size=(0, 5)))
+    for kind in ("sd", "sd2"):
+        with pytest.raises(UserError, match="is not conditioned on sizes; only SDXL takes original_size"):
+            generate(PIPES[kind](), "a dog", settings=Settings(original_size=(512, 512)))
+        (image,) = generate(PIPES[kind](), "a dog", {}, settings=replace(SETTINGS, steps=1))
+        assert "original_size" not in image.info["hra_diffusion"]
 
 
 @pytest.mark.parametrize("kind", PIPES)

@@ -34,6 +34,25 @@ def test_the_papers_rates_for_stable_diffusion():
     assert rates == {"lora": 1e-4, "moslora": 1e-4, "hra": 1e-4, "hoft": 5e-4, "shoft": 5e-4}
 
 
+def test_real_bases_take_the_standard_and_toybox_what_its_presets_have():
+    toybox, real = configs.parse(GIVEN), configs.parse({**GIVEN, "base": "a/b"})
+    assert (real.min_snr_formula, real.flip) == ("standard", False)
+    assert (toybox.min_snr_formula, toybox.flip) == ("plus-one", True)
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_as_it_was(tmp_path):
+    configs.write(configs.parse({**GIVEN, "base": "a/b", "flip": True}), tmp_path / "c.yaml")
+    now = configs.read_run(tmp_path / "c.yaml")
+    assert (now.min_snr_formula, now.size_conditioning, now.add_trigger) == ("standard", True, True)
+    lines = (tmp_path / "c.yaml").read_text().splitlines()
+    kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER]
+    assert len(kept) == len(lines) - 3
+    (tmp_path / "c.yaml").write_text("\n".join(kept))
+    before = configs.read_run(tmp_path / "c.yaml")
+    assert (before.min_snr_formula, before.size_conditioning, before.add_trigger) == ("plus-one", False, False)
+    assert before.flip and configs.read(tmp_path / "c.yaml").add_trigger, "a person's own YAML takes today's defaults"
+
+
 def test_yaml_there_and_back(tmp_path):
     config = configs.parse({**GIVEN, "options": {"orthogonality": float("inf")}, "sample_prompts": ["ein Hündchen"]})
     configs.write(config, tmp_path / "c.yaml")

@@ -31,6 +31,14 @@ def test_photos_come_with_their_captions_and_survive(draft, files):
     assert [photo.caption for photo in again.photos] == ["", "a {subject} at night", ""]
 
 
+def test_captions_may_be_caption_files(draft, files):
+    for file, suffix in ((files[0], ".caption"), (files[1], ".caption"), (files[1], ".txt")):
+        file.with_suffix(suffix).write_text(f"in {suffix}")
+    more = [files[0].with_suffix(".caption"), files[1].with_suffix(".caption"), files[1].with_suffix(".txt")]
+    assert draft.add([*files, *more]) == ["1.caption: 1.txt is the caption of this photo, and this one is left out"]
+    assert [photo.caption for photo in draft.read().photos] == ["in .caption", "in .txt", ""]
+
+
 def test_captions_may_come_after_their_photos(draft, files):
     captions = [files[0].with_suffix(".txt"), files[0].with_name("other.txt")]
     for caption in captions:

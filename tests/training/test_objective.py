@@ -41,19 +41,28 @@ def test_noisy_timesteps_are_met_more_often_below_a_power_of_1():
     assert noisy.max() <= 999
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_min_snr_weights(batch, kind):
+@pytest.mark.parametrize(
+    ("kind", "formula", "weights"),
+    [
+        ("sample", "standard", [5, 4, 1, 0.25, 0]),
+        ("epsilon", "standard", [5 / 9, 1, 1, 1, 1]),
+        ("v_prediction", "standard", [5 / 10, 4 / 5, 1 / 2, 0.25 / 1.25, 0]),
+        ("v_prediction", "plus-one", [6 / 10, 1, 1, 1, 1]),
+    ],
+)
+def test_min_snr_weights_are_the_papers(kind, formula, weights):
+    """arXiv 2303.09556, section 3.4, with γ = 5 at SNRs of 9, 4, 1, 1/4 and 0: min(SNR, γ) for x₀, min(SNR, γ)/SNR for
+    ε (in the limit 1 at 0), min(SNR, γ)/(SNR + 1) for v. "plus-one" is ours."""
+    alphas = torch.tensor([snr / (snr + 1) for snr in (9, 4, 1, 0.25, 0)])
+    found = objective.min_snr_weights(torch.arange(5), alphas, 5.0, kind, formula)
+    torch.testing.assert_close(found, torch.tensor(weights, dtype=torch.float32))
+    assert objective.min_snr_weights(torch.arange(5), alphas, 0, kind, formula).eq(1).all()
+
+
+def test_the_snr_is_diffusers(batch):
     _, _, timesteps, scheduler = batch
-    snr = compute_snr(scheduler, timesteps)
-    expected = snr.clamp(max=5.0) / snr if kind == "epsilon" else (snr.clamp(max=5.0) + 1) / (snr + 1)
-    torch.testing.assert_close(objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 5.0, kind), expected)
-    assert objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 0, kind).eq(1).all()
-
-
-def test_a_velocity_counts_fully_at_pure_noise():
-    """Where a base that starts from pure noise settles what a picture shows."""
-    weights = objective.min_snr_weights(torch.tensor([0, 1]), torch.tensor([0.0, 0.999]), 5.0, "v_prediction")
-    assert weights[0] == 1 and weights[1] < 0.01
+    found = objective.min_snr_weights(timesteps, scheduler.alphas_cumprod, 1e9, "sample")
+    torch.testing.assert_close(found, compute_snr(scheduler, timesteps))
 
 
 def test_the_prior_is_weighed_apart():

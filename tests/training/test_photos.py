@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageFilter
 
-from training.photos import Album, PhotoError, find_photos, ingest, load_photo
+from training.photos import Album, PhotoError, find_photos, ingest, load_photo, read_captions
 
 pillow_heif.register_heif_opener()  # for saving them here
 
@@ -330,6 +330,24 @@ def test_captions_lie_beside_their_photos(tmp_path, save):
     save(scene(), "a.jpg"), save(scene(1), "b.jpg")
     (tmp_path / "a.txt").write_text("  a façade,\n at night\n", encoding="utf-8-sig")
     assert [photo.caption for photo in ingest([tmp_path], 64).photos] == ["a façade, at night", None]
+
+
+def test_a_caption_may_be_in_a_caption_file(tmp_path, save):
+    """kohya's suffix; .txt counts where both are there."""
+    for name in ("a", "b", "c"):
+        save(scene(), f"{name}.jpg")
+    (tmp_path / "a.caption").write_text("a dog\nsitting")
+    (tmp_path / "b.caption").write_text("unused")
+    (tmp_path / "b.txt").write_text("a dog")
+    (tmp_path / "x.caption").write_text("of no photo")
+    for paths in ([tmp_path], sorted(tmp_path.glob("[abc].*"))):
+        album = ingest(paths, 64)
+        assert [photo.caption for photo in album.photos] == ["a dog sitting", "a dog", None]
+        said = {warning.photo.name: warning.message for warning in album.warnings if warning.kind == "ignored"}
+        assert said["b.caption"].startswith("b.caption: b.txt is the caption of this photo") and "a.caption" not in said
+    assert read_captions([tmp_path]) == {photo.path: photo.caption for photo in album.photos}
+    said = {warning.photo.name: warning.message for warning in ingest([tmp_path], 64).warnings}
+    assert "no photo here has its name" in said["x.caption"]
 
 
 def test_a_links_caption_lies_beside_the_link(tmp_path, save):
