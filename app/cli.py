@@ -6,8 +6,10 @@ import json
 import keyword
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 COMMANDS = {
     "app": "the web page: teach, create, compare and keep in a browser",
@@ -43,6 +45,7 @@ def run(command, arguments: argparse.Namespace) -> int:
     """Run a parsed command and turn what a person can put right into a message and an exit code."""
     from hra_diffusion.errors import UserError
 
+    warnings.showwarning = _show
     try:
         command.run(arguments)
     except UserError as error:
@@ -81,6 +84,14 @@ def _fail(message: str, arguments: argparse.Namespace) -> int:
         print(json.dumps({"error": message}, ensure_ascii=False))
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """A note of ours without the line of code it comes from; others' warnings as Python shows them."""
+    from hra_diffusion.errors import Note
+
+    text = f"note: {message}\n" if issubclass(category, Note) else warnings.formatwarning(message, category, *place[:2])
+    sys.stderr.write(text)
 
 
 def _quieten() -> None:

@@ -47,6 +47,8 @@ class AdapterInfo(BaseModel):
     ranks: dict[str, dict[str, int]] = Field(
         default_factory=dict, description="Component -> layer -> rank, where it is not that of the options."
     )
+    prediction_type: str = Field(default="", description='What that base\'s UNet predicts; "" if it is not known.')
+    zero_snr: bool | None = Field(default=None, description="Whether that base's noise ends in zero terminal SNR.")
     targets: str = "attention"
     trigger: str = ""
     class_noun: str = ""

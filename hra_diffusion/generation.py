@@ -16,7 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from hra_diffusion import attachment, families
+from hra_diffusion import attachment, families, noise
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
@@ -221,7 +221,8 @@ def slug(text: str, length: int = 40) -> str:
 
 
 def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -> FullSettings:
-    """The settings with the base's own size and guidance scale where none are given; checked."""
+    """The settings with the base's own size and guidance scale where none are given; checked, and the base's noise
+    process with them."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     own_guidance = GUIDANCE_SCALE.get(name_of(pipe), families.of(pipe).guidance_scale)
     full = FullSettings(
@@ -234,6 +235,8 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
     )
     if settings.scheduler not in SCHEDULERS:
         raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
+    if noise.of(pipe.scheduler).prediction_type == "sample" and settings.scheduler == "euler-a":
+        raise UserError("euler-a can't draw with a base that predicts the sample; use another scheduler, as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
     multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.down_block_types) - 1)
@@ -309,11 +312,10 @@ def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
-    import diffusers
-
+    """Within the block the pipeline draws by this scheduler, set up for the base's noise process and nothing else."""
     kind, options = SCHEDULERS[name]
     before = pipe.scheduler
-    pipe.scheduler = getattr(diffusers, kind).from_config(before.config, **options)
+    pipe.scheduler = noise.of(before).scheduler(kind, **options)
     try:
         yield
     finally:

@@ -122,7 +122,7 @@ def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
     if distance > adapter_file.FINGERPRINT_TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"
-    return ""
+    return pipeline.noise_misfit(info, pipe)
 
 
 def rename(path: Path, name: str) -> Path:

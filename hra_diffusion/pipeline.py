@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,9 +16,9 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
-from hra_diffusion import adapter_file, attachment, families
+from hra_diffusion import adapter_file, attachment, families, noise
 from hra_diffusion.adapter_file import AdapterInfo
-from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
@@ -44,17 +45,30 @@ def computes_bfloat16(device: str) -> bool:
 
 
 def load_base(
-    source: str = TOYBOX, device: str | None = None, dtype: str = "float32", weights: str = "full"
+    source: str = TOYBOX,
+    device: str | None = None,
+    dtype: str = "float32",
+    weights: str = "full",
+    prediction_type: str | None = None,
+    rescale_zero_snr: bool | None = None,
 ) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline, without a safety checker, on ``device`` (the best there is by default).
 
     ``source``: "toybox" (embedded), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id.
     ``weights``: "int8" or "nf4" stores the UNet's in fewer bits (see quantised), before they reach the device.
-    ``pipe.base_name`` is how adapters will name it. Raises BaseModelError if it is missing or not Stable Diffusion.
+    ``prediction_type`` ("epsilon", "v_prediction" or "sample") and ``rescale_zero_snr`` (zero terminal SNR) override
+    what the base says of its noise process. ``pipe.base_name`` is how adapters will name it.
+    Raises BaseModelError if it is missing, not Stable Diffusion, or its noise process is not discrete (see noise).
+    Warns (Note) where the prediction type of a single file is not certain.
     """
     if dtype not in DTYPES:
         raise BaseModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    pipe = _read(source, DTYPES[dtype])
+    if prediction_type not in (None, *noise.PREDICTION_TYPES):
+        raise BaseModelError(
+            f"unknown prediction type {prediction_type!r}; use one of {', '.join(noise.PREDICTION_TYPES)}"
+        )
+    pipe = _read(source, DTYPES[dtype], prediction_type)
+    pipe.scheduler = noise.overridden(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
         quantise(pipe.unet, weights)
     pipe.to(device_for(device))
@@ -110,16 +124,31 @@ def components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> AdapterInfo:
-    """Put a saved adapter on a pipeline and make it the active one. Raises AdapterFileError (see adapter_file.load)."""
+    """Put a saved adapter on a pipeline and make it the active one. Raises AdapterFileError (see adapter_file.load).
+
+    Warns (Note) if it was trained for another noise process.
+    """
     info = adapter_file.load(Path(file), components(pipe), name)
+    if reason := noise_misfit(info, pipe):
+        warnings.warn(f"{file} was {reason}", Note, stacklevel=2)
     activate(pipe, {info.name: 1.0})
     return info
+
+
+def noise_misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+    """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
+    here = noise.stated(cast(Any, pipe).scheduler)
+    if not info.prediction_type or here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
+        return ""
+    trained, used = noise.in_words(info.prediction_type, info.zero_snr), noise.in_words(**here)
+    return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
 
 
 def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
     """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
     require_loaded(pipe, [name])
     facts = {"base": name_of(pipe), "trigger": trigger, "class_noun": class_noun}
+    facts |= noise.stated(cast(Any, pipe).scheduler)
     adapter_file.save(Path(file), components(pipe), adapter_file.info_of(components(pipe), name, **facts))
 
 
@@ -182,7 +211,7 @@ def wide_enough(vae: Any) -> Iterator[Any]:
             vae.half()
 
 
-def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> StableDiffusionPipeline:
     path = ASSETS / TOYBOX if source == TOYBOX else Path(source)
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -192,7 +221,7 @@ def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
             )
         from hra_diffusion import single_file
 
-        return _open(source, single_file.read, path, dtype)
+        return _open(source, single_file.read, path, dtype, prediction_type)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if path.is_dir():
         _check_folder(path)
@@ -218,15 +247,18 @@ def _check_folder(path: Path) -> None:
 
 def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
     """A folder or a hub id, by the class that it says it is. Raises BaseModelError for one that no family has."""
-    from diffusers import DiffusionPipeline
+    from diffusers import DDIMScheduler, DiffusionPipeline
 
     local = {key: options[key] for key in ("local_files_only",) if key in options}
-    kind = cast(dict, DiffusionPipeline.load_config(place, **local)).get("_class_name")
+    index = cast(dict, DiffusionPipeline.load_config(place, **local))
+    kind = index.get("_class_name")
     family = next((family for family in families.FAMILIES if family.pipeline == kind), None)
     if family is None:
         known = " or ".join(family.pipeline for family in families.FAMILIES)
         raise BaseModelError(f"{place} is a {kind}; only {known} can be used")
-    return families.pipeline_class(family).from_pretrained(place, **options, **family.loading)
+    config = cast(dict, DDIMScheduler.load_config(place, subfolder="scheduler", **local))
+    scheduler = noise.read(index["scheduler"][1], config)  # first: what is refused is refused before its weights load
+    return families.pipeline_class(family).from_pretrained(place, scheduler=scheduler, **options, **family.loading)
 
 
 UNREADABLE = (

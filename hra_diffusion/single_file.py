@@ -6,6 +6,9 @@ models share, is looked for beside the file, then in the local hub cache; only t
 """
 
 import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from hra_diffusion import families
-from hra_diffusion.errors import BaseModelError
+from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 
 UNET = "model.diffusion_model."
@@ -30,11 +33,31 @@ HUB_VOCABULARIES = (
     ("stabilityai/stable-diffusion-2-1", "tokenizer"),
 )
 """Where on the hub the same vocabulary is; the first is asked for, all may be in the cache."""
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+"""diffusers' names of what ``PREDICTION_KEY`` may say."""
+SD2_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+"""What the two versions 2 predict, by "modelspec.architecture"."""
+SD2_MARK, SD2_SPREAD = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 
 
-def read(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """The checkpoint as a pipeline. Raises BaseModelError for one that is no base, or where there is no vocabulary."""
-    return build(path, recognise(path), dtype)
+@dataclass(frozen=True)
+class Noise:
+    """What a checkpoint says of its noise process. ``note``: what is not certain about it."""
+
+    prediction_type: str
+    zero_snr: bool
+    note: str = ""
+
+
+def read(path: Path, dtype: torch.dtype, prediction_type: str | None = None) -> DiffusionPipeline:
+    """The checkpoint as a pipeline; ``prediction_type`` overrides what it says. Warns (Note) where that is not certain.
+
+    Raises BaseModelError for one that is no base, one of another noise process, or where there is no vocabulary.
+    """
+    architecture, noise = _recognise(path, prediction_type)
+    if noise.note:
+        warnings.warn(noise.note, Note, stacklevel=2)
+    return build(path, architecture.predicting(noise.prediction_type, noise.zero_snr), dtype)
 
 
 def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> DiffusionPipeline:
@@ -54,9 +77,72 @@ def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> Diffusi
 
 def recognise(path: Path) -> Architecture:
     """Which released architecture a checkpoint has. Raises BaseModelError, saying what it is if that can be seen."""
+    return _recognise(path)[0]
+
+
+def _recognise(path: Path, prediction_type: str | None = None) -> tuple[Architecture, Noise]:
     with safe_open(path, "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
         facts = file.metadata() or {}
+        mark = file.get_tensor(SD2_MARK) if SD2_MARK in shapes else None
+    architecture = _architecture(path, shapes)
+    noise = _noise(path, shapes, facts, prediction_type)
+    if architecture is SD2:
+        noise = noise or _sd2_noise(path, facts, mark)
+        architecture = SD2_BASE if noise.prediction_type == "epsilon" else SD2
+    return architecture, noise or Noise("epsilon", zero_snr=False)
+
+
+def _noise(
+    path: Path, shapes: Mapping[str, Any], facts: Mapping[str, str], prediction_type: str | None
+) -> Noise | None:
+    """What is known of the noise process, or None: ``prediction_type`` if it is given, else what the tensor keys
+    "v_pred" and "ztsnr" say, else the metadata.
+
+    The keys come before the metadata since other programs follow them alone, and metadata outlives merges: SDXL in
+    ComfyUI (comfy/supported_models.py at a125cd84), AUTOMATIC1111 (pull requests 16567 and 16569) and Forge.
+    """
+    if {"edm_mean", "edm_std"} <= shapes.keys() or "edm_vpred.sigma_max" in shapes:
+        raise BaseModelError(
+            f"{path} can be neither trained nor drawn with: its tensors edm_… say that it has EDM's noise levels"
+        )
+    said = facts.get(PREDICTION_KEY, "").lower()
+    if prediction_type is None and said and said not in PREDICTIONS:
+        raise BaseModelError(
+            f"{path} says {PREDICTION_KEY} {said!r}, which is neither epsilon nor v; if that is wrong, add "
+            "--prediction-type epsilon or v_prediction"
+        )
+    if prediction_type is not None:
+        return Noise(prediction_type, "ztsnr" in shapes and prediction_type == "v_prediction")
+    if "v_pred" in shapes:
+        wrong = PREDICTIONS.get(said) == "epsilon"
+        note = f"{path.name}: its tensor v_pred says v_prediction, its metadata epsilon: v_prediction is used"
+        return Noise("v_prediction", "ztsnr" in shapes, note if wrong else "")
+    if said:
+        return Noise(PREDICTIONS[said], "ztsnr" in shapes and PREDICTIONS[said] == "v_prediction")
+    return None
+
+
+def _sd2_noise(path: Path, facts: Mapping[str, str], mark: Any) -> Noise:
+    """The noise process of a version 2 without marks of it.
+
+    Without metadata the weights decide, by the rule of ComfyUI and Forge (comfy/supported_models.py at a125cd84): the
+    last attention's first norm has biases that spread more where the UNet predicts velocity.
+    """
+    if known := SD2_ARCHITECTURES.get(facts.get("modelspec.architecture", "")):
+        return Noise(known, zero_snr=False)
+    spread = 0.0 if mark is None else float(mark.float().std(unbiased=False))
+    found, other = ("v_prediction", "epsilon") if spread > SD2_SPREAD else ("epsilon", "v_prediction")
+    note = (
+        f"{path.name} is a Stable Diffusion 2 that does not say what it predicts; {found} is used, by ComfyUI's rule "
+        f"(the values of {SD2_MARK.removeprefix(UNET)} have standard deviation {spread:.2f}; above {SD2_SPREAD} means "
+        f"v_prediction). If its pictures are noise or flat, add --prediction-type {other}"
+    )
+    return Noise(found, zero_snr=False, note=note)
+
+
+def _architecture(path: Path, shapes: dict[str, Any]) -> Architecture:
+    """The architecture by the names and shapes of tensors; SD2 for both versions 2."""
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
         raise BaseModelError(f"{path} is {_what_else(shapes)}")
@@ -74,11 +160,7 @@ def recognise(path: Path) -> Architecture:
         raise BaseModelError(f"{path} is no Stable Diffusion 1, 2 or XL: its text is {width} wide, not 768 or 1024")
     if not any(key.startswith("cond_stage_model.") for key in shapes):
         raise BaseModelError(f"{path} has no text encoder; get the whole checkpoint, not the UNet alone")
-    if width == 768:
-        return SD1
-    # tensors don't tell the 512-pixel version 2, which predicts noise; metadata may, or the name it was released under
-    predicted = facts.get(PREDICTION_KEY, "epsilon" if "512" in path.stem else "v")
-    return SD2_BASE if predicted == "epsilon" else SD2
+    return SD1 if width == 768 else SD2
 
 
 def load_vocabulary(path: Path, pad: str, length: int) -> CLIPTokenizer:

@@ -67,10 +67,20 @@ class Studio:
     """One base model and its adapters. Safe to call from several threads: drawings go one after another.
 
     ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
+    ``prediction_type`` and ``rescale_zero_snr`` go for every base (see pipeline.load_base).
     """
 
-    def __init__(self, base: str, device: str | None = None, dtype: str = "float32", clip: str | None = None):
+    def __init__(
+        self,
+        base: str,
+        device: str | None = None,
+        dtype: str = "float32",
+        clip: str | None = None,
+        prediction_type: str | None = None,
+        rescale_zero_snr: bool | None = None,
+    ):
         self.base, self.device, self.dtype, self.scorer = base, device, dtype, clip
+        self.prediction_type, self.rescale_zero_snr = prediction_type, rescale_zero_snr
         self.lock = threading.RLock()
         self._pipe: Any = None
         self._clip: Any = _UNTRIED
@@ -93,7 +103,13 @@ class Studio:
         with self.lock:
             if self._pipe is None:
                 import_libraries()
-                self._pipe = pipeline.load_base(self.base, self.device, self.dtype)
+                self._pipe = pipeline.load_base(
+                    self.base,
+                    self.device,
+                    self.dtype,
+                    prediction_type=self.prediction_type,
+                    rescale_zero_snr=self.rescale_zero_snr,
+                )
             return self._pipe
 
     @property

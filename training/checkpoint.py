@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hra_diffusion import adapter_file
+from hra_diffusion import adapter_file, noise
 from hra_diffusion.pipeline import name_of
 from training import runs
 from training.events import Checkpoint, Notice
@@ -90,6 +90,7 @@ def write_adapter(session: Session, path: Path) -> None:
         targets=config.targets,
         trigger=config.trigger,
         class_noun=config.class_noun,
+        **noise.stated(session.pipe.scheduler),
         training={
             "step": session.step,
             "photos": len(session.photos.mean),

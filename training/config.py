@@ -46,6 +46,12 @@ class TrainConfig(BaseModel):
     base_weights: Literal["full", "int8", "nf4"] = Field(
         "full", description="Storage of the UNet's frozen weights: as its precision says, in 8 bits, or in 4."
     )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None, description="What the base's UNet predicts, where the base does not say it or says it wrongly."
+    )
+    rescale_zero_snr: bool | None = Field(
+        None, description="Whether the base was trained with zero terminal SNR, where it does not say it."
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
     device: Literal["cpu", "cuda", "mps"] | None = Field(None, description="The best there is by default.")
 

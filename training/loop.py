@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch.autograd.graph import increment_version
 
 from hra_diffusion import attachment, pipeline
 from hra_diffusion.allocator import memory_kept
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
+from hra_diffusion.noise import distilled
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import fit, memory, objective, scoring
 from training.captions import final_captions
@@ -110,7 +112,11 @@ def train(
         if config != asked:  # precision or accumulation may be what was given up
             accelerator = make_accelerator(config)
     with clock.phase("load base"):
-        pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype, config.base_weights)
+        pipe = pipe or load_base(config, str(accelerator.device), clock)
+    if reason := distilled(pipe):
+        clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. Training undoes that, and what "
+                          "is learned may not show in few steps; better train on the base it was distilled from, and "
+                          "use the adapter on this one"))  # fmt: skip
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         album = ingest(config.photos, size, config.crop, config.boxes)
@@ -129,6 +135,19 @@ def train(
                     raise
                 memory.step_down(session, error)
             return learn(session, stop)
+
+
+def load_base(config: TrainConfig, device: str, clock: Clock) -> StableDiffusionPipeline:
+    """The base of a run; what is not certain about it is a notice."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Note)
+        pipe = pipeline.load_base(
+            config.base, device, config.dtype, config.base_weights, config.prediction_type, config.rescale_zero_snr
+        )
+    for warning in caught:
+        if issubclass(warning.category, Note):
+            clock.emit(Notice(str(warning.message)))
+    return pipe
 
 
 @contextlib.contextmanager
@@ -225,8 +244,7 @@ def batch_loss(session: Session, position: int) -> Tensor:
         batches.append(session.class_images.batch(config.batch_size, position, config.seed, "class"))
     latents = torch.cat([latents for latents, _ in batches])
     text = {key: torch.cat([text[key] for _, text in batches]) for key in batches[0][1]}
-    scheduler = session.pipe.scheduler
-    alphas, kind = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    alphas, kind = session.process.alphas_cumprod, session.process.prediction_type
     generator = objective.stream(config.seed, "noise", position)
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = objective.draw_timesteps(len(latents), len(alphas), config.noise_power, generator)

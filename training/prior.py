@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from hra_diffusion import noise
 from hra_diffusion.fingerprint import probe
 from hra_diffusion.generation import Request, Settings, complete, draw, save_png, slug
 from hra_diffusion.pipeline import name_of
@@ -29,12 +30,13 @@ def class_images(
 ) -> Iterator[Image.Image]:
     """``count`` square pictures of the class, ``resolution`` pixels wide; those missing from ``folder`` are drawn.
 
-    Kept by (base, a probe of its weights, their storage, class noun, settings): picture k has seed k, so a larger
-    request only adds to a smaller one.
+    Kept by (base, a probe of its weights, their storage, noise process, class noun, settings): picture k has seed k,
+    so a larger request only adds to a smaller one.
     """
     settings = complete(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
-    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), class_prompt(class_noun), repr(settings)])
+    process = noise.stated(pipe.scheduler)
+    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), repr(settings)])
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
     missing = [seed for seed in range(count) if not paths[seed].exists()]

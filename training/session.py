@@ -16,10 +16,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion import adapter_file, attachment, families, pipeline
+from hra_diffusion import adapter_file, attachment, families, noise, pipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.families import Text
 from hra_diffusion.families.sdxl import uncropped
+from hra_diffusion.noise import NoiseProcess
 from training import prior
 from training.budget import adapted_layers
 from training.cache import Examples, encode, photo_time_ids, too_long
@@ -122,6 +123,7 @@ class Session:
     averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
     album: Album
+    process: NoiseProcess
     step: int = 0
     skipped: int = 0
 
@@ -148,7 +150,7 @@ def set_up(
     probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
-        album,
+        album, noise.of(pipe.scheduler),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.page import server
 from hra_diffusion.errors import UserError
+from hra_diffusion.noise import PREDICTION_TYPES
 
 OUTPUTS = Path("outputs")
 
@@ -18,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "the page: toybox, a diffusers folder, a .safetensors file, a hub id")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="precision")
+    parser.add_argument("--prediction-type", choices=PREDICTION_TYPES,
+                        help="what the UNet of every base predicts (default: as each base says)")  # fmt: skip
+    parser.add_argument("--rescale-zero-snr", action=argparse.BooleanOptionalAction,
+                        help="whether every base has zero terminal SNR (default: as each base says)")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="what scores comparisons: a folder, a hub id, or none "
                         "(default: toybox's own, else the usual one)")  # fmt: skip
     safety = parser.add_argument_group("who may use it")
@@ -42,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.auth_file,
         arguments.share,
         clip=arguments.clip,
+        prediction_type=arguments.prediction_type,
+        rescale_zero_snr=arguments.rescale_zero_snr,
     )
 
 

@@ -57,7 +57,9 @@ def config(method: str, arguments: argparse.Namespace) -> TrainConfig:
     base = arguments.base
     base = str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
     return configs.parse({"name": "bench", "photos": ["."], "class_noun": "thing", "method": method, "base": base,
-                          "device": arguments.device, "dtype": arguments.dtype})  # fmt: skip
+                          "device": arguments.device, "dtype": arguments.dtype,
+                          "prediction_type": arguments.prediction_type,
+                          "rescale_zero_snr": arguments.rescale_zero_snr})  # fmt: skip
 
 
 def plan(one: TrainConfig, arguments: argparse.Namespace) -> Calibration:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.generation import SCHEDULERS, SIZE_CONDITIONING, Settings
+from hra_diffusion.noise import PREDICTION_TYPES
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -20,7 +21,8 @@ OUTPUTS = Path("outputs")
 
 
 def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
-    """--base, --device, --dtype, --seed, --json, --quiet: every command takes them, so that scripts can pass them on.
+    """--base, its noise process, --device, --dtype, --seed, --json, --quiet: every command takes them, so that scripts
+    can pass them on.
 
     ``own_seed``: the command has a --seed of its own.
     """
@@ -30,6 +32,14 @@ def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
     )
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
     group.add_argument("--dtype", default="float32", choices=tuple(pipeline.DTYPES), help="precision of the base")
+    group.add_argument(
+        "--prediction-type", choices=PREDICTION_TYPES, help="what the base's UNet predicts (default: as the base says)"
+    )
+    group.add_argument(
+        "--rescale-zero-snr",
+        action=argparse.BooleanOptionalAction,
+        help="whether the base was trained with zero terminal SNR (default: as the base says)",
+    )
     if not own_seed:
         group.add_argument("--seed", type=int, default=0, help="decides everything random")
     add_output_mode(parser)
@@ -75,7 +85,13 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
     """The base model the arguments ask for."""
     pipeline.hide_loading_bars()
-    return pipeline.load_base(arguments.base, arguments.device, arguments.dtype)
+    return pipeline.load_base(
+        arguments.base,
+        arguments.device,
+        arguments.dtype,
+        prediction_type=arguments.prediction_type,
+        rescale_zero_snr=arguments.rescale_zero_snr,
+    )
 
 
 def roots(output: Path | None) -> list[Path]:

@@ -57,6 +57,8 @@ def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
             "base": arguments.base,
             "device": arguments.device,
             "dtype": arguments.dtype,
+            "prediction_type": arguments.prediction_type,
+            "rescale_zero_snr": arguments.rescale_zero_snr,
             "seed": arguments.seed,
         }
     )

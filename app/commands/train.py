@@ -95,7 +95,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
 def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
     flag, kind = "--" + name.replace("_", "-"), field.annotation
     text = text.replace("%", "%%")
-    if kind is bool:
+    if kind in (bool, bool | None):
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
     several = typing.get_origin(kind) is tuple

@@ -37,6 +37,8 @@ def serve(
     share: bool = False,
     block: bool = True,
     clip: str | None = None,
+    prediction_type: str | None = None,
+    rescale_zero_snr: bool | None = None,
 ) -> Any:
     """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
     gc.disable()  # until all is imported: looking for garbage there takes a seventh of the wait and finds none
@@ -49,7 +51,8 @@ def serve(
 
     make_folder(output)
     library.empty_bin(output)
-    house = House(output, Studio(bases[0], device, dtype, clip), tuple(bases))
+    studio = Studio(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
+    house = House(output, studio, tuple(bases))
     _ = house.salt  # before visitors come: two at once would each make one
     threading.Thread(target=_warm, args=(house.studio,), name=WARMING, daemon=True).start()
     page = build(house)

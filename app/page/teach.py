@@ -175,7 +175,9 @@ def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str,
     noun, name, trigger, preset, method, _, mode, text, add_trigger, *fields = values
     basics = {"class_noun": noun, "name": (name or "").strip(), "trigger": trigger, "preset": preset, "method": method}
     basics["add_trigger"] = add_trigger
-    basics |= {"base": base_path(house.studio.base), "dtype": house.studio.dtype, "device": house.studio.device}
+    studio = house.studio
+    basics |= {"base": base_path(studio.base), "dtype": studio.dtype, "device": studio.device}
+    basics |= {"prediction_type": studio.prediction_type, "rescale_zero_snr": studio.rescale_zero_snr}
     if mode == "YAML":
         found = yaml_values(text)
         return basics | {key: value for key, value in found.items() if key not in ("photos", "boxes", "base")}

@@ -104,6 +104,14 @@ class Architecture:
     scheduler: tuple[str, Values]
     pads: tuple[str, ...]
 
+    def predicting(self, prediction_type: str, zero_snr: bool) -> "Architecture":
+        """The same with this noise process."""
+        name, noise = self.scheduler
+        noise = noise | {"prediction_type": prediction_type}
+        if zero_snr:
+            noise |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return replace(self, scheduler=(name, noise))
+
     def build_unet(self) -> UNet2DConditionModel:
         """A UNet with random weights (within ``torch.device("meta")``: shapes alone)."""
         return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(self.unet))

@@ -19,13 +19,13 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hra_diffusion import attachment, pipeline, registry
+from hra_diffusion import attachment, noise, pipeline, registry
 from hra_diffusion.adapter_file import parameters
 from hra_diffusion.errors import UserError
-from hra_diffusion.families.architectures import PREDICTION_KEY
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import names, original
 from hra_diffusion.layer import original_weight
+from hra_diffusion.noise import NoiseProcess
 from hra_diffusion.parts import Rotation
 from hra_diffusion.quantised import Quantised
 from hra_diffusion.registry import LEAST_SCALE, LowRank
@@ -56,13 +56,16 @@ class Layer:
 @dataclass(frozen=True)
 class Exported:
     """What was written. ``form``: "LoRA", "DoRA", the method's own name, or "weights"; ``error`` is the relative
-    error ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 where the form is exact."""
+    error ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 where the form is exact. For merged weights ``process`` is the
+    base's noise process, and for a single file of them ``version`` is "SD 1", "SD 2" or "SDXL"."""
 
     path: Path
     format: str
     form: str
     rank: int | None
     error: float
+    process: NoiseProcess | None = None
+    version: str = ""
 
     @property
     def shape(self) -> str:
@@ -228,19 +231,20 @@ def merged(parcel: Parcel, path: Path) -> Exported:
     if parcel.lora_rank is not None:
         raise ExportError("--lora-rank is not for --format merged: the weights hold the adapter whole")
     metadata = {"format": "pt"} | _made_by(parcel)
+    process, version = noise.of(cast(Any, parcel.pipe).scheduler), ""
     with contextlib.ExitStack() as stack:
         for model in pipeline.components(parcel.pipe).values():
             here = parcel.name in attachment.adapter_names(model)
             stack.enter_context(attachment.baked(model, {parcel.name: parcel.strength} if here else {}))
         if path.suffix == ".safetensors":
-            tensors = original.checkpoint(parcel.pipe)
-            metadata |= {PREDICTION_KEY: parcel.pipe.scheduler.config.prediction_type.removesuffix("_prediction")}
+            version = original.version(parcel.pipe)
+            marks, facts = original.noise_marks(process)
             with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata)
+                save_file(original.checkpoint(parcel.pipe) | marks, temporary, metadata | facts)
         else:
             with atomic_path(path) as folder:
                 parcel.pipe.save_pretrained(folder)
-    return Exported(path, "merged", "weights", None, 0.0)
+    return Exported(path, "merged", "weights", None, 0.0, process, version)
 
 
 FORMATS: dict[str, Callable[[Parcel, Path], Exported]] = {

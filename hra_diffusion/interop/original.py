@@ -6,14 +6,16 @@ diffusers' ``from_single_file`` reads them.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from hra_diffusion import families
 from hra_diffusion.errors import UserError
+from hra_diffusion.families.architectures import PREDICTION_KEY, SD1
+from hra_diffusion.noise import NoiseProcess
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -108,14 +110,41 @@ def checkpoint(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
+def noise_marks(process: NoiseProcess) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata by which a checkpoint says its noise process (single_file reads them, and who else does).
+
+    The tensors are empty; their keys count. Raises UserError for a process that no mark stands for.
+    """
+    released = DDIMScheduler(**SD1.predicting(process.prediction_type, process.zero_snr).scheduler[1])
+    usual = len(process.betas) == len(released.betas) and torch.allclose(
+        process.alphas_cumprod, released.alphas_cumprod, atol=1e-4
+    )
+    if not usual or process.prediction_type == "sample":
+        raise UserError(
+            "the original checkpoint layout can't say what noise this base was trained with: its betas are not Stable "
+            "Diffusion's, or it predicts the sample; save a diffusers folder instead"
+        )
+    velocity = process.prediction_type == "v_prediction"
+    keys = ["v_pred"] * velocity + ["ztsnr"] * process.zero_snr
+    return {key: torch.empty(0) for key in keys}, {PREDICTION_KEY: "v" if velocity else "epsilon"}
+
+
+def version(pipe: DiffusionPipeline) -> str:
+    """Whose layout the checkpoint has: "SD 1", "SD 2" or "SDXL"."""
+    if len(families.of(pipe).encoders) == 2:
+        return "SDXL"
+    # OpenCLIP's activation; CLIP has its quick approximation
+    return "SD 2" if cast(Any, pipe).text_encoder.config.hidden_act == "gelu" else "SD 1"
+
+
 def _text_places(pipe: Any) -> list[tuple[str, Any, bool]]:
     """(key prefix, text encoder, whether in OpenCLIP's layout) for each text encoder of the pipeline."""
-    if len(families.of(pipe).encoders) == 2:
+    if version(pipe) == "SDXL":
         return [
             ("conditioner.embedders.0.transformer.", pipe.text_encoder, False),
             ("conditioner.embedders.1.model.", pipe.text_encoder_2, True),
         ]
-    if pipe.text_encoder.config.hidden_act == "gelu":  # OpenCLIP's; CLIP has its quick approximation
+    if version(pipe) == "SD 2":
         return [("cond_stage_model.model.", pipe.text_encoder, True)]
     return [("cond_stage_model.transformer.", pipe.text_encoder, False)]
 

@@ -77,7 +77,44 @@ def verdict(exported: Exported, row: Row) -> str:
 
 def lines(exported: Exported) -> list[str]:
     """What each program makes of this export, for reading."""
-    return [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
+    loads = [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
+    needs = noise_settings(exported)
+    return loads + [f"{program}, for the noise process: {what}" for program, what in needs.items()]
+
+
+def noise_settings(exported: Exported) -> dict[str, str]:
+    """What a person must set, by program, so that it draws a merged single file by the right noise process.
+
+    By these programs' sources: diffusers 0.42 (loaders/single_file_utils.py: the configuration of the released base),
+    ComfyUI a125cd84 (comfy/supported_models.py), AUTOMATIC1111 1.10.1 (modules/sd_models_config.py) and its pull
+    requests 16567 and 16569, Forge dfdcbab6 (backend/loader.py), InvokeAI 8e71a8a5 (model_manager/configs/main.py),
+    sd-scripts 48d368fa (library/train_util.py).
+    """
+    process, version = exported.process, exported.version
+    if process is None or not version:
+        return {}
+    velocity, zero_snr = process.prediction_type == "v_prediction", process.zero_snr
+    unusual = velocity != (version == "SD 2")  # another prediction type than the released base's
+    needs = {}
+    if unusual or zero_snr:
+        options = f'clip_sample=False, prediction_type="{process.prediction_type}"'
+        options += ', rescale_betas_zero_snr=True, timestep_spacing="trailing"' if zero_snr else ""
+        needs["diffusers"] = f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {options})"
+        setting = f"set the model's Prediction Type to {process.prediction_type}" if unusual else ""
+        missing = "it has no zero terminal SNR" if zero_snr else ""
+        needs["InvokeAI"] = "; ".join(filter(None, [setting, missing]))
+    if (zero_snr and version != "SDXL") or (velocity and version == "SD 1"):
+        needs["ComfyUI"] = f"the node ModelSamplingDiscrete with v_prediction and zsnr {'on' if zero_snr else 'off'}"
+    if velocity and version != "SD 2":
+        yaml = "sd_xl_v.yaml of its dev branch" if version == "SDXL" else "v1-inference.yaml with parameterization: v"
+        needs["AUTOMATIC1111"] = f"a copy of {yaml} beside the file, under its name"
+        needs["Forge"] = "" if version == "SDXL" else needs["AUTOMATIC1111"]
+    if zero_snr:
+        setting = "Settings, Noise schedule for sampling: Zero Terminal SNR"
+        needs["AUTOMATIC1111"] = "; ".join(filter(None, [needs.get("AUTOMATIC1111"), setting]))
+    if velocity:
+        needs["sd-scripts"] = "--v_parameterization" + " --zero_terminal_snr" * zero_snr
+    return {program: what for program, what in needs.items() if what}
 
 
 def advice(info: AdapterInfo) -> list[str]:
