@@ -306,6 +306,8 @@ def _rotated_outputs(weight: Tensor, parts: LayerParts) -> Factors:
     """LyCORIS' diag-OFT and kohya's OFT (blocks (n, b, b)) or LyCORIS' BOFT (stages (m, n, b, b)): outputs turned, then
     rescaled."""
     matrix, blocks = _values(weight).flatten(1), parts.get("oft_blocks")
+    if blocks.ndim not in (3, 4):
+        raise PartsError(f"oft_blocks are {tuple(blocks.shape)}, not blocks of one or more stages; get the file again")
     skew = blocks - blocks.mT
     limit = parts.tensors["alpha"].item() * len(matrix) if "alpha" in parts.tensors else 0
     if limit > 0:
