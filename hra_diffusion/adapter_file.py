@@ -5,17 +5,19 @@ in the file's metadata. Loading believes nothing: every layer, shape and version
 """
 
 import contextlib
+import shlex
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hra_diffusion import attachment, registry
+from hra_diffusion import adapter_keys, attachment, registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import save_tensors
 from hra_diffusion.layer import Routing, probe_of
@@ -25,7 +27,12 @@ FORMAT_VERSION = 1
 FINGERPRINT_TOLERANCE = 5e-3
 """RMS distance of two fingerprints above which the weights differ by more than rounding to bfloat16 (about 1e-3)."""
 
-
+WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""How PEFT and diffusers call the weights in an adapter's folder."""
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of files that can run code when they are opened."""
+IMPORT = "hra-diffusion import"
+"""The command for other programs' adapters."""
 MAX_RANK = 256
 """The largest rank that an adapter's options may name; layers of a larger one are listed one by one."""
 
@@ -53,6 +60,11 @@ class AdapterInfo(BaseModel):
     trigger: str = ""
     class_noun: str = ""
     training: dict[str, Any] = Field(default_factory=dict, description="How it was trained: steps, rates, seconds.")
+
+    @field_validator("name")
+    @classmethod
+    def _compose(cls, name: str) -> str:
+        return unicodedata.normalize("NFC", name)
 
     @property
     def subject(self) -> str:
@@ -84,13 +96,18 @@ def parameters(components: Mapping[str, nn.Module], name: str) -> dict[str, nn.P
 def read_info(path: Path) -> AdapterInfo:
     """The metadata of an adapter file, read without its tensors. Raises AdapterFileError for any that is not ours."""
     with opened(path) as file:
-        return _info(path, file.metadata() or {})
+        return _info(path, file)
 
 
 def is_ours(path: Path) -> bool:
     """Whether a file says that it is an adapter of this project. Raises AdapterFileError for one that is not whole."""
     with opened(path) as file:
         return (file.metadata() or {}).get("format") == FORMAT
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights in a folder of PEFT's or diffusers', None where there are none."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def check(path: Path) -> AdapterInfo:
@@ -186,13 +203,23 @@ def opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror or error}") from None
     except SafetensorError as error:
+        if path.suffix in PICKLES:
+            raise AdapterFileError(
+                f"{path} is a pickle, which can run code when opened; get it as .safetensors, then bring it in with "
+                f"{IMPORT}"
+            ) from None
         raise AdapterFileError(
             f"{path} is not a whole safetensors file ({error}); copy it again or take another checkpoint"
         ) from None
 
 
-def _info(path: Path, metadata: Mapping[str, str]) -> AdapterInfo:
+def _info(path: Path, file: Any) -> AdapterInfo:
+    metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
+        if adapter_keys.of_adapter(file.keys()):
+            raise AdapterFileError(
+                f"{path} is another program's adapter; bring it in with {IMPORT} {shlex.quote(str(path))}"
+            )
         raise AdapterFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
     version = metadata.get("format_version", "")
     if not version.isdecimal():
@@ -209,7 +236,7 @@ def _info(path: Path, metadata: Mapping[str, str]) -> AdapterInfo:
 
 def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
     with opened(path) as file:
-        info = _info(path, file.metadata() or {})
+        info = _info(path, file)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise AdapterFileError(f"{path} holds NaN or infinite values in {bad[0]}; take an earlier checkpoint")

@@ -77,7 +77,7 @@ def attach(
     Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use, a model whose
     weights are offloaded already.
     """
-    chosen = registry.get(method)
+    chosen, name = registry.get(method), checked_name(name)
     configs = planned(model, method, options, name=name, targets=targets, ranks=ranks)
     routing = routing_of(model) or Routing()
     freeze(model)
@@ -105,7 +105,7 @@ def planned(
 ) -> dict[str, MethodConfig]:
     """What ``attach`` would put on which layer, by path; the model stays as it is. Raises what ``attach`` raises."""
     config = registry.get(method).parse(cast(dict, options or {}))
-    checked_name(name)
+    name = checked_name(name)
     if (routing := routing_of(model)) and routing.merged:
         raise UserError("adapters are merged into the weights; unmerge them first")
     if name in adapter_names(model):

@@ -26,11 +26,12 @@ class FileError(UserError, OSError):
 
 
 def checked_name(name: str) -> str:
-    """``name`` if it is safe as an adapter's and a folder's name.
+    """``name`` in Unicode's composed form (NFC), if it is safe as an adapter's and a folder's name.
 
     Letters and digits of any language, spaces, ``-`` and ``_``; starts with a letter or digit; at most 64 characters.
     Raises ValueError saying what is wrong.
     """
+    name = unicodedata.normalize("NFC", name)
     shown = repr(name if len(name) <= MAX_NAME else name[:20] + "…")
     if not name or len(name) > MAX_NAME:
         raise UserError(f"the name {shown} has {len(name)} characters; use 1 to {MAX_NAME}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import itertools
 import math
+import shlex
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from hra_diffusion import adapter_file, pipeline
-from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo, read_info
+from hra_diffusion.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, put, remove, write_text
 from hra_diffusion.layer import probe_of
@@ -40,17 +44,31 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
 
     A run that is not finished gives its newest checkpoint. Raises UserError saying where was looked.
     """
-    if name_or_file.endswith(".safetensors") or Path(name_or_file).is_file():
-        return Path(name_or_file)
+    given = Path(name_or_file)
+    if given.is_file():
+        return given
+    if given.is_dir() and adapter_file.weights_in(given):
+        raise UserError(f"{given} is another program's folder; bring it in with {IMPORT} {shlex.quote(str(given))}")
+    if given.suffix in (".safetensors", *PICKLES) or given.name != name_or_file:
+        raise UserError(f"there is no adapter file {given}{_near(given)}")
     name = checked_name(name_or_file)
-    for root in roots:
-        checkpoints = sorted(root.glob(f"{name}/checkpoints/[0-9]*/adapter.safetensors"), reverse=True)
-        for path in (root / name / f"{name}.safetensors", root / f"{name}.safetensors", *checkpoints):
+    decomposed = unicodedata.normalize("NFD", name)  # as earlier versions may have written it
+    for root, spelling in itertools.product(roots, dict.fromkeys((name, decomposed))):
+        checkpoints = sorted(root.glob(f"{spelling}/checkpoints/[0-9]*/adapter.safetensors"), reverse=True)
+        for path in (root / spelling / f"{spelling}.safetensors", root / f"{spelling}.safetensors", *checkpoints):
             if path.is_file():
                 return path
     known = ", ".join(sorted({adapter.info.name for adapter in list_adapters(roots)})) or "none"
     places = ", ".join(str(root) for root in roots)
     raise UserError(f"no adapter named {name!r} in {places} (there: {known}); give its file, or its folder by --output")
+
+
+def _near(path: Path) -> str:
+    """The adapter files whose name is most like that of a file that is not there, as the end of a sentence."""
+    names = {file.name: file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)}
+    stems = {Path(name).stem: file for name, file in names.items()}
+    close = difflib.get_close_matches(path.stem, stems, n=3)
+    return f"; near that is {' or '.join(str(stems[stem]) for stem in close)}" if close else ""
 
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:

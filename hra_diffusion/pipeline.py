@@ -217,7 +217,8 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
         if path.suffix != ".safetensors":
             raise BaseModelError(
                 f"{path} is not a .safetensors file; pickled checkpoints can run code and are not opened: get the same "
-                "model as .safetensors, or convert it (the README says how)"
+                "model as .safetensors, or convert it (the README says how); an adapter is no base, it comes in with "
+                f"{adapter_file.IMPORT} once it is .safetensors"
             )
         from hra_diffusion import single_file
 
@@ -237,6 +238,8 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
 
 def _check_folder(path: Path) -> None:
     index = path / "model_index.json"
+    if adapter_file.weights_in(path):
+        raise BaseModelError(f"{path} is an adapter, not a base: bring it in with {adapter_file.IMPORT}")
     if not index.is_file():
         raise BaseModelError(f"{path} holds no model_index.json: not a diffusers model folder")
     try:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from hra_diffusion import families
+from hra_diffusion import adapter_file, adapter_keys, families
 from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 
@@ -145,7 +145,7 @@ def _architecture(path: Path, shapes: dict[str, Any]) -> Architecture:
     """The architecture by the names and shapes of tensors; SD2 for both versions 2."""
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
-        raise BaseModelError(f"{path} is {_what_else(shapes)}")
+        raise BaseModelError(f"{path} is {_what_else(shapes, facts)}")
     if first[1] != 4:
         raise BaseModelError(
             f"{path} can't be used: its UNet takes {first[1]} channels, not 4: an inpainting, depth or editing model, "
@@ -194,10 +194,12 @@ def _from_hub(path: Path) -> Path:
     )
 
 
-def _what_else(shapes: dict[str, Any]) -> str:
+def _what_else(shapes: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     """What a file without the original's UNet is, as far as its names tell."""
-    if any("lora_" in key or ".lora" in key or "hada_" in key or "lokr_" in key for key in shapes):
-        return "an adapter, not a base: bring it in with hra-diffusion import"
+    if facts.get("format") == adapter_file.FORMAT:
+        return "an adapter, not a base: give it as --adapter"
+    if adapter_keys.of_adapter(shapes):
+        return f"an adapter, not a base: bring it in with {adapter_file.IMPORT}"
     if any(key.startswith(("down_blocks.", "double_blocks.", "transformer.", "joint_blocks.")) for key in shapes):
         return (
             "a part of a model, or another kind; give a whole checkpoint of Stable Diffusion 1, 2 or XL, or its folder"

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+import unicodedata
 from pathlib import Path
 
 from hra_diffusion.errors import UserError
@@ -30,7 +31,7 @@ def add_user(file: Path, name: str, password: str) -> None:
 
 def check(file: Path, name: str, password: str) -> bool:
     """Whether the login is in the file. Takes as long for a name that is not."""
-    secret = _read(file).get(name, f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
+    secret = _read(file).get(unicodedata.normalize("NFC", name), f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
     _, salt, wanted = secret.split("$")
     return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(wanted))
 

@@ -1,4 +1,4 @@
-"""A stranger's adapter file -> an adapter of ours on a given base: what was understood, what was skipped and why.
+"""Another program's adapter file -> an adapter on a given base: what was understood, what was skipped and why.
 
 Each layer of the file becomes a plain LoRA of its own rank, exactly: a dense change is one of full rank. What depends
 on the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was imported for.
@@ -6,6 +6,7 @@ on the frozen weight (DoRA, OFT, HRA of odd rank) is exact on the base it was im
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,19 +14,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
-from pydantic import ValidationError
 from torch import Generator, Tensor, nn
 
 from hra_diffusion import adapter_file, pipeline, registry
-from hra_diffusion.adapter_file import MAX_RANK, AdapterFileError, AdapterInfo
+from hra_diffusion.adapter_file import MAX_RANK, PICKLES, WEIGHTS, AdapterFileError, AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import MAX_NAME, checked_name
-from hra_diffusion.interop import names, updates
-from hra_diffusion.interop.updates import LayerParts, PeftSettings
+from hra_diffusion.interop import names, peft_settings, updates
+from hra_diffusion.interop.peft_settings import PeftSettings
+from hra_diffusion.interop.updates import LayerParts
 from hra_diffusion.layer import as_matrix, probe_of
 
-WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""Names of the weights in a folder."""
+LEFT_OUT = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 
 
 class AdapterImportError(UserError):
@@ -34,13 +34,15 @@ class AdapterImportError(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """One safetensors file as it lies there. ``settings`` are PEFT's, by component; "" holds for the whole file."""
+    """One safetensors file as it is. ``settings`` are PEFT's, by component; "" holds for the whole file. ``in_folder``:
+    they come from a folder of PEFT's."""
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, PeftSettings] = field(default_factory=dict)
     component: str = ""
+    in_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,12 @@ class Imported:
 def import_adapter(
     pipe: DiffusionPipeline, path: str | Path, output: str | Path, name: str, trigger: str = ""
 ) -> tuple[Path, Report]:
-    """Write a stranger's adapter for this pipeline's base as ``output/name.safetensors``; returns it and the report.
+    """Write another program's adapter for this pipeline's base as ``output/name.safetensors``.
 
-    Raises UserError: AdapterImportError, FileError, or for a name that no adapter can have.
+    Returns that file and the report. Raises UserError: AdapterImportError, FileError, or for a name that no adapter can
+    have.
     """
-    checked_name(name)
+    name = checked_name(name)
     imported, places, report = understand(pipe, path)
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
@@ -117,7 +120,8 @@ def import_adapter(
 
 def name_for(file: Path) -> str:
     """A name for an adapter made of its file's: letters, digits, - and _ stay."""
-    return re.sub(r"\W+", "-", file.stem).strip("-_")[:MAX_NAME] or "imported"
+    stem = unicodedata.normalize("NFC", file.parent.name if file.name in WEIGHTS else file.stem)
+    return re.sub(r"\W+", "-", stem).strip("-_")[:MAX_NAME] or "imported"
 
 
 def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
@@ -151,22 +155,22 @@ def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, lis
 
 def _sources(path: Path) -> Iterator[Source]:
     """The file itself, or those of a folder: PEFT's own, or one such for each component."""
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix in PICKLES:
         raise AdapterImportError(f"{path} is a pickle, which can run code when opened; get it as .safetensors")
     if not path.is_dir():
-        yield _source(path)
+        yield _in_folder(path) if path.name in WEIGHTS else _source(path)
         return
-    folders = [folder for folder in (path, *sorted(path.iterdir())) if _weights(folder)]
-    if not folders:
+    files = [file for folder in (path, *sorted(path.iterdir())) if (file := adapter_file.weights_in(folder))]
+    if not files:
         raise AdapterImportError(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
-    for folder in folders:
-        component = "" if folder == path else folder.name
-        settings = folder / "adapter_config.json"
-        yield _source(_weights(folder)[0], _json(settings) if settings.is_file() else None, component)
+    yield from map(_in_folder, files)
 
 
-def _weights(folder: Path) -> list[Path]:
-    return [folder / name for name in WEIGHTS if (folder / name).is_file()]
+def _in_folder(weights: Path) -> Source:
+    """The weights of a folder with the settings beside them. The folder may be named after its component."""
+    place, component = weights.parent / "adapter_config.json", weights.parent.resolve().name
+    settings = _json(place) if place.is_file() else None
+    return _source(weights, settings, component if component in pipeline.COMPONENTS else "")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -195,16 +199,17 @@ def _source(path: Path, settings: dict[str, Any] | None = None, component: str =
             )
     found = {"": settings} if settings else _adapter_metadata(path, metadata)
     try:
-        checked = {key: PeftSettings.model_validate(value).model_dump() for key, value in found.items()}
-    except ValidationError as error:
-        raise AdapterImportError(
-            f"the settings of {path} are damaged: {registry.explain(error)}; get it again"
-        ) from None
-    return Source(path, tensors, metadata, checked, component)
+        checked = {key: peft_settings.read(value) for key, value in found.items()}
+    except peft_settings.SettingsError as error:
+        raise AdapterImportError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise AdapterImportError(f"the settings of {path} are damaged: {error}; get it again") from None
+    return Source(path, tensors, metadata, checked, component, in_folder=bool(settings))
 
 
 def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """PEFT's settings by component, as diffusers keeps them in a file's metadata ("unet.lora_alpha": 8)."""
+    """PEFT's settings by component, as diffusers keeps them in a file's metadata: "unet.lora_alpha" in a pipeline's,
+    "lora_alpha" in one of a single model."""
     try:
         flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
@@ -213,7 +218,7 @@ def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict
         ) from None
     settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items() if isinstance(flat, dict) else ():
-        component, _, name = key.partition(".")
+        component, _, name = key.rpartition(".")
         settings.setdefault(component, {})[name] = value
     return settings
 
@@ -225,17 +230,33 @@ def _collect(
     index = names.Index(pipe, source.component, list(source.tensors), source.metadata)
     for key, tensor in source.tensors.items():
         found = index.find(key)
+        if not isinstance(found, str) and _left_out(pipe, source, found[0], index.name_of(key)):
+            found = LEFT_OUT
         if isinstance(found, str):
             skipped.setdefault(found, []).append(key)
             continue
         place, part = found
-        settings = source.settings.get("", source.settings.get(place[0], {}))
+        settings = _layer_settings(source, place, index.name_of(key))
         parts = layers.setdefault(place, LayerParts({}, settings)).tensors
         if part in parts:
             raise AdapterImportError(
                 f"{source.path} names {'.'.join(place)} twice ({key}); which one counts can't be known"
             )
         parts[part] = tensor
+
+
+def _left_out(pipe: DiffusionPipeline, source: Source, place: names.Place, name: str) -> bool:
+    """Whether the settings of a PEFT folder don't target the layer that it calls ``name``: PEFT then ignores it."""
+    if not source.in_folder:
+        return False
+    component, path = place
+    return not source.settings[""].targets(name, pipeline.components(pipe)[component].get_submodule(path))
+
+
+def _layer_settings(source: Source, place: names.Place, name: str) -> PeftSettings | None:
+    """PEFT's settings for a layer, which patterns may call as the file does, or as any version of transformers does."""
+    settings = source.settings.get("", source.settings.get(place[0]))
+    return settings and settings.of_layer([name, place[1], names.public(*place)])
 
 
 def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place, LayerParts]) -> Imported:
@@ -247,7 +268,7 @@ def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place,
     sizes: dict[names.Place, int] = {}
     for (component, path), parts in layers.items():
         try:
-            up, down = updates.factors(components[component].get_submodule(path), path, parts)
+            up, down = updates.factors(components[component].get_submodule(path), parts)
         except updates.PartsError as error:
             raise AdapterImportError(f"{file}: {component}.{path}: {error}") from None
         tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
@@ -262,14 +283,15 @@ def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place,
 
 def _native(layers: Mapping[names.Place, LayerParts], components: Mapping[str, nn.Module]) -> Imported | None:
     """A PEFT folder of a method that is ours too, as that method."""
-    settings = next(iter(layers.values())).settings
+    if (settings := next(iter(layers.values())).settings) is None:
+        return None
     for method in map(registry.get, registry.names()):
         form = method.peft
-        if not form or not form.from_peft or form.peft_type != settings.get("peft_type"):
+        if not form or not form.from_peft or form.peft_type != settings.peft_type:
             continue
         try:
-            config = method.parse(form.from_peft(settings))
-        except (KeyError, ValueError):  # options that ours does not have, as an odd rank: then as a plain LoRA
+            config = method.parse(form.from_peft(settings.model_dump()))
+        except ValueError:  # options that ours does not have, as an odd rank: then as a plain LoRA
             return None
         if not all(
             _fits(components[c].get_submodule(path), parts, method, config) for (c, path), parts in layers.items()

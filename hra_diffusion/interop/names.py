@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hra_diffusion import families, pipeline
+from hra_diffusion import adapter_keys, families, pipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop import original
 from hra_diffusion.layer import unsupported
@@ -15,32 +15,30 @@ from hra_diffusion.layer import unsupported
 Place = tuple[str, str]
 """A layer of a pipeline: (component, path)."""
 
-_PARTS = (
-    (r"_lora\.(down|up)\.weight", "{}"),  # old diffusers: attn1.processor.to_q_lora.down.weight
-    (r"\.lora(?:_linear_layer)?\.(down|up)\.weight", "{}"),
-    (r"\.lora_(down|up|mid)\.weight", "{}"),
-    (r"\.lora_A(?:\.default)?\.weight", "down"),
-    (r"\.lora_B(?:\.default)?\.weight", "up"),
-    (r"\.(alpha)", "{}"),
-    (r"\.dora_scale", "dora_scale"),
-    (r"\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", "magnitude"),
-    (r"\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff)", "{}"),
-    (r"\.hra_u(?:\.default)?", "hra_u"),
-    (r"\.oft_R(?:\.default)?\.weight", "oft_R"),
-)
 _KNOWN_BUT = (
     (r".*\.(diff_b|(lora_B|lora_up)(\.\w+)?\.bias|bias)", "it changes biases; adapters here change weights only"),
     (r".*\.([wb]_norm)", "it changes normalisation layers; adapters here change linear and conv layers"),
-    (r".*\.(on_input|a1\.weight|a2\.weight|b1\.weight|b2\.weight|oft_blocks|oft_diag|rescale|scalar)",
-     "IA³, GLoRA and LyCORIS' OFT are not read"),
-    (r".*(emb_params|emp_params|string_to_param|clip_[gl]$|<.*>).*", "it is a textual inversion, not an adapter"),
+    (r".*(emb_params|emp_params|string_to_param|bundle_emb|clip_[gl]$|<.*>).*",
+     "it is a textual inversion, not an adapter"),
     (r".*control.*", "it is for ControlNet"),
 )  # fmt: skip
-_PREFIXES = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
-             "lora_te2_": "text_encoder_2", "lycoris_": "unet"}  # fmt: skip
+_PREFIXES = {
+    "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+    "lycoris_": "unet",
+    "oft_unet_": "unet",  # networks/oft.py of sd-scripts 48d368fa
+    "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
+    # ComfyUI's own names
+    "diffusion_model.": "unet", "model.diffusion_model.": "unet",
+    # OneTrainer's files for ComfyUI: modules/model/StableDiffusion{,XL}Model.py at 23df3832
+    "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_h.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    # the Open Model Initiative's names, which OneTrainer wrote before
+    "clip_l.": "text_encoder", "clip_h.": "text_encoder", "clip_g.": "text_encoder_2",
+}  # fmt: skip
+_WRAPPED = "base_model.model."
+"""How PEFT's names of layers begin."""
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-_NUMBERED = re.compile(r"(unet|text_encoder):(\d+):(up|down)")
 _BLOCKS = ("down_blocks", "up_blocks", "mid_block")
 _WITHIN = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj",
            "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")  # fmt: skip
@@ -63,54 +61,94 @@ def kohya(pipe: DiffusionPipeline, component: str, path: str) -> str:
 
 
 class Index:
-    """Finds the layer of a pipeline that a key of a stranger's file means.
+    """Finds the layer of a pipeline that a key of another program's file means.
 
-    ``component``: where the file says nothing of it. ``keys`` and ``metadata`` of the file count for formats that
-    number their layers.
+    ``component``: where the file does not say it. ``keys`` and ``metadata`` of the file count for formats that number
+    their layers.
     """
 
     def __init__(self, pipe: DiffusionPipeline, component: str, keys: Sequence[str], metadata: Mapping[str, str]):
         self.components = pipeline.components(pipe)
-        self.component = component
+        self.keys = frozenset(keys)
         self.layers: dict[Place, Place] = {}
+        self.roots: set[str] = set()
+        """How bare names of the UNet's layers begin."""
         for name, model in self.components.items():
             for path in (path for path, module in model.named_modules() if not unsupported(module)):
                 for alias in _aliases(pipe, name, path):
                     self.layers[name, alias.replace(".", "_")] = (name, path)
+                    self.roots |= {alias.partition(".")[0]} if name == "unet" else set()
+        self.component = component or self._most_likely_component()
         self.numbered = {name: _numbered(name, model, keys, metadata) for name, model in self.components.items()}
+        self.unreadable = self._unreadable()
 
     def find(self, key: str) -> tuple[Place, str] | str:
         """(layer, part) of a key, or the reason why it is passed over."""
-        if found := _NUMBERED.fullmatch(key):
+        if found := adapter_keys.NUMBERED.fullmatch(key):
             component, number, part = found[1], int(found[2]), found[3]
             layers = self.numbered.get(component, [])
             return (layers[number], part) if number < len(layers) else _no_place(component, self.components)
-        for pattern, part in _PARTS:
-            if found := re.fullmatch(f"(.+?){pattern}", key):
-                layer = self._layer(found[1])
-                return layer if isinstance(layer, str) else (layer, part.format(*found.groups()[1:]))
-        return next((reason for pattern, reason in _KNOWN_BUT if re.fullmatch(pattern, key)), "its name is not known")
+        if found := self._split_key(key):
+            layer = self._layer(found[0])
+            return layer if isinstance(layer, str) else self.unreadable.get(layer) or (layer, found[1])
+        return _known_but(key) or self.unreadable.get(self._layer_with(key)) or "its name is not known"
+
+    def _unreadable(self) -> dict[Place | None, str]:
+        """The layers with a tensor of an unknown kind, without which the others may mean something else."""
+        strange = [key for key in self.keys if not (self._split_key(key) or _known_but(key))]
+        found = {self._layer_with(key): key.removesuffix(".weight").rpartition(".")[2] for key in sorted(strange)}
+        return {layer: f"its layer has a tensor of an unknown kind, {kind}" for layer, kind in found.items() if layer}
+
+    def _layer_with(self, key: str) -> Place | None:
+        """The layer that a key of an unknown kind belongs to."""
+        layer = self._layer(key.removesuffix(".weight").rpartition(".")[0])
+        return None if isinstance(layer, str) else layer
+
+    def _split_key(self, key: str) -> tuple[str, str] | None:
+        return adapter_keys.split(key, f"{key.removesuffix('.weight')}.on_input" in self.keys)
+
+    def name_of(self, key: str) -> str:
+        """The layer's name within its component, as the file writes it."""
+        found = adapter_keys.split(key)
+        return _own_name(self._split(found[0])[1]) if found else ""
 
     def _layer(self, module: str) -> Place | str:
         """The layer a module's name means, or why there is none."""
         component, name = self._split(module)
-        name = name.replace(".processor.", ".").removeprefix("base_model.model.")
-        for candidate in [component] if component else self.components:
-            if place := self.layers.get((candidate, _modern(candidate, name).replace(".", "_"))):
-                return place
-        return _no_place(component, self.components)
+        if component is None:
+            return f"the prefix {name!r} is not known"
+        name = _own_name(name.replace(".processor.", "."))
+        place = self.layers.get((component, _modern(component, name).replace(".", "_")))
+        return place or _no_place(component, self.components)
 
-    def _split(self, module: str) -> tuple[str, str]:
-        """(component, name within it); the component is "" where nothing says which."""
+    def _most_likely_component(self) -> str:
+        """The component that has most of the layers of a PEFT file, which does not say whose they are; else ""."""
+        wrapped = filter(None, (adapter_keys.split(key) for key in self.keys if key.startswith(_WRAPPED)))
+        own = [_own_name(module).replace(".", "_") for module, _ in wrapped]
+        return max(self.components, key=lambda c: sum((c, name) in self.layers for name in own)) if own else ""
+
+    def _split(self, module: str) -> tuple[str | None, str]:
+        """(component, name within it); for an unknown prefix None, and the prefix in place of the name."""
         for prefix, component in _PREFIXES.items():
             if module.startswith(prefix):
                 return component, module.removeprefix(prefix)
-        first, _, rest = module.partition(".")
-        if first in ("unet", "text_encoder", "text_encoder_2"):
-            return first, rest
-        if self.component or module.startswith("base_model.model."):
+        if self.component:
             return self.component, module
-        return "unet", module
+        first = module.partition(".")[0]
+        if first in self.roots:
+            return "unet", module
+        flat = re.match(r"(lora|lycoris|oft)_[^_.]+", module)
+        return None, flat[0] if flat else first
+
+
+def _known_but(key: str) -> str:
+    """Why a key of a known kind is not used, or ""."""
+    return next((reason for pattern, reason in _KNOWN_BUT if re.fullmatch(pattern, key)), "")
+
+
+def _own_name(name: str) -> str:
+    """A layer's name without PEFT's wrappers."""
+    return name.removeprefix(_WRAPPED)
 
 
 def _modern(component: str, name: str) -> str:
@@ -122,9 +160,9 @@ def _modern(component: str, name: str) -> str:
 
 
 def _no_place(component: str, components: Mapping[str, nn.Module]) -> str:
-    if component and component not in components:
+    if component not in components:
         return f"this base has no {component}"
-    return f"this base has no such layer{f' in its {component}' if component else ''}"
+    return f"this base has no such layer in its {component}"
 
 
 def _aliases(pipe: DiffusionPipeline, component: str, path: str) -> list[str]:
@@ -142,7 +180,9 @@ def _numbered(component: str, model: nn.Module, keys: Sequence[str], metadata: M
 
     It is the order of the classes' modules in diffusers 0.10: feed-forward before cross-attention, the middle last.
     """
-    numbers = {int(found[2]) for key in keys if (found := _NUMBERED.fullmatch(key)) and found[1] == component}
+    numbers = {
+        int(found[2]) for key in keys if (found := adapter_keys.NUMBERED.fullmatch(key)) and found[1] == component
+    }
     if not numbers:
         return []
     paths = [path for path, module in model.named_modules() if not unsupported(module)]

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -423,6 +424,9 @@ def test_a_strangers_lora_beside_ones_own_hra(trained, base_folder, tmp_path, ca
     assert dry["used"] == dry["keys"] and not list(tmp_path.glob("Some-*"))
     done = run_json(capsys, *command)
     assert done["name"] == "Some-LoRA-v1-0" and Path(done["file"]).is_file()
+    use = shlex.split(done["use"])
+    assert use[:4] == ["hra-diffusion", "generate", "--adapter", done["file"]] and use[-1] == "a photo of sks dog"
+    assert main([*use[1:], "--steps", "1", "--output", str(tmp_path / "drawn")]) == 0, "the printed command works"
     assert main([*map(str, command)]) == 1 and "take another --name" in capsys.readouterr().err
     result = run_json(
         capsys, "compare", "--adapter", done["file"], trained / "rex-hra" / "rex-hra.safetensors",
@@ -444,3 +448,26 @@ def test_import_names_what_it_skips(tmp_path, base_folder, capsys):
     told = capsys.readouterr().out
     assert "2 of 4 keys understood: 1 LoRA; 1 layers of the unet; rank 2 (1)" in told
     assert "skipped, its name is not known: a and 1 more" in told
+
+
+def test_import_writes_composed_names_and_says_where(tmp_path, base_folder, capsys):
+    """A name in decomposed letters, as macOS' file dialogs give it, is the same as in composed ones."""
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_B.weight": torch.ones(32, 2), f"{layer}.lora_A.weight": torch.ones(2, 32)},
+              tmp_path / "odd.safetensors")  # fmt: skip
+    command = ["import", str(tmp_path / "odd.safetensors"), "--base", str(base_folder), "--output", str(tmp_path)]
+    assert main([*command, "--name", "e\u0301te\u0301"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        f"written to {tmp_path / 'été.safetensors'}; use it with" in told and (tmp_path / "été.safetensors").is_file()
+    )
+    assert main([*command, "--name", "été"]) == 1 and "exists already" in capsys.readouterr().err
+
+
+def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, capsys):
+    place = trained / "rex-hra" / "rex-hra"
+    assert main(["generate", "--adapter", str(place), "--prompt", "a", "--base", str(base_folder)]) == 1
+    assert f"there is no adapter file {place}; near that is {place}.safetensors" in capsys.readouterr().err

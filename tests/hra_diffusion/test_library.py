@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import hra_diffusion as hra
 from hra_diffusion import attachment, library
 from hra_diffusion.adapter_file import AdapterFileError, read_info
+from hra_diffusion.errors import UserError
 
 
 @pytest.fixture
@@ -105,3 +106,35 @@ def test_another_base_is_noticed_without_loading(adapter):
     assert "weights differ" in library.misfit(info, other)
     renamed = info.model_copy(update={"fingerprint": {"unet": {"no.such.layer": 0.1}}})
     assert "made for another base model" in library.misfit(renamed, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("Rex/Rex", "Rex/Rex.safetensors"), ("Rex.safetensors", "Rex/Rex.safetensors"), ("Rex", "Rex/Rex.safetensors"),
+     ("Rexx.safetensors", "Rex/Rex.safetensors"), ("Unlike/it.safetensors", "")],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_said_so_with_those_near(given, near, adapter, tmp_path):
+    with pytest.raises(UserError) as error:
+        library.find_adapter(f"{tmp_path}/{given}", [])
+    said = f"there is no adapter file {tmp_path / given}"
+    assert str(error.value) == (f"{said}; near that is {tmp_path / near}" if near else said)
+
+
+def test_another_programs_folder_points_to_import(tmp_path):
+    (tmp_path / "my peft").mkdir()
+    (tmp_path / "my peft" / "adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match=r"another program's folder; bring it in with hra-diffusion import '.*my peft'"):
+        library.find_adapter(str(tmp_path / "my peft"), [])
+
+
+def test_names_are_the_same_in_composed_and_decomposed_letters(adapter, tmp_path):
+    """Also where an earlier version wrote the decomposed form."""
+    composed, decomposed = "été", "e\u0301te\u0301"
+    assert library.rename(adapter, decomposed).name == f"{composed}.safetensors"
+    assert library.find_adapter(decomposed, [tmp_path]) == library.find_adapter(composed, [tmp_path])
+    (tmp_path / composed).rename(tmp_path / decomposed)
+    (tmp_path / decomposed / f"{composed}.safetensors").rename(tmp_path / decomposed / f"{decomposed}.safetensors")
+    assert library.find_adapter(composed, [tmp_path]).parent.name == decomposed
+    model = tiny_pipe().unet
+    attachment.attach(model, "hra", {"rank": 2}, name=decomposed)
+    assert attachment.adapter_names(model) == [composed]

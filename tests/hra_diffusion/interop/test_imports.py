@@ -66,6 +66,13 @@ def test_our_own_exports_come_back(kind, method, format, tmp_path):
         ("lokr", {"factor": 2, "use_tucker": True}),
         ("lokr", {"factor": 4, "full_matrix": True}),
         ("full", {}),
+        ("diag-oft", {}),
+        ("diag-oft", {"constraint": 0.01, "rescaled": True}),
+        ("boft", {}),
+        ("boft", {"constraint": 0.01, "rescaled": True}),
+        ("glora", {}),
+        ("ia3", {}),
+        ("ia3", {"train_on_input": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
 )
@@ -295,7 +302,9 @@ def test_damaged_files_are_refused(content, tmp_path, pipe):
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 SUFFIXES = ["lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
             "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
-            "diff", "diff_b", "hra_u", "oft_R.weight", "lora_magnitude_vector", "w_norm", "nonsense"]  # fmt: skip
+            "diff", "diff_b", "hra_u", "oft_R.weight", "lora_magnitude_vector", "w_norm", "nonsense", "weight",
+            "oft_R.scaled_oft", "oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight",
+            "on_input"]  # fmt: skip
 SIZES = st.sampled_from([0, 1, 2, 3, 32])
 TENSORS = st.builds(
     lambda shape, dtype: torch.full(shape, 0.5).to(dtype),
@@ -303,11 +312,28 @@ TENSORS = st.builds(
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool]),
 )
 SETTINGS = st.dictionaries(
-    st.sampled_from(["peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "apply_GS", "use_cayley_neumann"]),
+    st.sampled_from(
+        [
+            "peft_type",
+            "r",
+            "lora_alpha",
+            "alpha_pattern",
+            "rank_pattern",
+            "use_rslora",
+            "apply_GS",
+            "use_cayley_neumann",
+            "target_modules",
+            "layers_to_transform",
+            "init_lora_weights",
+            "peft_version",
+            "bias",
+            "new",
+        ]
+    ),
     st.one_of(
         st.none(),
         st.integers(-3, 9),
-        st.sampled_from(["", "HRA", "a(*"]),
+        st.sampled_from(["", "HRA", "OFT", "LOKR", "pissa", "0.21", "a(*"]),
         st.lists(st.integers()),
         st.dictionaries(st.sampled_from(["to_q", "(*"]), st.floats()),
     ),
