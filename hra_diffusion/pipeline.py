@@ -50,7 +50,8 @@ def load_base(
 
     ``source``: "toybox" (embedded), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id.
     ``weights``: "int8" or "nf4" stores the UNet's in fewer bits (see quantised), before they reach the device.
-    ``pipe.base_name`` is how adapters will name it. Raises BaseModelError if it is missing or not Stable Diffusion.
+    ``pipe.base_name`` is how adapters will name it; ``pipe.base_file`` is its single checkpoint, or None.
+    Raises BaseModelError if it is missing or not Stable Diffusion.
     """
     if dtype not in DTYPES:
         raise BaseModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
@@ -60,6 +61,7 @@ def load_base(
     pipe.to(device_for(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = base_name(source)
+    pipe.base_file = Path(source).resolve() if Path(source).is_file() else None
     return pipe
 
 
