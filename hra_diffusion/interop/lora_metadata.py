@@ -23,9 +23,12 @@ from hra_diffusion.files import tensors_hash
 
 THUMBNAIL = 256
 """The longer side of a thumbnail in pixels."""
-_RELEASES = {768: ("sd_v1", "stable-diffusion-v1"), 1024: ("sd_v2", "stable-diffusion-v2-512"),
-             2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")}  # fmt: skip
-"""Width of the text -> (kohya's name of the version, ModelSpec's name of the architecture)."""
+_RELEASES = {
+    768: ("sd_v1", "stable-diffusion-v1", "diffusers"),
+    1024: ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
+    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
+}
+"""Width of the text -> kohya's version, ModelSpec's architecture and its implementation."""
 
 
 def base_version(pipe: Any) -> dict[str, str]:
@@ -33,7 +36,7 @@ def base_version(pipe: Any) -> dict[str, str]:
     width, velocity = pipe.unet.config.cross_attention_dim, _prediction(pipe) == "v"
     if width not in _RELEASES:
         return {}
-    version, architecture = _RELEASES[width]
+    version, architecture, implementation = _RELEASES[width]
     if velocity and width == 1024:
         architecture = "stable-diffusion-v2-768-v"
     return {
@@ -41,9 +44,7 @@ def base_version(pipe: Any) -> dict[str, str]:
         "ss_v2": str(width == 1024),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models"
-        if width == 2048
-        else "diffusers",
+        "modelspec.implementation": implementation,
     }
 
 
@@ -68,7 +69,7 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
              "ss_network_alpha": str(float(rank)), "ss_output_name": name,
              "ss_sd_model_name": pipeline.name_of(pipe)}  # fmt: skip
     if dora:
-        facts["ss_network_args"] = json.dumps({"algo": "lora", "dora_wd": "True", "wd_on_output": "True"})
+        facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
         facts["ss_tag_frequency"] = json.dumps({name: {info.subject: info.training.get("photos", 1)}})
     if info and (size := info.training.get("resolution")):

@@ -42,7 +42,10 @@ class Row:
 
 
 _REMEDY = "--lora-rank N, or --format merged"
-_BASE_NORM = f"it divides by the norms of the base's weights, not of the changed ones: about 5 % off; {_REMEDY}"
+_BASE_NORM = (
+    "it divides by the norms of the base's weights, not of the changed ones: about 5 % of the change off, more of a "
+    f"large one; {_REMEDY}"
+)
 _INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
     Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)"),

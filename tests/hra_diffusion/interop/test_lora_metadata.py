@@ -56,16 +56,12 @@ def invokeai(tensors):
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
         width = tensor.shape[1] if part == "lora_down.weight" else None
-        found = None
-        if layer.startswith("lora_unet_") and layer.endswith(("_attn2_to_k", "_attn2_to_v")):
-            found = width
-        elif layer.startswith("lora_unet_") and "time_emb_proj.lora_down" in key:
-            found = width
-        elif layer.startswith("lora_te_") and "_self_attn_" in layer:
-            found = width
-        elif layer.startswith("lora_te") and "_self_attn_" in layer:
-            encoders[layer.split("_")[1]] = width
-            if all(encoders.get(name) for name in ("te1", "te2")):
+        cross = layer.startswith("lora_unet_") and layer.endswith(("_attn2_to_k", "_attn2_to_v", "_time_emb_proj"))
+        text = layer.startswith("lora_te") and "_self_attn_" in layer
+        found = width if cross or (text and layer.startswith("lora_te_")) else None
+        if text and not layer.startswith("lora_te_"):
+            encoders[layer[:8]] = width
+            if all(encoders.get(name) for name in ("lora_te1", "lora_te2")):
                 found = sum(encoders.values())
         if found is not None:
             return {768: "SD1", 1024: "SD2", 1280: "SDXL", 2048: "SDXL"}.get(found, f"no model of width {found}")
@@ -111,7 +107,12 @@ def test_versions_are_named_as_sd_scripts_names_them(tmp_path):
     for kind in PIPES:
         (tmp_path / kind).mkdir()
         facts, _ = exported(of_real_width(kind), tmp_path / kind)
-        keys = ("ss_base_model_version", "modelspec.architecture", "modelspec.prediction_type", "modelspec.implementation")
+        keys = (
+            "ss_base_model_version",
+            "modelspec.architecture",
+            "modelspec.prediction_type",
+            "modelspec.implementation",
+        )
         found[kind] = [facts[key] for key in keys]
     sgm = "https://github.com/Stability-AI/generative-models"
     assert found == {
@@ -222,27 +223,23 @@ def test_keys_at_full_size_are_kohyas(architecture, counts, examples):
     assert [len(set(found.values())) for found in keys.values()] == counts
     every = {key for found in keys.values() for key in found.values()}
     assert set(examples) <= every
-    for number, (part, found) in enumerate(keys.items()):
-        tensors = {f"{key}.{side}": torch.zeros(1, 1) for key in found.values() for side in SIDES}
-        tensors |= {f"{key}.alpha": torch.ones(()) for key in found.values()}
+    for part, found in keys.items():
+        tensors = {f"{key}.lora_{side}.weight": torch.zeros(1, 1) for key in found.values() for side in ("down", "up")}
         if part == "unet" and architecture is SDXL:
             tensors = _maybe_map_sgm_blocks_to_diffusers(tensors, pipe.unet.config)
-        read, alphas = _convert_non_diffusers_lora_to_diffusers(tensors)
-        ours = {f"{'unet' if number == 0 else f'text_encoder{_2(part)}'}.{names.public(part, path)}" for path in found}
-        theirs = {re.sub(r"\.(lora\.|lora_linear_layer\.)?(down|up)\.weight$", "", key) for key in read}
-        assert {modern(key) for key in theirs} == ours and len(alphas) == len(found)
+        read, _ = _convert_non_diffusers_lora_to_diffusers(tensors)
+        assert {as_path(key) for key in read} == {f"{part}.{names.public(part, path)}" for path in found}
 
 
-SIDES = ("lora_down.weight", "lora_up.weight")
-
-
-def _2(part):
-    return "_2" if part.endswith("_2") else ""
-
-
-def modern(key):
-    """A layer as diffusers names it, from its reader's older name: "attn1.processor.to_q_lora"."""
-    return key
+def as_path(key):
+    """The layer that a key of diffusers' reader means: it gives attention the names of its older processors."""
+    key = re.sub(r"(\.lora|\.lora_linear_layer)?\.(down|up)\.weight$", "", key)
+    if not (found := re.fullmatch(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora", key)):
+        return key
+    attention, side = found.groups()
+    if key.startswith("text_encoder"):
+        return f"{attention}.{side}_proj"
+    return f"{attention}.to_out.0" if side == "out" else f"{attention}.to_{side}"
 
 
 def test_sdxl_blocks_are_those_of_the_original_configuration():
@@ -250,7 +247,9 @@ def test_sdxl_blocks_are_those_of_the_original_configuration():
     pipe = full_size(SDXL)
     found = {}
     for key in kohya_names(pipe)["unet"].values():
-        if match := re.fullmatch(r"lora_unet_((?:input|middle|output)_blocks?(?:_\d+)+)_transformer_blocks_(\d+)_.*", key):
+        if match := re.fullmatch(
+            r"lora_unet_((?:input|middle|output)_blocks?(?:_\d+)+)_transformer_blocks_(\d+)_.*", key
+        ):
             found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
     depth = {"input": {4: 2, 5: 2, 7: 10, 8: 10}, "output": {0: 10, 1: 10, 2: 10, 3: 2, 4: 2, 5: 2}}
     wanted = {f"{way}_blocks_{block}_1": deep for way, blocks in depth.items() for block, deep in blocks.items()}

@@ -7,7 +7,7 @@ from loaders import EXACT, LOADERS, adapted
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import attachment, interop, pipeline, registry
-from hra_diffusion.interop import names, original, truth
+from hra_diffusion.interop import names, truth
 from hra_diffusion.interop.truth import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
 from hra_diffusion.layer import original_weight
 
@@ -31,8 +31,8 @@ def test_rows_that_are_not_run_here_say_how_they_were_checked():
 
 
 def as_comfyui(weight, up, down, magnitude):
-    """``weight_decompose`` of ComfyUI a125cd84 (comfy/weight_adapter/base.py) and Forge dfdcbab6 (backend/patcher/lora.py),
-    for a magnitude by output: the norm is the base's."""
+    """``weight_decompose`` of ComfyUI a125cd84 (comfy/weight_adapter/base.py) and of Forge dfdcbab6
+    (backend/patcher/lora.py) for a magnitude by output: the norm is the base's."""
     return (weight + up @ down) * magnitude / weight.norm(dim=1, keepdim=True)
 
 
@@ -51,7 +51,7 @@ def as_onetrainer(weight, up, down, magnitude):
 
 @pytest.mark.parametrize(
     ("program", "load", "least", "most"),
-    [("OneTrainer", as_onetrainer, 0, 1e-5), ("ComfyUI", as_comfyui, 0.01, 0.1), ("Forge", as_comfyui, 0.01, 0.1),
+    [("OneTrainer", as_onetrainer, 0, 1e-5), ("ComfyUI", as_comfyui, 0.01, 0.5), ("Forge", as_comfyui, 0.01, 0.5),
      ("InvokeAI", as_invokeai, 0.5, 10), ("AUTOMATIC1111", as_invokeai, 0.5, 10), ("sd-scripts", None, 0.1, 1)],
 )  # fmt: skip
 def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp_path):
@@ -63,7 +63,7 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
         for path, adapter in attachment.adapter_layers(model, "Rex").items():
             weight, key = original_weight(model.get_submodule(path)).flatten(1), names.kohya(pipe, component, path)
             up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
-            wanted = adapter.adapted_weight(weight, 1.0)
+            wanted = adapter.adapted_weight(weight, 1.0).detach()
             read = load(weight, up, down, tensors[f"{key}.dora_scale"].flatten(1)) if load else weight + up @ down
             error, change = error + (read - wanted).square().sum(), change + (wanted - weight).square().sum()
     assert least <= float((error / change).sqrt()) < most
@@ -73,7 +73,9 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
-    wrong = {(method, format): truth.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS}
+    wrong = {
+        (method, format): truth.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS
+    }
     assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
     assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
 
@@ -105,7 +107,9 @@ def test_a_cut_lora_is_never_called_exact(tmp_path):
 def noted(kind, targets, text_targets, folder):
     pipe = PIPES[kind]()
     for component, model in pipeline.components(pipe).items():
-        attachment.attach(model, "lora", {"rank": 2}, name="Rex", targets=targets if component == "unet" else text_targets)
+        attachment.attach(
+            model, "lora", {"rank": 2}, name="Rex", targets=targets if component == "unet" else text_targets
+        )
     return truth.notes(pipe, "Rex", interop.export(pipe, "Rex", "kohya", folder / "rex.safetensors"))
 
 
@@ -142,14 +146,22 @@ def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
 
     layer = "cond_stage_model.model.transformer.resblocks.{}."
     base = load_file(done.path)
-    last = {k.replace(layer.format(22), layer.format(23)): t + 1 for k, t in base.items() if k.startswith(layer.format(22))}
-    last |= {f"cond_stage_model.model.{key}": torch.ones(size) for key, size in [("text_projection", (32, 32)), ("logit_scale", ())]}
+    last = {
+        k.replace(layer.format(22), layer.format(23)): t + 1 for k, t in base.items() if k.startswith(layer.format(22))
+    }
+    last |= {
+        f"cond_stage_model.model.{key}": torch.ones(size)
+        for key, size in [("text_projection", (32, 32)), ("logit_scale", ())]
+    }
     save_file({key: tensor.half() for key, tensor in (base | last).items()}, tmp_path / "base.safetensors")
     pipe.base_file = tmp_path / "base.safetensors"
     done = interop.export(pipe, "Rex", "merged", tmp_path / "file.safetensors")
     written = load_file(done.path)
     assert truth.notes(pipe, "Rex", done) == [] and written.keys() == base.keys() | last.keys()
-    assert all(written[key].dtype == torch.float32 and torch.equal(written[key], t.half().float()) for key, t in last.items())
+    assert all(
+        written[key].dtype == torch.float32 and torch.equal(written[key], t.half().float()) for key, t in last.items()
+    )
     assert all(torch.equal(written[key], tensor) for key, tensor in base.items()), "the rest is the pipeline's"
     pipe.base_file.unlink()
-    assert original.checkpoint(pipe).keys() == base.keys(), "without its file the base has 23"
+    gone = interop.export(pipe, "Rex", "merged", tmp_path / "gone.safetensors")
+    assert load_file(gone.path).keys() == base.keys(), "without its file the base has 23"
