@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import shutil
@@ -119,11 +120,21 @@ def write_text(path: Path, text: str) -> None:
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors, as float32 where they are floating point, to a safetensors file whole or not at all."""
-    from safetensors.torch import save
-
-    data = save({key: _storable(tensor) for key, tensor in tensors.items()}, dict(metadata or {}))
+    data = _serialised(tensors, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def tensors_hash(tensors: "Mapping[str, Tensor]") -> str:
+    """SHA-256 of what ``save_tensors`` writes after the file's header, in hexadecimal."""
+    data = memoryview(_serialised(tensors))
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def _serialised(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> bytes:
+    from safetensors.torch import save
+
+    return save({key: _storable(tensor) for key, tensor in tensors.items()}, dict(metadata or {}))
 
 
 def _storable(tensor: "Tensor") -> "Tensor":

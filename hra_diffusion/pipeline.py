@@ -57,7 +57,8 @@ def load_base(
     ``source``: "toybox" (embedded), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id.
     ``weights``: "int8" or "nf4" stores the UNet's in fewer bits (see quantised), before they reach the device.
     ``prediction_type`` ("epsilon", "v_prediction" or "sample") and ``rescale_zero_snr`` (zero terminal SNR) override
-    what the base says of its noise process. ``pipe.base_name`` is how adapters will name it.
+    what the base says of its noise process.
+    ``pipe.base_name`` is how adapters will name it; ``pipe.base_file`` is its single checkpoint, or None.
     Raises BaseModelError if it is missing, not Stable Diffusion, or its noise process is not discrete (see noise).
     Warns (Note) where the prediction type of a single file is not certain.
     """
@@ -74,6 +75,7 @@ def load_base(
     pipe.to(device_for(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = base_name(source)
+    pipe.base_file = Path(source).resolve() if Path(source).is_file() else None
     return pipe
 
 

@@ -85,7 +85,7 @@ def _recognise(path: Path, prediction_type: str | None = None) -> tuple[Architec
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
         facts = file.metadata() or {}
         mark = file.get_tensor(SD2_MARK) if SD2_MARK in shapes else None
-    architecture = _architecture(path, shapes)
+    architecture = _architecture(path, shapes, facts)
     noise = _noise(path, shapes, facts, prediction_type)
     if architecture is SD2:
         noise = noise or _sd2_noise(path, facts, mark)
@@ -141,7 +141,7 @@ def _sd2_noise(path: Path, facts: Mapping[str, str], mark: Any) -> Noise:
     return Noise(found, zero_snr=False, note=note)
 
 
-def _architecture(path: Path, shapes: dict[str, Any]) -> Architecture:
+def _architecture(path: Path, shapes: dict[str, Any], facts: Mapping[str, str]) -> Architecture:
     """The architecture by the names and shapes of tensors; SD2 for both versions 2."""
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:

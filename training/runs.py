@@ -11,6 +11,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,14 @@ def run_of(adapter: Path) -> Run | None:
     """The run that wrote an adapter, a finished one or a checkpoint's, if its folder is still around the file."""
     folder = adapter.parents[2] if adapter.parent.parent.name == "checkpoints" else adapter.parent
     return Run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def samples_of(adapter: Path) -> list[Path]:
+    """The last sample pictures of the run that wrote an adapter; of a checkpoint's, none drawn after it."""
+    run = run_of(adapter)
+    last = int(adapter.parent.name) if adapter.parent.parent.name == "checkpoints" else math.inf
+    rounds = {step: files for step, files in run.samples().items() if step <= last} if run else {}
+    return rounds[max(rounds)] if rounds else []
 
 
 def photos_of(adapter: Path, size: int) -> list[Image.Image]:

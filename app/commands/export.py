@@ -26,15 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # takes seconds, and --help waits for none
     from hra_diffusion.interop import truth
+    from training import runs
 
     pipe, watch = load_base(arguments), Stopwatch()
-    ((_, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
+    ((file, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
     path = arguments.output or default_path(info.name, arguments.format)
-    done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info.subject)
+    sample = next(iter(runs.samples_of(file)), None)
+    done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
+    notes = truth.notes(pipe, info.name, done)
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in truth.lines(done))]
     facts = [{"program": row.program, "loads": truth.verdict(done, row), "how": row.how} for row in truth.rows(done)]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
-    say(arguments, "\n".join([*lines, "", *truth.advice(info)]), written | {"loads": facts, "seconds": watch.seconds})
+    written |= {"loads": facts, "notes": notes, "seconds": watch.seconds}
+    say(arguments, "\n".join([*lines, "", *notes, *truth.advice(info)]), written)
 
 
 def default_path(name: str, format: str) -> Path:

@@ -24,7 +24,6 @@ from hra_diffusion.studio import Studio
 from training.drafts import Draft
 from training.jobs import Queue
 from training.photos import MIN_SIDE
-from training.runs import Run
 
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"
@@ -98,11 +97,6 @@ class House:
         if not inside or path.suffix != ".safetensors" or not path.is_file():
             raise UserError("this adapter is not there any more; reload the page")
         return path
-
-    def samples(self, path: Path) -> list[Path]:
-        """Sample pictures of the run an adapter came from, the last round's."""
-        rounds = Run(path.parent).samples()
-        return rounds[max(rounds)] if rounds else []
 
     def subject_of(self, key: str) -> tuple[str, str]:
         """(subject, class noun) of an adapter: "sks dog", "dog"."""

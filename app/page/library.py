@@ -33,6 +33,9 @@ EXPORTS = {
 FORMS = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "whole base"}
 """The same in a word."""
 
+PLAIN_RANK = 32
+"""The rank of the plain LoRA that is offered in place of a DoRA."""
+
 UNCOVER = """() => {
   const facts = document.getElementById('facts');
   if (facts?.getBoundingClientRect().top > innerHeight - 80) facts.scrollIntoView();
@@ -94,7 +97,7 @@ def build(house: House) -> Library:
             with gr.Row():
                 parts["make"] = gr.Button("Make the file", size="md")
                 parts["ready"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
-            parts["loads"] = gr.HTML()
+            parts["loads"] = gr.HTML(js_on_load=CLICKS)
             parts["delete"] = gr.Button("Move to the bin", size="md")
     return Library(**parts, chosen=gr.State(), given=gr.State())
 
@@ -116,7 +119,7 @@ def _words(info: AdapterInfo) -> str:
 
 
 def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
-    info, key, samples = saved.info, house.key(saved.path), house.samples(saved.path)
+    info, key, samples = saved.info, house.key(saved.path), runs.samples_of(saved.path)
     image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
     wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
     size = f"{saved.path.stat().st_size / 1e6:.1f} MB"
@@ -167,7 +170,7 @@ def show_facts(house: House, key: str) -> str:
         ("parameters", f"{count_parameters(path):,}".replace(",", " ")), ("preset", training.get("preset", "")),
         ("learning rate", training.get("learning_rate", "")), ("seed", training.get("seed", "")), ("file", key),
     ])  # fmt: skip
-    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in house.samples(path)[:3])
+    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in runs.samples_of(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
     head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
     return f"{head}{row}{known}<details><summary>More</summary>{more}</details>"
@@ -260,9 +263,20 @@ class Events:
 
     @plainly
     def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+        """Make the file, or ask first if some programs load this form wrongly."""
+        if question := doubts(self.house, chosen, form):
+            return gr.update(visible=False), question
+        return self._make(chosen, form, request)
+
+    @plainly
+    def make_after_all(self, event: gr.EventData, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+        """Make the file as the person answered: as it is, or as a plain LoRA."""
+        return self._make(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
+
+    def _make(self, chosen: str, form: str, request: gr.Request, lora_rank: int | None = None) -> tuple[Any, ...]:
         folder = self.house.own(request) / "exports"
         remove(folder)  # one at a time: merged weights are large
-        path, told = export(self.house, self.house.file(chosen), form, make_folder(folder))
+        path, told = export(self.house, self.house.file(chosen), form, make_folder(folder), lora_rank)
         return gr.update(value=str(path), visible=True), note(told, "plain")
 
     def forget(self) -> tuple[Any, ...]:
@@ -295,7 +309,9 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
     parts.upload.upload(events.look_into, parts.upload, [parts.upload, parts.said, parts.given], **MINE)
     parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
     made = [parts.ready, parts.loads]
-    parts.make.click(events.make, [parts.chosen, parts.format], made, concurrency_id=DEVICE_QUEUE, **MINE)
+    asked = [parts.chosen, parts.format]
+    parts.make.click(events.make, asked, made, concurrency_id=DEVICE_QUEUE, **MINE)
+    parts.loads.click(events.make_after_all, asked, made, concurrency_id=DEVICE_QUEUE, **MINE)
     gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
 
 
@@ -328,8 +344,24 @@ def take_in(house: House, file: Path) -> tuple[Path, list[str]]:
     return path, report.lines
 
 
-def export(house: House, path: Path, form: str, folder: Path) -> tuple[Path, list[str]]:
-    """Write an adapter as one file in a folder; what there is to know of it elsewhere. Raises UserError."""
+def doubts(house: House, key: str, form: str) -> str:
+    """The question before an export in a form that some programs load wrongly; "" if none does."""
+    method = read_info(house.file(key)).method
+    if method not in registry.names():
+        return ""
+    import_libraries()
+    from hra_diffusion.interop import truth
+
+    wrong = truth.wrong_in(method, form)
+    if not wrong:
+        return ""
+    lines = ["Some programs load this file wrongly. “The whole base with it” is right in all of them.", *wrong]
+    plain = button(f"Make a plain LoRA of rank {PLAIN_RANK} instead", "plain", main=True)
+    return note(lines) + plain + button("Make it all the same", "make")
+
+
+def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | None = None) -> tuple[Path, list[str]]:
+    """Write an adapter as one file in a folder; what to know before it is used elsewhere. Raises UserError."""
     if form == OWN:
         return Path(shutil.copy2(path, folder)), []
     import_libraries()
@@ -339,9 +371,11 @@ def export(house: House, path: Path, form: str, folder: Path) -> tuple[Path, lis
     with house.studio.lock:
         (info,) = house.studio.put_on([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
-        done = interop.export(house.studio.pipe, info.name, form, place, trigger=info.subject)
+        sample = next(iter(runs.samples_of(path)), None)
+        done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
+        notes = truth.notes(house.studio.pipe, info.name, done)
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
-    return packed, [f"Written: {done.shape}. What loads it:", *truth.lines(done), *truth.advice(info)]
+    return packed, [f"Written: {done.shape}. What loads it:", *truth.lines(done), *notes, *truth.advice(info)]
 
 
 def require_idle(house: House, key: str) -> None:

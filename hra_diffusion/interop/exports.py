@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hra_diffusion import attachment, noise, pipeline, registry
-from hra_diffusion.adapter_file import parameters
+from hra_diffusion.adapter_file import AdapterInfo, parameters
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, save_tensors, write_text
-from hra_diffusion.interop import names, original
+from hra_diffusion.interop import lora_metadata, names, original
 from hra_diffusion.layer import original_weight
 from hra_diffusion.noise import NoiseProcess
-from hra_diffusion.parts import Rotation
+from hra_diffusion.parts import ReflectionConfig, Rotation
 from hra_diffusion.quantised import Quantised
 from hra_diffusion.registry import LEAST_SCALE, LowRank
 
@@ -81,21 +81,23 @@ def export(
     path: str | Path,
     strength: float = 1.0,
     lora_rank: int | None = None,
-    trigger: str = "",
+    info: AdapterInfo | None = None,
+    sample: Path | None = None,
 ) -> Exported:
     """Write the adapter ``name`` of a pipeline for other tools; see ``FORMATS``.
 
     ``strength``: what is written as strength 1; orthogonal methods stay orthogonal at it, which other tools' own
     sliders can't do. ``lora_rank`` asks for a plain LoRA of this rank, cut where it needs more; the error says how much
-    was lost. ``trigger`` goes into the metadata. Raises UserError for an unknown adapter or format, ExportError for a
-    place that is taken and a form that can't be, or FileError.
+    was lost. ``info`` (what ``load`` returned) gives the metadata its trigger, number of photos and resolution,
+    ``sample``, a picture drawn with the adapter, its thumbnail. Raises UserError for an unknown adapter or format,
+    ExportError if the path exists or the form is impossible, or FileError.
     """
     pipeline.require_loaded(pipe, [name])
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     if lora_rank is not None and lora_rank < 1:
         raise ExportError(f"the rank must be at least 1, not {lora_rank}")
-    return FORMATS[format](Parcel(pipe, name, strength, lora_rank, trigger), Path(path))
+    return FORMATS[format](Parcel(pipe, name, strength, lora_rank, info, sample), Path(path))
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Parcel:
     name: str
     strength: float
     lora_rank: int | None
-    trigger: str
+    info: AdapterInfo | None
+    sample: Path | None
 
     @functools.cached_property
     def parts(self) -> dict[str, nn.Module]:
@@ -184,9 +187,8 @@ def kohya(parcel: Parcel, path: Path) -> Exported:
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
         if layer.magnitude is not None:
             tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
-    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank)),
-             "ss_output_name": parcel.name}  # fmt: skip
-    save_tensors(path, tensors, facts | _made_by(parcel))
+    facts = lora_metadata.kohya(parcel.pipe, parcel.name, parcel.info, rank, _form(layers) == "DoRA")
+    save_tensors(path, tensors, facts | _lora_facts(parcel, tensors))
     return Exported(path, "kohya", _form(layers), rank, error)
 
 
@@ -203,7 +205,7 @@ def diffusers(parcel: Parcel, path: Path) -> Exported:
         if layer.component != "unet" and layer.magnitude is not None:  # transformers' loader asks for the full name
             parts["lora_magnitude_vector.weight"] = parts.pop("lora_magnitude_vector")
         tensors |= {f"{key}.{part}": tensor for part, tensor in parts.items()}
-    save_tensors(path, tensors, {"format": "pt"} | _made_by(parcel))
+    save_tensors(path, tensors, {"format": "pt"} | _lora_facts(parcel, tensors))
     return Exported(path, "diffusers", _form(layers), layers[0].down.shape[0], error)
 
 
@@ -340,4 +342,14 @@ def _made_by(parcel: Parcel) -> dict[str, str]:
     method, options = _method(parcel).name, _config(parcel).model_dump_json()
     facts = {"name": parcel.name, "method": method, "options": options, "strength": str(parcel.strength)}
     made = {f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(parcel.pipe)}).items()}
-    return made | ({"modelspec.trigger_phrase": parcel.trigger} if parcel.trigger else {})
+    subject = parcel.info.subject if parcel.info else ""
+    return made | ({"modelspec.trigger_phrase": subject} if subject else {})
+
+
+def _lora_facts(parcel: Parcel, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Metadata of a LoRA or DoRA file in any layout."""
+    facts = lora_metadata.base_version(parcel.pipe) | _made_by(parcel)
+    if isinstance(_config(parcel), ReflectionConfig):
+        base = pipeline.name_of(parcel.pipe)
+        facts["modelspec.description"] = f"{_method(parcel).title} adapter, exact on {base} at strength 1"
+    return facts | lora_metadata.model_spec(parcel.pipe, parcel.name, parcel.info, parcel.sample, tensors)

@@ -6,10 +6,12 @@ diffusers' ``from_single_file`` reads them.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from safetensors import safe_open
 from torch import Tensor
 
 from hra_diffusion import families
@@ -41,6 +43,8 @@ _OPEN_CLIP_ENDS = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
+SD2_LAYER = r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\."
+"""The start of a key of one text layer of Stable Diffusion 2, with its number."""
 
 
 def unet_name(path: str, config: Mapping[str, Any]) -> str:
@@ -106,7 +110,8 @@ def checkpoint(pipe: DiffusionPipeline) -> dict[str, Tensor]:
         tensors[f"first_stage_model.{vae_name(key, levels)}"] = tensor[..., None, None] if linear else tensor
     for prefix, encoder, open_clip in _text_places(pipe):
         state = {key.removeprefix("text_model."): tensor for key, tensor in encoder.state_dict().items()}
-        tensors |= {prefix + key: t for key, t in (_open_clip(state) if open_clip else _clip(state)).items()}
+        own = {prefix + key: t for key, t in (_open_clip(state) if open_clip else _clip(state)).items()}
+        tensors |= own | (_left_out(pipe, prefix, own) if open_clip else {})
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
@@ -133,8 +138,7 @@ def version(pipe: DiffusionPipeline) -> str:
     """Whose layout the checkpoint has: "SD 1", "SD 2" or "SDXL"."""
     if len(families.of(pipe).encoders) == 2:
         return "SDXL"
-    # OpenCLIP's activation; CLIP has its quick approximation
-    return "SD 2" if cast(Any, pipe).text_encoder.config.hidden_act == "gelu" else "SD 1"
+    return "SD 2" if is_open_clip(cast(Any, pipe).text_encoder) else "SD 1"
 
 
 def _text_places(pipe: Any) -> list[tuple[str, Any, bool]]:
@@ -144,9 +148,28 @@ def _text_places(pipe: Any) -> list[tuple[str, Any, bool]]:
             ("conditioner.embedders.0.transformer.", pipe.text_encoder, False),
             ("conditioner.embedders.1.model.", pipe.text_encoder_2, True),
         ]
-    if version(pipe) == "SD 2":
+    if is_open_clip(pipe.text_encoder):
         return [("cond_stage_model.model.", pipe.text_encoder, True)]
     return [("cond_stage_model.transformer.", pipe.text_encoder, False)]
+
+
+def is_open_clip(encoder: Any) -> bool:
+    """Whether a text encoder is OpenCLIP's: its activation is GELU, CLIP's the quick approximation."""
+    return encoder.config.hidden_act == "gelu"
+
+
+def _left_out(pipe: Any, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with this prefix that the base's single file has beside ``own``, if the file is still there.
+
+    diffusers does not load what it does not use: of Stable Diffusion 2 the last text layer and the text projection.
+    """
+    file: Path | None = getattr(pipe, "base_file", None)
+    if file is None or not file.is_file():
+        return {}
+    dtype = next(iter(own.values())).dtype
+    with safe_open(file, "pt") as weights:
+        keys = [key for key in weights.keys() if key.startswith(prefix) and key not in own]  # noqa: SIM118 (no dict)
+        return {key: weights.get_tensor(key).to(dtype) for key in keys}
 
 
 def _clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,40 +1,72 @@
-"""What loads where: the rows that an export prints. The tests load every row they can, and the README has them all."""
+"""How other programs load an export: the rows that it prints, tested by their loaders; the README has them all."""
 
 import functools
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
 
+from hra_diffusion import attachment, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.interop import original
 from hra_diffusion.interop.exports import Exported
 from hra_diffusion.parts import ReflectionConfig
 from hra_diffusion.registry import AdapterModule, get
 
-EXACTLY, WRONGLY, BY_FORMAT, BY_SOURCE = "exactly", "not exactly", "by file format", "not exactly, by its source"
+EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
 
 
 @dataclass(frozen=True)
 class Row:
-    """How one program takes one form of one format. "exactly" and "not exactly" are what the test suite finds when that
-    program's own loader reads the file; where it can't be run here, what its format or its source says."""
+    """How one program loads one form of one format.
+
+    ``loads``: "exactly", "not exactly" or "unusable" where the program's own loader was run, "by file format" where it
+    was not. ``checked``: how, for a program whose loader the test suite does not run.
+    """
 
     format: str
     form: str
     program: str
     loads: str
     how: str
+    checked: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """How it loads, with the version that was checked."""
+        return f"{self.loads}, {self.checked}" if self.checked else self.loads
 
 
-_UIS = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts"
-_OTHER_NORM = "it divides by another norm than DoRA's; --lora-rank N, or --format merged"
+_REMEDY = "--lora-rank N, or --format merged"
+_BASE_NORM = (
+    "it divides by the norms of the base's weights, not of the changed ones: about 5 % of the change off, more of a "
+    f"large one; {_REMEDY}"
+)
+_INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
     Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)"),
     Row("kohya", "LoRA", "LyCORIS", EXACTLY, "its kohya loader (SD 1 and 2)"),
-    Row("kohya", "LoRA", _UIS, BY_FORMAT, "put it in the LoRA folder"),
+    Row("kohya", "LoRA", "ComfyUI", EXACTLY, "put it in models/loras", "checked at a125cd84"),
+    Row("kohya", "LoRA", "AUTOMATIC1111", EXACTLY, "put it in models/Lora", "checked at 1.10.1"),
+    Row("kohya", "LoRA", "Forge", EXACTLY, "put it in models/Lora", "checked at dfdcbab6"),
+    Row("kohya", "LoRA", "InvokeAI", EXACTLY, "add it in the model manager", "checked at 8e71a8a5"),
+    Row("kohya", "LoRA", "sd-scripts", EXACTLY, "--network_module networks.lora --network_weights FILE",
+        "checked at 48d368fa"),
+    Row("kohya", "LoRA", "OneTrainer", EXACTLY, "as *LoRA base model*", "checked at 23df3832"),
     Row("kohya", "DoRA", "LyCORIS", EXACTLY, "its kohya loader (SD 1 and 2)"),
+    Row("kohya", "DoRA", "OneTrainer", EXACTLY, "as *LoRA base model*, with *Decompose Weights (DoRA)* and *Apply on "
+        "output axis* on", "checked at 23df3832"),
     Row("kohya", "DoRA", "diffusers", WRONGLY, "it drops the magnitudes; --format diffusers"),
-    Row("kohya", "DoRA", "AUTOMATIC1111, Forge, ComfyUI", BY_SOURCE, _OTHER_NORM),
+    Row("kohya", "DoRA", "ComfyUI", WRONGLY, _BASE_NORM, "checked at a125cd84"),
+    Row("kohya", "DoRA", "Forge", WRONGLY, _BASE_NORM, "checked at dfdcbab6"),
+    Row("kohya", "DoRA", "sd-scripts", WRONGLY, f"it drops the magnitudes (dora_scale) without a message; {_REMEDY}",
+        "checked at 48d368fa"),
+    Row("kohya", "DoRA", "InvokeAI", UNUSABLE, _INPUT_NORM, "checked at 8e71a8a5"),
+    Row("kohya", "DoRA", "AUTOMATIC1111", UNUSABLE, _INPUT_NORM, "by the source of 1.10.1"),
     Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
     Row("diffusers", "DoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
     Row("peft", "HRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
@@ -42,8 +74,9 @@ TABLE = (
     Row("peft", "DoRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
     Row("merged", "folder", "diffusers", EXACTLY, "from_pretrained(folder)"),
     Row("merged", "single file", "diffusers", EXACTLY, "from_single_file(file)"),
-    Row("merged", "single file", _UIS, BY_FORMAT, "put it in the checkpoint folder"),
-)
+    Row("merged", "single file", "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts", BY_FORMAT,
+        "put it in the checkpoint folder"),
+)  # fmt: skip
 
 
 def rows(exported: Exported) -> list[Row]:
@@ -61,6 +94,12 @@ def foreseen(method: str) -> list[Row]:
     return [row for row in TABLE if row.form in forms[row.format]]
 
 
+def wrong_in(method: str, format: str) -> list[str]:
+    """The programs that load a method's adapters wrongly from this format, a line for each."""
+    rows = [row for row in foreseen(method) if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
+    return [f"{row.program}: {row.verdict} ({row.how})" for row in rows]
+
+
 @functools.cache
 def _form(method: str) -> str:
     """A plain LoRA, or a DoRA where the method scales outputs: as a tiny adapter of it says."""
@@ -69,14 +108,14 @@ def _form(method: str) -> str:
 
 
 def verdict(exported: Exported, row: Row) -> str:
-    """What a program makes of this very export; a cut LoRA is never exact."""
+    """How a program loads this export; a cut LoRA is never exact."""
     if row.loads == EXACTLY and exported.error > 0:
         return f"approximately, error {exported.error:.1%}"
-    return row.loads
+    return row.verdict
 
 
 def lines(exported: Exported) -> list[str]:
-    """What each program makes of this export, for reading."""
+    """How each program loads this export, a line for each, and what a merged file's noise process needs there."""
     loads = [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
     needs = noise_settings(exported)
     return loads + [f"{program}, for the noise process: {what}" for program, what in needs.items()]
@@ -128,7 +167,60 @@ def advice(info: AdapterInfo) -> list[str]:
     return lines
 
 
+_SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\.\d+|self_attn|mlp)\..+")
+"""The layers that sd-scripts' ``networks.lora`` creates, by diffusers' paths (48d368fa, networks/lora.py)."""
+
+
+def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
+    """What single programs do not load of this export of the adapter ``name``, and what to do."""
+    if exported.format == "kohya":
+        parts = pipeline.components(pipe)
+        layers = {key: list(attachment.adapter_layers(model, name)) for key, model in parts.items()}
+        encoders = [layers[key] for key, model in parts.items() if key != "unet" and original.is_open_clip(model)]
+        return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
+    if exported.format == "merged" and exported.path.suffix == ".safetensors":
+        return _text_layers(exported)
+    return []
+
+
+def _not_in_sd_scripts(layers: dict[str, list[str]]) -> list[str]:
+    paths = [f"{part}.{path}" for part, paths in layers.items() for path in paths if not _SD_SCRIPTS.fullmatch(path)]
+    if not paths:
+        return []
+    return [
+        f"sd-scripts (networks.lora) never loads these layers of the file: {', '.join(paths)}; use --format merged."
+    ]
+
+
+def _not_in_automatic1111(encoders: list[list[str]]) -> list[str]:
+    """By extensions-builtin/Lora/networks.py of AUTOMATIC1111 1.10.1, network_apply_weights."""
+    incomplete = 0
+    for paths in encoders:
+        projections = defaultdict(set)
+        for path in paths:
+            attention, _, projection = path.rpartition(".")
+            projections[attention].add(projection)
+        incomplete += sum(len(found) < 4 for attention, found in projections.items() if attention.endswith("self_attn"))
+    if not incomplete:
+        return []
+    return [
+        f"AUTOMATIC1111 changes an OpenCLIP attention only if q, k, v and out are all in the file: it ignores "
+        f"{incomplete} of this adapter's; use --format merged."
+    ]
+
+
+def _text_layers(exported: Exported) -> list[str]:
+    with safe_open(exported.path, "pt") as file:
+        layers = {found[1] for key in file.keys() if (found := re.match(original.SD2_LAYER, key))}  # noqa: SIM118
+    if len(layers) != 23:
+        return []
+    return [
+        "The file holds 23 of OpenCLIP's 24 text layers, as its base does: ComfyUI warns of missing keys. "
+        "Stable Diffusion 2 does not use the last layer, so pictures are the same."
+    ]
+
+
 def markdown() -> str:
     """The whole table as the README has it."""
     head = ["| `--format` | as a | in | loads | how |", "|---|---|---|---|---|"]
-    return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.loads} | {r.how} |" for r in TABLE])
+    return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.verdict} | {r.how} |" for r in TABLE])

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from conftest import tiny_clip
+from conftest import stir, tiny_clip, tiny_pipe
 from gradio_client import Client
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from app.page import compare, create, form, html, library, run_view, strip, teach, theme
 from app.page.blocks import build
 from app.page.house import House
+from hra_diffusion import attachment, pipeline, registry, report
 from hra_diffusion import library as adapters
-from hra_diffusion import pipeline, registry, report
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.generation import read_png
 from hra_diffusion.studio import Studio
@@ -543,6 +545,33 @@ def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
         assert house.studio.put_on([kept])
 
 
+def test_the_page_asks_before_it_makes_a_file_that_programs_load_wrongly(house):
+    pipe, key, visitor = tiny_pipe(), "Sho/Sho.safetensors", Visitor("a")
+    attachment.attach(pipe.unet, "shoft", {"rank": 2}, name="Sho")
+    stir(attachment.adapter_parameters(pipe.unet, "Sho").values())
+    pipeline.save(pipe, house.output / key, "Sho", "sks", "dog")
+    events, made = library.Events(house), house.own(visitor) / "exports"
+    assert [form for form in library.EXPORTS.values() if library.doubts(house, key, form)] == ["kohya"]
+    assert not library.doubts(house, "Rex/Rex.safetensors", "kohya")
+    ready, question = events.make(key, "kohya", visitor)
+    assert ready["visible"] is False and not made.exists(), "nothing is made before the answer"
+    assert "InvokeAI: unusable" in question and 'data-do="plain"' in question and 'data-do="make"' in question
+    scaled = {}
+    for answer in ("make", "plain"):
+        ready, told = events.make_after_all(gr.EventData(None, {"do": answer}), key, "kohya", visitor)
+        scaled[answer] = any(name.endswith("dora_scale") for name in load_file(ready["value"]))
+        assert ready["visible"] and ("DoRA" if answer == "make" else "Written: LoRA of rank 32") in told
+    assert scaled == {"make": True, "plain": False}
+
+
+def test_an_export_of_a_run_has_its_facts_and_its_last_sample(house, tmp_path):
+    path, _ = library.export(house, house.file("Rex/Rex.safetensors"), "kohya", tmp_path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    assert json.loads(facts["ss_tag_frequency"]) == {"Rex": {"sks dog": 3}}
+    assert facts["ss_resolution"] == "(64, 64)" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
 def test_an_import_is_kept_only_when_the_visitor_says_so(house, tmp_path):
     events, file = library.Events(house), shutil.copy(house.file("Rex/Rex.safetensors"), tmp_path / "given.safetensors")
     _, told, given = events.look_into(str(file))
@@ -552,8 +581,6 @@ def test_an_import_is_kept_only_when_the_visitor_says_so(house, tmp_path):
 
 
 def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):
-    from conftest import stir, tiny_pipe
-
     other = tiny_pipe()
     stir(other.unet.parameters(), by=1.0)
     other.save_pretrained(tmp_path / "other")

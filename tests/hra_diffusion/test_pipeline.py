@@ -69,6 +69,14 @@ def test_a_single_file_opens_without_a_network(kind, tmp_path):
     assert loaded.tokenizer("a dog").input_ids == pipe.tokenizer("a dog").input_ids
 
 
+def test_a_base_knows_its_single_file(tmp_path, base_folder, monkeypatch):
+    """Export takes from it what diffusers does not load."""
+    _, path, architecture = as_single_file("sd", tmp_path / "single")
+    monkeypatch.setattr(single_file, "recognise", lambda *_: architecture)
+    assert load_base(str(path), "cpu").base_file == path.resolve()
+    assert load_base(str(base_folder), "cpu").base_file is None
+
+
 def test_without_a_vocabulary_it_says_where_to_put_one(tmp_path):
     _, path, architecture = as_single_file("sd", tmp_path / "single")
     shutil.rmtree(path.parent / "tokenizer")

@@ -21,7 +21,7 @@ from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train
 from training.photos import ingest
 from training.prior import class_images
-from training.runs import Run, RunError, find, photos_of
+from training.runs import Run, RunError, find, photos_of, samples_of
 from training.session import TrainingError
 
 
@@ -165,6 +165,9 @@ def test_a_run_that_starts_over_has_its_own_samples_and_log(settings, tmp_path):
     shutil.rmtree(run.folder / "checkpoints")
     train(settings(prior_weight=0), tmp_path)
     assert {step: len(files) for step, files in run.samples().items()} == {0: 1, 2: 1, 4: 1}
+    assert samples_of(run.adapter) == [run.sample(4, 0)]
+    assert samples_of(run.checkpoint(3) / "adapter.safetensors") == [run.sample(2, 0)], "none drawn after it"
+    assert samples_of(tmp_path / "elsewhere.safetensors") == []
     said = [json.loads(line)["event"] for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert said.count("step") == 4 and "stopped" not in said
 

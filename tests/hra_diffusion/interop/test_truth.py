@@ -1,15 +1,18 @@
 """The truth table: every row that can be run here is run, with that program's own loader; the README has the table."""
 
 import pytest
-from conftest import ROOT, everything, relative
+import torch
+from conftest import PIPES, ROOT, everything, relative, tiny_text_encoder
 from loaders import EXACT, LOADERS, adapted
+from safetensors.torch import load_file, save_file
 
-from hra_diffusion import interop, registry
-from hra_diffusion.interop import truth
-from hra_diffusion.interop.truth import BY_FORMAT, BY_SOURCE, EXACTLY, TABLE, WRONGLY
+from hra_diffusion import attachment, interop, pipeline, registry
+from hra_diffusion.interop import names, truth
+from hra_diffusion.interop.truth import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
+from hra_diffusion.layer import original_weight
 
 METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "folder": "hoft", "single file": "hoft"}
-RUN = [row for row in TABLE if row.loads in (EXACTLY, WRONGLY)]
+RUN = [row for row in TABLE if (row.format, row.program, row.form) in LOADERS]
 
 
 @pytest.mark.parametrize("row", RUN, ids=lambda row: f"{row.format}-{row.form}-{row.program}".replace(" ", "-"))
@@ -22,8 +25,59 @@ def test_a_row_is_what_its_loader_says(row, tmp_path):
     assert (error < EXACT) == (row.loads == EXACTLY)
 
 
-def test_rows_that_are_not_run_say_so():
-    assert {row.loads for row in TABLE if row not in RUN} == {BY_FORMAT, BY_SOURCE}
+def test_rows_that_are_not_run_here_say_how_they_were_checked():
+    assert all(row.loads == BY_FORMAT or row.checked for row in TABLE if row not in RUN)
+    assert not any(row.checked or row.loads == BY_FORMAT for row in RUN)
+
+
+def as_comfyui(weight, up, down, magnitude):
+    """``weight_decompose`` of ComfyUI a125cd84 (comfy/weight_adapter/base.py) and of Forge dfdcbab6
+    (backend/patcher/lora.py) for a magnitude by output: the norm is the base's."""
+    return (weight + up @ down) * magnitude / weight.norm(dim=1, keepdim=True)
+
+
+def as_invokeai(weight, up, down, magnitude):
+    """``DoRALayer.get_weight`` of InvokeAI 8e71a8a5 (invokeai/backend/patches/layers/dora_layer.py) and
+    ``apply_weight_decompose`` of AUTOMATIC1111 1.10.1 (extensions-builtin/Lora/network.py): the norm is by input."""
+    changed = weight + up @ down
+    return changed * magnitude / changed.norm(dim=0, keepdim=True)
+
+
+def as_onetrainer(weight, up, down, magnitude):
+    """``DoRAModule.forward`` of OneTrainer 23df3832 (modules/module/LoRAModule.py), decomposed on the output axis."""
+    changed = weight + up @ down
+    return changed * magnitude / changed.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("program", "load", "least", "most"),
+    [("OneTrainer", as_onetrainer, 0, 1e-5), ("ComfyUI", as_comfyui, 0.01, 0.5), ("Forge", as_comfyui, 0.01, 0.5),
+     ("InvokeAI", as_invokeai, 0.5, 10), ("AUTOMATIC1111", as_invokeai, 0.5, 10), ("sd-scripts", None, 0.1, 1)],
+)  # fmt: skip
+def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp_path):
+    """The error of each program's formula, relative to the adapter's change, is what the table says of it."""
+    pipe, _ = adapted("sd", "shoft", "attention+conv")
+    done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    tensors, error, change = load_file(done.path), 0.0, 0.0
+    for component, model in pipeline.components(pipe).items():
+        for path, adapter in attachment.adapter_layers(model, "Rex").items():
+            weight, key = original_weight(model.get_submodule(path)).flatten(1), names.kohya(pipe, component, path)
+            up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
+            wanted = adapter.adapted_weight(weight, 1.0).detach()
+            read = load(weight, up, down, tensors[f"{key}.dora_scale"].flatten(1)) if load else weight + up @ down
+            error, change = error + (read - wanted).square().sum(), change + (wanted - weight).square().sum()
+    assert least <= float((error / change).sqrt()) < most
+    (row,) = [row for row in truth.rows(done) if row.program == program]
+    assert (row.loads == EXACTLY) == (most < EXACT) and (row.loads == UNUSABLE) == (load is as_invokeai)
+    assert row.loads == EXACTLY or "--lora-rank N, or --format merged" in row.how
+
+
+def test_only_a_kohya_dora_is_loaded_wrongly():
+    wrong = {
+        (method, format): truth.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS
+    }
+    assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
+    assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
 
 
 def test_every_export_has_rows(tmp_path):
@@ -48,3 +102,66 @@ def test_a_cut_lora_is_never_called_exact(tmp_path):
     done = interop.export(adapted("sd", "shoft")[0], "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=2)
     said = {row.program: truth.verdict(done, row) for row in truth.rows(done)}
     assert said["diffusers"] == f"approximately, error {done.error:.1%}" and done.error > 0.1
+
+
+def noted(kind, targets, text_targets, folder):
+    pipe = PIPES[kind]()
+    for component, model in pipeline.components(pipe).items():
+        attachment.attach(
+            model, "lora", {"rank": 2}, name="Rex", targets=targets if component == "unet" else text_targets
+        )
+    return truth.notes(pipe, "Rex", interop.export(pipe, "Rex", "kohya", folder / "rex.safetensors"))
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_layers_that_every_program_loads_need_no_note(kind, tmp_path):
+    assert noted(kind, "attention+conv", "attention+feed-forward", tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", PIPES)
+def test_layers_that_sd_scripts_never_loads_are_named(kind, tmp_path):
+    """It creates LoRA in Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D alone."""
+    loaded = r"|.*resnets.*time_emb_proj|.*samplers\.0\.conv|.*attentions.*ff\.net\.2"
+    (note,) = noted(kind, rf"conv_in|conv_out|time_embedding\.linear_[12]{loaded}", "attention", tmp_path)
+    layers = "unet.time_embedding.linear_1, unet.time_embedding.linear_2"
+    assert note.startswith("sd-scripts (networks.lora) never loads these layers") and "--format merged" in note
+    assert layers in note and "unet.conv_in" in note and "unet.conv_out" in note and "resnets" not in note
+
+
+@pytest.mark.parametrize(("kind", "attentions"), [("sd", 0), ("sd2", 2), ("sdxl", 2)])
+def test_openclip_attention_that_automatic1111_ignores_is_told(kind, attentions, tmp_path):
+    """CLIP's attention has four matrices there, OpenCLIP's is one module of them all."""
+    told = noted(kind, "attention", r".*(q_proj|v_proj|mlp\.fc1)", tmp_path)
+    assert [f"ignores {attentions} of" in note for note in told] == ([True] if attentions else [])
+
+
+def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
+    """diffusers reads 23 of 24 and no projection; a base's single file lends what is not read, a folder has none."""
+    pipe = PIPES["sd2"]()
+    pipe.register_modules(text_encoder=tiny_text_encoder(hidden_act="gelu", num_hidden_layers=23))
+    attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
+    done = interop.export(pipe, "Rex", "merged", tmp_path / "folder.safetensors")
+    (note,) = truth.notes(pipe, "Rex", done)
+    assert note.startswith("The file holds 23 of OpenCLIP's 24 text layers, as its base does: ComfyUI warns")
+
+    layer = "cond_stage_model.model.transformer.resblocks.{}."
+    base = load_file(done.path)
+    last = {
+        k.replace(layer.format(22), layer.format(23)): t + 1 for k, t in base.items() if k.startswith(layer.format(22))
+    }
+    last |= {
+        f"cond_stage_model.model.{key}": torch.ones(size)
+        for key, size in [("text_projection", (32, 32)), ("logit_scale", ())]
+    }
+    save_file({key: tensor.half() for key, tensor in (base | last).items()}, tmp_path / "base.safetensors")
+    pipe.base_file = tmp_path / "base.safetensors"
+    done = interop.export(pipe, "Rex", "merged", tmp_path / "file.safetensors")
+    written = load_file(done.path)
+    assert truth.notes(pipe, "Rex", done) == [] and written.keys() == base.keys() | last.keys()
+    assert all(
+        written[key].dtype == torch.float32 and torch.equal(written[key], t.half().float()) for key, t in last.items()
+    )
+    assert all(torch.equal(written[key], tensor) for key, tensor in base.items()), "the rest is the pipeline's"
+    pipe.base_file.unlink()
+    gone = interop.export(pipe, "Rex", "merged", tmp_path / "gone.safetensors")
+    assert load_file(gone.path).keys() == base.keys(), "without its file the base has 23"

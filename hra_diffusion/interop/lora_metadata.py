@@ -1,0 +1,92 @@
+"""What a LoRA file says of itself: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
+
+AUTOMATIC1111, Forge and sd-scripts choose the base's version by them, and hide a file of another version. Sources of
+the keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
+"""
+
+import base64
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from hra_diffusion import pipeline
+from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.families.architectures import PREDICTION_KEY
+from hra_diffusion.files import tensors_hash
+
+THUMBNAIL = 256
+"""The longer side of a thumbnail in pixels."""
+_RELEASES = {
+    768: ("sd_v1", "stable-diffusion-v1", "diffusers"),
+    1024: ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
+    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
+}
+"""Width of the text -> kohya's version, ModelSpec's architecture and its implementation."""
+
+
+def base_version(pipe: Any) -> dict[str, str]:
+    """The base's version and architecture; nothing for a base that is no Stable Diffusion 1, 2 or XL."""
+    width, velocity = pipe.unet.config.cross_attention_dim, _prediction(pipe) == "v"
+    if width not in _RELEASES:
+        return {}
+    version, architecture, implementation = _RELEASES[width]
+    if velocity and width == 1024:
+        architecture = "stable-diffusion-v2-768-v"
+    return {
+        "ss_base_model_version": version + ("_v" if velocity and width != 2048 else ""),
+        "ss_v2": str(width == 1024),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": implementation,
+    }
+
+
+def model_spec(
+    pipe: Any, name: str, info: AdapterInfo | None, sample: Path | None, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """ModelSpec's keys of a file with these tensors, but for the version's; ``sample``: a picture for the thumbnail."""
+    size = (info and info.training.get("resolution")) or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    facts = {
+        "title": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resolution": f"{size}x{size}",
+        "hash_sha256": f"0x{tensors_hash(tensors)}",
+        "thumbnail": _thumbnail(sample) if sample else "",
+    }
+    return {f"modelspec.{key}": value for key, value in facts.items() if value} | {PREDICTION_KEY: _prediction(pipe)}
+
+
+def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool) -> dict[str, str]:
+    """kohya's keys, but for the version's. A DoRA's network module is LyCORIS': kohya's own has no magnitudes."""
+    facts = {"ss_network_module": "lycoris.kohya" if dora else "networks.lora", "ss_network_dim": str(rank),
+             "ss_network_alpha": str(float(rank)), "ss_output_name": name,
+             "ss_sd_model_name": pipeline.name_of(pipe)}  # fmt: skip
+    if dora:
+        facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
+    if info and info.subject:
+        facts["ss_tag_frequency"] = json.dumps({name: {info.subject: info.training.get("photos", 1)}})
+    if info and (size := info.training.get("resolution")):
+        facts["ss_resolution"] = str((size, size))
+    return facts
+
+
+def _prediction(pipe: Any) -> str:
+    return "v" if pipe.scheduler.config.prediction_type == "v_prediction" else "epsilon"
+
+
+def _thumbnail(picture: Path) -> str:
+    """The picture as a small JPEG in a data URL; "" for one that can't be read."""
+    jpeg = io.BytesIO()
+    with contextlib.suppress(OSError), Image.open(picture) as image:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.save(jpeg, "JPEG", quality=85)
+        return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+    return ""
