@@ -52,7 +52,7 @@ def model_spec(
     pipe: Any, name: str, info: AdapterInfo | None, sample: Path | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
     """ModelSpec's keys of a file with these tensors, but for the version's; ``sample``: a picture for the thumbnail."""
-    size = (info and info.training.get("resolution")) or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = _resolution(pipe, info)
     facts = {
         "title": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,9 +72,16 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
         facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
         facts["ss_tag_frequency"] = json.dumps({name: {info.subject: info.training.get("photos", 1)}})
-    if info and (size := info.training.get("resolution")):
+    if info and "resolution" in info.training:
+        size = _resolution(pipe, info)
         facts["ss_resolution"] = str((size, size))
     return facts
+
+
+def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
+    """Side of the training pictures in pixels: the base's own unless the run had another."""
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return info.training.get("resolution") or own if info else own
 
 
 def _prediction(pipe: Any) -> str:
