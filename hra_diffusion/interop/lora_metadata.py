@@ -1,7 +1,7 @@
 """What a LoRA file says of itself: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
 
-AUTOMATIC1111, Forge and sd-scripts choose the base's version by them, and hide a file of another version. Sources of
-the keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
+AUTOMATIC1111 and Forge tell the base's version by them; AUTOMATIC1111 hides a file of another version. Sources of the
+keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
 """
 
 import base64
