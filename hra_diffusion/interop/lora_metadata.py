@@ -1,7 +1,7 @@
 """What a LoRA file says of itself: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
 
-AUTOMATIC1111, Forge and sd-scripts choose the base's version by them, and hide a file of another version. Sources of
-the keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
+AUTOMATIC1111 and Forge tell the base's version by them; AUTOMATIC1111 hides a file of another version. Sources of the
+keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
 """
 
 import base64
@@ -52,7 +52,7 @@ def model_spec(
     pipe: Any, name: str, info: AdapterInfo | None, sample: Path | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
     """ModelSpec's keys of a file with these tensors, but for the version's; ``sample``: a picture for the thumbnail."""
-    size = (info and info.training.get("resolution")) or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = _resolution(pipe, info)
     facts = {
         "title": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,9 +72,16 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
         facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
         facts["ss_tag_frequency"] = json.dumps({name: {info.subject: info.training.get("photos", 1)}})
-    if info and (size := info.training.get("resolution")):
+    if info and "resolution" in info.training:
+        size = _resolution(pipe, info)
         facts["ss_resolution"] = str((size, size))
     return facts
+
+
+def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
+    """Side of the training pictures in pixels: the base's own unless the run had another."""
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return info.training.get("resolution") or own if info else own
 
 
 def _prediction(pipe: Any) -> str:

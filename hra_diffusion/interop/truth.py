@@ -174,7 +174,8 @@ _SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\
 def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     """What single programs do not load of this export of the adapter ``name``, and what to do."""
     if exported.format == "kohya":
-        parts = pipeline.components(pipe)
+        models = pipeline.components(pipe).items()
+        parts = {key: model for key, model in models if name in attachment.adapter_names(model)}
         layers = {key: list(attachment.adapter_layers(model, name)) for key, model in parts.items()}
         encoders = [layers[key] for key, model in parts.items() if key != "unet" and original.is_open_clip(model)]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]

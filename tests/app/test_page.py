@@ -569,7 +569,7 @@ def test_an_export_of_a_run_has_its_facts_and_its_last_sample(house, tmp_path):
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     assert json.loads(facts["ss_tag_frequency"]) == {"Rex": {"sks dog": 3}}
-    assert facts["ss_resolution"] == "(64, 64)" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert facts["ss_resolution"] == "(16, 16)" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
 def test_an_import_is_kept_only_when_the_visitor_says_so(house, tmp_path):
