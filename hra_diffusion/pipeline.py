@@ -139,8 +139,10 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
 
 def noise_misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
+    if not info.prediction_type:
+        return ""
     here = noise.stated(cast(Any, pipe).scheduler)
-    if not info.prediction_type or here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
+    if here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
         return ""
     trained, used = noise.in_words(info.prediction_type, info.zero_snr), noise.in_words(**here)
     return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
