@@ -105,9 +105,11 @@ def is_ours(path: Path) -> bool:
         return (file.metadata() or {}).get("format") == FORMAT
 
 
-def weights_in(folder: Path) -> Path | None:
-    """The weights in a folder of PEFT's or diffusers', None where there are none."""
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+def weights_in(folder: Path) -> list[Path]:
+    """The weights in a folder of PEFT's or diffusers', or in one such for each component within it."""
+    places = [folder, *sorted(folder.iterdir())]
+    found = (next((place / name for name in WEIGHTS if (place / name).is_file()), None) for place in places)
+    return [file for file in found if file]
 
 
 def check(path: Path) -> AdapterInfo:

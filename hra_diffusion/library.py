@@ -47,10 +47,8 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
     given = Path(name_or_file)
     if given.is_file():
         return given
-    if given.is_dir() and adapter_file.weights_in(given):
-        raise UserError(f"{given} is another program's folder; bring it in with {IMPORT} {shlex.quote(str(given))}")
     if given.suffix in (".safetensors", *PICKLES) or given.name != name_or_file:
-        raise UserError(f"there is no adapter file {given}{_near(given)}")
+        raise UserError(_no_file(given))
     name = checked_name(name_or_file)
     decomposed = unicodedata.normalize("NFD", name)  # as earlier versions may have written it
     for root, spelling in itertools.product(roots, dict.fromkeys((name, decomposed))):
@@ -58,17 +56,21 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
         for path in (root / spelling / f"{spelling}.safetensors", root / f"{spelling}.safetensors", *checkpoints):
             if path.is_file():
                 return path
+    if given.is_dir():
+        raise UserError(_no_file(given))
     known = ", ".join(sorted({adapter.info.name for adapter in list_adapters(roots)})) or "none"
     places = ", ".join(str(root) for root in roots)
     raise UserError(f"no adapter named {name!r} in {places} (there: {known}); give its file, or its folder by --output")
 
 
-def _near(path: Path) -> str:
-    """The adapter files whose name is most like that of a file that is not there, as the end of a sentence."""
-    names = {file.name: file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)}
-    stems = {Path(name).stem: file for name, file in names.items()}
-    close = difflib.get_close_matches(path.stem, stems, n=3)
-    return f"; near that is {' or '.join(str(stems[stem]) for stem in close)}" if close else ""
+def _no_file(path: Path) -> str:
+    """That a path is no adapter file: a folder of another program's, or the files there whose name is most like it."""
+    if path.is_dir() and adapter_file.weights_in(path):
+        return f"{path} is another program's folder; bring it in with {IMPORT} {shlex.quote(str(path))}"
+    files = [file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)]
+    by_stem = {file.stem: str(file) for file in files}
+    near = [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=3)]
+    return f"there is no adapter file {path}" + (f"; near that is {' or '.join(near)}" if near else "")
 
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:

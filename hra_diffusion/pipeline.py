@@ -242,9 +242,9 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
 
 def _check_folder(path: Path) -> None:
     index = path / "model_index.json"
-    if adapter_file.weights_in(path):
-        raise BaseModelError(f"{path} is an adapter, not a base: bring it in with {adapter_file.IMPORT}")
     if not index.is_file():
+        if adapter_file.weights_in(path):
+            raise BaseModelError(f"{path} is an adapter, not a base: bring it in with {adapter_file.IMPORT}")
         raise BaseModelError(f"{path} holds no model_index.json: not a diffusers model folder")
     try:
         json.loads(index.read_text(encoding="utf-8")).get("_class_name")

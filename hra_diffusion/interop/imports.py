@@ -160,8 +160,7 @@ def _sources(path: Path) -> Iterator[Source]:
     if not path.is_dir():
         yield _in_folder(path) if path.name in WEIGHTS else _source(path)
         return
-    files = [file for folder in (path, *sorted(path.iterdir())) if (file := adapter_file.weights_in(folder))]
-    if not files:
+    if not (files := adapter_file.weights_in(path)):
         raise AdapterImportError(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
     yield from map(_in_folder, files)
 

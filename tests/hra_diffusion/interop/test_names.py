@@ -186,6 +186,9 @@ def test_folders_and_pickles_of_other_programs_point_to_import(pipe, tmp_path):
     save_file({"base_model.model.conv_in.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
         pipeline.load_base(str(folder))
+    folder.rename(tmp_path / "unet")  # one of several, as a folder for each component has them
+    with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
+        pipeline.load_base(str(tmp_path))
     for suffix in (".pt", ".bin", ".ckpt"):
         (tmp_path / f"old{suffix}").write_bytes(b"PK\x03\x04 a pickle of some length")
         with pytest.raises(ValueError, match=r"is a pickle.*hra-diffusion import"):

@@ -139,6 +139,8 @@ MORE = {
         "num_cayley_neumann_terms": [1, 2, 3, 6],
     },
 }  # fmt: skip
+WRITTEN_ANYHOW = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+"""Settings with which the training is the same; they are only changed in the file."""
 WITH = {"layers_pattern": {"layers_to_transform": [1]}, "eps": {"coft": True}, "r": {"oft_block_size": 0}}
 """What else has to be set for a setting to mean anything."""
 
@@ -209,6 +211,8 @@ def folders(config, plain, setting, value, output):
     made. PEFT does not make all of them on every base."""
     for way, options in (("trained", plain | _with(config, setting) | {setting: value}), ("edited", None)):
         folder = output / f"{way}-{setting}-{len(list(output.iterdir()))}"
+        if options is not None and setting in WRITTEN_ANYHOW:
+            continue
         if options is None:
             shutil.copytree(output / "plain", folder)
             edit(folder, **{setting: value})
