@@ -142,7 +142,7 @@ def _names() -> dict[str, Any]:
         trigger = gr.Textbox(label="Its word", value="sks", max_length=40, min_width=90)
     spoken = gr.HTML()
     add_trigger = gr.Checkbox(
-        True, label="Add its word to captions that lack it", elem_id="add-trigger",
+        True, label="Add its word to captions that lack it", elem_id="add-trigger", visible=False,
         info="“a dog sitting” becomes “sks dog, a dog sitting”: a caption without its word teaches it nothing.",
     )  # fmt: skip
     return {"noun": noun, "name": name, "trigger": trigger, "spoken": spoken, "add_trigger": add_trigger,
@@ -293,17 +293,21 @@ def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
     return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
 
 
-def show_captions(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> str:
-    """The caption that each photo will be trained with; nothing before there are photos and a class noun."""
-    photos = draft.read().photos
-    if not photos or not values[0]:
-        return ""
+def show_captions(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> tuple[str, Any]:
+    """The caption that each photo will be trained with, and the checkbox where one lacks the trigger.
+
+    Nothing before there are photos and a class noun.
+    """
+    captions = {Path(photo.file): photo.caption or None for photo in draft.read().photos}
+    if not captions or not values[0]:
+        return "", gr.update(visible=False)
     try:
         config = trial_config(house, parts, values)
     except UserError:
-        return ""  # the forecast says what is wrong
-    lines = caption_lines(final_captions(config, {Path(photo.file): photo.caption or None for photo in photos}))
-    return f'<div class="soft small">{"<br>".join(map(escape, lines))}</div>'
+        return "", gr.skip()  # the forecast says what is wrong
+    lines = caption_lines(final_captions(config, captions))
+    lacking = final_captions(config.model_copy(update={"add_trigger": True}), captions).added
+    return f'<div class="soft small">{"<br>".join(map(escape, lines))}</div>', gr.update(visible=bool(lacking))
 
 
 def show_whole(draft: Draft, side: int, file: str) -> str:
@@ -540,10 +544,15 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
 
 
 def _connect_captions(house: House, parts: Teach) -> None:
-    def show(request: gr.Request, *values: Any) -> str:
+    def show(request: gr.Request, *values: Any) -> tuple[str, Any]:
         return show_captions(house, parts, house.draft(request), values)
 
-    shown: dict[str, Any] = {"fn": show, "inputs": parts.inputs, "outputs": parts.captions, **QUIET}
+    shown: dict[str, Any] = {
+        "fn": show,
+        "inputs": parts.inputs,
+        "outputs": [parts.captions, parts.add_trigger],
+        **QUIET,
+    }
     described = [parts.picked, parts.caption]
     parts.caption.blur(PhotoEvents(house).describe, described, None, **QUIET).then(**shown)
     gr.on([*_edited(parts), parts.noun.change, parts.trigger.change, parts.thumbs.change], **shown)

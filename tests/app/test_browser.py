@@ -287,8 +287,15 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
     slider.focus()
     for _ in range(8):
         there.keyboard.press("ArrowRight")
+    there.locator("#editor textarea").fill("in a box")
+    fill(there, "#noun", "cat")
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "sks cat, in a box"')
+    there.get_by_label("Add its word").uncheck()
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "in a box"')
     there.locator("#editor textarea").fill("a {subject} in a box")
     there.locator("#noun input, #noun textarea").first.click()
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "a sks cat in a box"')
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 1.jpg: "a photo of a sks cat"')
     there.wait_for_timeout(1500)
     assert there.locator("#thumbs img").first.get_attribute("src") != before
     there.reload()

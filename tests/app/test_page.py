@@ -139,16 +139,20 @@ def test_several_methods_from_yaml_keep_their_own_defaults(house, parts):
 
 def test_the_captions_that_will_be_used_are_shown(house, parts):
     draft = house.draft(Visitor("ann"))
-    assert teach.show_captions(house, parts, draft, filled(parts)) == "", "no photos yet"
+    assert teach.show_captions(house, parts, draft, filled(parts))[0] == "", "no photos yet"
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
+    assert not teach.show_captions(house, parts, draft, filled(parts))[1]["visible"], "nothing to choose yet"
     draft.change("1.jpg", caption="a dog <sitting>")
-    shown = teach.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
+    shown, checkbox = teach.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
     assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in shown
     assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in shown and "added to 1 of 3 captions" in shown
-    shown = teach.show_captions(house, parts, draft, filled(parts, {"caption": "a {subject}!"}, add_trigger=False))
+    assert checkbox["visible"]
+    typed = filled(parts, {"caption": "a {subject}!"}, add_trigger=False)
+    shown, checkbox = teach.show_captions(house, parts, draft, typed)
+    assert checkbox["visible"], "it can be switched on again"
     assert "&quot;a sks dog!&quot;" in shown and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in shown
     assert not teach.trial_config(house, parts, filled(parts, add_trigger=False)).add_trigger
-    assert teach.show_captions(house, parts, draft, filled(parts, noun="")) == ""
+    assert teach.show_captions(house, parts, draft, filled(parts, noun=""))[0] == ""
 
 
 def test_yaml_cannot_read_other_peoples_files(house, parts):
