@@ -20,9 +20,9 @@ from hra_diffusion import attachment, pipeline
 from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
+from hra_diffusion.generation import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from training import fit, memory, objective, scoring
+from training import fit, memory, moved, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
@@ -85,7 +85,8 @@ def train(
 ) -> Path:
     """Train an adapter into ``output/name`` and return its file.
 
-    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
+    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped, with the same photos, which are
+    found by their hashes if they have moved; a finished run is left alone.
     ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. ``plan``: say first what the
     run will take. Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base, photos, targets and
     ``config.fit`` are checked before anything is written.
@@ -100,9 +101,9 @@ def train(
     else:
         run.require_free()
     accelerator = make_accelerator(config)
-    photos = find_photos(config.photos)
-    forget_peak(str(accelerator.device))
     clock = Clock(accelerator.is_main_process, list(listeners))
+    photos = moved.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
+    forget_peak(str(accelerator.device))
     if plan or (config.fit and not run.checkpoints()):
         asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
         if config != asked:  # precision or accumulation may be what was given up
@@ -111,7 +112,10 @@ def train(
         pipe = pipe or pipeline.load_base(config.base, str(accelerator.device), config.dtype, config.base_weights)
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
-        album = ingest(config.photos, size, config.crop, config.boxes)
+        if run.checkpoints():
+            album, config = moved.read(photos, run, config, size), moved.settled(config, photos, run)
+        else:
+            album = ingest(config.photos, size, config.crop, config.boxes)
     require_room(config, pipe)
     with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept():
         session = set_up(config, run, accelerator, pipe, album, clock)
@@ -139,6 +143,7 @@ def begun(
     photos = [{"sha256": p.sha256, "crop": list(p.crop), "caption": p.caption} for p in album.photos]
     with run.locked():
         run.begin(config, photos, resume)
+        run.keep_photos([photo.image for photo in album.photos])
         clock.add(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
@@ -283,8 +288,12 @@ def draw_samples(session: Session) -> None:
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
-    with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
-        pictures = draw(pipe, requests, settings, config.draw_batch)
+    try:
+        with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
+            pictures = draw(pipe, requests, settings, config.draw_batch)
+    except PictureError as error:  # what is learned may be good all the same
+        session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
+        return
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
         picture.info[PNG_KEY] = describe(pipe, request, settings)
         save_png(picture, session.run.sample(session.step, number))

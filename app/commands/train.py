@@ -23,7 +23,8 @@ from training.progress import PHASES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly; "
+                        "photos that have moved are found by their content, or given anew by --photos")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase")
     add_output_mode(parser)
     group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
@@ -70,11 +71,15 @@ def print_phases(event: Event) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
-    """Flags over the YAML file, or, for a bare ``--resume --name NAME``, the run's own configuration."""
+    """Flags over the YAML file or, for a bare ``--resume --name NAME``, the run's own configuration; with ``--photos``
+    too, where its photos are now."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     known = registry.options()
     options = {name: value for name, value in vars(arguments).items() if name in known}
-    if arguments.resume and set(given) <= {"name", "device"} and "name" in given and not (options or arguments.config):
+    if "photos" in given:
+        given["photos"] = _absolute(given["photos"])
+    bare = "name" in given and set(given) <= {"name", "device", "photos"} and not (options or arguments.config)
+    if arguments.resume and bare:
         if saved := runs.find(arguments.output, given["name"]):
             return saved.config.model_copy(update=given)
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
@@ -82,11 +87,15 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
-    values["photos"] = [str(Path(photo).expanduser().resolve()) for photo in values["photos"]]
+    values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
         values["base"] = str(Path(base).resolve())
     return configs.parse(values)
+
+
+def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:
+    return tuple(Path(photo).expanduser().resolve() for photo in photos)
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
