@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import json
 import keyword
 import os
@@ -29,6 +30,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _set_output(errors="backslashreplace")  # a pipe or file on Windows may have no "→"; standard error does so itself
     overview = _overview()
     if not argv or argv[0] not in COMMANDS:
         overview.parse_args(argv or ["--help"])
@@ -38,16 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"app.commands.{module}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
-    return run(command, parser.parse_args(argv[1:]))
+    arguments = parser.parse_args(argv[1:])
+    if getattr(arguments, "json", False):
+        _set_output(encoding="utf-8")  # as JSON is
+    return run(command, arguments)
 
 
 def run(command, arguments: argparse.Namespace) -> int:
     """Run a parsed command and turn what a person can put right into a message and an exit code."""
     from hra_diffusion.errors import UserError
+    from hra_diffusion.files import reader_may_leave
 
     warnings.showwarning = _show
     try:
-        command.run(arguments)
+        with reader_may_leave():
+            command.run(arguments)
     except UserError as error:
         return _fail(str(error), arguments)
     except MemoryError as error:
@@ -55,8 +62,6 @@ def run(command, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
@@ -92,6 +97,12 @@ def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
 
     text = f"note: {message}\n" if issubclass(category, Note) else warnings.formatwarning(message, category, *place[:2])
     sys.stderr.write(text)
+
+
+def _set_output(encoding: str | None = None, errors: str | None = None) -> None:
+    """Change how standard output is encoded, where it is a stream of the system's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors=errors)
 
 
 def _quieten() -> None:

@@ -239,7 +239,8 @@ def _info(path: Path, file: Any) -> AdapterInfo:
 def _read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
     with opened(path) as file:
         info = _info(path, file)
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        # copies: tensors that stay mapped to the file would keep Windows from replacing it
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise AdapterFileError(f"{path} holds NaN or infinite values in {bad[0]}; take an earlier checkpoint")
     return info, tensors

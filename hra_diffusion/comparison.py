@@ -27,6 +27,7 @@ from hra_diffusion.generation import (
     complete,
     describe,
     draw,
+    read_picture,
     save_png,
     slug,
 )
@@ -169,10 +170,7 @@ def save(comparison: Comparison, folder: Path) -> Path:
 
     Returns the grid's path.
     """
-    for number, photo in enumerate(comparison.photos):
-        small = photo.copy()
-        small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-        save_png(small, folder / "photos" / f"{number:02d}.png")
+    save_photos(comparison.photos, folder / "photos")
     entries = []
     for number, cell in enumerate(comparison.cells):
         name = f"{number:03d}-{slug(cell.request.prompt)}-seed{cell.request.seed}-{slug(cell.column)}.png"
@@ -188,6 +186,14 @@ def save(comparison: Comparison, folder: Path) -> Path:
     return grid
 
 
+def save_photos(photos: Sequence[Image.Image], folder: Path) -> None:
+    """Write small copies of reference photos, ``00.png`` and on."""
+    for number, photo in enumerate(photos):
+        small = photo.copy()
+        small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+        save_png(small, folder / f"{number:02d}.png")
+
+
 def load(folder: Path) -> Comparison:
     """A comparison that ``save`` wrote, its photos as small as they were kept. Raises UserError if there is none."""
     try:
@@ -195,23 +201,21 @@ def load(folder: Path) -> Comparison:
         cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
         first, names = facts["cells"][0], [field.name for field in dataclasses.fields(FullSettings)]
         full = FullSettings(**{name: first[name] for name in names if name in first or name not in SIZE_CONDITIONING})
-        photos = tuple(_load_picture(file) for file in sorted((folder / "photos").glob("*.png")))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{folder} holds no whole comparison ({error})") from None
-    columns = tuple(Column(**column) for column in facts["columns"])
-    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"], photos)
+        columns = tuple(Column(**column) for column in facts["columns"])
+        prompts, seeds, seconds = tuple(facts["prompts"]), tuple(facts["seeds"]), facts["seconds"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{folder} holds no whole comparison ({error}); make it again") from None
+    photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_picture(file)))
+    return Comparison(columns, prompts, seeds, cells, full, seconds, photos)
 
 
 def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
     mix = tuple(entry["adapters"].items())
     request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
     score = Score(**entry["score"]) if "score" in entry else None
-    return Cell(entry["column"], request, _load_picture(folder / entry["picture"]), score)
-
-
-def _load_picture(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB")
+    if (image := read_picture(folder / entry["picture"])) is None:
+        raise ValueError(f"{entry['picture']} can't be read")
+    return Cell(entry["column"], request, image, score)
 
 
 FIGURES = {

@@ -4,22 +4,30 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
+WINDOWS = os.name == "nt"
+BUSY_SECONDS = 1.0
+"""How long a file that another process has open on Windows is tried again."""
 MAX_NAME = 64
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789¹²³")}
+"""Names of devices on Windows, with or without a suffix (Microsoft, Naming Files, Paths, and Namespaces)."""
 
 
 class FileError(UserError, OSError):
@@ -39,9 +47,14 @@ def checked_name(name: str) -> str:
     wrong = next((c for c in name if not (c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") or c in " -_")), None)
     if wrong is not None:
         raise UserError(f"the name {shown} has {wrong!r} in it; use letters, digits, spaces, - and _")
-    if not name[0].isalnum() or name[-1] == " " or name.casefold() in _RESERVED:
+    if not name[0].isalnum() or name[-1] == " " or is_reserved(name):
         raise UserError(f"the name {shown} can't be used for a folder; start with a letter or digit, end without space")
     return name
+
+
+def is_reserved(stem: str) -> bool:
+    """Whether Windows takes a file of this name, without its suffix, for a device."""
+    return stem.casefold() in _RESERVED
 
 
 @contextlib.contextmanager
@@ -80,7 +93,7 @@ def _readable(path: Path) -> None:
 def flush(path: Path) -> None:
     """Have the system put a file, or all of a folder, on the disk now: a power cut must not leave a renamed blank."""
     for file in _files(path):
-        with file.open("rb") as stream:
+        with file.open("r+b") as stream:  # Windows flushes only what is open for writing
             os.fsync(stream.fileno())
 
 
@@ -91,20 +104,47 @@ def _files(path: Path) -> list[Path]:
 def put(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``; a folder that stands there steps aside first and is then deleted."""
     if not path.is_dir():
-        temporary.replace(path)
+        move(temporary, path)
         return
     outdated = temporary.with_suffix(".old")
-    path.rename(outdated)
-    temporary.rename(path)
+    move(path, outdated)
+    try:
+        move(temporary, path)
+    except OSError:
+        move(outdated, path)
+        raise
     remove(outdated)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file, in place of one that is there, or a folder. Raises FileError."""
+    try:
+        _while_busy(lambda: source.replace(target))
+    except OSError as error:
+        raise explained(error, target) from error
+
+
+def _while_busy(action: Callable[[], T]) -> T:
+    """The result of ``action``. On Windows it is tried for a second while another process has the file open.
+
+    pip does the same (pip/_internal/utils/filesystem.py): virus scanners and readers hold files for an instant.
+    """
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return action()
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def remove(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     if path.is_dir():
-        shutil.rmtree(path)
+        _while_busy(lambda: shutil.rmtree(path))
     else:
-        path.unlink(missing_ok=True)
+        _while_busy(lambda: path.unlink(missing_ok=True))
 
 
 def free_folder(parent: Path) -> Path:
@@ -115,7 +155,39 @@ def free_folder(parent: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of ours; None if it is missing, empty or damaged, as a power cut can leave it."""
+    try:
+        return json.loads(_while_busy(lambda: path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file. A line that a power cut tore is ended first. Raises FileError."""
+    try:
+        with _while_busy(lambda: path.open("ab+")) as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * torn + line + "\n").encode())
+    except OSError as error:
+        raise explained(error, path) from error
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of one JSON object a line; lines that are none (torn by a power cut) are passed over."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
@@ -157,8 +229,23 @@ def explained(error: OSError, path: Path) -> FileError:
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FileError(f"the disk is full: {path} could not be written; free some space, then resume")
+    if WINDOWS and isinstance(error, PermissionError):
+        return FileError(f"{path} can't be written: it is open in another program, or permission is denied")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return FileError(f"{path} can't be written: permission denied; choose another folder with --output")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return FileError(f"{path} can't be a folder: a file is in its place; choose another with --output")
     return FileError(f"{path}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Within the block standard output may lose its reader: what is written from then on goes nowhere."""
+    try:
+        yield
+    except OSError as error:
+        # on Windows it is EINVAL (CPython's subprocess.Popen._stdin_write)
+        lost = isinstance(error, BrokenPipeError) or (WINDOWS and error.errno == errno.EINVAL and not error.filename)
+        if not lost:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from hra_diffusion.threads import share_cores, sharing_cores
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
@@ -36,6 +36,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
 }
+
+
+class PictureError(UserError):
+    """A picture can't be drawn: which one, why, and what to do."""
+
+
 GUIDANCE_SCALE = {TOYBOX: 3.0}
 """Guidance scales for bases that want another than their family's."""
 PNG_KEY = "hra_diffusion"
@@ -115,7 +121,8 @@ def draw(
 
     A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
     its noise is drawn on the CPU from its seed. ``on_step`` is told of every denoising step; what it raises ends the
-    drawing. Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw.
+    drawing. Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw, and
+    PictureError for a picture that comes out as NaN.
     """
     full = complete(pipe, settings or Settings())
     if batch_size < 1:
@@ -193,6 +200,15 @@ def read_png(path: Path) -> dict[str, Any]:
             return json.loads(image.info[PNG_KEY])
     except (OSError, KeyError, ValueError):
         raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """A picture file as RGB; None if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception:  # a damaged file makes Pillow's decoders fail in any way there is
+        return None
 
 
 def mentions(prompt: str, words: str) -> bool:
@@ -301,8 +317,22 @@ def _draw_batch(
             height=settings.height,
             **{name: value for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None},
             callback_on_step_end=watch,
+            output_type="pt",
         )
-    return cast("StableDiffusionPipelineOutput", output).images  # type: ignore[return-value]
+    pixels = pipe.image_processor.pt_to_numpy(cast(Any, output).images)
+    _require_finite(pipe, requests, pixels)
+    return cast(list[Image.Image], pipe.image_processor.numpy_to_pil(pixels))
+
+
+def _require_finite(pipe: StableDiffusionPipeline, requests: list[Request], pixels: np.ndarray) -> None:
+    """Raises PictureError for a picture (height, width, 3) with NaN in it, which would be saved as black."""
+    for request, picture in zip(requests, pixels, strict=True):
+        if np.isfinite(picture).all():
+            continue
+        remedy = "the weights of the base or an adapter are damaged, or a strength is too high: draw without adapters"
+        if torch.float16 in (pipe.unet.dtype, pipe.vae.dtype):
+            remedy = "values overflow in float16, mostly in the VAE: use --dtype float32 or bfloat16"
+        raise PictureError(f"the picture of {request.prompt!r} with seed {request.seed} came out as NaN; {remedy}")
 
 
 def _here(model: nn.Module, mix: Mix) -> dict[str, float]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from hra_diffusion import adapter_file, pipeline
 from hra_diffusion.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, put, remove, write_text
+from hra_diffusion.files import checked_name, make_folder, move, put, remove, write_text
 from hra_diffusion.layer import probe_of
 
 if TYPE_CHECKING:
@@ -157,8 +157,10 @@ def rename(path: Path, name: str) -> Path:
     if new.exists() or (own_folder and folder.exists()):
         raise UserError(f"there is an adapter called {name!r} already; take another name")
     adapter_file.rewrite(path, info.model_copy(update={"name": name}))
-    path = path.rename(path.with_name(new.name))
-    return path.parent.rename(folder) / new.name if own_folder else path
+    move(path, path.with_name(new.name))
+    if own_folder:
+        move(path.parent, folder)
+    return new
 
 
 def move_to_bin(path: Path, root: Path) -> str:
@@ -170,8 +172,8 @@ def move_to_bin(path: Path, root: Path) -> str:
     thing = path.parent if path.parent.name == path.stem and path.parent != root else path
     key = f"{int(time.time())}-{thing.name}"
     place = make_folder(root / BIN) / key
-    write_text(root / BIN / f"{key}.from", str(thing.relative_to(root)))
-    thing.rename(place)
+    write_text(root / BIN / f"{key}.from", thing.relative_to(root).as_posix())
+    move(thing, place)
     return key
 
 
@@ -180,17 +182,26 @@ def restore(key: str, root: Path) -> Path:
     place = root / BIN / Path(key).name
     if not place.exists():
         raise UserError("it is not in the bin any more")
-    target = root / (root / BIN / f"{place.name}.from").read_text(encoding="utf-8")
+    target = _origin(place, root)
     if target.exists():
         raise UserError(f"there is something called {target.name!r} again; rename that first")
-    place.rename(target)
+    move(place, target)
     remove(root / BIN / f"{place.name}.from")
     return target
 
 
+def _origin(place: Path, root: Path) -> Path:
+    """Where a thing in the bin came from; if the note beside it is damaged, the outputs folder under its own name."""
+    kept = place.with_name(f"{place.name}.from")
+    origin = root / (kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else "")
+    inside = origin != root and origin.resolve().is_relative_to(root.resolve())
+    return origin if inside else root / place.name.partition("-")[2]
+
+
 def binned(root: Path) -> list[str]:
     """Keys of what lies in the bin, newest first."""
-    return sorted((path.stem for path in (root / BIN).glob("*.from")), reverse=True)
+    names = [path.name for path in (root / BIN).glob("[0-9]*-*") if path.suffix != ".from"]
+    return sorted((name for name in names if name.partition("-")[0].isdecimal()), reverse=True)
 
 
 def empty_bin(root: Path, days: float = BIN_DAYS) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ from torch import nn
 from hra_diffusion import adapter_file, attachment, families, noise
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, Note, UserError
+from hra_diffusion.files import read_json
 from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ TOYBOX = "toybox"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters live on."""
+MODELS = (*COMPONENTS, "vae")
+"""The parts of a pipeline that have weights."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOADING = threading.Lock()
 """Held while a model is loaded. The libraries change torch.nn for the whole process until it is there (accelerate's
@@ -233,10 +236,12 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
         options["local_files_only"] = True
     elif source == TOYBOX:
         raise BaseModelError(f"the embedded base is missing from {path}; install the project again")
-    elif source.count("/") != 1 or source.startswith((".", "/", "~")) or os.sep * 2 in source:
+    elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         raise BaseModelError(
             f"there is no base model {source!r}: not a folder, not a .safetensors file, not a hub id like owner/name"
         )
+    if variant := _variant(path if path.is_dir() else cached(source), source):
+        options["variant"] = variant
     return _open(source, _from_pretrained, str(path) if path.is_dir() else source, options)
 
 
@@ -250,6 +255,40 @@ def _check_folder(path: Path) -> None:
         json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError):
         raise BaseModelError(f"{index} is damaged: not a JSON object; copy the model again") from None
+    for shards in path.glob("*/*.safetensors.index*.json"):
+        names = set((read_json(shards) or {}).get("weight_map", {}).values())
+        missing = sorted(name for name in names if not (shards.parent / name).is_file())
+        if 0 < len(missing) < len(names):  # without all of them it is a variant that was not copied
+            raise BaseModelError(f"{shards.parent / missing[0]} is missing; copy the model again, all its shards")
+    parts = [part for part in MODELS if not any((path / part).glob("*.safetensors"))]
+    if pickled := ", ".join(part for part in parts if any((path / part).glob("*.bin"))):
+        raise BaseModelError(
+            f"{path} holds {pickled} as pickles (.bin), which can run code and are not opened: get the same model as "
+            ".safetensors, or convert it (the README says how)"
+        )
+
+
+def _variant(folder: Path | None, source: str) -> str | None:
+    """The variant ("fp16") of the weights that a model's folder has alone, said in a warning; None for plain ones.
+
+    diffusers and transformers put it before the shard's number and the suffix: "model.fp16-00001-of-00002.safetensors".
+    """
+    if folder is None:  # not here yet
+        return None
+    found: dict[str, set[str]] = {}
+    for part in MODELS:
+        names = [file.name.removesuffix(".safetensors") for file in (folder / part).glob("*.safetensors")]
+        variants = {re.sub(r"-\d+-of-\d+$", "", name).partition(".")[2] for name in names}
+        if variants and "" not in variants:
+            found[part] = variants
+    if not found:
+        return None
+    variant = max(set.union(*found.values()), key=lambda name: sum(name in own for own in found.values()))
+    warnings.warn(
+        f"{source} holds its weights as variant {variant} only: {', '.join(found)}; loading that variant",
+        stacklevel=4,
+    )
+    return variant
 
 
 def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:

@@ -3,6 +3,7 @@
 Votes are kept as lines of JSON beside the comparison; nothing here knows of a page.
 """
 
+import contextlib
 import json
 import math
 import random
@@ -12,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from hra_diffusion.files import make_folder
+from hra_diffusion.files import append_line, make_folder, read_json_lines
 
 Question = Literal["subject", "prompt"]
 QUESTIONS: dict[Question, str] = {
@@ -102,8 +103,7 @@ def record(vote: Vote, folder: Path) -> None:
     """Keep a vote beside its comparison; a ballot that was answered before is not counted again."""
     if vote.at is not None and any(vote.at == before.at for before in _kept(folder)):
         return
-    with (make_folder(folder) / "votes.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(vote), ensure_ascii=False) + "\n")
+    append_line(make_folder(folder) / "votes.jsonl", json.dumps(asdict(vote), ensure_ascii=False))
 
 
 def recorded(folder: Path) -> list[Vote]:
@@ -117,8 +117,8 @@ def upcoming(folder: Path) -> int:
 
 
 def _kept(folder: Path) -> list[Vote]:
-    try:
-        lines = (folder / "votes.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [Vote(**json.loads(line)) for line in lines]
+    votes = []
+    for line in read_json_lines(folder / "votes.jsonl"):
+        with contextlib.suppress(TypeError):  # a line that is no vote
+            votes.append(Vote(**line))
+    return votes

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, write_text
+from hra_diffusion.files import make_folder, read_json, write_text
 from training import config as configs
 from training.config import TrainConfig
 from training.events import Step
@@ -77,12 +77,12 @@ def costs(config: TrainConfig) -> str:
 
 
 def known(output: Path, config: TrainConfig) -> Calibration | None:
-    """The measurement for this run, if there is one. One that failed holds for a while: the cause may pass."""
+    """The measurement for this run, if there is a whole one. One that failed holds for a while: the cause may pass."""
     place = _place(output, config)
     try:
-        found = Calibration(**json.loads(place.read_text(encoding="utf-8")))
+        found = Calibration(**read_json(place))
         return None if found.error and time.time() - place.stat().st_mtime > ERROR_HOLDS else found
-    except (FileNotFoundError, NotADirectoryError):
+    except (TypeError, OSError):  # none, or another version's
         return None
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hra_diffusion import adapter_file, noise
+from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import name_of
 from training import runs
 from training.events import Checkpoint, Notice
@@ -48,7 +49,7 @@ def restore_latest(session: Session) -> None:
         try:
             state = load_file(folder / "training.safetensors")
             seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UserError) as error:
             session.clock.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
             continue
         if (processes := int(state["processes"])) != session.accelerator.num_processes:

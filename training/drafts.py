@@ -10,13 +10,14 @@ import functools
 import json
 import shutil
 import threading
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, write_text
+from hra_diffusion.files import checked_name, is_reserved, make_folder, read_json, write_text
 from training.photos import (
     CAPTION_SUFFIXES,
     MAX_PHOTOS,
@@ -64,13 +65,13 @@ class Draft:
     folder: Path
 
     def read(self) -> Contents:
-        """What is in it; an empty draft where nothing is."""
-        try:
-            found = json.loads((self.folder / "draft.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return Contents()
+        """What is in it; an empty draft where nothing is. Where draft.json is damaged, the photos without the rest."""
+        there = sorted(path.name for path in self.folder.glob("photos/*"))
+        found = read_json(self.folder / "draft.json")
+        if not isinstance(found, dict):
+            return Contents(tuple(map(DraftPhoto, there)))
         photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
-        return Contents(tuple(photos), found["values"])
+        return Contents(tuple(photo for photo in photos if photo.file in there), found["values"])
 
     def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
         """Take photos, and captions (.txt or .caption) of the same name, in; returns a line for each unusable file.
@@ -138,14 +139,20 @@ class Draft:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
-        """The photos as they will be learned from, and what to look at in them."""
+        """The photos as they will be learned from, and what to look at in them; damaged ones are only named."""
+        photos: list[Photo] = []
+        notes: list[PhotoWarning] = []
         with _changing:
-            taken = [
-                _ingest_one(self.folder / "photos" / photo.file, resolution, crop, photo.box)
-                for photo in self.read().photos
-            ]
-        photos = [photo for photo, _ in taken]
-        return photos, [*(note for _, notes in taken for note in notes), *compare_photos(photos)]
+            for photo in self.read().photos:
+                path = self.folder / "photos" / photo.file
+                try:
+                    taken, own = _ingest_one(path, resolution, crop, photo.box)
+                except PhotoError as error:
+                    notes.append(PhotoWarning("ignored", path, str(error)))
+                else:
+                    photos.append(taken)
+                    notes += own
+        return photos, [*notes, *compare_photos(photos)]
 
     def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
         """One of them. Raises PhotoError if it is not there any more."""
@@ -155,13 +162,14 @@ class Draft:
     def settle(self, folder: Path) -> dict[Path, Box]:
         """Copy photos and captions into a new folder that runs can read; returns the boxes by the copies' paths.
 
-        Raises PhotoError if there are no photos.
+        Damaged photos stay behind. Raises PhotoError if there are no others.
         """
-        contents, boxes = self.read(), {}
-        if not contents.photos:
+        whole, boxes = {photo.path.name for photo in self.photos(MIN_SIDE)[0]}, {}
+        photos = [photo for photo in self.read().photos if photo.file in whole]
+        if not photos:
             raise PhotoError("No photos yet. Drop 3 to 10 photos of the subject first.")
         make_folder(folder)
-        for photo in contents.photos:
+        for photo in photos:
             copy = folder / photo.file
             shutil.copyfile(self.folder / "photos" / photo.file, copy)
             if photo.caption:
@@ -178,8 +186,9 @@ class Draft:
                 f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
             )
         ingest([path], MIN_SIDE)  # refused here, not when training starts
-        taken = {Path(photo.file).stem for photo in others}  # a caption has its photo's
-        stem = next(stem for stem in _stems(path, len(others)) if stem not in taken)
+        # a caption has its photo's stem; disks of Windows and macOS ignore case
+        taken = {Path(photo.file).stem.casefold() for photo in others}
+        stem = next(stem for stem in _stems(path, len(others)) if stem.casefold() not in taken)
         # a folder is searched by suffix; what the photo is, its content decides
         file = f"{stem}{suffix if (suffix := path.suffix.lower()) in SUFFIXES else '.jpg'}"
         make_folder(self.folder / "photos")
@@ -216,8 +225,9 @@ def zoom_of(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
 
 def _stems(path: Path, number: int) -> Iterator[str]:
     """Names for a photo's copy, without suffix: its own, made harmless, then numbered ones."""
-    stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in path.stem)[:40].strip() or "photo"
-    yield stem
+    stem = unicodedata.normalize("NFC", path.stem)
+    stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in stem)[:40].strip() or "photo"
+    yield f"{stem} photo" if is_reserved(stem) else stem
     while True:
         number += 1
         yield f"{stem} {number}"
@@ -232,6 +242,8 @@ def _one_line(text: str) -> str:
 
 
 def _ingest_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:
+    if not path.is_file():
+        raise PhotoError("this photo is not here any more; choose another")
     return _ingested(path, path.stat().st_mtime_ns, resolution, crop, box)
 
 

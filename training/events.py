@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hra_diffusion.files import explained
+from hra_diffusion.files import append_line, reader_may_leave
 
 
 @dataclass(frozen=True)
@@ -141,20 +140,13 @@ def caption_lines(event: Captions) -> list[str]:
 
 
 class LogFile:
-    """Appends events to a file, one line of JSON each. A line that a power cut tore is left behind, not written on."""
+    """Appends events to a file, one line of JSON each."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        try:
-            with self.path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                torn = file.read(1) not in (b"", b"\n")
-                file.write(("\n" * torn + as_json(event) + "\n").encode())
-        except OSError as error:
-            raise explained(error, self.path) from error
+        append_line(self.path, as_json(event))
 
 
 class Bar:
@@ -198,8 +190,6 @@ class Bar:
 
 def print_json(event: Event) -> None:
     """Listener of the ``--json`` mode: one line of JSON an event on standard output, as long as someone reads it."""
-    try:
+    with reader_may_leave():
         sys.stdout.write(as_json(event) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left; the training goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

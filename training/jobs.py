@@ -5,9 +5,10 @@ with its configuration. A worker process holds ``worker.lock``, trains the first
 ends when none is left. Any number of pages and command lines may look on, close, crash and come back.
 """
 
+import _thread
 import contextlib
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,17 +23,21 @@ from filelock import FileLock, Timeout
 
 from hra_diffusion import library
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, write_text
+from hra_diffusion.files import checked_name, make_folder, read_json, remove, write_text
 from hra_diffusion.pipeline import hide_loading_bars
 from training import config as configs
 from training.config import TrainConfig
-from training.runs import LOCK_TIMEOUT, Run, RunError
+from training.runs import FILES, LOCK_TIMEOUT, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
 """Standings of a run that ended before its time: it can go on."""
 STOPPED = 130
 """Exit code of a process that was asked to stop, as the command line's."""
+KILLED = -getattr(signal, "SIGKILL", 9)
+"""Exit code of a process that the system killed; Windows has no such signal."""
+APART = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)}
+"""Options of a process that Ctrl-C does not reach and that outlives its starter's terminal (on Windows the second)."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,17 @@ class Queue:
 
     def waiting(self) -> list[str]:
         """Names of the runs to come, the next one first."""
-        try:
-            return json.loads(self._list.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self._list.exists():
             return []
+        names = read_json(self._list)
+        return names if isinstance(names, list) else self._said_to_wait()
+
+    def _said_to_wait(self) -> list[str]:
+        """The runs that wait by their own state, the oldest first: the list in place of a damaged one."""
+        current = (self._last() or {}).get("name")
+        states = sorted(self.output.glob("[!.]*/state.json"), key=lambda path: path.stat().st_mtime)
+        runs = [Run(path.parent) for path in states]
+        return [run.name for run in runs if run.state["status"] == "waiting" and run.name != current]
 
     def move(self, name: str, place: int) -> None:
         """Give a waiting run another place (0 is next)."""
@@ -109,16 +121,21 @@ class Queue:
         current = self._current()
         if current is None or current["name"] != name or not current["pid"]:
             raise RunError(f"{name!r} is not running here; one started on the command line is stopped there, by Ctrl-C")
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
-            os.kill(current["pid"], signal.SIGTERM)
+        write_text(self._request, name)
+
+    def asked_to_stop(self, name: str) -> bool:
+        """Whether ``stop`` was called for this run since its process started."""
+        try:
+            return self._request.read_text(encoding="utf-8") == name
+        except OSError:
+            return False
 
     def job(self, name: str) -> Job:
         """One run's standing. A run that says it runs or waits, while nobody knows of it, has died."""
         run = Run(self.output / checked_name(name))
-        try:
-            state = run.state
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            raise RunError(f"there is no run called {name!r} in {self.output}") from None
+        if not any((run.folder / file).is_file() for file in FILES):
+            raise RunError(f"there is no run called {name!r} in {self.output}")
+        state = run.state
         status, waiting = state["status"], self.waiting()
         if status == "waiting" and name in waiting:
             return Job(run, status, state["step"], state["steps"], place=waiting.index(name))
@@ -129,9 +146,10 @@ class Queue:
     def jobs(self) -> list[Job]:
         """All runs of the folder: the running one, those that wait in their order, then the rest, newest first."""
         found = []
-        for path in self.output.glob("[!.]*/state.json"):
+        for folder in {path.parent for file in FILES for path in self.output.glob(f"[!.]*/{file}")}:
             with contextlib.suppress(UserError, OSError):  # no run of ours, or one that is being deleted
-                found.append((self.job(path.parent.name), path.stat().st_mtime))
+                changed = max(path.stat().st_mtime for file in FILES if (path := folder / file).exists())
+                found.append((self.job(folder.name), changed))
         rank = {"running": 0, "waiting": 1}
         found.sort(key=lambda pair: (rank.get(pair[0].status, 2), pair[0].place or 0, -pair[1]))
         return [job for job, _ in found]
@@ -146,7 +164,7 @@ class Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C at whoever started it does not reach it
+                **APART,
             )
         threading.Thread(target=worker.wait, daemon=True).start()  # no zombie is left
 
@@ -189,6 +207,7 @@ class Queue:
             return waiting.pop(0)
 
     def _train(self, name: str) -> "subprocess.Popen[bytes]":
+        remove(self._request)
         with (self.output / name / "process.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "training.jobs", str(self.output), name],
@@ -216,10 +235,8 @@ class Queue:
         return self._last() if held(self._folder / "worker.lock") else None
 
     def _last(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self._folder / "current.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        last = read_json(self._folder / "current.json")
+        return last if isinstance(last, dict) and {"name", "pid"} <= last.keys() else None
 
     def _write_current(self, name: str, pid: int | None) -> None:
         write_text(self._folder / "current.json", json.dumps({"name": name, "pid": pid}))
@@ -227,6 +244,11 @@ class Queue:
     @property
     def _folder(self) -> Path:
         return self.output / ".queue"
+
+    @property
+    def _request(self) -> Path:
+        """Holds the name of the run that is asked to stop."""
+        return self._folder / "stop"
 
     @property
     def _list(self) -> Path:
@@ -242,6 +264,17 @@ class Queue:
             yield waiting
             if waiting != before:
                 write_text(self._list, json.dumps(waiting, ensure_ascii=False))
+
+
+def heed_stops(queue: Queue, name: str) -> None:
+    """Interrupt this process as SIGTERM does once ``queue.stop(name)`` is called: Windows sends no such signal."""
+
+    def watch() -> None:
+        while not queue.asked_to_stop(name):
+            time.sleep(0.2)
+        _thread.interrupt_main(signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _probing = threading.Lock()  # two looks at once would each take the other for a holder
@@ -271,7 +304,7 @@ def _require(name: str, waiting: list[str]) -> None:
 
 def _cause(code: int) -> str:
     """Why a process ended that had no time to say so itself."""
-    if code == -signal.SIGKILL:
+    if code == KILLED:
         return "the process was killed, most likely for want of memory; try a smaller batch size or resolution"
     if code < 0:
         return f"the process was ended by signal {signal.Signals(-code).name}; resume to go on"
@@ -284,7 +317,10 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 1:
         Queue(output).work()
         return 0
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8")  # as the log is read
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also before the loop looks out for it
+    heed_stops(Queue(output), arguments[1])
     return _train_one(output, arguments[1])
 
 

@@ -21,11 +21,11 @@ from hra_diffusion import attachment, pipeline
 from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
+from hra_diffusion.generation import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
 from hra_diffusion.noise import distilled
 from hra_diffusion.threads import share_cores, sharing_cores
-from training import fit, memory, objective, scoring
+from training import fit, memory, moved, objective, scoring
 from training.captions import final_captions
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
@@ -89,7 +89,8 @@ def train(
 ) -> Path:
     """Train an adapter into ``output/name`` and return its file.
 
-    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped; a finished run is left alone.
+    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped, with the same photos, which are
+    found by their hashes if they have moved; a finished run is left alone.
     ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. ``plan``: say first what the
     run will take. Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base, photos, targets and
     ``config.fit`` are checked before anything is written.
@@ -104,9 +105,9 @@ def train(
     else:
         run.require_free()
     accelerator = make_accelerator(config)
-    photos = find_photos(config.photos)
-    forget_peak(str(accelerator.device))
     clock = Clock(accelerator.is_main_process, list(listeners))
+    photos = moved.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
+    forget_peak(str(accelerator.device))
     if plan or (config.fit and not run.checkpoints()):
         asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
         if config != asked:  # precision or accumulation may be what was given up
@@ -119,7 +120,10 @@ def train(
                           "use the adapter on this one"))  # fmt: skip
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
-        album = ingest(config.photos, size, config.crop, config.boxes)
+        if run.checkpoints():
+            album, config = moved.read(photos, run, config, size), moved.settled(config, photos, run)
+        else:
+            album = ingest(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
@@ -159,9 +163,13 @@ def begun(
         accelerator.wait_for_everyone()
         yield
         return
-    photos = [{"sha256": p.sha256, "crop": list(p.crop), "caption": p.caption} for p in album.photos]
+    photos = [
+        {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
+        for photo in album.photos
+    ]
     with run.locked():
         run.begin(config, photos, resume)
+        run.keep_photos([photo.image for photo in album.photos])
         clock.add(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
@@ -306,8 +314,12 @@ def draw_samples(session: Session) -> None:
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
-    with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
-        pictures = draw(pipe, requests, settings, config.draw_batch)
+    try:
+        with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
+            pictures = draw(pipe, requests, settings, config.draw_batch)
+    except PictureError as error:  # what is learned may be good all the same
+        session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
+        return
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
         picture.info[PNG_KEY] = describe(pipe, request, settings)
         save_png(picture, session.run.sample(session.step, number))

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hra_diffusion import files
 from hra_diffusion.allocator import keep_memory
 
 T = TypeVar("T")
@@ -157,9 +158,13 @@ def peak_memory(device: str = "cpu") -> int:
     """The most bytes this process has held since ``forget_peak``: allocated on a CUDA device, else resident."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if files.WINDOWS:
+        import psutil  # accelerate needs it, too
+
+        return cast(Any, psutil.Process().memory_info()).peak_wset
     if (status := Path("/proc/self/status")).exists():  # getrusage counts the parent's peak too
         return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
-    import resource  # not on Windows
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 from hra_diffusion.errors import UserError
 
@@ -234,15 +234,17 @@ def _read(path: Path) -> tuple[Image.Image, str]:
 
 
 def _decode(path: Path, file: BinaryIO) -> Image.Image:
-    photo = _open(path, file)
-    _check_size(path, photo.size)
-    try:
-        photo.load()
-        ImageOps.exif_transpose(photo, in_place=True)
-        return _to_srgb(_to_eight_bits(photo), photo.info.get("icc_profile"))
-    except Exception as error:  # a damaged file makes Pillow's decoders fail in any way there is
-        reason = str(error).strip()
-        raise PhotoError(f"{path}: is damaged or cut short ({reason}). Copy it again from its source.") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of size (the limit here is MAX_PIXELS) and of damaged EXIF
+        photo = _open(path, file)
+        _check_size(path, photo.size)
+        try:
+            photo.load()
+            photo = _upright(photo)
+            return _to_srgb(_to_eight_bits(photo), photo.info.get("icc_profile"))
+        except Exception as error:  # a damaged file makes Pillow's decoders fail in any way there is
+            reason = str(error).strip()
+            raise PhotoError(f"{path}: is damaged or cut short ({reason}). Copy it again from its source.") from error
 
 
 def _open(path: Path, file: BinaryIO) -> Image.Image:
@@ -250,9 +252,7 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
     _register_heic()
     file.seek(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
-            return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except Exception as error:  # as above
@@ -277,6 +277,31 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 def _too_large(path: Path) -> PhotoError:
     return PhotoError(f"{path}: has more than {MAX_PIXELS // 10**6} megapixels. Save a smaller copy and use that.")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a photo of each EXIF orientation upright (EXIF 2.3, table 6)."""
+
+
+def _upright(photo: Image.Image) -> Image.Image:
+    """The photo turned by its EXIF orientation.
+
+    Reads that tag alone. ImageOps.exif_transpose writes the whole EXIF again, which fails at one malformed tag. EXIF
+    that can't be read at all turns nothing.
+    """
+    try:
+        turn = _TURNS.get(photo.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as above
+        return photo
+    return photo if turn is None else photo.transpose(turn)
 
 
 def _to_eight_bits(photo: Image.Image) -> Image.Image:

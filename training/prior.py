@@ -10,7 +10,7 @@ from PIL import Image
 
 from hra_diffusion import noise
 from hra_diffusion.fingerprint import probe
-from hra_diffusion.generation import Request, Settings, complete, draw, save_png, slug
+from hra_diffusion.generation import Request, Settings, complete, draw, read_picture, save_png, slug
 from hra_diffusion.pipeline import name_of
 from hra_diffusion.quantised import storage
 
@@ -28,7 +28,7 @@ def with_article(noun: str) -> str:
 def class_images(
     pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
-    """``count`` square pictures of the class, ``resolution`` pixels wide; those missing from ``folder`` are drawn.
+    """``count`` square pictures of the class, ``resolution`` pixels wide; ``folder`` keeps them, damaged ones are redrawn.
 
     Kept by (base, a probe of its weights, their storage, noise process, class noun, settings): picture k has seed k,
     so a larger request only adds to a smaller one.
@@ -39,7 +39,7 @@ def class_images(
     key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), repr(settings)])
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
-    missing = [seed for seed in range(count) if not paths[seed].exists()]
+    missing = [seed for seed, path in enumerate(paths) if not _usable(path, (settings.width, settings.height))]
     for start in range(0, len(missing), batch_size):
         requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + batch_size]]
         for request, image in zip(requests, draw(pipe, requests, settings, batch_size), strict=True):
@@ -47,3 +47,9 @@ def class_images(
     for path in paths:
         with Image.open(path) as image:
             yield image.convert("RGB")
+
+
+def _usable(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a kept picture is whole, of this size, and not black, as NaN was saved once."""
+    kept = read_picture(path)
+    return kept is not None and kept.size == size and kept.getbbox() is not None

@@ -136,7 +136,8 @@ def read(run: Run) -> Progress:
                     break
                 tail.offset += len(line)
                 with contextlib.suppress(ValueError):  # torn by a power cut
-                    tail.progress.hear(json.loads(line))
+                    if isinstance(event := json.loads(line), dict):
+                        tail.progress.hear(event)
         return tail.progress
 
 

@@ -6,13 +6,15 @@
 {output}/{name}/checkpoints/000050/       adapter.safetensors (usable) and training.safetensors (to go on from)
 {output}/{name}/samples/000050-0.png      sample pictures, step 0 (the base) included
 {output}/{name}/{name}.safetensors        the finished adapter
+{output}/{name}/photos.json               hash, crop and caption of each photo
+{output}/{name}/photos/00.png             a small copy of each photo as it was cut
 {output}/{name}/sample-now                somebody asks for sample pictures
 """
 
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,16 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion import library
+from hra_diffusion.comparison import save_photos
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, checked_name, make_folder, remove, save_tensors, write_text
+from hra_diffusion.files import atomic_path, checked_name, make_folder, read_json, remove, save_tensors, write_text
+from hra_diffusion.generation import read_picture
 from training import config as configs
 from training.config import TrainConfig
-from training.photos import PhotoError, ingest
+from training.photos import ingest
 
+FILES = ("state.json", "config.yaml")
+"""A folder with one of these is a run's."""
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
 
@@ -62,8 +68,24 @@ class Run:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Status and step as last written."""
-        return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        """Status and step as last written; from the other files if state.json is missing or damaged."""
+        kept = read_json(self.folder / "state.json")
+        whole = isinstance(kept, dict) and {"status", "step", "steps"} <= kept.keys()
+        return kept if whole else self._state_from_files()
+
+    def _state_from_files(self) -> dict[str, Any]:
+        step = max((int(folder.name) for folder in self.checkpoints()), default=0)
+        try:
+            steps = self.config.steps
+        except UserError as error:
+            return {"status": "failed", "step": step, "steps": step, "reason": str(error)}
+        return {"status": "finished" if self.adapter.is_file() else "running", "step": step, "steps": steps}
+
+    @property
+    def photos(self) -> list[dict[str, Any]] | None:
+        """Hash, crop, frame and caption of each photo the run began with (earlier versions kept no frame); None if that
+        file is missing or damaged."""
+        return read_json(self.folder / "photos.json")
 
     def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
         """Replace the state, atomically."""
@@ -82,16 +104,28 @@ class Run:
         """
         if self.checkpoints():
             self.require_resumable(config, resume)
-            if json.loads((self.folder / "photos.json").read_text(encoding="utf-8")) != photos:
+            if (kept := self.photos) is not None and not _are(photos, kept):
                 raise RunError(f"the photos or captions of {self.folder} have changed since; start a new run")
             self.write_state("running", self.state["step"], config.steps)
-            return
-        self.require_free()
-        for stale in ("samples", "events.jsonl", "sample-now"):
-            remove(self.folder / stale)
-        self.write_state("running", 0, config.steps)
-        write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
-        configs.write(config, self.folder / "config.yaml")
+            before = self.config
+            config = before.model_copy(update={"photos": config.photos, "boxes": config.boxes})
+        else:
+            self.require_free()
+            for stale in ("samples", "events.jsonl", "sample-now", "photos"):
+                remove(self.folder / stale)
+            self.write_state("running", 0, config.steps)
+            before = None
+        if self.photos != photos:
+            write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
+        if config != before:
+            configs.write(config, self.folder / "config.yaml")
+
+    def keep_photos(self, photos: Sequence[Image.Image]) -> None:
+        """Write small copies of the cut photos, unless they are there."""
+        folder = self.folder / "photos"
+        if not folder.exists():
+            with atomic_path(folder) as unfinished:
+                save_photos(photos, unfinished)
 
     def require_free(self) -> None:
         """Raises RunError if an adapter is where this run's would be, and there is no checkpoint to go on from."""
@@ -102,7 +136,8 @@ class Run:
         """Raises RunError if the run was not meant to go on, or was set up otherwise."""
         if not resume:
             raise RunError(f"{self.folder} exists already; go on with it by --resume, or take another --name")
-        before, now = (c.model_dump(mode="json", exclude={"device"}) for c in (self.config, config))
+        elsewhere = {"device", "photos", "boxes"} if self.photos else {"device"}  # photos are known by their hashes
+        before, now = (c.model_dump(mode="json", exclude=elsewhere) for c in (self.config, config))
         if changed := [field for field in now if now[field] != before[field]]:
             raise RunError(
                 f"{self.folder} was started with another {', '.join(changed)}; "
@@ -118,7 +153,7 @@ class Run:
         asked = self.folder / "sample-now"
         if not asked.exists():
             return False
-        asked.unlink()
+        remove(asked)
         return True
 
     def checkpoints(self) -> list[Path]:
@@ -172,14 +207,23 @@ def samples_of(adapter: Path) -> list[Path]:
 
 
 def photos_of(adapter: Path, size: int) -> list[Image.Image]:
-    """The photos an adapter learned from, cut as it saw them, in this size; none where they are gone or changed."""
+    """The photos an adapter was trained on, cut: the small copies in its run's folder, or the photos themselves in this
+    size; an empty list if there are neither."""
     run = run_of(adapter)
     if run is None:
         return []
-    config = run.config
-    with contextlib.suppress(PhotoError):
+    files = sorted((run.folder / "photos").glob("*.png"))
+    if kept := [picture for file in files if (picture := read_picture(file))]:
+        return kept
+    with contextlib.suppress(UserError):
+        config = run.config
         return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
     return []
+
+
+def _are(photos: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> bool:
+    """Whether photos have all that was kept of them."""
+    return len(photos) == len(kept) and all(photo | before == photo for photo, before in zip(photos, kept, strict=True))
 
 
 def write_checkpoint(folder: Path, adapter: Any, training: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, scores
+from hra_diffusion.generation import read_picture
 
 MARGIN = 1.03
 """Figures from a few pictures a round are not told apart more finely."""
@@ -18,10 +19,15 @@ MARGIN = 1.03
 def score_rounds(
     rounds: Mapping[int, Sequence[Path]], prompts: Sequence[str], photos: Sequence[Image.Image], clip: Clip
 ) -> dict[int, Score]:
-    """The mean figures of each round, by step: its files, one a prompt (the class noun in it), against all photos."""
+    """The mean figures of each round, by step: its files, one a prompt (the class noun in it), against all photos.
+
+    A round with a picture that can't be read has none.
+    """
     found = {}
     for step, files in rounds.items():
-        pictures = [Image.open(file) for file in files]
+        pictures = [picture for file in files if (picture := read_picture(file))]
+        if len(pictures) < len(files):
+            continue
         own = scores(clip, pictures, prompts[: len(pictures)], photos)
         subject = statistics.mean(score.subject or 0.0 for score in own)
         found[step] = Score(subject, statistics.mean(score.prompt for score in own))

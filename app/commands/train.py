@@ -23,7 +23,8 @@ from training.progress import PHASES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly; "
+                        "photos that have moved are found by their content, or given anew by --photos")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase, and "
                         "the captions it would use")  # fmt: skip
     add_output_mode(parser)
@@ -85,11 +86,15 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
-    values["photos"] = [str(Path(photo).expanduser().resolve()) for photo in values["photos"]]
+    values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
         values["base"] = str(Path(base).resolve())
     return configs.parse(values)
+
+
+def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:
+    return tuple(Path(photo).expanduser().resolve() for photo in photos)
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:

@@ -1,5 +1,6 @@
 """The Compare tab: adapters and the base side by side from the same noise; blind votes; downloads."""
 
+import functools
 import itertools
 import re
 import shutil
@@ -20,10 +21,10 @@ from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
 from hra_diffusion.adapter_file import AdapterInfo, read_info
-from hra_diffusion.comparison import BASE, Column, Comparison, compare, drift_pairs, load, save, told
+from hra_diffusion.comparison import BASE, PHOTO_SIDE, Column, Comparison, compare, drift_pairs, load, save, told
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
-from hra_diffusion.generation import OnStep, Settings, complete, with_subject
+from hra_diffusion.generation import OnStep, Settings, with_subject
 from hra_diffusion.studio import Cancelled, Preview
 from hra_diffusion.votes import QUESTIONS, Vote
 from training.runs import photos_of
@@ -88,6 +89,11 @@ class Plan:
     @property
     def width(self) -> int:
         return len(self.files) + self.base
+
+    @functools.cached_property
+    def photos(self) -> list[Image.Image]:
+        """The photos that the first adapter learned from."""
+        return photos_of(self.files[0], PHOTO_SIDE)
 
     @property
     def labels(self) -> list[str]:
@@ -194,16 +200,15 @@ def for_every_subject(prompt: str, info: AdapterInfo) -> str:
 
 
 def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
-    """Draw the comparison: previews of its cells, then itself, with the photos the first adapter learned from."""
+    """Draw the comparison: previews of its cells, then itself."""
     studio = house.studio
 
     def work(on_step: OnStep) -> Comparison:
         infos = studio.put_on(list(plan.files))
         columns = plan.columns([{info.name: plan.strength} for info in infos])
-        photos = photos_of(plan.files[0], complete(studio.pipe, plan.settings).width)
         return compare(
-            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, photos, on_step=on_step, clip=studio.clip,
-            drift=plan.drift,
+            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, plan.photos, on_step=on_step,
+            clip=studio.clip, drift=plan.drift,
         )  # fmt: skip
 
     for news in studio.watch(work, plan.pictures, stop):
@@ -222,11 +227,12 @@ def show_grid(
     """The table of pictures, their scores under them, and a last row; cells that are not there yet are blank."""
     heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows, width = [], len(labels)
+    references = [f"<td>{_cell(photo, 'photo')}</td>" for photo in photos]
     for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
         if number % len(seeds) == 0:
             words = prompt.replace("{subject}", "…")
             rows.append(f'<tr><th class="prompt soft" colspan="{width + bool(photos)}">{escape(words)}</th></tr>')
-        reference = f"<td>{_cell(photos[number % len(photos)], 'photo')}</td>" if photos else ""
+        reference = references[number % len(photos)] if photos else ""
         drawn = "".join(
             f"<td>{_cell(cells.get(number * width + i), f'{label}: {prompt}, seed {seed}')}"
             f'<span class="figures soft small">{scores.get(number * width + i, "")}</span></td>'
@@ -384,12 +390,12 @@ class Events:
         with self.stops.drawing(request) as stop:
             plan, rest = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
             start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
-            blank = show_grid(plan.labels, plan.prompts, plan.seeds, {})
+            blank = show_grid(plan.labels, plan.prompts, plan.seeds, {}, plan.photos)
             yield f"<p>{cells} pictures to draw …</p>{bar(0, 'drawing')}", blank, gr.update(visible=False), *rest[1:]
             try:
                 for news in draw(self.house, plan, stop):
                     if isinstance(news, Preview):
-                        grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures)
+                        grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures, plan.photos)
                         left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
                         yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done, 'drawing')}", grid, *rest
                         continue
@@ -414,7 +420,10 @@ class Events:
         if (folder := newest(self.house.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
             return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
-        return self.show(folder, load(folder))
+        try:
+            return self.show(folder, load(folder))
+        except UserError as error:
+            return note(str(error), "bad"), *[gr.skip()] * (len(self.parts.shown) - 1)
 
     @plainly
     def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:

@@ -227,7 +227,11 @@ def show_stage(house: House, request: gr.Request) -> str:
 
 
 def _kept(file: Path) -> str:
-    made = read_png(file)
+    """A picture with what can be done with it; nothing for a damaged one."""
+    try:
+        made = read_png(file)
+    except UserError:
+        return ""
     about = f"{made['prompt']} · seed {made['seed']}"
     save = f'<a class="act" href="{escape(served(file))}" download="{escape(file.name)}">Save</a>'
     more = {"settings": "Settings", "again": "Another adapter", "compare": "Compare"}

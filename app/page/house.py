@@ -5,6 +5,7 @@ import functools
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import threading
 from collections import defaultdict
@@ -65,7 +66,7 @@ class House:
     def salt(self) -> bytes:
         """A secret of this outputs folder: without it the folder of a login could be told from its name."""
         file = self.output / ".salt"
-        if not file.exists():
+        if not (file.is_file() and re.fullmatch(rb"[0-9a-f]{64}", file.read_bytes())):  # none yet, or damaged
             write_text(file, secrets.token_hex(32))
             file.chmod(0o600)
         return bytes.fromhex(file.read_text(encoding="utf-8"))
@@ -88,7 +89,7 @@ class House:
 
     def key(self, path: Path) -> str:
         """How the page names a file of the outputs folder."""
-        return str(path.resolve().relative_to(self.output.resolve()))
+        return path.resolve().relative_to(self.output.resolve()).as_posix()
 
     def file(self, key: str) -> Path:
         """The adapter file of a key from the page. Raises UserError for anything outside the outputs folder."""

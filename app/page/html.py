@@ -1,7 +1,6 @@
 """Pieces of HTML that several tabs show. Every text from outside goes through ``escape``."""
 
 import functools
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -22,8 +21,8 @@ SAMPLES = {
 
 def served(path: Path) -> str:
     """The address of a file in the outputs folder. Relative where it can be: a page need not know where we live."""
-    relative = os.path.relpath(path)
-    return f"gradio_api/file={quote(relative if not relative.startswith('..') else str(path.resolve()))}"
+    path, here = path.absolute(), Path.cwd()
+    return f"gradio_api/file={quote((path.relative_to(here) if path.is_relative_to(here) else path).as_posix())}"
 
 
 def picture(source: Path | Image.Image, about: str, zoom: bool = True) -> str:

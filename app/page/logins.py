@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 import unicodedata
 from pathlib import Path
@@ -13,6 +14,8 @@ from hra_diffusion.files import checked_name, write_text
 N, R, P = 2**15, 8, 1
 """scrypt's cost: 32 MiB and about a tenth of a second a try."""
 SHORTEST = 8
+LOGIN = re.compile(r"[^:]+:scrypt\$[\w+/=]{24}\$[\w+/=]{88}", re.ASCII)
+"""A line of the file: a name, 16 bytes of salt and 64 of the hash in base64."""
 
 
 def add_user(file: Path, name: str, password: str) -> None:
@@ -44,7 +47,7 @@ def require_logins(file: Path) -> None:
 
 def _read(file: Path) -> dict[str, str]:
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if bad := next((number for number, line in enumerate(lines, 1) if line.count("$") != 2 or ":" not in line), None):
+    if bad := next((number for number, line in enumerate(lines, 1) if not LOGIN.fullmatch(line)), None):
         raise UserError(f"{file}, line {bad} is no login; lines are made by hra-diffusion app --add-user NAME")
     return dict(line.split(":", 1) for line in lines)
 

@@ -1,7 +1,9 @@
 """The strip on top: the run in progress, the queue, the base model and the device; on every tab."""
 
+import contextlib
 from dataclasses import dataclass
 from html import escape
+from pathlib import PureWindowsPath
 from typing import Any
 
 import gradio as gr
@@ -10,6 +12,7 @@ from app.page.house import HIDDEN, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button
 from app.page.theme import CLICKS
 from hra_diffusion import pipeline
+from hra_diffusion.errors import UserError
 from training import progress
 from training.jobs import OVER, Job
 
@@ -111,7 +114,7 @@ def do(house: House, what: str, name: str) -> None:
 
 def base_name(base: str) -> str:
     """A base model's name without its path."""
-    return base.rstrip("/").split("/")[-1].removesuffix(".safetensors")
+    return PureWindowsPath(base).name.removesuffix(".safetensors")  # it knows both kinds of slashes
 
 
 def running_line(house: House, jobs: list[Job]) -> str:
@@ -140,8 +143,10 @@ def standing(job: Job, told: progress.Progress) -> str:
     """How far a running run is: its phase, or its step and the time left."""
     if not _stepping(told):
         return f"{progress.PHASES.get(told.phase, 'starting')} …"
-    left = told.seconds_left(job.run.config.sample_every)
-    rest = f" · {progress.duration(left)} left" if left is not None else ""
+    rest = ""
+    with contextlib.suppress(UserError):  # a damaged configuration
+        if (left := told.seconds_left(job.run.config.sample_every)) is not None:
+            rest = f" · {progress.duration(left)} left"
     return f"step {told.step} of {job.steps}{rest}"
 
 

@@ -1,6 +1,9 @@
 """The command line as scripts and people use it, run in this process through its own entry point."""
 
 import argparse
+import contextlib
+import errno
+import io
 import json
 import os
 import re
@@ -9,17 +12,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, save_photos
+from conftest import ROOT, save_photos, tiny_pipe
 from PIL import Image
 
 from app.cli import COMMANDS, main
+from app.cli import run as run_command
 from app.commands import common
 from app.commands import export as export_cli
 from app.commands import train as train_cli
-from hra_diffusion import interop, registry
+from hra_diffusion import attachment, interop, pipeline, registry
 from training import config as configs
+from training.events import Notice, print_json
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,12 @@ def train_command(photos, base, output, name, *more):
     few = ["--steps", "2", "--class-images", "1", "--sample-every", "0", "--sample-prompts", "a {subject}", "--quiet"]
     return ["train", "--photos", str(photos), "--class-noun", "dog", "--name", name, "--base", str(base),
             "--resolution", "64", "--output", str(output), "--device", "cpu", *few, *more]  # fmt: skip
+
+
+def save_adapter(path, name):
+    pipe = tiny_pipe()
+    attachment.attach(pipe.unet, "lora", {"rank": 2}, name=name)
+    pipeline.save(pipe, path, name)
 
 
 def run_json(capsys, *command) -> dict:
@@ -471,3 +483,72 @@ def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, 
     place = trained / "rex-hra" / "rex-hra"
     assert main(["generate", "--adapter", str(place), "--prompt", "a", "--base", str(base_folder)]) == 1
     assert f"there is no adapter file {place}; near that is {place}.safetensors" in capsys.readouterr().err
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Standard output as a pipe has it on Windows in Western Europe: no "≥", "→", "✓" or "λ" in its code page."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stream)
+
+    def written(encoding):
+        stream.flush()
+        return raw.getvalue().decode(encoding)
+
+    return written
+
+
+@pytest.mark.parametrize("command", [["methods"], ["train", "--help"], ["--help"]])
+def test_a_console_of_an_old_code_page_gets_what_it_can_show(command, narrow):
+    with contextlib.suppress(SystemExit):
+        assert main(command) == 0
+    sys.stdout.write("a ≥ b → c ✓ λ")
+    assert r"a \u2265 b \u2192 c \u2713 \u03bb" in narrow("cp1252")
+
+
+def test_json_is_utf8_on_every_console(narrow, tmp_path, capsys):
+    save_adapter(tmp_path / "Ωmega.safetensors", "Ωmega")
+    assert main(["show", str(tmp_path / "Ωmega.safetensors"), "--json"]) == 0
+    assert json.loads(narrow("utf-8"))["name"] == "Ωmega"
+    print_json(Notice("→ ✓"))
+    assert json.loads(narrow("utf-8").splitlines()[-1])["message"] == "→ ✓"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
+def test_a_reader_that_has_left_ends_nothing(error, monkeypatch, tmp_path):
+    """On Windows writing into a closed pipe gives EINVAL (as subprocess.Popen.communicate knows)."""
+    with (tmp_path / "out").open("w") as stream:
+
+        class Pipe:
+            """Standard output whose reader has left."""
+
+            def write(self, text):
+                raise error
+
+            def fileno(self):
+                return stream.fileno()
+
+        monkeypatch.setattr("hra_diffusion.files.WINDOWS", True)
+        monkeypatch.setattr("sys.stdout", Pipe())
+        print_json(Notice("nobody hears it"))
+        assert run_command(SimpleNamespace(run=lambda _: sys.stdout.write("x")), argparse.Namespace()) == 0
+        stream.write("this goes nowhere")
+    assert not (tmp_path / "out").read_text()
+
+
+def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, base_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    few = [*train_command(photos, base_folder, output, "Rex", "--method", "lora", "--steps", "4"),
+           "--checkpoint-every", "2"]  # fmt: skip
+    assert main(few) == 0
+    run = output / "Rex"
+    shutil.rmtree(run / "checkpoints" / "000004")
+    (run / "Rex.safetensors").unlink()
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    values = (run / "config.yaml").read_text().replace(str(photos), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(values)
+    command = ["train", "--resume", "--name", "Rex", "--output", str(output)]
+    assert main(command) == 1
+    assert "--photos" in capsys.readouterr().err
+    assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "Rex.safetensors").is_file()

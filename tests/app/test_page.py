@@ -473,6 +473,18 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 
 
+def test_the_photos_stand_beside_the_pictures_from_the_start(house):
+    """Also when the photos themselves are gone: the run keeps small copies."""
+    shutil.rmtree(house.output / "photos")
+    with gr.Blocks():
+        events = compare.Events(house, compare.build(house))
+    values = [["Rex/Rex.safetensors"], True, "a {subject}", 1, 2, 1.0, 2, False]
+    shown = [update[1] for update in events.run(Visitor("a"), *values)]
+    assert len(shown) > 2
+    for grid in shown:
+        assert grid.count('alt="photo"') == 2 and "<th>photos</th>" in grid
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

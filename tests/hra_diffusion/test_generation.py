@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from conftest import stir, tiny_pipe
+import torch
+from conftest import PIPES, stir, tiny_pipe
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from hra_diffusion import attachment, comparison, generation, pipeline
 from hra_diffusion.comparison import Column, compare
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation import Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.generation import PictureError, Request, Settings, draw, generate, read_png, save_png
 
 FEW = Settings(steps=4)
 
@@ -157,3 +159,43 @@ def test_a_pipeline_call_of_the_persons_own_uses_the_active_adapters(pipe):
     base = own_call()
     pipeline.activate(pipe, {"a": 1.0})
     assert distance(own_call(), base) > 1
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_picture_that_comes_out_as_nan_is_an_error_with_the_remedy(family):
+    """In half precision values overflow in the autoencoder: a black picture otherwise."""
+    broken = PIPES[family]()
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.bias.fill_(float("nan"))
+    for dtype, remedy in ((torch.float32, "draw without adapters"), (torch.float16, "use --dtype float32 or bfloat16")):
+        with pytest.raises(PictureError, match=f"'a dog' with seed 3 came out as NaN.*{remedy}"):
+            generate(broken.to(dtype), "a dog", {}, seed=3, settings=FEW)
+
+
+def test_one_picture_of_a_batch_that_is_nan_is_named(pipe):
+    class Numbers(torch.nn.Module):
+        """The last layer of the decoder, whose second picture is no number."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            x = self.inner(x)
+            x[1, 0, 0, 0] = float("nan")
+            return x
+
+    broken = tiny_pipe()
+    broken.vae.decoder.conv_out = Numbers(broken.vae.decoder.conv_out)
+    with pytest.raises(PictureError, match="'a cat' with seed 2"):
+        draw(broken, [Request("a dog", 1), Request("a cat", 2)], FEW)
+
+
+def test_pictures_are_those_of_the_pipeline_itself():
+    """Bit for bit what its own conversion to pictures gives."""
+    own = tiny_pipe()
+    picture = generate(own, "a dog", {}, seed=3, settings=Settings(steps=2, scheduler="ddim", guidance_scale=7.5))[0]
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
+    own.scheduler = DDIMScheduler.from_config(own.scheduler.config, clip_sample=False)
+    wanted = own("a dog", latents=noise, num_inference_steps=2, guidance_scale=7.5, height=16, width=16).images[0]
+    assert distance(picture, wanted) == 0

@@ -226,3 +226,59 @@ def test_a_device_that_is_not_there(base_folder):
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(BaseModelError, match="no CUDA device"):
         load_base(str(base_folder), "cuda")
+
+
+def save_variant(folder, **options):
+    """A tiny base saved in another way; its UNet's weights."""
+    pipe = tiny_pipe()
+    pipe.save_pretrained(folder, **options)
+    return pipe
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "300KB"}])
+def test_a_folder_that_holds_one_variant_only_is_loaded_by_it_and_says_so(options, tmp_path):
+    pipe = save_variant(tmp_path / "base", **options)
+    with pytest.warns(UserWarning, match=r"base holds its weights as variant fp16 only"):
+        loaded = load_base(str(tmp_path / "base"), "cpu")
+    assert torch.equal(everything(loaded), everything(pipe))
+
+
+def test_one_part_in_another_variant_is_enough(base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.warns(UserWarning, match="variant fp16 only: vae"):
+        assert load_base(str(folder), "cpu").base_name == "base"
+
+
+def test_a_hub_cache_that_holds_one_variant_only(tmp_path, monkeypatch):
+    place = tmp_path / "models--someone--tiny"
+    save_variant(place / "snapshots" / "abc", variant="fp16")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"someone/tiny holds its weights as variant fp16 only"):
+        assert load_base("someone/tiny", "cpu").base_name == "someone/tiny"
+
+
+def test_a_folder_in_shards_is_loaded_and_a_missing_shard_is_named(tmp_path):
+    pipe = save_variant(tmp_path / "base", max_shard_size="300KB")
+    assert torch.equal(everything(load_base(str(tmp_path / "base"), "cpu")), everything(pipe))
+    shard = sorted((tmp_path / "base" / "unet").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(BaseModelError, match=rf"unet/{shard.name} is missing; copy the model again") as error:
+        load_base(str(tmp_path / "base"), "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_pickles_get_the_remedy_in_one_line(tmp_path):
+    save_variant(tmp_path / "base", safe_serialization=False)
+    with pytest.raises(BaseModelError, match=r"base holds unet, vae as pickles .*the README says") as error:
+        load_base(str(tmp_path / "base"), "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["C:/models/sd15", r"C:\models\sd15", "~/sd15", "a/b/c", ".hidden/x"])
+def test_a_path_that_is_not_there_is_no_hub_id(source):
+    with pytest.raises(BaseModelError, match=r"not a folder, .* not a hub id"):
+        load_base(source, "cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image, ImageCms, ImageFilter
+from PIL import Image, ImageCms, ImageFilter, ImageOps
 
 from training.photos import Album, PhotoError, find_photos, ingest, load_photo, read_captions
 
@@ -178,6 +178,51 @@ def test_exif_orientation_turns_the_photo_upright(save, name):
     assert pixels.shape == (160, 80, 3)
     assert pixels[40, 40, 1] < 30
     assert pixels[120, 40, 1] > 225
+
+
+def malformed(exif: bytes, tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """EXIF bytes whose entry for ``tag`` says another type, count and value (TIFF 6.0, section 2)."""
+    order = "<" if exif[6:8] == b"II" else ">"
+    at = exif.index(struct.pack(order + "H", tag), 14)
+    return exif[: at + 2] + struct.pack(order + "HI", kind, count) + value + exif[at + 12 :]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize(
+    ("tag", "kind", "count", "value"),
+    [
+        (0x011A, 3, 1, b"\xff\xff\0\0"),  # the resolution as a short
+        (0x011A, 2, 4, b"abc\0"),  # as text
+        (0x011A, 5, 0, b"\0\0\0\0"),  # nothing
+        (0x011A, 5, 1, b"\xff\xff\xff\x7f"),  # beyond the end
+        (0x011A, 99, 1, b"\0\0\0\0"),  # of no type
+        (0x011A, 7, 4, b"\1\2\3\4"),
+        (0x0131, 4, 1, b"\1\0\0\0"),  # the software as a number
+        (0x8769, 2, 4, b"abc\0"),  # the pointer to more of it as text
+        (0x8769, 4, 1, b"\xff\xff\xff\x7f"),
+    ],
+)
+def test_one_malformed_exif_tag_does_not_keep_a_photo_out(save, name, tag, kind, count, value):
+    stored = plain((255, 255, 255), size=(160, 80))
+    stored.paste((255, 0, 0), (0, 0, 80, 80))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A], exif[0x0131], exif[0x8769] = 6, 72.0, "ab", {0x9000: b"0230"}
+    photo = load_photo(save(stored, name, exif=malformed(exif.tobytes(), tag, kind, count, value)))
+    assert photo.size == (80, 160) and photo.getpixel((40, 40))[1] < 30 and photo.getpixel((40, 120))[1] > 225
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"rubbish" * 9])
+def test_exif_that_cannot_be_read_at_all_says_nothing_of_how_a_photo_lies(save, exif):
+    assert load_photo(save(plain((9, 9, 9), size=(160, 80)), "a.jpg", exif=exif)).size == (160, 80)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_photos_lie_as_pillow_turns_them(save, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(scene(3, 160, 88), "a.png", exif=exif.tobytes())
+    with Image.open(path) as stored:
+        assert load_photo(path).tobytes() == ImageOps.exif_transpose(stored).tobytes()
 
 
 def display_p3() -> bytes:

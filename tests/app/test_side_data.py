@@ -1,0 +1,102 @@
+"""Files that the page wrote itself and that were damaged since: it opens all the same, and says what is wrong."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from app.page import compare, create, logins, run_view, strip
+from hra_diffusion import comparison
+from hra_diffusion.comparison import Column
+from hra_diffusion.generation import PNG_KEY, Settings
+from training.runs import Run
+
+
+class Visitor:
+    """Who asks: a cookie, as gr.Request has it."""
+
+    username = None
+    cookies, session_hash = {"hra_visitor": "a"}, "a"
+
+
+@pytest.mark.parametrize("content", ["", "abc", "zz" * 32])
+def test_a_damaged_secret_is_made_again(house, content):
+    """An empty one would let visitors' folders be guessed."""
+    (house.output / ".salt").write_text(content)
+    assert len(house.salt) == 32 and (house.output / ".salt").read_text() == house.salt.hex()
+    assert house.own(Visitor()).parent == house.output / "visitors"
+
+
+@pytest.mark.parametrize("cut", [5, 30, 80])
+def test_a_login_that_was_cut_short_is_named_before_anybody_comes(tmp_path, cut):
+    logins.add_user(tmp_path / "logins", "ann", "correct horse")
+    logins.require_logins(tmp_path / "logins")
+    (tmp_path / "logins").write_text((tmp_path / "logins").read_text()[:cut])
+    with pytest.raises(ValueError, match="line 1 is no login"):
+        logins.require_logins(tmp_path / "logins")
+
+
+def test_a_damaged_picture_is_left_out_of_the_stage(house):
+    folder = house.own(Visitor()) / "pictures"
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(PNG_KEY, json.dumps({"prompt": "a dog", "seed": 1}))
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(folder / "00000-a.png", pnginfo=info)
+    (folder / "00001-b.png").write_bytes(b"")
+    (folder / "00002-c.png").write_bytes((folder / "00000-a.png").read_bytes()[:50])
+    shown = create.show_stage(house, Visitor())
+    assert shown.count("<figure") == 1 and "00000-a.png" in shown
+
+
+@pytest.fixture
+def compared(house, pipe):
+    """A comparison of this visitor's, as the tab keeps it."""
+    folder = house.own(Visitor()) / "compare" / "0001"
+    photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
+    done = comparison.compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
+    compare.keep(done, folder)
+    return folder
+
+
+def bring_back(house):
+    parts = SimpleNamespace(shown=[None] * 10)
+    return compare.Events(house, parts).bring_back(Visitor())
+
+
+def test_a_comparison_without_one_of_its_photos_is_shown(house, compared):
+    (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
+    assert bring_back(house)[0].count("<img") == 4
+    assert len(comparison.load(compared).photos) == 1
+
+
+@pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])
+@pytest.mark.parametrize("content", [b"", b'{"cells": [', b"{}", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDRxxxx"])
+def test_a_damaged_comparison_says_so_and_the_tab_opens(house, compared, file, content):
+    assert (compared / file).exists()
+    (compared / file).write_bytes(content)
+    shown = bring_back(house)
+    assert "0001 holds no whole comparison" in shown[0] and len(shown) == 10
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "state.json", "events.jsonl", "photos.json", "photos/00.png"])
+@pytest.mark.parametrize("content", [b"", b'{"na', b"\0\0"])
+def test_the_page_shows_every_run_whatever_became_of_its_files(house, file, content):
+    (house.output / "Rex" / file).write_bytes(content)
+    strip.look(house, None)
+    run_view.look(house, "Rex", None)
+    assert [job.run.name for job in house.queue.jobs()] == ["Rex"]
+    assert compare.photos_of(Run(house.output / "Rex").adapter, 64)
+
+
+def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(house):
+    run = Run(house.output / "Rex")
+    run.write_state("running", 2, 6)
+    with run.locked():
+        (run.folder / "config.yaml").write_text("")
+        assert "Rex" in strip.look(house, None)[0]
+
+
+@pytest.mark.parametrize("base", [r"C:\models\sd15.safetensors", "/models/sd15.safetensors", "someone/sd15"])
+def test_a_base_is_shown_without_its_path(base):
+    assert strip.base_name(base) == "sd15"
