@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from hra_diffusion.libraries import hide_bitsandbytes
+
 COMMANDS = {
     "app": "the web page: teach, create, compare and keep in a browser",
     "train": "teach a subject: photos in, an adapter out",
@@ -26,6 +28,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 stopped."""
+    if argv is None:  # as a program: whoever calls it from Python may want bitsandbytes
+        hide_bitsandbytes()
     argv = list(sys.argv[1:] if argv is None else argv)
     overview = _overview()
     if not argv or argv[0] not in COMMANDS:

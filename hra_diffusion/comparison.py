@@ -26,6 +26,7 @@ from hra_diffusion.generation import (
     complete,
     describe,
     draw,
+    prompt_notes,
     save_png,
     slug,
 )
@@ -66,7 +67,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references."""
+    """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references.
+
+    ``notes``: how prompts are read, where that may surprise (see prompts.notes).
+    """
 
     columns: tuple[Column, ...]
     prompts: tuple[str, ...]
@@ -75,6 +79,7 @@ class Comparison:
     settings: FullSettings
     seconds: float
     photos: tuple[Image.Image, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def row(self, prompt: int, seed: int) -> tuple[Cell, ...]:
         """The cells of one prompt and seed (by index), one a column."""
@@ -128,7 +133,8 @@ def compare(
             for score, place in zip(scores(clip, pictures, asked, photos, places), places, strict=True)
         ]
     cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
-    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos))
+    notes = tuple(prompt_notes(pipe, requests))
+    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos), notes)
 
 
 Place = tuple[str, int]
@@ -197,7 +203,8 @@ def load(folder: Path) -> Comparison:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{folder} holds no whole comparison ({error})") from None
     columns = tuple(Column(**column) for column in facts["columns"])
-    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, facts["seconds"], photos)
+    seconds, notes = facts["seconds"], tuple(facts.get("notes", ()))
+    return Comparison(columns, tuple(facts["prompts"]), tuple(facts["seeds"]), cells, full, seconds, photos, notes)
 
 
 def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
@@ -335,6 +342,7 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
         },
         "prompts": comparison.prompts,
         "seeds": comparison.seeds,
+        "notes": comparison.notes,
         "grid": "grid.png",
         "seconds": round(comparison.seconds, 2),
     }

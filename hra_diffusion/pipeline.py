@@ -18,6 +18,7 @@ from torch import nn
 from hra_diffusion import adapter_file, attachment, families
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def load_base(
     """
     if dtype not in DTYPES:
         raise BaseModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    with only_errors_logged():
+        for family in families.FAMILIES:
+            families.pipeline_class(family)
     pipe = _read(source, DTYPES[dtype])
     if weights != "full":
         quantise(pipe.unet, weights)

@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
+from hra_diffusion.prompts import PromptWarning
 from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
@@ -283,7 +285,8 @@ def draw_samples(session: Session) -> None:
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
-    with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
+    with session.clock.phase("samples"), averaged(session), at_hand(pipe, config), warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
         pictures = draw(pipe, requests, settings, config.draw_batch)
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
         picture.info[PNG_KEY] = describe(pipe, request, settings)

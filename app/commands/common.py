@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.generation import SCHEDULERS, Settings
+from hra_diffusion.prompts import PromptWarning
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -86,6 +90,23 @@ def put_on(
             loaded[path] = library.put_on(pipe, path)
         result.append((path, loaded[path], strength))
     return result
+
+
+@contextlib.contextmanager
+def prompt_notes_shown(arguments: argparse.Namespace) -> Iterator[None]:
+    """Within the block a PromptWarning is printed on standard error as a note; with --quiet not at all."""
+    show = warnings.showwarning
+
+    def print_note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category is PromptWarning:
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if arguments.quiet else "always", PromptWarning)
+        warnings.showwarning = print_note
+        yield
 
 
 def say(arguments: argparse.Namespace, text: str, facts: Any) -> None:

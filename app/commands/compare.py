@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
+from app.commands.common import (
+    OUTPUTS,
+    add_base,
+    add_drawing,
+    load_base,
+    prompt_notes_shown,
+    put_on,
+    roots,
+    say,
+    settings,
+)
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
@@ -28,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", nargs="+", action="extend", required=True, metavar="NAME|FILE[:STRENGTH]",
                         help="a column each")  # fmt: skip
     parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
-                        "for each column's trigger and class noun")  # fmt: skip
+                        "for each column's trigger and class noun; weights as for generate")  # fmt: skip
     parser.add_argument("--seed", type=int, nargs="+", action="extend", metavar="N", help="a row each (default 0)")
     parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
                         "the first adapter learned from, if they are still there")  # fmt: skip
@@ -55,18 +65,19 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     if not arguments.no_base:
         columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
-    comparison = compare(
-        pipe,
-        columns,
-        arguments.prompt,
-        arguments.seed or [0],
-        settings(arguments),
-        reference_photos(pipe, adapters[0][0], arguments.photos),
-        arguments.negative_prompt,
-        arguments.batch_size,
-        clip=find_clip(arguments.clip, arguments),
-        drift=arguments.drift,
-    )
+    with prompt_notes_shown(arguments):
+        comparison = compare(
+            pipe,
+            columns,
+            arguments.prompt,
+            arguments.seed or [0],
+            settings(arguments),
+            reference_photos(pipe, adapters[0][0], arguments.photos),
+            arguments.negative_prompt,
+            arguments.batch_size,
+            clip=find_clip(arguments.clip, arguments),
+            drift=arguments.drift,
+        )
     grid = save(comparison, output)
     results = output / "results.json"
     lines = [str(grid), f"{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
