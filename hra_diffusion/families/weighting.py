@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.prompts import Fragment
 
 
@@ -32,8 +33,9 @@ def hidden_states(
         device=pipe.device,
     )
     found = []
-    for prompt in prompts:
-        texts = [(pipe.maybe_convert_prompt(text, tokenize), weight) for text, weight in prompt]
-        parsed = Conjunction([FlattenedPrompt(texts)])
-        found.append(compel.build_conditioning_tensor_for_conjunction(parsed)[0])
+    with only_errors_logged():  # the tokenizer's warning of long texts is for those who pass them on in one piece
+        for prompt in prompts:
+            texts = [(pipe.maybe_convert_prompt(text, tokenize), weight) for text, weight in prompt]
+            parsed = Conjunction([FlattenedPrompt(texts)])
+            found.append(compel.build_conditioning_tensor_for_conjunction(parsed)[0])
     return compel.pad_conditioning_tensors_to_same_length(found)
