@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from hra_diffusion.libraries import hide_bitsandbytes
+
 COMMANDS = {
     "app": "the web page: teach, create, compare and keep in a browser",
     "train": "teach a subject: photos in, an adapter out",
@@ -29,6 +31,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 stopped."""
+    if argv is None:  # as a program: whoever calls it from Python may want bitsandbytes
+        hide_bitsandbytes()
     argv = list(sys.argv[1:] if argv is None else argv)
     _set_output(errors="backslashreplace")  # a pipe or file on Windows may have no "→"; standard error does so itself
     overview = _overview()
@@ -48,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command, arguments: argparse.Namespace) -> int:
     """Run a parsed command and turn what a person can put right into a message and an exit code."""
-    from hra_diffusion.errors import UserError
+    from hra_diffusion.errors import Note, UserError
     from hra_diffusion.files import reader_may_leave
 
-    warnings.showwarning = _show
     try:
-        with reader_may_leave():
+        with reader_may_leave(), warnings.catch_warnings():
+            warnings.simplefilter("ignore" if getattr(arguments, "quiet", False) else "always", Note)
+            warnings.showwarning = _show
             command.run(arguments)
     except UserError as error:
         return _fail(str(error), arguments)
@@ -92,7 +97,7 @@ def _fail(message: str, arguments: argparse.Namespace) -> int:
 
 
 def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A note of ours without the line of code it comes from; others' warnings as Python shows them."""
+    """Print a Note without the line of code it comes from, other warnings as Python prints them."""
     from hra_diffusion.errors import Note
 
     text = f"note: {message}\n" if issubclass(category, Note) else warnings.formatwarning(message, category, *place[:2])

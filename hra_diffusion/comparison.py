@@ -27,6 +27,7 @@ from hra_diffusion.generation import (
     complete,
     describe,
     draw,
+    prompt_notes,
     read_picture,
     save_png,
     slug,
@@ -68,7 +69,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references."""
+    """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references.
+
+    ``notes``: how prompts are read, where that may surprise (see prompts.notes).
+    """
 
     columns: tuple[Column, ...]
     prompts: tuple[str, ...]
@@ -77,6 +81,7 @@ class Comparison:
     settings: FullSettings
     seconds: float
     photos: tuple[Image.Image, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def row(self, prompt: int, seed: int) -> tuple[Cell, ...]:
         """The cells of one prompt and seed (by index), one a column."""
@@ -130,7 +135,8 @@ def compare(
             for score, place in zip(scores(clip, pictures, asked, photos, places), places, strict=True)
         ]
     cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
-    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos))
+    notes = tuple(prompt_notes(pipe, requests))
+    return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos), notes)
 
 
 Place = tuple[str, int]
@@ -203,10 +209,11 @@ def load(folder: Path) -> Comparison:
         full = FullSettings(**{name: first[name] for name in names if name in first or name not in SIZE_CONDITIONING})
         columns = tuple(Column(**column) for column in facts["columns"])
         prompts, seeds, seconds = tuple(facts["prompts"]), tuple(facts["seeds"]), facts["seconds"]
+        notes = tuple(facts.get("notes", ()))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{folder} holds no whole comparison ({error}); make it again") from None
     photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_picture(file)))
-    return Comparison(columns, prompts, seeds, cells, full, seconds, photos)
+    return Comparison(columns, prompts, seeds, cells, full, seconds, photos, notes)
 
 
 def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
@@ -341,6 +348,7 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
         },
         "prompts": comparison.prompts,
         "seeds": comparison.seeds,
+        "notes": comparison.notes,
         "grid": "grid.png",
         "seconds": round(comparison.seconds, 2),
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +19,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from hra_diffusion import attachment, families, noise
+from hra_diffusion import attachment, families, noise, prompts
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
@@ -121,21 +123,26 @@ def draw(
 
     A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
     its noise is drawn on the CPU from its seed. ``on_step`` is told of every denoising step; what it raises ends the
-    drawing. Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw, and
+    drawing. Prompts may be of any length and have weights (see prompts.fragments); what may surprise is warned of.
+    Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw, and
     PictureError for a picture that comes out as NaN.
     """
     full = complete(pipe, settings or Settings())
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
     require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
-    order = sorted(range(len(requests)), key=lambda i: requests[i].adapters)
+    for note in prompt_notes(pipe, requests):
+        warnings.warn(note, prompts.PromptWarning, stacklevel=3)  # the caller of generate and compare
     pictures: dict[int, Image.Image] = {}
     with sharing_cores(pipe.device.type), _scheduler(pipe, full.scheduler), torch.no_grad():
+        texts = _encode_weighted(pipe, requests, full)
+        lengths = [text["prompt_embeds"].shape[1] if text else 0 for text in texts]
+        order = sorted(range(len(requests)), key=lambda i: (lengths[i], requests[i].adapters))
         while order:
-            chunk = order[:batch_size]
+            chunk = [i for i in order[:batch_size] if lengths[i] == lengths[order[0]]]
             try:
                 watch = _watch(on_step, tuple(chunk), full.steps)
-                drawn = _draw_batch(pipe, [requests[i] for i in chunk], full, watch)
+                drawn = _draw_batch(pipe, [requests[i] for i in chunk], [texts[i] for i in chunk], full, watch)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -176,7 +183,15 @@ def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSett
     """Everything that made a picture, ready for JSON."""
     made = {"base": name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
     known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
-    return made | {"adapters": dict(request.adapters)} | known
+    notes = prompt_notes(pipe, [request])
+    return made | {"adapters": dict(request.adapters)} | known | ({"notes": notes} if notes else {})
+
+
+def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> list[str]:
+    """What the author of the prompts should know (see prompts.notes), each note once."""
+    texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
+    tokenizer = families.tokenizer(pipe)
+    return list(dict.fromkeys(note for text in texts for note in prompts.notes(tokenizer, text)))
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
@@ -295,20 +310,48 @@ def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]
     return cast(list[Image.Image], pipe.image_processor.postprocess(images.float().cpu(), "pil"))
 
 
+def _encode_weighted(
+    pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: FullSettings
+) -> list[dict[str, Any] | None]:
+    """The text of each request that is long or has weights, encoded on its own, with its own adapters; None for others.
+
+    The others are encoded together, as their batch is drawn.
+    """
+
+    @functools.cache
+    def encode(prompt: str, negative: str, mix: Mix) -> dict[str, Any] | None:
+        if families.reads_as_is(pipe, prompt) and families.reads_as_is(pipe, negative):
+            return None
+        with _routed(pipe, [(mix, 1)]):
+            return families.encode_weighted(pipe, prompt, negative if settings.guidance_scale > 1 else None)
+
+    return [encode(request.prompt, request.negative_prompt, request.adapters) for request in requests]
+
+
 def _draw_batch(
-    pipe: StableDiffusionPipeline, requests: list[Request], settings: FullSettings, watch: Any
+    pipe: StableDiffusionPipeline,
+    requests: list[Request],
+    texts: list[dict[str, Any] | None],
+    settings: FullSettings,
+    watch: Any,
 ) -> list[Image.Image]:
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, *size)
     latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     groups = [(mix, sum(1 for _ in same)) for mix, same in groupby(request.adapters for request in requests)]
-    with contextlib.ExitStack() as stack:
-        for model in components(pipe).values():
-            stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
-        negative = [request.negative_prompt for request in requests] if settings.guidance_scale > 1 else None
+    text: dict[str, Any]
+    with _routed(pipe, groups):
+        encoded = [text for text in texts if text]
+        if encoded:
+            text = {
+                key: torch.cat([own[key] for own in encoded]) for key, part in encoded[0].items() if part is not None
+            }
+        else:
+            negative = [request.negative_prompt for request in requests] if settings.guidance_scale > 1 else None
+            text = families.of(pipe).encode(pipe, [request.prompt for request in requests], negative)
         output = pipe(
-            **families.of(pipe).encode(pipe, [request.prompt for request in requests], negative),
+            **text,
             latents=latents.to(pipe.device, pipe.unet.dtype),
             generator=generators,
             num_inference_steps=settings.steps,
@@ -333,6 +376,15 @@ def _require_finite(pipe: StableDiffusionPipeline, requests: list[Request], pixe
         if torch.float16 in (pipe.unet.dtype, pipe.vae.dtype):
             remedy = "values overflow in float16, mostly in the VAE: use --dtype float32 or bfloat16"
         raise PictureError(f"the picture of {request.prompt!r} with seed {request.seed} came out as NaN; {remedy}")
+
+
+@contextlib.contextmanager
+def _routed(pipe: StableDiffusionPipeline, groups: Sequence[tuple[Mix, int]]) -> Iterator[None]:
+    """Within the block contiguous groups of each batch have their own adapters, on every component (see attachment)."""
+    with contextlib.ExitStack() as stack:
+        for model in components(pipe).values():
+            stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
+        yield
 
 
 def _here(model: nn.Module, mix: Mix) -> dict[str, float]:

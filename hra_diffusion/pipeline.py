@@ -20,6 +20,7 @@ from hra_diffusion import adapter_file, attachment, families, noise
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.files import read_json
+from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def load_base(
         raise BaseModelError(
             f"unknown prediction type {prediction_type!r}; use one of {', '.join(noise.PREDICTION_TYPES)}"
         )
+    with only_errors_logged():
+        for family in families.FAMILIES:
+            families.pipeline_class(family)
     pipe = _read(source, DTYPES[dtype], prediction_type)
     pipe.scheduler = noise.overridden(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":

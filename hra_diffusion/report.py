@@ -45,6 +45,7 @@ def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>Comparison</title><style>{STYLE}</style></head><body>
 <h1>Comparison</h1><p>{escape(_facts(comparison))}</p>
+{"".join(f"<p>{escape(note)}</p>" for note in comparison.notes)}
 {_photos(comparison)}
 <div class="scroll"><table><thead><tr><th class="soft">seed</th>{_heads(comparison)}</tr></thead>
 <tbody>{_rows(comparison)}</tbody></table></div>

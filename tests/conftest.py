@@ -245,6 +245,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def distance(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference in grey levels (0 to 255)."""
+    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
+
+
 def weights(path: Path) -> torch.Tensor:
     """All of an adapter file's parameters as one vector."""
     return torch.cat([value.flatten() for _, value in sorted(load_file(path).items())])

@@ -76,12 +76,6 @@ def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:
     return {key: torch.cat([row[key].float().cpu() for row in rows]) for key in rows[0]}
 
 
-def too_long(pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:
-    """The captions whose end the text encoder will not see."""
-    limit = pipe.tokenizer.model_max_length
-    return [caption for caption in captions if len(pipe.tokenizer(caption).input_ids) > limit]
-
-
 def _moments(pipe: StableDiffusionPipeline, image: Image.Image) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with wide_enough(pipe.vae) as vae:

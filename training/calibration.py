@@ -26,6 +26,7 @@ from PIL import Image
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, read_json, write_text
+from hra_diffusion.libraries import hide_bitsandbytes
 from training import config as configs
 from training.config import TrainConfig
 from training.events import Step
@@ -166,4 +167,5 @@ def main(output: Path, key: str) -> None:
 
 
 if __name__ == "__main__":
+    hide_bitsandbytes()
     main(Path(sys.argv[1]), sys.argv[2])

@@ -150,11 +150,15 @@ class LogFile:
 
 
 class Bar:
-    """A progress bar on the terminal: the phase, then steps with loss, speed and time left."""
+    """Progress on standard error: the phase, then a bar of steps with loss, speed and time left.
+
+    Where standard error is no terminal the steps are a line per tenth: step, loss, seconds so far.
+    """
 
     def __init__(self, name: str):
         self.name = name
         self.bar: Any = None
+        self.seconds = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -176,6 +180,11 @@ class Bar:
                 self._say(f"{self.name}: stopped after step {step}; go on with --resume")
 
     def _advance(self, event: Step) -> None:
+        self.seconds += event.seconds
+        if not sys.stderr.isatty():
+            if event.step * 10 // event.total > (event.step - 1) * 10 // event.total:
+                self._say(f"{self.name}: step {event.step}/{event.total}, loss {event.loss:.4f}, {self.seconds:.0f} s")
+            return
         if self.bar is None:
             self.bar = tqdm(total=event.total, initial=event.step - 1, unit="step", desc=self.name, file=sys.stderr)
         self.bar.update()

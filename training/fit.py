@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
 from hra_diffusion.errors import UserError
+from hra_diffusion.libraries import bitsandbytes_installed
 from hra_diffusion.pipeline import computes_bfloat16
 from training import calibration
 from training.config import TrainConfig
@@ -115,7 +115,7 @@ def smaller_batches(config: TrainConfig, device: str = "") -> Changes:
 
 def smaller_state(config: TrainConfig, device: str) -> Changes:
     """AdamW's state in 8 bits."""
-    able = device == "cuda" and find_spec("bitsandbytes") is not None
+    able = device == "cuda" and bitsandbytes_installed()
     return {"optimizer": "adamw8bit"} if able and config.optimizer == "adamw" else {}
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from hra_diffusion import library
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, read_json, remove, write_text
+from hra_diffusion.libraries import hide_bitsandbytes
 from hra_diffusion.pipeline import hide_loading_bars
 from training import config as configs
 from training.config import TrainConfig
@@ -348,4 +349,5 @@ def _train_one(output: Path, name: str) -> int:
 
 
 if __name__ == "__main__":
+    hide_bitsandbytes()
     sys.exit(main(sys.argv[1:]))

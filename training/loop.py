@@ -24,6 +24,7 @@ from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
 from hra_diffusion.noise import distilled
+from hra_diffusion.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import fit, memory, moved, objective, scoring
 from training.captions import final_captions
@@ -315,7 +316,8 @@ def draw_samples(session: Session) -> None:
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
     try:
-        with session.clock.phase("samples"), averaged(session), at_hand(pipe, config):
+        with session.clock.phase("samples"), averaged(session), at_hand(pipe, config), warnings.catch_warnings():
+            warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
             pictures = draw(pipe, requests, settings, config.draw_batch)
     except PictureError as error:  # what is learned may be good all the same
         session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, cast
@@ -20,10 +20,13 @@ from hra_diffusion import adapter_file, attachment, families, noise, pipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.families import Text
 from hra_diffusion.families.sdxl import uncropped
+from hra_diffusion.generation import Request, prompt_notes
+from hra_diffusion.libraries import import_bitsandbytes
 from hra_diffusion.noise import NoiseProcess
+from hra_diffusion.prompts import plain, split
 from training import prior
 from training.budget import adapted_layers
-from training.cache import Examples, encode, photo_time_ids, too_long
+from training.cache import Examples, encode, photo_time_ids
 from training.captions import final_captions
 from training.config import TrainConfig
 from training.events import Event, Listener, Notice, Phase
@@ -169,10 +172,10 @@ def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) 
         # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
         return torch.optim.AdamW(groups, fused=config.mixed_precision != "fp16", **common)
     try:
-        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+        optimizers = import_bitsandbytes().optim
     except ImportError:
         raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'hra-diffusion[8bit]'") from None
-    return AdamW8bit(groups, **common)
+    return optimizers.AdamW8bit(groups, **common)
 
 
 def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
@@ -187,8 +190,8 @@ def cache_examples(
 ) -> tuple[Examples, Examples | None]:
     """Photos and, with prior preservation, class images as cached latents and text."""
     captions = list(final_captions(config, {photo.path: photo.caption for photo in album.photos}).captions.values())
-    for caption in too_long(pipe, captions):
-        clock.emit(Notice(f"this caption is too long for the text encoder, its end will not be seen: {caption[:80]}…"))
+    for note in text_notes(config, pipe, captions):
+        clock.emit(Notice(note))
     images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
     size = images[0].size[0]
     class_pictures: list[Image.Image] = []
@@ -207,6 +210,18 @@ def cache_examples(
         class_images = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
     park(pipe, config)
     return photos, class_images
+
+
+def text_notes(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:
+    """What the author of captions and sample prompts should know: what is cut, and what is read in another way."""
+    found = []
+    for caption in captions:
+        if cut := split(families.tokenizer(pipe), caption)[1]:
+            found.append(f"a caption is longer than the text encoder reads; these words are cut: “{cut}”")
+        if plain(caption) != caption:
+            found.append(f"captions carry no weights; “{caption}” is learned as it is written")
+    samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
+    return list(dict.fromkeys([*found, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))
 
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from app.commands.common import OUTPUTS, add_base, add_drawing, load_base, put_on, roots, say, settings
+from app.commands.common import (
+    OUTPUTS,
+    add_base,
+    add_drawing,
+    load_base,
+    put_on,
+    roots,
+    say,
+    settings,
+)
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
@@ -28,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", nargs="+", action="extend", required=True, metavar="NAME|FILE[:STRENGTH]",
                         help="a column each")  # fmt: skip
     parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
-                        "for each column's trigger and class noun")  # fmt: skip
+                        "for each column's trigger and class noun; weights as for generate")  # fmt: skip
     parser.add_argument("--seed", type=int, nargs="+", action="extend", metavar="N", help="a row each (default 0)")
     parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
                         "the first adapter learned from, if they are still there")  # fmt: skip

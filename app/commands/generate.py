@@ -4,14 +4,25 @@ import argparse
 import re
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
+from app.commands.common import (
+    OUTPUTS,
+    Stopwatch,
+    add_base,
+    add_drawing,
+    load_base,
+    put_on,
+    roots,
+    say,
+    settings,
+)
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import PNG_KEY, generate, save_png, slug
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
-                        "for the first adapter's trigger and class noun")  # fmt: skip
+                        "for the first adapter's trigger and class noun; (dog:1.4) gives words a weight from 0 to 2, "
+                        "\\(dog:1.4\\) is plain text")  # fmt: skip
     parser.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="NAME|FILE[:STRENGTH]",
                         help="adapters to apply together, in order; none draws with the base")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="decides the noise; picture k of --count has seed + k")

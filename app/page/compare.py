@@ -255,7 +255,9 @@ def show_kept(folder: Path, comparison: Comparison) -> str:
     labels = [column.label for column in comparison.columns]
     scores = {number: _apart(told(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
     last = report.means(comparison, titled=bool(comparison.photos))
-    return show_grid(labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last)
+    return note(comparison.notes, "plain") + show_grid(
+        labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last
+    )
 
 
 def _apart(figures: str) -> str:

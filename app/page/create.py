@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.page.compare import for_every_subject
 from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
-from app.page.html import bar, button, empty, picture, served
+from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.errors import UserError
@@ -111,7 +111,12 @@ def build(house: House) -> Create:
                 gr.Slider(0, 1.5, 1, step=0.05, visible=False, label="Strength") for _ in range(MOST_ADAPTERS)
             ]
             parts["prompt"] = gr.Textbox(
-                label="Prompt", placeholder="a photo of a dog in the snow", lines=2, max_length=600, elem_id="prompt"
+                label="Prompt",
+                placeholder="a photo of a dog in the snow",
+                lines=2,
+                max_length=600,
+                elem_id="prompt",
+                info="Weights: (red hat:1.4); from 0 to 2.",
             )
             parts["spoken"] = gr.HTML()
             chips = "".join(button(idea, "idea", text=idea) for idea in IDEAS)
@@ -215,7 +220,7 @@ def keep(pictures: Sequence[Image.Image], folder: Path) -> list[Path]:
 
 
 def show_stage(house: House, request: gr.Request) -> str:
-    """This visitor's pictures, newest first."""
+    """This visitor's pictures, newest first, below the notes on the newest one's prompt."""
     files = sorted((house.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
     if not files:
         return empty(
@@ -223,7 +228,8 @@ def show_stage(house: House, request: gr.Request) -> str:
             "Choose what you taught, write where it should be, press Create. Pictures appear here as they are drawn.",
             "drawn",
         )
-    return f'<div class="pictures large" data-group>{"".join(map(_kept, files))}</div>'
+    notes = note(read_png(files[0]).get("notes", ()), "plain")
+    return f'{notes}<div class="pictures large" data-group>{"".join(map(_kept, files))}</div>'
 
 
 def _kept(file: Path) -> str:

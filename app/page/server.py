@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from hra_diffusion.errors import UserError
     from hra_diffusion.pipeline import hide_loading_bars
+    from hra_diffusion.prompts import PromptWarning
     from hra_diffusion.studio import import_libraries
 
+    warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures
     try:
         import_libraries()
         hide_loading_bars()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, LOADING, TOYBOX, UNREADABLE
+from hra_diffusion.prompts import plain
 from hra_diffusion.threads import sharing_cores
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
@@ -110,7 +111,7 @@ def scores(
 
     ``groups``: pictures of one group differ in their noise alone; their variety is told.
     """
-    drawn, asked = clip.images(pictures), clip.texts(prompts)
+    drawn, asked = clip.images(pictures), clip.texts([plain(prompt) for prompt in prompts])
     follows = (drawn * asked).sum(dim=1).tolist()
     nothing = [None] * len(follows)
     likes = drawn @ clip.images(photos).T if photos else None

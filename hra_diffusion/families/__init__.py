@@ -9,10 +9,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from torch import Tensor, nn, stack
+from torch import Tensor, cat, nn, stack, zeros_like
 
 from hra_diffusion.attachment import find_targets
 from hra_diffusion.families import sd, sdxl
+from hra_diffusion.families.weighting import hidden_states
+from hra_diffusion.prompts import fragments, plain, split
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,6 +34,8 @@ class Family(Protocol):
     """The text encoders, each with its tokenizer, by their names on the pipeline."""
     kohya: tuple[tuple[str, str], ...]
     """The components, each with the prefix that kohya's files give its keys."""
+    hidden_states: str
+    """Which of the text encoders' hidden states the UNet takes, by its name in compel's ReturnedEmbeddingsType."""
     guidance_scale: float
     additions: tuple[str | None, ...]
     """The conditioning beside the text that a UNet of this family may have ("addition_embed_type")."""
@@ -73,6 +77,33 @@ def of(pipe: DiffusionPipeline) -> Family:
 def size_conditioned(pipe: DiffusionPipeline) -> bool:
     """Whether the UNet is conditioned on original size, crop and target size, as Stable Diffusion XL's is."""
     return pipe.unet.config.addition_embed_type == "text_time"
+
+
+def reads_as_is(pipe: DiffusionPipeline, prompt: str) -> bool:
+    """Whether a prompt has no weights and the text encoders read it at once, so that ``Family.encode`` can take it."""
+    return fragments(prompt) == [(prompt, 1.0)] and not split(tokenizer(pipe), prompt)[1]
+
+
+def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) -> dict[str, Any]:
+    """One prompt of any length, with weights, and its negative prompt, as keyword arguments of the pipeline's call.
+
+    A pooled embedding is made of the words that the encoder reads at once, without weights.
+    """
+    family = of(pipe)
+    prompts = [prompt] if negative is None else [prompt, negative]
+    start = [split(tokenizer(pipe), plain(text))[0] for text in prompts]
+    encoded = family.encode(pipe, start[:1], start[1:] or None)
+    parsed = [fragments(text) for text in prompts]
+    states = [hidden_states(pipe, *names, parsed, family.hidden_states) for names in family.encoders]
+    hidden = [cat(parts, dim=-1) for parts in zip(*states, strict=True)]
+    if negative is not None and not encoded["negative_prompt_embeds"].any():  # the base wants zeros for no words
+        hidden[1] = zeros_like(hidden[1])
+    return encoded | dict(zip(("prompt_embeds", "negative_prompt_embeds"), hidden, strict=False))
+
+
+def tokenizer(pipe: DiffusionPipeline) -> Any:
+    """The tokenizer of the first text encoder; a second one has the same vocabulary and length."""
+    return getattr(pipe, of(pipe).encoders[0][1])
 
 
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:

@@ -17,6 +17,7 @@ class StableDiffusion:
     pipeline = "StableDiffusionPipeline"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     kohya: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
+    hidden_states = "LAST_HIDDEN_STATES_NORMALIZED"
     guidance_scale = 7.5
     additions: tuple[str | None, ...] = (None, "text")  # "text" pools the caption by itself, as toybox's UNet does
     loading: Mapping[str, Any] = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})

@@ -22,6 +22,7 @@ class StableDiffusionXL:
         ("text_encoder", "lora_te1"),
         ("text_encoder_2", "lora_te2"),
     )
+    hidden_states = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
     guidance_scale = 5.0
     additions: tuple[str | None, ...] = ("text_time",)
     loading: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})

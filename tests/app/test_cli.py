@@ -135,6 +135,16 @@ def test_generate_by_name_and_by_file(trained, base_folder, tmp_path, capsys):
     assert Image.open(one["picture"]).tobytes() == Image.open(two["picture"]).tobytes()
 
 
+def test_words_that_are_encoded_apart_are_named(base_folder, tmp_path, capsys):
+    prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
+    command = ["generate", "--prompt", prompt, "--base", str(base_folder), "--steps", "1", "--output", str(tmp_path)]
+    assert main(command) == 0
+    assert "“the deep snow”" in capsys.readouterr().err
+    (made,) = run_json(capsys, "show", next(tmp_path.glob("*.png"))).get("notes", ())
+    assert "“the deep snow”" in made
+    assert main([*command, "--quiet"]) == 0 and "snow" not in capsys.readouterr().err
+
+
 def test_generating_again_overwrites_nothing(base_folder, tmp_path, capsys):
     for _ in range(2):
         run_json(capsys, "generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path)

@@ -389,6 +389,17 @@ def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
 
 
+def test_words_that_are_encoded_apart_are_named_with_the_pictures(house, tmp_path):
+    prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
+    pictures, _ = list(create.draw(house, wish(adapters=[], prompt=prompt), threading.Event()))[-1]
+    create.keep(list(pictures.values()), house.own(Visitor("a")) / "pictures")
+    assert "“the deep snow”" in create.show_stage(house, Visitor("a"))
+    plan = compared(house, prompts=prompt, seeds=1)
+    compare.keep(list(compare.draw(house, plan, threading.Event()))[-1], tmp_path)
+    again = compare.load(tmp_path)
+    assert "deep snow”" in compare.show_kept(tmp_path, again) and "deep snow”" in report.render(again)
+
+
 def test_every_adapter_keeps_its_own_strength(house):
     with gr.Blocks():
         events = create.Events(house, create.build(house))

@@ -1,9 +1,8 @@
 """Pictures: same seed, same picture; together or one by one; settings inside."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import PIPES, stir, tiny_pipe
+from conftest import PIPES, distance, stir, tiny_pipe
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -25,11 +24,6 @@ def pipe():
             attachment.attach(model, method, {"rank": 4}, name=name)
             stir(attachment.adapter_parameters(model, name).values(), by=1.0)
     return pipe
-
-
-def distance(a: Image.Image, b: Image.Image) -> float:
-    """Mean absolute difference in grey levels (0 to 255)."""
-    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
 
 
 def test_the_seed_decides_the_picture(pipe):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, StopAfter, relative, tiny_pipe, weights
+from conftest import ROOT, StopAfter, relative, save_photos, tiny_pipe, weights
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -144,6 +144,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, tmp_path):
     heard = []
     assert torch.equal(weights(train(config, tmp_path / "parts", [heard.append], resume=True)), whole)
     assert any(isinstance(event, Notice) and "000005" in event.message for event in heard)
+
+
+def test_what_captions_and_sample_prompts_lose_is_said_once(settings, tmp_path):
+    photos = save_photos(tmp_path, 1)
+    (photos / "0.txt").write_text("a (sks:1.3) dog in the deep snow under two stars")
+    heard = []
+    sample = "a {subject} and a blue cat in the snow"
+    train(settings(photos=[str(photos)], sample_prompts=[sample], steps=2), tmp_path, [heard.append])
+    cut, literal, apart = [event.message for event in heard if isinstance(event, Notice)][-3:]
+    assert "are cut: “snow under two stars”" in cut or "“deep snow" in cut
+    assert "captions carry no weights" in literal and "sample prompts" in apart and "the snow”" in apart
 
 
 def test_an_adapter_that_no_checkpoint_tells_of_is_not_overwritten(settings, tmp_path):

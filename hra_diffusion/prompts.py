@@ -1,0 +1,80 @@
+"""Prompts: weights like ``(dog:1.4)``, and the words beyond the length that a text encoder reads at once."""
+
+import bisect
+import re
+from itertools import groupby
+from typing import Any
+
+from hra_diffusion.errors import Note
+
+Fragment = tuple[str, float]
+"""A piece of a prompt and its weight."""
+MAX_WEIGHT = 2.0
+"""The largest weight. A larger number is text, as in "(aspect ratio 16:9)"."""
+
+_NUMBER = r":\s*(\d+(?:\.\d*)?|\.\d+)\s*"
+
+
+class PromptWarning(Note):
+    """A prompt is read in another way than its author may expect."""
+
+
+def fragments(prompt: str) -> list[Fragment]:
+    r"""Split a prompt into text and weights.
+
+    ``(text:number)`` weights the text, with a number from 0 to 2; weights of nested groups are multiplied. Every other
+    parenthesis is text. ``\(`` and ``\)`` are always text: ``\(dog:1.4\)`` reads "(dog:1.4)". A prompt without a number
+    before a closing parenthesis is returned as it is, its backslashes too.
+    """
+    if not re.search(rf"{_NUMBER}\\?\)", prompt):
+        return [(prompt, 1.0)]
+    pieces: list[Fragment] = []
+    opened: list[int] = []
+    for part in re.split(r"(\\?[()])", prompt):
+        weighted = re.search(rf"{_NUMBER}$", pieces[-1][0]) if part == ")" and opened else None
+        if weighted and float(weighted[1]) <= MAX_WEIGHT:
+            pieces[-1] = pieces[-1][0][: weighted.start()], 1.0
+            start = opened.pop()
+            pieces[start:] = [(text, weight * float(weighted[1])) for text, weight in pieces[start + 1 :]]
+            continue
+        if part == "(":
+            opened.append(len(pieces))
+        elif part == ")" and opened:
+            opened.pop()
+        pieces.append((part.removeprefix("\\") if part in (r"\(", r"\)") else part, 1.0))
+    joined = (("".join(text for text, _ in same), weight) for weight, same in groupby(pieces, lambda piece: piece[1]))
+    return [(text, weight) for text, weight in joined if text.strip()] or [("", 1.0)]
+
+
+def plain(prompt: str) -> str:
+    """The prompt's text without its weights."""
+    return "".join(text for text, _ in fragments(prompt))
+
+
+def split(tokenizer: Any, text: str) -> tuple[str, str]:
+    """The words that the text encoder of ``tokenizer`` reads at once, and the words that are too many."""
+    words = text.split()
+
+    def tokens(count: int) -> int:
+        return len(tokenizer(" ".join(words[:count]), verbose=False).input_ids)
+
+    if tokens(len(words)) <= tokenizer.model_max_length:
+        return text, ""
+    fitting = bisect.bisect_right(range(len(words) + 1), tokenizer.model_max_length, key=tokens) - 1
+    return " ".join(words[:fitting]), " ".join(words[fitting:])
+
+
+def notes(tokenizer: Any, prompt: str) -> list[str]:
+    """What the author of a prompt should know: numbers that are no weights, words that are encoded apart."""
+    groups = re.finditer(rf"(?<!\\)\([^()]*{_NUMBER}\)", prompt)
+    found = [
+        f"“{group[0]}” is read as text: a weight is a number from 0 to {MAX_WEIGHT:g}"
+        for group in groups
+        if float(group[1]) > MAX_WEIGHT
+    ]
+    if beyond := split(tokenizer, plain(prompt))[1]:
+        found.append(
+            f"the text encoder reads {tokenizer.model_max_length - 2} tokens at once; these words of the prompt are "
+            f"encoded separately and may count for less: “{beyond}”"
+        )
+    return found

@@ -1,0 +1,139 @@
+"""Prompts: which text is weighted, what stays text, which words are too many; and how they are encoded."""
+
+import pytest
+import torch
+from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
+
+from hra_diffusion import attachment, families, generation, prompts
+from hra_diffusion.generation import Request, Settings, draw, generate
+from hra_diffusion.prompts import PromptWarning, fragments, notes, plain, split
+
+FEW = Settings(steps=4)
+LONG = "a red dog and a blue cat in the deep snow under two stars"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a (dog:1.4)", [("a ", 1), ("dog", 1.4)]),
+        ("(a dog: .5 ), snow", [("a dog", 0.5), (", snow", 1)]),
+        ("((red dog:1.2) in snow:1.5)", [("red dog", 1.2 * 1.5), (" in snow", 1.5)]),
+        ("(brown) (dog:2)", [("(brown) ", 1), ("dog", 2)]),
+        ("(a (brown) dog:0)", [("a (brown) dog", 0)]),
+        (r"\(dog:1.4\)", [("(dog:1.4)", 1)]),
+        (r"(a \(b\):1.4)", [("a (b)", 1.4)]),
+        ("(aspect 16:9) (dog:1.1)", [("(aspect 16:9) ", 1), ("dog", 1.1)]),
+        ("(:1.4)", [("", 1)]),
+        ("(dog:1.0)", [("dog", 1)]),
+    ],
+)
+def test_weights_are_read(prompt, expected):
+    found = fragments(prompt)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "a dog", "a (brown) dog", "((dog))", "[dog:cat:0.5]", r"saber \(fate\)", "at 10:30", "(dog", "dog++",
+     "a (b:c)", "(aspect 16:9)", "1:1)", "(-:-1)"],
+)  # fmt: skip
+def test_other_prompts_are_text_to_the_last_character(prompt):
+    assert fragments(prompt) == [(prompt, 1.0)] and plain(prompt) == prompt
+
+
+def test_the_words_that_are_too_many_are_named():
+    tokenizer = tiny_tokenizer()  # a token per letter, 22 of them at once
+    assert split(tokenizer, "a dog in the snow") == ("a dog in the snow", "")
+    assert split(tokenizer, LONG) == ("a red dog and a blue cat in", "the deep snow under two stars")
+    assert split(tokenizer, "x" * 30) == ("", "x" * 30)
+    assert notes(tokenizer, "a (dog:1.4) in the snow") == []
+    (cut,) = notes(tokenizer, LONG.replace("dog", "(dog:1.3)"))
+    assert "22 tokens" in cut and "“the deep snow under two stars”" in cut
+    (text,) = notes(tokenizer, "(size 16:9)")
+    assert "“(size 16:9)” is read as text" in text
+
+
+def windows(pipe, names, texts):
+    """The hidden states of each text by the pipeline's own encoder, in the layer that the UNet takes."""
+    encoder, tokenizer = (getattr(pipe, name) for name in names)
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2] if families.of(pipe).name == "sdxl" else output.last_hidden_state
+
+
+@pytest.mark.parametrize("family", PIPES)
+@torch.no_grad()
+def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
+    """Above 1 the formula is ComfyUI's, too: (z − z_empty) · weight + z_empty (comfy/sd1_clip.py)."""
+    pipe = PIPES[family]()
+    for encoder in families.text_encoders(pipe):
+        encoder.eval()
+    encoded = families.encode_weighted(pipe, "a (dog:1.4)", "")
+    parts, empty = ([windows(pipe, names, [text]) for names in families.of(pipe).encoders] for text in ("a dog", ""))
+    state, nothing = torch.cat(parts, -1), torch.cat(empty, -1)
+    weight = torch.ones(1, 24, 1)
+    weight[:, 2:5] = 1.4  # start, "a", "d", "o", "g"
+    torch.testing.assert_close(encoded["prompt_embeds"], (state - nothing) * weight + nothing)
+    own = families.of(pipe).encode(pipe, ["a dog"], [""])
+    torch.testing.assert_close(encoded["negative_prompt_embeds"], own["negative_prompt_embeds"])
+
+    encoded = families.encode_weighted(pipe, LONG, "a cat")
+    head, tail = split(families.tokenizer(pipe), LONG)
+    tail, last = split(families.tokenizer(pipe), tail)
+    texts = [head, tail, last]
+    expected = torch.cat([windows(pipe, names, texts).reshape(1, 72, -1) for names in families.of(pipe).encoders], -1)
+    torch.testing.assert_close(encoded["prompt_embeds"], expected)
+    assert encoded["negative_prompt_embeds"].shape == expected.shape
+    if family == "sdxl":
+        own = families.of(pipe).encode(pipe, [head], ["a cat"])
+        assert all(encoded[key].equal(own[key]) for key in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"))
+
+
+@torch.no_grad()
+def test_a_weight_of_less_than_1_moves_towards_the_prompt_without_the_words():
+    pipe = tiny_pipe()
+    states = [families.encode_weighted(pipe, f"a (red:{w}) dog", None)["prompt_embeds"] for w in (1, 0.9, 0.5, 0)]
+    moved = [float((state - states[0]).norm()) for state in states]
+    assert moved == sorted(moved) and moved[1] > 0
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A tiny pipeline with an adapter on its text encoder, and one on its UNet."""
+    pipe = tiny_pipe()
+    for name, model in (("text", pipe.text_encoder), ("unet", pipe.unet)):
+        attachment.attach(model, "hra", {"rank": 4}, name=name)
+        stir(attachment.adapter_parameters(model, name).values(), by=1.0)
+    return pipe
+
+
+@pytest.mark.filterwarnings("ignore::hra_diffusion.prompts.PromptWarning")
+def test_each_request_keeps_its_own_adapters_and_length_beside_others(adapted):
+    requests = [
+        Request("a dog", 1),
+        Request(LONG, 1, (("text", 1.0),)),
+        Request("a (dog:2)", 1, (("text", 1.0),)),
+        Request("a (dog:2)", 1, (("unet", 1.0),)),
+        Request("a (dog:2)", 1),
+        Request("a dog", 1, (("text", 0.5),), "(blurry:0.5)"),
+        Request(LONG, 1),
+    ]
+    together = draw(adapted, requests, FEW)
+    for request, picture in zip(requests, together, strict=True):
+        assert distance(picture, draw(adapted, [request], FEW)[0]) < 0.5
+    apart = [distance(together[a], together[b]) for a, b in ((4, 0), (4, 2), (4, 3), (1, 6))]
+    assert min(apart) > 0.6, "weights, adapters of encoder and UNet, and an adapter with a long prompt do something"
+
+
+def test_prompts_without_weights_are_encoded_by_the_pipeline_alone(adapted, monkeypatch):
+    plain_ones = ["a dog", "a (brown) dog", r"\(dog\)", "((dog))"]
+    monkeypatch.setattr(families, "hidden_states", None)
+    assert len(generate(adapted, plain_ones, {}, settings=FEW)) == 4
+
+
+def test_the_author_is_told_in_python_and_in_the_picture(adapted):
+    with pytest.warns(PromptWarning, match="“the deep snow under two stars”"):
+        (picture,) = generate(adapted, LONG, {}, settings=FEW)
+    (note,) = picture.info[generation.PNG_KEY]["notes"]
+    assert "“the deep snow under two stars”" in note and prompts.MAX_WEIGHT == 2
