@@ -170,11 +170,11 @@ def read(path: Path) -> TrainConfig:
 
 
 EARLIER = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
-"""How runs were trained before these fields existed."""
+"""The behaviour of earlier versions, which did not have these fields."""
 
 
 def read_run(path: Path) -> TrainConfig:
-    """The configuration of a run that has begun, maybe with an earlier version: it goes on as it was."""
+    """A run's own configuration; fields that its version did not have keep that version's behaviour."""
     return parse(EARLIER | read_values(path))
 
 

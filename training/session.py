@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
         if self.encoders:
             text = text | self.family.embed(list(self.encoders), text["ids"])
         dtype = next(self.unet.parameters()).dtype
-        # bfloat16 has no room for a photo's size
+        # bfloat16 would round a photo's size
         text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
         more = self.family.conditions(text, latents.shape[-1] * self.pixels)
         return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
