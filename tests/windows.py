@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from hra_diffusion import files
 
+PEAK = 5 << 30
+"""The most memory that this process has held, as the system tells it: psutil's peak_wset."""
 MISSING = {signal: ("SIGKILL", "SIGHUP", "SIGUSR1"), os: ("getloadavg", "sysconf", "geteuid", "getuid", "mkfifo")}
 
 
@@ -30,6 +34,8 @@ def windows(monkeypatch):
             monkeypatch.delattr(module, name)
     for name in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, name, None)
+    memory = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=PEAK))
+    monkeypatch.setattr(psutil, "Process", lambda: memory)
     fsync, kill = os.fsync, os.kill
 
     def flush(handle):
