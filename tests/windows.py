@@ -24,7 +24,7 @@ MISSING = {signal: ("SIGKILL", "SIGHUP", "SIGUSR1"), os: ("getloadavg", "sysconf
 
 
 @pytest.fixture
-def windows(monkeypatch):
+def windows(monkeypatch, tmp_path):  # pytest asks the system for the user before it is taken away
     """Enforce the rules. Yields the paths whose replacement, renaming or deletion was refused."""
     refused: list[str] = []
     monkeypatch.setattr(files, "WINDOWS", True)

@@ -46,9 +46,9 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 
 
 def read(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
-    """The photos that ``find`` found, cut as they were when the run began, with the captions they had.
+    """The photos that ``find`` returned, with the crops that the run began with.
 
-    A caption that is beside a photo now counts: the run's folder knows whether it has changed.
+    A photo without a caption file gets the caption it began with; whether another one has changed, ``Run.begin`` checks.
     """
     if not (kept := run.photos):
         return ingest(photos, resolution, config.crop, config.boxes)
