@@ -48,7 +48,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 def read(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
     """The photos that ``find`` returned, with the crops that the run began with.
 
-    A photo without a caption file gets the caption it began with; whether another one has changed, ``Run.begin`` checks.
+    A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.
     """
     if not (kept := run.photos):
         return ingest(photos, resolution, config.crop, config.boxes)
