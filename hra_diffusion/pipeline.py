@@ -273,9 +273,9 @@ def _check_folder(path: Path) -> None:
 
 
 def _variant(folder: Path | None, source: str) -> str | None:
-    """The variant ("fp16") of the weights that a model's folder has alone, said in a warning; None for plain ones.
+    """The variant ("fp16") to load if a part of the model has no plain weights, with a warning; else None.
 
-    diffusers and transformers put it before the shard's number and the suffix: "model.fp16-00001-of-00002.safetensors".
+    File names are those of diffusers and transformers: "model.fp16-00001-of-00002.safetensors".
     """
     if folder is None:  # not here yet
         return None

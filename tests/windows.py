@@ -11,16 +11,20 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from hra_diffusion import files
 
+PEAK = 5 << 30
+"""The most memory that this process has held, as the system tells it: psutil's peak_wset."""
 MISSING = {signal: ("SIGKILL", "SIGHUP", "SIGUSR1"), os: ("getloadavg", "sysconf", "geteuid", "getuid", "mkfifo")}
 
 
 @pytest.fixture
-def windows(monkeypatch):
+def windows(monkeypatch, tmp_path):  # pytest asks the system for the user before it is taken away
     """Enforce the rules. Yields the paths whose replacement, renaming or deletion was refused."""
     refused: list[str] = []
     monkeypatch.setattr(files, "WINDOWS", True)
@@ -30,6 +34,8 @@ def windows(monkeypatch):
             monkeypatch.delattr(module, name)
     for name in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, name, None)
+    memory = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=PEAK))
+    monkeypatch.setattr(psutil, "Process", lambda: memory)
     fsync, kill = os.fsync, os.kill
 
     def flush(handle):

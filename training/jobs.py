@@ -38,7 +38,7 @@ STOPPED = 130
 KILLED = -getattr(signal, "SIGKILL", 9)
 """Exit code of a process that the system killed; Windows has no such signal."""
 APART = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)}
-"""Options of a process that Ctrl-C does not reach and that outlives its starter's terminal (on Windows the second)."""
+"""Popen options: Ctrl-C does not reach the process, and closing the terminal does not end it."""
 
 
 @dataclass(frozen=True)

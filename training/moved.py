@@ -46,9 +46,9 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 
 
 def read(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
-    """The photos that ``find`` found, cut as they were when the run began, with the captions and frames they had.
+    """The photos that ``find`` returned, with the crops and frames that the run began with.
 
-    A caption that is beside a photo now counts: the run's folder knows whether it has changed.
+    A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.
     """
     if not (kept := run.photos):
         return ingest(photos, resolution, config.crop, config.boxes)

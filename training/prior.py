@@ -28,7 +28,7 @@ def with_article(noun: str) -> str:
 def class_images(
     pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
-    """``count`` square pictures of the class, ``resolution`` pixels wide, from ``folder`` or drawn anew.
+    """``count`` square pictures of the class, ``resolution`` pixels wide; those that ``folder`` lacks are drawn.
 
     Kept by (base, a probe of its weights, their storage, noise process, class noun, settings): picture k has seed k,
     so a larger request only adds to a smaller one.

@@ -496,33 +496,29 @@ def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, 
 
 
 @pytest.fixture
-def narrow(monkeypatch):
+def old_console(monkeypatch):
     """Standard output as a pipe has it on Windows in Western Europe: no "≥", "→", "✓" or "λ" in its code page."""
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="cp1252")
-    monkeypatch.setattr("sys.stdout", stream)
-
-    def written(encoding):
-        stream.flush()
-        return raw.getvalue().decode(encoding)
-
-    return written
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="cp1252", write_through=True))
+    return raw
 
 
 @pytest.mark.parametrize("command", [["methods"], ["train", "--help"], ["--help"]])
-def test_a_console_of_an_old_code_page_gets_what_it_can_show(command, narrow):
+def test_a_console_of_an_old_code_page_gets_what_it_can_show(command, monkeypatch):
+    raw = old_console(monkeypatch)
     with contextlib.suppress(SystemExit):
         assert main(command) == 0
     sys.stdout.write("a ≥ b → c ✓ λ")
-    assert r"a \u2265 b \u2192 c \u2713 \u03bb" in narrow("cp1252")
+    assert raw.getvalue().decode("cp1252").endswith(r"a \u2265 b \u2192 c \u2713 \u03bb")
 
 
-def test_json_is_utf8_on_every_console(narrow, tmp_path, capsys):
+def test_json_is_utf8_on_every_console(monkeypatch, tmp_path):
     save_adapter(tmp_path / "Ωmega.safetensors", "Ωmega")
+    raw = old_console(monkeypatch)
     assert main(["show", str(tmp_path / "Ωmega.safetensors"), "--json"]) == 0
-    assert json.loads(narrow("utf-8"))["name"] == "Ωmega"
     print_json(Notice("→ ✓"))
-    assert json.loads(narrow("utf-8").splitlines()[-1])["message"] == "→ ✓"
+    shown, event = map(json.loads, raw.getvalue().decode("utf-8").splitlines())
+    assert shown["name"] == "Ωmega" and event["message"] == "→ ✓"
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
@@ -547,18 +543,13 @@ def test_a_reader_that_has_left_ends_nothing(error, monkeypatch, tmp_path):
     assert not (tmp_path / "out").read_text()
 
 
-def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, base_folder, tmp_path, capsys):
-    output = tmp_path / "out"
-    few = [*train_command(photos, base_folder, output, "Rex", "--method", "lora", "--steps", "4"),
-           "--checkpoint-every", "2"]  # fmt: skip
-    assert main(few) == 0
-    run = output / "Rex"
-    shutil.rmtree(run / "checkpoints" / "000004")
-    (run / "Rex.safetensors").unlink()
-    moved = shutil.copytree(photos, tmp_path / "moved")
-    values = (run / "config.yaml").read_text().replace(str(photos), str(tmp_path / "gone"))
-    (run / "config.yaml").write_text(values)
-    command = ["train", "--resume", "--name", "Rex", "--output", str(output)]
+def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, tmp_path, capsys):
+    run = shutil.copytree(trained / "rex-lora", tmp_path / "out" / "rex-lora")
+    (run / "rex-lora.safetensors").unlink()
+    lines = (run / "config.yaml").read_text().replace(str(photos), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(lines)
+    moved = shutil.copytree(photos, tmp_path / "far" / "away" / "photos")
+    command = ["train", "--resume", "--name", "rex-lora", "--output", str(tmp_path / "out")]
     assert main(command) == 1
-    assert "--photos" in capsys.readouterr().err
-    assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "Rex.safetensors").is_file()
+    assert "say where they are by --photos" in capsys.readouterr().err
+    assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "rex-lora.safetensors").is_file()
