@@ -495,7 +495,6 @@ def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, 
     assert f"there is no adapter file {place}; near that is {place}.safetensors" in capsys.readouterr().err
 
 
-@pytest.fixture
 def old_console(monkeypatch):
     """Standard output as a pipe has it on Windows in Western Europe: no "≥", "→", "✓" or "λ" in its code page."""
     raw = io.BytesIO()
