@@ -312,7 +312,7 @@ def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
 
 
 UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError
 )  # fmt: skip
 """What the libraries below raise for a model that is not whole."""
 
