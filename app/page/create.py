@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -220,24 +221,29 @@ def keep(pictures: Sequence[Image.Image], folder: Path) -> list[Path]:
 
 
 def show_stage(house: House, request: gr.Request) -> str:
-    """This visitor's pictures, newest first, below the notes on the newest one's prompt."""
+    """This visitor's pictures, newest first and without damaged ones, below the notes on the newest one's prompt."""
     files = sorted((house.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
-    if not files:
+    kept = {file: made for file in files if (made := _settings(file))}
+    if not kept:
         return empty(
             "No pictures yet",
             "Choose what you taught, write where it should be, press Create. Pictures appear here as they are drawn.",
             "drawn",
         )
-    notes = note(read_png(files[0]).get("notes", ()), "plain")
-    return f'{notes}<div class="pictures large" data-group>{"".join(map(_kept, files))}</div>'
+    notes = note(next(iter(kept.values())).get("notes", ()), "plain")
+    return f'{notes}<div class="pictures large" data-group>{"".join(starmap(_kept, kept.items()))}</div>'
 
 
-def _kept(file: Path) -> str:
-    """A picture with what can be done with it; nothing for a damaged one."""
+def _settings(file: Path) -> dict[str, Any] | None:
+    """The settings inside a picture; None for a damaged one."""
     try:
-        made = read_png(file)
+        return read_png(file)
     except UserError:
-        return ""
+        return None
+
+
+def _kept(file: Path, made: Mapping[str, Any]) -> str:
+    """A picture with its buttons."""
     about = f"{made['prompt']} · seed {made['seed']}"
     save = f'<a class="act" href="{escape(served(file))}" download="{escape(file.name)}">Save</a>'
     more = {"settings": "Settings", "again": "Another adapter", "compare": "Compare"}
