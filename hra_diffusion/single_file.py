@@ -54,7 +54,8 @@ def read(path: Path, dtype: torch.dtype, prediction_type: str | None = None) -> 
 
     Raises BaseModelError for one that is no base, one of another noise process, or where there is no vocabulary.
     """
-    architecture, noise = _recognise(path, prediction_type)
+    architecture = recognise(path, prediction_type)
+    noise = stated_noise(path, architecture, prediction_type)
     if noise.note:
         warnings.warn(noise.note, Note, stacklevel=2)
     return build(path, architecture.predicting(noise.prediction_type, noise.zero_snr), dtype)
@@ -75,68 +76,67 @@ def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> Diffusi
         )
 
 
-def recognise(path: Path) -> Architecture:
-    """Which released architecture a checkpoint has. Raises BaseModelError, saying what it is if that can be seen."""
-    return _recognise(path)[0]
+def recognise(path: Path, prediction_type: str | None = None) -> Architecture:
+    """Which released architecture a checkpoint has; the versions 2 differ in what they predict (see ``stated_noise``).
 
-
-def _recognise(path: Path, prediction_type: str | None = None) -> tuple[Architecture, Noise]:
+    Raises BaseModelError, saying what it is if that can be seen.
+    """
     with safe_open(path, "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
         facts = file.metadata() or {}
-        mark = file.get_tensor(SD2_MARK) if SD2_MARK in shapes else None
     architecture = _architecture(path, shapes, facts)
-    noise = _noise(path, shapes, facts, prediction_type)
-    if architecture is SD2:
-        noise = noise or _sd2_noise(path, facts, mark)
-        architecture = SD2_BASE if noise.prediction_type == "epsilon" else SD2
-    return architecture, noise or Noise("epsilon", zero_snr=False)
+    if architecture is SD2 and stated_noise(path, SD2, prediction_type).prediction_type == "epsilon":
+        return SD2_BASE
+    return architecture
 
 
-def _noise(
-    path: Path, shapes: Mapping[str, Any], facts: Mapping[str, str], prediction_type: str | None
-) -> Noise | None:
-    """What is known of the noise process, or None: ``prediction_type`` if it is given, else what the tensor keys
-    "v_pred" and "ztsnr" say, else the metadata.
+def stated_noise(path: Path, architecture: Architecture, prediction_type: str | None = None) -> Noise:
+    """The noise process of a checkpoint: by ``prediction_type`` if given, else by its marks, else the released base's.
 
-    The keys come before the metadata since other programs follow them alone, and metadata outlives merges: SDXL in
-    ComfyUI (comfy/supported_models.py at a125cd84), AUTOMATIC1111 (pull requests 16567 and 16569) and Forge.
+    Marks are the tensor keys "v_pred" and "ztsnr", then the metadata of Stability AI's Model Metadata Standard. The
+    keys come first since other programs follow them alone, and metadata outlives merges: ComfyUI (for SDXL,
+    comfy/supported_models.py at a125cd84), AUTOMATIC1111 (pull requests 16567 and 16569), Forge. A version 2 without
+    marks is decided by its weights. Raises BaseModelError for another noise process.
     """
-    if {"edm_mean", "edm_std"} <= shapes.keys() or "edm_vpred.sigma_max" in shapes:
+    with safe_open(path, "pt") as file:
+        keys, facts = set(file.keys()), file.metadata() or {}
+        biases = file.get_tensor(SD2_MARK) if SD2_MARK in keys else torch.zeros(1)
+    if {"edm_mean", "edm_std"} <= keys or "edm_vpred.sigma_max" in keys:
         raise BaseModelError(
             f"{path} can be neither trained nor drawn with: its tensors edm_… say that it has EDM's noise levels"
         )
-    said = facts.get(PREDICTION_KEY, "").lower()
-    if prediction_type is None and said and said not in PREDICTIONS:
+    said, note = facts.get(PREDICTION_KEY, "").lower(), ""
+    if prediction_type:
+        found = prediction_type
+    elif "v_pred" in keys:
+        found = "v_prediction"
+        if PREDICTIONS.get(said) == "epsilon":
+            note = f"{path.name}: its tensor v_pred says v_prediction, its metadata epsilon; v_prediction is used"
+    elif said in PREDICTIONS:
+        found = PREDICTIONS[said]
+    elif said:
         raise BaseModelError(
             f"{path} says {PREDICTION_KEY} {said!r}, which is neither epsilon nor v; if that is wrong, add "
             "--prediction-type epsilon or v_prediction"
         )
-    if prediction_type is not None:
-        return Noise(prediction_type, "ztsnr" in shapes and prediction_type == "v_prediction")
-    if "v_pred" in shapes:
-        wrong = PREDICTIONS.get(said) == "epsilon"
-        note = f"{path.name}: its tensor v_pred says v_prediction, its metadata epsilon: v_prediction is used"
-        return Noise("v_prediction", "ztsnr" in shapes, note if wrong else "")
-    if said:
-        return Noise(PREDICTIONS[said], "ztsnr" in shapes and PREDICTIONS[said] == "v_prediction")
-    return None
+    elif architecture not in (SD2, SD2_BASE):
+        found = "epsilon"
+    elif (kind := facts.get("modelspec.architecture")) in SD2_ARCHITECTURES:
+        found = SD2_ARCHITECTURES[kind]
+    else:
+        return _by_weights(path, biases)
+    return Noise(found, "ztsnr" in keys and found == "v_prediction", note)
 
 
-def _sd2_noise(path: Path, facts: Mapping[str, str], mark: Any) -> Noise:
-    """The noise process of a version 2 without marks of it.
-
-    Without metadata the weights decide, by the rule of ComfyUI and Forge (comfy/supported_models.py at a125cd84): the
-    last attention's first norm has biases that spread more where the UNet predicts velocity.
-    """
-    if known := SD2_ARCHITECTURES.get(facts.get("modelspec.architecture", "")):
-        return Noise(known, zero_snr=False)
-    spread = 0.0 if mark is None else float(mark.float().std(unbiased=False))
+def _by_weights(path: Path, biases: torch.Tensor) -> Noise:
+    """What a version 2 without marks predicts, by ComfyUI's rule (comfy/supported_models.py at a125cd84), which Forge
+    has too: the biases of the last attention's first norm vary more where it is velocity."""
+    spread = float(biases.float().std(unbiased=False))
     found, other = ("v_prediction", "epsilon") if spread > SD2_SPREAD else ("epsilon", "v_prediction")
     note = (
         f"{path.name} is a Stable Diffusion 2 that does not say what it predicts; {found} is used, by ComfyUI's rule "
-        f"(the values of {SD2_MARK.removeprefix(UNET)} have standard deviation {spread:.2f}; above {SD2_SPREAD} means "
-        f"v_prediction). If its pictures are noise or flat, add --prediction-type {other}"
+        f"({SD2_MARK.removeprefix(UNET)} has standard deviation {spread:.2f}; above {SD2_SPREAD} means v_prediction). "
+        f"If its pictures are noise or flat, add --prediction-type {other}"
     )
     return Noise(found, zero_snr=False, note=note)
 

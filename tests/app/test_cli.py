@@ -103,6 +103,25 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     assert "rank: 2" in config and "orthogonality: .inf" in config
 
 
+def test_the_noise_process_can_be_said_wherever_a_base_is_taken(photos, base_folder, tmp_path, capsys):
+    process = ["--prediction-type", "v_prediction", "--rescale-zero-snr"]
+    assert main(train_command(photos, base_folder, tmp_path, "Rex", *process)) == 0
+    shown = run_json(capsys, "show", tmp_path / "Rex" / "Rex.safetensors")
+    assert (shown["prediction_type"], shown["zero_snr"]) == ("v_prediction", True)
+    adapter = str(tmp_path / "Rex" / "Rex.safetensors")
+    draw = ["generate", "--prompt", "a dog", "--base", str(base_folder), "--adapter", adapter, "--steps", "1",
+            "--device", "cpu", "--output", str(tmp_path)]  # fmt: skip
+    assert main([*draw, *process]) == 0 and "note:" not in capsys.readouterr().err
+    assert main(draw) == 0
+    assert "zero terminal SNR; this one predicts epsilon" in capsys.readouterr().err
+    assert main([*draw, "--rescale-zero-snr"]) == 1
+    assert "add --prediction-type v_prediction" in capsys.readouterr().err
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert {"--prediction-type", "--no-rescale-zero-snr"} <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
 def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folder, tmp_path, capsys):
     command = [part for part in train_command(photos, base_folder, tmp_path / "out", "Rex") if part != "--quiet"]
     command += ["--caption", "a dog sitting"]

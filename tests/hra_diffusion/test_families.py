@@ -26,7 +26,7 @@ def diffusers_own(pipe, prompt, negative, seed, **more):
     """The pipeline called as its documentation says."""
     generator = torch.Generator().manual_seed(seed)
     before = pipe.scheduler
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(before.config, use_karras_sigmas=False)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(before.config, timestep_spacing="trailing")
     image = pipe(
         prompt,
         negative_prompt=negative,

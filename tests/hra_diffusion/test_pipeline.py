@@ -8,9 +8,11 @@ import pytest
 import torch
 from conftest import PIPES, everything, tiny_pipe, tiny_xl_pipe
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hra_diffusion import pipeline, single_file
+from hra_diffusion import attachment, interop, noise, pipeline, single_file
+from hra_diffusion.errors import Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.interop import original
 from hra_diffusion.pipeline import BaseModelError, load_base
@@ -54,10 +56,37 @@ def as_single_file(kind, folder):
     vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    return pipe, path, tiny_architecture(kind, pipe)
+
+
+def tiny_architecture(kind, pipe):
+    """The configurations of a tiny pipeline."""
     encoders = tuple(getattr(pipe, n).config.to_dict() for n in ("text_encoder", "text_encoder_2") if hasattr(pipe, n))
     shape = {"sd": SD1, "sd2": SD2, "sdxl": SDXL}[kind]
     values = (dict(pipe.unet.config), dict(pipe.vae.config), encoders, shape.scheduler)
-    return pipe, path, Architecture(kind, shape.pipeline, *values, pads=("<|endoftext|>",) * len(encoders))
+    return Architecture(kind, shape.pipeline, *values, pads=("<|endoftext|>",) * len(encoders))
+
+
+@pytest.mark.parametrize("kind", PIPES)
+@pytest.mark.parametrize("process", [("epsilon", False), ("v_prediction", False), ("v_prediction", True)])
+def test_a_merged_single_file_comes_back_with_its_noise_process(kind, process, tmp_path):
+    """Written by export, read by our loader; the empty tensors are where ComfyUI, AUTOMATIC1111 and Forge look."""
+    pipe, place, architecture = as_single_file(kind, tmp_path / "single")
+    pipe.scheduler = noise.overridden(pipe.scheduler, *process)
+    attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
+    path = interop.export(pipe, "Rex", "merged", place.parent / "merged.safetensors").path
+    velocity, zero_snr = process[0] == "v_prediction", process[1]
+    with safe_open(path, "pt") as file:
+        assert ("v_pred" in file.keys(), "ztsnr" in file.keys()) == (velocity, zero_snr)  # noqa: SIM118
+        assert file.metadata()[PREDICTION_KEY] == ("v" if velocity else "epsilon")
+    shape = {"sd": SD1, "sd2": SD2, "sdxl": SDXL}[kind]
+    found = single_file.stated_noise(path, shape)
+    assert (found.prediction_type, found.zero_snr, found.note) == (*process, "")
+    loaded = single_file.build(path, architecture.predicting(*process), torch.float32)
+    assert torch.equal(everything(loaded), everything(pipe))
+    back, wanted = noise.of(loaded.scheduler), noise.of(pipe.scheduler)
+    assert (back.prediction_type, back.zero_snr) == process
+    torch.testing.assert_close(back.alphas_cumprod, wanted.alphas_cumprod)
 
 
 @pytest.mark.parametrize("kind", PIPES)
@@ -109,28 +138,86 @@ def test_a_file_that_is_no_base_is_told_what_it_is(case, tmp_path):
         load_base(str(tmp_path / "model.safetensors"), "cpu")
 
 
-@pytest.mark.parametrize(("width", "architecture"), [(768, SD1), (1024, SD2)])
-def test_versions_are_told_apart_by_the_width_of_their_text(width, architecture, tmp_path):
-    shapes = LATENTS | {WIDTH: (2, width), "cond_stage_model.x": (1,)}
-    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
-    assert single_file.recognise(tmp_path / "model.safetensors") is architecture
+def checkpoint(path, architecture, facts=None, marks=()):
+    """A checkpoint's header of this architecture, with metadata and the keys of empty tensors."""
+    width = {SD1: 768, SD2: 1024, SDXL: 2048}[architecture]
+    text = "conditioner.embedders.1.x" if architecture is SDXL else "cond_stage_model.x"
+    tensors = {key: torch.zeros(shape) for key, shape in (LATENTS | {WIDTH: (2, width), text: (1,)}).items()}
+    save_file(tensors | {key: torch.empty(0) for key in marks}, path, facts)
+    return path
+
+
+V, V_ZERO, EPSILON = ("v_prediction", False), ("v_prediction", True), ("epsilon", False)
+
+
+@pytest.mark.parametrize("architecture", [SD1, SD2, SDXL], ids=["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize(
+    ("facts", "marks", "expected"),
+    [
+        ({PREDICTION_KEY: "epsilon"}, (), EPSILON),
+        ({PREDICTION_KEY: "v"}, (), V),
+        ({PREDICTION_KEY: "v_prediction"}, ("ztsnr",), V_ZERO),
+        ({}, ("v_pred",), V),
+        ({}, ("v_pred", "ztsnr"), V_ZERO),
+        ({PREDICTION_KEY: "epsilon"}, ("ztsnr",), EPSILON),  # as ComfyUI, which reads the one within the other
+    ],
+)
+def test_a_single_file_says_its_noise_process(architecture, facts, marks, expected, tmp_path):
+    path = checkpoint(tmp_path / "model-512.safetensors", architecture, facts, marks)
+    noise = single_file.stated_noise(path, architecture)
+    assert (noise.prediction_type, noise.zero_snr, noise.note) == (*expected, "")
+    asked = single_file.stated_noise(path, architecture, "v_prediction" if expected == EPSILON else "epsilon")
+    assert asked.prediction_type != noise.prediction_type, "what is asked for goes before what is said"
+    small = architecture is SD2 and expected == EPSILON
+    assert single_file.recognise(path) is (SD2_BASE if small else architecture)
+
+
+def test_a_tensor_goes_before_metadata_and_that_is_said(tmp_path):
+    path = checkpoint(tmp_path / "a.safetensors", SDXL, {PREDICTION_KEY: "epsilon"}, ["v_pred"])
+    noise = single_file.stated_noise(path, SDXL)
+    assert noise.prediction_type == "v_prediction" and "its metadata epsilon; v_prediction is used" in noise.note
 
 
 @pytest.mark.parametrize(
-    ("name", "facts", "architecture"),
+    ("facts", "marks", "message"),
     [
-        ("v2-1_512-ema-pruned", {}, SD2_BASE),
-        ("v2-1_768-ema-pruned", {}, SD2),
-        ("mine", {PREDICTION_KEY: "epsilon"}, SD2_BASE),
-        ("mine-512", {PREDICTION_KEY: "v"}, SD2),
+        ({}, ("edm_mean", "edm_std"), "EDM's noise levels"),
+        ({}, ("v_pred", "edm_vpred.sigma_max"), "EDM's noise levels"),
+        (
+            {PREDICTION_KEY: "flow"},
+            (),
+            "'flow', which is neither epsilon nor v; .* add --prediction-type",
+        ),
     ],
 )
-def test_the_two_versions_2_are_told_apart_by_metadata_or_name(name, facts, architecture, tmp_path):
-    """One predicts noise at 512 pixels, the other velocity at 768; their tensors are alike."""
+def test_a_single_file_of_another_process_is_refused(facts, marks, message, tmp_path):
+    path = checkpoint(tmp_path / "a.safetensors", SDXL, facts, marks)
+    with pytest.raises(BaseModelError, match=message):
+        load_base(str(path), "cpu")
+
+
+@pytest.mark.parametrize("name", ["v2-1_512-ema-pruned", "v2-1_768-ema-pruned"])
+@pytest.mark.parametrize(("spread", "expected", "other"), [(0.2, SD2, "epsilon"), (0.05, SD2_BASE, "v_prediction")])
+def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(name, spread, expected, other, tmp_path):
+    """ComfyUI's rule (comfy/supported_models.py at a125cd84): the standard deviation of these biases, over 0.09."""
     shapes = LATENTS | {WIDTH: (2, 1024), "cond_stage_model.x": (1,)}
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    tensors[f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"] = torch.tensor([-spread, spread]).half()
     path = tmp_path / f"{name}.safetensors"
-    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path, facts)
-    assert single_file.recognise(path) is architecture and pipeline.kind(str(path)) == "sd2"
+    save_file(tensors, path)
+    assert single_file.recognise(path) is expected and pipeline.kind(str(path)) == "sd2"
+    assert (
+        f"If its pictures are noise or flat, add --prediction-type {other}" in single_file.stated_noise(path, SD2).note
+    )
+    with pytest.warns(Note, match="does not say what it predicts"), pytest.raises(BaseModelError):
+        load_base(str(path), "cpu")  # there is no more of it than this
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion-v2-512", "stable-diffusion-v2-768-v"])
+def test_a_version_2_may_be_told_by_its_architecture(kind, tmp_path):
+    path = checkpoint(tmp_path / "a.safetensors", SD2, {"modelspec.architecture": kind})
+    assert single_file.recognise(path) is (SD2_BASE if kind.endswith("512") else SD2)
+    assert not single_file.stated_noise(path, SD2).note
 
 
 @pytest.mark.parametrize(
@@ -149,12 +236,6 @@ def test_a_folder_is_known_by_its_unet(tmp_path):
     assert pipeline.kind(str(tmp_path / "xl")) == "sd2"
     (tmp_path / "xl" / "unet" / "config.json").write_text("[")
     assert pipeline.kind(str(tmp_path / "xl")) == "sd1"
-
-
-def test_xl_is_told_by_its_second_text_encoder(tmp_path):
-    shapes = LATENTS | {"conditioner.embedders.0.x": (1,), "conditioner.embedders.1.x": (1,)}
-    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
-    assert single_file.recognise(tmp_path / "model.safetensors") is SDXL
 
 
 def test_low_precision(base_folder):

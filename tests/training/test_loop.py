@@ -5,16 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, StopAfter, relative, save_photos, tiny_pipe, weights
+from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import hra_diffusion
 from hra_diffusion import adapter_file, attachment, registry
+from hra_diffusion.errors import Note
 from hra_diffusion.quantised import quantise
 from training import config as configs
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
@@ -46,6 +49,36 @@ def test_photos_in_an_adapter_out(settings, tmp_path, base_folder, method):
     assert len(drawn) == 3, "each round shows the adapter as it then is"
     assert [event.step for event in heard if isinstance(event, Checkpoint)] == [2, 4]
     assert isinstance(heard[-1], Finished) and set(heard[-1].phases) == {*phases}
+
+
+def test_what_the_base_predicts_can_be_said(settings, tmp_path, base_folder):
+    """It decides the target of training and the class images, and the adapter says it."""
+    few = {"steps": 1, "class_images": 1, "sample_prompts": []}
+    plain = train(settings(**few), tmp_path)
+    velocity = train(settings(**few, name="V", prediction_type="v_prediction", rescale_zero_snr=True), tmp_path)
+    assert relative(weights(velocity), weights(plain)) > 1e-3
+    kept = [adapter_file.read_info(file) for file in (plain, velocity)]
+    assert [(info.prediction_type, info.zero_snr) for info in kept] == [("epsilon", False), ("v_prediction", True)]
+    assert len(list((tmp_path / ".cache" / "class-images").iterdir())) == 2
+
+
+def test_training_on_a_distilled_base_warns(settings, tmp_path):
+    pipe, heard = tiny_pipe(), []
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    train(settings(steps=1, class_images=1, sample_prompts=[]), tmp_path, [heard.append], pipe=pipe)
+    said = [event.message for event in heard if isinstance(event, Notice)]
+    assert any("this base looks distilled to draw in a few steps" in message for message in said)
+
+
+def test_what_is_not_certain_of_a_base_is_a_notice(settings, tmp_path, monkeypatch):
+    def load_base(*given):
+        warnings.warn("it does not say what it predicts", Note, stacklevel=1)
+        return tiny_pipe()
+
+    heard = []
+    monkeypatch.setattr("hra_diffusion.pipeline.load_base", load_base)
+    train(settings(steps=1, class_images=1, sample_prompts=[]), tmp_path, [heard.append])
+    assert Notice("it does not say what it predicts") in heard
 
 
 def test_the_runs_folder(settings, tmp_path, base_folder):

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from conftest import PIPES, altered, everything, relative, stir, tiny_pipe
+from diffusers import DDIMScheduler
 from diffusers.utils import logging as diffusers_logging
 from loaders import (
     EXACT,
@@ -213,6 +214,17 @@ def test_from_toybox_diffusers_draws_the_same_picture(method, format, tmp_path):
         generator = torch.Generator().manual_seed(1)
         pictures.append(pipe("a dog", num_inference_steps=4, output_type="np", generator=generator).images)
     assert abs(pictures[0] - pictures[1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("scheduler", [{"beta_schedule": "linear"}, {"prediction_type": "sample"}])
+def test_a_noise_process_that_a_single_file_can_not_say_is_refused(scheduler, tmp_path, pipe):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **scheduler)
+    attachment.attach(pipe.unet, "lora", name="Rex")
+    with pytest.raises(UserError, match=r"can't say what noise this base was trained with.*save a diffusers folder"):
+        interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
+    assert not list(tmp_path.iterdir())
+    loaded = with_from_pretrained("sd", interop.export(pipe, "Rex", "merged", tmp_path / "rex").path)
+    torch.testing.assert_close(loaded.scheduler.betas, pipe.scheduler.betas)
 
 
 def test_what_the_original_layout_has_no_place_for_is_refused(tmp_path, pipe):

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import PIPES, ROOT, everything, relative, tiny_text_encoder
-from loaders import EXACT, LOADERS, adapted
+from diffusers import DDIMScheduler
+from loaders import EXACT, LOADERS, adapted, with_from_single_file
 from safetensors.torch import load_file, save_file
 
-from hra_diffusion import attachment, interop, pipeline, registry
+from hra_diffusion import attachment, interop, noise, pipeline, registry
 from hra_diffusion.interop import names, truth
 from hra_diffusion.interop.truth import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
 from hra_diffusion.layer import original_weight
@@ -92,6 +93,38 @@ def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
     places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
     done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
     assert sorted((row for one in done for row in truth.rows(one)), key=TABLE.index) == truth.foreseen(method)
+
+
+NEEDS = {
+    ("sd", "epsilon", False): "",
+    ("sd", "v_prediction", False): "diffusers InvokeAI ComfyUI AUTOMATIC1111 Forge sd-scripts",
+    ("sd", "v_prediction", True): "diffusers InvokeAI ComfyUI AUTOMATIC1111 Forge sd-scripts",
+    ("sd2", "epsilon", False): "diffusers InvokeAI",
+    ("sd2", "v_prediction", False): "sd-scripts",
+    ("sd2", "v_prediction", True): "diffusers InvokeAI ComfyUI AUTOMATIC1111 sd-scripts",
+    ("sdxl", "epsilon", False): "",
+    ("sdxl", "v_prediction", False): "diffusers InvokeAI AUTOMATIC1111 sd-scripts",
+    ("sdxl", "v_prediction", True): "diffusers InvokeAI AUTOMATIC1111 sd-scripts",
+}
+"""Programs in which a person must set something, for a merged single file of each noise process."""
+
+
+@pytest.mark.parametrize("case", NEEDS, ids=str)
+def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
+    """In diffusers, beside the released base's configuration, the line that is printed gives our noise process."""
+    kind, *process = case
+    pipe, _ = adapted(kind, "lora")
+    pipe.scheduler = noise.overridden(pipe.scheduler, *process)
+    done = interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
+    needs = truth.noise_settings(done)
+    assert list(needs) == NEEDS[case].split()
+    assert all(f"{program}, for the noise process: {what}" in truth.lines(done) for program, what in needs.items())
+    loaded = with_from_single_file(kind, done.path)
+    if "diffusers" in needs:
+        exec(needs["diffusers"], {"pipe": loaded, "DDIMScheduler": DDIMScheduler})
+    theirs, ours = loaded.scheduler, noise.of(pipe.scheduler)
+    assert theirs.config.prediction_type == ours.prediction_type
+    torch.testing.assert_close(theirs.alphas_cumprod, ours.alphas_cumprod, atol=1e-6, rtol=1e-6)
 
 
 def test_the_readme_has_the_table():
