@@ -42,21 +42,22 @@ class Window:
 
     def __init__(self, barrier: Any, seconds: float, warm_up: int):
         self.barrier, self.seconds, self.warm_up = barrier, seconds, warm_up
-        self.ticks, self.start = 0, 0.0
+        self.ticks, self.start, self.end = 0, 0.0, 0.0
 
     def __call__(self, *ignored: object) -> None:
         """One training or denoising step is done. Raises Over at the end."""
         self.ticks += 1
         if self.ticks == self.warm_up:
-            self.barrier.wait()
+            self.barrier.wait(timeout=300)
             self.start = time.perf_counter()
-        if self.start and time.perf_counter() - self.start > self.seconds:
+        self.end = time.perf_counter()
+        if self.start and self.end - self.start > self.seconds:
             raise Over
 
     @property
     def rate(self) -> float:
         """Ticks per second within the window."""
-        return (self.ticks - self.warm_up) / (time.perf_counter() - self.start)
+        return (self.ticks - self.warm_up) / (self.end - self.start)
 
 
 def main() -> None:
@@ -98,7 +99,9 @@ def rates(kinds: Sequence[str], environment: dict[str, str], seconds: float) -> 
     workers = [kind for kind in kinds if kind != OTHER]
     barrier, results = spawn.Barrier(len(workers)), spawn.Queue()
     with environment_of(environment), other_programs(len(kinds) - len(workers)):
-        processes = [spawn.Process(target=work, args=(kind, barrier, seconds, results)) for kind in workers]
+        processes = [
+            spawn.Process(target=work, args=(kind, barrier, seconds, results), daemon=True) for kind in workers
+        ]
         for process in processes:
             process.start()
         found = [results.get(timeout=600) for _ in processes]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hra_diffusion import adapter_keys, attachment, registry
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import save_tensors
 from hra_diffusion.layer import Routing, probe_of
 
@@ -288,5 +288,6 @@ def _compare_fingerprint(path: Path, info: AdapterInfo, components: Mapping[str,
         warnings.warn(
             f"{path} was trained on other weights of the same shape ({info.base}; fingerprints differ by "
             f"{distance:.2g}): expect another result than on its own base",
+            Note,
             stacklevel=3,
         )

@@ -71,7 +71,7 @@ class Cell:
 class Comparison:
     """A finished comparison. ``cells`` go by prompt, then seed, then column; ``photos`` are the references.
 
-    ``notes``: how prompts are read, where that may surprise (see prompts.notes).
+    ``notes``: words beyond the text encoder's length and weights read as text (see prompts.notes).
     """
 
     columns: tuple[Column, ...]

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -184,6 +184,11 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return
+    yield from json_objects(lines)
+
+
+def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among lines; others (torn by a power cut) are passed over."""
     for line in lines:
         with contextlib.suppress(ValueError):
             if isinstance(found := json.loads(line), dict):

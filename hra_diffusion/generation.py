@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from hra_diffusion import attachment, families, noise, prompts
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.layer import Mix
 from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, wide_enough
@@ -78,10 +78,9 @@ class FullSettings:
     scheduler: str
     width: int
     height: int
-    # not in the repr, by which class images are cached: they are drawn with the defaults
-    original_size: Pair | None = field(default=None, repr=False)
-    crops_coords_top_left: Pair | None = field(default=None, repr=False)
-    target_size: Pair | None = field(default=None, repr=False)
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair | None = None
+    target_size: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,8 @@ def draw(
 
     A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
     its noise is drawn on the CPU from its seed. ``on_step`` is told of every denoising step; what it raises ends the
-    drawing. Prompts may be of any length and have weights (see prompts.fragments); what may surprise is warned of.
+    drawing. Prompts may be of any length and have weights (see prompts.fragments); those cut or
+    encoded in several windows are named by a PromptWarning.
     Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw, and
     PictureError for a picture that comes out as NaN.
     """
@@ -131,6 +131,13 @@ def draw(
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}")
     require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
+    if full.scheduler == "dpm++-karras" and noise.of(pipe.scheduler).zero_snr:
+        warnings.warn(
+            "dpm++-karras spends most of its steps on pure noise with this base, which has zero terminal SNR; dpm++ "
+            "draws better pictures",
+            Note,
+            stacklevel=3,
+        )
     for note in prompt_notes(pipe, requests):
         warnings.warn(note, prompts.PromptWarning, stacklevel=3)  # the caller of generate and compare
     pictures: dict[int, Image.Image] = {}

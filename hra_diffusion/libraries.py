@@ -1,4 +1,4 @@
-"""What the libraries below import and log, as far as nobody can act on it."""
+"""Control what third-party libraries import and log."""
 
 import contextlib
 import importlib
@@ -32,11 +32,11 @@ def only_errors_logged() -> Iterator[None]:
 
 
 def hide_bitsandbytes() -> None:
-    """For programs: let nobody import bitsandbytes before ``import_bitsandbytes``.
+    """For programs: prevent imports of bitsandbytes until ``import_bitsandbytes`` is called.
 
     diffusers imports it wherever it is installed, which takes time and may look for CPU kernels on the network.
     """
-    sys.modules.setdefault(BITSANDBYTES, None)  # type: ignore[arg-type]  # so Python marks what must not be imported
+    sys.modules.setdefault(BITSANDBYTES, None)  # type: ignore[arg-type]  # None makes an import fail
 
 
 def bitsandbytes_installed() -> bool:

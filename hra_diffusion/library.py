@@ -64,13 +64,13 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
 
 
 def _no_file(path: Path) -> str:
-    """That a path is no adapter file: a folder of another program's, or the files there whose name is most like it."""
+    """The message for a path that is no adapter file; names similar files, or `import` for another program's folder."""
     if path.is_dir() and adapter_file.weights_in(path):
         return f"{path} is another program's folder; bring it in with {IMPORT} {shlex.quote(str(path))}"
     files = [file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)]
     by_stem = {file.stem: str(file) for file in files}
     near = [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=3)]
-    return f"there is no adapter file {path}" + (f"; near that is {' or '.join(near)}" if near else "")
+    return f"there is no adapter file {path}" + (f"; similar files: {', '.join(near)}" if near else "")
 
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:

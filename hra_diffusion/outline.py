@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-def outline(base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def outline(
+    base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.float32, prediction_type: str | None = None
+) -> StableDiffusionPipeline:
     """The base's pipeline, or that of one already held, as shapes: no weights, tokenizers or scheduler.
 
     A hub id that is not in the local cache is taken for the released Stable Diffusion its name stands for.
+    ``prediction_type`` overrides what a single file states, as in ``load_base``.
     """
-    made = architecture(base) if isinstance(base, str) else _of_pipeline(base)
+    made = architecture(base, prediction_type) if isinstance(base, str) else _of_pipeline(base)
     family: Any = next(family for family in families.FAMILIES if family.pipeline == made.pipeline)
     parts: dict[str, Any] = {"unet": on_meta(made.build_unet), "vae": on_meta(made.build_vae)}
     for (encoder, _), built in zip(family.encoders, on_meta(made.build_encoders), strict=True):
@@ -34,13 +37,13 @@ def outline(base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.floa
     return families.pipeline_class(family)(**parts, **absent, **family.loading)
 
 
-def architecture(base: str) -> Architecture:
+def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     """The configurations of a base. Raises BaseModelError for files that are none."""
     path = ASSETS / TOYBOX if base == TOYBOX else Path(base)
     folder = path if path.is_dir() else cached(base)
     try:
         if path.is_file():
-            return single_file.recognise(path)
+            return single_file.recognise(path, prediction_type)
         if folder and (path.is_dir() or (folder / "vae" / "config.json").is_file()):
             return _of_folder(folder)
     except UserError:

@@ -19,7 +19,6 @@ from torch import nn
 from hra_diffusion import adapter_file, attachment, families, noise
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.errors import BaseModelError, Note, UserError
-from hra_diffusion.files import read_json
 from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.quantised import quantise
 
@@ -101,7 +100,9 @@ def kind(source: str) -> str:
             from hra_diffusion import single_file
             from hra_diffusion.families.architectures import SD1, SD2, SD2_BASE, SDXL
 
-            return {SD1: "sd1", SD2: "sd2", SD2_BASE: "sd2", SDXL: "sdxl"}[single_file.recognise(Path(source))]
+            return {SD1: "sd1", SD2: "sd2", SD2_BASE: "sd2", SDXL: "sdxl"}[
+                single_file.recognise(Path(source), "epsilon")
+            ]
         folder = Path(source) if Path(source).is_dir() else cached(source)
         if folder is not None:
             unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
@@ -244,8 +245,10 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
         raise BaseModelError(
             f"there is no base model {source!r}: not a folder, not a .safetensors file, not a hub id like owner/name"
         )
-    if variant := _variant(path if path.is_dir() else cached(source), source):
-        options["variant"] = variant
+    if folder := path if path.is_dir() else cached(source):
+        _check_weights(folder, source)
+        if variant := _variant(folder, source):
+            options["variant"] = variant
     return _open(source, _from_pretrained, str(path) if path.is_dir() else source, options)
 
 
@@ -259,26 +262,31 @@ def _check_folder(path: Path) -> None:
         json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError):
         raise BaseModelError(f"{index} is damaged: not a JSON object; copy the model again") from None
+
+
+def _check_weights(path: Path, source: str) -> None:
+    """Raises BaseModelError for a model folder without all its shards, or with pickled weights only."""
     for shards in path.glob("*/*.safetensors.index*.json"):
-        names = set((read_json(shards) or {}).get("weight_map", {}).values())
-        missing = sorted(name for name in names if not (shards.parent / name).is_file())
+        try:
+            names = set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values())
+            missing = sorted(name for name in names if not (shards.parent / name).is_file())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BaseModelError(f"{shards} is damaged; copy the model again") from None
         if 0 < len(missing) < len(names):  # without all of them it is a variant that was not copied
             raise BaseModelError(f"{shards.parent / missing[0]} is missing; copy the model again, all its shards")
     parts = [part for part in MODELS if not any((path / part).glob("*.safetensors"))]
     if pickled := ", ".join(part for part in parts if any((path / part).glob("*.bin"))):
         raise BaseModelError(
-            f"{path} holds {pickled} as pickles (.bin), which can run code and are not opened: get the same model as "
+            f"{source} holds {pickled} as pickles (.bin), which can run code and are not opened: get the same model as "
             ".safetensors, or convert it (the README says how)"
         )
 
 
-def _variant(folder: Path | None, source: str) -> str | None:
+def _variant(folder: Path, source: str) -> str | None:
     """The variant ("fp16") to load if a part of the model has no plain weights, with a warning; else None.
 
     File names are those of diffusers and transformers: "model.fp16-00001-of-00002.safetensors".
     """
-    if folder is None:  # not here yet
-        return None
     found: dict[str, set[str]] = {}
     for part in MODELS:
         names = [file.name.removesuffix(".safetensors") for file in (folder / part).glob("*.safetensors")]
@@ -290,6 +298,7 @@ def _variant(folder: Path | None, source: str) -> str | None:
     variant = max(set.union(*found.values()), key=lambda name: sum(name in own for own in found.values()))
     warnings.warn(
         f"{source} holds its weights as variant {variant} only: {', '.join(found)}; loading that variant",
+        Note,
         stacklevel=4,
     )
     return variant

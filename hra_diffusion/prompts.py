@@ -16,7 +16,7 @@ _NUMBER = r":\s*(\d+(?:\.\d*)?|\.\d+)\s*"
 
 
 class PromptWarning(Note):
-    """A prompt is read in another way than its author may expect."""
+    """A prompt exceeds the text encoder's length, or has weights that are read as text."""
 
 
 def fragments(prompt: str) -> list[Fragment]:

@@ -102,9 +102,7 @@ def stated_noise(path: Path, architecture: Architecture, prediction_type: str | 
         keys, facts = set(file.keys()), file.metadata() or {}
         biases = file.get_tensor(SD2_MARK) if SD2_MARK in keys else torch.zeros(1)
     if {"edm_mean", "edm_std"} <= keys or "edm_vpred.sigma_max" in keys:
-        raise BaseModelError(
-            f"{path} can be neither trained nor drawn with: its tensors edm_… say that it has EDM's noise levels"
-        )
+        raise BaseModelError(f"{path} can be neither trained nor drawn with: it has EDM's noise levels (tensors edm_…)")
     said, note = facts.get(PREDICTION_KEY, "").lower(), ""
     if prediction_type:
         found = prediction_type
@@ -124,13 +122,23 @@ def stated_noise(path: Path, architecture: Architecture, prediction_type: str | 
     elif (kind := facts.get("modelspec.architecture")) in SD2_ARCHITECTURES:
         found = SD2_ARCHITECTURES[kind]
     else:
-        return _by_weights(path, biases)
-    return Noise(found, "ztsnr" in keys and found == "v_prediction", note)
+        found, note = _by_weights(path, biases)
+    zero_snr = "ztsnr" in keys
+    if zero_snr and found != "v_prediction":
+        zero_snr = False
+        note = (
+            f"{path.name} has the mark ztsnr (zero terminal SNR) but predicts {found}, so the mark is ignored; if its "
+            "pictures are noise, add --prediction-type v_prediction --rescale-zero-snr"
+        )
+    return Noise(found, zero_snr, note)
 
 
-def _by_weights(path: Path, biases: torch.Tensor) -> Noise:
-    """What a version 2 without marks predicts, by ComfyUI's rule (comfy/supported_models.py at a125cd84), which Forge
-    has too: the biases of the last attention's first norm vary more where it is velocity."""
+def _by_weights(path: Path, biases: torch.Tensor) -> tuple[str, str]:
+    """What a version 2 without marks predicts, and a note that says so.
+
+    The rule is ComfyUI's (comfy/supported_models.py at a125cd84), which Forge has too: the biases of the last
+    attention's first norm vary more where it predicts velocity.
+    """
     spread = float(biases.float().std(unbiased=False))
     found, other = ("v_prediction", "epsilon") if spread > SD2_SPREAD else ("epsilon", "v_prediction")
     note = (
@@ -138,7 +146,7 @@ def _by_weights(path: Path, biases: torch.Tensor) -> Noise:
         f"({SD2_MARK.removeprefix(UNET)} has standard deviation {spread:.2f}; above {SD2_SPREAD} means v_prediction). "
         f"If its pictures are noise or flat, add --prediction-type {other}"
     )
-    return Noise(found, zero_snr=False, note=note)
+    return found, note
 
 
 def _architecture(path: Path, shapes: dict[str, Any], facts: Mapping[str, str]) -> Architecture:

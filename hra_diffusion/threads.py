@@ -14,6 +14,8 @@ from pathlib import Path
 
 SPIN_COUNT = "1000"
 """Iterations that an idle thread of GNU's OpenMP spins before it sleeps; its own default is 300,000."""
+SAME_START = 60.0
+"""Seconds by which two readings of a process's start may differ: they shift when the system's clock is set."""
 SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
@@ -89,8 +91,9 @@ def _count_processes() -> int:
     """The processes of this user that compute now, at least 1. Entries of processes that were killed are removed."""
     count = 0
     with contextlib.suppress(OSError):
-        for path in _folder().iterdir():
-            if _entry(int(path.name.partition("-")[0])) == path.name:
+        for path in _folder().glob("[0-9]*-[0-9]*"):
+            pid, _, start = path.name.partition("-")
+            if abs(_start_time(int(pid)) - float(start)) < SAME_START:
                 count += 1
             else:
                 path.unlink(missing_ok=True)
@@ -98,13 +101,18 @@ def _count_processes() -> int:
 
 
 def _entry(pid: int) -> str:
-    """A process's file name: its id and, since ids are reused, its start time. Empty for a process that has ended."""
+    """A process's file name: its id and, since ids are reused, its start time."""
+    return f"{pid}-{_start_time(pid):.2f}"
+
+
+def _start_time(pid: int) -> float:
+    """When a process began, in seconds since the epoch; 0 for one that has ended."""
     import psutil  # takes 40 ms, and no command's --help waits for it
 
     try:
-        return f"{pid}-{psutil.Process(pid).create_time():.2f}"
+        return psutil.Process(pid).create_time()
     except psutil.Error:
-        return ""
+        return 0.0
 
 
 def _folder() -> Path:

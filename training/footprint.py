@@ -83,7 +83,7 @@ def footprint(
     ``pipe``: the pipeline already held that will be trained, instead of ``config.base``. ``known`` is filled.
     Raises UserError for targets or a rank that the base can't have.
     """
-    shapes = outline(pipe or config.base, pipe.unet.dtype if pipe else DTYPES[config.dtype])
+    shapes = outline(pipe or config.base, pipe.unet.dtype if pipe else DTYPES[config.dtype], config.prediction_type)
     if config.base_weights != "full":
         quantise(shapes.unet, config.base_weights)
     side = config.resolution or shapes.unet.config.sample_size * shapes.vae_scale_factor

@@ -152,6 +152,8 @@ def load_base(config: TrainConfig, device: str, clock: Clock) -> StableDiffusion
     for warning in caught:
         if issubclass(warning.category, Note):
             clock.emit(Notice(str(warning.message)))
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return pipe
 
 

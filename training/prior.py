@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
@@ -36,7 +37,7 @@ def class_images(
     settings = complete(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
     process = noise.stated(pipe.scheduler)
-    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), repr(settings)])
+    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)])
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
     missing = [seed for seed, path in enumerate(paths) if not _usable(path, (settings.width, settings.height))]

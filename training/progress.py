@@ -1,7 +1,5 @@
 """How a run stands, read from its folder: what a page or a command line shows while it trains, and after."""
 
-import contextlib
-import json
 import math
 import statistics
 import threading
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.evaluation.clip import Score
+from hra_diffusion.files import json_objects
 from training.runs import Run
 
 RECENT = 20
@@ -135,9 +134,8 @@ def read(run: Run) -> Progress:
                 if not line.endswith(b"\n"):  # still being written
                     break
                 tail.offset += len(line)
-                with contextlib.suppress(ValueError):  # torn by a power cut
-                    if isinstance(event := json.loads(line), dict):
-                        tail.progress.hear(event)
+                for event in json_objects([line]):
+                    tail.progress.hear(event)
         return tail.progress
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion import pipeline
+from hra_diffusion import noise, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
 from hra_diffusion.families.architectures import PREDICTION_KEY
 from hra_diffusion.files import tensors_hash
@@ -33,7 +33,7 @@ _RELEASES = {
 
 def base_version(pipe: Any) -> dict[str, str]:
     """The base's version and architecture; nothing for a base that is no Stable Diffusion 1, 2 or XL."""
-    width, velocity = pipe.unet.config.cross_attention_dim, _prediction(pipe) == "v"
+    width, velocity = pipe.unet.config.cross_attention_dim, "v" in _prediction(pipe).values()
     if width not in _RELEASES:
         return {}
     version, architecture, implementation = _RELEASES[width]
@@ -60,7 +60,7 @@ def model_spec(
         "hash_sha256": f"0x{tensors_hash(tensors)}",
         "thumbnail": _thumbnail(sample) if sample else "",
     }
-    return {f"modelspec.{key}": value for key, value in facts.items() if value} | {PREDICTION_KEY: _prediction(pipe)}
+    return {f"modelspec.{key}": value for key, value in facts.items() if value} | _prediction(pipe)
 
 
 def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool) -> dict[str, str]:
@@ -84,8 +84,10 @@ def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
     return info.training.get("resolution") or own if info else own
 
 
-def _prediction(pipe: Any) -> str:
-    return "v" if pipe.scheduler.config.prediction_type == "v_prediction" else "epsilon"
+def _prediction(pipe: Any) -> dict[str, str]:
+    """ModelSpec has no word for a base that predicts the sample."""
+    names = {"epsilon": "epsilon", "v_prediction": "v"}
+    return {PREDICTION_KEY: names[kind]} if (kind := noise.stated(pipe.scheduler)["prediction_type"]) in names else {}
 
 
 def _thumbnail(picture: Path) -> str:

@@ -116,9 +116,9 @@ def checkpoint(pipe: DiffusionPipeline) -> dict[str, Tensor]:
 
 
 def noise_marks(process: NoiseProcess) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata by which a checkpoint says its noise process (single_file reads them, and who else does).
+    """Tensors and metadata that state a checkpoint's noise process, as single_file and other programs read them.
 
-    The tensors are empty; their keys count. Raises UserError for a process that no mark stands for.
+    The tensors are empty; their keys count. Raises UserError for a noise process that the marks can't state.
     """
     released = DDIMScheduler(**SD1.predicting(process.prediction_type, process.zero_snr).scheduler[1])
     usual = len(process.betas) == len(released.betas) and torch.allclose(

@@ -17,7 +17,7 @@ from hra_diffusion.errors import UserError
 METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}
 """``peft_type`` -> the kind of its tensors (see updates.FORMS)."""
 HARMLESS = frozenset({
-    # of the training, or where it came from
+    # training options and provenance
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "runtime_config",
     "lora_dropout", "module_dropout", "rank_dropout", "rank_dropout_scale", "init_weights",
     # used only together with another setting, which decides
@@ -53,7 +53,7 @@ LOST_STARTS = {
     "loftq": "the base was quantised for it",
     "lora_ga": "the base was changed by gradients that are not in the folder",
 }
-"""Initialisations that change the base in a way that the folder does not tell."""
+"""Initialisations that change the base in a way that can't be reconstructed from the folder."""
 
 
 class SettingsError(UserError):

@@ -384,7 +384,7 @@ def _decomposed(weight: Tensor, up: Tensor, down: Tensor, parts: LayerParts) -> 
     matrix = _values(weight).flatten(1)
     changed = matrix + up @ down
     sizes = parts.get("magnitude" if parts.has("magnitude") else "dora_scale")
-    if parts.has("dora_scale") and len(sizes) == 1 != len(matrix):  # (1, inputs, 1, 1): a norm for each input
+    if parts.has("dora_scale") and len(sizes) == 1 and len(matrix) != 1:  # (1, inputs, 1, 1): a norm for each input
         shaped = changed.reshape(weight.shape)
         norms = shaped.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.ndim - 2))
         return _dense((shaped * (sizes.reshape(norms.shape) / norms)).flatten(1) - matrix)

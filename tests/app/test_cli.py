@@ -511,7 +511,7 @@ def test_import_writes_composed_names_and_says_where(tmp_path, base_folder, caps
 def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, capsys):
     place = trained / "rex-hra" / "rex-hra"
     assert main(["generate", "--adapter", str(place), "--prompt", "a", "--base", str(base_folder)]) == 1
-    assert f"there is no adapter file {place}; near that is {place}.safetensors" in capsys.readouterr().err
+    assert f"there is no adapter file {place}; similar files: {place}.safetensors" in capsys.readouterr().err
 
 
 def old_console(monkeypatch):

@@ -117,7 +117,7 @@ def test_a_file_that_is_not_there_is_said_so_with_those_near(given, near, adapte
     with pytest.raises(UserError) as error:
         library.find_adapter(f"{tmp_path}/{given}", [])
     said = f"there is no adapter file {tmp_path / given}"
-    assert str(error.value) == (f"{said}; near that is {tmp_path / near}" if near else said)
+    assert str(error.value) == (f"{said}; similar files: {tmp_path / near}" if near else said)
 
 
 def test_another_programs_folder_points_to_import(tmp_path):

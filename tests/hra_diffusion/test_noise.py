@@ -214,6 +214,13 @@ def test_noise_prediction_with_zero_terminal_snr_is_refused(base_folder, pipe):
         generate(pipe, "a dog", {})
 
 
+def test_karras_sigmas_with_zero_terminal_snr_are_warned_of(pipe):
+    settings = Settings(steps=1, scheduler="dpm++-karras", width=16, height=16)
+    pipe.scheduler = DDIMScheduler(**BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    with pytest.warns(Note, match="spends most of its steps on pure noise"):
+        generate(pipe, "a dog", {}, settings=settings)
+
+
 def test_euler_a_can_not_draw_what_predicts_the_sample(pipe):
     pipe.scheduler = DDIMScheduler(**BETAS, prediction_type="sample")
     for name in generation.SCHEDULERS:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,12 +12,14 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hra_diffusion import attachment, interop, noise, pipeline, single_file
+from hra_diffusion import attachment, interop, noise, outline, pipeline, single_file
 from hra_diffusion.errors import Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.interop import original
 from hra_diffusion.pipeline import BaseModelError, load_base
 from training import config as configs
+from training import loop
+from training.session import Clock
 
 
 def test_a_diffusers_folder(base_folder):
@@ -165,7 +168,8 @@ V, V_ZERO, EPSILON = ("v_prediction", False), ("v_prediction", True), ("epsilon"
 def test_a_single_file_says_its_noise_process(architecture, facts, marks, expected, tmp_path):
     path = checkpoint(tmp_path / "model-512.safetensors", architecture, facts, marks)
     noise = single_file.stated_noise(path, architecture)
-    assert (noise.prediction_type, noise.zero_snr, noise.note) == (*expected, "")
+    assert (noise.prediction_type, noise.zero_snr) == expected
+    assert ("the mark is ignored" in noise.note) == ("ztsnr" in marks and not noise.zero_snr), noise.note
     asked = single_file.stated_noise(path, architecture, "v_prediction" if expected == EPSILON else "epsilon")
     assert asked.prediction_type != noise.prediction_type, "what is asked for goes before what is said"
     small = architecture is SD2 and expected == EPSILON
@@ -211,6 +215,16 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
     )
     with pytest.warns(Note, match="does not say what it predicts"), pytest.raises(BaseModelError):
         load_base(str(path), "cpu")  # there is no more of it than this
+    save_file(tensors | {"ztsnr": torch.empty(0)}, path)
+    assert single_file.stated_noise(path, SD2).zero_snr == (expected is SD2), "its mark counts beside the weights"
+
+
+def test_a_prediction_type_that_is_given_counts_for_the_shapes_and_the_version_too(tmp_path):
+    path = checkpoint(tmp_path / "a.safetensors", SD2, {PREDICTION_KEY: "flow"})
+    assert pipeline.kind(str(path)) == "sd2"
+    assert outline.architecture(str(path), "epsilon") is SD2_BASE
+    with pytest.raises(BaseModelError, match="--prediction-type"):
+        outline.architecture(str(path))
 
 
 @pytest.mark.parametrize("kind", ["stable-diffusion-v2-512", "stable-diffusion-v2-768-v"])
@@ -342,6 +356,15 @@ def test_a_hub_cache_that_holds_one_variant_only(tmp_path, monkeypatch):
         assert load_base("someone/tiny", "cpu").base_name == "someone/tiny"
 
 
+def test_a_run_says_so_in_a_notice(tmp_path, settings):
+    save_variant(tmp_path / "base", variant="fp16")
+    heard = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.load_base(settings(base=str(tmp_path / "base")), "cpu", Clock(True, [heard.append]))
+    assert ["variant fp16 only" in event.message for event in heard] == [True]
+
+
 def test_a_folder_in_shards_is_loaded_and_a_missing_shard_is_named(tmp_path):
     pipe = save_variant(tmp_path / "base", max_shard_size="300KB")
     assert torch.equal(everything(load_base(str(tmp_path / "base"), "cpu")), everything(pipe))
@@ -352,10 +375,26 @@ def test_a_folder_in_shards_is_loaded_and_a_missing_shard_is_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_are_pickles_get_the_remedy_in_one_line(tmp_path):
-    save_variant(tmp_path / "base", safe_serialization=False)
-    with pytest.raises(BaseModelError, match=r"base holds unet, vae as pickles .*the README says") as error:
-        load_base(str(tmp_path / "base"), "cpu")
+@pytest.mark.parametrize("damage", ["[1]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}', "{"])
+def test_a_damaged_index_of_shards_is_named(damage, base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    (folder / "unet" / "x.safetensors.index.json").write_text(damage)
+    with pytest.raises(BaseModelError, match=r"x\.safetensors\.index\.json is damaged; copy the model again"):
+        load_base(str(folder), "cpu")
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["folder", "cache"])
+def test_weights_that_are_pickles_get_the_remedy_in_one_line(cached, tmp_path, monkeypatch):
+    folder, source = tmp_path / "base", str(tmp_path / "base")
+    if cached:
+        place, source = tmp_path / "models--someone--tiny", "someone/tiny"
+        folder = place / "snapshots" / "abc"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("abc")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    save_variant(folder, safe_serialization=False)
+    with pytest.raises(BaseModelError, match=rf"{source} holds unet, vae as pickles .*the README says") as error:
+        load_base(source, "cpu")
     assert "\n" not in str(error.value)
 
 

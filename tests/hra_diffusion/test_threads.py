@@ -35,12 +35,18 @@ def six_threads(monkeypatch, tmp_path):
 def test_processes_that_compute_at_once_share_the_cores(six_threads):
     with threads.sharing_cores("cpu"):
         assert torch.get_num_threads() == 6, "alone it has them all"
+        (threads._folder() / ".DS_Store").touch()
         other = subprocess.Popen([sys.executable, "-c", COMPUTE], cwd=ROOT, stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, text=True)  # fmt: skip
         try:
             assert other.stdout.readline() == "3\n"
             threads.share_cores()
             assert torch.get_num_threads() == 3
+            own, start = os.getpid(), threads._start_time(os.getpid())
+            (threads._folder() / f"{own}-{start:.2f}").rename(threads._folder() / f"{own}-{start - 1:.2f}")
+            threads.share_cores()
+            assert torch.get_num_threads() == 3, "a clock that was set does not change who computes"
+            (threads._folder() / f"{own}-{start - 1:.2f}").rename(threads._folder() / f"{own}-{start:.2f}")
             with threads.sharing_cores("cpu"):
                 assert torch.get_num_threads() == 3, "a block within a block is no second process"
         finally:

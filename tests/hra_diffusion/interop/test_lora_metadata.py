@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from hra_diffusion import attachment, interop, pipeline
 from hra_diffusion.adapter_file import AdapterInfo
-from hra_diffusion.families.architectures import SD1, SD2, SDXL, on_meta
+from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SDXL, on_meta
 from hra_diffusion.interop import names
 
 VERSIONS = {"sd": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
@@ -126,6 +126,13 @@ def test_a_base_of_another_architecture_claims_no_version(tmp_path):
     facts, _ = exported(PIPES["sd"](), tmp_path)
     assert not facts.keys() & {"ss_base_model_version", "ss_v2", "modelspec.architecture"}
     assert facts["modelspec.title"] == "Rex"
+
+
+def test_a_base_that_predicts_the_sample_claims_no_other_prediction(tmp_path):
+    pipe = PIPES["sd"]()
+    pipe.scheduler.register_to_config(prediction_type="sample")
+    facts, _ = exported(pipe, tmp_path)
+    assert PREDICTION_KEY not in facts
 
 
 def test_the_metadata_is_what_kohyas_trainer_writes(tmp_path):
