@@ -356,12 +356,13 @@ def test_a_hub_cache_that_holds_one_variant_only(tmp_path, monkeypatch):
         assert load_base("someone/tiny", "cpu").base_name == "someone/tiny"
 
 
-def test_a_run_says_so_in_a_notice(tmp_path, settings):
+def test_a_run_says_so_in_a_notice(tmp_path):
     save_variant(tmp_path / "base", variant="fp16")
+    config = configs.parse({"name": "Rex", "photos": ["."], "class_noun": "dog", "base": str(tmp_path / "base")})
     heard = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loop.load_base(settings(base=str(tmp_path / "base")), "cpu", Clock(True, [heard.append]))
+        loop.load_base(config, "cpu", Clock(True, [heard.append]))
     assert ["variant fp16 only" in event.message for event in heard] == [True]
 
 
