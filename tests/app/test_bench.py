@@ -31,7 +31,8 @@ def test_a_table_in_json_that_predictions_use(base_folder, tmp_path, capsys):
     assert row["method"] == "hra" and not row["error"]
     assert row["step_seconds"] > 0 and row["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
     assert found["machine"]["torch"]
-    arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32")
+    own = {"prediction_type": None, "rescale_zero_snr": None}
+    arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
     kept = calibration.known(tmp_path, bench.config("hra", arguments))
     assert kept is not None and row["peak_memory_bytes"] == kept.memory
     assert "| hra |" in bench.text(found) and found["machine"]["torch"] in bench.text(found)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from conftest import PIPES, distance, stir, tiny_pipe
-from diffusers import DDIMScheduler
 from PIL import Image
 
-from hra_diffusion import attachment, comparison, generation, pipeline
+from hra_diffusion import attachment, comparison, generation, noise, pipeline
 from hra_diffusion.comparison import Column, compare
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation import PictureError, Request, Settings, draw, generate, read_png, save_png
@@ -189,7 +188,7 @@ def test_pictures_are_those_of_the_pipeline_itself():
     """Bit for bit what its own conversion to pictures gives."""
     own = tiny_pipe()
     picture = generate(own, "a dog", {}, seed=3, settings=Settings(steps=2, scheduler="ddim", guidance_scale=7.5))[0]
-    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
-    own.scheduler = DDIMScheduler.from_config(own.scheduler.config, clip_sample=False)
-    wanted = own("a dog", latents=noise, num_inference_steps=2, guidance_scale=7.5, height=16, width=16).images[0]
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3))
+    own.scheduler = noise.of(own.scheduler).scheduler("DDIMScheduler", clip_sample=False)
+    wanted = own("a dog", latents=latents, num_inference_steps=2, guidance_scale=7.5, height=16, width=16).images[0]
     assert distance(picture, wanted) == 0
