@@ -39,7 +39,7 @@ ERROR_HOLDS = 600.0
 COSTLY = (
     "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
     "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts", "base_weights",
-    "optimizer", "draw_batch", "fit",
+    "optimizer", "draw_batch", "fit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """The fields that decide what a step costs."""
 

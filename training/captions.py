@@ -12,7 +12,7 @@ def final_caption(caption: str, trigger: str, class_noun: str, add_trigger: bool
     """The caption with ``{subject}`` filled in and, if it lacks the trigger, the subject put before it.
 
     ("a dog sitting", "sks", "dog") gives "sks dog, a dog sitting". A caption that has the trigger as a whole word, in
-    upper or lower case, gets no other: "a SKS puppy" stays as it is.
+    upper or lower case, is not changed: "a SKS puppy" stays as it is.
     """
     subject = f"{trigger} {class_noun}"
     if mentions(caption, trigger) or not add_trigger:

@@ -47,11 +47,9 @@ class TrainConfig(BaseModel):
         "full", description="Storage of the UNet's frozen weights: as its precision says, in 8 bits, or in 4."
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
-        None, description="What the base's UNet predicts, where the base does not say it or says it wrongly."
+        None, description="Overrides the prediction type saved with the base."
     )
-    rescale_zero_snr: bool | None = Field(
-        None, description="Whether the base was trained with zero terminal SNR, where it does not say it."
-    )
+    rescale_zero_snr: bool | None = Field(None, description="Overrides whether the base has zero terminal SNR.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
     device: Literal["cpu", "cuda", "mps"] | None = Field(None, description="The best there is by default.")
 

@@ -167,7 +167,7 @@ class Bar:
             case Plan():
                 self._say(f"{self.name}: {planned(event)}")
             case Captions():
-                hint = ["--no-add-trigger trains with the captions as they are"] if event.added else []
+                hint = ["--no-add-trigger starts a run with the captions as they are"] if event.added else []
                 for line in [*caption_lines(event), *hint]:
                     self._say(f"{self.name}: {line}")
             case Notice(message=message):

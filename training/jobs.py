@@ -85,9 +85,9 @@ class Queue:
         if not self._list.exists():
             return []
         names = read_json(self._list)
-        return names if isinstance(names, list) else self._said_to_wait()
+        return names if isinstance(names, list) else self._waiting_by_state()
 
-    def _said_to_wait(self) -> list[str]:
+    def _waiting_by_state(self) -> list[str]:
         """The runs that wait by their own state, the oldest first: the list in place of a damaged one."""
         current = (self._last() or {}).get("name")
         states = sorted(self.output.glob("[!.]*/state.json"), key=lambda path: path.stat().st_mtime)
@@ -124,12 +124,15 @@ class Queue:
             raise RunError(f"{name!r} is not running here; one started on the command line is stopped there, by Ctrl-C")
         write_text(self._request, name)
 
-    def asked_to_stop(self, name: str) -> bool:
-        """Whether ``stop`` was called for this run since its process started."""
+    def take_stop(self, name: str) -> bool:
+        """Whether ``stop`` was called for this run since the last look; a second call ends its process at once."""
         try:
-            return self._request.read_text(encoding="utf-8") == name
+            asked = self._request.read_text(encoding="utf-8") == name
+            if asked:
+                remove(self._request)
         except OSError:
             return False
+        return asked
 
     def job(self, name: str) -> Job:
         """One run's standing. A run that says it runs or waits, while nobody knows of it, has died."""
@@ -148,7 +151,9 @@ class Queue:
         """All runs of the folder: the running one, those that wait in their order, then the rest, newest first."""
         found = []
         for folder in {path.parent for file in FILES for path in self.output.glob(f"[!.]*/{file}")}:
-            with contextlib.suppress(UserError, OSError):  # no run of ours, or one that is being deleted
+            with contextlib.suppress(UserError, OSError):  # another program's folder, or a run that is being deleted
+                if not (folder / "state.json").exists():
+                    configs.read_run(folder / "config.yaml")
                 changed = max(path.stat().st_mtime for file in FILES if (path := folder / file).exists())
                 found.append((self.job(folder.name), changed))
         rank = {"running": 0, "waiting": 1}
@@ -267,13 +272,14 @@ class Queue:
                 write_text(self._list, json.dumps(waiting, ensure_ascii=False))
 
 
-def heed_stops(queue: Queue, name: str) -> None:
+def watch_for_stop(queue: Queue, name: str) -> None:
     """Interrupt this process as SIGTERM does once ``queue.stop(name)`` is called: Windows sends no such signal."""
 
     def watch() -> None:
-        while not queue.asked_to_stop(name):
+        while True:
+            if queue.take_stop(name):
+                _thread.interrupt_main(signal.SIGTERM)
             time.sleep(0.2)
-        _thread.interrupt_main(signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -321,7 +327,7 @@ def main(arguments: list[str]) -> int:
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(encoding="utf-8")  # as the log is read
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also before the loop looks out for it
-    heed_stops(Queue(output), arguments[1])
+    watch_for_stop(Queue(output), arguments[1])
     return _train_one(output, arguments[1])
 
 

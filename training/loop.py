@@ -122,7 +122,7 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album, config = moved.read(photos, run, config, size), moved.settled(config, photos, run)
+            album, config = moved.ingest_kept(photos, run, config, size), moved.with_present_paths(config, photos, run)
         else:
             album = ingest(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
@@ -172,10 +172,10 @@ def begun(
     ]
     with run.locked():
         run.begin(config, photos, resume)
-        run.keep_photos([photo.image for photo in album.photos])
         clock.add(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
+            run.keep_photos([photo.image for photo in album.photos])
             yield
         except Exception as error:
             with contextlib.suppress(OSError):  # the reason matters more than a log that can't be written

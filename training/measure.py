@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hra_diffusion import files
 from hra_diffusion.allocator import keep_memory
+from hra_diffusion.libraries import hide_bitsandbytes
 
 T = TypeVar("T")
 ENOUGH = 3
@@ -150,7 +151,8 @@ def in_words(facts: Mapping[str, object]) -> str:
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
     """The function's result from a fresh process: its peak of memory is its own. Both ends must be picklable."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=hide_bitsandbytes) as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -1,4 +1,4 @@
-"""The photos of a run that goes on, known by their content wherever they are now."""
+"""Find a resumed run's photos by the hashes of their files."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     """The photos that the run began with, in its order, where they are now: found by the hashes kept in its folder.
 
     They are looked for in ``config.photos``, then near those places and in the folder of the page's photos.
-    Raises RunError if one is nowhere there.
+    Raises RunError if a photo is not found.
     """
     if not (kept := run.photos):
         emit(Notice(f"{run.folder / 'photos.json'} is damaged: the photos are taken as they are now, unchecked"))
@@ -45,7 +45,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     return photos
 
 
-def read(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
+def ingest_kept(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
     """The photos that ``find`` returned, with the crops and frames that the run began with.
 
     A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.
@@ -65,7 +65,7 @@ def read(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> 
     return replace(album, photos=tuple(same))
 
 
-def settled(config: TrainConfig, photos: list[Path], run: Run) -> TrainConfig:
+def with_present_paths(config: TrainConfig, photos: list[Path], run: Run) -> TrainConfig:
     """The configuration with the photos' present places, where they are others than it says."""
     given = [*_files(config.photos)]
     if config.photos == run.config.photos and all(path in given for path in photos):

@@ -52,6 +52,11 @@ INTEREST_SIDE = 64
 CENTRE_WIDTH = 0.75  # of half the long side, as a standard deviation: a pull, not a rule
 
 
+# Set once: catch_warnings around each photo would not be safe with several threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # damaged EXIF: only the orientation is read
+
+
 class PhotoError(UserError):
     """A photo or caption that cannot be used; the message says which, why, and what to do."""
 
@@ -234,17 +239,15 @@ def _read(path: Path) -> tuple[Image.Image, str]:
 
 
 def _decode(path: Path, file: BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of size (the limit here is MAX_PIXELS) and of damaged EXIF
-        photo = _open(path, file)
-        _check_size(path, photo.size)
-        try:
-            photo.load()
-            photo = _upright(photo)
-            return _to_srgb(_to_eight_bits(photo), photo.info.get("icc_profile"))
-        except Exception as error:  # a damaged file makes Pillow's decoders fail in any way there is
-            reason = str(error).strip()
-            raise PhotoError(f"{path}: is damaged or cut short ({reason}). Copy it again from its source.") from error
+    photo = _open(path, file)
+    _check_size(path, photo.size)
+    try:
+        photo.load()
+        photo = _upright(photo)
+        return _to_srgb(_to_eight_bits(photo), photo.info.get("icc_profile"))
+    except Exception as error:  # a damaged file makes Pillow's decoders fail in any way there is
+        reason = str(error).strip()
+        raise PhotoError(f"{path}: is damaged or cut short ({reason}). Copy it again from its source.") from error
 
 
 def _open(path: Path, file: BinaryIO) -> Image.Image:

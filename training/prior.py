@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -40,17 +41,17 @@ def class_images(
     key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)])
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
-    missing = [seed for seed, path in enumerate(paths) if not _usable(path, (settings.width, settings.height))]
+    images = [_kept(path, (settings.width, settings.height)) for path in paths]
+    missing = [seed for seed, image in enumerate(images) if image is None]
     for start in range(0, len(missing), batch_size):
         requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + batch_size]]
         for request, image in zip(requests, draw(pipe, requests, settings, batch_size), strict=True):
             save_png(image, paths[request.seed])
-    for path in paths:
-        with Image.open(path) as image:
-            yield image.convert("RGB")
+            images[request.seed] = image
+    yield from cast(list[Image.Image], images)
 
 
-def _usable(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a kept picture is whole, of this size, and not black, as NaN was saved once."""
-    kept = read_picture(path)
-    return kept is not None and kept.size == size and kept.getbbox() is not None
+def _kept(path: Path, size: tuple[int, int]) -> Image.Image | None:
+    """A cached picture; None if it is missing, damaged, of another size, or black (earlier versions saved NaN so)."""
+    image = read_picture(path)
+    return image if image is not None and image.size == size and image.getbbox() is not None else None

@@ -104,7 +104,7 @@ class Run:
         """
         if self.checkpoints():
             self.require_resumable(config, resume)
-            if (kept := self.photos) is not None and not _are(photos, kept):
+            if (kept := self.photos) is not None and not _same_photos(photos, kept):
                 raise RunError(f"the photos or captions of {self.folder} have changed since; start a new run")
             self.write_state("running", self.state["step"], config.steps)
             before = self.config
@@ -194,14 +194,18 @@ def find(output: Path, name: str) -> Run | None:
 
 def run_of(adapter: Path) -> Run | None:
     """The run that wrote an adapter, a finished one or a checkpoint's, if its folder is still around the file."""
-    folder = adapter.parents[2] if adapter.parent.parent.name == "checkpoints" else adapter.parent
+    folder = adapter.parents[2] if _is_checkpoint(adapter) else adapter.parent
     return Run(folder) if (folder / "config.yaml").is_file() else None
+
+
+def _is_checkpoint(adapter: Path) -> bool:
+    return adapter.name == "adapter.safetensors" and adapter.parent.parent.name == "checkpoints"
 
 
 def samples_of(adapter: Path) -> list[Path]:
     """The last sample pictures of the run that wrote an adapter; of a checkpoint's, none drawn after it."""
     run = run_of(adapter)
-    last = int(adapter.parent.name) if adapter.parent.parent.name == "checkpoints" else math.inf
+    last = int(adapter.parent.name) if _is_checkpoint(adapter) else math.inf
     rounds = {step: files for step, files in run.samples().items() if step <= last} if run else {}
     return rounds[max(rounds)] if rounds else []
 
@@ -221,7 +225,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
     return []
 
 
-def _are(photos: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> bool:
+def _same_photos(photos: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> bool:
     """Whether photos have all that was kept of them."""
     return len(photos) == len(kept) and all(photo | before == photo for photo, before in zip(photos, kept, strict=True))
 

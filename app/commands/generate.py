@@ -4,17 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from app.commands.common import (
-    OUTPUTS,
-    Stopwatch,
-    add_base,
-    add_drawing,
-    load_base,
-    put_on,
-    roots,
-    say,
-    settings,
-)
+from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import PNG_KEY, generate, save_png, slug
 

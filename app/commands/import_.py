@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.commands.common import OUTPUTS, add_base, load_base, say
 from hra_diffusion.adapter_file import read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name
+from hra_diffusion.files import WINDOWS, checked_name
 from hra_diffusion.pipeline import TOYBOX
 
 if TYPE_CHECKING:
@@ -48,9 +49,14 @@ def usage(arguments: argparse.Namespace, name: str, place: Path) -> str:
     """The command that draws with the imported adapter, on the base it was imported for."""
     adapter = name if arguments.output == OUTPUTS else str(place)
     base = [] if arguments.base == TOYBOX else ["--base", arguments.base]
+    if arguments.prediction_type:
+        base += ["--prediction-type", arguments.prediction_type]
+    if arguments.rescale_zero_snr is not None:
+        base += ["--rescale-zero-snr" if arguments.rescale_zero_snr else "--no-rescale-zero-snr"]
     trigger = read_info(place).trigger
     prompt = f"a photo of {trigger}" if trigger else "a photo"
-    return shlex.join(["hra-diffusion", "generate", "--adapter", adapter, *base, "--prompt", prompt])
+    command = ["hra-diffusion", "generate", "--adapter", adapter, *base, "--prompt", prompt]
+    return subprocess.list2cmdline(command) if WINDOWS else shlex.join(command)
 
 
 def facts(report: Report) -> dict:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
     """Tell the listeners what a run would take, and start none."""
-    from training import fit
+    from training import fit, moved
     from training.captions import final_captions
     from training.session import make_accelerator
 
@@ -61,6 +61,9 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         for listener in listeners:
             listener(event)
 
+    run = runs.Run(output / config.name)
+    if run.checkpoints():
+        config = config.model_copy(update={"photos": tuple(moved.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
     fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)
@@ -78,11 +81,12 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     known = registry.options()
     options = {name: value for name, value in vars(arguments).items() if name in known}
-    run = runs.find(arguments.output, given["name"]) if arguments.resume and "name" in given else None
+    own = configs.read_values(arguments.config) if arguments.config else {}
+    name = given.get("name", own.get("name"))
+    run = runs.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
-    values = run.config.model_dump(mode="json") if run else {}
-    values |= configs.read_values(arguments.config) if arguments.config else {}
+    values = (run.config.model_dump(mode="json") if run else {}) | own
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
         raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")

@@ -227,6 +227,7 @@ def show_grid(
     """The table of pictures, their scores under them, and a last row; cells that are not there yet are blank."""
     heads = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows, width = [], len(labels)
+    photos = photos[: len(prompts) * len(seeds)]
     references = [f"<td>{_cell(photo, 'photo')}</td>" for photo in photos]
     for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
         if number % len(seeds) == 0:

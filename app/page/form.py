@@ -25,6 +25,8 @@ ELSEWHERE = (
     "base",
     "device",
     "dtype",
+    "prediction_type",
+    "rescale_zero_snr",
 )
 """Fields that have their own place on the page, or are chosen when it is started."""
 

@@ -139,11 +139,11 @@ def _names() -> dict[str, Any]:
     with gr.Row():
         noun = gr.Textbox(label="It is a …", placeholder="dog", max_length=60, min_width=90, elem_id="noun")
         name = gr.Textbox(label="Name", placeholder="Rex", max_length=64, min_width=90, elem_id="name")
-        trigger = gr.Textbox(label="Its word", value="sks", max_length=40, min_width=90)
+        trigger = gr.Textbox(label="Trigger word", value="sks", max_length=40, min_width=90)
     spoken = gr.HTML()
     add_trigger = gr.Checkbox(
-        True, label="Add its word to captions that lack it", elem_id="add-trigger", visible=False,
-        info="“a dog sitting” becomes “sks dog, a dog sitting”: a caption without its word teaches it nothing.",
+        True, label="Add the trigger word to captions that lack it", elem_id="add-trigger", visible=False,
+        info="“a dog sitting” becomes “sks dog, a dog sitting”. Without the word, a caption teaches nothing about it.",
     )  # fmt: skip
     return {"noun": noun, "name": name, "trigger": trigger, "spoken": spoken, "add_trigger": add_trigger,
             "captions": gr.HTML(elem_id="captions")}  # fmt: skip
@@ -180,7 +180,8 @@ def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str,
     basics |= {"prediction_type": studio.prediction_type, "rescale_zero_snr": studio.rescale_zero_snr}
     if mode == "YAML":
         found = yaml_values(text)
-        return basics | {key: value for key, value in found.items() if key not in ("photos", "boxes", "base")}
+        fixed = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
+        return basics | {key: value for key, value in found.items() if key not in fixed}
     return basics | form.collect(parts.entries, fields, method)
 
 

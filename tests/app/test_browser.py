@@ -290,7 +290,7 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
     there.locator("#editor textarea").fill("in a box")
     fill(there, "#noun", "cat")
     playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "sks cat, in a box"')
-    there.get_by_label("Add its word").uncheck()
+    there.get_by_label("Add the trigger word").uncheck()
     playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "in a box"')
     there.locator("#editor textarea").fill("a {subject} in a box")
     there.locator("#noun input, #noun textarea").first.click()

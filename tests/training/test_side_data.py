@@ -287,7 +287,7 @@ def test_a_stop_needs_no_signal_from_another_process(settings, tmp_path):
         signal.signal(number, signal.default_int_handler)
         with jobs.FileLock(tmp_path / ".queue" / "worker.lock"), pytest.raises(KeyboardInterrupt):
             queue.stop("Rex")
-            jobs.heed_stops(queue, "Rex")
+            jobs.watch_for_stop(queue, "Rex")
             for _ in range(100):
                 jobs.time.sleep(0.05)
     finally:
