@@ -405,6 +405,9 @@ def _scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
     kind, options = SCHEDULERS[name]
     before = pipe.scheduler
     pipe.scheduler = noise.of(before).scheduler(kind, **options)
+    # diffusers looks the first timestep up by its value, and takes the second of two equal ones, as Karras sigmas have
+    # near pure noise: its last step is then past the end
+    pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
     try:
         yield
     finally:

@@ -62,8 +62,7 @@ class NoiseProcess:
 
 def of(scheduler: Any) -> NoiseProcess:
     """The noise process of a diffusers scheduler. Raises BaseModelError if it has none that is discrete and usable."""
-    name = next((kind.__name__ for kind in type(scheduler).__mro__ if kind.__name__ in DISCRETE), None)
-    require_discrete(name or type(scheduler).__name__, scheduler.config)
+    require_discrete(_name(scheduler), scheduler.config)
     facts = stated(scheduler)
     if facts == {"prediction_type": "epsilon", "zero_snr": True}:
         raise BaseModelError(
@@ -80,6 +79,12 @@ def stated(scheduler: Any) -> dict[str, Any]:
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
     rescaled = betas is not None and bool(betas[-1] >= 1)  # they may be given one by one
     return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(RESCALE))}
+
+
+def _name(scheduler: Any) -> str:
+    """Its class; for a subclass of one of diffusers' own, that one."""
+    kinds = [kind.__name__ for kind in type(scheduler).__mro__]
+    return next((kind for kind in kinds if kind in DISCRETE), kinds[0])
 
 
 def require_discrete(name: str, config: Mapping[str, Any]) -> None:
@@ -112,7 +117,8 @@ def read(name: str, config: dict[str, Any]) -> Any:
 
 
 def overridden(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool | None) -> Any:
-    """The scheduler with another prediction type, or with or without zero terminal SNR, where these are given.
+    """The scheduler with another prediction type, or with or without zero terminal SNR, where these are given; as DDIM
+    if its class has no zero terminal SNR.
 
     Raises BaseModelError if the result is not usable (see ``of``).
     """
@@ -121,14 +127,12 @@ def overridden(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bo
     given = {"prediction_type": prediction_type, RESCALE: rescale_zero_snr}
     changes = {key: value for key, value in given.items() if value is not None}
     if changes:
-        require_discrete(type(scheduler).__name__, scheduler.config)
+        require_discrete(_name(scheduler), scheduler.config)
         changes |= {"timestep_spacing": "trailing"} if rescale_zero_snr else {}
-        able = rescale_zero_snr is None or RESCALE in type(scheduler)().config
-        scheduler = (
-            scheduler.from_config(scheduler.config, **changes)
-            if able
-            else DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
-        )
+        if rescale_zero_snr is None or RESCALE in type(scheduler)().config:
+            scheduler = scheduler.from_config(scheduler.config, **changes)
+        else:
+            scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
     of(scheduler)
     return scheduler
 

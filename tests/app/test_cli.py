@@ -103,6 +103,7 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
     assert "rank: 2" in config and "orthogonality: .inf" in config
 
 
+@pytest.mark.filterwarnings("always::hra_diffusion.errors.Note")
 def test_the_noise_process_can_be_said_wherever_a_base_is_taken(photos, base_folder, tmp_path, capsys):
     process = ["--prediction-type", "v_prediction", "--rescale-zero-snr"]
     assert main(train_command(photos, base_folder, tmp_path, "Rex", *process)) == 0

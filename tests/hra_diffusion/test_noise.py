@@ -133,6 +133,16 @@ def test_rescaled_betas_given_one_by_one_are_zero_terminal_snr():
     assert process.zero_snr and sampled(process.scheduler("DPMSolverMultistepScheduler")).isfinite().all()
 
 
+@pytest.mark.parametrize("process", [ZERO_SNR, {"beta_schedule": "squaredcos_cap_v2"}])  # toybox's betas
+@pytest.mark.parametrize("name", generation.SCHEDULERS)
+@pytest.mark.parametrize("steps", [6, 25])
+def test_a_process_that_ends_in_pure_noise_can_be_sampled(process, name, steps, pipe):
+    pipe.scheduler = DDIMScheduler(**BETAS | {"prediction_type": "v_prediction"} | process)
+    with generation._scheduler(pipe, name):
+        found = sampled(pipe.scheduler, steps)
+        assert pipe.scheduler.timesteps[0] == 999 and found.isfinite().all() and found.abs().max() < 100
+
+
 @pytest.mark.parametrize("schedule", ["sigmoid", "laplace", "squaredcos_cap_v2"])
 def test_betas_that_only_some_schedulers_can_make_are_carried_over(schedule):
     saved = DDPMScheduler(beta_schedule=schedule)
