@@ -102,6 +102,6 @@ def label(info: AdapterInfo, strength: float) -> str:
 def reference_photos(
     pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
 ) -> list[Image.Image]:
-    """The photos to show and to score against: those given, as large as the pictures, or the copies that the run keeps."""
+    """The photos to show and to score against: those given, cut to size, or the copies that the run keeps."""
     size = complete(pipe, Settings()).width
     return [photo.image for photo in ingest(given, size).photos] if given else photos_of(adapter, size)
