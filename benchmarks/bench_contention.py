@@ -3,7 +3,7 @@
 python -m benchmarks.bench_contention [--rounds 3] [--seconds 8]
 
 Each process loads toybox and warms up; then all of them work for --seconds, and their steps or pictures are counted.
-Rows named "default" have the spin count of GNU's OpenMP and all cores in each process, as without hra_diffusion.threads.
+Rows named "default" use GNU OpenMP's own spin count and all cores in each process, as without hra_diffusion.threads.
 """
 
 import contextlib
