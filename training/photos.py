@@ -4,6 +4,7 @@ The photos themselves are only ever read.
 """
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,9 @@ INTEREST_SIDE = 64
 CENTRE_WIDTH = 0.75  # of half the long side, as a standard deviation: a pull, not a rule
 
 
-# Set once: catch_warnings around each photo would not be safe with several threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # damaged EXIF: only the orientation is read
+_opening = threading.Lock()
+"""Held while Pillow's warning of large photos is off: catch_warnings changes the filters of the whole process."""
 
 
 class PhotoError(UserError):
@@ -255,7 +256,9 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
     _register_heic()
     file.seek(0)
     try:
-        return Image.open(file, formats=FORMATS)
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is MAX_PIXELS
+            return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error
     except Exception as error:  # as above
