@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as hra_diffusion.threads sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "16000")  # as hra_diffusion.threads sets it
 
 import signal
 from pathlib import Path
