@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.common import PEFT, SUBJECT, Bar, Report, arguments, load_pipe, publish, start_session, train_config
-from hra_diffusion import attachment
+from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
 from training.events import Event, Step

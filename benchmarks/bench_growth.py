@@ -25,7 +25,7 @@ from benchmarks.common import (
     start_session,
     train_config,
 )
-from hra_diffusion import attachment
+from hra_diffusion.adapters import attachment
 from training.cache import Examples
 from training.loop import train_step
 from training.measure import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import adapted, load_unet, publish_ratios, sd1_arguments
-from hra_diffusion import attachment, registry
+from hra_diffusion.adapters import attachment, registry
 from training.measure import interleaved, unet_inputs
 
 LIVE, MERGED = 1.05, 1.01

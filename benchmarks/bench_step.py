@@ -6,7 +6,7 @@ HRA also with the regulariser that Stable Diffusion's presets give it.
 """
 
 from benchmarks.common import load_unet, publish_ratios, sd1_arguments, step, steps
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from training.measure import interleaved
 from training.presets import defaults
 

@@ -18,11 +18,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from torch import nn
 
-from hra_diffusion import attachment, pipeline, registry
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.allocator import keep_memory
 from hra_diffusion.families.architectures import SD1, SDXL, Architecture
 from hra_diffusion.files import write_text
-from hra_diffusion.quantised import quantise
 from training import config as configs
 from training import measure
 from training.events import Listener

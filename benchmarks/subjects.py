@@ -33,10 +33,11 @@ from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, Bar, commit
 from benchmarks.tables import MARKS
-from hra_diffusion import pipeline, registry
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.layer import Mix
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import Request, Settings, draw
-from hra_diffusion.layer import Mix
 from training import config as configs
 from training import presets
 from training.loop import train

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.subjects import COLUMNS, Case, Results, Row, machines, make_parser, run_missing, set_up, shares
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from hra_diffusion.files import write_text
 from training.measure import markdown, spread
 

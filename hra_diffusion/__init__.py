@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hra_diffusion.attachment import attach, detach
+    from hra_diffusion.adapters.attachment import attach, detach
+    from hra_diffusion.adapters.registry import get as get_method
+    from hra_diffusion.adapters.registry import names as method_names
     from hra_diffusion.comparison import Column, Comparison, compare
     from hra_diffusion.comparison import save as save_comparison
     from hra_diffusion.generation import Request, Settings, draw, generate, save_png
     from hra_diffusion.interop import export, import_adapter
     from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
-    from hra_diffusion.registry import get as get_method
-    from hra_diffusion.registry import names as method_names
 
 __all__ = [
     "Column",

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from hra_diffusion import adapter_file, pipeline
-from hra_diffusion.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import adapter_file
+from hra_diffusion.adapters.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
+from hra_diffusion.adapters.layer import probe_of
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, move, put, remove, write_text
-from hra_diffusion.layer import probe_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -16,11 +16,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
-from hra_diffusion import adapter_file, attachment, families, noise
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion import families, noise
+from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.libraries import only_errors_logged
-from hra_diffusion.quantised import quantise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline

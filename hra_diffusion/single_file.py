@@ -19,7 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from hra_diffusion import adapter_file, adapter_keys, families
+from hra_diffusion import families
+from hra_diffusion.adapters import adapter_file, adapter_keys
 from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 

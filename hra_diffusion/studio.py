@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from hra_diffusion import library, pipeline
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.generation import DenoisingStep, OnStep

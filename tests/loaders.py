@@ -6,7 +6,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from peft import PeftModel
 from torch import nn
 
-from hra_diffusion import attachment, pipeline
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment
 
 EXACT = 1e-4
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import relative, stir, tiny_llama, tiny_text_encoder, tiny_unet
 
-from hra_diffusion import adapter_file, attachment, registry
-from hra_diffusion.attachment import activate, attach, detach
-from hra_diffusion.layer import as_matrix
+from hra_diffusion.adapters import adapter_file, attachment, registry
+from hra_diffusion.adapters.attachment import activate, attach, detach
+from hra_diffusion.adapters.layer import as_matrix
 
 VARIANTS = [
     ("lora", {"rank": 4, "alpha": 8}),

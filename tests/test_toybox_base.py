@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion import attachment
+from hra_diffusion.adapters import attachment
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.pipeline import ASSETS
 from training import config as configs

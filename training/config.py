@@ -7,11 +7,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, write_text
 from hra_diffusion.pipeline import DTYPES, TOYBOX
-from hra_diffusion.registry import explain
 from training.presets import PRESETS, defaults
 
 

@@ -21,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hra_diffusion import attachment, families
+from hra_diffusion import families
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.families import Text
 from hra_diffusion.outline import outline
 from hra_diffusion.pipeline import DTYPES, wide_enough
-from hra_diffusion.quantised import quantise
 from training import objective
 from training.config import TrainConfig
 from training.session import Denoiser, add_adapter, checkpoint_gradients

@@ -17,7 +17,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from hra_diffusion import attachment, pipeline
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment
 from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for

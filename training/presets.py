@@ -7,7 +7,7 @@ measured here; versions 2 and XL take them over, for want of published ones at t
 
 from typing import Any
 
-from hra_diffusion import methods as _methods  # noqa: F401  (registers the methods)
+from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
 from hra_diffusion.pipeline import TOYBOX, kind
 
 PRESETS = ("quick", "balanced", "best")

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from hra_diffusion import noise
-from hra_diffusion.fingerprint import probe
+from hra_diffusion.adapters.fingerprint import probe
+from hra_diffusion.adapters.quantization import storage
 from hra_diffusion.generation import Request, Settings, complete, draw, read_picture, save_png, slug
 from hra_diffusion.pipeline import name_of
-from hra_diffusion.quantised import storage
 
 
 def class_prompt(class_noun: str) -> str:

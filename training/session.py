@@ -16,7 +16,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion import adapter_file, attachment, families, noise, pipeline
+from hra_diffusion import families, noise, pipeline
+from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.families import Text
 from hra_diffusion.families.sdxl import uncropped

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hra_diffusion import library, pipeline
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.generation import SCHEDULERS, SIZE_CONDITIONING, Settings
 from hra_diffusion.noise import PREDICTION_TYPES
 

@@ -19,7 +19,7 @@ from app.commands.common import (
     say,
     settings,
 )
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find

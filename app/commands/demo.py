@@ -5,7 +5,8 @@ from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import find_clip, reference_photos
-from hra_diffusion import library, pipeline, registry
+from hra_diffusion import library, pipeline
+from hra_diffusion.adapters import registry
 from hra_diffusion.comparison import BASE, Column, compare, save
 from training import config as configs
 from training.events import Bar

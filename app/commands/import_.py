@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.commands.common import OUTPUTS, add_base, load_base, say
-from hra_diffusion.adapter_file import read_info
+from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import WINDOWS, checked_name
 from hra_diffusion.pipeline import TOYBOX

@@ -3,7 +3,7 @@
 import argparse
 
 from app.commands.common import add_base, say
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

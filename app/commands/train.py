@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from app.commands.common import OUTPUTS, add_output_mode
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
 from training import config as configs
 from training import runs

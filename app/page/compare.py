@@ -20,7 +20,7 @@ from app.page.house import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, p
 from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
 from hra_diffusion import library, report, votes
-from hra_diffusion.adapter_file import AdapterInfo, read_info
+from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison import BASE, PHOTO_SIDE, Column, Comparison, compare, drift_pairs, load, save, told
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder

@@ -16,7 +16,7 @@ from app.page.compare import for_every_subject
 from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
-from hra_diffusion.adapter_file import read_info
+from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation import (

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import gradio as gr
 from pydantic.fields import FieldInfo
 
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from training.config import TrainConfig
 
 ELSEWHERE = (

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion import library
-from hra_diffusion.adapter_file import AdapterFileError, read_info
+from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
 from hra_diffusion.generation import Settings, complete

@@ -13,8 +13,9 @@ import gradio as gr
 from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, clicked, plainly
 from app.page.html import badge, button, empty, facts, note, picture
 from app.page.theme import CLICKS
-from hra_diffusion import library, registry
-from hra_diffusion.adapter_file import AdapterInfo, check, is_ours, read_info
+from hra_diffusion import library
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters

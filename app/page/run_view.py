@@ -12,7 +12,7 @@ from app.page.house import MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, bar, button, empty, facts, loss_plot, note, picture
 from app.page.strip import WORDS, do, standing
 from app.page.theme import CLICKS
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from hra_diffusion.comparison import told as figures
 from hra_diffusion.errors import UserError
 from training import advice, progress, scoring

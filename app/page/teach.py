@@ -14,7 +14,7 @@ from app.page.house import HIDDEN, MINE, QUIET, House, changed, clicked, plainly
 from app.page.html import badge, note, picture, title
 from app.page.strip import base_name
 from app.page.theme import CLICKS
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training import budget, calibration

@@ -16,14 +16,15 @@ from typing import Any, cast
 from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 
-from hra_diffusion import adapter_file, pipeline, registry
-from hra_diffusion.adapter_file import MAX_RANK, PICKLES, WEIGHTS, AdapterFileError, AdapterInfo
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import adapter_file, registry
+from hra_diffusion.adapters.adapter_file import MAX_RANK, PICKLES, WEIGHTS, AdapterFileError, AdapterInfo
+from hra_diffusion.adapters.layer import as_matrix, probe_of
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import MAX_NAME, checked_name
 from hra_diffusion.interop import names, peft_settings, updates
 from hra_diffusion.interop.peft_settings import PeftSettings
 from hra_diffusion.interop.updates import LayerParts
-from hra_diffusion.layer import as_matrix, probe_of
 
 LEFT_OUT = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion import noise, pipeline
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.families.architectures import PREDICTION_KEY
 from hra_diffusion.files import tensors_hash
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hra_diffusion import adapter_keys, families, pipeline
+from hra_diffusion import families, pipeline
+from hra_diffusion.adapters import adapter_keys
+from hra_diffusion.adapters.layer import unsupported
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop import original
-from hra_diffusion.layer import unsupported
 
 Place = tuple[str, str]
 """A layer of a pipeline: (component, path)."""

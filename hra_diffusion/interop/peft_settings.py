@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 
 METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}

@@ -10,12 +10,13 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from hra_diffusion import attachment, pipeline
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.parts import ReflectionConfig
+from hra_diffusion.adapters.registry import AdapterModule, get
 from hra_diffusion.interop import original
 from hra_diffusion.interop.exports import Exported
-from hra_diffusion.parts import ReflectionConfig
-from hra_diffusion.registry import AdapterModule, get
 
 EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion import householder
+from hra_diffusion.adapters import householder
+from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.peft_settings import LINEAR_STARTS, METHODS, RESIDUAL_STARTS, PeftSettings
-from hra_diffusion.layer import original_weight
 
 Factors = tuple[Tensor, Tensor]
 """(up (d_out, k), down (k, d_in)); convolutions flattened to (c_out, c_in·k·k)."""

@@ -23,7 +23,8 @@ from app.cli import run as run_command
 from app.commands import common
 from app.commands import export as export_cli
 from app.commands import train as train_cli
-from hra_diffusion import attachment, interop, pipeline, registry
+from hra_diffusion import interop, pipeline
+from hra_diffusion.adapters import attachment, registry
 from training import config as configs
 from training.events import Notice, print_json
 
@@ -424,7 +425,7 @@ def test_a_full_disk(photos, base_folder, tmp_path, capsys):
         assert "the disk is full" in error and "free some space" in error
         kept = sorted((small / "Rex" / "checkpoints").glob("[0-9]*/adapter.safetensors"))
         assert kept and not list(small.rglob("*.tmp*")), "whole checkpoints stay, nothing half-written"
-        from hra_diffusion.adapter_file import read_info
+        from hra_diffusion.adapters.adapter_file import read_info
 
         assert all(read_info(path).name == "Rex" for path in kept)
     finally:

@@ -9,7 +9,8 @@ from conftest import stir, tiny_pipe
 from safetensors.torch import load_file
 from windows import windows  # noqa: F401 (a fixture)
 
-from hra_diffusion import adapter_file, attachment, files, library, pipeline
+from hra_diffusion import files, library, pipeline
+from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import FileError, append_line, checked_name, move, read_json, save_tensors, write_text
 

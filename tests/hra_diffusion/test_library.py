@@ -8,8 +8,9 @@ from conftest import stir, tiny_pipe
 from safetensors.torch import load_file, save_file
 
 import hra_diffusion as hra
-from hra_diffusion import attachment, library
-from hra_diffusion.adapter_file import AdapterFileError, read_info
+from hra_diffusion import library
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 
 

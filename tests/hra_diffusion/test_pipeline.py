@@ -12,7 +12,8 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hra_diffusion import attachment, interop, noise, outline, pipeline, single_file
+from hra_diffusion import interop, noise, outline, pipeline, single_file
+from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.interop import original

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
-from hra_diffusion import attachment, families, generation, prompts
+from hra_diffusion import families, generation, prompts
+from hra_diffusion.adapters import attachment
 from hra_diffusion.generation import Request, Settings, draw, generate
 from hra_diffusion.prompts import PromptWarning, fragments, notes, plain, split
 

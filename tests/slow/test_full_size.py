@@ -16,7 +16,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from hra_diffusion import attachment, families, generate, interop, load_base, pipeline
+from hra_diffusion import families, generate, interop, load_base, pipeline
+from hra_diffusion.adapters import attachment
 from hra_diffusion.families.architectures import SD1, SD2, SDXL
 from hra_diffusion.generation import Settings
 from hra_diffusion.interop import original

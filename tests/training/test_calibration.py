@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from conftest import tiny_pipe, tiny_xl_pipe
 
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from training import budget, calibration
 from training.calibration import Calibration
 from training.session import add_adapter

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hra_diffusion import registry
+from hra_diffusion.adapters import registry
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.presets import PRESETS

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import hra_diffusion
-from hra_diffusion import adapter_file, attachment, registry
+from hra_diffusion.adapters import adapter_file, attachment, registry
+from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
-from hra_diffusion.quantised import quantise
 from training import config as configs
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train

@@ -3,7 +3,7 @@
 import torch
 from conftest import tiny_unet
 
-from hra_diffusion import attachment
+from hra_diffusion.adapters import attachment
 from training import measure
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hra_diffusion import attachment, interop, pipeline
-from hra_diffusion.adapter_file import AdapterInfo
+from hra_diffusion import interop, pipeline
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SDXL, on_meta
 from hra_diffusion.interop import names
 

@@ -5,7 +5,8 @@ import torch
 from conftest import PIPES, everything, relative, stir
 from safetensors.torch import load_file, save_file
 
-from hra_diffusion import attachment, interop, pipeline
+from hra_diffusion import interop, pipeline
+from hra_diffusion.adapters import attachment
 from hra_diffusion.interop import names, original
 from hra_diffusion.interop.imports import AdapterImportError
 

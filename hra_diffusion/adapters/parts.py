@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Generator, Tensor, nn
 
-from hra_diffusion import householder
-from hra_diffusion.registry import Inner, LowRank, MethodConfig
+from hra_diffusion.adapters import householder
+from hra_diffusion.adapters.registry import Inner, LowRank, MethodConfig
 
 
 def kaiming(shape: tuple[int, int], generator: Generator) -> Tensor:

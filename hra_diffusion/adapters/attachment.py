@@ -13,14 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion import methods as _methods  # noqa: F401  (registers the methods)
-from hra_diffusion import registry
+from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
+from hra_diffusion.adapters.parts import Rotation, work_ahead
+from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name
-from hra_diffusion.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
-from hra_diffusion.parts import Rotation, work_ahead
-from hra_diffusion.quantised import Quantised
-from hra_diffusion.registry import MethodConfig
 
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
 # a UNet that pools its caption into the time embedding does so by an attention of its own, which is not its layers'

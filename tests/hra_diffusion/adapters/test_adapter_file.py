@@ -10,8 +10,9 @@ import torch
 from conftest import stir, tiny_pipe
 from safetensors.torch import load_file, save_file
 
-from hra_diffusion import adapter_file, attachment, pipeline
-from hra_diffusion.adapter_file import AdapterFileError, AdapterInfo
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
 from hra_diffusion.files import FileError
 
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.householder import orthogonality_defect
-from hra_diffusion.parts import ReflectionConfig, Rotation, alike
-from hra_diffusion.registry import Inner, LowRank, PeftForm, register
+from hra_diffusion.adapters.householder import orthogonality_defect
+from hra_diffusion.adapters.parts import ReflectionConfig, Rotation, alike
+from hra_diffusion.adapters.registry import Inner, LowRank, PeftForm, register
 
 
 class HRAConfig(ReflectionConfig):

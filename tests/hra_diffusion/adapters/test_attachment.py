@@ -8,8 +8,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
 from conftest import relative, stir, tiny_text_encoder, tiny_unet
 
-from hra_diffusion import attachment, registry
-from hra_diffusion.attachment import activate, attach, detach, find_targets
+from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters.attachment import activate, attach, detach, find_targets
 from hra_diffusion.errors import UserError
 
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hra_diffusion.adapters.fingerprint import probe
+from hra_diffusion.adapters.householder import own_precision
+from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.registry import LowRank
 from hra_diffusion.errors import UserError
-from hra_diffusion.fingerprint import probe
-from hra_diffusion.householder import own_precision
-from hra_diffusion.quantised import Quantised
-from hra_diffusion.registry import LowRank
 
 Mix = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hra_diffusion import adapter_keys, attachment, registry
+from hra_diffusion.adapters import adapter_keys, attachment, registry
+from hra_diffusion.adapters.layer import Routing, probe_of
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import save_tensors
-from hra_diffusion.layer import Routing, probe_of
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.parts import ReflectionConfig, Rotation
-from hra_diffusion.registry import Inner, LowRank, register
+from hra_diffusion.adapters.parts import ReflectionConfig, Rotation
+from hra_diffusion.adapters.registry import Inner, LowRank, register
 
 
 class HOFTConfig(ReflectionConfig):

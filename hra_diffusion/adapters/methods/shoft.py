@@ -3,8 +3,8 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.methods.hoft import HOFT, HOFTConfig, starts_at_base
-from hra_diffusion.registry import LEAST_SCALE, Inner, LowRank, register
+from hra_diffusion.adapters.methods.hoft import HOFT, HOFTConfig, starts_at_base
+from hra_diffusion.adapters.registry import LEAST_SCALE, Inner, LowRank, register
 
 
 @register(

@@ -7,7 +7,7 @@ import torch
 from conftest import relative, stir, tiny_llama, tiny_unet
 from peft import HRAConfig, LoraConfig, inject_adapter_in_model
 
-from hra_diffusion import attachment
+from hra_diffusion.adapters import attachment
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 

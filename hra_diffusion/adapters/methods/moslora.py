@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.methods.lora import LoRAConfig
-from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
-from hra_diffusion.registry import Inner, LowRank, register
+from hra_diffusion.adapters.methods.lora import LoRAConfig
+from hra_diffusion.adapters.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
+from hra_diffusion.adapters.registry import Inner, LowRank, register
 
 
 class MoSLoRAConfig(LoRAConfig):

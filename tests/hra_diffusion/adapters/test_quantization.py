@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import PIPES, everything, relative, tiny_pipe
 
-from hra_diffusion import adapter_file, attachment, pipeline, quantised
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import adapter_file, attachment, quantization
 from hra_diffusion.errors import UserError
 
 WEIGHT_ERROR = {"int8": 0.012, "nf4": 0.11}
@@ -17,17 +18,17 @@ OUTPUT_ERROR = {"int8": 0.03, "nf4": 0.25}
 @pytest.mark.parametrize("shape", [(48, 64), (24, 9 * 10)])
 def test_a_weight_there_and_back(kind, shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    codes, scales = quantised.pack(weight, kind)
+    codes, scales = quantization.pack(weight, kind)
     assert codes.nbytes <= {"int8": 1.0, "nf4": 0.52}[kind] * weight.numel()
-    back = quantised.unpack(codes, scales, kind, weight.shape, torch.float32)
+    back = quantization.unpack(codes, scales, kind, weight.shape, torch.float32)
     assert relative(back, weight) < WEIGHT_ERROR[kind]
-    again = quantised.unpack(*quantised.pack(back, kind), kind, weight.shape, torch.float32)
+    again = quantization.unpack(*quantization.pack(back, kind), kind, weight.shape, torch.float32)
     assert relative(again, back) < 1e-6, "what is stored reads as itself"
 
 
 def test_nf4_is_that_of_bitsandbytes():
     functional = pytest.importorskip("bitsandbytes.functional")
-    assert (functional.get_4bit_type("nf4", device="cpu") - quantised.quantiles()).abs().max() < 1e-6
+    assert (functional.get_4bit_type("nf4", device="cpu") - quantization.quantiles()).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", OUTPUT_ERROR)
@@ -35,7 +36,7 @@ def test_nf4_is_that_of_bitsandbytes():
 def test_a_base_says_about_the_same_in_fewer_bits(kind, family):
     pipe = PIPES[family]()
     before, size = everything(pipe), sum(p.nbytes for p in pipe.unet.parameters())
-    quantised.quantise(pipe.unet, kind)
+    quantization.quantise(pipe.unet, kind)
     held = sum(t.nbytes for t in (*pipe.unet.parameters(), *pipe.unet.buffers()))
     assert held < 0.6 * size, "tiny: what stays as it is weighs more than in a real UNet"
     assert 1e-5 < relative(everything(pipe), before) < OUTPUT_ERROR[kind]
@@ -45,9 +46,9 @@ def test_a_base_says_about_the_same_in_fewer_bits(kind, family):
 def test_gradients_are_those_of_the_weights_it_reads_as(kind):
     """On linear and conv layers: the same network with the unpacked weights, in full."""
     packed, plain = tiny_pipe().unet, tiny_pipe().unet
-    quantised.quantise(packed, kind)
+    quantization.quantise(packed, kind)
     for path, layer in packed.named_modules():
-        if isinstance(layer, quantised.Quantised):
+        if isinstance(layer, quantization.Quantised):
             plain.get_submodule(path).weight.data = layer.weight
     gradients = []
     for unet in (packed, plain):
@@ -61,7 +62,7 @@ def test_gradients_are_those_of_the_weights_it_reads_as(kind):
 
 def test_an_adapter_of_it_knows_the_full_base_and_is_not_merged_into_it(tmp_path, recwarn):
     pipe, full = tiny_pipe(), tiny_pipe()
-    quantised.quantise(pipe.unet, "nf4")
+    quantization.quantise(pipe.unet, "nf4")
     attachment.attach(pipe.unet, "lora", {"rank": 4}, name="x")
     pipeline.save(pipe, tmp_path / "x.safetensors", "x")
     with pytest.raises(UserError, match="weights are quantised; load the base in full precision"):

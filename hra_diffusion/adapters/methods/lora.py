@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
-from hra_diffusion.registry import Inner, LowRank, MethodConfig, PeftForm, register
+from hra_diffusion.adapters.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
+from hra_diffusion.adapters.registry import Inner, LowRank, MethodConfig, PeftForm, register
 
 
 class LoRAConfig(MethodConfig):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hra_diffusion import householder
-from hra_diffusion.parts import Rotation, paired
+from hra_diffusion.adapters import householder
+from hra_diffusion.adapters.parts import Rotation, paired
 
 
 def dense(basis, core):

@@ -1,0 +1,1 @@
+"""The adapter methods, the layers they adapt, and their file format."""
