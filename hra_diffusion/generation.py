@@ -19,11 +19,11 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from hra_diffusion import families, noise, prompts
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.layer import Mix
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import atomic_path
+from hra_diffusion.models import families, noise, prompts
 from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, wide_enough
 from hra_diffusion.threads import share_cores, sharing_cores
 

@@ -16,12 +16,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
-from hra_diffusion import families, noise
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.libraries import only_errors_logged
+from hra_diffusion.models import families, noise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -98,8 +98,8 @@ def kind(source: str) -> str:
         return TOYBOX
     try:
         if Path(source).is_file():
-            from hra_diffusion import single_file
-            from hra_diffusion.families.architectures import SD1, SD2, SD2_BASE, SDXL
+            from hra_diffusion.models import single_file
+            from hra_diffusion.models.families.architectures import SD1, SD2, SD2_BASE, SDXL
 
             return {SD1: "sd1", SD2: "sd2", SD2_BASE: "sd2", SDXL: "sdxl"}[
                 single_file.recognise(Path(source), "epsilon")
@@ -233,7 +233,7 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
                 "model as .safetensors, or convert it (the README says how); an adapter is no base, it comes in with "
                 f"{adapter_file.IMPORT} once it is .safetensors"
             )
-        from hra_diffusion import single_file
+        from hra_diffusion.models import single_file
 
         return _open(source, single_file.read, path, dtype, prediction_type)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}

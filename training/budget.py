@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion import families
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.layer import as_matrix
 from hra_diffusion.errors import UserError
+from hra_diffusion.models import families
 from training.config import TrainConfig
 
 if TYPE_CHECKING:

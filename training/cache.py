@@ -9,8 +9,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hra_diffusion import families
-from hra_diffusion.families import Text
+from hra_diffusion.models import families
+from hra_diffusion.models.families import Text
 from hra_diffusion.pipeline import wide_enough
 from training.objective import batch_indices, stream
 from training.photos import Photo

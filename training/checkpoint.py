@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hra_diffusion import noise
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
+from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 from training import runs
 from training.events import Checkpoint, Notice

@@ -21,11 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hra_diffusion import families
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.quantization import quantise
-from hra_diffusion.families import Text
-from hra_diffusion.outline import outline
+from hra_diffusion.models import families
+from hra_diffusion.models.families import Text
+from hra_diffusion.models.meta import outline
 from hra_diffusion.pipeline import DTYPES, wide_enough
 from training import objective
 from training.config import TrainConfig

@@ -19,13 +19,13 @@ from torch.autograd.graph import increment_version
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
 from hra_diffusion.generation import Settings as DrawSettings
-from hra_diffusion.noise import distilled
-from hra_diffusion.prompts import PromptWarning
+from hra_diffusion.models.allocator import memory_kept
+from hra_diffusion.models.noise import distilled
+from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import fit, memory, moved, objective, scoring
 from training.captions import final_captions

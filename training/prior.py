@@ -10,10 +10,10 @@ from typing import cast
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from hra_diffusion import noise
 from hra_diffusion.adapters.fingerprint import probe
 from hra_diffusion.adapters.quantization import storage
 from hra_diffusion.generation import Request, Settings, complete, draw, read_picture, save_png, slug
+from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 
 

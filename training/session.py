@@ -16,15 +16,16 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion import families, noise, pipeline
+from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.families import Text
-from hra_diffusion.families.sdxl import uncropped
 from hra_diffusion.generation import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
-from hra_diffusion.noise import NoiseProcess
-from hra_diffusion.prompts import plain, split
+from hra_diffusion.models import families, noise
+from hra_diffusion.models.families import Text
+from hra_diffusion.models.families.sdxl import uncropped
+from hra_diffusion.models.noise import NoiseProcess
+from hra_diffusion.models.prompts import plain, split
 from training import prior
 from training.budget import adapted_layers
 from training.cache import Examples, encode, photo_time_ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.page import server
 from hra_diffusion.errors import UserError
-from hra_diffusion.noise import PREDICTION_TYPES
+from hra_diffusion.models.noise import PREDICTION_TYPES
 
 OUTPUTS = Path("outputs")
 

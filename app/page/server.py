@@ -108,8 +108,8 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
 def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from hra_diffusion.errors import UserError
+    from hra_diffusion.models.prompts import PromptWarning
     from hra_diffusion.pipeline import hide_loading_bars
-    from hra_diffusion.prompts import PromptWarning
     from hra_diffusion.studio import import_libraries
 
     warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures

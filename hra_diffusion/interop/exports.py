@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hra_diffusion import noise, pipeline
+from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
 from hra_diffusion.adapters.layer import original_weight
@@ -29,7 +29,8 @@ from hra_diffusion.adapters.registry import LEAST_SCALE, LowRank
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import lora_metadata, names, original
-from hra_diffusion.noise import NoiseProcess
+from hra_diffusion.models import noise
+from hra_diffusion.models.noise import NoiseProcess
 
 ROUNDING = 1e-6
 """A relative error below this is float32's, not a cut's."""

@@ -16,10 +16,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion import noise, pipeline
+from hra_diffusion import pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.families.architectures import PREDICTION_KEY
 from hra_diffusion.files import tensors_hash
+from hra_diffusion.models import noise
+from hra_diffusion.models.families.architectures import PREDICTION_KEY
 
 THUMBNAIL = 256
 """The longer side of a thumbnail in pixels."""

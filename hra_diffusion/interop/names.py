@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hra_diffusion import families, pipeline
+from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_keys
 from hra_diffusion.adapters.layer import unsupported
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop import original
+from hra_diffusion.models import families
 
 Place = tuple[str, str]
 """A layer of a pipeline: (component, path)."""

@@ -14,10 +14,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors import safe_open
 from torch import Tensor
 
-from hra_diffusion import families
 from hra_diffusion.errors import UserError
-from hra_diffusion.families.architectures import PREDICTION_KEY, SD1
-from hra_diffusion.noise import NoiseProcess
+from hra_diffusion.models import families
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1
+from hra_diffusion.models.noise import NoiseProcess
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",

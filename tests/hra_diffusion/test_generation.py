@@ -5,11 +5,12 @@ import torch
 from conftest import PIPES, distance, stir, tiny_pipe
 from PIL import Image
 
-from hra_diffusion import comparison, generation, noise, pipeline
+from hra_diffusion import comparison, generation, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison import Column, compare
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation import PictureError, Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.models import noise
 
 FEW = Settings(steps=4)
 

@@ -12,11 +12,12 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hra_diffusion import interop, noise, outline, pipeline, single_file
+from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note
-from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.interop import original
+from hra_diffusion.models import meta, noise, single_file
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.pipeline import BaseModelError, load_base
 from training import config as configs
 from training import loop
@@ -223,9 +224,9 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
 def test_a_prediction_type_that_is_given_counts_for_the_shapes_and_the_version_too(tmp_path):
     path = checkpoint(tmp_path / "a.safetensors", SD2, {PREDICTION_KEY: "flow"})
     assert pipeline.kind(str(path)) == "sd2"
-    assert outline.architecture(str(path), "epsilon") is SD2_BASE
+    assert meta.architecture(str(path), "epsilon") is SD2_BASE
     with pytest.raises(BaseModelError, match="--prediction-type"):
-        outline.architecture(str(path))
+        meta.architecture(str(path))
 
 
 @pytest.mark.parametrize("kind", ["stable-diffusion-v2-512", "stable-diffusion-v2-768-v"])

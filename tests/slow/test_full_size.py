@@ -16,11 +16,12 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from hra_diffusion import families, generate, interop, load_base, pipeline
+from hra_diffusion import generate, interop, load_base, pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.families.architectures import SD1, SD2, SDXL
 from hra_diffusion.generation import Settings
 from hra_diffusion.interop import original
+from hra_diffusion.models import families
+from hra_diffusion.models.families.architectures import SD1, SD2, SDXL
 from training import config as configs
 from training.loop import train
 

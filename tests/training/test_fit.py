@@ -6,7 +6,7 @@ from conftest import StopAfter, tiny_pipe, tiny_xl_pipe, weights
 from safetensors.torch import load_file
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.outline import outline
+from hra_diffusion.models.meta import outline
 from training import fit
 from training.config import ConfigError
 from training.events import Notice, Plan

@@ -18,11 +18,12 @@ from loaders import (
 )
 from safetensors.torch import load_file
 
-from hra_diffusion import families, interop, pipeline
+from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
+from hra_diffusion.models import families
 
 PLAIN = [name for name in registry.names() if name != "shoft"]
 

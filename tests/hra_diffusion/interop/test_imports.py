@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.adapters.layer import as_matrix, unsupported
-from hra_diffusion.families.architectures import SD1, on_meta
 from hra_diffusion.interop.imports import AdapterImportError
+from hra_diffusion.models.families.architectures import SD1, on_meta
 
 EXACT = 1e-4
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

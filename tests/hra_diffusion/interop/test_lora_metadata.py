@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SDXL, on_meta
 from hra_diffusion.interop import names
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SDXL, on_meta
 
 VERSIONS = {"sd": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 

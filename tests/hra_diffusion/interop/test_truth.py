@@ -7,11 +7,12 @@ from diffusers import DDIMScheduler
 from loaders import EXACT, LOADERS, adapted, with_from_single_file
 from safetensors.torch import load_file, save_file
 
-from hra_diffusion import interop, noise, pipeline
+from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.interop import names, truth
 from hra_diffusion.interop.truth import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
+from hra_diffusion.models import noise
 
 METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "folder": "hoft", "single file": "hoft"}
 RUN = [row for row in TABLE if (row.format, row.program, row.form) in LOADERS]

@@ -18,10 +18,11 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from hra_diffusion import generation, library, noise, pipeline
+from hra_diffusion import generation, library, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.generation import Settings, generate
+from hra_diffusion.models import noise
 from hra_diffusion.pipeline import load_base
 from training import config as configs
 from training.loop import train

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion import families, single_file
 from hra_diffusion.errors import BaseModelError, UserError
-from hra_diffusion.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
+from hra_diffusion.models import families, single_file
+from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
 from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE, cached, kind
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hra_diffusion.libraries import only_errors_logged
-from hra_diffusion.prompts import Fragment
+from hra_diffusion.models.prompts import Fragment
 
 
 def hidden_states(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.families.architectures import SD1, SD2, SDXL, count, on_meta
+from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, count, on_meta
 
 
 @pytest.mark.parametrize(

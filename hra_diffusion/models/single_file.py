@@ -19,10 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from hra_diffusion import families
 from hra_diffusion.adapters import adapter_file, adapter_keys
 from hra_diffusion.errors import BaseModelError, Note
-from hra_diffusion.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
+from hra_diffusion.models import families
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 
 UNET = "model.diffusion_model."
 VOCABULARY = ("vocab.json", "merges.txt")

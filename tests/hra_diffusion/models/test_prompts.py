@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
-from hra_diffusion import families, generation, prompts
+from hra_diffusion import generation
 from hra_diffusion.adapters import attachment
 from hra_diffusion.generation import Request, Settings, draw, generate
-from hra_diffusion.prompts import PromptWarning, fragments, notes, plain, split
+from hra_diffusion.models import families, prompts
+from hra_diffusion.models.prompts import PromptWarning, fragments, notes, plain, split
 
 FEW = Settings(steps=4)
 LONG = "a red dog and a blue cat in the deep snow under two stars"
@@ -109,7 +110,7 @@ def adapted():
     return pipe
 
 
-@pytest.mark.filterwarnings("ignore::hra_diffusion.prompts.PromptWarning")
+@pytest.mark.filterwarnings("ignore::hra_diffusion.models.prompts.PromptWarning")
 def test_each_request_keeps_its_own_adapters_and_length_beside_others(adapted):
     requests = [
         Request("a dog", 1),
