@@ -135,14 +135,15 @@ def train(barrier: Any, seconds: float) -> float:
 
 def draw(barrier: Any, seconds: float) -> float:
     """Pictures per second of the drawing that the page does."""
-    from hra_diffusion import generation, pipeline
+    from hra_diffusion import pipeline
+    from hra_diffusion.generation.sampling import sampling
 
-    settings = generation.Settings()
+    settings = sampling.Settings()
     window = Window(barrier, seconds, WARM_UP * settings.steps)
     pipe = pipeline.load_base(device="cpu")
     with contextlib.suppress(Over):
         while True:
-            generation.draw(pipe, [generation.Request("a toy", 0)], settings, on_step=window)
+            sampling.draw(pipe, [sampling.Request("a toy", 0)], settings, on_step=window)
     return window.rate / settings.steps
 
 

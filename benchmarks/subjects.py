@@ -37,7 +37,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import Mix
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, draw
 from training import config as configs
 from training import presets
 from training.loop import train

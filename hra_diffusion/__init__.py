@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hra_diffusion.adapters.registry import names as method_names
     from hra_diffusion.comparison import Column, Comparison, compare
     from hra_diffusion.comparison import save as save_comparison
-    from hra_diffusion.generation import Request, Settings, draw, generate, save_png
+    from hra_diffusion.generation.sampling import Request, Settings, draw, generate, save_png
     from hra_diffusion.interop import export, import_adapter
     from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
 

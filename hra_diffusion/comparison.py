@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import (
+from hra_diffusion.generation.sampling import (
     PNG_KEY,
     SIZE_CONDITIONING,
     FullSettings,

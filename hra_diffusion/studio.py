@@ -20,7 +20,7 @@ from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
-from hra_diffusion.generation import DenoisingStep, OnStep
+from hra_diffusion.generation.sampling import DenoisingStep, OnStep
 
 T = TypeVar("T")
 PREVIEW_SHARE, PREVIEW_EVERY = 8, 0.4

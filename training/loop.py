@@ -21,8 +21,8 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
-from hra_diffusion.generation import Settings as DrawSettings
+from hra_diffusion.generation.sampling import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
+from hra_diffusion.generation.sampling import Settings as DrawSettings
 from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hra_diffusion.adapters.fingerprint import probe
 from hra_diffusion.adapters.quantization import storage
-from hra_diffusion.generation import Request, Settings, complete, draw, read_picture, save_png, slug
+from hra_diffusion.generation.sampling import Request, Settings, complete, draw, read_picture, save_png, slug
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 

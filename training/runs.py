@@ -27,7 +27,7 @@ from hra_diffusion import library
 from hra_diffusion.comparison import save_photos
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, checked_name, make_folder, read_json, remove, save_tensors, write_text
-from hra_diffusion.generation import read_picture
+from hra_diffusion.generation.sampling import read_picture
 from training import config as configs
 from training.config import TrainConfig
 from training.photos import ingest

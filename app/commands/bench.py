@@ -14,7 +14,7 @@ from filelock import Timeout
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import TOYBOX
 from training import calibration, measure
 from training import config as configs

@@ -24,7 +24,7 @@ from hra_diffusion.comparison import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
-from hra_diffusion.generation import Settings, complete
+from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.library import costs
 from training.photos import ingest
 from training.runs import photos_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation import PNG_KEY, generate, save_png, slug
+from hra_diffusion.generation.sampling import PNG_KEY, generate, save_png, slug
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison import BASE, PHOTO_SIDE, Column, Comparison, compare, drift_pairs, load, save, told
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
-from hra_diffusion.generation import OnStep, Settings, with_subject
+from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
 from hra_diffusion.studio import Cancelled, Preview
 from hra_diffusion.votes import QUESTIONS, Vote
 from training.runs import photos_of

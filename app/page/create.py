@@ -19,7 +19,7 @@ from app.page.theme import CLICKS
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation import (
+from hra_diffusion.generation.sampling import (
     PNG_KEY,
     SCHEDULERS,
     SIZE_CONDITIONING,

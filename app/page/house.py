@@ -20,7 +20,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import Settings, complete
+from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.studio import Studio
 from training.drafts import Draft
 from training.jobs import Queue

@@ -4,7 +4,7 @@ import pytest
 from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
-from hra_diffusion.generation import Settings, generate, read_png, save_png
+from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training.runs import Run
 

@@ -21,7 +21,7 @@ from hra_diffusion import library as adapters
 from hra_diffusion import pipeline, report
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
-from hra_diffusion.generation import read_png
+from hra_diffusion.generation.sampling import read_png
 from hra_diffusion.studio import Studio
 from training import calibration
 from training import config as configs

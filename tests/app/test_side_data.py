@@ -9,7 +9,7 @@ from PIL import Image, PngImagePlugin
 from app.page import compare, create, logins, run_view, strip
 from hra_diffusion import comparison
 from hra_diffusion.comparison import Column
-from hra_diffusion.generation import PNG_KEY, Settings
+from hra_diffusion.generation.sampling import PNG_KEY, Settings
 from training.runs import Run
 
 

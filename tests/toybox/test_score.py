@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.generation import Request
+from hra_diffusion.generation.sampling import Request
 from training.toybox import score as scoring
 from training.toybox.autoencoder import new_autoencoder
 from training.toybox.captions import caption_of

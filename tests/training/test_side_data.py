@@ -13,7 +13,7 @@ from PIL import Image
 from windows import PEAK, windows  # noqa: F401 (a fixture)
 
 from hra_diffusion import votes
-from hra_diffusion.generation import PictureError
+from hra_diffusion.generation.sampling import PictureError
 from hra_diffusion.votes import Vote
 from training import calibration, jobs, measure, progress, scoring
 from training import config as configs

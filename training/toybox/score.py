@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import load_base
 from training.photos import SUFFIXES, load_photo
 from training.toybox.autoencoder import measure

@@ -13,7 +13,7 @@ from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, Score, scores, source_for, unlikeness
-from hra_diffusion.generation import FullSettings, Settings, generate
+from hra_diffusion.generation.sampling import FullSettings, Settings, generate
 
 
 @pytest.fixture(scope="module")

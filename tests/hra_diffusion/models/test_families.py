@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation import Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.generation.sampling import Request, Settings, draw, generate, read_png, save_png
 from hra_diffusion.models import families
 from training import config as configs
 from training.cache import encode

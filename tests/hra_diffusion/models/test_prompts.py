@@ -4,9 +4,8 @@ import pytest
 import torch
 from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
-from hra_diffusion import generation
 from hra_diffusion.adapters import attachment
-from hra_diffusion.generation import Request, Settings, draw, generate
+from hra_diffusion.generation.sampling import Request, Settings, draw, generate, sampling
 from hra_diffusion.models import families, prompts
 from hra_diffusion.models.prompts import PromptWarning, fragments, notes, plain, split
 
@@ -137,5 +136,5 @@ def test_prompts_without_weights_are_encoded_by_the_pipeline_alone(adapted, monk
 def test_the_author_is_told_in_python_and_in_the_picture(adapted):
     with pytest.warns(PromptWarning, match="“the deep snow under two stars”"):
         (picture,) = generate(adapted, LONG, {}, settings=FEW)
-    (note,) = picture.info[generation.PNG_KEY]["notes"]
+    (note,) = picture.info[sampling.PNG_KEY]["notes"]
     assert "“the deep snow under two stars”" in note and prompts.MAX_WEIGHT == 2

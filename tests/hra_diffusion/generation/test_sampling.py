@@ -5,11 +5,20 @@ import torch
 from conftest import PIPES, distance, stir, tiny_pipe
 from PIL import Image
 
-from hra_diffusion import comparison, generation, pipeline
+from hra_diffusion import comparison, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison import Column, compare
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation import PictureError, Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.generation.sampling import (
+    PictureError,
+    Request,
+    Settings,
+    draw,
+    generate,
+    read_png,
+    sampling,
+    save_png,
+)
 from hra_diffusion.models import noise
 
 FEW = Settings(steps=4)
@@ -38,7 +47,7 @@ def test_count_goes_on_from_the_seed(pipe):
     assert distance(second, generate(pipe, "a dog", {}, seed=4, settings=FEW)[0]) < 0.5
 
 
-@pytest.mark.parametrize("scheduler", generation.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
 def test_pictures_drawn_together_equal_those_drawn_alone(pipe, scheduler):
     """Different adapters, prompts and seeds in one denoising batch, stochastic schedulers too."""
     requests = [
