@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from hra_diffusion.adapters.attachment import attach, detach
     from hra_diffusion.adapters.registry import get as get_method
     from hra_diffusion.adapters.registry import names as method_names
-    from hra_diffusion.comparison import Column, Comparison, compare
-    from hra_diffusion.comparison import save as save_comparison
+    from hra_diffusion.comparison.compare import Column, Comparison, compare
+    from hra_diffusion.comparison.compare import save as save_comparison
     from hra_diffusion.generation.sampling import Request, Settings, draw, generate, save_png
     from hra_diffusion.interop import export, import_adapter
     from hra_diffusion.pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge

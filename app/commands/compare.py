@@ -20,7 +20,7 @@ from app.commands.common import (
     settings,
 )
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.comparison import BASE, Column, compare, save, spread
+from hra_diffusion.comparison.compare import BASE, Column, compare, save, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder

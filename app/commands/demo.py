@@ -7,7 +7,7 @@ from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import find_clip, reference_photos
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison import BASE, Column, compare, save
+from hra_diffusion.comparison.compare import BASE, Column, compare, save
 from training import config as configs
 from training.events import Bar
 from training.runs import Run

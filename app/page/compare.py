@@ -19,14 +19,26 @@ from PIL import Image
 from app.page.house import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
 from app.page.html import bar, button, empty, note, picture, served
 from app.page.theme import CLICKS
-from hra_diffusion import library, report, votes
+from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
-from hra_diffusion.comparison import BASE, PHOTO_SIDE, Column, Comparison, compare, drift_pairs, load, save, told
+from hra_diffusion.comparison.compare import (
+    BASE,
+    PHOTO_SIDE,
+    Column,
+    Comparison,
+    compare,
+    drift_pairs,
+    load,
+    report,
+    save,
+    told,
+    votes,
+)
+from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
 from hra_diffusion.studio import Cancelled, Preview
-from hra_diffusion.votes import QUESTIONS, Vote
 from training.runs import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10

@@ -13,7 +13,7 @@ from app.page.html import badge, bar, button, empty, facts, loss_plot, note, pic
 from app.page.strip import WORDS, do, standing
 from app.page.theme import CLICKS
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison import told as figures
+from hra_diffusion.comparison.compare import told as figures
 from hra_diffusion.errors import UserError
 from training import advice, progress, scoring
 from training import config as configs

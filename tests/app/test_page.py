@@ -18,9 +18,10 @@ from app.page import compare, create, form, html, library, run_view, strip, teac
 from app.page.blocks import build
 from app.page.house import House
 from hra_diffusion import library as adapters
-from hra_diffusion import pipeline, report
+from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.comparison.compare import report
 from hra_diffusion.generation.sampling import read_png
 from hra_diffusion.studio import Studio
 from training import calibration

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from app.page import compare, create, logins, run_view, strip
-from hra_diffusion import comparison
-from hra_diffusion.comparison import Column
+from hra_diffusion.comparison.compare import Column, compare
 from hra_diffusion.generation.sampling import PNG_KEY, Settings
 from training.runs import Run
 
@@ -54,7 +53,7 @@ def compared(house, pipe):
     """A comparison of this visitor's, as the tab keeps it."""
     folder = house.own(Visitor()) / "compare" / "0001"
     photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
-    done = comparison.compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
+    done = compare.compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
     compare.keep(done, folder)
     return folder
 
@@ -67,7 +66,7 @@ def bring_back(house):
 def test_a_comparison_without_one_of_its_photos_is_shown(house, compared):
     (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
     assert bring_back(house)[0].count("<img") == 4
-    assert len(comparison.load(compared).photos) == 1
+    assert len(compare.load(compared).photos) == 1
 
 
 @pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])

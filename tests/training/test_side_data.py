@@ -12,9 +12,9 @@ from conftest import StopAfter, save_photos, tiny_pipe, weights
 from PIL import Image
 from windows import PEAK, windows  # noqa: F401 (a fixture)
 
-from hra_diffusion import votes
+from hra_diffusion.comparison.compare import votes
+from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import PictureError
-from hra_diffusion.votes import Vote
 from training import calibration, jobs, measure, progress, scoring
 from training import config as configs
 from training.calibration import Calibration

@@ -10,7 +10,7 @@ from conftest import stir, tiny_clip
 from PIL import Image
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
+from hra_diffusion.comparison.compare import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, Score, scores, source_for, unlikeness
 from hra_diffusion.generation.sampling import FullSettings, Settings, generate

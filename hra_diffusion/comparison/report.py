@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.comparison import FIGURES, Cell, Comparison, Spread, clear_best, spread, told
+from hra_diffusion.comparison.compare import FIGURES, Cell, Comparison, Spread, clear_best, spread, told
+from hra_diffusion.comparison.plot import Point, scatter
+from hra_diffusion.comparison.votes import QUESTIONS, Vote, tally
 from hra_diffusion.files import write_text
-from hra_diffusion.plot import Point, scatter
-from hra_diffusion.votes import QUESTIONS, Vote, tally
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8883; --soft: light-dark(#666, #aaa); }

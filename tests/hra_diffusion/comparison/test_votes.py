@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion import report, votes
-from hra_diffusion.votes import Vote
+from hra_diffusion.comparison.compare import report, votes
+from hra_diffusion.comparison.votes import Vote
 
 
 def test_every_pair_is_asked_once_a_question_and_sides_are_mixed():

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hra_diffusion.plot import HEIGHT, WIDTH, Point, scatter, unbeaten
+from hra_diffusion.comparison.plot import HEIGHT, WIDTH, Point, scatter, unbeaten
 
 
 def test_what_nothing_beats_in_both():

@@ -1,0 +1,1 @@
+"""Images of several adapters from the same initial noise: comparison, votes, plots, report."""
