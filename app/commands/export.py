@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # takes seconds, and --help waits for none
-    from hra_diffusion.interop import truth
+    from hra_diffusion.interop import compatibility
     from training import runs
 
     pipe, watch = load_base(arguments), Stopwatch()
@@ -33,12 +33,12 @@ def run(arguments: argparse.Namespace) -> None:
     path = arguments.output or default_path(info.name, arguments.format)
     sample = next(iter(runs.samples_of(file)), None)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
-    notes = truth.notes(pipe, info.name, done)
-    lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in truth.lines(done))]
-    facts = [{"program": row.program, "loads": truth.verdict(done, row), "how": row.how} for row in truth.rows(done)]
+    notes = compatibility.notes(pipe, info.name, done)
+    lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]
+    facts = [{"program": row.program, "loads": compatibility.verdict(done, row), "how": row.how} for row in compatibility.rows(done)]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
     written |= {"loads": facts, "notes": notes, "seconds": watch.seconds}
-    say(arguments, "\n".join([*lines, "", *notes, *truth.advice(info)]), written)
+    say(arguments, "\n".join([*lines, "", *notes, *compatibility.advice(info)]), written)
 
 
 def default_path(name: str, format: str) -> Path:

@@ -182,10 +182,10 @@ def show_places(info: AdapterInfo) -> str:
     if info.method not in registry.names():
         return ""
     import_libraries()
-    from hra_diffusion.interop import truth
+    from hra_diffusion.interop import compatibility
 
     forms: dict[str, dict[str, list[str]]] = {}
-    for row in truth.foreseen(info.method):
+    for row in compatibility.foreseen(info.method):
         if row.form != "folder":  # the page writes single files
             forms.setdefault(FORMS[row.format], {}).setdefault(row.loads, []).append(row.program)
     places = {
@@ -351,9 +351,9 @@ def doubts(house: House, key: str, form: str) -> str:
     if method not in registry.names():
         return ""
     import_libraries()
-    from hra_diffusion.interop import truth
+    from hra_diffusion.interop import compatibility
 
-    wrong = truth.wrong_in(method, form)
+    wrong = compatibility.wrong_in(method, form)
     if not wrong:
         return ""
     lines = ["Some programs load this file wrongly. “The whole base with it” is right in all of them.", *wrong]
@@ -367,16 +367,16 @@ def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | N
         return Path(shutil.copy2(path, folder)), []
     import_libraries()
     from hra_diffusion import interop
-    from hra_diffusion.interop import truth
+    from hra_diffusion.interop import compatibility
 
     with house.studio.lock:
         (info,) = house.studio.put_on([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
         sample = next(iter(runs.samples_of(path)), None)
         done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
-        notes = truth.notes(house.studio.pipe, info.name, done)
+        notes = compatibility.notes(house.studio.pipe, info.name, done)
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
-    return packed, [f"Written: {done.shape}. What loads it:", *truth.lines(done), *notes, *truth.advice(info)]
+    return packed, [f"Written: {done.shape}. What loads it:", *compatibility.lines(done), *notes, *compatibility.advice(info)]
 
 
 def require_idle(house: House, key: str) -> None:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.layer import original_weight
-from hra_diffusion.interop import names, truth
-from hra_diffusion.interop.truth import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
+from hra_diffusion.interop import compatibility, names
+from hra_diffusion.interop.compatibility import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
 from hra_diffusion.models import noise
 
 METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "folder": "hoft", "single file": "hoft"}
@@ -23,7 +23,7 @@ def test_a_row_is_what_its_loader_says(row, tmp_path):
     pipe, ours = adapted("sd", METHODS[row.form])
     file = row.format in ("kohya", "diffusers") or row.form == "single file"
     done = interop.export(pipe, "Rex", row.format, tmp_path / ("rex.safetensors" if file else "rex"))
-    assert row in truth.rows(done)
+    assert row in compatibility.rows(done)
     error = relative(everything(LOADERS[row.format, row.program, row.form]("sd", done.path)), ours)
     assert (error < EXACT) == (row.loads == EXACTLY)
 
@@ -70,14 +70,14 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
             read = load(weight, up, down, tensors[f"{key}.dora_scale"].flatten(1)) if load else weight + up @ down
             error, change = error + (read - wanted).square().sum(), change + (wanted - weight).square().sum()
     assert least <= float((error / change).sqrt()) < most
-    (row,) = [row for row in truth.rows(done) if row.program == program]
+    (row,) = [row for row in compatibility.rows(done) if row.program == program]
     assert (row.loads == EXACTLY) == (most < EXACT) and (row.loads == UNUSABLE) == (load is as_invokeai)
     assert row.loads == EXACTLY or "--lora-rank N, or --format merged" in row.how
 
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
-        (method, format): truth.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS
+        (method, format): compatibility.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS
     }
     assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
     assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
@@ -86,7 +86,7 @@ def test_only_a_kohya_dora_is_loaded_wrongly():
 def test_every_export_has_rows(tmp_path):
     pipe, _ = adapted("sd", "lora")
     for format in interop.FORMATS:
-        assert truth.rows(interop.export(pipe, "Rex", format, tmp_path / format))
+        assert compatibility.rows(interop.export(pipe, "Rex", format, tmp_path / format))
 
 
 @pytest.mark.parametrize("method", registry.names())
@@ -94,7 +94,7 @@ def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
     pipe, _ = adapted("sd", method)
     places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
     done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
-    assert sorted((row for one in done for row in truth.rows(one)), key=TABLE.index) == truth.foreseen(method)
+    assert sorted((row for one in done for row in compatibility.rows(one)), key=TABLE.index) == compatibility.foreseen(method)
 
 
 NEEDS = {
@@ -118,9 +118,9 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
     pipe, _ = adapted(kind, "lora")
     pipe.scheduler = noise.overridden(pipe.scheduler, *process)
     done = interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
-    needs = truth.noise_settings(done)
+    needs = compatibility.noise_settings(done)
     assert list(needs) == NEEDS[case].split()
-    assert all(f"{program}, for the noise process: {what}" in truth.lines(done) for program, what in needs.items())
+    assert all(f"{program}, for the noise process: {what}" in compatibility.lines(done) for program, what in needs.items())
     loaded = with_from_single_file(kind, done.path)
     if "diffusers" in needs:
         exec(needs["diffusers"], {"pipe": loaded, "DDIMScheduler": DDIMScheduler})
@@ -130,12 +130,12 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
 
 
 def test_the_readme_has_the_table():
-    assert truth.markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert compatibility.markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_cut_lora_is_never_called_exact(tmp_path):
     done = interop.export(adapted("sd", "shoft")[0], "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=2)
-    said = {row.program: truth.verdict(done, row) for row in truth.rows(done)}
+    said = {row.program: compatibility.verdict(done, row) for row in compatibility.rows(done)}
     assert said["diffusers"] == f"approximately, error {done.error:.1%}" and done.error > 0.1
 
 
@@ -145,7 +145,7 @@ def noted(kind, targets, text_targets, folder):
         attachment.attach(
             model, "lora", {"rank": 2}, name="Rex", targets=targets if component == "unet" else text_targets
         )
-    return truth.notes(pipe, "Rex", interop.export(pipe, "Rex", "kohya", folder / "rex.safetensors"))
+    return compatibility.notes(pipe, "Rex", interop.export(pipe, "Rex", "kohya", folder / "rex.safetensors"))
 
 
 @pytest.mark.parametrize("kind", PIPES)
@@ -176,7 +176,7 @@ def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
     pipe.register_modules(text_encoder=tiny_text_encoder(hidden_act="gelu", num_hidden_layers=23))
     attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
     done = interop.export(pipe, "Rex", "merged", tmp_path / "folder.safetensors")
-    (note,) = truth.notes(pipe, "Rex", done)
+    (note,) = compatibility.notes(pipe, "Rex", done)
     assert note.startswith("The file holds 23 of OpenCLIP's 24 text layers, as its base does: ComfyUI warns")
 
     layer = "cond_stage_model.model.transformer.resblocks.{}."
@@ -192,7 +192,7 @@ def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
     pipe.base_file = tmp_path / "base.safetensors"
     done = interop.export(pipe, "Rex", "merged", tmp_path / "file.safetensors")
     written = load_file(done.path)
-    assert truth.notes(pipe, "Rex", done) == [] and written.keys() == base.keys() | last.keys()
+    assert compatibility.notes(pipe, "Rex", done) == [] and written.keys() == base.keys() | last.keys()
     assert all(
         written[key].dtype == torch.float32 and torch.equal(written[key], t.half().float()) for key, t in last.items()
     )
