@@ -26,7 +26,7 @@ from benchmarks.common import (
     train_config,
 )
 from hra_diffusion.adapters import attachment
-from training.cache import Examples
+from training.data.latent_cache import Examples
 from training.loop import train_step
 from training.measure import (
     apart,

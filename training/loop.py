@@ -27,13 +27,14 @@ from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
-from training import fit, memory, moved, objective, scoring
-from training.captions import final_captions
+from training import fit, memory, objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
+from training.data import moved_photos
+from training.data.captions import final_captions
+from training.data.photos import Album, find_photos, ingest
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.measure import forget_peak
-from training.photos import Album, find_photos, ingest
 from training.runs import Run
 from training.session import (
     Clock,
@@ -108,7 +109,7 @@ def train(
         run.require_free()
     accelerator = make_accelerator(config)
     clock = Clock(accelerator.is_main_process, list(listeners))
-    photos = moved.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
+    photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
     if plan or (config.fit and not run.checkpoints()):
         asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
@@ -123,7 +124,7 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album, config = moved.ingest_kept(photos, run, config, size), moved.with_present_paths(config, photos, run)
+            album, config = moved_photos.ingest_kept(photos, run, config, size), moved_photos.with_present_paths(config, photos, run)
         else:
             album = ingest(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))

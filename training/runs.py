@@ -30,7 +30,7 @@ from hra_diffusion.files import atomic_path, checked_name, make_folder, read_jso
 from hra_diffusion.generation.sampling import read_picture
 from training import config as configs
 from training.config import TrainConfig
-from training.photos import ingest
+from training.data.photos import ingest
 
 FILES = ("state.json", "config.yaml")
 """A folder with one of these is a run's."""

@@ -26,13 +26,13 @@ from hra_diffusion.models.families import Text
 from hra_diffusion.models.families.sdxl import uncropped
 from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import plain, split
-from training import prior
 from training.budget import adapted_layers
-from training.cache import Examples, encode, photo_time_ids
-from training.captions import final_captions
 from training.config import TrainConfig
+from training.data import class_images
+from training.data.captions import final_captions
+from training.data.latent_cache import Examples, encode, photo_time_ids
+from training.data.photos import Album
 from training.events import Event, Listener, Notice, Phase
-from training.photos import Album
 from training.runs import Run
 
 
@@ -201,14 +201,14 @@ def cache_examples(
         with clock.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
             asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
-            class_pictures = list(prior.class_images(pipe, *asked))
+            class_pictures = list(class_images.class_images(pipe, *asked))
     photo_ids = class_ids = None
     if config.size_conditioning and families.size_conditioned(pipe):
         photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in album.photos])
         class_ids = uncropped(size).float().expand(len(class_pictures), 1, -1)
     with clock.phase("cache"):
         photos = encode(pipe, images, captions, config.flip, embed, photo_ids)
-        prompts = [prior.class_prompt(config.class_noun)] * len(class_pictures)
+        prompts = [class_images.class_prompt(config.class_noun)] * len(class_pictures)
         class_images = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
     park(pipe, config)
     return photos, class_images

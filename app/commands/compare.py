@@ -26,7 +26,7 @@ from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.library import costs
-from training.photos import ingest
+from training.data.photos import ingest
 from training.runs import photos_of
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
 from training import config as configs
 from training import runs
 from training.config import ConfigError, TrainConfig
+from training.data.photos import read_captions
 from training.events import Bar, Event, Listener, Plan, print_json
-from training.photos import read_captions
 from training.progress import PHASES
 
 
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
     """Tell the listeners what a run would take, and start none."""
-    from training import fit, moved
-    from training.captions import final_captions
+    from training import fit
+    from training.data import moved_photos
+    from training.data.captions import final_captions
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:
@@ -63,7 +64,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
 
     run = runs.Run(output / config.name)
     if run.checkpoints():
-        config = config.model_copy(update={"photos": tuple(moved.find(run, config, emit))})
+        config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
     fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)

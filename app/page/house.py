@@ -22,9 +22,9 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.studio import Studio
-from training.drafts import Draft
+from training.data.drafts import Draft
+from training.data.photos import MIN_SIDE
 from training.jobs import Queue
-from training.photos import MIN_SIDE
 
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"

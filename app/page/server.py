@@ -13,7 +13,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
 """What in the outputs folder is nobody's to fetch."""
 MAX_UPLOAD = "2gb"
-"""A stranger's adapter for Stable Diffusion XL; a photo may have less (training.drafts)."""
+"""A stranger's adapter for Stable Diffusion XL; a photo may have less (training.data.drafts)."""
 WARMING = "warming"
 """The thread that loads the base behind the page."""
 

@@ -19,11 +19,11 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, TOYBOX
 from training import budget, calibration
 from training import config as configs
-from training.captions import final_captions
 from training.config import ConfigError, TrainConfig
-from training.drafts import Draft, free_album, zoom_of, zoomed
+from training.data.captions import final_captions
+from training.data.drafts import Draft, free_album, zoom_of, zoomed
+from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
 from training.events import caption_lines
-from training.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
 from training.presets import PRESETS
 
 BADGES = {

@@ -26,7 +26,7 @@ from hra_diffusion.generation.sampling import read_png
 from hra_diffusion.studio import Studio
 from training import calibration
 from training import config as configs
-from training.drafts import Draft
+from training.data.drafts import Draft
 from training.runs import Run
 from training.toybox.scenes import SCENES
 

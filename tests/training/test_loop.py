@@ -20,10 +20,10 @@ from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
 from training import config as configs
+from training.data.class_images import class_images
+from training.data.photos import ingest
 from training.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.loop import train
-from training.photos import ingest
-from training.prior import class_images
 from training.runs import Run, RunError, find, photos_of, samples_of
 from training.session import TrainingError
 

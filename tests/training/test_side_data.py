@@ -18,11 +18,11 @@ from hra_diffusion.generation.sampling import PictureError
 from training import calibration, jobs, measure, progress, scoring
 from training import config as configs
 from training.calibration import Calibration
-from training.drafts import Draft
+from training.data.class_images import class_images
+from training.data.drafts import Draft
 from training.events import Notice
 from training.jobs import Queue
 from training.loop import train
-from training.prior import class_images
 from training.runs import Run
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}

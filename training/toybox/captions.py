@@ -1,6 +1,6 @@
 """Captions of the toy world: "a photo of a fox in the snow", as the DreamBooth benchmark's prompts are phrased."""
 
-from training.prior import with_article
+from training.data.class_images import with_article
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import Rng
 from training.toybox.world import HELD_OUT, THINGS, Label

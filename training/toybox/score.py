@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import load_base
-from training.photos import SUFFIXES, load_photo
+from training.data.photos import SUFFIXES, load_photo
 from training.toybox.autoencoder import measure
 from training.toybox.captions import caption_of
 from training.toybox.judge import Judge, examine, number_labels, share_right

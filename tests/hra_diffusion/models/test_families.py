@@ -17,7 +17,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.sampling import Request, Settings, draw, generate, read_png, save_png
 from hra_diffusion.models import families
 from training import config as configs
-from training.cache import encode
+from training.data.latent_cache import encode
 from training.loop import train
 from training.session import Denoiser
 

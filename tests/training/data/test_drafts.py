@@ -6,8 +6,8 @@ import pytest
 from conftest import save_photos
 from PIL import Image
 
-from training.drafts import Draft, free_album, zoom_of, zoomed
-from training.photos import MAX_PHOTOS, PhotoError, ingest
+from training.data.drafts import Draft, free_album, zoom_of, zoomed
+from training.data.photos import MAX_PHOTOS, PhotoError, ingest
 
 
 @pytest.fixture

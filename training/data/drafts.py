@@ -18,7 +18,7 @@ from typing import Any
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, is_reserved, make_folder, read_json, write_text
-from training.photos import (
+from training.data.photos import (
     CAPTION_SUFFIXES,
     MAX_PHOTOS,
     MIN_SIDE,

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.config import TrainConfig
+from training.data.photos import SUFFIXES, Album, find_photos, ingest
 from training.events import Event, Notice
-from training.photos import SUFFIXES, Album, find_photos, ingest
 from training.runs import Run, RunError
 
 MOST_SEARCHED = 1000

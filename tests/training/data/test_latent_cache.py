@@ -7,9 +7,9 @@ from conftest import tiny_xl_pipe
 from PIL import Image, ImageOps
 
 from training import config as configs
-from training.cache import Examples, photo_time_ids
+from training.data.latent_cache import Examples, photo_time_ids
+from training.data.photos import ingest
 from training.loop import train
-from training.photos import ingest
 
 
 def save(path, width, height, orientation=1):

@@ -9,9 +9,9 @@ from conftest import StopAfter, weights
 from PIL import Image
 
 from training import config as configs
+from training.data.photos import ingest
 from training.events import Notice
 from training.loop import train
-from training.photos import ingest
 from training.runs import Run, RunError, photos_of
 
 

@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from training.photos import Album, PhotoError, find_photos, ingest, load_photo, read_captions
+from training.data.photos import Album, PhotoError, find_photos, ingest, load_photo, read_captions
 
 pillow_heif.register_heif_opener()  # for saving them here
 
@@ -593,7 +593,7 @@ def test_real_photos_blurred_are_all_told(name, save):
 
 def test_heic_support_is_loaded_when_it_is_needed(save):
     script = (
-        "import sys; from pathlib import Path; from training.photos import load_photo\n"
+        "import sys; from pathlib import Path; from training.data.photos import load_photo\n"
         "print([name for name in ('pillow_heif', 'torchvision', 'cv2') if name in sys.modules])\n"
         "print(load_photo(Path(sys.argv[1])).size)"
     )

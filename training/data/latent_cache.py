@@ -12,8 +12,8 @@ from torch import Tensor
 from hra_diffusion.models import families
 from hra_diffusion.models.families import Text
 from hra_diffusion.pipeline import wide_enough
+from training.data.photos import Photo
 from training.objective import batch_indices, stream
-from training.photos import Photo
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from training import config as configs
-from training.captions import final_caption, final_captions
+from training.data.captions import final_caption, final_captions
 from training.events import Captions, caption_lines
 
 

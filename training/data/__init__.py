@@ -1,0 +1,1 @@
+"""What a run trains on: photos, captions, class images, cached latents."""
