@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import SUBJECT, Bar, Report, arguments, publish
-from training.measure import interleaved, ratios, spread
+from training.memory.measure import interleaved, ratios, spread
 
 RUN, DRAWING, OTHER = "run", "drawing", "other program"
 DEFAULT = {"GOMP_SPINCOUNT": "300000", "OMP_NUM_THREADS": str(os.cpu_count())}

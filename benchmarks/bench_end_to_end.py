@@ -29,7 +29,7 @@ from training import objective
 from training.config import TrainConfig
 from training.events import Event, Step
 from training.loop import train, train_step
-from training.measure import interleaved, ratios, spread, twin
+from training.memory.measure import interleaved, ratios, spread, twin
 from training.presets import defaults
 
 FASTER, SAME_LOSS, WARM_UP = 1.5, 0.01, 3

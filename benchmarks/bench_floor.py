@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.common import load_pipe, publish_ratios, sd1_arguments, start_session, steps, train_config
 from training.loop import train_step
-from training.measure import bare_pass, interleaved, twin
+from training.memory.measure import bare_pass, interleaved, twin
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 

@@ -28,7 +28,7 @@ from benchmarks.common import (
 from hra_diffusion.adapters import attachment
 from training.data.latent_cache import Examples
 from training.loop import train_step
-from training.measure import (
+from training.memory.measure import (
     apart,
     bare_pass,
     forget_peak,

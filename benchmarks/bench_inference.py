@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.common import adapted, load_unet, publish_ratios, sd1_arguments
 from hra_diffusion.adapters import attachment, registry
-from training.measure import interleaved, unet_inputs
+from training.memory.measure import interleaved, unet_inputs
 
 LIVE, MERGED = 1.05, 1.01
 

@@ -7,7 +7,7 @@ side.
 """
 
 from benchmarks.common import Bar, Report, arguments, memory_of_a_step, publish
-from training.measure import apart
+from training.memory.measure import apart
 
 CASES = (
     ("sd1", "hra", "float32", "full", False),

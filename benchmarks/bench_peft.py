@@ -15,7 +15,7 @@ from benchmarks.common import (
     shapes,
     steps,
 )
-from training.measure import apart, interleaved, ratios, spread
+from training.memory.measure import apart, interleaved, ratios, spread
 
 OURS = ("hra", "lora")
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
 from hra_diffusion.adapters.layer import Mix
 from hra_diffusion.generation.sampling import Request, Settings, draw
-from training.measure import interleaved, ratios, spread
+from training.memory.measure import interleaved, ratios, spread
 
 PROMPTS = ("a toy", "a toy in the snow", "a toy on the beach", "a toy on a cobblestone street")
 METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")

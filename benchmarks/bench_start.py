@@ -20,7 +20,7 @@ from operator import sub
 from gradio_client import Client
 
 from benchmarks.common import Bar, Report, arguments, publish
-from training.measure import interleaved, spread
+from training.memory.measure import interleaved, spread
 
 HELP_S, PAGE_S, PICTURE_S = 0.6, 8.0, 5.0
 PICTURE = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]

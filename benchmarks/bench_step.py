@@ -7,7 +7,7 @@ HRA also with the regulariser that Stable Diffusion's presets give it.
 
 from benchmarks.common import load_unet, publish_ratios, sd1_arguments, step, steps
 from hra_diffusion.adapters import registry
-from training.measure import interleaved
+from training.memory.measure import interleaved
 from training.presets import defaults
 
 LIMIT = 1.10

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import layer
-from training.measure import interleaved, ratios, spread, twin
+from training.memory.measure import interleaved, ratios, spread, twin
 
 ACTIVATE_MS, LOAD = 10, 0.5
 

@@ -25,9 +25,9 @@ from hra_diffusion.files import write_text
 from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
-from training import measure
 from training.data.photos import ingest
 from training.events import Listener
+from training.memory.savings import measure
 from training.runs import Run
 from training.session import Clock, Session, make_accelerator, set_up
 

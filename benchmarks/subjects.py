@@ -41,7 +41,7 @@ from hra_diffusion.generation.sampling import Request, Settings, draw
 from training import config as configs
 from training import presets
 from training.loop import train
-from training.measure import in_words, machine, markdown
+from training.memory.measure import in_words, machine, markdown
 from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from training.toybox.looks import LOOKS
 from training.toybox.scenes import SCENES, Rng

@@ -22,7 +22,7 @@ from benchmarks.common import RESULTS
 from benchmarks.subjects import COLUMNS, Case, Results, Row, machines, make_parser, run_missing, set_up, shares
 from hra_diffusion.adapters import registry
 from hra_diffusion.files import write_text
-from training.measure import markdown, spread
+from training.memory.measure import markdown, spread
 
 TRIED = ("monkey", "t rex", "pineapple")
 SEED, RANK = 7, 16

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, Bar
 from hra_diffusion.files import write_text
-from training.measure import in_words, markdown
+from training.memory.measure import in_words, markdown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 NOT_MEASURED = "not measured"

@@ -113,7 +113,7 @@ def measure(config: TrainConfig) -> Calibration:
     from accelerate import PartialState
 
     from training.loop import train
-    from training.measure import peak_memory
+    from training.memory.measure import peak_memory
 
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 from training import runs
 from training.events import Checkpoint, Notice
-from training.measure import peak_memory
+from training.memory.measure import peak_memory
 from training.runs import RunError
 from training.session import Session
 

@@ -27,14 +27,15 @@ from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
-from training import fit, memory, objective, scoring
+from training import objective, scoring
 from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
 from training.data.photos import Album, find_photos, ingest
 from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
-from training.measure import forget_peak
+from training.memory.measure import forget_peak
+from training.memory.savings import fit, savings
 from training.runs import Run
 from training.session import (
     Clock,
@@ -101,7 +102,7 @@ def train(
     """
     run = Run(output / config.name)
     if run.checkpoints():
-        config = memory.as_lightened(fit.as_chosen(config, run.config), run.config)
+        config = savings.as_lightened(fit.as_chosen(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
@@ -138,9 +139,9 @@ def train(
             try:
                 return learn(session, stop)
             except RuntimeError as error:
-                if not memory.out_of_memory(error):
+                if not savings.out_of_memory(error):
                     raise
-                memory.step_down(session, error)
+                savings.step_down(session, error)
             return learn(session, stop)
 
 

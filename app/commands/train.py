@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
     """Tell the listeners what a run would take, and start none."""
-    from training import fit
     from training.data import moved_photos
     from training.data.captions import final_captions
+    from training.memory.savings import fit
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:

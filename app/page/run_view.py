@@ -15,10 +15,11 @@ from app.page.theme import CLICKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.comparison.compare import told as figures
 from hra_diffusion.errors import UserError
-from training import advice, progress, scoring
 from training import config as configs
+from training import progress, scoring
 from training.config import TrainConfig
 from training.jobs import OVER, Job
+from training.memory.savings import advice
 
 
 @dataclass

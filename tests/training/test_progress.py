@@ -5,9 +5,9 @@ import json
 import pytest
 
 from training import progress
-from training.advice import advise
 from training.events import LogFile, Step
 from training.loop import train
+from training.memory.advice import advise
 from training.runs import Run
 
 

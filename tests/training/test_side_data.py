@@ -15,7 +15,7 @@ from windows import PEAK, windows  # noqa: F401 (a fixture)
 from hra_diffusion.comparison.compare import votes
 from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import PictureError
-from training import calibration, jobs, measure, progress, scoring
+from training import calibration, jobs, progress, scoring
 from training import config as configs
 from training.calibration import Calibration
 from training.data.class_images import class_images
@@ -23,6 +23,7 @@ from training.data.drafts import Draft
 from training.events import Notice
 from training.jobs import Queue
 from training.loop import train
+from training.memory.savings import measure
 from training.runs import Run
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}

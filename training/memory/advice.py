@@ -34,7 +34,7 @@ def advise(reason: str, config: TrainConfig) -> Advice:
 
 
 def _less_memory(config: TrainConfig) -> Advice:
-    from training.fit import recompute, smaller_batches  # takes seconds, and the page shows itself before
+    from training.memory.fit import recompute, smaller_batches  # takes seconds, and the page shows itself before
 
     if changes := recompute(config):
         return Advice("Take less memory, a third slower: gradient checkpointing.", changes)

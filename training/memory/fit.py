@@ -12,7 +12,7 @@ from hra_diffusion.pipeline import computes_bfloat16
 from training import calibration
 from training.config import TrainConfig
 from training.events import Listener, Notice, Plan
-from training.footprint import GIB, Footprint, Known, footprint
+from training.memory.footprint import GIB, Footprint, Known, footprint
 
 WORTH = 0.05
 """A choice is made only if it brings the run nearer to its limit by this part of what is missing."""

@@ -7,7 +7,7 @@ import torch
 from training import config as configs
 from training.config import TrainConfig
 from training.events import Notice
-from training.fit import changes, recompute, smaller_batches
+from training.memory.fit import changes, recompute, smaller_batches
 from training.session import Session, TrainingError, checkpoint_gradients
 
 GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")

@@ -1,0 +1,1 @@
+"""How much memory a run takes, and how to fit it into a limit."""
