@@ -122,7 +122,7 @@ def train(barrier: Any, seconds: float) -> float:
     """Training steps per second of a real run."""
     from training import config as configs
     from training import loop
-    from training.events import Step
+    from training.runs.events import Step
 
     window = Window(barrier, seconds, WARM_UP)
     config = configs.parse({"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "method": "hra",

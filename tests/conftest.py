@@ -37,7 +37,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hra_diffusion.models import families
-from training.events import Step
+from training.runs.events import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.jobs import Queue
+from training.runs.queue import Queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

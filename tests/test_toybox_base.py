@@ -12,9 +12,8 @@ from hra_diffusion.adapters import attachment
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.pipeline import ASSETS
 from training import config as configs
-from training import progress
 from training.loop import train
-from training.runs import Run
+from training.runs.run_folder import Run, progress
 
 FOLDER = ASSETS / "toybox"
 SEEDS = 4

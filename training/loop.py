@@ -28,15 +28,15 @@ from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import objective, scoring
-from training.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
 from training.data.photos import Album, find_photos, ingest
-from training.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.memory.measure import forget_peak
 from training.memory.savings import fit, savings
-from training.runs import Run
+from training.runs.checkpoint import averaged, keep, restore_latest, write_adapter
+from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
+from training.runs.run_folder import Run
 from training.session import (
     Clock,
     Session,

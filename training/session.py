@@ -32,8 +32,8 @@ from training.data import class_images
 from training.data.captions import final_captions
 from training.data.latent_cache import Examples, encode, photo_time_ids
 from training.data.photos import Album
-from training.events import Event, Listener, Notice, Phase
-from training.runs import Run
+from training.runs.events import Event, Listener, Notice, Phase
+from training.runs.run_folder import Run
 
 
 class TrainingError(UserError, RuntimeError):

@@ -16,12 +16,12 @@ from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import TOYBOX
-from training import calibration
 from training import config as configs
-from training.calibration import Calibration
 from training.config import TrainConfig
-from training.jobs import held
 from training.memory.savings import measure
+from training.runs.calibration import Calibration
+from training.runs.queue import held
+from training.runs.run_folder import calibration
 
 PHOTOS = 5
 FLOOR, PICTURE = "base alone", "a picture"

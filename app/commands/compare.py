@@ -27,7 +27,7 @@ from hra_diffusion.files import free_folder, make_folder
 from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.library import costs
 from training.data.photos import ingest
-from training.runs import photos_of
+from training.runs.run_folder import photos_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

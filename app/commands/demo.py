@@ -9,8 +9,8 @@ from hra_diffusion import library, pipeline
 from hra_diffusion.adapters import registry
 from hra_diffusion.comparison.compare import BASE, Column, compare, save
 from training import config as configs
-from training.events import Bar
-from training.runs import Run
+from training.runs.events import Bar
+from training.runs.run_folder import Run
 
 SUBJECT, CLASS_NOUN = "octopus", "toy"
 METHODS = ("lora", "hra")

@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # takes seconds, and --help waits for none
     from hra_diffusion.interop import compatibility
-    from training import runs
+    from training.runs.run_folder import run_folder
 
     pipe, watch = load_base(arguments), Stopwatch()
     ((file, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
     path = arguments.output or default_path(info.name, arguments.format)
-    sample = next(iter(runs.samples_of(file)), None)
+    sample = next(iter(run_folder.samples_of(file)), None)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
     notes = compatibility.notes(pipe, info.name, done)
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]

@@ -13,11 +13,11 @@ from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion.adapters import registry
 from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
 from training import config as configs
-from training import runs
 from training.config import ConfigError, TrainConfig
 from training.data.photos import read_captions
-from training.events import Bar, Event, Listener, Plan, print_json
-from training.progress import PHASES
+from training.runs.events import Bar, Event, Listener, Plan, print_json
+from training.runs.progress import PHASES
+from training.runs.run_folder import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         for listener in listeners:
             listener(event)
 
-    run = runs.Run(output / config.name)
+    run = run_folder.Run(output / config.name)
     if run.checkpoints():
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
@@ -84,7 +84,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     options = {name: value for name, value in vars(arguments).items() if name in known}
     own = configs.read_values(arguments.config) if arguments.config else {}
     name = given.get("name", own.get("name"))
-    run = runs.find(arguments.output, name) if arguments.resume and name else None
+    run = run_folder.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
     values = (run.config.model_dump(mode="json") if run else {}) | own

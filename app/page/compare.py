@@ -39,7 +39,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
 from hra_diffusion.studio import Cancelled, Preview
-from training.runs import photos_of
+from training.runs.run_folder import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10
 UNPLOTTED = "For this it takes two columns, the photos they learned from, and a CLIP model."

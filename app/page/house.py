@@ -24,7 +24,7 @@ from hra_diffusion.generation.sampling import Settings, complete
 from hra_diffusion.studio import Studio
 from training.data.drafts import Draft
 from training.data.photos import MIN_SIDE
-from training.jobs import Queue
+from training.runs.queue import Queue
 
 COOKIE = "hra_visitor"
 DEVICE_QUEUE = "device"

@@ -20,7 +20,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
 from hra_diffusion.studio import import_libraries
-from training import runs
+from training.runs.run_folder import run_folder
 
 OWN = "own"
 EXPORTS = {
@@ -120,7 +120,7 @@ def _words(info: AdapterInfo) -> str:
 
 
 def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
-    info, key, samples = saved.info, house.key(saved.path), runs.samples_of(saved.path)
+    info, key, samples = saved.info, house.key(saved.path), run_folder.samples_of(saved.path)
     image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
     wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
     size = f"{saved.path.stat().st_size / 1e6:.1f} MB"
@@ -171,7 +171,7 @@ def show_facts(house: House, key: str) -> str:
         ("parameters", f"{count_parameters(path):,}".replace(",", " ")), ("preset", training.get("preset", "")),
         ("learning rate", training.get("learning_rate", "")), ("seed", training.get("seed", "")), ("file", key),
     ])  # fmt: skip
-    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in runs.samples_of(path)[:3])
+    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in run_folder.samples_of(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
     head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
     return f"{head}{row}{known}<details><summary>More</summary>{more}</details>"
@@ -226,7 +226,7 @@ class Events:
     @plainly
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
         require_idle(self.house, chosen)
-        key = self.house.key(runs.rename(self.house.file(chosen), (name or "").strip()))
+        key = self.house.key(run_folder.rename(self.house.file(chosen), (name or "").strip()))
         return (
             key,
             show_facts(self.house, key),
@@ -372,7 +372,7 @@ def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | N
     with house.studio.lock:
         (info,) = house.studio.put_on([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
-        sample = next(iter(runs.samples_of(path)), None)
+        sample = next(iter(run_folder.samples_of(path)), None)
         done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
         notes = compatibility.notes(house.studio.pipe, info.name, done)
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place

@@ -16,10 +16,11 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.comparison.compare import told as figures
 from hra_diffusion.errors import UserError
 from training import config as configs
-from training import progress, scoring
+from training import scoring
 from training.config import TrainConfig
-from training.jobs import OVER, Job
 from training.memory.savings import advice
+from training.runs.queue import OVER, Job
+from training.runs.run_folder import progress
 
 
 @dataclass

@@ -17,14 +17,15 @@ from app.page.theme import CLICKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, TOYBOX
-from training import budget, calibration
+from training import budget
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.captions import final_captions
 from training.data.drafts import Draft, free_album, zoom_of, zoomed
 from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
-from training.events import caption_lines
 from training.presets import PRESETS
+from training.runs.events import caption_lines
+from training.runs.run_folder import calibration
 
 BADGES = {
     "blurred": "blurred",

@@ -6,7 +6,7 @@ from serving import CHROMIUM, launch, serving
 
 from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
 from hra_diffusion.pipeline import ASSETS, TOYBOX
-from training.runs import Run
+from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (apt-get install chromium)")

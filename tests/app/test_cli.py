@@ -26,7 +26,7 @@ from app.commands import train as train_cli
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from training import config as configs
-from training.events import Notice, print_json
+from training.runs.events import Notice, print_json
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,9 @@ from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison.compare import report
 from hra_diffusion.generation.sampling import read_png
 from hra_diffusion.studio import Studio
-from training import calibration
 from training import config as configs
 from training.data.drafts import Draft
-from training.runs import Run
+from training.runs.run_folder import Run, calibration
 from training.toybox.scenes import SCENES
 
 
@@ -554,9 +553,9 @@ def test_the_library_shows_searches_renames_and_bins(house):
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
     places = library.show_places(read_info(house.file("Rex/Rex.safetensors")))
     assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
-    from training import runs
+    from training.runs.run_folder import run_folder
 
-    path = runs.rename(house.file("Rex/Rex.safetensors"), "Max")
+    path = run_folder.rename(house.file("Rex/Rex.safetensors"), "Max")
     assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
 
 

@@ -9,7 +9,7 @@ from PIL import Image, PngImagePlugin
 from app.page import compare, create, logins, run_view, strip
 from hra_diffusion.comparison.compare import Column, compare
 from hra_diffusion.generation.sampling import PNG_KEY, Settings
-from training.runs import Run
+from training.runs.run_folder import Run
 
 
 class Visitor:

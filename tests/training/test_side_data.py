@@ -15,16 +15,16 @@ from windows import PEAK, windows  # noqa: F401 (a fixture)
 from hra_diffusion.comparison.compare import votes
 from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import PictureError
-from training import calibration, jobs, progress, scoring
 from training import config as configs
-from training.calibration import Calibration
+from training import scoring
 from training.data.class_images import class_images
 from training.data.drafts import Draft
-from training.events import Notice
-from training.jobs import Queue
 from training.loop import train
 from training.memory.savings import measure
-from training.runs import Run
+from training.runs.calibration import Calibration
+from training.runs.events import Notice
+from training.runs.queue import Queue
+from training.runs.run_folder import Run, calibration, progress, queue
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}
 LEAN = {"method": "lora", "prior_weight": 0, "train_text_encoder": False, "sample_prompts": []}
@@ -275,7 +275,7 @@ def test_memory_is_known_on_windows(windows):  # noqa: F811
      (0xC0000005, "ended with code 3221225477")],
 )  # fmt: skip
 def test_why_a_process_ended_is_said_everywhere(windows, code, said):  # noqa: F811
-    assert said in jobs._cause(code)
+    assert said in queue._cause(code)
 
 
 def test_a_stop_needs_no_signal_from_another_process(settings, tmp_path):
@@ -286,11 +286,11 @@ def test_a_stop_needs_no_signal_from_another_process(settings, tmp_path):
     before = signal.getsignal(number)
     try:
         signal.signal(number, signal.default_int_handler)
-        with jobs.FileLock(tmp_path / ".queue" / "worker.lock"), pytest.raises(KeyboardInterrupt):
+        with queue.FileLock(tmp_path / ".queue" / "worker.lock"), pytest.raises(KeyboardInterrupt):
             queue.stop("Rex")
-            jobs.watch_for_stop(queue, "Rex")
+            queue.watch_for_stop(queue, "Rex")
             for _ in range(100):
-                jobs.time.sleep(0.05)
+                queue.time.sleep(0.05)
     finally:
         signal.signal(number, before)
     assert run.state["status"] == "waiting"

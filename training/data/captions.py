@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hra_diffusion.generation.sampling import mentions, with_subject
 from training.config import TrainConfig
-from training.events import Captions
+from training.runs.events import Captions
 
 
 def final_caption(caption: str, trigger: str, class_noun: str, add_trigger: bool = True) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from training.config import TrainConfig
 from training.data.photos import SUFFIXES, Album, find_photos, ingest
-from training.events import Event, Notice
-from training.runs import Run, RunError
+from training.runs.events import Event, Notice
+from training.runs.run_folder import Run, RunError
 
 MOST_SEARCHED = 1000
 """Files that are read in search of moved photos."""

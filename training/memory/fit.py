@@ -9,10 +9,10 @@ from diffusers import StableDiffusionPipeline
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import bitsandbytes_installed
 from hra_diffusion.pipeline import computes_bfloat16
-from training import calibration
 from training.config import TrainConfig
-from training.events import Listener, Notice, Plan
 from training.memory.footprint import GIB, Footprint, Known, footprint
+from training.runs.events import Listener, Notice, Plan
+from training.runs.run_folder import calibration
 
 WORTH = 0.05
 """A choice is made only if it brings the run nearer to its limit by this part of what is missing."""

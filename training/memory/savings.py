@@ -6,8 +6,8 @@ import torch
 
 from training import config as configs
 from training.config import TrainConfig
-from training.events import Notice
 from training.memory.fit import changes, recompute, smaller_batches
+from training.runs.events import Notice
 from training.session import Session, TrainingError, checkpoint_gradients
 
 GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")

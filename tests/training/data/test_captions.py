@@ -6,7 +6,7 @@ import pytest
 
 from training import config as configs
 from training.data.captions import final_caption, final_captions
-from training.events import Captions, caption_lines
+from training.runs.events import Captions, caption_lines
 
 
 @pytest.mark.parametrize(

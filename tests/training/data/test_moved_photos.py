@@ -10,9 +10,9 @@ from PIL import Image
 
 from training import config as configs
 from training.data.photos import ingest
-from training.events import Notice
 from training.loop import train
-from training.runs import Run, RunError, photos_of
+from training.runs.events import Notice
+from training.runs.run_folder import Run, RunError, photos_of
 
 
 @pytest.fixture(scope="module")

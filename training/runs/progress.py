@@ -11,7 +11,7 @@ from typing import Any
 
 from hra_diffusion.evaluation.clip import Score
 from hra_diffusion.files import json_objects
-from training.runs import Run
+from training.runs.run_folder import Run
 
 RECENT = 20
 """Steps whose median time tells how fast a run is now."""

@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from training import progress
-from training.events import LogFile, Step
 from training.loop import train
 from training.memory.advice import advise
-from training.runs import Run
+from training.runs.events import LogFile, Step
+from training.runs.run_folder import Run, progress
 
 
 def say(run, *events):

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from training.events import Step
-from training.jobs import Queue
 from training.loop import train
-from training.runs import RunError
+from training.runs.events import Step
+from training.runs.queue import Queue
+from training.runs.run_folder import RunError
 
 
 def wait_for(condition, seconds=60):

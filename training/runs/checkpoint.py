@@ -13,10 +13,9 @@ from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
-from training import runs
-from training.events import Checkpoint, Notice
 from training.memory.measure import peak_memory
-from training.runs import RunError
+from training.runs.events import Checkpoint, Notice
+from training.runs.run_folder import RunError, run_folder
 from training.session import Session
 
 
@@ -24,7 +23,7 @@ def keep(session: Session) -> None:
     """Save a checkpoint: a usable adapter, and all that is needed to go on exactly."""
     if session.accelerator.is_main_process:
         folder = session.run.checkpoint(session.step)
-        runs.write_checkpoint(folder, lambda path: write_adapter(session, path), training_state(session))
+        run_folder.write_checkpoint(folder, lambda path: write_adapter(session, path), training_state(session))
         session.run.write_state("running", session.step, session.config.steps)
         session.clock.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
     session.accelerator.wait_for_everyone()

@@ -28,7 +28,7 @@ from hra_diffusion.libraries import hide_bitsandbytes
 from hra_diffusion.pipeline import hide_loading_bars
 from training import config as configs
 from training.config import TrainConfig
-from training.runs import FILES, LOCK_TIMEOUT, Run, RunError
+from training.runs.run_folder import FILES, LOCK_TIMEOUT, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
@@ -166,7 +166,7 @@ class Queue:
             return
         with (self._folder / "worker.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "training.jobs", str(self.output.resolve())],
+                [sys.executable, "-m", "training.runs.queue", str(self.output.resolve())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -216,7 +216,7 @@ class Queue:
         remove(self._request)
         with (self.output / name / "process.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "training.jobs", str(self.output), name],
+                [sys.executable, "-m", "training.runs.queue", str(self.output), name],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -319,7 +319,7 @@ def _cause(code: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m training.jobs OUTPUT`` works the queue; with a NAME it trains that run. Returns the exit code."""
+    """``python -m training.runs.queue OUTPUT`` works the queue; with a NAME it trains that run. Returns the exit code."""
     output = Path(arguments[0])
     if len(arguments) == 1:
         Queue(output).work()

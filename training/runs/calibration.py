@@ -29,9 +29,9 @@ from hra_diffusion.files import make_folder, read_json, write_text
 from hra_diffusion.libraries import hide_bitsandbytes
 from training import config as configs
 from training.config import TrainConfig
-from training.events import Step
-from training.jobs import held
-from training.runs import LOCK_TIMEOUT
+from training.runs.events import Step
+from training.runs.queue import held
+from training.runs.run_folder import LOCK_TIMEOUT
 
 STEPS, PICTURES = 4, 2
 ERROR_HOLDS = 600.0
@@ -103,7 +103,7 @@ def start(output: Path, config: TrainConfig) -> None:
         if _started or held(folder / ".lock") or known(output, config):
             return
         configs.write(config, folder / f"{costs(config)}.yaml")
-        command = [sys.executable, "-m", "training.calibration", str(output), costs(config)]
+        command = [sys.executable, "-m", "training.runs.calibration", str(output), costs(config)]
         quiet = subprocess.DEVNULL
         _started[_place(output, config)] = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
@@ -153,7 +153,7 @@ def _keep(calibration: Calibration, place: Path) -> None:
 
 
 def main(output: Path, key: str) -> None:
-    """``python -m training.calibration OUTPUT KEY``: measure for the configuration KEY.yaml and keep the result.
+    """``python -m training.runs.calibration OUTPUT KEY``: measure for the configuration KEY.yaml and keep the result.
 
     A measurement that fails is one too: begun again and again it would take the machine for nothing.
     """

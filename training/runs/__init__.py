@@ -1,0 +1,1 @@
+"""Runs on disk: folder, events, checkpoints, queue."""
