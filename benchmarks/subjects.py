@@ -4,7 +4,7 @@
 
 Each of ten subjects is taught from five photos by the Balanced preset, as the product does it, and asked for by its 25
 prompts of the DreamBooth benchmark. The judge, with weights and renders of its own (judge.safetensors beside this file;
-python -m training.toybox judge made it), says of every picture
+python -m toybox judge made it), says of every picture
 - whether it shows the subject: of the mean features of every known thing and of all ten subjects, 8 fresh renders each,
   those of this subject are the nearest;
 - whether the scene, or else the look, that the prompt names is right.
@@ -38,16 +38,12 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import Mix
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, draw
-from training import config as configs
-from training import presets
-from training.loop import train
-from training.memory.measure import in_words, machine, markdown
-from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES, Rng
-from training.toybox.shards import stack
-from training.toybox.sheet import contact_sheet
-from training.toybox.subjects import (
+from toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES, Rng
+from toybox.shards import stack
+from toybox.sheet import contact_sheet
+from toybox.subjects import (
     SUBJECTS,
     Prompt,
     Subject,
@@ -56,7 +52,11 @@ from training.toybox.subjects import (
     save_photos,
     take_photos,
 )
-from training.toybox.world import THINGS, Label, photograph
+from toybox.world import THINGS, Label, photograph
+from training import config as configs
+from training import presets
+from training.loop import train
+from training.memory.measure import in_words, machine, markdown
 
 PHOTOS = 5
 RENDERS = 8

@@ -24,10 +24,10 @@ from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison.compare import report
 from hra_diffusion.generation.sampling import read_png
 from hra_diffusion.studio import Studio
+from toybox.scenes import SCENES
 from training import config as configs
 from training.data.drafts import Draft
 from training.runs.run_folder import Run, calibration
-from training.toybox.scenes import SCENES
 
 
 class Visitor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from training.toybox.world import HELD_OUT, THINGS
+from toybox.world import HELD_OUT, THINGS
 
 
 @pytest.fixture(scope="session")

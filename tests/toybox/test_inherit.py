@@ -5,11 +5,11 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from hra_diffusion.pipeline import ASSETS
-from training.toybox.autoencoder import LATENT_CHANNELS
-from training.toybox.base import BaseRecipe, new_unet
-from training.toybox.clip import new_clip
-from training.toybox.inherit import inherit_clip, inherit_unet, translate
-from training.toybox.tokenizer import tokenise, train_tokenizer
+from toybox.autoencoder import LATENT_CHANNELS
+from toybox.base import BaseRecipe, new_unet
+from toybox.clip import new_clip
+from toybox.inherit import inherit_clip, inherit_unet, translate
+from toybox.tokenizer import tokenise, train_tokenizer
 
 MODEL = ASSETS / "toybox"
 

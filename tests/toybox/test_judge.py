@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.toybox.judge import (
+from toybox.judge import (
     FEATURES,
     FIRST_SHARD,
     LOOK_NAMES,
@@ -25,9 +25,9 @@ from training.toybox.judge import (
     share_right,
     train_judge,
 )
-from training.toybox.loop import Budget, strip_checkpoint
-from training.toybox.shards import Shard, load_shards, stack
-from training.toybox.world import THINGS, Label, photograph
+from toybox.loop import Budget, strip_checkpoint
+from toybox.shards import Shard, load_shards, stack
+from toybox.world import THINGS, Label, photograph
 
 SMALL = JudgeRecipe(channels=(8, 16, 32), batch=24)
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from training.toybox.looks import LOOKS, find_look
+from toybox.looks import LOOKS, find_look
 
 BENCHMARK = (
     ("red", "purple", "shiny", "wet", "cube shaped"),

@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
-from training.toybox.autoencoder import encode, measure, new_autoencoder, to_signal
-from training.toybox.base import BaseRecipe, new_scheduler, place_weights
-from training.toybox.clip import ClipRecipe, draw_batch, group_by_scene
-from training.toybox.loop import Budget, Progress, Training
-from training.toybox.patches import PATCH, fit_patch_code, to_patches
-from training.toybox.recipe import Workshop
-from training.toybox.scenes import SCENES
-from training.toybox.score import Score, Share, digest, save_score
-from training.toybox.shards import Shard, load_shards, render_shard, save_shard
-from training.toybox.world import THINGS, UNSEEN, Label
+from toybox.autoencoder import encode, measure, new_autoencoder, to_signal
+from toybox.base import BaseRecipe, new_scheduler, place_weights
+from toybox.clip import ClipRecipe, draw_batch, group_by_scene
+from toybox.loop import Budget, Progress, Training
+from toybox.patches import PATCH, fit_patch_code, to_patches
+from toybox.recipe import Workshop
+from toybox.scenes import SCENES
+from toybox.score import Score, Share, digest, save_score
+from toybox.shards import Shard, load_shards, render_shard, save_shard
+from toybox.world import THINGS, UNSEEN, Label
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
@@ -89,8 +89,8 @@ def test_what_the_base_is_scored_on_is_kept_from_it(tmp_path: Path, monkeypatch:
     for folder in (workshop.renders, workshop.latents):
         save_shard(Shard(torch.arange(5), labels), folder / "00000.safetensors")
     for name in ("train_clip", "train_base"):
-        monkeypatch.setattr(f"training.toybox.recipe.{name}", lambda shard, *_: seen.append(shard) or Progress())
-    monkeypatch.setattr("training.toybox.recipe.load_clip", lambda *_: None)
+        monkeypatch.setattr(f"toybox.recipe.{name}", lambda shard, *_: seen.append(shard) or Progress())
+    monkeypatch.setattr("toybox.recipe.load_clip", lambda *_: None)
     workshop.make_clip(Budget(steps=1))
     workshop.make_base(Budget(steps=1))
     assert [shard.labels for shard in seen] == [[allowed, company]] * 2
@@ -140,7 +140,7 @@ def test_a_training_that_falls_apart_says_so_and_keeps_what_was_good(tmp_path: P
 
 def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
     """Save at every step, and stop as Ctrl-C would when `steps` are saved."""
-    import training.toybox.loop as loop
+    import toybox.loop as loop
 
     def save_and_stop(path, modules, optimiser, progress) -> None:
         loop_save(path, modules, optimiser, progress)

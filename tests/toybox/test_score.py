@@ -10,15 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hra_diffusion.generation.sampling import Request
-from training.toybox import score as scoring
-from training.toybox.autoencoder import new_autoencoder
-from training.toybox.captions import caption_of
-from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES, number_labels
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES
-from training.toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
-from training.toybox.shards import render_held_out
-from training.toybox.world import THINGS, UNSEEN, Label
+from toybox import score as scoring
+from toybox.autoencoder import new_autoencoder
+from toybox.captions import caption_of
+from toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES, number_labels
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES
+from toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
+from toybox.shards import render_held_out
+from toybox.world import THINGS, UNSEEN, Label
 
 BASE_SCORE = Score(
     things=Share(0.75, 0.7, 0.8, 0.95),

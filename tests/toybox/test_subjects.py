@@ -12,11 +12,11 @@ import torch
 from benchmarks import subjects as benchmark
 from benchmarks import sweep
 from benchmarks.subjects import Case, References, photo_seed, render_prompts, report, run_missing, shares
-from training.toybox.judge import load_judge
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES
-from training.toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, take_photos
-from training.toybox.world import PICTURE_SIZE, THINGS, find_thing
+from toybox.judge import load_judge
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES
+from toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, take_photos
+from toybox.world import PICTURE_SIZE, THINGS, find_thing
 
 FACTS = {"base": "a", "judge": "b", "device": "cpu"}
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from training.toybox.captions import RARE_TOKENS, WORDS
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES
-from training.toybox.tokenizer import MAX_LENGTH, save_tokenizer, tokenise, train_tokenizer
+from toybox.captions import RARE_TOKENS, WORDS
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES
+from toybox.tokenizer import MAX_LENGTH, save_tokenizer, tokenise, train_tokenizer
 
 TOKENIZER = train_tokenizer()
 

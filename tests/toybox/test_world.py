@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.toybox.captions import OPENINGS, RARE_TOKENS, caption_of, draw_caption
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES, SIZE
-from training.toybox.shards import load_shards, render_missing, render_shard
-from training.toybox.sprites import SpritesMissingError, load_sprite, recolour
-from training.toybox.subjects import SUBJECTS, save_photos, take_photos
-from training.toybox.world import (
+from toybox.captions import OPENINGS, RARE_TOKENS, caption_of, draw_caption
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES, SIZE
+from toybox.shards import load_shards, render_missing, render_shard
+from toybox.sprites import SpritesMissingError, load_sprite, recolour
+from toybox.subjects import SUBJECTS, save_photos, take_photos
+from toybox.world import (
     HELD_OUT,
     NEVER_TURNED,
     PICTURE_SIZE,

@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from hra_diffusion.files import atomic_path
+from toybox.captions import caption_of, draw_caption
+from toybox.clip import TEXT_WIDTH, text_config
+from toybox.inherit import inherit_unet
+from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, read_progress
+from toybox.shards import Shard
+from toybox.tokenizer import save_tokenizer, tokenise
+from toybox.world import Label
 from training.objective import draw_timesteps
-from training.toybox.captions import caption_of, draw_caption
-from training.toybox.clip import TEXT_WIDTH, text_config
-from training.toybox.inherit import inherit_unet
-from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, read_progress
-from training.toybox.shards import Shard
-from training.toybox.tokenizer import save_tokenizer, tokenise
-from training.toybox.world import Label
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.toybox.captions import phrase
-from training.toybox.scenes import SCENES, Rng
-from training.toybox.sprites import load_sprite, recolour
-from training.toybox.world import HELD_OUT, dress, find_scene, find_thing, render
+from toybox.captions import phrase
+from toybox.scenes import SCENES, Rng
+from toybox.sprites import load_sprite, recolour
+from toybox.world import HELD_OUT, dress, find_scene, find_thing, render
 
 NOTICE = (
     "The drawing is from Microsoft's Fluent emoji (MIT) by way of the npm package @lobehub/fluent-emoji-3d (MIT), "
-    "rendered into scenes by training/toybox.\n"
+    "rendered into scenes by toybox.\n"
 )
 
 HEAD_SHARE = 0.66

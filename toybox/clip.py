@@ -23,14 +23,14 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from training.toybox.autoencoder import to_signal
-from training.toybox.captions import draw_caption
-from training.toybox.inherit import inherit_clip
-from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
-from training.toybox.scenes import Rng
-from training.toybox.shards import Shard
-from training.toybox.tokenizer import MAX_LENGTH, tokenise
-from training.toybox.world import PICTURE_SIZE
+from toybox.autoencoder import to_signal
+from toybox.captions import draw_caption
+from toybox.inherit import inherit_clip
+from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from toybox.scenes import Rng
+from toybox.shards import Shard
+from toybox.tokenizer import MAX_LENGTH, tokenise
+from toybox.world import PICTURE_SIZE
 
 TEXT_WIDTH = 128
 

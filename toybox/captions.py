@@ -1,9 +1,9 @@
 """Captions of the toy world: "a photo of a fox in the snow", as the DreamBooth benchmark's prompts are phrased."""
 
+from toybox.looks import LOOKS
+from toybox.scenes import Rng
+from toybox.world import HELD_OUT, THINGS, Label
 from training.data.class_images import with_article
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import Rng
-from training.toybox.world import HELD_OUT, THINGS, Label
 
 RARE_TOKENS = ("sks", "qwe", "ohwx", "zwx")
 """Words that mean nothing, free to name a subject; the base meets them before any noun and learns to ignore them."""

@@ -1,4 +1,4 @@
-"""`python -m training.toybox`: make the embedded base model, stage by stage or all at once, and look at it."""
+"""`python -m toybox`: make the embedded base model, stage by stage or all at once, and look at it."""
 
 import argparse
 import logging
@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from training.toybox.autoencoder import DecoderRecipe
-from training.toybox.base import BaseRecipe
-from training.toybox.clip import ClipRecipe
-from training.toybox.judge import JudgeRecipe
-from training.toybox.loop import Budget
-from training.toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
-from training.toybox.score import table
-from training.toybox.shards import SHARD_SIZE
-from training.toybox.sheet import sample_sheet
-from training.toybox.sprites import PACKAGE
-from training.toybox.subjects import save_photos, take_photos
+from toybox.autoencoder import DecoderRecipe
+from toybox.base import BaseRecipe
+from toybox.clip import ClipRecipe
+from toybox.judge import JudgeRecipe
+from toybox.loop import Budget
+from toybox.recipe import JUDGE_SHARDS, MINUTES, Workshop
+from toybox.score import table
+from toybox.shards import SHARD_SIZE
+from toybox.sheet import sample_sheet
+from toybox.sprites import PACKAGE
+from toybox.subjects import save_photos, take_photos
 
 SHARDS = 40
 """How many shards the whole recipe draws: at 1,024 pictures each, a few hundred of every thing."""
@@ -25,7 +25,7 @@ SHARDS = 40
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one sub-command for each stage."""
-    parser = argparse.ArgumentParser(prog="python -m training.toybox", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m toybox", description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="pictures, latents, checkpoints")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--compile", action="store_true", help="compile the UNet first: it then trains faster")

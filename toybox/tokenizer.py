@@ -13,10 +13,10 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from training.toybox.captions import BESIDE, OPENINGS, RARE_TOKENS, WORDS
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES
-from training.toybox.words import common_words
+from toybox.captions import BESIDE, OPENINGS, RARE_TOKENS, WORDS
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES
+from toybox.words import common_words
 
 START, END, CLOSE = "<|startoftext|>", "<|endoftext|>", "</w>"
 MAX_LENGTH = 32

@@ -13,14 +13,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from hra_diffusion.files import atomic_path, write_text
-from training.toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
-from training.toybox.base import Base, BaseRecipe, RedrawRecipe, assemble, load_average, redraw, train_base
-from training.toybox.card import Figures, write_card
-from training.toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
-from training.toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
-from training.toybox.loop import Budget, read_progress, strip_checkpoint
-from training.toybox.score import Score, digest, load_score, save_score, score_base
-from training.toybox.shards import (
+from toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
+from toybox.base import Base, BaseRecipe, RedrawRecipe, assemble, load_average, redraw, train_base
+from toybox.card import Figures, write_card
+from toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
+from toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
+from toybox.loop import Budget, read_progress, strip_checkpoint
+from toybox.score import Score, digest, load_score, save_score, score_base
+from toybox.shards import (
     SHARD_SIZE,
     Shard,
     load_shard,
@@ -31,8 +31,8 @@ from training.toybox.shards import (
     save_shard,
     without_unseen,
 )
-from training.toybox.tokenizer import train_tokenizer
-from training.toybox.world import fingerprint
+from toybox.tokenizer import train_tokenizer
+from toybox.world import fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from training.toybox.scenes import COLOURS, Colour, Rng, blob, jitter
+from toybox.scenes import COLOURS, Colour, Rng, blob, jitter
 
 TILE = 128
 """Side of the square on which a hat is drawn before it is fitted to a head."""

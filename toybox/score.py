@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import load_base
+from toybox.autoencoder import measure
+from toybox.captions import caption_of
+from toybox.judge import Judge, examine, number_labels, share_right
+from toybox.looks import LOOKS
+from toybox.scenes import SCENES, Rng
+from toybox.shards import render_held_out, stack
+from toybox.sheet import contact_sheet
+from toybox.world import PICTURE_SIZE, UNSEEN, Label, draw_pairs, photograph
 from training.data.photos import SUFFIXES, load_photo
-from training.toybox.autoencoder import measure
-from training.toybox.captions import caption_of
-from training.toybox.judge import Judge, examine, number_labels, share_right
-from training.toybox.looks import LOOKS
-from training.toybox.scenes import SCENES, Rng
-from training.toybox.shards import render_held_out, stack
-from training.toybox.sheet import contact_sheet
-from training.toybox.world import PICTURE_SIZE, UNSEEN, Label, draw_pairs, photograph
 
 SCORE_SEED = 20_27
 STEPS = 25

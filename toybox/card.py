@@ -4,15 +4,15 @@ import re
 from dataclasses import dataclass
 from textwrap import fill
 
-from training.toybox.base import BaseRecipe
-from training.toybox.captions import RARE_TOKENS
-from training.toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
-from training.toybox.looks import LOOKS
-from training.toybox.loop import Progress
-from training.toybox.scenes import SCENES
-from training.toybox.score import DRESSED, Score, table
-from training.toybox.sprites import PACKAGE
-from training.toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
+from toybox.base import BaseRecipe
+from toybox.captions import RARE_TOKENS
+from toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
+from toybox.looks import LOOKS
+from toybox.loop import Progress
+from toybox.scenes import SCENES
+from toybox.score import DRESSED, Score, table
+from toybox.sprites import PACKAGE
+from toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
@@ -48,7 +48,7 @@ which mean nothing and are free to name a subject.
 
 ## How it was made
 
-`python -m training.toybox all --sprites …` draws the world, fits the encoder, trains, assembles and scores.
+`python -m toybox all --sprites …` draws the world, fits the encoder, trains, assembles and scores.
 
 - Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it is the principal components of 8×8
   patches, written into an `AutoencoderKL`. Decoder: {decoder}, every other step on latents as the UNet redraws them.

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
-from training.toybox.looks import COLOURED, LOOKS, find_look
-from training.toybox.scenes import SCENES, SIZE, Backdrop, Rng, Scene
-from training.toybox.sprites import load_sprite, recolour
+from toybox.looks import COLOURED, LOOKS, find_look
+from toybox.scenes import SCENES, SIZE, Backdrop, Rng, Scene
+from toybox.sprites import load_sprite, recolour
 
 PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""

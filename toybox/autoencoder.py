@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.toybox.loop import Budget, Training, autocast
-from training.toybox.patches import PATCH, fit_patch_code, install_patch_code
+from toybox.loop import Budget, Training, autocast
+from toybox.patches import PATCH, fit_patch_code, install_patch_code
 
 LATENT_CHANNELS = 12
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.toybox.autoencoder import to_signal
-from training.toybox.looks import LOOKS
-from training.toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
-from training.toybox.scenes import SCENES
-from training.toybox.shards import Shard, render_missing
-from training.toybox.world import THINGS, Label
+from toybox.autoencoder import to_signal
+from toybox.looks import LOOKS
+from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from toybox.scenes import SCENES
+from toybox.shards import Shard, render_missing
+from toybox.world import THINGS, Label
 
 FIRST_SHARD = 90_000
 """The judge learns from the shards from here on; the generator's are far below."""

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hra_diffusion.files import atomic_path
-from training.toybox.patches import PATCH
-from training.toybox.scenes import SCENES
-from training.toybox.world import HELD_OUT, Label, draw_labels, expose, is_unseen, photograph
+from toybox.patches import PATCH
+from toybox.scenes import SCENES
+from toybox.world import HELD_OUT, Label, draw_labels, expose, is_unseen, photograph
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
