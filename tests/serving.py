@@ -21,7 +21,7 @@ def launch(driver: Any) -> Any:
 @contextlib.contextmanager
 def serving(output: Path, base: Path, **options):
     """The page at its address, stopped when the block ends."""
-    from app.page import server
+    from app.web import server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -4,7 +4,7 @@ import argparse
 import getpass
 from pathlib import Path
 
-from app.page import server
+from app.web import server
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.noise import PREDICTION_TYPES
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 def check_safety(arguments: argparse.Namespace) -> None:
     """Raises UserError where others could reach the page without a login, unless that was asked for outright."""
     if arguments.auth_file:
-        from app.page.logins import require_logins
+        from app.web.logins import require_logins
 
         require_logins(arguments.auth_file)
     elif arguments.share:
@@ -69,7 +69,7 @@ def check_safety(arguments: argparse.Namespace) -> None:
 
 def ask_password(arguments: argparse.Namespace) -> None:
     """Ask for a password, twice, and keep its hash."""
-    from app.page.logins import add_user
+    from app.web.logins import add_user
 
     if not arguments.auth_file:
         raise UserError("--add-user needs --auth-file FILE, where the login goes")

@@ -37,7 +37,7 @@ def output(taught, tmp_path):
 @pytest.fixture
 def house(output, base_folder):
     """What the tabs share, without a server."""
-    from app.page.house import House
-    from hra_diffusion.studio import Studio
+    from app.inference_session import Studio
+    from app.web.context import House
 
     return House(output, Studio(str(base_folder), "cpu"), (str(base_folder),))

@@ -14,16 +14,16 @@ from gradio_client import Client
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from app.page import compare, create, form, html, library, run_view, strip, teach, theme
-from app.page.blocks import build
-from app.page.house import House
+from app.inference_session import Studio
+from app.web import compare, form, generate, html, library, run_view, status_bar, theme, train
+from app.web.blocks import build
+from app.web.context import House
 from hra_diffusion import library as adapters
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison.compare import report
 from hra_diffusion.generation.sampling import read_png
-from hra_diffusion.studio import Studio
 from toybox.scenes import SCENES
 from training import config as configs
 from training.data.drafts import Draft
@@ -49,7 +49,7 @@ def values(**changes):
 @pytest.fixture
 def parts(house):
     with gr.Blocks():
-        return teach.build(house)
+        return train.build(house)
 
 
 def filled(parts, entries=None, **changes):
@@ -69,19 +69,19 @@ def test_the_form_has_every_field_of_every_method_and_no_code_of_its_own(parts):
 
 
 def test_empty_fields_are_the_presets_and_filled_ones_count(house, parts):
-    plain = teach.trial_config(house, parts, filled(parts))
+    plain = train.trial_config(house, parts, filled(parts))
     assert plain.steps == configs.parse(plain.model_dump() | {"steps": None}).steps
     entries = {"steps": "7", "rank": "4", "flip": "yes", "sample_prompts": "a {subject}\nits {subject}"}
-    changed = teach.trial_config(house, parts, filled(parts, entries))
+    changed = train.trial_config(house, parts, filled(parts, entries))
     assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, True)
     assert changed.sample_prompts == ("a {subject}", "its {subject}")
 
 
 def test_a_reload_brings_every_field_back(house, parts):
     typed = filled(parts, {"steps": "7", "flip": "no"}, mode="YAML", text="steps: 9", several=["lora"])
-    events = teach.FormEvents(house, parts)
+    events = train.FormEvents(house, parts)
     events.keep(Visitor("a"), *typed)
-    assert teach.FormEvents(house, parts).bring_back(Visitor("a")) == typed
+    assert train.FormEvents(house, parts).bring_back(Visitor("a")) == typed
     assert events.bring_back(Visitor("b")) == [gr.skip()] * len(parts.inputs)
 
 
@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_base_that_is_shown(house, parts):
     """Also while the one before it is still in use."""
 
     def shown(base):
-        return teach.FormEvents(house, parts).stand_ins(base, *filled(parts))
+        return train.FormEvents(house, parts).stand_ins(base, *filled(parts))
 
     elsewhere, here = shown("toybox"), shown(house.studio.base)
     house.studio.change("toybox", "cpu")
@@ -97,23 +97,23 @@ def test_defaults_are_those_of_the_base_that_is_shown(house, parts):
 
 
 def test_another_methods_options_do_not_get_in(house, parts):
-    config = teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
+    config = train.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
     assert "alpha" not in config.options
-    assert teach.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="lora")).options["alpha"] == 3
+    assert train.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="lora")).options["alpha"] == 3
 
 
 def test_yaml_says_the_same_as_the_form(house, parts):
-    config = teach.trial_config(house, parts, filled(parts, {"steps": "7"}))
-    text = teach.yaml.safe_dump(teach.editable(config))
-    assert teach.trial_config(house, parts, filled(parts, mode="YAML", text=text)) == config
+    config = train.trial_config(house, parts, filled(parts, {"steps": "7"}))
+    text = train.yaml.safe_dump(train.editable(config))
+    assert train.trial_config(house, parts, filled(parts, mode="YAML", text=text)) == config
     for bad, said in (("steps: [", "can't be read"), ("just words", "no settings"), ("stepz: 3", "stepz")):
         with pytest.raises(ValueError, match=said):
-            teach.trial_config(house, parts, filled(parts, mode="YAML", text=bad))
+            train.trial_config(house, parts, filled(parts, mode="YAML", text=bad))
 
 
 def test_a_look_at_yaml_freezes_nothing(house, parts):
     """What was typed there comes to the form; what the preset said stays the preset's, so another can be chosen."""
-    events, before = teach.FormEvents(house, parts), filled(parts, {"steps": "7"}, method="lora")
+    events, before = train.FormEvents(house, parts), filled(parts, {"steps": "7"}, method="lora")
     shown = events.switch("YAML", *before)[1]["value"]
     text = shown.replace("method: lora", "method: moslora").replace("preset: quick", "preset: best")
     there = [*before[:6], "YAML", text.replace("learning_rate: 0.0001", "learning_rate: 0.01"), *before[8:]]
@@ -127,37 +127,37 @@ def test_a_look_at_yaml_freezes_nothing(house, parts):
 
 
 def test_several_methods_from_yaml_keep_their_own_defaults(house, parts):
-    text = teach.yaml.safe_dump(teach.editable(teach.trial_config(house, parts, filled(parts, method="shoft"))))
+    text = train.yaml.safe_dump(train.editable(train.trial_config(house, parts, filled(parts, method="shoft"))))
     text = text.replace("flip: false", "flip: true")
-    lora, shoft = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "shoft"]))
-    alone = teach.trial_config(house, parts, filled(parts, method="lora"))
+    lora, shoft = train.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "shoft"]))
+    alone = train.trial_config(house, parts, filled(parts, method="lora"))
     assert (lora.learning_rate, lora.weight_decay) == (alone.learning_rate, alone.weight_decay)
     assert shoft.learning_rate != lora.learning_rate and lora.flip and shoft.flip
     text = "method: lora\noptions: {rank: 4, alpha: 8}"
-    lora, hra = teach.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "hra"]))
+    lora, hra = train.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "hra"]))
     assert lora.options["alpha"] == 8 and "alpha" not in hra.options
 
 
 def test_the_captions_that_will_be_used_are_shown(house, parts):
     draft = house.draft(Visitor("ann"))
-    assert teach.show_captions(house, parts, draft, filled(parts))[0] == "", "no photos yet"
+    assert train.show_captions(house, parts, draft, filled(parts))[0] == "", "no photos yet"
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    assert not teach.show_captions(house, parts, draft, filled(parts))[1]["visible"], "nothing to choose yet"
+    assert not train.show_captions(house, parts, draft, filled(parts))[1]["visible"], "nothing to choose yet"
     draft.change("1.jpg", caption="a dog <sitting>")
-    shown, checkbox = teach.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
+    shown, checkbox = train.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
     assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in shown
     assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in shown and "added to 1 of 3 captions" in shown
     assert checkbox["visible"]
     typed = filled(parts, {"caption": "a {subject}!"}, add_trigger=False)
-    shown, checkbox = teach.show_captions(house, parts, draft, typed)
+    shown, checkbox = train.show_captions(house, parts, draft, typed)
     assert checkbox["visible"], "it can be switched on again"
     assert "&quot;a sks dog!&quot;" in shown and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in shown
-    assert not teach.trial_config(house, parts, filled(parts, add_trigger=False)).add_trigger
-    assert teach.show_captions(house, parts, draft, filled(parts, noun=""))[0] == ""
+    assert not train.trial_config(house, parts, filled(parts, add_trigger=False)).add_trigger
+    assert train.show_captions(house, parts, draft, filled(parts, noun=""))[0] == ""
 
 
 def test_yaml_cannot_read_other_peoples_files(house, parts):
-    config = teach.trial_config(house, parts, filled(parts, mode="YAML", text="photos: [/etc]\nbase: /etc\nsteps: 3"))
+    config = train.trial_config(house, parts, filled(parts, mode="YAML", text="photos: [/etc]\nbase: /etc\nsteps: 3"))
     assert [str(photo) for photo in config.photos] == ["."] and config.base.endswith("tiny-sd") and config.steps == 3
 
 
@@ -166,11 +166,11 @@ def test_yaml_cannot_read_other_peoples_files(house, parts):
 def test_what_is_missing_is_said_before_anything_is_written(house, parts, tmp_path, changes, said):
     draft = Draft(tmp_path / "draft")
     with pytest.raises(ValueError, match="No photos yet"):
-        teach.teach(house, parts, draft, house.studio.base, filled(parts))
+        train.teach(house, parts, draft, house.studio.base, filled(parts))
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
     before = sorted(house.output.rglob("*"))
     with pytest.raises(ValueError, match=said):
-        teach.teach(house, parts, draft, house.studio.base, filled(parts, **changes))
+        train.teach(house, parts, draft, house.studio.base, filled(parts, **changes))
     assert sorted(house.output.rglob("*")) == before
 
 
@@ -178,30 +178,30 @@ def test_minutes_and_memory_are_said_before_the_start(house, parts):
     """Never guessed: what no measurement is known of says when it will be measured."""
 
     def told(**changes):
-        return teach.predict(house, parts, 5, filled(parts, **changes), measure=False)
+        return train.predict(house, parts, 5, filled(parts, **changes), measure=False)
 
     assert told()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
     place = (
         house.output
         / ".queue"
         / "calibrations"
-        / f"{calibration.costs(teach.plan(house, parts, filled(parts))[0])}.json"
+        / f"{calibration.costs(train.plan(house, parts, filled(parts))[0])}.json"
     )
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     labels, text = told()
-    steps = teach.plan(house, parts, filled(parts))[0].steps
-    assert f"About <b>{teach.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
-    assert ("Quick · " + teach.in_minutes(60 + steps), "quick") in labels["choices"]
+    steps = train.plan(house, parts, filled(parts))[0].steps
+    assert f"About <b>{train.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
+    assert ("Quick · " + train.in_minutes(60 + steps), "quick") in labels["choices"]
     place.write_text(json.dumps({"error": "it needs 40 GB"}))
     assert "run here: it needs 40 GB" in told()[1]
 
 
 def test_several_methods_are_one_run_each_at_a_matched_size(house, parts):
-    plans = teach.plan(house, parts, filled(parts, {"rank": "4"}, method="lora", several=["lora", "hra"]))
+    plans = train.plan(house, parts, filled(parts, {"rank": "4"}, method="lora", several=["lora", "hra"]))
     assert [config.method for config in plans] == ["lora", "hra"] and plans[0].options["rank"] == 4
-    shapes = teach.budget.layer_shapes(house.studio.pipe, plans[0])
-    sizes = [teach.budget.count(config.method, config.options, shapes) for config in plans]
+    shapes = train.budget.layer_shapes(house.studio.pipe, plans[0])
+    sizes = [train.budget.count(config.method, config.options, shapes) for config in plans]
     assert max(sizes) / min(sizes) < 1.3 and plans[1].options["rank"] > 4
 
 
@@ -209,9 +209,9 @@ def test_photos_show_their_faults_and_their_crop(house, tmp_path):
     draft = Draft(tmp_path / "draft")
     photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
     draft.add([photos[0], photos[1], photos[0]])
-    thumbs, remarks = teach.show_photos(draft, 64, "1.jpg")
+    thumbs, remarks = train.show_photos(draft, 64, "1.jpg")
     assert thumbs.count("<img") == 3 and "twice" in thumbs and "same file as" in remarks
-    assert thumbs.count('class="thumb on"') == 1 and "data:image" in teach.show_whole(draft, 64, "0.jpg")
+    assert thumbs.count('class="thumb on"') == 1 and "data:image" in train.show_whole(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbs + remarks
 
 
@@ -219,32 +219,32 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
     """All visitors share it: a change reaches the others, and who has not seen it yet teaches nothing on it."""
     draft, before = Draft(tmp_path / "draft"), house.studio.base
     draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    seen = strip.look(house, None)[-1]
-    assert strip.look(house, seen) == (gr.skip(),) * 5
+    seen = status_bar.look(house, None)[-1]
+    assert status_bar.look(house, seen) == (gr.skip(),) * 5
     house.studio.change("elsewhere/other-sd", "cpu")
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
-        teach.teach(house, parts, draft, before, filled(parts))
+        train.teach(house, parts, draft, before, filled(parts))
     assert not (house.output / "New").exists()
-    _, _, told, device, seen = strip.look(house, seen)
+    _, _, told, device, seen = status_bar.look(house, seen)
     assert device == gr.skip() and told["value"] == "elsewhere/other-sd"
     Run(house.output / "Rex").write_state("running", 3, 6)
-    line, _, *told, _ = strip.look(house, seen)
+    line, _, *told, _ = status_bar.look(house, seen)
     assert "broke off" in line and told == [gr.skip()] * 2, "a menu that is open is left alone while a run goes on"
 
 
 def test_the_device_is_shown_and_runs_start_on_the_one_that_is_chosen(house, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "devices", lambda: ["cuda", "cpu"])
-    *_, (_, _, shown) = strip.look(house, None)
+    *_, (_, _, shown) = status_bar.look(house, None)
     assert shown == "cpu", "as the app was told"
-    seen = strip.look(house, None)[-1]
+    seen = status_bar.look(house, None)[-1]
     house.studio.change(house.studio.base, "cuda")
-    assert strip.look(house, seen)[3]["value"] == "cuda"
-    assert teach.given_values(house, parts, filled(parts))["device"] == "cuda"
+    assert status_bar.look(house, seen)[3]["value"] == "cuda"
+    assert train.given_values(house, parts, filled(parts))["device"] == "cuda"
     assert not house.studio.loaded
 
 
 def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
-    ann, events = Visitor("ann"), teach.PhotoEvents(house)
+    ann, events = Visitor("ann"), train.PhotoEvents(house)
     house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
     events.cut("1.jpg", 2, 0.25, 0.75, ann)
     picked, _, _, _, *sliders = events.pick(gr.EventData(None, {"file": "1.jpg"}), ann)[:7]
@@ -254,7 +254,7 @@ def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house)
 
 
 def test_what_comes_late_for_a_photo_that_is_gone_touches_no_other(house):
-    ann, events = Visitor("ann"), teach.PhotoEvents(house)
+    ann, events = Visitor("ann"), train.PhotoEvents(house)
     house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
     events.remove("0.jpg", ann)
     events.describe("0.jpg", "late", ann)
@@ -297,7 +297,7 @@ def test_badges_and_bars_are_told_to_who_cannot_see_them(house, tmp_path):
     draft = Draft(tmp_path / "draft")
     photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
     draft.add([photos[0], photos[1], photos[0]])
-    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', teach.show_photos(draft, 64)[0])
+    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', train.show_photos(draft, 64)[0])
     assert 'aria-label="Rex learning"' in html.bar(0.5, "Rex learning")
 
 
@@ -339,19 +339,19 @@ def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(hous
 def test_a_dead_run_is_found_and_offered(house):
     Run(house.output / "Rex").write_state("running", 3, 6)
     jobs = house.queue.jobs()
-    assert "broke off" in strip.running_line(house, jobs) and 'data-do="resume"' in strip.running_line(house, jobs)
+    assert "broke off" in status_bar.running_line(house, jobs) and 'data-do="resume"' in status_bar.running_line(house, jobs)
     assert "Resume goes on" in run_view.look(house, "Rex", None)[0]
 
 
 def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypatch):
     with pytest.raises(ValueError, match="is finished"):
-        strip.do(house, "delete", "Rex")
+        status_bar.do(house, "delete", "Rex")
     run = Run(house.output / "Rex")
     run.adapter.unlink()
     run.write_state("failed", 3, 6, reason="the loss became nan")
-    assert 'data-do="delete"' in strip.runs_table(house.queue.jobs())
+    assert 'data-do="delete"' in status_bar.runs_table(house.queue.jobs())
     monkeypatch.chdir(house.output.parent)
-    strip.do(House(Path(house.output.name), house.studio, house.bases), "delete", "Rex")  # as `make app` names it
+    status_bar.do(House(Path(house.output.name), house.studio, house.bases), "delete", "Rex")  # as `make app` names it
     assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
     (key,) = adapters.binned(house.output)
     adapters.restore(key, house.output)
@@ -373,28 +373,28 @@ def wish(**changes):
     given = {"adapters": ["Rex/Rex.safetensors"], "prompt": "a dog in the snow", "count": 2, "seed": 5, "lock": True,
              "negative": "", "steps": 3, "guidance": None, "scheduler": "ddim", "width": None, "height": None,
              "strengths": [1.0]} | changes  # fmt: skip
-    return create.Wish(**given)
+    return generate.Wish(**given)
 
 
 def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
     settings = {"negative": "fog", "guidance": 2.0, "scheduler": "euler", "width": 32, "height": 16}
-    news = list(create.draw(house, wish(**settings), threading.Event()))
+    news = list(generate.draw(house, wish(**settings), threading.Event()))
     assert len(news) > 1 and news[-1][1] == 1.0
-    files = create.keep(list(news[-1][0].values()), tmp_path)
+    files = generate.keep(list(news[-1][0].values()), tmp_path)
     made = read_png(files[0])
     assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
     said = {"negative": "negative_prompt", "guidance": "guidance_scale"}
     assert {name: made[said.get(name, name)] for name in settings} == settings
-    assert create._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
-    another = create._fill(house, create._for_another(house, made))
+    assert generate._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
+    another = generate._fill(house, generate._for_another(house, made))
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
 
 
 def test_words_that_are_encoded_apart_are_named_with_the_pictures(house, tmp_path):
     prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
-    pictures, _ = list(create.draw(house, wish(adapters=[], prompt=prompt), threading.Event()))[-1]
-    create.keep(list(pictures.values()), house.own(Visitor("a")) / "pictures")
-    assert "“the deep snow”" in create.show_stage(house, Visitor("a"))
+    pictures, _ = list(generate.draw(house, wish(adapters=[], prompt=prompt), threading.Event()))[-1]
+    generate.keep(list(pictures.values()), house.own(Visitor("a")) / "pictures")
+    assert "“the deep snow”" in generate.show_stage(house, Visitor("a"))
     plan = compared(house, prompts=prompt, seeds=1)
     compare.keep(list(compare.draw(house, plan, threading.Event()))[-1], tmp_path)
     again = compare.load(tmp_path)
@@ -403,21 +403,21 @@ def test_words_that_are_encoded_apart_are_named_with_the_pictures(house, tmp_pat
 
 def test_every_adapter_keeps_its_own_strength(house):
     with gr.Blocks():
-        events = create.Events(house, create.build(house))
+        events = generate.Events(house, generate.build(house))
     rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
     *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
     assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
     made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
             "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
-    filled_in = create._fill(house, made)
+    filled_in = generate._fill(house, made)
     assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
 
 
 def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(house, tmp_path):
     labels = dict(house.adapter_choices())
     assert list(labels) == ["Rex", "Rex step 3", "Rex step 6"]
-    pictures, _ = list(create.draw(house, wish(adapters=[labels["Rex step 3"]]), threading.Event()))[-1]
-    (file, _) = create.keep(list(pictures.values()), tmp_path)
+    pictures, _ = list(generate.draw(house, wish(adapters=[labels["Rex step 3"]]), threading.Event()))[-1]
+    (file, _) = generate.keep(list(pictures.values()), tmp_path)
     assert read_png(file)["adapters"] == {"Rex step 3": 1.0}
 
 
@@ -434,17 +434,17 @@ def test_keys_from_the_page_cannot_leave_the_outputs_folder(house, key):
 
 def test_an_empty_prompt_and_an_odd_size_are_explained(house):
     with pytest.raises(ValueError, match="Say what to draw"):
-        list(create.draw(house, wish(adapters=[], prompt=" "), threading.Event()))
+        list(generate.draw(house, wish(adapters=[], prompt=" "), threading.Event()))
     with pytest.raises(ValueError, match="multiples of"):
-        list(create.draw(house, wish(width=33), threading.Event()))
+        list(generate.draw(house, wish(width=33), threading.Event()))
 
 
 def test_a_stop_reaches_what_still_waits_for_the_device(house):
     with gr.Blocks():
-        events = create.Events(house, create.build(house))
+        events = generate.Events(house, generate.build(house))
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
-    pictures, _ = list(create.draw(house, wish(count=1), threading.Event()))[-1]
-    create.keep(list(pictures.values()), house.own(ann) / "pictures")
+    pictures, _ = list(generate.draw(house, wish(count=1), threading.Event()))[-1]
+    generate.keep(list(pictures.values()), house.own(ann) / "pictures")
     assert "waiting for the device" in events.ready(ann, *values), "said at once, not when its turn comes"
     with pytest.raises(gr.Error, match="under way"):
         events.ready(ann, *values)
@@ -682,4 +682,4 @@ def test_photos_belong_to_who_gave_them(house):
 
 def test_every_idea_for_a_prompt_is_a_scene_that_toybox_knows() -> None:
     """The embedded base draws nothing sensible of any other."""
-    assert set(create.IDEAS) <= set(SCENES)
+    assert set(generate.IDEAS) <= set(SCENES)

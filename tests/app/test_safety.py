@@ -11,8 +11,8 @@ from conftest import ROOT
 from serving import serving
 
 from app.cli import main
-from app.page import guard, logins
-from app.page.house import COOKIE
+from app.web import guard, logins
+from app.web.context import COOKIE
 
 PASSWORD = "correct horse"
 
@@ -57,7 +57,7 @@ def test_others_are_not_let_in_by_accident(flags, said, capsys, tmp_path, monkey
 
 
 def test_the_environment_cannot_open_it(tmp_path, monkeypatch):
-    from app.page.server import prepare_surroundings
+    from app.web.server import prepare_surroundings
 
     monkeypatch.setenv("GRADIO_SHARE", "True")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")

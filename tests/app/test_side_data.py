@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image, PngImagePlugin
 
-from app.page import compare, create, logins, run_view, strip
+from app.web import compare, generate, logins, run_view, status_bar
 from hra_diffusion.comparison.compare import Column, compare
 from hra_diffusion.generation.sampling import PNG_KEY, Settings
 from training.runs.run_folder import Run
@@ -44,7 +44,7 @@ def test_a_damaged_picture_is_left_out_of_the_stage(house):
     Image.new("RGB", (40, 40), "red").save(folder / "00000-a.png", pnginfo=info)
     (folder / "00001-b.png").write_bytes(b"")
     (folder / "00002-c.png").write_bytes((folder / "00000-a.png").read_bytes()[:50])
-    shown = create.show_stage(house, Visitor())
+    shown = generate.show_stage(house, Visitor())
     assert shown.count("<figure") == 1 and "00000-a.png" in shown
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_comparison_says_so_and_the_tab_opens(house, compared, file, c
 @pytest.mark.parametrize("content", [b"", b'{"na', b"\0\0"])
 def test_the_page_shows_every_run_whatever_became_of_its_files(house, file, content):
     (house.output / "Rex" / file).write_bytes(content)
-    strip.look(house, None)
+    status_bar.look(house, None)
     run_view.look(house, "Rex", None)
     assert [job.run.name for job in house.queue.jobs()] == ["Rex"]
     assert compare.photos_of(Run(house.output / "Rex").adapter, 64)
@@ -93,9 +93,9 @@ def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(house):
     run.write_state("running", 2, 6)
     with run.locked():
         (run.folder / "config.yaml").write_text("")
-        assert "Rex" in strip.look(house, None)[0]
+        assert "Rex" in status_bar.look(house, None)[0]
 
 
 @pytest.mark.parametrize("base", [r"C:\models\sd15.safetensors", "/models/sd15.safetensors", "someone/sd15"])
 def test_a_base_is_shown_without_its_path(base):
-    assert strip.base_name(base) == "sd15"
+    assert status_bar.base_name(base) == "sd15"

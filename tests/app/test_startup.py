@@ -8,8 +8,8 @@ from conftest import ROOT
 
 def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     code = (
-        "import sys, pathlib; from app.page import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
-        "from app.page.blocks import build; from app.page.house import House; from hra_diffusion.studio import Studio\n"
+        "import sys, pathlib; from app.web import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
+        "from app.web.blocks import build; from app.web.context import House; from app.inference_session import Studio\n"
         "build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
     )
@@ -31,7 +31,7 @@ def test_no_commands_help_waits_for_the_heavy_libraries():
 def test_who_draws_while_the_page_warms_up_waits_for_the_libraries():
     """Two threads that import transformers at the same time see it half made."""
     code = (
-        "import threading; from app.page.server import _warm; from hra_diffusion.studio import Studio\n"
+        "import threading; from app.web.server import _warm; from app.inference_session import Studio\n"
         "studio = Studio('toybox'); warming = threading.Thread(target=_warm, args=(studio,)); warming.start()\n"
         "print(type(studio.pipe).__name__); warming.join()"
     )

@@ -12,10 +12,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.compare import for_every_subject
-from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
-from app.page.html import bar, button, empty, note, picture, served
-from app.page.theme import CLICKS
+from app.inference_session import Cancelled, Preview
+from app.web.compare import for_every_subject
+from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.web.html import bar, button, empty, note, picture, served
+from app.web.theme import CLICKS
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
@@ -31,7 +32,6 @@ from hra_diffusion.generation.sampling import (
     slug,
     with_subject,
 )
-from hra_diffusion.studio import Cancelled, Preview
 
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
 LARGEST = 2048

@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import MINE, QUIET, House, changed, clicked, plainly
-from app.page.html import badge, bar, button, empty, facts, loss_plot, note, picture
-from app.page.strip import WORDS, do, standing
-from app.page.theme import CLICKS
+from app.web.context import MINE, QUIET, House, changed, clicked, plainly
+from app.web.html import badge, bar, button, empty, facts, loss_plot, note, picture
+from app.web.status_bar import WORDS, do, standing
+from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.comparison.compare import told as figures
 from hra_diffusion.errors import UserError

@@ -16,9 +16,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.page.house import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
-from app.page.html import bar, button, empty, note, picture, served
-from app.page.theme import CLICKS
+from app.inference_session import Cancelled, Preview
+from app.web.context import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.web.html import bar, button, empty, note, picture, served
+from app.web.theme import CLICKS
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison.compare import (
@@ -38,7 +39,6 @@ from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
 from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
-from hra_diffusion.studio import Cancelled, Preview
 from training.runs.run_folder import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import HIDDEN, QUIET, House, changed, clicked, plainly
-from app.page.html import badge, bar, button
-from app.page.theme import CLICKS
+from app.web.context import HIDDEN, QUIET, House, changed, clicked, plainly
+from app.web.html import badge, bar, button
+from app.web.theme import CLICKS
 from hra_diffusion import pipeline
 from hra_diffusion.errors import UserError
 from training.runs.queue import OVER, Job

@@ -10,16 +10,16 @@ from typing import Any
 
 import gradio as gr
 
-from app.page.house import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, clicked, plainly
-from app.page.html import badge, button, empty, facts, note, picture
-from app.page.theme import CLICKS
+from app.inference_session import import_libraries
+from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, clicked, plainly
+from app.web.html import badge, button, empty, facts, note, picture
+from app.web.theme import CLICKS
 from hra_diffusion import library
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
-from hra_diffusion.studio import import_libraries
 from training.runs.run_folder import run_folder
 
 OWN = "own"

@@ -4,26 +4,26 @@ from typing import Any
 
 import gradio as gr
 
-from app.page import compare, create, library, strip, teach
-from app.page.house import House
+from app.web import compare, generate, library, status_bar, train
+from app.web.context import House
 
 
 def build(house: House) -> Any:
     """The page's blocks."""
     with gr.Blocks(title="hra-diffusion", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        top = strip.build(house)
+        top = status_bar.build(house)
         with gr.Tabs(selected="teach") as tabs:
             with gr.Tab("Teach", id="teach"):
-                teaching = teach.build(house)
+                teaching = train.build(house)
             with gr.Tab("Create", id="create") as create_tab:
-                creating = create.build(house)
+                creating = generate.build(house)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 comparing = compare.build(house)
             with gr.Tab("Library", id="library") as library_tab:
                 keeping = library.build(house)
-        strip.connect(house, page, top, teaching)
-        teach.connect(house, page, tabs, teaching, top, creating, comparing)
-        create.connect(house, page, create_tab, tabs, creating, comparing)
+        status_bar.connect(house, page, top, teaching)
+        train.connect(house, page, tabs, teaching, top, creating, comparing)
+        generate.connect(house, page, create_tab, tabs, creating, comparing)
         compare.connect(house, page, compare_tab, comparing)
         library.connect(house, page, library_tab, tabs, keeping, creating)
     return page

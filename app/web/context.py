@@ -16,12 +16,12 @@ from typing import Any
 
 import gradio as gr
 
+from app.inference_session import Studio
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Settings, complete
-from hra_diffusion.studio import Studio
 from training.data.drafts import Draft
 from training.data.photos import MIN_SIDE
 from training.runs.queue import Queue

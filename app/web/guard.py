@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.requests import cookie_parser
 
-from app.page.house import COOKIE
+from app.web.context import COOKIE
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

@@ -8,10 +8,10 @@ import torch
 from conftest import stir, tiny_pipe
 
 import hra_diffusion as hra
+from app.inference_session import Cancelled, Preview, Result, Studio
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.sampling import with_subject
-from hra_diffusion.studio import Cancelled, Preview, Result, Studio
 
 
 @pytest.fixture

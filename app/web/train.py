@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 import yaml
 
-from app.page import form, run_view
-from app.page.house import HIDDEN, MINE, QUIET, House, changed, clicked, plainly
-from app.page.html import badge, note, picture, title
-from app.page.strip import base_name
-from app.page.theme import CLICKS
+from app.web import form, run_view
+from app.web.context import HIDDEN, MINE, QUIET, House, changed, clicked, plainly
+from app.web.html import badge, note, picture, title
+from app.web.status_bar import base_name
+from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 from hra_diffusion.pipeline import ASSETS, TOYBOX

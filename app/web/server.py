@@ -44,11 +44,11 @@ def serve(
     """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
     gc.disable()  # until all is imported: looking for garbage there takes a seventh of the wait and finds none
     prepare_surroundings(output)
-    from app.page.blocks import build
-    from app.page.house import House
+    from app.inference_session import Studio
+    from app.web.blocks import build
+    from app.web.context import House
     from hra_diffusion import library
     from hra_diffusion.files import make_folder
-    from hra_diffusion.studio import Studio
 
     make_folder(output)
     library.empty_bin(output)
@@ -70,8 +70,8 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
     """Answer at this address. Raises UserError if that can't be."""
     from starlette.middleware import Middleware
 
-    from app.page import logins, theme
-    from app.page.guard import Guard
+    from app.web import logins, theme
+    from app.web.guard import Guard
     from hra_diffusion.errors import UserError
 
     hosts = None if share or host not in LOOPBACK else LOOPBACK
@@ -107,10 +107,10 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
 
 def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
+    from app.inference_session import import_libraries
     from hra_diffusion.errors import UserError
     from hra_diffusion.models.prompts import PromptWarning
     from hra_diffusion.pipeline import hide_loading_bars
-    from hra_diffusion.studio import import_libraries
 
     warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures
     try:
