@@ -136,7 +136,7 @@ def train(barrier: Any, seconds: float) -> float:
 def draw(barrier: Any, seconds: float) -> float:
     """Pictures per second of the drawing that the page does."""
     from hra_diffusion import pipeline
-    from hra_diffusion.generation.sampling import sampling
+    from hra_diffusion.generation import sampling
 
     settings = sampling.Settings()
     window = Window(barrier, seconds, WARM_UP * settings.steps)

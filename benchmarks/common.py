@@ -26,7 +26,7 @@ from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
 from training.data.photos import ingest
-from training.memory.savings import measure
+from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
 from training.session import Clock, Session, make_accelerator, set_up

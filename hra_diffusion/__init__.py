@@ -47,17 +47,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attach": ("attachment", "attach"),
-    "detach": ("attachment", "detach"),
-    "Column": ("comparison", "Column"),
-    "Comparison": ("comparison", "Comparison"),
-    "compare": ("comparison", "compare"),
-    "save_comparison": ("comparison", "save"),
-    "Request": ("generation", "Request"),
-    "Settings": ("generation", "Settings"),
-    "draw": ("generation", "draw"),
-    "generate": ("generation", "generate"),
-    "save_png": ("generation", "save_png"),
+    "attach": ("adapters.attachment", "attach"),
+    "detach": ("adapters.attachment", "detach"),
+    "Column": ("comparison.compare", "Column"),
+    "Comparison": ("comparison.compare", "Comparison"),
+    "compare": ("comparison.compare", "compare"),
+    "save_comparison": ("comparison.compare", "save"),
+    "Request": ("generation.sampling", "Request"),
+    "Settings": ("generation.sampling", "Settings"),
+    "draw": ("generation.sampling", "draw"),
+    "generate": ("generation.sampling", "generate"),
+    "save_png": ("generation.sampling", "save_png"),
     "export": ("interop", "export"),
     "import_adapter": ("interop", "import_adapter"),
     "activate": ("pipeline", "activate"),
@@ -69,8 +69,8 @@ _HOMES = {
     "save": ("pipeline", "save"),
     "unload": ("pipeline", "unload"),
     "unmerge": ("pipeline", "unmerge"),
-    "get_method": ("registry", "get"),
-    "method_names": ("registry", "names"),
+    "get_method": ("adapters.registry", "get"),
+    "method_names": ("adapters.registry", "names"),
 }
 
 

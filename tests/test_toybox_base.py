@@ -13,7 +13,8 @@ from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.pipeline import ASSETS
 from training import config as configs
 from training.loop import train
-from training.runs.run_folder import Run, progress
+from training.runs import progress
+from training.runs.run_folder import Run
 
 FOLDER = ASSETS / "toybox"
 SEEDS = 4

@@ -32,8 +32,8 @@ from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
 from training.data.photos import Album, find_photos, ingest
+from training.memory import fit, savings
 from training.memory.measure import forget_peak
-from training.memory.savings import fit, savings
 from training.runs.checkpoint import averaged, keep, restore_latest, write_adapter
 from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.runs.run_folder import Run
@@ -125,7 +125,10 @@ def train(
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album, config = moved_photos.ingest_kept(photos, run, config, size), moved_photos.with_present_paths(config, photos, run)
+            album, config = (
+                moved_photos.ingest_kept(photos, run, config, size),
+                moved_photos.with_present_paths(config, photos, run),
+            )
         else:
             album = ingest(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))

@@ -209,9 +209,9 @@ def cache_examples(
     with clock.phase("cache"):
         photos = encode(pipe, images, captions, config.flip, embed, photo_ids)
         prompts = [class_images.class_prompt(config.class_noun)] * len(class_pictures)
-        class_images = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
+        class_examples = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
     park(pipe, config)
-    return photos, class_images
+    return photos, class_examples
 
 
 def text_notes(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:

@@ -18,10 +18,10 @@ from hra_diffusion.generation.sampling import Request, Settings, draw
 from hra_diffusion.pipeline import TOYBOX
 from training import config as configs
 from training.config import TrainConfig
-from training.memory.savings import measure
+from training.memory import measure
+from training.runs import calibration
 from training.runs.calibration import Calibration
 from training.runs.queue import held
-from training.runs.run_folder import calibration
 
 PHOTOS = 5
 FLOOR, PICTURE = "base alone", "a picture"

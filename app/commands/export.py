@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # takes seconds, and --help waits for none
     from hra_diffusion.interop import compatibility
-    from training.runs.run_folder import run_folder
+    from training.runs import run_folder
 
     pipe, watch = load_base(arguments), Stopwatch()
     ((file, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
@@ -35,7 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
     notes = compatibility.notes(pipe, info.name, done)
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]
-    facts = [{"program": row.program, "loads": compatibility.verdict(done, row), "how": row.how} for row in compatibility.rows(done)]
+    facts = [
+        {"program": row.program, "loads": compatibility.verdict(done, row), "how": row.how}
+        for row in compatibility.rows(done)
+    ]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
     written |= {"loads": facts, "notes": notes, "seconds": watch.seconds}
     say(arguments, "\n".join([*lines, "", *notes, *compatibility.advice(info)]), written)

@@ -15,9 +15,9 @@ from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.photos import read_captions
+from training.runs import run_folder
 from training.runs.events import Bar, Event, Listener, Plan, print_json
 from training.runs.progress import PHASES
-from training.runs.run_folder import run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Tell the listeners what a run would take, and start none."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.memory.savings import fit
+    from training.memory import fit
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:

@@ -22,6 +22,7 @@ from app.web.html import bar, button, empty, note, picture, served
 from app.web.theme import CLICKS
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
+from hra_diffusion.comparison import report, votes
 from hra_diffusion.comparison.compare import (
     BASE,
     PHOTO_SIDE,
@@ -30,10 +31,8 @@ from hra_diffusion.comparison.compare import (
     compare,
     drift_pairs,
     load,
-    report,
     save,
     told,
-    votes,
 )
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError

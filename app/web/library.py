@@ -20,7 +20,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, rea
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
-from training.runs.run_folder import run_folder
+from training.runs import run_folder
 
 OWN = "own"
 EXPORTS = {
@@ -376,7 +376,12 @@ def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | N
         done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
         notes = compatibility.notes(house.studio.pipe, info.name, done)
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
-    return packed, [f"Written: {done.shape}. What loads it:", *compatibility.lines(done), *notes, *compatibility.advice(info)]
+    return packed, [
+        f"Written: {done.shape}. What loads it:",
+        *compatibility.lines(done),
+        *notes,
+        *compatibility.advice(info),
+    ]
 
 
 def require_idle(house: House, key: str) -> None:

@@ -18,9 +18,9 @@ from hra_diffusion.errors import UserError
 from training import config as configs
 from training import scoring
 from training.config import TrainConfig
-from training.memory.savings import advice
+from training.memory import advice
+from training.runs import progress
 from training.runs.queue import OVER, Job
-from training.runs.run_folder import progress
 
 
 @dataclass

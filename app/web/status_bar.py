@@ -13,8 +13,8 @@ from app.web.html import badge, bar, button
 from app.web.theme import CLICKS
 from hra_diffusion import pipeline
 from hra_diffusion.errors import UserError
+from training.runs import progress
 from training.runs.queue import OVER, Job
-from training.runs.run_folder import progress
 
 Seen = tuple[str, str, str]
 """What a visitor has been shown: the runs' signature, the base and the device."""

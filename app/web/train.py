@@ -24,8 +24,8 @@ from training.data.captions import final_captions
 from training.data.drafts import Draft, free_album, zoom_of, zoomed
 from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
 from training.presets import PRESETS
+from training.runs import calibration
 from training.runs.events import caption_lines
-from training.runs.run_folder import calibration
 
 BADGES = {
     "blurred": "blurred",

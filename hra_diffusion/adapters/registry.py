@@ -1,4 +1,4 @@
-"""The adapter methods by name. A new method is one file in ``hra_diffusion/adapters/methods`` that calls ``register``."""
+"""The adapter methods by name. A new method is one file in ``adapters/methods`` that calls ``register``."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

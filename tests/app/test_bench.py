@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from app.cli import main
 from app.commands import bench
-from training.runs.run_folder import calibration
+from training.runs import calibration
 
 
 def test_a_table_in_json_that_predictions_use(base_folder, tmp_path, capsys):

@@ -22,12 +22,13 @@ from hra_diffusion import library as adapters
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
-from hra_diffusion.comparison.compare import report
+from hra_diffusion.comparison import report
 from hra_diffusion.generation.sampling import read_png
 from toybox.scenes import SCENES
 from training import config as configs
 from training.data.drafts import Draft
-from training.runs.run_folder import Run, calibration
+from training.runs import calibration
+from training.runs.run_folder import Run
 
 
 class Visitor:
@@ -339,7 +340,9 @@ def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(hous
 def test_a_dead_run_is_found_and_offered(house):
     Run(house.output / "Rex").write_state("running", 3, 6)
     jobs = house.queue.jobs()
-    assert "broke off" in status_bar.running_line(house, jobs) and 'data-do="resume"' in status_bar.running_line(house, jobs)
+    assert "broke off" in status_bar.running_line(house, jobs) and 'data-do="resume"' in status_bar.running_line(
+        house, jobs
+    )
     assert "Resume goes on" in run_view.look(house, "Rex", None)[0]
 
 
@@ -553,7 +556,7 @@ def test_the_library_shows_searches_renames_and_bins(house):
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
     places = library.show_places(read_info(house.file("Rex/Rex.safetensors")))
     assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
-    from training.runs.run_folder import run_folder
+    from training.runs import run_folder
 
     path = run_folder.rename(house.file("Rex/Rex.safetensors"), "Max")
     assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished

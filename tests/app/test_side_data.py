@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image, PngImagePlugin
 
-from app.web import compare, generate, logins, run_view, status_bar
+from app.web import compare as compare_tab
+from app.web import generate, logins, run_view, status_bar
 from hra_diffusion.comparison.compare import Column, compare
 from hra_diffusion.generation.sampling import PNG_KEY, Settings
 from training.runs.run_folder import Run
@@ -53,20 +54,20 @@ def compared(house, pipe):
     """A comparison of this visitor's, as the tab keeps it."""
     folder = house.own(Visitor()) / "compare" / "0001"
     photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
-    done = compare.compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
-    compare.keep(done, folder)
+    done = compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
+    compare_tab.keep(done, folder)
     return folder
 
 
 def bring_back(house):
     parts = SimpleNamespace(shown=[None] * 10)
-    return compare.Events(house, parts).bring_back(Visitor())
+    return compare_tab.Events(house, parts).bring_back(Visitor())
 
 
 def test_a_comparison_without_one_of_its_photos_is_shown(house, compared):
     (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
     assert bring_back(house)[0].count("<img") == 4
-    assert len(compare.load(compared).photos) == 1
+    assert len(compare_tab.load(compared).photos) == 1
 
 
 @pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])
@@ -85,7 +86,7 @@ def test_the_page_shows_every_run_whatever_became_of_its_files(house, file, cont
     status_bar.look(house, None)
     run_view.look(house, "Rex", None)
     assert [job.run.name for job in house.queue.jobs()] == ["Rex"]
-    assert compare.photos_of(Run(house.output / "Rex").adapter, 64)
+    assert compare_tab.photos_of(Run(house.output / "Rex").adapter, 64)
 
 
 def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(house):

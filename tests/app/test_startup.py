@@ -9,7 +9,8 @@ from conftest import ROOT
 def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     code = (
         "import sys, pathlib; from app.web import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
-        "from app.web.blocks import build; from app.web.context import House; from app.inference_session import Studio\n"
+        "from app.web.blocks import build\n"
+        "from app.web.context import House; from app.inference_session import Studio\n"
         "build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
     )

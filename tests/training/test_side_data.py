@@ -12,7 +12,7 @@ from conftest import StopAfter, save_photos, tiny_pipe, weights
 from PIL import Image
 from windows import PEAK, windows  # noqa: F401 (a fixture)
 
-from hra_diffusion.comparison.compare import votes
+from hra_diffusion.comparison import votes
 from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import PictureError
 from training import config as configs
@@ -20,11 +20,12 @@ from training import scoring
 from training.data.class_images import class_images
 from training.data.drafts import Draft
 from training.loop import train
-from training.memory.savings import measure
+from training.memory import measure
+from training.runs import calibration, progress, queue
 from training.runs.calibration import Calibration
 from training.runs.events import Notice
 from training.runs.queue import Queue
-from training.runs.run_folder import Run, calibration, progress, queue
+from training.runs.run_folder import Run
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}
 LEAN = {"method": "lora", "prior_weight": 0, "train_text_encoder": False, "sample_prompts": []}

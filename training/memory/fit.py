@@ -11,8 +11,8 @@ from hra_diffusion.libraries import bitsandbytes_installed
 from hra_diffusion.pipeline import computes_bfloat16
 from training.config import TrainConfig
 from training.memory.footprint import GIB, Footprint, Known, footprint
+from training.runs import calibration
 from training.runs.events import Listener, Notice, Plan
-from training.runs.run_folder import calibration
 
 WORTH = 0.05
 """A choice is made only if it brings the run nearer to its limit by this part of what is missing."""

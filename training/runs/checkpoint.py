@@ -14,8 +14,9 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 from training.memory.measure import peak_memory
+from training.runs import run_folder
 from training.runs.events import Checkpoint, Notice
-from training.runs.run_folder import RunError, run_folder
+from training.runs.run_folder import RunError
 from training.session import Session
 
 

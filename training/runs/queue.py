@@ -319,7 +319,7 @@ def _cause(code: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m training.runs.queue OUTPUT`` works the queue; with a NAME it trains that run. Returns the exit code."""
+    """``python -m training.runs.queue OUTPUT`` works the queue; with NAME it trains that run. Returns the exit code."""
     output = Path(arguments[0])
     if len(arguments) == 1:
         Queue(output).work()

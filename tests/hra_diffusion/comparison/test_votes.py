@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion.comparison.compare import report, votes
+from hra_diffusion.comparison import report, votes
 from hra_diffusion.comparison.votes import Vote
 
 

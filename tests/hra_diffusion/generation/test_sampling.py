@@ -9,16 +9,8 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison.compare import Column, compare
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import (
-    PictureError,
-    Request,
-    Settings,
-    draw,
-    generate,
-    read_png,
-    sampling,
-    save_png,
-)
+from hra_diffusion.generation import sampling
+from hra_diffusion.generation.sampling import PictureError, Request, Settings, draw, generate, read_png, save_png
 from hra_diffusion.models import noise
 
 FEW = Settings(steps=4)

@@ -77,7 +77,9 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
-        (method, format): compatibility.wrong_in(method, format) for method in registry.names() for format in interop.FORMATS
+        (method, format): compatibility.wrong_in(method, format)
+        for method in registry.names()
+        for format in interop.FORMATS
     }
     assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
     assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
@@ -94,7 +96,9 @@ def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
     pipe, _ = adapted("sd", method)
     places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
     done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
-    assert sorted((row for one in done for row in compatibility.rows(one)), key=TABLE.index) == compatibility.foreseen(method)
+    assert sorted((row for one in done for row in compatibility.rows(one)), key=TABLE.index) == compatibility.foreseen(
+        method
+    )
 
 
 NEEDS = {
@@ -120,7 +124,9 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
     done = interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     needs = compatibility.noise_settings(done)
     assert list(needs) == NEEDS[case].split()
-    assert all(f"{program}, for the noise process: {what}" in compatibility.lines(done) for program, what in needs.items())
+    assert all(
+        f"{program}, for the noise process: {what}" in compatibility.lines(done) for program, what in needs.items()
+    )
     loaded = with_from_single_file(kind, done.path)
     if "diffusers" in needs:
         exec(needs["diffusers"], {"pipe": loaded, "DDIMScheduler": DDIMScheduler})

@@ -21,7 +21,8 @@ from diffusers import (
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note, UserError
-from hra_diffusion.generation.sampling import Settings, generate, sampling
+from hra_diffusion.generation import sampling
+from hra_diffusion.generation.sampling import Settings, generate
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import load_base
 from training import config as configs

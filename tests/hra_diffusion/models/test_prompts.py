@@ -5,7 +5,8 @@ import torch
 from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.generation.sampling import Request, Settings, draw, generate, sampling
+from hra_diffusion.generation import sampling
+from hra_diffusion.generation.sampling import Request, Settings, draw, generate
 from hra_diffusion.models import families, prompts
 from hra_diffusion.models.prompts import PromptWarning, fragments, notes, plain, split
 

@@ -16,7 +16,7 @@ from training.data.photos import Album, PhotoError, find_photos, ingest, load_ph
 
 pillow_heif.register_heif_opener()  # for saving them here
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 DREAMBOOTH = REPO.parent / "shared" / "data" / "dreambooth"
 SUBJECTS = [
     "backpack",

@@ -9,8 +9,8 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.models.meta import outline
 from training.config import ConfigError
 from training.loop import train
+from training.memory import fit
 from training.memory.footprint import GIB, footprint, training_peak
-from training.memory.savings import fit
 from training.runs.events import Notice, Plan
 from training.runs.run_folder import find
 from training.session import add_adapter

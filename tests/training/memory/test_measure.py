@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_unet
 
 from hra_diffusion.adapters import attachment
-from training.memory.savings import measure
+from training.memory import measure
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count():

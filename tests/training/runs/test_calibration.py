@@ -8,8 +8,8 @@ from conftest import tiny_pipe, tiny_xl_pipe
 
 from hra_diffusion.adapters import registry
 from training import budget
+from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.runs.run_folder import calibration
 from training.session import add_adapter
 
 

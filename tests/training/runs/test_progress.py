@@ -6,8 +6,9 @@ import pytest
 
 from training.loop import train
 from training.memory.advice import advise
+from training.runs import progress
 from training.runs.events import LogFile, Step
-from training.runs.run_folder import Run, progress
+from training.runs.run_folder import Run
 
 
 def say(run, *events):
