@@ -63,7 +63,7 @@ class Result(Generic[T]):
     value: T
 
 
-class Studio:
+class InferenceSession:
     """One base model and its adapters. Safe to call from several threads: drawings go one after another.
 
     ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
@@ -127,7 +127,7 @@ class Studio:
                 self.base, self.device = base, device
                 self._pipe, self._kept, self._clip, self.unscored = None, {}, _UNTRIED, ""
 
-    def put_on(self, paths: list[Path]) -> list[AdapterInfo]:
+    def load_adapters(self, paths: list[Path]) -> list[AdapterInfo]:
         """Have these adapters on the pipeline; returns what each says of itself, under its name there.
 
         A file that has changed since is loaded anew. Raises AdapterFileError.
@@ -138,7 +138,7 @@ class Studio:
             for old in [key for key in self._kept if key[0] in files and key not in keys]:
                 pipeline.unload(self.pipe, self._kept.pop(old).name)
             for key in keys:
-                info = self._kept.pop(key, None) or library.put_on(self.pipe, key[0])
+                info = self._kept.pop(key, None) or library.load_unique(self.pipe, key[0])
                 self._kept[key] = info  # the latest come last
             for key in list(self._kept)[:-MAX_KEPT]:
                 if key not in keys:

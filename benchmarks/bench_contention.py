@@ -143,7 +143,7 @@ def draw(barrier: Any, seconds: float) -> float:
     pipe = pipeline.load_base(device="cpu")
     with contextlib.suppress(Over):
         while True:
-            sampling.draw(pipe, [sampling.Request("a toy", 0)], settings, on_step=window)
+            sampling.generate_batch(pipe, [sampling.Request("a toy", 0)], settings, on_step=window)
     return window.rate / settings.steps
 
 

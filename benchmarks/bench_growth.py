@@ -26,12 +26,12 @@ from benchmarks.common import (
     train_config,
 )
 from hra_diffusion.adapters import attachment
-from training.data.latent_cache import Examples
+from training.data.latent_cache import LatentCache
 from training.loop import train_step
 from training.memory.measure import (
-    apart,
     bare_pass,
     forget_peak,
+    in_subprocess,
     interleaved,
     peak_memory,
     ratios,
@@ -144,7 +144,7 @@ def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterab
     config = train_config(given, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
 
-    def step(photos: Examples) -> None:
+    def step(photos: LatentCache) -> None:
         session.photos = photos
         train_step(session, config.learning_rate)
 
@@ -152,7 +152,7 @@ def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterab
     return {(STORED, count): lambda examples=examples: step(examples) for count, examples in cached.items()}
 
 
-def repeated(examples: Examples, count: int) -> Examples:
+def repeated(examples: LatentCache, count: int) -> LatentCache:
     """So many examples, by taking the same again."""
     picks = [number % len(examples.mean) for number in range(count)]
     text = {key: value[picks] for key, value in examples.text.items()}
@@ -166,9 +166,9 @@ def memories(given: argparse.Namespace) -> Peaks:
         (f"{method}, rank", rank): (method, rank, 1, given.side) for method in METHODS for rank in (RANKS[0], RANKS[-1])
     }
     wanted |= {("hra, side of latents", side): ("hra", 8, 1, side) for side in SIDES}
-    found = {what: apart(memory_of_a_step, *shared, *case) for what, case in wanted.items()}
+    found = {what: in_subprocess(memory_of_a_step, *shared, *case) for what, case in wanted.items()}
     ends = [(kind, counts[end]) for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for end in (0, -1)]
-    return found | {end: apart(memory_with, given, *end) for end in ends}
+    return found | {end: in_subprocess(memory_with, given, *end) for end in ends}
 
 
 def memory_with(given: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ LIVE, MERGED = 1.05, 1.01
 def main() -> None:
     given = sd1_arguments(__doc__, cuda_dtype="float16")
     unet = load_unet(given.base, given.device, given.dtype).requires_grad_(False)
-    models = {"base": unet} | {f"{name}, live": adapted(unet, name, given.rank)[0] for name in registry.names()}
+    models = {"base": unet} | {f"{name}, live": adapted(unet, name, given.rank)[0] for name in registry.method_names()}
     models["hra, merged"] = adapted(unet, "hra", given.rank)[0]
     attachment.merge(models["hra, merged"])
     spent = interleaved(

@@ -7,7 +7,7 @@ side.
 """
 
 from benchmarks.common import Bar, Report, arguments, memory_of_a_step, publish
-from training.memory.measure import apart
+from training.memory.measure import in_subprocess
 
 CASES = (
     ("sd1", "hra", "float32", "full", False),
@@ -31,7 +31,7 @@ def main() -> None:
             continue
         side = given.side * (2 if base == "sdxl" else 1)
         case = (base, given.device, dtype, method, given.rank, 1, side, checkpointing, weights)
-        peak, beyond = apart(memory_of_a_step, *case)
+        peak, beyond = in_subprocess(memory_of_a_step, *case)
         rows.append((base, method, f"{8 * side} px", dtype, weights, "yes" if checkpointing else "no",
                      f"{peak:.2f}", f"{beyond:.2f}"))  # fmt: skip
         limit = LIMITS.get((base, weights))

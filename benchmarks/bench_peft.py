@@ -15,7 +15,7 @@ from benchmarks.common import (
     shapes,
     steps,
 )
-from training.memory.measure import apart, interleaved, ratios, spread
+from training.memory.measure import in_subprocess, interleaved, ratios, spread
 
 OURS = ("hra", "lora")
 
@@ -24,7 +24,7 @@ def main() -> None:
     given = sd1_arguments(__doc__, batch_size=1)
     names = [*OURS, *PEFT]
     shared = given.base, given.device, given.dtype
-    peaks = {n: apart(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
+    peaks = {n: in_subprocess(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
     unet = load_unet(*shared)
     spent = interleaved(
         steps(unet, names, given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes

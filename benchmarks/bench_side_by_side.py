@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
-from hra_diffusion.adapters.layer import Mix
-from hra_diffusion.generation.sampling import Request, Settings, draw
+from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from training.memory.measure import interleaved, ratios, spread
 
 PROMPTS = ("a toy", "a toy in the snow", "a toy on the beach", "a toy on a cobblestone street")
@@ -19,14 +19,14 @@ METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")
 def main() -> None:
     given = arguments(__doc__, {"rounds": 3}, {"base": "sd1", "dtype": "float16"}, picture_steps=10, rank=8)
     pipe = load_pipe(given.base, given.device, given.dtype)
-    mixes: list[Mix] = [(), *(((name, 1.0),) for name in put_on(pipe, METHODS, given.rank))]
+    mixes: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in put_on(pipe, METHODS, given.rank))]
     requests = [Request(prompt, 0, mix) for mix in mixes for prompt in PROMPTS]
     settings = Settings(steps=given.picture_steps)
     drawn: dict[str, list] = {}
 
     def by_groups_of(count: int, way: str) -> None:
         groups = [requests[i : i + count] for i in range(0, len(requests), count)]
-        drawn[way] = [picture for group in groups for picture in draw(pipe, group, settings, count)]
+        drawn[way] = [picture for group in groups for picture in generate_batch(pipe, group, settings, count)]
 
     counts = {"together": len(requests), "an adapter after another": len(PROMPTS), "a picture after another": 1}
     spent = interleaved(

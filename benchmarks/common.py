@@ -29,7 +29,7 @@ from training.data.photos import ingest
 from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
-from training.session import Clock, Session, make_accelerator, set_up
+from training.session import PhaseTimer, Session, make_accelerator, set_up
 
 RESULTS = Path(__file__).parent / "results"
 SUBJECT = pipeline.ASSETS / "subjects" / "octopus"
@@ -195,7 +195,7 @@ def _random(architecture: Architecture, build: str, device: str, dtype: str) -> 
 def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[Any, list[nn.Parameter]]:
     """A twin of the UNet with an adapter on its attention, ours ("hra") or PEFT's ("PEFT HRA"); and its parameters."""
     model = measure.twin(unet)
-    if method in registry.names():
+    if method in registry.method_names():
         attachment.attach(model, method, {"rank": rank} | options)
         return model, list(attachment.adapter_parameters(model, "default").values())
     model.requires_grad_(False)
@@ -207,7 +207,7 @@ def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[An
 def step(unet: Any, method: str, rank: int, batch_size: int, side: int, **options: Any) -> Callable[[], None]:
     """One optimiser step of a method, its regulariser included, on its own twin of the UNet."""
     model, parameters = adapted(unet, method, rank, **options)
-    if method not in registry.names():
+    if method not in registry.method_names():
         return measure.training_step(model, parameters, batch_size, side)
     return measure.training_step(model, parameters, batch_size, side, partial(attachment.penalty, model, "default"))
 
@@ -254,7 +254,7 @@ def start_session(
     keep_memory()  # as a run does
     accelerator = make_accelerator(config)
     album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
-    return set_up(config, Run(folder / config.name), accelerator, pipe, album, Clock(True, list(listeners)))
+    return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))
 
 
 def put_on(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:

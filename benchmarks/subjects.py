@@ -35,9 +35,9 @@ from benchmarks.common import RESULTS, Bar, commit
 from benchmarks.tables import MARKS
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import Mix
+from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES, Rng
@@ -176,7 +176,7 @@ class Bench:
 
 def main() -> None:
     """Run what is not yet there, and tell."""
-    methods = [CEILING, BASE, *registry.names()]
+    methods = [CEILING, BASE, *registry.method_names()]
     parser = make_parser(__doc__, RESULTS / "subjects.json")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="NAME")
@@ -209,7 +209,7 @@ def set_up(given: argparse.Namespace) -> tuple[dict[str, Any], Bench]:
         "base": fingerprint(given.base),
         "judge": fingerprint(given.judge),
         "device": given.device,
-        "presets": {name: presets.defaults(pipeline.TOYBOX, name, "balanced") for name in registry.names()},
+        "presets": {name: presets.defaults(pipeline.TOYBOX, name, "balanced") for name in registry.method_names()},
     }
     references = make_references(given.sprites, judge)
     return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references, not given.untimed)
@@ -290,12 +290,14 @@ def surroundings(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
     return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(LOOKS)))) for index in range(RENDERS)]
 
 
-def draw_prompts(pipe: StableDiffusionPipeline, subject: Subject, seed: int, mix: Mix = ()) -> list[Image.Image]:
+def draw_prompts(
+    pipe: StableDiffusionPipeline, subject: Subject, seed: int, mix: ActiveAdapters = ()
+) -> list[Image.Image]:
     """The pipeline's picture for each of a subject's prompts, from the same noise whatever is on it."""
     words = f"{TRIGGER} {subject.noun}"
     prompts = [f"a photo of {prompt.text}".replace("{subject}", words) for prompt in subject.prompts]
     requests = [Request(prompt, 1000 * (seed + 1) + number, mix) for number, prompt in enumerate(prompts)]
-    return draw(pipe, requests, Settings(steps=25))
+    return generate_batch(pipe, requests, Settings(steps=25))
 
 
 def render_prompts(sprites: Path, subject: Subject, seed: int) -> list[Image.Image]:
@@ -326,7 +328,7 @@ def shares(row: Row) -> dict[str, float | None]:
 def report(results: Results) -> str:
     """The methods against the bars, and which subjects they learn, as Markdown."""
     rows: list[Row] = results["rows"]
-    methods = sorted({row["method"] for row in rows}, key=[*registry.names(), BASE, CEILING].index)
+    methods = sorted({row["method"] for row in rows}, key=[*registry.method_names(), BASE, CEILING].index)
     summary = [(method, *summarised([row for row in rows if row["method"] == method])) for method in methods]
     titles = (
         "method", "runs", "the subject, ≥ 0.80", "of it in scenes", "in looks",

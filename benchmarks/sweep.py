@@ -34,7 +34,9 @@ RATES = {"low_rank": (1e-3, 2e-3), "reflections": (0.7e-3, 1e-3, 1.4e-3)}
 def main() -> None:
     """Run what is not yet there, and tell."""
     parser = make_parser(__doc__, RESULTS / "sweep.json")
-    parser.add_argument("--methods", nargs="+", choices=registry.names(), default=registry.names(), metavar="NAME")
+    parser.add_argument(
+        "--methods", nargs="+", choices=registry.method_names(), default=registry.method_names(), metavar="NAME"
+    )
     given = parser.parse_args()
     facts, bench = set_up(given)
     facts["presets"] = {name: unswept(preset) for name, preset in facts["presets"].items()}
@@ -63,7 +65,7 @@ def change(method: str, subject: str, **changes: Any) -> Case:
 
 def rates(method: str) -> tuple[float, ...]:
     """The rates to try: reflections turn by an angle, low-rank updates add; they live on different scales."""
-    return RATES["low_rank" if "alpha" in registry.get(method).config.model_fields else "reflections"]
+    return RATES["low_rank" if "alpha" in registry.get_method(method).config.model_fields else "reflections"]
 
 
 def variations(method: str, rate: float) -> list[Case]:

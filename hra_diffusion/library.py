@@ -122,7 +122,7 @@ def known_as(path: Path) -> str:
     return f"{name} step {int(path.parent.name)}" if path.parent.parent.name == "checkpoints" else name
 
 
-def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
+def load_unique(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
     """Load an adapter under its name (see ``known_as``), or "name 2" where that is on the pipeline already."""
     name = known_as(path)
     taken, number, free = pipeline.loaded(pipe), 2, name
@@ -131,7 +131,7 @@ def put_on(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
     return pipeline.load(pipe, path, free)
 
 
-def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """Why an adapter does not belong to this base, in a sentence; "" if it does."""
     parts = pipeline.components(pipe)
     pairs = []
@@ -143,7 +143,7 @@ def misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
     if distance > adapter_file.FINGERPRINT_TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"
-    return pipeline.noise_misfit(info, pipe)
+    return pipeline.noise_incompatibility(info, pipe)
 
 
 def rename(path: Path, name: str) -> Path:

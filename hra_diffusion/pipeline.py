@@ -140,13 +140,13 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
     Warns (Note) if it was trained for another noise process.
     """
     info = adapter_file.load(Path(file), components(pipe), name)
-    if reason := noise_misfit(info, pipe):
+    if reason := noise_incompatibility(info, pipe):
         warnings.warn(f"{file} was {reason}", Note, stacklevel=2)
     activate(pipe, {info.name: 1.0})
     return info
 
 
-def noise_misfit(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+def noise_incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
     if not info.prediction_type:
         return ""
@@ -184,7 +184,7 @@ def require_loaded(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
 
 def active(pipe: DiffusionPipeline) -> dict[str, float]:
     """The adapters in use and their strengths, in order."""
-    routings = [attachment.routing_of(model) for model in components(pipe).values()]
+    routings = [attachment.state_of(model) for model in components(pipe).values()]
     return {name: strength for routing in routings if routing for name, strength in routing.mix}
 
 
@@ -212,7 +212,7 @@ def unmerge(pipe: DiffusionPipeline) -> None:
 
 
 @contextlib.contextmanager
-def wide_enough(vae: Any) -> Iterator[Any]:
+def vae_upcast(vae: Any) -> Iterator[Any]:
     """The autoencoder in a precision that holds its values: SDXL's overflows in float16 and says so."""
     narrow = vae.dtype == torch.float16 and vae.config.force_upcast
     if narrow:

@@ -16,7 +16,7 @@ VARIANTS = [
     ("hra", {"rank": 4, "orthogonality": 1e-3}),
     ("hra", {"rank": 4, "orthogonality": float("inf")}),
     ("hoft", {"rank": 4, "approximate_inverse": True}),
-    *((name, {"rank": 4}) for name in registry.names()),
+    *((name, {"rank": 4}) for name in registry.method_names()),
 ]
 each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=lambda v: str(v).replace(" ", ""))
 
@@ -65,8 +65,8 @@ def test_starts_at_the_base_where_promised(host_model, method, options):
         base = run(model)
         attach(model, method, options)
         start = run(model)
-    config = registry.get(method).parse(options)
-    assert (relative(start, base) < 1e-5) == registry.get(method).starts_at_base(config)
+    config = registry.get_method(method).parse(options)
+    assert (relative(start, base) < 1e-5) == registry.get_method(method).starts_at_base(config)
 
 
 @each_variant
@@ -135,7 +135,7 @@ def test_pictures_show_what_was_trained(unet, method, options, targets):
     """Without gradients a mix runs as one low-rank update: the same outputs, also after a parameter has changed."""
 
     def both_ways():
-        with attachment.routed(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
+        with attachment.batch_adapters(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
             recorded = unet_input(unet, 4).detach()
             with torch.no_grad():
                 drawn = unet_input(unet, 4)
@@ -216,7 +216,7 @@ def test_outputs_that_shoft_scales_to_nothing_are_drawn_as_they_learned(unet, ma
 @pytest.mark.parametrize("strength", [-0.5, 0.3, 0.7, 1.0, 1.2])
 def test_orthogonal_methods_stay_orthogonal_at_every_strength(unet, method, options, strength):
     put_on(unet, method, options)
-    for _, layer in attachment.hosts(unet):
+    for _, layer in attachment.adapted_layers(unet):
         weight = as_matrix(layer).double()
         adapted = layer.adapted_weight((("a", strength),)).double()
         before, after = (torch.linalg.svdvals(w) for w in (weight, adapted))
@@ -227,7 +227,7 @@ def test_orthogonal_methods_stay_orthogonal_at_every_strength(unet, method, opti
 def test_save_and_load(tmp_path, unet, method, options):
     other = copy.deepcopy(unet)
     put_on(unet, method, options)
-    config = registry.get(method).parse(options)
+    config = registry.get_method(method).parse(options)
     info = adapter_file.AdapterInfo(
         name="a",
         method=method,
@@ -240,7 +240,7 @@ def test_save_and_load(tmp_path, unet, method, options):
     adapter_file.save(tmp_path / "a.safetensors", {"unet": unet}, info)
     again = adapter_file.load(tmp_path / "a.safetensors", {"unet": other})
     assert again == info.model_copy(update={"options": again.options})
-    assert registry.get(method).parse(again.options) == config
+    assert registry.get_method(method).parse(again.options) == config
     with torch.no_grad():
         assert torch.equal(unet_input(other), unet_input(unet))
 
@@ -287,7 +287,7 @@ def test_what_is_worked_out_for_all_layers_at_once_is_what_each_would(unet, meth
     """Outputs and gradients, those of two accumulated batches, are those of a copy whose layers work for themselves."""
     put_on(unet.to(dtype), method, options)
     alone = copy.deepcopy(unet)
-    for hook in attachment.routing_of(alone).hooks.values():
+    for hook in attachment.state_of(alone).hooks.values():
         hook.remove()
     outputs = []
     for model in (unet, alone):
@@ -332,11 +332,11 @@ def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
         for mix in ({}, {"a": 1.0}, {"b": 0.5}):
             activate(unet, mix)
             alone.append(unet_input(unet, 4))
-        with attachment.routed(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
+        with attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
             together = unet_input(unet, 4)
     expected = torch.cat([alone[0][:1], alone[1][1:3], alone[2][3:]])
     assert relative(together, expected) < 1e-5
-    with torch.no_grad(), attachment.routed(unet, [({}, 1), ({"a": 1.0}, 1)]):
+    with torch.no_grad(), attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]):
         repeated = unet_input(unet, 4)
     assert relative(repeated, torch.cat([alone[0][:1], alone[1][1:2], alone[0][2:3], alone[1][3:]])) < 1e-5
 
@@ -384,7 +384,7 @@ def test_parameter_counts_are_the_published_ones():
     for method, both_sides in rows.items():
         unet = tiny_unet()
         attach(unet, method, {"rank": 4})
-        shapes = [as_matrix(layer).shape for _, layer in attachment.hosts(unet)]
+        shapes = [as_matrix(layer).shape for _, layer in attachment.adapted_layers(unet)]
         d_out, d_in = (sum(side) for side in zip(*shapes, strict=True))
         extra = {"moslora": 16 * len(shapes), "shoft": d_out}.get(method, 0)
         count = sum(p.numel() for p in attachment.adapter_parameters(unet, "default").values())

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from hra_diffusion.pipeline import load_base
 from toybox.autoencoder import measure
 from toybox.captions import caption_of
@@ -120,7 +120,7 @@ def draw_dressed(rng: Rng, count: int) -> list[Label]:
 def paint(pipe: StableDiffusionPipeline, settings: Settings, labels: Sequence[Label], seed: int) -> list[Image.Image]:
     """The base's picture of each label's caption, each from noise of its own."""
     requests = [Request(caption_of(label), len(labels) * seed + number) for number, label in enumerate(labels)]
-    return draw(pipe, requests, settings, BATCH)
+    return generate_batch(pipe, requests, settings, BATCH)
 
 
 def render_labels(sprites: Path, labels: Sequence[Label], seed: int) -> list[Image.Image]:
@@ -164,11 +164,11 @@ def load_photos(folder: Path) -> Tensor:
 def time_picture(pipe: StableDiffusionPipeline, settings: Settings, rounds: int = 5) -> float:
     """Seconds for one picture: the median of some, after one that warms up."""
     request = Request("a photo of a fox in the snow", 0)
-    draw(pipe, [request], settings)
+    generate_batch(pipe, [request], settings)
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
-        draw(pipe, [request], settings)
+        generate_batch(pipe, [request], settings)
         seconds.append(time.perf_counter() - started)
     return median(seconds)
 

@@ -42,13 +42,13 @@ def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
 
 def count(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
     """Trainable parameters of an adapter of this method on these layers."""
-    config: Any = registry.get(method).parse(dict(options))
+    config: Any = registry.get_method(method).parse(dict(options))
     return sum(number * _parameters(method, config, d_in, d_out) for (d_out, d_in), number in shapes.items())
 
 
 @functools.lru_cache(maxsize=4096)  # a form asks the same at every change
 def _parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
-    adapter = registry.get(method).build(config, d_in, d_out, torch.Generator())
+    adapter = registry.get_method(method).build(config, d_in, d_out, torch.Generator())
     return sum(parameter.numel() for parameter in adapter.parameters())
 
 
@@ -65,7 +65,7 @@ def _ranks(method: str, options: Mapping[str, Any], largest: int) -> Sequence[in
     found = []
     for rank in range(1, largest + 1):
         try:
-            registry.get(method).parse({**options, "rank": rank})
+            registry.get_method(method).parse({**options, "rank": rank})
         except UserError:
             continue
         found.append(rank)

@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
     @classmethod
     def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         given = {field: value for field, value in given.items() if value is not None}
-        method = registry.get(str(given.get("method", "hra")))
+        method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if preset in PRESETS else "balanced"  # a wrong one is refused with the other fields
         filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
@@ -151,7 +151,7 @@ class TrainConfig(BaseModel):
 
     def adapter_options(self) -> registry.MethodConfig:
         """The method's own, validated configuration."""
-        return registry.get(self.method).parse(self.options)
+        return registry.get_method(self.method).parse(self.options)
 
 
 def parse(values: dict[str, Any]) -> TrainConfig:

@@ -21,7 +21,15 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation.sampling import PNG_KEY, PictureError, Request, complete, describe, draw, save_png
+from hra_diffusion.generation.sampling import (
+    PNG_KEY,
+    PictureError,
+    Request,
+    complete,
+    describe,
+    generate_batch,
+    save_png,
+)
 from hra_diffusion.generation.sampling import Settings as DrawSettings
 from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
@@ -31,20 +39,20 @@ from training import objective, scoring
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
-from training.data.photos import Album, find_photos, ingest
+from training.data.photos import Dataset, find_photos, ingest
 from training.memory import fit, savings
 from training.memory.measure import forget_peak
-from training.runs.checkpoint import averaged, keep, restore_latest, write_adapter
+from training.runs.checkpoint import averaged, restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.runs.run_folder import Run
 from training.session import (
-    Clock,
+    PhaseTimer,
     Session,
     TrainingError,
-    at_hand,
-    given_back,
     make_accelerator,
+    onload,
     require_room,
+    restore_eval,
     set_up,
 )
 
@@ -109,7 +117,7 @@ def train(
     else:
         run.require_free()
     accelerator = make_accelerator(config)
-    clock = Clock(accelerator.is_main_process, list(listeners))
+    clock = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
     if plan or (config.fit and not run.checkpoints()):
@@ -134,7 +142,7 @@ def train(
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
-    with begun(run, config, album, resume, accelerator, clock), given_back(pipe), memory_kept(), cores:
+    with run_context(run, config, album, resume, accelerator, clock), restore_eval(pipe), memory_kept(), cores:
         session = set_up(config, run, accelerator, pipe, album, clock)
         if run.checkpoints():
             restore_latest(session)
@@ -148,7 +156,7 @@ def train(
             return learn(session, stop)
 
 
-def load_base(config: TrainConfig, device: str, clock: Clock) -> StableDiffusionPipeline:
+def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiffusionPipeline:
     """The base of a run; what is not certain about it is a notice."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
@@ -164,8 +172,8 @@ def load_base(config: TrainConfig, device: str, clock: Clock) -> StableDiffusion
 
 
 @contextlib.contextmanager
-def begun(
-    run: Run, config: TrainConfig, album: Album, resume: bool, accelerator: Accelerator, clock: Clock
+def run_context(
+    run: Run, config: TrainConfig, album: Dataset, resume: bool, accelerator: Accelerator, clock: PhaseTimer
 ) -> Iterator[None]:
     """Hold the run's folder (by the main process) and log to it; an error in the block marks the run as failed."""
     if not accelerator.is_main_process:
@@ -204,7 +212,7 @@ def learn(session: Session, stop: StopFlag) -> Path:
             session.clock.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
             last, stopping = session.step == config.steps, agreed(session, stop)
             if last or session.step % config.checkpoint_every == 0 or stopping:
-                keep(session)
+                save_checkpoint(session)
             if last or samples_due(session):
                 draw_samples(session)
             if stopping and not last:
@@ -324,9 +332,9 @@ def draw_samples(session: Session) -> None:
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
     try:
-        with session.clock.phase("samples"), averaged(session), at_hand(pipe, config), warnings.catch_warnings():
+        with session.clock.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
-            pictures = draw(pipe, requests, settings, config.draw_batch)
+            pictures = generate_batch(pipe, requests, settings, config.draw_batch)
     except PictureError as error:  # what is learned may be good all the same
         session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
         return

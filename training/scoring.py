@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, scores
-from hra_diffusion.generation.sampling import read_picture
+from hra_diffusion.generation.sampling import read_image
 
 MARGIN = 1.03
 """Figures from a few pictures a round are not told apart more finely."""
@@ -25,7 +25,7 @@ def score_rounds(
     """
     found = {}
     for step, files in rounds.items():
-        pictures = [picture for file in files if (picture := read_picture(file))]
+        pictures = [picture for file in files if (picture := read_image(file))]
         if len(pictures) < len(files):
             continue
         own = scores(clip, pictures, prompts[: len(pictures)], photos)

@@ -30,8 +30,8 @@ from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
-from training.data.latent_cache import Examples, encode, photo_time_ids
-from training.data.photos import Album
+from training.data.latent_cache import LatentCache, encode, photo_time_ids
+from training.data.photos import Dataset
 from training.runs.events import Event, Listener, Notice, Phase
 from training.runs.run_folder import Run
 
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
 
 
 @dataclass
-class Clock:
+class PhaseTimer:
     """Tells the listeners (of the main process) what happens and keeps the seconds of each phase."""
 
     speaking: bool
@@ -118,16 +118,16 @@ class Session:
     config: TrainConfig
     run: Run
     accelerator: Accelerator
-    clock: Clock
+    clock: PhaseTimer
     pipe: StableDiffusionPipeline
     denoiser: nn.Module
     parameters: dict[str, nn.Parameter]
     optimizer: Any
-    photos: Examples
-    class_images: Examples | None
+    photos: LatentCache
+    class_images: LatentCache | None
     averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
-    album: Album
+    album: Dataset
     process: NoiseProcess
     step: int = 0
     skipped: int = 0
@@ -140,7 +140,12 @@ class Session:
 
 
 def set_up(
-    config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
+    config: TrainConfig,
+    run: Run,
+    accelerator: Accelerator,
+    pipe: StableDiffusionPipeline,
+    album: Dataset,
+    clock: PhaseTimer,
 ) -> Session:
     """Class images, caches, adapter, optimiser; and the last checkpoint where there is one."""
     for note in album.warnings:
@@ -188,8 +193,13 @@ def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
 
 
 def cache_examples(
-    config: TrainConfig, run: Run, accelerator: Accelerator, pipe: StableDiffusionPipeline, album: Album, clock: Clock
-) -> tuple[Examples, Examples | None]:
+    config: TrainConfig,
+    run: Run,
+    accelerator: Accelerator,
+    pipe: StableDiffusionPipeline,
+    album: Dataset,
+    clock: PhaseTimer,
+) -> tuple[LatentCache, LatentCache | None]:
     """Photos and, with prior preservation, class images as cached latents and text."""
     captions = list(final_captions(config, {photo.path: photo.caption for photo in album.photos}).captions.values())
     for note in text_notes(config, pipe, captions):
@@ -210,7 +220,7 @@ def cache_examples(
         photos = encode(pipe, images, captions, config.flip, embed, photo_ids)
         prompts = [class_images.class_prompt(config.class_noun)] * len(class_pictures)
         class_examples = encode(pipe, class_pictures, prompts, False, embed, class_ids) if class_pictures else None
-    park(pipe, config)
+    offload(pipe, config)
     return photos, class_examples
 
 
@@ -268,7 +278,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+def offload(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
     """Move what training does not use off the accelerator: the VAE, and text encoders that stand still.
 
     Without an accelerator there is one memory only, and they stay in it.
@@ -280,7 +290,7 @@ def park(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def given_back(pipe: StableDiffusionPipeline) -> Iterator[None]:
+def restore_eval(pipe: StableDiffusionPipeline) -> Iterator[None]:
     """After the block the pipeline can draw again: its models are on one device, and none is set up for training."""
     try:
         yield
@@ -294,14 +304,14 @@ def given_back(pipe: StableDiffusionPipeline) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def at_hand(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
+def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
     """Within the block the parked models are beside the UNet."""
     for model in _idle(pipe, config):
         model.to(pipe.unet.device)
     try:
         yield
     finally:
-        park(pipe, config)
+        offload(pipe, config)
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from filelock import Timeout
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation.sampling import Request, Settings, draw
+from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from hra_diffusion.pipeline import TOYBOX
 from training import config as configs
 from training.config import TrainConfig
@@ -29,7 +29,9 @@ OVER = "not measured: the minutes were over; --minutes gives more"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", nargs="+", choices=registry.names(), default=registry.names(), help="default: all")
+    parser.add_argument(
+        "--method", nargs="+", choices=registry.method_names(), default=registry.method_names(), help="default: all"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each step is timed, in turn (default 3)")
     parser.add_argument("--minutes", type=float, default=2, help="after so many no further method is measured and no "
                         "further round begins (default 2); one of each there always is")  # fmt: skip
@@ -69,7 +71,7 @@ def plan(one: TrainConfig, arguments: argparse.Namespace) -> Calibration:
     configs.write(one, folder / f"{key}.yaml")
     wait_for(folder / ".lock", arguments.quiet)
     try:
-        measure.apart(calibration.main, arguments.output, key)
+        measure.in_subprocess(calibration.main, arguments.output, key)
     except (RuntimeError, Timeout) as error:  # one method's: as when the system ends its process for want of memory
         return Calibration(error=f"could not be measured: {error}")
     return calibration.known(arguments.output, one) or Calibration(error="was not measured")
@@ -97,7 +99,7 @@ def time_steps(
         parameters = attachment.adapter_parameters(unet, "default").values()
         penalty = functools.partial(attachment.penalty, unet, "default")
         contestants[method] = measure.training_step(unet, parameters, one.batch_size, penalty=penalty)
-    contestants[PICTURE] = lambda: draw(pipe, [Request("a photo of a thing", 0)], Settings())
+    contestants[PICTURE] = lambda: generate_batch(pipe, [Request("a photo of a thing", 0)], Settings())
     return measure.interleaved(contestants, arguments.rounds, minutes=minutes, least=1)
 
 

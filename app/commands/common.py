@@ -99,7 +99,7 @@ def roots(output: Path | None) -> list[Path]:
     return list(dict.fromkeys([*([output, output.parent] if output else []), OUTPUTS]))
 
 
-def put_on(
+def load_adapters(
     pipe: StableDiffusionPipeline, wanted: Sequence[str], places: Sequence[Path]
 ) -> list[tuple[Path, AdapterInfo, float]]:
     """Load adapters given as NAME|FILE[:STRENGTH]; a file asked for twice is loaded once."""
@@ -109,7 +109,7 @@ def put_on(
         name, strength = (text, 1.0) if Path(text).is_file() else library.parse_strength(text)
         path = library.find_adapter(name, places)
         if path not in loaded:
-            loaded[path] = library.put_on(pipe, path)
+            loaded[path] = library.load_unique(pipe, path)
         result.append((path, loaded[path], strength))
     return result
 

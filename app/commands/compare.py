@@ -13,14 +13,14 @@ from app.commands.common import (
     OUTPUTS,
     add_base,
     add_drawing,
+    load_adapters,
     load_base,
-    put_on,
     roots,
     say,
     settings,
 )
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.comparison.compare import BASE, Column, compare, save, spread
+from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
     if (output / "results.json").exists():
         raise UserError(f"{output} holds a comparison already; choose another folder with --output")
     pipe = load_base(arguments)
-    adapters = put_on(pipe, arguments.adapter, roots(output))
+    adapters = load_adapters(pipe, arguments.adapter, roots(output))
     columns = [
-        Column(label(info, strength), {info.name: strength}, info.subject, info.class_noun, costs(path, info))
+        Variant(label(info, strength), {info.name: strength}, info.subject, info.class_noun, costs(path, info))
         for path, info, strength in adapters
     ]
     if not arguments.no_base:
-        columns.insert(0, Column(BASE, {}, adapters[0][1].class_noun))
+        columns.insert(0, Variant(BASE, {}, adapters[0][1].class_noun))
     comparison = compare(
         pipe,
         columns,
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         clip=find_clip(arguments.clip, arguments),
         drift=arguments.drift,
     )
-    grid = save(comparison, output)
+    grid = save_comparison(comparison, output)
     results = output / "results.json"
     lines = [str(grid), f"{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
     for number, column in enumerate(comparison.columns):

@@ -7,7 +7,7 @@ from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import find_clip, reference_photos
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import BASE, Column, compare, save
+from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison
 from training import config as configs
 from training.runs.events import Bar
 from training.runs.run_folder import Run
@@ -69,11 +69,11 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
     """Base, LoRA and HRA on a few prompts, from the same noise, beside the photos."""
     pipe, output = load_base(arguments), arguments.output
     adapters = [library.find_adapter(f"{SUBJECT}-{method}", [output]) for method in METHODS]
-    columns = [Column(BASE, {}, CLASS_NOUN)]
+    columns = [Variant(BASE, {}, CLASS_NOUN)]
     for method, adapter in zip(METHODS, adapters, strict=True):
-        info = library.put_on(pipe, adapter)
-        columns.append(Column(registry.get(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN,
+        info = library.load_unique(pipe, adapter)
+        columns.append(Variant(registry.get_method(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN,
                               library.costs(adapter, info)))  # fmt: skip
     photos = reference_photos(pipe, adapters[0])
     clip = find_clip(None, arguments)
-    save(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)
+    save_comparison(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, put_on, roots, say
+from app.commands.common import OUTPUTS, Stopwatch, add_base, load_adapters, load_base, roots, say
 
 FORMATS = {
     "kohya": "one file for most programs", "diffusers": "the library's own", "peft": "a folder",
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     from training.runs import run_folder
 
     pipe, watch = load_base(arguments), Stopwatch()
-    ((file, info, strength),) = put_on(pipe, [arguments.adapter], roots(None))
+    ((file, info, strength),) = load_adapters(pipe, [arguments.adapter], roots(None))
     path = arguments.output or default_path(info.name, arguments.format)
     sample = next(iter(run_folder.samples_of(file)), None)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)

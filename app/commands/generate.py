@@ -4,7 +4,17 @@ import argparse
 import re
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_base, add_drawing, load_base, put_on, roots, say, settings
+from app.commands.common import (
+    OUTPUTS,
+    Stopwatch,
+    add_base,
+    add_drawing,
+    load_adapters,
+    load_base,
+    roots,
+    say,
+    settings,
+)
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation.sampling import PNG_KEY, generate, save_png, slug
 
@@ -25,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     make_folder(arguments.output)
     pipe, watch = load_base(arguments), Stopwatch()
-    adapters = put_on(pipe, arguments.adapter, roots(arguments.output))
+    adapters = load_adapters(pipe, arguments.adapter, roots(arguments.output))
     subject = adapters[0][1].subject if adapters else ""
     images = generate(
         pipe,

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{place} exists already; take another --name")
     pipe = load_base(arguments)
     if arguments.dry_run:
-        report = interop.understand(pipe, arguments.file)[-1]
+        report = interop.parse_adapter(pipe, arguments.file)[-1]
         say(arguments, "\n".join(report.lines), facts(report))
         return
     place, report = interop.import_adapter(pipe, arguments.file, arguments.output, name, arguments.trigger)

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    methods = [registry.get(name) for name in registry.names()]
+    methods = [registry.get_method(name) for name in registry.method_names()]
     text = "\n\n".join(f"{describe(method)}" for method in methods)
     say(arguments, text, {"methods": [facts(method) for method in methods]})
 

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
     for name, field in TrainConfig.model_fields.items():
         if name == "method":
-            group.add_argument("--method", choices=registry.names(), default=argparse.SUPPRESS, help=field.description)
+            group.add_argument(
+                "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
+            )
         elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
             _add_flag(group, name, field, field.description or "")
     options = parser.add_argument_group("options of the methods")

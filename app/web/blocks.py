@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 
 from app.web import compare, generate, library, status_bar, train
-from app.web.context import House
+from app.web.context import AppContext
 
 
-def build(house: House) -> Any:
+def build(house: AppContext) -> Any:
     """The page's blocks."""
     with gr.Blocks(title="hra-diffusion", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         top = status_bar.build(house)

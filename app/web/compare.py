@@ -17,7 +17,17 @@ import gradio as gr
 from PIL import Image
 
 from app.inference_session import Cancelled, Preview
-from app.web.context import DEVICE_QUEUE, HIDDEN, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.web.context import (
+    DEVICE_QUEUE,
+    HIDDEN,
+    QUIET,
+    AppContext,
+    CancellationRegistry,
+    clicked,
+    user_errors,
+    user_errors_each,
+    waiting,
+)
 from app.web.html import bar, button, empty, note, picture, served
 from app.web.theme import CLICKS
 from hra_diffusion import library
@@ -26,13 +36,13 @@ from hra_diffusion.comparison import report, votes
 from hra_diffusion.comparison.compare import (
     BASE,
     PHOTO_SIDE,
-    Column,
     Comparison,
+    Variant,
     compare,
     drift_pairs,
-    load,
-    save,
-    told,
+    load_comparison,
+    save_comparison,
+    score_summary,
 )
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
@@ -122,17 +132,17 @@ class Plan:
         pairs = drift_pairs(columns, self.prompts, self.seeds[0]) if self.drift else {}
         return self.width * len(self.prompts) * len(self.seeds) + len({r for pair in pairs.values() for r in pair})
 
-    def columns(self, mixes: Sequence[Mapping[str, float]]) -> list[Column]:
+    def columns(self, mixes: Sequence[Mapping[str, float]]) -> list[Variant]:
         """The contestants, ``mixes`` being the adapters' names on the pipeline with their strengths."""
         nouns = [self.infos[0].class_noun] if self.infos else [""]
         subjects = nouns * self.base + [info.subject for info in self.infos]
         nouns = nouns * self.base + [info.class_noun for info in self.infos]
         taken = [{}] * self.base + [library.costs(*own) for own in zip(self.files, self.infos, strict=True)]
         mixes = [{}] * self.base + list(mixes)
-        return [Column(*c) for c in zip(self.labels, mixes, subjects, nouns, taken, strict=True)]
+        return [Variant(*c) for c in zip(self.labels, mixes, subjects, nouns, taken, strict=True)]
 
 
-def build(house: House) -> Compare:
+def build(house: AppContext) -> Compare:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=True):
@@ -182,7 +192,7 @@ def _tools() -> dict[str, Any]:
             "ballot": ballot, "standings": standings, "files": files}  # fmt: skip
 
 
-def make_plan(house: House, values: Sequence[Any]) -> Plan:
+def make_plan(house: AppContext, values: Sequence[Any]) -> Plan:
     """The tab's values, checked. Raises UserError saying what is missing or too much."""
     keys, base, text, seed, count, strength, steps, drift = values
     files = tuple(house.file(key) for key in keys or [])
@@ -210,12 +220,12 @@ def for_every_subject(prompt: str, info: AdapterInfo) -> str:
     return with_subject(prompt, "{subject}", info.class_noun)
 
 
-def draw(house: House, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
+def draw(house: AppContext, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
     """Draw the comparison: previews of its cells, then itself."""
     studio = house.studio
 
     def work(on_step: OnStep) -> Comparison:
-        infos = studio.put_on(list(plan.files))
+        infos = studio.load_adapters(list(plan.files))
         columns = plan.columns([{info.name: plan.strength} for info in infos])
         return compare(
             studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, plan.photos, on_step=on_step,
@@ -265,7 +275,7 @@ def show_kept(folder: Path, comparison: Comparison) -> str:
     """The grid of a comparison that is saved."""
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
     labels = [column.label for column in comparison.columns]
-    scores = {number: _apart(told(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
+    scores = {number: _apart(score_summary(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
     last = report.means(comparison, titled=bool(comparison.photos))
     return note(comparison.notes, "plain") + show_grid(
         labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last
@@ -279,7 +289,7 @@ def _apart(figures: str) -> str:
 
 def keep(comparison: Comparison, folder: Path) -> None:
     """Save the comparison with its report and an archive of its pictures."""
-    save(comparison, folder)
+    save_comparison(comparison, folder)
     report.write(comparison, folder / "report.html")
     with atomic_path(folder / "pictures.zip") as temporary:
         shutil.make_archive(str(temporary.with_suffix("")), "zip", folder / "pictures")
@@ -374,9 +384,9 @@ def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: House, parts: Compare):
+    def __init__(self, house: AppContext, parts: Compare):
         self.house, self.parts = house, parts
-        self.stops = Stops()
+        self.stops = CancellationRegistry()
 
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
         labels = [column.label for column in comparison.columns]
@@ -393,13 +403,13 @@ class Events:
             show_downloads(folder), *show_ballot(folder, comparison),
         )  # fmt: skip
 
-    @plainly
+    @user_errors
     def ready(self, request: gr.Request, *values: Any) -> str:
         make_plan(self.house, values)  # what is wrong is said at once
         self.stops.ready(request)
         return f"<p>{waiting(self.house.studio)}</p>"
 
-    @plainly_each
+    @user_errors_each
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         with self.stops.drawing(request) as stop:
             plan, rest = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
@@ -428,22 +438,22 @@ class Events:
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
         if (folder := newest(self.house.own(request))) is None:
             raise UserError("there is no comparison yet")
-        return folder, load(folder)
+        return folder, load_comparison(folder)
 
     def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
         if (folder := newest(self.house.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
             return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
         try:
-            return self.show(folder, load(folder))
+            return self.show(folder, load_comparison(folder))
         except UserError as error:
             return note(str(error), "bad"), *[gr.skip()] * (len(self.parts.shown) - 1)
 
-    @plainly
+    @user_errors
     def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:
         return overlaid(*self.current(request), row, left, right)
 
-    @plainly
+    @user_errors
     def vote(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
         folder, comparison = self.current(request)
         said = clicked(event)
@@ -453,7 +463,7 @@ class Events:
         return show_ballot(folder, comparison)
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
+def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
     """Wire the tab."""
     events, shown = Events(house, parts), parts.shown
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}

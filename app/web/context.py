@@ -16,7 +16,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.inference_session import Studio
+from app.inference_session import InferenceSession
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
@@ -38,11 +38,11 @@ QUIET: dict[str, Any] = {**HIDDEN, "queue": False}
 
 
 @dataclass(frozen=True)
-class House:
+class AppContext:
     """One outputs folder and one base model at a time, for all visitors."""
 
     output: Path
-    studio: Studio
+    studio: InferenceSession
     bases: tuple[str, ...]
 
     @property
@@ -108,12 +108,12 @@ class House:
         return info.subject, info.class_noun
 
 
-def waiting(studio: Studio) -> str:
+def waiting(studio: InferenceSession) -> str:
     """What a drawing says until its turn comes."""
     return "waiting for the device …" if studio.loaded else "loading the base model …"
 
 
-class Stops:
+class CancellationRegistry:
     """What ends each visitor's drawings, from the moment they are asked for: they may wait long for the device."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ def clicked(event: gr.EventData) -> dict[str, str]:
     return dict(event._data)
 
 
-def plainly(function: Callable) -> Callable:
+def user_errors(function: Callable) -> Callable:
     """Let an event say what a person can put right in a box on the page, without a traceback anywhere."""
 
     @functools.wraps(function)
@@ -163,7 +163,7 @@ def plainly(function: Callable) -> Callable:
     return told
 
 
-def plainly_each(function: Callable) -> Callable:
+def user_errors_each(function: Callable) -> Callable:
     """``plainly`` for events that yield."""
 
     @functools.wraps(function)

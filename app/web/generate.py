@@ -14,7 +14,18 @@ from PIL import Image
 
 from app.inference_session import Cancelled, Preview
 from app.web.compare import for_every_subject
-from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, Stops, clicked, plainly, plainly_each, waiting
+from app.web.context import (
+    DEVICE_QUEUE,
+    HIDDEN,
+    MINE,
+    QUIET,
+    AppContext,
+    CancellationRegistry,
+    clicked,
+    user_errors,
+    user_errors_each,
+    waiting,
+)
 from app.web.html import bar, button, empty, note, picture, served
 from app.web.theme import CLICKS
 from hra_diffusion.adapters.adapter_file import read_info
@@ -77,7 +88,7 @@ class Create:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationRequest:
     """The tab's values, by name."""
 
     adapters: Sequence[str]
@@ -99,7 +110,7 @@ class Wish:
         return Settings(int(self.steps), self.guidance or None, self.scheduler, _size(self.width), _size(self.height))
 
 
-def build(house: House) -> Create:
+def build(house: AppContext) -> Create:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
@@ -155,7 +166,7 @@ def _more() -> dict[str, Any]:
             "made": made}  # fmt: skip
 
 
-def read_wish(values: Sequence[Any]) -> Wish:
+def read_wish(values: Sequence[Any]) -> GenerationRequest:
     """The tab's values; without a kept seed, or with −1 as other programs have it, a new one is rolled.
 
     Raises UserError for what is too large. (The page's own refusal of a number would end without a word.)
@@ -167,7 +178,7 @@ def read_wish(values: Sequence[Any]) -> Wish:
         raise UserError(f"the seed {seed} is too large; the largest is {2**63 - 1}")
     seed = int(seed or 0) if lock and (seed or 0) >= 0 else random.randrange(2**31)
     count = min(int(count), MOST_PICTURES)
-    return Wish(
+    return GenerationRequest(
         adapters or [],
         prompt or "",
         count,
@@ -183,21 +194,23 @@ def read_wish(values: Sequence[Any]) -> Wish:
     )
 
 
-def spoken(house: House, adapters: Sequence[str], prompt: str) -> str:
+def spoken(house: AppContext, adapters: Sequence[str], prompt: str) -> str:
     """The prompt as it will be drawn: with each subject's word in it."""
     for key in adapters or ():
         prompt = with_subject(prompt or "", *house.subject_of(key))
     return prompt or ""
 
 
-def draw(house: House, wish: Wish, stop: threading.Event) -> Iterator[tuple[Mapping[int, Image.Image], float]]:
+def draw(
+    house: AppContext, wish: GenerationRequest, stop: threading.Event
+) -> Iterator[tuple[Mapping[int, Image.Image], float]]:
     """Draw what is wished for: what there is by now and how far it is, then the finished pictures with 1.0."""
     studio, prompt = house.studio, spoken(house, wish.adapters, wish.prompt)
     if not prompt.strip():
         raise UserError("Say what to draw: a prompt like “a photo of a dog in the snow”.")
 
     def pictures(on_step: OnStep) -> list[Image.Image]:
-        infos = studio.put_on([house.file(key) for key in wish.adapters])
+        infos = studio.load_adapters([house.file(key) for key in wish.adapters])
         mix = {info.name: strength for info, strength in zip(infos, wish.strengths, strict=False)}
         return generate(
             studio.pipe, prompt, mix, int(wish.seed), int(wish.count), wish.settings, wish.negative, on_step=on_step
@@ -220,7 +233,7 @@ def keep(pictures: Sequence[Image.Image], folder: Path) -> list[Path]:
     ]
 
 
-def show_stage(house: House, request: gr.Request) -> str:
+def show_stage(house: AppContext, request: gr.Request) -> str:
     """This visitor's pictures, newest first and without damaged ones, below the notes on the newest one's prompt."""
     files = sorted((house.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
     kept = {file: made for file in files if (made := _settings(file))}
@@ -266,9 +279,9 @@ def show_drawing(pictures: Mapping[int, Image.Image], count: int, done: float, t
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: House, parts: Create):
+    def __init__(self, house: AppContext, parts: Create):
         self.house, self.parts = house, parts
-        self.stops = Stops()
+        self.stops = CancellationRegistry()
 
     def choices(self) -> Any:
         return gr.update(choices=self.house.adapter_choices())
@@ -291,7 +304,7 @@ class Events:
         noun = self.house.subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
-    @plainly
+    @user_errors
     def ready(self, request: gr.Request, *values: Any) -> str:
         """Given all of the tab's values, though few matter: one that is refused is so before a turn is booked."""
         wish = read_wish(values)
@@ -302,7 +315,7 @@ class Events:
         stage = show_stage(self.house, request)
         return "" if 'class="empty"' in stage else stage
 
-    @plainly_each
+    @user_errors_each
     def create(self, request: gr.Request, *values: Any) -> Iterator[tuple[str, Any]]:
         wish, before, finished = read_wish(values), self.before(request), []
         try:
@@ -322,11 +335,11 @@ class Events:
     def halt(self, request: gr.Request) -> Any:
         return show_stage(self.house, request) if self.stops.stop(request) else gr.skip()
 
-    @plainly
+    @user_errors
     def take_settings(self, file: str | None) -> list[Any]:
         return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.filled) + 1)
 
-    @plainly
+    @user_errors
     def on_picture(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         path = self.house.own(request) / "pictures" / Path(clicked(event)["file"]).name
         made = read_png(path)
@@ -339,7 +352,7 @@ class Events:
         return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
+def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
     """Wire the tab."""
     events = Events(house, parts)
     page.load(events.choices, None, parts.adapters, **QUIET)
@@ -369,7 +382,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Cr
     )
 
 
-def show_stage_of(house: House) -> Any:
+def show_stage_of(house: AppContext) -> Any:
     """``show_stage`` as an event of the page."""
 
     def shown(request: gr.Request) -> str:
@@ -378,13 +391,13 @@ def show_stage_of(house: House) -> Any:
     return shown
 
 
-def _mix(house: House, made: Mapping[str, Any]) -> dict[str, float]:
+def _mix(house: AppContext, made: Mapping[str, Any]) -> dict[str, float]:
     """The adapters a picture was drawn with that are still here, by key, with their strengths."""
     known = dict(house.adapter_choices())
     return {known[name]: strength for name, strength in made["adapters"].items() if name in known}
 
 
-def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
+def _fill(house: AppContext, made: Mapping[str, Any]) -> list[Any]:
     """The settings inside a picture as values of what they fill in; the seed is kept then."""
     known, mix = {name for name, _ in house.adapter_choices()}, _mix(house, made)
     if missing := [name for name in made["adapters"] if name not in known]:
@@ -400,7 +413,7 @@ def _fill(house: House, made: Mapping[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _for_another(house: House, made: Mapping[str, Any]) -> dict[str, Any]:
+def _for_another(house: AppContext, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings inside a picture without its adapters, {subject} in the place of the first one's own."""
     first = next(iter(_mix(house, made)), None)
     prompt = for_every_subject(made["prompt"], read_info(house.file(first))) if first else made["prompt"]

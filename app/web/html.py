@@ -60,7 +60,7 @@ def empty(title: str, text: str, sample: str = "") -> str:
 
 @functools.cache
 def _sample(name: str) -> str:
-    with Image.open(ASSETS / "readme" / f"{name}.png") as image:
+    with Image.open(ASSETS / "samples" / f"{name}.png") as image:
         drawn = f'<img src="{data_uri(image, "jpeg", SAMPLE_WIDTH)}" alt="a sample result" loading="lazy">'
     return f'<figure>{drawn}<figcaption class="soft small">{SAMPLES[name]}</figcaption></figure>'
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.inference_session import import_libraries
-from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, House, clicked, plainly
+from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, AppContext, clicked, user_errors
 from app.web.html import badge, button, empty, facts, note, picture
 from app.web.theme import CLICKS
 from hra_diffusion import library
@@ -68,7 +68,7 @@ class Library:
     given: gr.State
 
 
-def build(house: House) -> Library:
+def build(house: AppContext) -> Library:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
@@ -103,7 +103,7 @@ def build(house: House) -> Library:
     return Library(**parts, chosen=gr.State(), given=gr.State())
 
 
-def show_cards(house: House, search: str = "", chosen: str | None = None) -> str:
+def show_cards(house: AppContext, search: str = "", chosen: str | None = None) -> str:
     """The adapters as cards; those that match the search."""
     adapters = house.adapters()
     if not adapters:
@@ -119,7 +119,7 @@ def _words(info: AdapterInfo) -> str:
     return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
 
 
-def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
+def _card(house: AppContext, saved: SavedAdapter, chosen: str | None) -> str:
     info, key, samples = saved.info, house.key(saved.path), run_folder.samples_of(saved.path)
     image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
     wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
@@ -133,10 +133,10 @@ def _card(house: House, saved: SavedAdapter, chosen: str | None) -> str:
 
 
 def _title(method: str) -> str:
-    return registry.get(method).title if method in registry.names() else method
+    return registry.get_method(method).title if method in registry.method_names() else method
 
 
-def misfit(house: House, path: Path) -> str:
+def misfit(house: AppContext, path: Path) -> str:
     """Why an adapter does not belong to the base in use; "" while that is not loaded yet, or is being drawn with."""
     studio = house.studio
     if not studio.loaded or not studio.lock.acquire(blocking=False):
@@ -148,11 +148,11 @@ def misfit(house: House, path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=500)
-def _misfit(house: House, base: str, path: Path, changed: int) -> str:
-    return library.misfit(read_info(path), house.studio.pipe)
+def _misfit(house: AppContext, base: str, path: Path, changed: int) -> str:
+    return library.incompatibility(read_info(path), house.studio.pipe)
 
 
-def show_facts(house: House, key: str) -> str:
+def show_facts(house: AppContext, key: str) -> str:
     """All that is known of one adapter."""
     path = house.file(key)
     info = read_info(path)
@@ -179,13 +179,13 @@ def show_facts(house: House, key: str) -> str:
 
 def show_places(info: AdapterInfo) -> str:
     """Where it can be loaded: each form it can leave in, and how well each program takes that."""
-    if info.method not in registry.names():
+    if info.method not in registry.method_names():
         return ""
     import_libraries()
     from hra_diffusion.interop import compatibility
 
     forms: dict[str, dict[str, list[str]]] = {}
-    for row in compatibility.foreseen(info.method):
+    for row in compatibility.expected_exports(info.method):
         if row.form != "folder":  # the page writes single files
             forms.setdefault(FORMS[row.format], {}).setdefault(row.loads, []).append(row.program)
     places = {
@@ -194,7 +194,7 @@ def show_places(info: AdapterInfo) -> str:
     return f"<h3>Where it can be loaded</h3>{facts([(FORMS[OWN], 'exactly: hra-diffusion'), *places.items()])}"
 
 
-def show_bin(house: House) -> str:
+def show_bin(house: AppContext) -> str:
     """What was deleted, and can still be brought back."""
     keys = library.binned(house.output)
     if not keys:
@@ -210,20 +210,20 @@ def show_bin(house: House) -> str:
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: House):
+    def __init__(self, house: AppContext):
         self.house = house
 
     def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
         return show_cards(self.house, search or "", chosen), show_bin(self.house)
 
-    @plainly
+    @user_errors
     def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         key = clicked(event)["key"]
         info = read_info(self.house.file(key))
         shown = show_facts(self.house, key), info.name, show_places(info)
         return key, gr.update(visible=True), *shown, show_cards(self.house, search or "", key)
 
-    @plainly
+    @user_errors
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
         require_idle(self.house, chosen)
         key = self.house.key(run_folder.rename(self.house.file(chosen), (name or "").strip()))
@@ -234,7 +234,7 @@ class Events:
             note(f"It is called {name} now.", "plain"),
         )
 
-    @plainly
+    @user_errors
     def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
         require_idle(self.house, chosen)
         name, key = (
@@ -245,31 +245,31 @@ class Events:
         said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
         return None, gr.update(visible=False), said, *self.refresh(search, None)
 
-    @plainly
+    @user_errors
     def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         path = library.restore(clicked(event)["key"], self.house.output)
         return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
 
-    @plainly
+    @user_errors
     def answer(self, event: gr.EventData, search: str, given: str | None) -> tuple[Any, ...]:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search)
         path, _ = take_in(self.house, Path(str(given)))
         return note(f"{read_info(path).name} is kept now.", "plain"), *self.refresh(search, None)
 
-    @plainly
+    @user_errors
     def look_into(self, file: str | None) -> tuple[Any, ...]:
         """What an uploaded file is, before it is kept."""
         return None, note(understood(self.house, Path(str(file))), "plain") + button("Keep it", "keep", main=True), file
 
-    @plainly
+    @user_errors
     def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
         """Make the file, or ask first if some programs load this form wrongly."""
         if question := doubts(self.house, chosen, form):
             return gr.update(visible=False), question
         return self._make(chosen, form, request)
 
-    @plainly
+    @user_errors
     def make_after_all(self, event: gr.EventData, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
         """Make the file as the person answered: as it is, or as a plain LoRA."""
         return self._make(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
@@ -283,14 +283,14 @@ class Events:
     def forget(self) -> tuple[Any, ...]:
         return gr.update(value=None, visible=False), ""
 
-    @plainly
+    @user_errors
     def use(self, chosen: str) -> tuple[Any, ...]:
         return gr.Tabs(selected="create"), gr.update(
             choices=self.house.adapter_choices(), value=[self.house.key(self.house.file(chosen))]
         )
 
 
-def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
+def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
     """Wire the tab."""
     events, overview = Events(house), [parts.cards, parts.bin]
     gr.on(
@@ -316,7 +316,7 @@ def connect(house: House, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Li
     gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
 
 
-def understood(house: House, file: Path) -> list[str]:
+def understood(house: AppContext, file: Path) -> list[str]:
     """What an adapter file is, ours or a stranger's for the base in use; nothing is kept. Raises UserError."""
     if is_ours(file):
         info = check(file)
@@ -326,10 +326,10 @@ def understood(house: House, file: Path) -> list[str]:
     from hra_diffusion import interop
 
     with house.studio.lock:
-        return interop.understand(house.studio.pipe, file)[-1].lines
+        return interop.parse_adapter(house.studio.pipe, file)[-1].lines
 
 
-def take_in(house: House, file: Path) -> tuple[Path, list[str]]:
+def take_in(house: AppContext, file: Path) -> tuple[Path, list[str]]:
     """Keep an adapter file, ours or a stranger's for the base in use; what was understood of a stranger's.
 
     Raises UserError for a file that is neither.
@@ -345,10 +345,10 @@ def take_in(house: House, file: Path) -> tuple[Path, list[str]]:
     return path, report.lines
 
 
-def doubts(house: House, key: str, form: str) -> str:
+def doubts(house: AppContext, key: str, form: str) -> str:
     """The question before an export in a form that some programs load wrongly; "" if none does."""
     method = read_info(house.file(key)).method
-    if method not in registry.names():
+    if method not in registry.method_names():
         return ""
     import_libraries()
     from hra_diffusion.interop import compatibility
@@ -361,7 +361,9 @@ def doubts(house: House, key: str, form: str) -> str:
     return note(lines) + plain + button("Make it all the same", "make")
 
 
-def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | None = None) -> tuple[Path, list[str]]:
+def export(
+    house: AppContext, path: Path, form: str, folder: Path, lora_rank: int | None = None
+) -> tuple[Path, list[str]]:
     """Write an adapter as one file in a folder; what to know before it is used elsewhere. Raises UserError."""
     if form == OWN:
         return Path(shutil.copy2(path, folder)), []
@@ -370,7 +372,7 @@ def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | N
     from hra_diffusion.interop import compatibility
 
     with house.studio.lock:
-        (info,) = house.studio.put_on([path])
+        (info,) = house.studio.load_adapters([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
         sample = next(iter(run_folder.samples_of(path)), None)
         done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
@@ -384,7 +386,7 @@ def export(house: House, path: Path, form: str, folder: Path, lora_rank: int | N
     ]
 
 
-def require_idle(house: House, key: str) -> None:
+def require_idle(house: AppContext, key: str) -> None:
     """Raises UserError while the run of this adapter is at work: its folder must stay where it is."""
     busy = house.queue.busy()
     if busy and house.file(key).is_relative_to(busy.folder.resolve()):

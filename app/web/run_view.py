@@ -8,12 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from app.web.context import MINE, QUIET, House, changed, clicked, plainly
+from app.web.context import MINE, QUIET, AppContext, changed, clicked, user_errors
 from app.web.html import badge, bar, button, empty, facts, loss_plot, note, picture
 from app.web.status_bar import WORDS, do, standing
 from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import told as figures
+from hra_diffusion.comparison.compare import score_summary as figures
 from hra_diffusion.errors import UserError
 from training import config as configs
 from training import scoring
@@ -73,13 +73,13 @@ def build() -> RunView:
     return RunView(head, plot, rounds, log, log_fold, **buttons, shown=gr.State(""), seen=gr.State())
 
 
-def find(house: House, name: str) -> Job | None:
+def find(house: AppContext, name: str) -> Job | None:
     """The run of that name; without one the run in progress, or the newest."""
     jobs = house.queue.jobs()
     return next((job for job in jobs if job.run.name == name), jobs[0] if jobs else None)
 
 
-def look(house: House, name: str, seen: tuple[str, str] | None) -> list[Any]:
+def look(house: AppContext, name: str, seen: tuple[str, str] | None) -> list[Any]:
     """Everything about the run that has changed since ``seen``."""
     job = find(house, name)
     if job is None:
@@ -115,7 +115,7 @@ def _only(text: str, seen: tuple[str, str] | None) -> list[Any]:
 
 def show_head(job: Job, told: progress.Progress, config: TrainConfig) -> str:
     """Name, standing, and what the person should know now."""
-    name, method = escape(job.run.name), registry.get(config.method).title
+    name, method = escape(job.run.name), registry.get_method(config.method).title
     kind = {"failed": "bad", "died": "warn", "finished": "ok", "stopped": ""}.get(job.status, "")
     status = "learning" if job.status == "running" else WORDS.get(job.status, job.status)
     line = f'<div class="head"><h2>{name}</h2>{badge(method)} {badge(status, kind)}</div>'
@@ -195,7 +195,7 @@ def _offers(job: Job | None) -> list[Any]:
     return [gr.update(visible=v) for v in visible]
 
 
-def again(house: House, name: str) -> str:
+def again(house: AppContext, name: str) -> str:
     """Teach once more with what the advice changes, under a free name; returns that."""
     job = house.queue.job(name)
     config, number = job.run.config, 2
@@ -210,7 +210,7 @@ def again(house: House, name: str) -> str:
 class Events:
     """What the buttons of a run do."""
 
-    def __init__(self, house: House):
+    def __init__(self, house: AppContext):
         self.house = house
 
     def watch(self, name: str, seen: Any) -> list[Any]:
@@ -226,25 +226,25 @@ class Events:
         return job.run.name
 
     def acting(self, what: str) -> Any:
-        @plainly
+        @user_errors
         def act(name: str) -> list[Any]:
             do(self.house, what, self.current(name))
             return look(self.house, name, None)
 
         return act
 
-    @plainly
+    @user_errors
     def sample_now(self, name: str) -> None:
         self.house.queue.job(self.current(name)).run.ask_for_samples()
         gr.Info("Sample pictures come after the step at hand.")
 
-    @plainly
+    @user_errors
     def teach_again(self, name: str, request: gr.Request) -> str:
         new = again(self.house, self.current(name))
         self.house.draft(request).keep(watching=new)
         return new
 
-    @plainly
+    @user_errors
     def show(self, event: gr.EventData, request: gr.Request) -> Any:
         if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
@@ -252,22 +252,22 @@ class Events:
         self.house.draft(request).keep(watching=name)
         return name, None, gr.Tabs(selected="teach")
 
-    @plainly
+    @user_errors
     def use(self, name: str) -> tuple[Any, ...]:
         return _go_to(self.house, "create", self.house.queue.job(self.current(name)).run.adapter)
 
-    @plainly
+    @user_errors
     def try_step(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
         run = self.house.queue.job(self.current(name)).run
         return _go_to(self.house, "create", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
 
-    @plainly
+    @user_errors
     def set_beside(self, name: str) -> tuple[Any, ...]:
         return _go_to(self.house, "compare", *taught_together(self.house, self.current(name)))
 
 
 def connect(
-    house: House, page: gr.Blocks, tabs: gr.Tabs, view: RunView, strip: Any, creating: Any, comparing: Any
+    house: AppContext, page: gr.Blocks, tabs: gr.Tabs, view: RunView, strip: Any, creating: Any, comparing: Any
 ) -> None:
     """Wire it. ``creating`` and ``comparing`` are the tabs that a taught subject goes on to."""
     events = Events(house)
@@ -284,7 +284,7 @@ def connect(
     strip.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 
-def taught_together(house: House, name: str) -> list[Path]:
+def taught_together(house: AppContext, name: str) -> list[Path]:
     """The adapters of this run and of the finished ones that learned from the very same photos, oldest first."""
     photos, found = house.queue.job(name).run.config.photos, []
     for job in reversed(house.queue.jobs()):
@@ -294,6 +294,6 @@ def taught_together(house: House, name: str) -> list[Path]:
     return found
 
 
-def _go_to(house: House, tab: str, *adapters: Path) -> tuple[Any, ...]:
+def _go_to(house: AppContext, tab: str, *adapters: Path) -> tuple[Any, ...]:
     chosen = [house.key(adapter) for adapter in adapters]
     return gr.Tabs(selected=tab), gr.update(choices=house.adapter_choices(), value=chosen)

@@ -44,16 +44,16 @@ def serve(
     """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
     gc.disable()  # until all is imported: looking for garbage there takes a seventh of the wait and finds none
     prepare_surroundings(output)
-    from app.inference_session import Studio
+    from app.inference_session import InferenceSession
     from app.web.blocks import build
-    from app.web.context import House
+    from app.web.context import AppContext
     from hra_diffusion import library
     from hra_diffusion.files import make_folder
 
     make_folder(output)
     library.empty_bin(output)
-    studio = Studio(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
-    house = House(output, studio, tuple(bases))
+    studio = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
+    house = AppContext(output, studio, tuple(bases))
     _ = house.salt  # before visitors come: two at once would each make one
     threading.Thread(target=_warm, args=(house.studio,), name=WARMING, daemon=True).start()
     page = build(house)

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.web.context import HIDDEN, QUIET, House, changed, clicked, plainly
+from app.web.context import HIDDEN, QUIET, AppContext, changed, clicked, user_errors
 from app.web.html import badge, bar, button
 from app.web.theme import CLICKS
 from hra_diffusion import pipeline
@@ -25,7 +25,7 @@ WORDS = {"waiting": "waits", "died": "broke off", "stopped": "stopped", "failed"
 
 
 @dataclass
-class Strip:
+class StatusBar:
     """The strip's components; ``timer`` also drives what else watches the runs."""
 
     line: gr.HTML
@@ -36,7 +36,7 @@ class Strip:
     seen: gr.State
 
 
-def build(house: House) -> Strip:
+def build(house: AppContext) -> StatusBar:
     """Lay the strip out."""
     with gr.Row(elem_id="top"):
         gr.HTML('<span id="brand">hra<i>·</i>diffusion</span>', min_width=130, scale=0)
@@ -52,23 +52,23 @@ def build(house: House) -> Strip:
         )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
         runs = gr.HTML(js_on_load=CLICKS)
-    return Strip(line, base, device, runs, gr.Timer(1.5), gr.State())
+    return StatusBar(line, base, device, runs, gr.Timer(1.5), gr.State())
 
 
-def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
+def connect(house: AppContext, page: gr.Blocks, strip: StatusBar, teaching: Any) -> None:
     """Wire the strip; a click on a run's name shows it on the Teach tab."""
 
     def watch(seen: Seen | None) -> tuple[Any, ...]:
         return look(house, seen)
 
-    @plainly
+    @user_errors
     def act(event: gr.EventData) -> tuple[Any, ...]:
         do(house, clicked(event)["do"], clicked(event)["run"])
         if clicked(event)["do"] == "delete":
             gr.Info(f"{clicked(event)['run']} is in the bin, at the foot of the Library.")
         return look(house, None)
 
-    @plainly
+    @user_errors
     def change(base: str, device: str) -> None:
         house.studio.change(base, device)
 
@@ -82,7 +82,7 @@ def connect(house: House, page: gr.Blocks, strip: Strip, teaching: Any) -> None:
         part.click(act, None, outputs, **HIDDEN)
 
 
-def look(house: House, seen: Seen | None) -> tuple[Any, ...]:
+def look(house: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     """The line, the list of runs, the base and the device (any visitor may change them), if ``seen`` is out of date."""
     jobs, studio = house.queue.jobs(), house.studio
     line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
@@ -95,7 +95,7 @@ def look(house: House, seen: Seen | None) -> tuple[Any, ...]:
     return line, table, *updates, (now or before, *held)
 
 
-def do(house: House, what: str, name: str) -> None:
+def do(house: AppContext, what: str, name: str) -> None:
     """What a button in the list of runs asks for. Raises RunError."""
     queue = house.queue
     match what:
@@ -117,7 +117,7 @@ def base_name(base: str) -> str:
     return PureWindowsPath(base).name.removesuffix(".safetensors")  # it knows both kinds of slashes
 
 
-def running_line(house: House, jobs: list[Job]) -> str:
+def running_line(house: AppContext, jobs: list[Job]) -> str:
     """What is going on, in a line."""
     running = next((job for job in jobs if job.status == "running"), None)
     if running is None:

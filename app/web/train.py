@@ -10,7 +10,7 @@ import gradio as gr
 import yaml
 
 from app.web import form, run_view
-from app.web.context import HIDDEN, MINE, QUIET, House, changed, clicked, plainly
+from app.web.context import HIDDEN, MINE, QUIET, AppContext, changed, clicked, user_errors
 from app.web.html import badge, note, picture, title
 from app.web.status_bar import base_name
 from app.web.theme import CLICKS
@@ -90,7 +90,7 @@ class Teach:
         return [*BASICS, *(entry.name for entry in self.entries)]
 
 
-def build(house: House) -> Teach:
+def build(house: AppContext) -> Teach:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
@@ -154,8 +154,10 @@ def _how() -> dict[str, Any]:
     gr.HTML(title(3, "How?"))
     preset = gr.Radio([(name.capitalize(), name) for name in PRESETS], value="balanced", show_label=False,
                       container=False, label="How long", elem_id="preset")  # fmt: skip
-    methods = [(registry.get(name).title, name) for name in registry.names()]
-    method = gr.Dropdown(methods, value="hra", label="Method", info=registry.get("hra").summary, elem_id="method")
+    methods = [(registry.get_method(name).title, name) for name in registry.method_names()]
+    method = gr.Dropdown(
+        methods, value="hra", label="Method", info=registry.get_method("hra").summary, elem_id="method"
+    )
     with gr.Accordion("Teach several methods and compare", open=False):
         several = gr.CheckboxGroup(
             methods, label="Methods", info="One run each, on the same photos, at ranks that give all about as many "
@@ -171,7 +173,7 @@ def _how() -> dict[str, Any]:
             "fields": fields, "entries": entries, "text": text}  # fmt: skip
 
 
-def given_values(house: House, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
+def given_values(house: AppContext, parts: Teach, values: Sequence[Any]) -> dict[str, Any]:
     """The form (or the YAML in its place) as values of a configuration; photos are not in it."""
     noun, name, trigger, preset, method, _, mode, text, add_trigger, *fields = values
     basics = {"class_noun": noun, "name": (name or "").strip(), "trigger": trigger, "preset": preset, "method": method}
@@ -202,7 +204,7 @@ def base_path(base: str) -> str:
     return str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
 
 
-def trial_config(house: House, parts: Teach, values: Sequence[Any], base: str | None = None) -> TrainConfig:
+def trial_config(house: AppContext, parts: Teach, values: Sequence[Any], base: str | None = None) -> TrainConfig:
     """The configuration as far as it is filled in, on the base in use or another: what is missing does not change what
     it costs."""
     given = given_values(house, parts, values) | ({"base": base_path(base)} if base else {})
@@ -215,14 +217,14 @@ def unfilled(parts: Teach, values: Sequence[Any]) -> list[Any]:
     return [*values[:6], "Form", "", values[8], *([""] * len(parts.entries))]
 
 
-def own_values(house: House, parts: Teach, values: Sequence[Any], config: TrainConfig) -> dict[str, Any]:
+def own_values(house: AppContext, parts: Teach, values: Sequence[Any], config: TrainConfig) -> dict[str, Any]:
     """What a configuration has of its own: all that its preset and method do not say by themselves."""
     bare = trial_config(house, parts, unfilled(parts, [*values[:3], config.preset, config.method, *values[5:]]))
     own = {name: value for name, value in config if value != getattr(bare, name)}
     return own | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
 
 
-def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]:
+def plan(house: AppContext, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]:
     """The runs to come, photos aside: one, or one a method at matched budgets.
 
     Other methods than the first take over what was set by hand, and neither its defaults nor its options.
@@ -245,7 +247,7 @@ def plan(house: House, parts: Teach, values: Sequence[Any]) -> list[TrainConfig]
     return configs_
 
 
-def teach(house: House, parts: Teach, draft: Draft, base: str, values: Sequence[Any]) -> list[str]:
+def teach(house: AppContext, parts: Teach, draft: Draft, base: str, values: Sequence[Any]) -> list[str]:
     """Put the planned runs into the queue; returns their names. Raises UserError: what is missing or wrong.
 
     ``base``: the one the visitor was shown; all share one, and another may just have changed it.
@@ -295,7 +297,7 @@ def show_photos(draft: Draft, side: int, picked: str = "") -> tuple[str, str]:
     return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
 
 
-def show_captions(house: House, parts: Teach, draft: Draft, values: Sequence[Any]) -> tuple[str, Any]:
+def show_captions(house: AppContext, parts: Teach, draft: Draft, values: Sequence[Any]) -> tuple[str, Any]:
     """The caption that each photo will be trained with, and the checkbox where one lacks the trigger.
 
     Nothing before there are photos and a class noun.
@@ -321,7 +323,7 @@ def show_whole(draft: Draft, side: int, file: str) -> str:
     return f'<div style="max-width:360px;margin:auto">{picture(dim, "the part that is used is lit", zoom=False)}</div>'
 
 
-def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], measure: bool) -> tuple[Any, str]:
+def predict(house: AppContext, parts: Teach, photos: int, values: Sequence[Any], measure: bool) -> tuple[Any, str]:
     """Minutes of each preset beside its name, and time and memory of what is chosen; measures what is not known."""
     try:
         chosen = plan(house, parts, values) if not values[5] or house.studio.loaded else []
@@ -341,7 +343,7 @@ def predict(house: House, parts: Teach, photos: int, values: Sequence[Any], meas
     return gr.update(choices=_preset_labels(house, parts, count, values)), f"<p>{text}</p>"
 
 
-def _not_measured(house: House, missing: Sequence[TrainConfig], measure: bool) -> str:
+def _not_measured(house: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:
     if house.queue.busy():
         text = "Time and memory can be measured when the run in progress is over."
     elif missing and measure:
@@ -352,7 +354,7 @@ def _not_measured(house: House, missing: Sequence[TrainConfig], measure: bool) -
     return f'<p class="soft">{text}</p>'
 
 
-def _preset_labels(house: House, parts: Teach, photos: int, values: Sequence[Any]) -> list[tuple[str, str]]:
+def _preset_labels(house: AppContext, parts: Teach, photos: int, values: Sequence[Any]) -> list[tuple[str, str]]:
     labels = []
     for preset in PRESETS:
         config = trial_config(house, parts, [*values[:3], preset, *values[4:]])
@@ -378,7 +380,7 @@ def spoken(trigger: str, noun: str) -> str:
 
 
 def connect(
-    house: House, page: gr.Blocks, tabs: gr.Tabs, parts: Teach, strip: Any, creating: Any, comparing: Any
+    house: AppContext, page: gr.Blocks, tabs: gr.Tabs, parts: Teach, strip: Any, creating: Any, comparing: Any
 ) -> None:
     """Wire the tab."""
     _connect_photos(house, page, parts)
@@ -386,7 +388,7 @@ def connect(
     _connect_captions(house, parts)
     run_view.connect(house, page, tabs, parts.run, strip, creating, comparing)
 
-    @plainly
+    @user_errors
     def begin(request: gr.Request, base: str, *values: Any) -> str:
         draft = house.draft(request)
         names = teach(house, parts, draft, base, values)
@@ -402,13 +404,13 @@ def connect(
 class PhotoEvents:
     """What is done with photos."""
 
-    def __init__(self, house: House):
+    def __init__(self, house: AppContext):
         self.house = house
 
     def refresh(self, request: gr.Request, picked: str = "") -> tuple[str, str]:
         return show_photos(self.house.draft(request), self.house.side, picked)
 
-    @plainly
+    @user_errors
     def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
         uploaded = [Path(file) for file in files or []]
         refused = self.house.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
@@ -417,7 +419,7 @@ class PhotoEvents:
         thumbs, remarks = self.refresh(request)
         return None, thumbs, note(refused, "bad") + remarks
 
-    @plainly
+    @user_errors
     def take_sample(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         if name not in SUBJECTS:
             return *[gr.skip()] * 6, ""
@@ -426,7 +428,7 @@ class PhotoEvents:
         draft.keep(noun=SUBJECTS[name], name=name.capitalize())
         return "", gr.update(visible=False), *self.refresh(request), SUBJECTS[name], name.capitalize(), ""
 
-    @plainly
+    @user_errors
     def pick(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         draft, side = self.house.draft(request), self.house.side
         file = clicked(event)["file"]
@@ -435,7 +437,7 @@ class PhotoEvents:
         shown = show_whole(draft, side, file)
         return file, gr.update(visible=True), shown, caption, *sliders, *self.refresh(request, file)
 
-    @plainly
+    @user_errors
     def cut(self, picked: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
         draft, side = self.house.draft(request), self.house.side
         draft.change(picked, box=zoomed(draft.photo(picked, side).size, zoom, across, down))
@@ -449,7 +451,7 @@ class PhotoEvents:
         return gr.update(visible=False), *self.refresh(request)
 
 
-def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
+def _connect_photos(house: AppContext, page: gr.Blocks, parts: Teach) -> None:
     events, shown = PhotoEvents(house), [parts.thumbs, parts.remarks]
     parts.upload.upload(events.add, parts.upload, [parts.upload, *shown], **MINE)
     parts.sample.input(
@@ -473,7 +475,7 @@ def _connect_photos(house: House, page: gr.Blocks, parts: Teach) -> None:
 class FormEvents:
     """What is done with the form."""
 
-    def __init__(self, house: House, parts: Teach):
+    def __init__(self, house: AppContext, parts: Teach):
         self.house, self.parts = house, parts
 
     def keep(self, request: gr.Request, *values: Any) -> None:
@@ -492,7 +494,7 @@ class FormEvents:
             bare = trial_config(self.house, self.parts, unfilled(self.parts, values), base)
         except UserError:
             return [gr.skip()] * (1 + len(self.parts.entries))
-        return [gr.update(info=registry.get(bare.method).summary), *form.refreshed(self.parts.entries, bare)]
+        return [gr.update(info=registry.get_method(bare.method).summary), *form.refreshed(self.parts.entries, bare)]
 
     def forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         photos = len(self.house.draft(request).read().photos)
@@ -500,7 +502,7 @@ class FormEvents:
         now = changed([labels, text], seen)
         return (labels, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
-    @plainly
+    @user_errors
     def switch(self, mode: str, *values: Any) -> list[Any]:
         if mode == "YAML":
             config = trial_config(self.house, self.parts, [*values[:6], "Form", *values[7:]])
@@ -516,7 +518,7 @@ class FormEvents:
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 
-def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> None:
+def _connect_form(house: AppContext, page: gr.Blocks, parts: Teach, strip: Any) -> None:
     fields = [entry.component for entry in parts.entries]
     events = FormEvents(house, parts)
     forecasting: dict[str, Any] = {
@@ -545,7 +547,7 @@ def _connect_form(house: House, page: gr.Blocks, parts: Teach, strip: Any) -> No
     )
 
 
-def _connect_captions(house: House, parts: Teach) -> None:
+def _connect_captions(house: AppContext, parts: Teach) -> None:
     def show(request: gr.Request, *values: Any) -> tuple[str, Any]:
         return show_captions(house, parts, house.draft(request), values)
 

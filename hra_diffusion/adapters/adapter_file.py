@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hra_diffusion.adapters import adapter_keys, attachment, registry
-from hra_diffusion.adapters.layer import Routing, probe_of
+from hra_diffusion.adapters.layer import AdapterState, probe_of
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import save_tensors
 
@@ -154,7 +154,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     info, tensors = _read(path)
     info = info.model_copy(update={"name": name or info.name})
     _check_layers(path, info, components)
-    before = {model: (attachment.routing_of(model) or Routing()).mix for model in components.values()}
+    before = {model: (attachment.state_of(model) or AdapterState()).mix for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
             attachment.attach(
@@ -250,7 +250,7 @@ def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Mod
     for component, probes in info.fingerprint.items():
         if component not in components:
             raise AdapterFileError(f"{path} is for another base ({info.base}): this one has no {component}")
-        if (routing := attachment.routing_of(components[component])) and routing.merged:
+        if (routing := attachment.state_of(components[component])) and routing.merged:
             raise AdapterFileError("adapters are merged into the weights; unmerge them first")
         if info.name in attachment.adapter_names(components[component]):
             raise AdapterFileError(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import AdapterHost, Routing, as_matrix, host, key, unhost, unsupported
-from hra_diffusion.adapters.parts import Rotation, work_ahead
+from hra_diffusion.adapters.layer import AdaptedLayer, AdapterState, as_matrix, key, unsupported, unwrap, wrap
+from hra_diffusion.adapters.parts import Rotation, precompute_factors
 from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.errors import UserError
@@ -77,9 +77,9 @@ def attach(
     Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use, a model whose
     weights are offloaded already.
     """
-    chosen, name = registry.get(method), checked_name(name)
+    chosen, name = registry.get_method(method), checked_name(name)
     configs = planned(model, method, options, name=name, targets=targets, ranks=ranks)
-    routing = routing_of(model) or Routing()
+    routing = state_of(model) or AdapterState()
     freeze(model)
     generator = torch.Generator().manual_seed(seed)
     routing.names.append(name)
@@ -88,7 +88,7 @@ def attach(
         d_out, d_in = as_matrix(layer).shape
         adapter = chosen.build(config, d_in, d_out, generator)
         adapter.method, adapter.config = chosen.name, config  # type: ignore[assignment]
-        host(layer, routing).add(name, adapter.to(layer.weight.device))  # type: ignore[arg-type]
+        wrap(layer, routing).add(name, adapter.to(layer.weight.device))  # type: ignore[arg-type]
     _prepare(model, name, routing)
     activate(model, {name: 1.0})
     return list(configs)
@@ -104,9 +104,9 @@ def planned(
     ranks: Mapping[str, int] | None = None,
 ) -> dict[str, MethodConfig]:
     """What ``attach`` would put on which layer, by path; the model stays as it is. Raises what ``attach`` raises."""
-    config = registry.get(method).parse(cast(dict, options or {}))
+    config = registry.get_method(method).parse(cast(dict, options or {}))
     name = checked_name(name)
-    if (routing := routing_of(model)) and routing.merged:
+    if (routing := state_of(model)) and routing.merged:
         raise UserError("adapters are merged into the weights; unmerge them first")
     if name in adapter_names(model):
         raise UserError(f"an adapter named {name!r} is on this model already; detach it or take another name")
@@ -119,7 +119,7 @@ def planned(
     return configs
 
 
-def _prepare(model: nn.Module, name: str, routing: Routing) -> None:
+def _prepare(model: nn.Module, name: str, routing: AdapterState) -> None:
     """Have the adapter's rotations, if it is made of them, worked out together before each forward pass."""
     modules = (module for layer in adapter_layers(model, name).values() for module in layer.modules())
     if rotations := [module for module in modules if isinstance(module, Rotation)]:
@@ -127,27 +127,27 @@ def _prepare(model: nn.Module, name: str, routing: Routing) -> None:
         routing.hooks[name] = model.register_forward_pre_hook(before)
 
 
-def _before_forward(rotations: Sequence[Rotation], name: str, routing: Routing, *_: object) -> None:
+def _before_forward(rotations: Sequence[Rotation], name: str, routing: AdapterState, *_: object) -> None:
     if torch.is_grad_enabled() and (name, 1.0) in routing.mix and not routing.merged:
-        work_ahead(rotations)
+        precompute_factors(rotations)
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
     """Remove one adapter, or all of them. With the last one the model is exactly what it was before ``attach``."""
     for gone in adapter_names(model) if name is None else [name]:
         _require(model, gone)
-        routing = cast(Routing, routing_of(model))
+        routing = cast(AdapterState, state_of(model))
         if routing.merged:
             unmerge(model)
         routing.mix = tuple(entry for entry in routing.mix if entry[0] != gone)
         routing.names.remove(gone)
         if hook := routing.hooks.pop(gone, None):
             hook.remove()
-        for _, layer in hosts(model):
+        for _, layer in adapted_layers(model):
             layer.remove(gone)
             if not layer.adapters:
-                unhost(layer)
-    if not any(True for _ in hosts(model)):
+                unwrap(layer)
+    if not any(True for _ in adapted_layers(model)):
         _unfreeze(model)
 
 
@@ -159,7 +159,7 @@ def activate(model: nn.Module, strengths: Mapping[str, float]) -> None:
     """
     for name in strengths:
         _require(model, name)
-    routing = routing_of(model)
+    routing = state_of(model)
     if routing is None:
         return
     if routing.merged:
@@ -168,12 +168,12 @@ def activate(model: nn.Module, strengths: Mapping[str, float]) -> None:
 
 
 @contextlib.contextmanager
-def routed(model: nn.Module, groups: Sequence[tuple[Mapping[str, float], int]]) -> Iterator[None]:
+def batch_adapters(model: nn.Module, groups: Sequence[tuple[Mapping[str, float], int]]) -> Iterator[None]:
     """Within the block, contiguous groups of each batch have their own adapters: ``(strengths, count)`` each.
 
     An empty mapping is the base. A batch may be a multiple of the groups' sum; the pattern then repeats.
     """
-    routing = routing_of(model)
+    routing = state_of(model)
     for name in {name for strengths, _ in groups for name in strengths}:
         _require(model, name)
     if routing is None:
@@ -194,12 +194,12 @@ def merge(model: nn.Module) -> None:
 
     Raises UserError where the weights are stored in fewer bits, which have no room for it.
     """
-    routing = routing_of(model)
+    routing = state_of(model)
     if routing is None or routing.merged:
         return
-    if any(isinstance(layer, Quantised) for _, layer in hosts(model)):
+    if any(isinstance(layer, Quantised) for _, layer in adapted_layers(model)):
         raise UserError("the base's weights are quantised; load the base in full precision to merge into it")
-    for _, layer in hosts(model):
+    for _, layer in adapted_layers(model):
         weight = cast(nn.Parameter, layer.weight)
         if layer.active(routing.mix):
             merged = layer.adapted_weight(routing.mix).detach()
@@ -210,10 +210,10 @@ def merge(model: nn.Module) -> None:
 
 def unmerge(model: nn.Module) -> None:
     """Undo ``merge``: the weights are the original ones, bit for bit (unless the model was cast meanwhile)."""
-    routing = routing_of(model)
+    routing = state_of(model)
     if routing is None or not routing.merged:
         return
-    for _, layer in hosts(model):
+    for _, layer in adapted_layers(model):
         if (original := layer.__dict__.pop("unmerged_weight", None)) is not None:
             weight = cast(nn.Parameter, layer.weight)
             weight.data = original.to(weight)
@@ -221,43 +221,43 @@ def unmerge(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def baked(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
+def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
     """Within the block the model is a plain one, without a trace of adapters, with ``strengths`` in its weights."""
-    routing = routing_of(model)
+    routing = state_of(model)
     if routing is None:
         yield
         return
     before = routing.mix
-    off: list[tuple[AdapterHost, nn.ModuleDict]] = []
+    off: list[tuple[AdaptedLayer, nn.ModuleDict]] = []
     try:
         activate(model, strengths)
         merge(model)
-        off = [(layer, layer.adapters) for _, layer in hosts(model)]
+        off = [(layer, layer.adapters) for _, layer in adapted_layers(model)]
         for layer, _ in off:
-            unhost(layer)
+            unwrap(layer)
         yield
     finally:
         for layer, adapters in off:
-            host(layer, routing).adapters = adapters
+            wrap(layer, routing).adapters = adapters
         unmerge(model)
         activate(model, dict(before))
 
 
-def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
     """The model's layers that hold adapters, with their paths."""
-    return ((path, module) for path, module in list(model.named_modules()) if isinstance(module, AdapterHost))
+    return ((path, module) for path, module in list(model.named_modules()) if isinstance(module, AdaptedLayer))
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the adapters on the model, in the order they came."""
-    routing = routing_of(model)
+    routing = state_of(model)
     return list(routing.names) if routing else []
 
 
 def adapter_layers(model: nn.Module, name: str) -> dict[str, nn.Module]:
     """The modules of one adapter by the path of the layer they live on. Raises ValueError for an unknown name."""
     _require(model, name)
-    return {path: layer.adapters[key(name)] for path, layer in hosts(model) if key(name) in layer.adapters}
+    return {path: layer.adapters[key(name)] for path, layer in adapted_layers(model) if key(name) in layer.adapters}
 
 
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -272,13 +272,13 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 def penalty(model: nn.Module, name: str) -> Tensor | None:
     """The method's regulariser for this adapter, to be added to the loss; None for a method that has none."""
     layers = list(adapter_layers(model, name).values())
-    method = registry.get(cast(str, layers[0].method))
+    method = registry.get_method(cast(str, layers[0].method))
     return method.penalty(cast(MethodConfig, layers[0].config), layers) if method.penalty else None
 
 
-def routing_of(model: nn.Module) -> Routing | None:
+def state_of(model: nn.Module) -> AdapterState | None:
     """The routing its hosts share, or None for a model without adapters."""
-    return next((module.routing for module in model.modules() if isinstance(module, AdapterHost)), None)
+    return next((module.routing for module in model.modules() if isinstance(module, AdaptedLayer)), None)
 
 
 def freeze(model: nn.Module) -> None:
@@ -303,7 +303,7 @@ def _plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _has_children(module: nn.Module) -> bool:
-    return not isinstance(module, AdapterHost) and any(True for _ in module.children())
+    return not isinstance(module, AdaptedLayer) and any(True for _ in module.children())
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:

@@ -22,27 +22,27 @@ from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.adapters.registry import LowRank
 from hra_diffusion.errors import UserError
 
-Mix = tuple[tuple[str, float], ...]
+ActiveAdapters = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight that the ones before it left."""
 
 
 @dataclass
-class Routing:
+class AdapterState:
     """Which adapters the layers of one model apply; one object, shared by all its hosts.
 
     ``mix`` holds for the whole batch; with ``groups``, contiguous groups of the batch, ``(mix, count)`` each, have
     their own. The pattern repeats when the batch is a multiple of it, as classifier-free guidance makes it.
     """
 
-    mix: Mix = ()
-    groups: tuple[tuple[Mix, int], ...] = ()
+    mix: ActiveAdapters = ()
+    groups: tuple[tuple[ActiveAdapters, int], ...] = ()
     merged: bool = False
     names: list[str] = field(default_factory=list)
     """The adapters on the model, in the order they came."""
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
     """What prepares a forward pass, by adapter."""
 
-    def split(self, batch: Tensor) -> list[tuple[Mix, Tensor]]:
+    def split(self, batch: Tensor) -> list[tuple[ActiveAdapters, Tensor]]:
         """The batch's groups with their mixes. Raises ValueError if the pattern does not fit the batch."""
         if not self.groups:
             return [(self.mix, batch)]
@@ -65,7 +65,7 @@ class Update:
     state: tuple[Any, ...]
 
 
-class AdapterHost(nn.Module):
+class AdaptedLayer(nn.Module):
     """Mixed into the class of a frozen linear or conv layer by ``host``.
 
     While gradients are recorded a method runs in its own form. Without them every mix is one low-rank update, the same
@@ -73,8 +73,8 @@ class AdapterHost(nn.Module):
     """
 
     adapters: nn.ModuleDict
-    routing: Routing
-    updates: dict[Mix, Update]
+    routing: AdapterState
+    updates: dict[ActiveAdapters, Update]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.routing.merged:
@@ -107,7 +107,7 @@ class AdapterHost(nn.Module):
             del self.adapters[key(name)]
             self.updates.clear()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdapterHost":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedLayer":
         """Moving the model moves its adapters; casting it leaves them in their own precision."""
         adapters = cast(nn.ModuleDict, self._modules.pop("adapters"))
         super()._apply(fn, recurse)
@@ -115,11 +115,11 @@ class AdapterHost(nn.Module):
         self.adapters = adapters._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device))
         return self
 
-    def active(self, mix: Mix) -> list[tuple[Any, float]]:
+    def active(self, mix: ActiveAdapters) -> list[tuple[Any, float]]:
         """The adapters of ``mix`` that live on this layer and have a strength other than 0."""
         return [(self.adapters[key(name)], s) for name, s in mix if key(name) in self.adapters and s != 0]
 
-    def adapted_weight(self, mix: Mix) -> Tensor:
+    def adapted_weight(self, mix: ActiveAdapters) -> Tensor:
         """The weight with ``mix`` in it, computed in float32, in the weight's shape and dtype."""
         own = cast(Tensor, self.weight)
         weight = as_matrix(self).float()
@@ -127,7 +127,7 @@ class AdapterHost(nn.Module):
             weight = adapter.adapted_weight(weight, strength)
         return weight.reshape(own.shape).to(own.dtype)
 
-    def update(self, mix: Mix, dtype: torch.dtype) -> LowRank | None:
+    def update(self, mix: ActiveAdapters, dtype: torch.dtype) -> LowRank | None:
         """``mix`` as one low-rank update in ``dtype``, computed in float32; kept while it is in use and nothing of it
         changes."""
         kept = self.updates.get(mix)
@@ -148,24 +148,24 @@ class AdapterHost(nn.Module):
 
     def _state(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[Any, ...]:
         own = self.codes if isinstance(self, Quantised) else self.weight
-        return dtype, _edition(cast(Tensor, own)), *map(_edition, parameters)
+        return dtype, _version_key(cast(Tensor, own)), *map(_version_key, parameters)
 
-    def _adapted(self, x: Tensor, mix: Mix) -> Tensor:
+    def _adapted(self, x: Tensor, mix: ActiveAdapters) -> Tensor:
         active = self.active(mix)
         if not active:
             return super().forward(x)
         project = product(self)
         for adapter, strength in active:
             project = functools.partial(adapter, inner=project, strength=strength)
-        return map_rows(self, x, project)
+        return conv_as_linear(self, x, project)
 
 
-def host(layer: nn.Module, routing: Routing) -> AdapterHost:
+def wrap(layer: nn.Module, routing: AdapterState) -> AdaptedLayer:
     """Turn a linear or conv layer, in place, into one that can hold adapters; a host is returned as it is.
 
     Raises ValueError for any other layer, and for a conv this library can't adapt, saying why.
     """
-    if isinstance(layer, AdapterHost):
+    if isinstance(layer, AdaptedLayer):
         return layer
     if reason := unsupported(layer):
         raise UserError(reason)
@@ -174,10 +174,10 @@ def host(layer: nn.Module, routing: Routing) -> AdapterHost:
     layer.adapters = nn.ModuleDict()
     layer.routing = cast(Any, routing)
     layer.updates = cast(Any, {})
-    return cast(AdapterHost, layer)
+    return cast(AdaptedLayer, layer)
 
 
-def unhost(layer: AdapterHost) -> None:
+def unwrap(layer: AdaptedLayer) -> None:
     """Turn a host back into the plain layer it was. Its adapters are dropped."""
     del layer.adapters
     del layer.routing
@@ -228,7 +228,7 @@ def probe_of(layer: nn.Module) -> float:
     if isinstance(layer, Quantised):
         return layer.probe
     weight = original_weight(layer)
-    state = (weight.dtype, weight.device, _edition(weight))
+    state = (weight.dtype, weight.device, _version_key(weight))
     if layer not in _probes or _probes[layer][0] != state:
         _probes[layer] = state, probe(weight)
     return _probes[layer][1]
@@ -239,7 +239,7 @@ def product(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     return layer.rows if isinstance(layer, Quantised) else functools.partial(F.linear, weight=as_matrix(layer))
 
 
-def map_rows(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+def conv_as_linear(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
     """Run ``project``, a map of rows (…, d_in) to (…, d_out), where the layer's own product stood; then add its bias.
 
     A linear's rows are its input. A conv's rows are its patches, taken with its own stride, padding and dilation.
@@ -285,7 +285,7 @@ def add_update(layer: nn.Module, x: Tensor, y: Tensor, change: LowRank) -> None:
             y += ((1 - scale) * bias.to(y.dtype)).view(shape)
 
 
-def _edition(tensor: Tensor) -> tuple[int, int]:
+def _version_key(tensor: Tensor) -> tuple[int, int]:
     """Which values a tensor holds, as far as it tells: writes in inference mode and by fused optimisers don't show."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
@@ -297,4 +297,4 @@ def key(name: str) -> str:
 
 @functools.cache
 def _hosting(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Hosting{base.__name__}", (AdapterHost, base), {})
+    return type(f"Hosting{base.__name__}", (AdaptedLayer, base), {})

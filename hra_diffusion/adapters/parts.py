@@ -110,12 +110,12 @@ class Rotation(nn.Module):
         return householder.applicable(basis, core)
 
 
-def work_ahead(rotations: Iterable[Rotation]) -> None:
+def precompute_factors(rotations: Iterable[Rotation]) -> None:
     """Compute the factors of many rotations, with gradients, for one forward and backward pass of their model.
 
     Those of one shape at once: a few large products instead of hundreds of small ones, forward and backward.
     """
-    for group in alike(rotations):
+    for group in group_by_shape(rotations):
         vectors = torch.stack([rotation.u for rotation in group])
         if vectors.requires_grad:
             vectors.register_hook(functools.partial(_forget, group))  # called when the backward pass is done with them
@@ -125,7 +125,7 @@ def work_ahead(rotations: Iterable[Rotation]) -> None:
             rotation.ahead = rotation.u._version, (down, up)
 
 
-def alike(rotations: Iterable[Rotation]) -> list[list[Rotation]]:
+def group_by_shape(rotations: Iterable[Rotation]) -> list[list[Rotation]]:
     """Rotations in groups of one form and shape, on one device, met by rows of one dtype: what can be stacked."""
     groups: dict[tuple, list[Rotation]] = {}
     for rotation in rotations:

@@ -113,15 +113,15 @@ def register(name: str, *, config: type[MethodConfig], title: str, summary: str,
     return add
 
 
-def get(name: str) -> Method:
+def get_method(name: str) -> Method:
     """The method called ``name``. Raises ValueError listing the known ones."""
     try:
         return _methods[name]
     except KeyError:
-        raise UserError(f"unknown method {name!r}; known methods: {', '.join(names())}") from None
+        raise UserError(f"unknown method {name!r}; known methods: {', '.join(method_names())}") from None
 
 
-def names() -> list[str]:
+def method_names() -> list[str]:
     """Names of all registered methods, in the order they registered."""
     return list(_methods)
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, scores, unlikeness
+from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, scores
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import (
     PNG_KEY,
@@ -26,9 +26,9 @@ from hra_diffusion.generation.sampling import (
     Settings,
     complete,
     describe,
-    draw,
+    generate_batch,
     prompt_notes,
-    read_picture,
+    read_image,
     save_png,
     slug,
 )
@@ -43,7 +43,7 @@ PHOTO_SIDE = 512
 
 
 @dataclass(frozen=True)
-class Column:
+class Variant:
     """One contestant: a label, the adapters it applies, and what ``{subject}`` in a prompt becomes for it.
 
     With ``class_noun`` in its place a prompt is scored: a trigger means nothing to a CLIP model. ``costs``: what the
@@ -58,7 +58,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Sample:
     """One picture of a comparison with the request that made it."""
 
     column: str
@@ -74,16 +74,16 @@ class Comparison:
     ``notes``: words beyond the text encoder's length and weights read as text (see prompts.notes).
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[Variant, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[Sample, ...]
     settings: FullSettings
     seconds: float
     photos: tuple[Image.Image, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def row(self, prompt: int, seed: int) -> tuple[Cell, ...]:
+    def row(self, prompt: int, seed: int) -> tuple[Sample, ...]:
         """The cells of one prompt and seed (by index), one a column."""
         start = (prompt * len(self.seeds) + seed) * len(self.columns)
         return self.cells[start : start + len(self.columns)]
@@ -91,7 +91,7 @@ class Comparison:
 
 def compare(
     pipe: StableDiffusionPipeline,
-    columns: Sequence[Column],
+    columns: Sequence[Variant],
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: Settings | None = None,
@@ -118,7 +118,7 @@ def compare(
     plain = drift_pairs(columns, prompts, seeds[0], negative_prompt) if drift and clip else {}
     more = list(dict.fromkeys(request for pair in plain.values() for request in pair))
     start = time.perf_counter()
-    pictures = draw(pipe, [*requests, *more], full, batch_size, on_step)
+    pictures = generate_batch(pipe, [*requests, *more], full, batch_size, on_step)
     seconds = time.perf_counter() - start
     drawn = dict(zip(more, pictures[len(requests) :], strict=True))
     pictures = pictures[: len(requests)]
@@ -134,7 +134,7 @@ def compare(
             dataclasses.replace(score, drift=moved.get(place))
             for score, place in zip(scores(clip, pictures, asked, photos, places), places, strict=True)
         ]
-    cells = tuple(Cell(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
+    cells = tuple(Sample(*cell) for cell in zip(labels, requests, pictures, found, strict=True))
     notes = tuple(prompt_notes(pipe, requests))
     return Comparison(tuple(columns), tuple(prompts), tuple(seeds), cells, full, seconds, tuple(photos), notes)
 
@@ -144,7 +144,7 @@ Place = tuple[str, int]
 
 
 def drift_pairs(
-    columns: Sequence[Column], prompts: Sequence[str], seed: int, negative_prompt: str = ""
+    columns: Sequence[Variant], prompts: Sequence[str], seed: int, negative_prompt: str = ""
 ) -> dict[Place, tuple[Request, Request]]:
     """For each prompt and adapter the class noun alone, drawn with the adapter and by the base from the same noise.
 
@@ -168,10 +168,10 @@ def _drifts(
     if not pairs:
         return {}
     own, originals = ([drawn[request] for request in side] for side in zip(*pairs.values(), strict=True))
-    return dict(zip(pairs, unlikeness(clip, own, originals), strict=True))
+    return dict(zip(pairs, clip_distance(clip, own, originals), strict=True))
 
 
-def save(comparison: Comparison, folder: Path) -> Path:
+def save_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write ``grid.png``, ``pictures/…png``, small ``photos/…png`` and ``results.json`` into ``folder``.
 
     Returns the grid's path.
@@ -200,29 +200,29 @@ def save_photos(photos: Sequence[Image.Image], folder: Path) -> None:
         save_png(small, folder / f"{number:02d}.png")
 
 
-def load(folder: Path) -> Comparison:
+def load_comparison(folder: Path) -> Comparison:
     """A comparison that ``save`` wrote, its photos as small as they were kept. Raises UserError if there is none."""
     try:
         facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         cells = tuple(_load_cell(folder, entry) for entry in facts["cells"])
         first, names = facts["cells"][0], [field.name for field in dataclasses.fields(FullSettings)]
         full = FullSettings(**{name: first[name] for name in names if name in first or name not in SIZE_CONDITIONING})
-        columns = tuple(Column(**column) for column in facts["columns"])
+        columns = tuple(Variant(**column) for column in facts["columns"])
         prompts, seeds, seconds = tuple(facts["prompts"]), tuple(facts["seeds"]), facts["seconds"]
         notes = tuple(facts.get("notes", ()))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{folder} holds no whole comparison ({error}); make it again") from None
-    photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_picture(file)))
+    photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_image(file)))
     return Comparison(columns, prompts, seeds, cells, full, seconds, photos, notes)
 
 
-def _load_cell(folder: Path, entry: dict[str, Any]) -> Cell:
+def _load_cell(folder: Path, entry: dict[str, Any]) -> Sample:
     mix = tuple(entry["adapters"].items())
     request = Request(entry["prompt"], entry["seed"], mix, entry["negative_prompt"])
     score = Score(**entry["score"]) if "score" in entry else None
-    if (image := read_picture(folder / entry["picture"])) is None:
+    if (image := read_image(folder / entry["picture"])) is None:
         raise ValueError(f"{entry['picture']} can't be read")
-    return Cell(entry["column"], request, image, score)
+    return Sample(entry["column"], request, image, score)
 
 
 FIGURES = {
@@ -320,12 +320,12 @@ def draw_grid(comparison: Comparison) -> Image.Image:
             sheet.paste(ImageOps.pad(image.convert("RGB"), (side, side), color="white"), (place, y))
         for place, cell in zip(places[references:], comparison.row(prompt, seed), strict=True):
             if cell.score:
-                pen.text((place, y + side + 2), _fit(told(cell.score), small, side), "#555", small)
+                pen.text((place, y + side + 2), _fit(score_summary(cell.score), small, side), "#555", small)
         y += side + under + GAP
     return sheet
 
 
-def told(score: Score) -> str:
+def score_summary(score: Score) -> str:
     """A score for reading: "subject .71 · prompt .32"."""
     figures = [("subject", score.subject), ("prompt", score.prompt)]
     return " · ".join(f"{name} {value:.2f}".replace("0.", ".") for name, value in figures if value is not None)

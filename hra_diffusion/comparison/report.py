@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.comparison.compare import FIGURES, Cell, Comparison, Spread, clear_best, spread, told
+from hra_diffusion.comparison.compare import FIGURES, Comparison, Sample, Spread, clear_best, score_summary, spread
 from hra_diffusion.comparison.plot import Point, scatter
 from hra_diffusion.comparison.votes import QUESTIONS, Vote, tally
 from hra_diffusion.files import write_text
@@ -148,9 +148,9 @@ def means(comparison: Comparison, titled: bool = True) -> str:
     return f'<tr class="means">{title}{"".join(cells)}</tr>'
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Sample) -> str:
     about = f"{cell.column}: {cell.request.prompt}"
-    score = f'<span class="soft">{told(cell.score)}</span>' if cell.score else ""
+    score = f'<span class="soft">{score_summary(cell.score)}</span>' if cell.score else ""
     return f'<td><img alt="{escape(about)}" title="{escape(about)}" src="{data_uri(cell.image)}">{score}</td>'
 
 

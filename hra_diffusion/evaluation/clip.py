@@ -132,6 +132,6 @@ def variety(images: Tensor, groups: Sequence[Hashable]) -> list[float | None]:
     return found
 
 
-def unlikeness(clip: Clip, pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
+def clip_distance(clip: Clip, pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
     """1 − cosine of each picture and its counterpart: from 0 to 2."""
     return (1 - (clip.images(pictures) * clip.images(others)).sum(dim=1)).tolist()

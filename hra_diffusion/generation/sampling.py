@@ -20,11 +20,11 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.adapters.layer import Mix
+from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.models import families, noise, prompts
-from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, wide_enough
+from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, vae_upcast
 from hra_diffusion.threads import share_cores, sharing_cores
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Request:
 
     prompt: str
     seed: int
-    adapters: Mix = ()
+    adapters: ActiveAdapters = ()
     negative_prompt: str = ""
 
     def __post_init__(self):
@@ -112,7 +112,7 @@ class DenoisingStep:
 OnStep = Callable[[DenoisingStep], None]
 
 
-def draw(
+def generate_batch(
     pipe: StableDiffusionPipeline,
     requests: Sequence[Request],
     settings: Settings | FullSettings | None = None,
@@ -181,7 +181,7 @@ def generate(
     mix = tuple((active(pipe) if adapters is None else adapters).items())
     prompts = [prompts] if isinstance(prompts, str) else prompts
     requests = [Request(prompt, seed + i, mix, negative_prompt) for prompt in prompts for i in range(count)]
-    pictures = draw(pipe, requests, settings, batch_size, on_step)
+    pictures = generate_batch(pipe, requests, settings, batch_size, on_step)
     for picture, request in zip(pictures, requests, strict=True):
         picture.info[PNG_KEY] = describe(pipe, request, complete(pipe, settings or Settings()))
     return pictures
@@ -225,7 +225,7 @@ def read_png(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
 
 
-def read_picture(path: Path) -> Image.Image | None:
+def read_image(path: Path) -> Image.Image | None:
     """A picture file as RGB; None if it is missing or damaged."""
     try:
         with Image.open(path) as image:
@@ -313,7 +313,7 @@ def _watch(on_step: OnStep | None, which: tuple[int, ...], steps: int) -> Any:
 
 
 def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
-    with torch.no_grad(), wide_enough(pipe.vae) as vae:
+    with torch.no_grad(), vae_upcast(pipe.vae) as vae:
         images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     return cast(list[Image.Image], pipe.image_processor.postprocess(images.float().cpu(), "pil"))
 
@@ -327,7 +327,7 @@ def _encode_weighted(
     """
 
     @functools.cache
-    def encode(prompt: str, negative: str, mix: Mix) -> dict[str, Any] | None:
+    def encode(prompt: str, negative: str, mix: ActiveAdapters) -> dict[str, Any] | None:
         if families.reads_as_is(pipe, prompt) and families.reads_as_is(pipe, negative):
             return None
         with _routed(pipe, [(mix, 1)]):
@@ -387,15 +387,15 @@ def _require_finite(pipe: StableDiffusionPipeline, requests: list[Request], pixe
 
 
 @contextlib.contextmanager
-def _routed(pipe: StableDiffusionPipeline, groups: Sequence[tuple[Mix, int]]) -> Iterator[None]:
+def _routed(pipe: StableDiffusionPipeline, groups: Sequence[tuple[ActiveAdapters, int]]) -> Iterator[None]:
     """Within the block contiguous groups of each batch have their own adapters, on every component (see attachment)."""
     with contextlib.ExitStack() as stack:
         for model in components(pipe).values():
-            stack.enter_context(attachment.routed(model, [(_here(model, mix), count) for mix, count in groups]))
+            stack.enter_context(attachment.batch_adapters(model, [(_here(model, mix), count) for mix, count in groups]))
         yield
 
 
-def _here(model: nn.Module, mix: Mix) -> dict[str, float]:
+def _here(model: nn.Module, mix: ActiveAdapters) -> dict[str, float]:
     names = attachment.adapter_names(model)
     return {name: strength for name, strength in mix if name in names}
 

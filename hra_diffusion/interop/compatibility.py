@@ -14,7 +14,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.parts import ReflectionConfig
-from hra_diffusion.adapters.registry import AdapterModule, get
+from hra_diffusion.adapters.registry import AdapterModule, get_method
 from hra_diffusion.interop import original
 from hra_diffusion.interop.exports import Exported
 
@@ -88,23 +88,25 @@ def rows(exported: Exported) -> list[Row]:
     return [row for row in TABLE if (row.format, row.form) == (exported.format, form)]
 
 
-def foreseen(method: str) -> list[Row]:
+def expected_exports(method: str) -> list[Row]:
     """The rows that are about what a method's adapters can be written as, whole and at strength 1."""
-    form, native = _form(method), get(method).title if get(method).peft else _form(method)
+    form, native = _form(method), get_method(method).title if get_method(method).peft else _form(method)
     forms = {"kohya": (form,), "diffusers": (form,), "peft": (native,), "merged": ("folder", "single file")}
     return [row for row in TABLE if row.form in forms[row.format]]
 
 
 def wrong_in(method: str, format: str) -> list[str]:
     """The programs that load a method's adapters wrongly from this format, a line for each."""
-    rows = [row for row in foreseen(method) if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
+    rows = [row for row in expected_exports(method) if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
     return [f"{row.program}: {row.verdict} ({row.how})" for row in rows]
 
 
 @functools.cache
 def _form(method: str) -> str:
     """A plain LoRA, or a DoRA where the method scales outputs: as a tiny adapter of it says."""
-    adapter = cast(AdapterModule, get(method).build(get(method).parse({"rank": 2}), 4, 4, torch.Generator()))
+    adapter = cast(
+        AdapterModule, get_method(method).build(get_method(method).parse({"rank": 2}), 4, 4, torch.Generator())
+    )
     return "LoRA" if adapter.low_rank(torch.eye(4)).scale is None else "DoRA"
 
 
@@ -160,7 +162,7 @@ def noise_settings(exported: Exported) -> dict[str, str]:
 def advice(info: AdapterInfo) -> list[str]:
     """What to know before using an adapter's export elsewhere."""
     lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
-    if issubclass(get(info.method).config, ReflectionConfig):
+    if issubclass(get_method(info.method).config, ReflectionConfig):
         lines.append(
             f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other tools "
             "blend linearly and leave the rotations; export NAME:0.7 to have 0.7 on them."

@@ -99,11 +99,11 @@ def export(
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     if lora_rank is not None and lora_rank < 1:
         raise ExportError(f"the rank must be at least 1, not {lora_rank}")
-    return FORMATS[format](Parcel(pipe, name, strength, lora_rank, info, sample), Path(path))
+    return FORMATS[format](ExportJob(pipe, name, strength, lora_rank, info, sample), Path(path))
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ExportJob:
     """What is to be exported."""
 
     pipe: DiffusionPipeline
@@ -177,7 +177,7 @@ class Parcel:
         return Layer(component, path, up, down, magnitude)
 
 
-def kohya(parcel: Parcel, path: Path) -> Exported:
+def kohya(parcel: ExportJob, path: Path) -> Exported:
     """One .safetensors file with kohya's keys: AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts."""
     _require_free(path)
     layers, error = parcel.layers()
@@ -194,7 +194,7 @@ def kohya(parcel: Parcel, path: Path) -> Exported:
     return Exported(path, "kohya", _form(layers), rank, error)
 
 
-def diffusers(parcel: Parcel, path: Path) -> Exported:
+def diffusers(parcel: ExportJob, path: Path) -> Exported:
     """diffusers' own LoRA file; a folder gets it under the name diffusers looks for."""
     layers, error = parcel.layers()
     if path.suffix != ".safetensors":
@@ -211,7 +211,7 @@ def diffusers(parcel: Parcel, path: Path) -> Exported:
     return Exported(path, "diffusers", _form(layers), layers[0].down.shape[0], error)
 
 
-def peft(parcel: Parcel, path: Path) -> Exported:
+def peft(parcel: ExportJob, path: Path) -> Exported:
     """A folder with one of PEFT's folders for each component; a method that PEFT has stays what it is."""
     _require_free(path)
     method = _method(parcel)
@@ -229,7 +229,7 @@ def peft(parcel: Parcel, path: Path) -> Exported:
     return Exported(path, "peft", _form(layers), layers[0].down.shape[0], error)
 
 
-def merged(parcel: Parcel, path: Path) -> Exported:
+def merged(parcel: ExportJob, path: Path) -> Exported:
     """The whole base with the adapter in its weights: a .safetensors file in the original layout, else a folder."""
     _require_free(path)
     if parcel.lora_rank is not None:
@@ -239,7 +239,7 @@ def merged(parcel: Parcel, path: Path) -> Exported:
     with contextlib.ExitStack() as stack:
         for model in pipeline.components(parcel.pipe).values():
             here = parcel.name in attachment.adapter_names(model)
-            stack.enter_context(attachment.baked(model, {parcel.name: parcel.strength} if here else {}))
+            stack.enter_context(attachment.temporarily_merged(model, {parcel.name: parcel.strength} if here else {}))
         if path.suffix == ".safetensors":
             version = original.version(parcel.pipe)
             marks, facts = original.noise_marks(process)
@@ -251,7 +251,7 @@ def merged(parcel: Parcel, path: Path) -> Exported:
     return Exported(path, "merged", "weights", None, 0.0, process, version)
 
 
-FORMATS: dict[str, Callable[[Parcel, Path], Exported]] = {
+FORMATS: dict[str, Callable[[ExportJob, Path], Exported]] = {
     "kohya": kohya, "diffusers": diffusers, "peft": peft, "merged": merged,
 }  # fmt: skip
 
@@ -295,7 +295,7 @@ def _folded(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _peft_config("LORA", fields, [layer.path for layer in layers]), tensors
 
 
-def _native(parcel: Parcel, component: str, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _native(parcel: ExportJob, component: str, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's configuration and tensors of a method that PEFT has too."""
     form = cast(registry.PeftForm, _method(parcel).peft)
     paths = list(attachment.adapter_layers(model, parcel.name))
@@ -322,24 +322,24 @@ def _peft_config(peft_type: str, fields: dict[str, Any], paths: list[str]) -> di
     return {"peft_type": peft_type, "target_modules": paths, "inference_mode": True, "task_type": None, **fields}
 
 
-def _method(parcel: Parcel) -> registry.Method:
-    return registry.get(cast(Any, _any_layer(parcel)).method)
+def _method(parcel: ExportJob) -> registry.Method:
+    return registry.get_method(cast(Any, _any_layer(parcel)).method)
 
 
-def _config(parcel: Parcel) -> registry.MethodConfig:
+def _config(parcel: ExportJob) -> registry.MethodConfig:
     return cast(Any, _any_layer(parcel)).config
 
 
-def _configs(parcel: Parcel) -> set[str]:
+def _configs(parcel: ExportJob) -> set[str]:
     """The distinct configurations of the adapter's layers: an imported one may have a rank for each."""
     return {cast(Any, layer).config.model_dump_json() for layer in parcel.adapters.values()}
 
 
-def _any_layer(parcel: Parcel) -> nn.Module:
+def _any_layer(parcel: ExportJob) -> nn.Module:
     return next(iter(parcel.adapters.values()))
 
 
-def _made_by(parcel: Parcel) -> dict[str, str]:
+def _made_by(parcel: ExportJob) -> dict[str, str]:
     """Metadata: what the file was made from."""
     method, options = _method(parcel).name, _config(parcel).model_dump_json()
     facts = {"name": parcel.name, "method": method, "options": options, "strength": str(parcel.strength)}
@@ -348,7 +348,7 @@ def _made_by(parcel: Parcel) -> dict[str, str]:
     return made | ({"modelspec.trigger_phrase": subject} if subject else {})
 
 
-def _lora_facts(parcel: Parcel, tensors: dict[str, Tensor]) -> dict[str, str]:
+def _lora_facts(parcel: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Metadata of a LoRA or DoRA file in any layout."""
     facts = lora_metadata.base_version(parcel.pipe) | _made_by(parcel)
     if isinstance(_config(parcel), ReflectionConfig):

@@ -98,7 +98,7 @@ def import_adapter(
     have.
     """
     name = checked_name(name)
-    imported, places, report = understand(pipe, path)
+    imported, places, report = parse_adapter(pipe, path)
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
     for component, layer in places:
@@ -125,7 +125,7 @@ def name_for(file: Path) -> str:
     return re.sub(r"\W+", "-", stem).strip("-_")[:MAX_NAME] or "imported"
 
 
-def understand(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
+def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
     """Read a file or a PEFT folder for this pipeline's base: the adapter, its layers, the report. Nothing is written.
 
     Raises AdapterImportError for one that is damaged (half a file, NaN, a factor missing, ranks that don't fit), for
@@ -285,7 +285,7 @@ def _native(layers: Mapping[names.Place, LayerParts], components: Mapping[str, n
     """A PEFT folder of a method that is ours too, as that method."""
     if (settings := next(iter(layers.values())).settings) is None:
         return None
-    for method in map(registry.get, registry.names()):
+    for method in map(registry.get_method, registry.method_names()):
         form = method.peft
         if not form or not form.from_peft or form.peft_type != settings.peft_type:
             continue

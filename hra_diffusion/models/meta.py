@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-def outline(
+def meta_pipeline(
     base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.float32, prediction_type: str | None = None
 ) -> StableDiffusionPipeline:
     """The base's pipeline, or that of one already held, as shapes: no weights, tokenizers or scheduler.

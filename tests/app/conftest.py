@@ -37,7 +37,7 @@ def output(taught, tmp_path):
 @pytest.fixture
 def house(output, base_folder):
     """What the tabs share, without a server."""
-    from app.inference_session import Studio
-    from app.web.context import House
+    from app.inference_session import InferenceSession
+    from app.web.context import AppContext
 
-    return House(output, Studio(str(base_folder), "cpu"), (str(base_folder),))
+    return AppContext(output, InferenceSession(str(base_folder), "cpu"), (str(base_folder),))

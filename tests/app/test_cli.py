@@ -79,7 +79,7 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_methods(capsys):
     listed = run_json(capsys, "methods")["methods"]
-    assert [method["name"] for method in listed] == registry.names()
+    assert [method["name"] for method in listed] == registry.method_names()
     assert main(["methods"]) == 0 and "--orthogonality" in capsys.readouterr().out
 
 
@@ -87,8 +87,8 @@ def test_every_option_of_every_method_is_a_flag(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    for method in registry.names():
-        for option in registry.get(method).config.model_fields:
+    for method in registry.method_names():
+        for option in registry.get_method(method).config.model_fields:
             assert f"--{option.replace('_', '-')}" in text
 
 

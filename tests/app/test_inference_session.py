@@ -8,7 +8,7 @@ import torch
 from conftest import stir, tiny_pipe
 
 import hra_diffusion as hra
-from app.inference_session import Cancelled, Preview, Result, Studio
+from app.inference_session import Cancelled, InferenceSession, Preview, Result
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.sampling import with_subject
@@ -16,7 +16,7 @@ from hra_diffusion.generation.sampling import with_subject
 
 @pytest.fixture
 def studio(base_folder):
-    return Studio(str(base_folder), "cpu")
+    return InferenceSession(str(base_folder), "cpu")
 
 
 def save_adapter(path, name, seed=0):

@@ -14,10 +14,10 @@ from gradio_client import Client
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from app.inference_session import Studio
+from app.inference_session import InferenceSession
 from app.web import compare, form, generate, html, library, run_view, status_bar, theme, train
 from app.web.blocks import build
-from app.web.context import House
+from app.web.context import AppContext
 from hra_diffusion import library as adapters
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
@@ -63,8 +63,8 @@ def filled(parts, entries=None, **changes):
 
 def test_the_form_has_every_field_of_every_method_and_no_code_of_its_own(parts):
     names = {entry.name for entry in parts.entries}
-    for method in registry.names():
-        assert set(registry.get(method).config.model_fields) <= names
+    for method in registry.method_names():
+        assert set(registry.get_method(method).config.model_fields) <= names
     assert set(configs.TrainConfig.model_fields) - set(form.ELSEWHERE) <= names
     assert all(entry.component.info for entry in parts.entries), "each is explained"
 
@@ -354,7 +354,9 @@ def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypa
     run.write_state("failed", 3, 6, reason="the loss became nan")
     assert 'data-do="delete"' in status_bar.runs_table(house.queue.jobs())
     monkeypatch.chdir(house.output.parent)
-    status_bar.do(House(Path(house.output.name), house.studio, house.bases), "delete", "Rex")  # as `make app` names it
+    status_bar.do(
+        AppContext(Path(house.output.name), house.studio, house.bases), "delete", "Rex"
+    )  # as `make app` names it
     assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
     (key,) = adapters.binned(house.output)
     adapters.restore(key, house.output)
@@ -376,7 +378,7 @@ def wish(**changes):
     given = {"adapters": ["Rex/Rex.safetensors"], "prompt": "a dog in the snow", "count": 2, "seed": 5, "lock": True,
              "negative": "", "steps": 3, "guidance": None, "scheduler": "ddim", "width": None, "height": None,
              "strengths": [1.0]} | changes  # fmt: skip
-    return generate.Wish(**given)
+    return generate.GenerationRequest(**given)
 
 
 def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
@@ -400,7 +402,7 @@ def test_words_that_are_encoded_apart_are_named_with_the_pictures(house, tmp_pat
     assert "“the deep snow”" in generate.show_stage(house, Visitor("a"))
     plan = compared(house, prompts=prompt, seeds=1)
     compare.keep(list(compare.draw(house, plan, threading.Event()))[-1], tmp_path)
-    again = compare.load(tmp_path)
+    again = compare.load_comparison(tmp_path)
     assert "deep snow”" in compare.show_kept(tmp_path, again) and "deep snow”" in report.render(again)
 
 
@@ -471,7 +473,7 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
     compare.keep(done, tmp_path / "compare" / "0001")
     folder = compare.newest(tmp_path)
-    again = compare.load(folder)
+    again = compare.load_comparison(folder)
     assert len(again.photos) == 3 and compare.show_kept(folder, again).count("<img") == 4 + 2
     question, _ = compare.show_ballot(folder, again)
     assert "Rex" not in re.sub(r"sks|dog", "", question) and "base" not in question.replace("base64", ""), "blind"
@@ -515,14 +517,14 @@ def test_a_comparison_that_cannot_be_says_so(house, changes, said):
 
 def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
-    house = House(output, Studio(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    house = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
     plan = compared(house, drift=True)
     news = list(compare.draw(house, plan, threading.Event()))
     assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
     done = news[-1]
     assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
-    plots = report.plots(compare.load(compare.newest(tmp_path)))
+    plots = report.plots(compare.load_comparison(compare.newest(tmp_path)))
     assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
     assert "drift" in report.means(done)
 

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from app.web import compare as compare_tab
 from app.web import generate, logins, run_view, status_bar
-from hra_diffusion.comparison.compare import Column, compare
+from hra_diffusion.comparison.compare import Variant, compare
 from hra_diffusion.generation.sampling import PNG_KEY, Settings
 from training.runs.run_folder import Run
 
@@ -54,7 +54,7 @@ def compared(house, pipe):
     """A comparison of this visitor's, as the tab keeps it."""
     folder = house.own(Visitor()) / "compare" / "0001"
     photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
-    done = compare(pipe, [Column("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
+    done = compare(pipe, [Variant("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
     compare_tab.keep(done, folder)
     return folder
 
@@ -67,7 +67,7 @@ def bring_back(house):
 def test_a_comparison_without_one_of_its_photos_is_shown(house, compared):
     (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
     assert bring_back(house)[0].count("<img") == 4
-    assert len(compare_tab.load(compared).photos) == 1
+    assert len(compare_tab.load_comparison(compared).photos) == 1
 
 
 @pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])

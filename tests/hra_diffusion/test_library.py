@@ -101,12 +101,12 @@ def test_an_import_is_checked_and_numbered(adapter, tmp_path):
 
 def test_another_base_is_noticed_without_loading(adapter):
     info = read_info(adapter)
-    assert library.misfit(info, tiny_pipe()) == ""
+    assert library.incompatibility(info, tiny_pipe()) == ""
     other = tiny_pipe(cross_attention_dim=32)
     stir(other.unet.parameters(), by=1.0)
-    assert "weights differ" in library.misfit(info, other)
+    assert "weights differ" in library.incompatibility(info, other)
     renamed = info.model_copy(update={"fingerprint": {"unet": {"no.such.layer": 0.1}}})
-    assert "made for another base model" in library.misfit(renamed, other)
+    assert "made for another base model" in library.incompatibility(renamed, other)
 
 
 @pytest.mark.parametrize(

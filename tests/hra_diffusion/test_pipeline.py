@@ -21,7 +21,7 @@ from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2
 from hra_diffusion.pipeline import BaseModelError, load_base
 from training import config as configs
 from training import loop
-from training.session import Clock
+from training.session import PhaseTimer
 
 
 def test_a_diffusers_folder(base_folder):
@@ -364,7 +364,7 @@ def test_a_run_says_so_in_a_notice(tmp_path):
     heard = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loop.load_base(config, "cpu", Clock(True, [heard.append]))
+        loop.load_base(config, "cpu", PhaseTimer(True, [heard.append]))
     assert ["variant fp16 only" in event.message for event in heard] == [True]
 
 

@@ -10,7 +10,7 @@ from training.presets import PRESETS
 GIVEN = {"name": "Rex", "photos": ["a.jpg"], "class_noun": "dog"}
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("base", ["toybox", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
 def test_every_method_has_defaults_for_every_preset_and_base(method, preset, base):
@@ -30,7 +30,7 @@ def test_what_is_given_wins_over_the_preset():
 
 def test_the_papers_rates_for_stable_diffusion():
     """methods.md's table; HRA's is the released code's, whose start and norm ours has."""
-    rates = {m: configs.parse({**GIVEN, "base": "a/b", "method": m}).learning_rate for m in registry.names()}
+    rates = {m: configs.parse({**GIVEN, "base": "a/b", "method": m}).learning_rate for m in registry.method_names()}
     assert rates == {"lora": 1e-4, "moslora": 1e-4, "hra": 1e-4, "hoft": 5e-4, "shoft": 5e-4}
 
 

@@ -28,7 +28,7 @@ from training.runs.run_folder import Run, RunError, find, photos_of, samples_of
 from training.session import TrainingError
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_photos_in_an_adapter_out(settings, tmp_path, base_folder, method):
     heard = []
     adapter = train(settings(method=method), tmp_path, [heard.append])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hra_diffusion.adapters.fingerprint import probe
 from hra_diffusion.adapters.quantization import storage
-from hra_diffusion.generation.sampling import Request, Settings, complete, draw, read_picture, save_png, slug
+from hra_diffusion.generation.sampling import Request, Settings, complete, generate_batch, read_image, save_png, slug
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import name_of
 
@@ -45,7 +45,7 @@ def class_images(
     missing = [seed for seed, image in enumerate(images) if image is None]
     for start in range(0, len(missing), batch_size):
         requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + batch_size]]
-        for request, image in zip(requests, draw(pipe, requests, settings, batch_size), strict=True):
+        for request, image in zip(requests, generate_batch(pipe, requests, settings, batch_size), strict=True):
             save_png(image, paths[request.seed])
             images[request.seed] = image
     yield from cast(list[Image.Image], images)
@@ -53,5 +53,5 @@ def class_images(
 
 def _kept(path: Path, size: tuple[int, int]) -> Image.Image | None:
     """A cached picture; None if it is missing, damaged, of another size, or black (earlier versions saved NaN so)."""
-    image = read_picture(path)
+    image = read_image(path)
     return image if image is not None and image.size == size and image.getbbox() is not None else None

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hra_diffusion.models import families
 from hra_diffusion.models.families import Text
-from hra_diffusion.pipeline import wide_enough
+from hra_diffusion.pipeline import vae_upcast
 from training.data.photos import Photo
 from training.objective import batch_indices, stream
 
 
 @dataclass(frozen=True)
-class Examples:
+class LatentCache:
     """N encoded pictures. ``mean``, ``std`` (N, views, C, h, w): the scaled latent distribution of each picture and,
     as second view, of its mirror image; ``text``: token ids, or embeddings if they stand still (see families);
     ``time_ids`` (N, views, 6): Stable Diffusion XL's size conditioning."""
@@ -42,7 +42,7 @@ class Examples:
 def encode(
     pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool,
     time_ids: Tensor | None = None,
-) -> Examples:  # fmt: skip
+) -> LatentCache:  # fmt: skip
     """Encode square RGB images with their captions; ``embed`` also runs the (frozen) text encoder."""
     views = [[image, ImageOps.mirror(image)] if flip else [image] for image in images]
     with torch.no_grad():
@@ -50,7 +50,7 @@ def encode(
         ids = families.tokenize(pipe, captions)
         text = {"ids": ids} if not embed else _embedded(pipe, ids)
     mean, std = (torch.stack([torch.stack([m[i] for m in both]) for both in moments]) for i in (0, 1))
-    return Examples(mean, std, text, time_ids)
+    return LatentCache(mean, std, text, time_ids)
 
 
 def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
@@ -78,7 +78,7 @@ def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:
 
 def _moments(pipe: StableDiffusionPipeline, image: Image.Image) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-    with wide_enough(pipe.vae) as vae:
+    with vae_upcast(pipe.vae) as vae:
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
     scale = pipe.vae.config.scaling_factor

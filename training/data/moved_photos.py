@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.config import TrainConfig
-from training.data.photos import SUFFIXES, Album, find_photos, ingest
+from training.data.photos import SUFFIXES, Dataset, find_photos, ingest
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
@@ -45,7 +45,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     return photos
 
 
-def ingest_kept(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Album:
+def ingest_kept(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
     """The photos that ``find`` returned, with the crops and frames that the run began with.
 
     A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.

@@ -90,7 +90,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Album:
+class Dataset:
     """The photos of one subject in order of path, what to look at, and the files of their folders left aside."""
 
     photos: tuple[Photo, ...]
@@ -100,7 +100,7 @@ class Album:
 
 def ingest(
     paths: Sequence[Path], resolution: int, crop: CropMode = "smart", boxes: Mapping[Path, Box] | None = None
-) -> Album:
+) -> Dataset:
     """Read 1 to 50 photos and make each a square of `resolution` pixels.
 
     `paths` are files and folders, mixed; folders inside a folder are not searched. `crop` "smart" takes the square that
@@ -119,7 +119,7 @@ def ingest(
     taken = [_take(path, found[path], resolution, crop, chosen.get(path)) for path in sorted(found)]
     photos = tuple(photo for photo, _ in taken)
     noticed = [warning for _, warnings_ in taken for warning in warnings_]
-    return Album(photos, (*noticed, *compare_photos(photos), *map(_left_aside, ignored)), tuple(ignored))
+    return Dataset(photos, (*noticed, *compare_photos(photos), *map(_left_aside, ignored)), tuple(ignored))
 
 
 def compare_photos(photos: Sequence[Photo]) -> list[PhotoWarning]:

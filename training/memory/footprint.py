@@ -25,8 +25,8 @@ from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.models import families
 from hra_diffusion.models.families import Text
-from hra_diffusion.models.meta import outline
-from hra_diffusion.pipeline import DTYPES, wide_enough
+from hra_diffusion.models.meta import meta_pipeline
+from hra_diffusion.pipeline import DTYPES, vae_upcast
 from training import objective
 from training.config import TrainConfig
 from training.session import Denoiser, add_adapter, checkpoint_gradients
@@ -84,7 +84,9 @@ def footprint(
     ``pipe``: the pipeline already held that will be trained, instead of ``config.base``. ``known`` is filled.
     Raises UserError for targets or a rank that the base can't have.
     """
-    shapes = outline(pipe or config.base, pipe.unet.dtype if pipe else DTYPES[config.dtype], config.prediction_type)
+    shapes = meta_pipeline(
+        pipe or config.base, pipe.unet.dtype if pipe else DTYPES[config.dtype], config.prediction_type
+    )
     if config.base_weights != "full":
         quantise(shapes.unet, config.base_weights)
     side = config.resolution or shapes.unet.config.sample_size * shapes.vae_scale_factor
@@ -130,7 +132,7 @@ def _encoding(pipe: StableDiffusionPipeline, side: int) -> int:
 
     def encode() -> None:
         _embedded(pipe, 1)
-        with wide_enough(pipe.vae) as vae:
+        with vae_upcast(pipe.vae) as vae:
             vae.encode(torch.empty(1, 3, side, side, dtype=vae.dtype))
 
     return _peak(encode, [pipe.vae, *families.text_encoders(pipe)])
@@ -142,7 +144,7 @@ def _drawing(pipe: StableDiffusionPipeline, side: int) -> int:
     def draw() -> None:
         latents = _latents(pipe, side, 2)
         Denoiser(pipe, False)(latents, torch.zeros(2), _embedded(pipe, 2))
-        with wide_enough(pipe.vae) as vae:
+        with vae_upcast(pipe.vae) as vae:
             vae.decode(latents[:1].to(vae.dtype))
 
     return _peak(draw, [pipe.unet, pipe.vae, *families.text_encoders(pipe)])

@@ -149,7 +149,7 @@ def in_words(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
+def in_subprocess(function: Callable[..., T], *arguments: Any) -> T:
     """The function's result from a fresh process: its peak of memory is its own. Both ends must be picklable."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=hide_bitsandbytes) as pool:

@@ -13,7 +13,7 @@ from training.session import Session, TrainingError, checkpoint_gradients
 GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
 
 
-def lighter(config: TrainConfig) -> TrainConfig | None:
+def reduced_memory(config: TrainConfig) -> TrainConfig | None:
     """The run with less memory for more time, the result being as good: the same photos in every step.
 
     It turns gradient checkpointing on and takes the batch in parts, accumulated, each part with noise of its own; None
@@ -26,7 +26,7 @@ def lighter(config: TrainConfig) -> TrainConfig | None:
 def as_lightened(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     """A resumed run with what ``before``, its own configuration, gave up when memory ran out, once or several times."""
     after: TrainConfig | None = config
-    while after := lighter(after):
+    while after := reduced_memory(after):
         if all(getattr(after, name) == getattr(before, name) for name in GIVEN_UP):
             return after
     return config
@@ -43,7 +43,7 @@ def step_down(session: Session, error: RuntimeError) -> None:
 
     Raises TrainingError, saying what else could be changed, where nothing is left to give up.
     """
-    before, after = session.config, lighter(session.config)
+    before, after = session.config, reduced_memory(session.config)
     if after is None:
         raise TrainingError(
             f"out of memory at step {session.step + 1}, with nothing left to give up; try a smaller --resolution or "

@@ -20,7 +20,7 @@ from training.runs.run_folder import RunError
 from training.session import Session
 
 
-def keep(session: Session) -> None:
+def save_checkpoint(session: Session) -> None:
     """Save a checkpoint: a usable adapter, and all that is needed to go on exactly."""
     if session.accelerator.is_main_process:
         folder = session.run.checkpoint(session.step)

@@ -27,7 +27,7 @@ from hra_diffusion import library
 from hra_diffusion.comparison.compare import save_photos
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, checked_name, make_folder, read_json, remove, save_tensors, write_text
-from hra_diffusion.generation.sampling import read_picture
+from hra_diffusion.generation.sampling import read_image
 from training import config as configs
 from training.config import TrainConfig
 from training.data.photos import ingest
@@ -217,7 +217,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
     if run is None:
         return []
     files = sorted((run.folder / "photos").glob("*.png"))
-    if kept := [picture for file in files if (picture := read_picture(file))]:
+    if kept := [picture for file in files if (picture := read_image(file))]:
         return kept
     with contextlib.suppress(UserError):
         config = run.config

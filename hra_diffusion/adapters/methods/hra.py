@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters.householder import orthogonality_defect
-from hra_diffusion.adapters.parts import ReflectionConfig, Rotation, alike
+from hra_diffusion.adapters.parts import ReflectionConfig, Rotation, group_by_shape
 from hra_diffusion.adapters.registry import Inner, LowRank, PeftForm, register
 
 
@@ -44,7 +44,7 @@ def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
     """
     if config.orthogonality == 0 or config.orthonormal:
         return torch.zeros(())
-    groups = alike(layer.right for layer in layers)
+    groups = group_by_shape(layer.right for layer in layers)
     defects = torch.cat([orthogonality_defect(torch.stack([rotation.u for rotation in group])) for group in groups])
     return config.orthogonality * (defects.mean() if config.orthogonality_over_layers == "mean" else defects.sum())
 

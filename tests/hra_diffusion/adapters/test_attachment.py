@@ -96,13 +96,16 @@ def test_detaching_one_of_two_keeps_the_other(unet):
     attach(unet, "hra", {"rank": 2}, name="b")
     activate(unet, {"a": 0.5, "b": 1.0})
     detach(unet, "a")
-    assert attachment.adapter_names(unet) == ["b"] and attachment.routing_of(unet).mix == (("b", 1.0),)
+    assert attachment.adapter_names(unet) == ["b"] and attachment.state_of(unet).mix == (("b", 1.0),)
 
 
 def test_groups_that_do_not_fit_the_batch_are_refused(unet):
     attach(unet, "lora", {"rank": 2}, name="a")
     x, text = torch.zeros(3, 4, 8, 8), torch.zeros(3, 6, 32)
-    with pytest.raises(ValueError, match="cover 2 samples"), attachment.routed(unet, [({}, 1), ({"a": 1.0}, 1)]):
+    with (
+        pytest.raises(ValueError, match="cover 2 samples"),
+        attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]),
+    ):
         unet(x, torch.full((3,), 1), text)
 
 
@@ -116,7 +119,7 @@ def test_a_merged_model_takes_no_adapters_and_no_groups(unet):
     attachment.merge(unet)
     for refused in (
         lambda: attach(unet, "hra", {"rank": 2}, name="b"),
-        lambda: attachment.routed(unet, []).__enter__(),
+        lambda: attachment.batch_adapters(unet, []).__enter__(),
     ):
         with pytest.raises(UserError, match="unmerge"):
             refused()
@@ -134,7 +137,7 @@ def test_a_copied_model_has_adapters_of_its_own(unet):
     attach(unet, "lora", {"rank": 2}, name="a")
     twin = copy.deepcopy(unet)
     activate(twin, {})
-    assert attachment.routing_of(unet).mix == (("a", 1.0),)
+    assert attachment.state_of(unet).mix == (("a", 1.0),)
 
 
 def test_two_methods_cannot_share_a_name():
@@ -166,4 +169,4 @@ def test_moslora_mixes_from_the_start(unet, mixer):
 
 
 def test_moslora_is_orthogonal_by_default():
-    assert registry.get("moslora").parse({}).mixer == "orthogonal"
+    assert registry.get_method("moslora").parse({}).mixer == "orthogonal"

@@ -50,7 +50,7 @@ def test_a_ballot_counts_once_and_voting_goes_on_where_it_stopped(tmp_path):
 
 
 def test_the_report_needs_nothing_else(pipe, tmp_path):
-    columns = [hra.Column("base", {}, "dog"), hra.Column("<b>evil</b>", {}, "dog")]
+    columns = [hra.Variant("base", {}, "dog"), hra.Variant("<b>evil</b>", {}, "dog")]
     done = hra.compare(pipe, columns, ["a {subject} & co"], [1, 2], hra.Settings(steps=2))
     text = report.write(done, tmp_path / "report.html", [Vote("subject", "base", "<b>evil</b>")]).read_text()
     assert text.count("data:image/png;base64,") == 4
@@ -60,7 +60,7 @@ def test_the_report_needs_nothing_else(pipe, tmp_path):
 
 def test_a_saved_comparison_comes_back(pipe, tmp_path):
     photos = [Image.new("RGB", (900, 600), color) for color in ("red", "green")]
-    columns, few = [hra.Column("base", {}, "dog")], hra.Settings(steps=2)
+    columns, few = [hra.Variant("base", {}, "dog")], hra.Settings(steps=2)
     done = hra.compare(pipe, columns, ["a {subject}"], [1, 2], few, photos)
     hra.save_comparison(done, tmp_path)
     again = hra.comparison.load(tmp_path)

@@ -10,9 +10,19 @@ from conftest import stir, tiny_clip
 from PIL import Image
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison.compare import Cell, Column, Comparison, Request, clear_best, compare, load, save, spread
+from hra_diffusion.comparison.compare import (
+    Comparison,
+    Request,
+    Sample,
+    Variant,
+    clear_best,
+    compare,
+    load_comparison,
+    save_comparison,
+    spread,
+)
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, scores, source_for, unlikeness
+from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, scores, source_for
 from hra_diffusion.generation.sampling import FullSettings, Settings, generate
 
 
@@ -62,14 +72,14 @@ def test_a_damaged_model_says_so(tmp_path):
 
 
 def test_a_scored_comparison_is_kept_with_its_figures(clip, pipe, tmp_path):
-    columns = [Column("base", {}, "dog", "dog"), Column("other", {}, "sks dog", "dog")]
+    columns = [Variant("base", {}, "dog", "dog"), Variant("other", {}, "sks dog", "dog")]
     done = compare(pipe, columns, ["a {subject}"], [1, 2], Settings(steps=1), pictures(2), clip=clip)
     drawn, words = [cell.image for cell in done.cells], ["a dog"] * 4
     assert [cell.score for cell in done.cells] == scores(clip, drawn, words, pictures(2), [0, 1, 0, 1]), (
         "scored by the class noun"
     )
-    save(done, tmp_path)
-    kept = load(tmp_path)
+    save_comparison(done, tmp_path)
+    kept = load_comparison(tmp_path)
     assert [cell.score for cell in kept.cells] == [cell.score for cell in done.cells]
     assert spread(kept, 0)["subject"].mean == pytest.approx(sum(done.cells[i].score.subject for i in (0, 2)) / 2)
 
@@ -92,8 +102,8 @@ def test_the_nearest_photo_is_told_apart_from_the_average(clip):
 def test_what_an_adapter_does_to_its_class_is_measured_on_the_class_noun_alone(clip, pipe):
     attachment.attach(pipe.unet, "lora", {"rank": 4}, name="a")
     stir(attachment.adapter_parameters(pipe.unet, "a").values(), by=1.0)
-    columns = [Column("base", {}, "dog", "dog"), Column("A", {"a": 1.0}, "sks dog", "dog"),
-               Column("off", {"a": 0.0}, "sks dog", "dog")]  # fmt: skip
+    columns = [Variant("base", {}, "dog", "dog"), Variant("A", {"a": 1.0}, "sks dog", "dog"),
+               Variant("off", {"a": 0.0}, "sks dog", "dog")]  # fmt: skip
     done = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip, drift=True)
     plain = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip)
     for one, two in zip(done.cells, plain.cells, strict=True):
@@ -101,16 +111,16 @@ def test_what_an_adapter_does_to_its_class_is_measured_on_the_class_noun_alone(c
     base, adapter, off = ([cell.score.drift for cell in done.cells[n::3]] for n in range(3))
     assert base == [None] * 4 and off == pytest.approx([0] * 4, abs=1e-6) and min(adapter) > 1e-5
     by_hand = [generate(pipe, "a cat", mix, seed=1, settings=Settings(steps=2))[0] for mix in ({"a": 1.0}, {})]
-    assert adapter[2:] == pytest.approx(unlikeness(clip, by_hand[:1], by_hand[1:]) * 2, rel=0.2)
+    assert adapter[2:] == pytest.approx(clip_distance(clip, by_hand[:1], by_hand[1:]) * 2, rel=0.2)
     assert plain.cells[1].score.drift is None and "drift" not in spread(plain, 1)
 
 
 def scored(*columns: list[float]) -> Comparison:
     """A comparison of adapters with these subject scores, a list for each."""
-    names = [Column(f"{n}", {f"{n}": 1.0}) for n in range(len(columns))]
+    names = [Variant(f"{n}", {f"{n}": 1.0}) for n in range(len(columns))]
     image, request = Image.new("RGB", (8, 8)), Request("x", 0)
     rows = [zip(names, row, strict=True) for row in zip(*columns, strict=True)]
-    cells = [Cell(name.label, request, image, Score(subject, 0.5)) for row in rows for name, subject in row]
+    cells = [Sample(name.label, request, image, Score(subject, 0.5)) for row in rows for name, subject in row]
     full = FullSettings(1, 1.0, "ddim", 8, 8)
     return Comparison(tuple(names), ("x",), tuple(range(len(columns[0]))), tuple(cells), full, 0.0)
 

@@ -7,10 +7,18 @@ from PIL import Image
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison.compare import Column, compare
+from hra_diffusion.comparison.compare import Variant, compare
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation import sampling
-from hra_diffusion.generation.sampling import PictureError, Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.generation.sampling import (
+    PictureError,
+    Request,
+    Settings,
+    generate,
+    generate_batch,
+    read_png,
+    save_png,
+)
 from hra_diffusion.models import noise
 
 FEW = Settings(steps=4)
@@ -49,14 +57,14 @@ def test_pictures_drawn_together_equal_those_drawn_alone(pipe, scheduler):
         Request("a dog", 1, (("a", 0.5), ("b", 1.0))),
     ]
     settings = Settings(steps=4, scheduler=scheduler)
-    together = draw(pipe, requests, settings)
+    together = generate_batch(pipe, requests, settings)
     for request, picture in zip(requests, together, strict=True):
-        assert distance(picture, draw(pipe, [request], settings)[0]) < 0.5
+        assert distance(picture, generate_batch(pipe, [request], settings)[0]) < 0.5
     assert distance(together[0], together[2]) > 1, "the adapter does something"
 
 
 def test_a_comparison_equals_generate(pipe, tmp_path):
-    columns = [Column("base", {}, "dog"), Column("A", {"a": 1.0}, "sks dog"), Column("B", {"b": 0.5}, "qwe dog")]
+    columns = [Variant("base", {}, "dog"), Variant("A", {"a": 1.0}, "sks dog"), Variant("B", {"b": 0.5}, "qwe dog")]
     prompts, seeds = ["a {subject} in the snow", "a {subject}"], [5, 6]
     result = compare(pipe, columns, prompts, seeds, FEW, photos=[Image.new("RGB", (16, 16), "red")], batch_size=5)
     assert len(result.cells) == 12
@@ -137,10 +145,10 @@ def test_an_adapter_must_be_loaded(pipe):
 
 
 def test_drawing_leaves_the_pipeline_as_it_was(pipe):
-    scheduler, mix = pipe.scheduler, attachment.routing_of(pipe.unet).mix
+    scheduler, mix = pipe.scheduler, attachment.state_of(pipe.unet).mix
     pipeline.activate(pipe, {"b": 0.3})
     generate(pipe, "a dog", {"a": 1.0}, settings=FEW)
-    assert pipe.scheduler is scheduler and attachment.routing_of(pipe.unet).mix == (("b", 0.3),)
+    assert pipe.scheduler is scheduler and attachment.state_of(pipe.unet).mix == (("b", 0.3),)
     pipeline.activate(pipe, dict(mix))
 
 
@@ -184,7 +192,7 @@ def test_one_picture_of_a_batch_that_is_nan_is_named(pipe):
     broken = tiny_pipe()
     broken.vae.decoder.conv_out = Numbers(broken.vae.decoder.conv_out)
     with pytest.raises(PictureError, match="'a cat' with seed 2"):
-        draw(broken, [Request("a dog", 1), Request("a cat", 2)], FEW)
+        generate_batch(broken, [Request("a dog", 1), Request("a cat", 2)], FEW)
 
 
 def test_pictures_are_those_of_the_pipeline_itself():

@@ -78,7 +78,7 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
         (method, format): compatibility.wrong_in(method, format)
-        for method in registry.names()
+        for method in registry.method_names()
         for format in interop.FORMATS
     }
     assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
@@ -91,14 +91,14 @@ def test_every_export_has_rows(tmp_path):
         assert compatibility.rows(interop.export(pipe, "Rex", format, tmp_path / format))
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
     pipe, _ = adapted("sd", method)
     places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
     done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
-    assert sorted((row for one in done for row in compatibility.rows(one)), key=TABLE.index) == compatibility.foreseen(
-        method
-    )
+    assert sorted(
+        (row for one in done for row in compatibility.rows(one)), key=TABLE.index
+    ) == compatibility.expected_exports(method)
 
 
 NEEDS = {

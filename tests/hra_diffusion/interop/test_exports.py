@@ -25,7 +25,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
 from hra_diffusion.models import families
 
-PLAIN = [name for name in registry.names() if name != "shoft"]
+PLAIN = [name for name in registry.method_names() if name != "shoft"]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_peft_loads_it_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "peft", tmp_path / "rex")
@@ -78,7 +78,7 @@ def test_peft_loads_it_exactly(kind, method, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd2"])
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_lycoris_loads_it_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
@@ -86,7 +86,7 @@ def test_lycoris_loads_it_exactly(kind, method, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("load", [with_from_pretrained, with_from_single_file])
 def test_merged_weights_load_exactly(kind, method, load, tmp_path):
     pipe, ours = adapted(kind, method)
@@ -106,7 +106,7 @@ def test_merged_weights_load_exactly(kind, method, load, tmp_path):
     assert pipeline.active(pipe) == {"Rex": 1.0} and torch.equal(everything(pipe), ours)
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_rotations_of_a_base_in_fewer_bits_do_not_leave_as_if_it_were_whole(method, tmp_path):
     pipe = tiny_pipe()
     quantise(pipe.unet, "int8")
@@ -129,7 +129,7 @@ def test_the_vae_of_a_single_file_is_the_same(tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in pipe.vae.state_dict().items())
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
 def test_convolutions_leave_too(method, format, tmp_path):
     pipe, ours = adapted("sd", method, "attention+conv")
@@ -138,7 +138,7 @@ def test_convolutions_leave_too(method, format, tmp_path):
     assert relative(everything(load("sd", done.path)), ours) < EXACT
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("format", ["diffusers", "peft", "merged"])
 def test_another_strength_becomes_strength_one(method, format, tmp_path):
     pipe, _ = adapted("sd", method)
@@ -158,7 +158,10 @@ def test_a_cut_lora_states_its_error(tmp_path):
     loaded.fuse_lora()
     loaded.unload_lora_weights()
     gone = whole = 0.0
-    with attachment.baked(pipe.unet, {"Rex": 1.0}), attachment.baked(pipe.text_encoder, {"Rex": 1.0}):
+    with (
+        attachment.temporarily_merged(pipe.unet, {"Rex": 1.0}),
+        attachment.temporarily_merged(pipe.text_encoder, {"Rex": 1.0}),
+    ):
         for component, base in pipeline.components(tiny_pipe()).items():
             theirs, wanted = getattr(loaded, component).state_dict(), getattr(pipe, component).state_dict()
             for key, value in base.state_dict().items():

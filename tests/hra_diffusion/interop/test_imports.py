@@ -34,7 +34,7 @@ def bring_in(kind, path, output):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
 def test_our_own_exports_come_back(kind, method, format, tmp_path):
     pipe = PIPES[kind]()
@@ -223,7 +223,7 @@ def full_size_sd15():
 def test_every_key_of_the_real_files_is_understood(shared, file, layers):
     """256 of 256 and 384 of 384; a layer put in the wrong place would not fit in shape."""
     path = shared / "data" / "adapters" / file
-    imported, _, report = interop.understand(full_size_sd15(), path)
+    imported, _, report = interop.parse_adapter(full_size_sd15(), path)
     assert report.used == report.keys == 2 * sum(layers.values()) and report.layers == layers
     assert report.ranks == {4: sum(layers.values())} and imported.options == {"rank": 4} and not imported.ranks
 
@@ -231,7 +231,7 @@ def test_every_key_of_the_real_files_is_understood(shared, file, layers):
 def test_numbered_layers_are_in_the_order_of_the_old_library(shared):
     """Feed-forward before cross-attention, the middle last, keys before values before queries in text encoders."""
     path = shared / "data" / "adapters" / "cloneofsimo_analog_svd_rank4.safetensors"
-    imported, _, _ = interop.understand(full_size_sd15(), path)
+    imported, _, _ = interop.parse_adapter(full_size_sd15(), path)
     theirs, block = load_file(path), "unet.down_blocks.0.attentions.0.transformer_blocks.0"
     order = {0: f"{block}.attn1.to_q", 4: f"{block}.ff.net.0.proj", 6: f"{block}.attn2.to_k",
              143: "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"}  # fmt: skip
@@ -297,7 +297,7 @@ def header(**tensors) -> bytes:
 def test_damaged_files_are_refused(content, tmp_path, pipe):
     (tmp_path / "bad.safetensors").write_bytes(content)
     with pytest.raises(AdapterImportError, match=r"not a whole safetensors file|no tensors"):
-        interop.understand(pipe, tmp_path / "bad.safetensors")
+        interop.parse_adapter(pipe, tmp_path / "bad.safetensors")
 
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -372,7 +372,7 @@ def test_half_a_file(tmp_path, pipe):
     whole = (tmp_path / "bad.safetensors").read_bytes()
     (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AdapterImportError, match="not a whole safetensors file"):
-        interop.understand(pipe, tmp_path / "bad.safetensors")
+        interop.parse_adapter(pipe, tmp_path / "bad.safetensors")
 
 
 def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
@@ -387,7 +387,7 @@ def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
         "something": "its name is not known",
     }
     save_file(good(pipe) | {key: torch.zeros(3) for key in strange}, tmp_path / "odd.safetensors")
-    _, _, report = interop.understand(pipe, tmp_path / "odd.safetensors")
+    _, _, report = interop.parse_adapter(pipe, tmp_path / "odd.safetensors")
     assert report.skipped == {reason: [key] for key, reason in strange.items()}
     assert report.used == report.keys - len(strange) == len(good(tiny_pipe()))
 
@@ -399,7 +399,7 @@ def test_a_file_of_another_base_says_so(tmp_path, pipe):
     with pytest.raises(
         AdapterImportError, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
     ):
-        interop.understand(pipe, tmp_path / "xl.safetensors")
+        interop.parse_adapter(pipe, tmp_path / "xl.safetensors")
 
 
 def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
@@ -407,9 +407,9 @@ def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
     with pytest.raises(
         AdapterImportError, match=r"is a pickle, which can run code when opened; get it as .safetensors"
     ):
-        interop.understand(pipe, tmp_path / "lora.pt")
+        interop.parse_adapter(pipe, tmp_path / "lora.pt")
     attachment.attach(pipe.unet, "lora", name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
     with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
-        interop.understand(pipe, tmp_path / "rex.safetensors")
+        interop.parse_adapter(pipe, tmp_path / "rex.safetensors")
     assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported(pipe.unet.conv_in)

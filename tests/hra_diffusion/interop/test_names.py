@@ -70,7 +70,7 @@ def test_prefixes_that_are_not_known_are_named(pipe, tmp_path):
     }
     good = {f"{layer}.lora_A.weight": torch.ones(1, 32), f"unet.{layer}.lora_B.weight": torch.ones(32, 1)}
     save_file(good | {key: torch.zeros(3) for key in strange}, tmp_path / "odd.safetensors")
-    _, places, report = interop.understand(pipe, tmp_path / "odd.safetensors")
+    _, places, report = interop.parse_adapter(pipe, tmp_path / "odd.safetensors")
     assert places == [("unet", layer)] and report.used == 2
     assert {key: reason for reason, keys in report.skipped.items() for key in keys} == strange
 
@@ -86,7 +86,7 @@ def test_a_layer_of_an_unknown_form_does_not_take_its_file_along(part, pipe, tmp
                     f"{name}.alpha": torch.tensor(1.0)}  # fmt: skip
     name = f"lora_unet_{second.replace('.', '_')}"
     save_file(tensors | {f"{name}.{part}": torch.ones(4)}, tmp_path / "odd.safetensors")
-    _, places, report = interop.understand(pipe, tmp_path / "odd.safetensors")
+    _, places, report = interop.parse_adapter(pipe, tmp_path / "odd.safetensors")
     reason = f"its layer has a tensor of an unknown kind, {part.removesuffix('.weight')}"
     assert places == [("unet", first)]
     assert set(report.skipped) == {reason} and all(key.startswith(name) for key in report.skipped[reason])
@@ -107,7 +107,7 @@ def test_kohyas_oft(pipe, tmp_path):
     skew = blocks - blocks.mT
     skew = skew * (0.05 * len(weight) / skew.norm())
     wanted = torch.block_diag(*(cayley(block) for block in skew)).mT @ weight
-    imported, _, report = interop.understand(pipe, tmp_path / "oft.safetensors")
+    imported, _, report = interop.parse_adapter(pipe, tmp_path / "oft.safetensors")
     assert report.used == report.keys == 2
     change = imported.tensors[f"unet.{path}.up"] @ imported.tensors[f"unet.{path}.down"]
     assert relative(weight + change, wanted) < 1e-5
@@ -132,7 +132,7 @@ def test_onetrainers_oft(path, scaled, pipe, tmp_path):
         s = s - s.mT
         rotations.append(torch.eye(4) + 2 * s + 2 * s @ s + 2 * s @ s @ s + s @ s @ s @ s)
     turn = torch.block_diag(*rotations)
-    imported, _, report = interop.understand(pipe, tmp_path / "oft.safetensors")
+    imported, _, report = interop.parse_adapter(pipe, tmp_path / "oft.safetensors")
     assert report.used == report.keys
     change = imported.tensors[f"unet.{path}.up"] @ imported.tensors[f"unet.{path}.down"]
     assert relative(weight + change, weight @ (turn if "conv" in path else turn.mT)) < 1e-5
@@ -146,7 +146,7 @@ def test_a_peft_file_is_put_on_the_component_that_has_its_layers(tmp_path):
     interop.export(pipe, "Rex", "peft", tmp_path / "Rex")
     folder = tmp_path / "Rex" / "text_encoder_2" if (tmp_path / "Rex" / "text_encoder_2").is_dir() else tmp_path / "Rex"
     folder.rename(tmp_path / "mine")
-    _, places, _ = interop.understand(pipe, tmp_path / "mine")
+    _, places, _ = interop.parse_adapter(pipe, tmp_path / "mine")
     assert {component for component, _ in places} == {"text_encoder_2"}
 
 
@@ -205,4 +205,4 @@ def test_our_own_adapter_is_no_base_either(pipe, tmp_path):
         pipeline.load_base(str(tmp_path / "rex.safetensors"))
     assert load_file(tmp_path / "rex.safetensors")
     with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
-        interop.understand(pipe, tmp_path / "rex.safetensors")
+        interop.parse_adapter(pipe, tmp_path / "rex.safetensors")

@@ -249,7 +249,7 @@ def test_every_setting_is_honoured_or_refused_by_name(method, tmp_path):
 
 def changes(pipe, source):
     """What an import changes of each layer's weight, by path."""
-    imported, places, _ = interop.understand(pipe, source)
+    imported, places, _ = interop.parse_adapter(pipe, source)
     return {
         path: imported.tensors[f"{component}.{path}.up"] @ imported.tensors[f"{component}.{path}.down"]
         for component, path in places
@@ -263,7 +263,7 @@ def test_the_weights_named_instead_of_their_folder(tmp_path):
     whole, alone = (changes(tiny_base(), tmp_path / "lora" / end) for end in ("", "adapter_model.safetensors"))
     assert whole and all(torch.equal(alone[path], change) for path, change in whole.items())
     write_folder(HRAConfig(r=4, apply_GS=True, target_modules=ALL), tmp_path / "hra")
-    imported, _, _ = interop.understand(tiny_base(), tmp_path / "hra" / "adapter_model.safetensors")
+    imported, _, _ = interop.parse_adapter(tiny_base(), tmp_path / "hra" / "adapter_model.safetensors")
     assert imported.method == "hra" and imported.options["orthogonality"] == float("inf")
 
 
@@ -326,4 +326,4 @@ def test_a_setting_of_a_newer_peft_is_refused_unless_it_is_off(value, tmp_path):
     assert len(changes(tiny_base(), tmp_path / "new")) == 2
     edit(tmp_path / "new", use_something=value)
     with pytest.raises(AdapterImportError, match=r"its setting use_something = .* can't be honoured: .*not known"):
-        interop.understand(tiny_base(), tmp_path / "new")
+        interop.parse_adapter(tiny_base(), tmp_path / "new")

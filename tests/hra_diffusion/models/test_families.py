@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import Request, Settings, draw, generate, read_png, save_png
+from hra_diffusion.generation.sampling import Request, Settings, generate, generate_batch, read_png, save_png
 from hra_diffusion.models import families
 from training import config as configs
 from training.data.latent_cache import encode
@@ -82,8 +82,8 @@ def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(kind):
         Request("a cat", 2, (), "blurry"),
         Request("a cat", 2, ()),
     ]
-    together = draw(pipe, requests, SETTINGS)
-    alone = [draw(pipe, [request], SETTINGS)[0] for request in requests]
+    together = generate_batch(pipe, requests, SETTINGS)
+    alone = [generate_batch(pipe, [request], SETTINGS)[0] for request in requests]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max() <= 1
 

@@ -268,6 +268,6 @@ def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
     said = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
     with pytest.warns(Note, match=said):
         pipeline.load(other, tmp_path / "Rex.safetensors")
-    assert said in library.misfit(info, other) and library.misfit(info, pipe) == ""
+    assert said in library.incompatibility(info, other) and library.incompatibility(info, pipe) == ""
     older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
-    assert library.misfit(older, other) == "", "older files do not say it"
+    assert library.incompatibility(older, other) == "", "older files do not say it"

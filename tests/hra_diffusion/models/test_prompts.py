@@ -6,7 +6,7 @@ from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
 from hra_diffusion.adapters import attachment
 from hra_diffusion.generation import sampling
-from hra_diffusion.generation.sampling import Request, Settings, draw, generate
+from hra_diffusion.generation.sampling import Request, Settings, generate, generate_batch
 from hra_diffusion.models import families, prompts
 from hra_diffusion.models.prompts import PromptWarning, fragments, notes, plain, split
 
@@ -121,9 +121,9 @@ def test_each_request_keeps_its_own_adapters_and_length_beside_others(adapted):
         Request("a dog", 1, (("text", 0.5),), "(blurry:0.5)"),
         Request(LONG, 1),
     ]
-    together = draw(adapted, requests, FEW)
+    together = generate_batch(adapted, requests, FEW)
     for request, picture in zip(requests, together, strict=True):
-        assert distance(picture, draw(adapted, [request], FEW)[0]) < 0.5
+        assert distance(picture, generate_batch(adapted, [request], FEW)[0]) < 0.5
     apart = [distance(together[a], together[b]) for a, b in ((4, 0), (4, 2), (4, 3), (1, 6))]
     assert min(apart) > 0.6, "weights, adapters of encoder and UNet, and an adapter with a long prompt do something"
 

@@ -7,7 +7,7 @@ from conftest import tiny_xl_pipe
 from PIL import Image, ImageOps
 
 from training import config as configs
-from training.data.latent_cache import Examples, photo_time_ids
+from training.data.latent_cache import LatentCache, photo_time_ids
 from training.data.photos import ingest
 from training.loop import train
 
@@ -66,7 +66,7 @@ def test_what_is_cropped_by_hand_counts_as_a_smaller_photo(tmp_path):
 def test_every_view_comes_with_its_own():
     mean = torch.arange(4.0).reshape(2, 2, 1, 1, 1)
     ids = mean.reshape(2, 2, 1).expand(2, 2, 6)
-    examples = Examples(mean, torch.zeros_like(mean), {"ids": torch.zeros(2, 1)}, ids)
+    examples = LatentCache(mean, torch.zeros_like(mean), {"ids": torch.zeros(2, 1)}, ids)
     seen = set()
     for position in range(8):
         latents, text = examples.batch(2, position, 0, "photos")

@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from training.data.photos import Album, PhotoError, find_photos, ingest, load_photo, read_captions
+from training.data.photos import Dataset, PhotoError, find_photos, ingest, load_photo, read_captions
 
 pillow_heif.register_heif_opener()  # for saving them here
 
@@ -47,7 +47,7 @@ def middle(image: Image.Image) -> tuple[int, ...]:
     return tuple(np.asarray(image)[image.height // 2, image.width // 2].tolist())
 
 
-def kinds(album: Album) -> list[str]:
+def kinds(album: Dataset) -> list[str]:
     return [warning.kind for warning in album.warnings]
 
 

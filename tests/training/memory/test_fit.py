@@ -6,7 +6,7 @@ from conftest import StopAfter, tiny_pipe, tiny_xl_pipe, weights
 from safetensors.torch import load_file
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.models.meta import outline
+from hra_diffusion.models.meta import meta_pipeline
 from training.config import ConfigError
 from training.loop import train
 from training.memory import fit
@@ -21,7 +21,7 @@ from training.session import add_adapter
 def test_a_step_on_shapes_holds_what_a_step_on_tensors_holds(settings, make, changes):
     """The same count of allocations, made by PyTorch itself, of a real step on the CPU."""
     config, peaks = settings(**changes), []
-    for pipe in (make(), outline(make())):
+    for pipe in (make(), meta_pipeline(make())):
         add_adapter(config, pipe)
         peaks.append(training_peak(config, pipe, 64))
     real, foreseen = peaks

@@ -79,7 +79,7 @@ def test_the_floor_goes_back_through_the_activations_alone():
 
 def test_a_process_of_its_own_has_its_own_peak():
     held = torch.ones(2**28)  # 1 GiB
-    assert measure.apart(measure.peak_memory) < measure.peak_memory() - held.nbytes / 2
+    assert measure.in_subprocess(measure.peak_memory) < measure.peak_memory() - held.nbytes / 2
 
 
 def test_memory_is_that_of_the_device_measured(monkeypatch):

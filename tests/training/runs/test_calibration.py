@@ -62,7 +62,7 @@ def test_a_run_that_must_fit_is_measured_too(settings):
     assert not one.error and one.step > 0
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("make", [tiny_pipe, tiny_xl_pipe])
 @pytest.mark.parametrize("texts", [False, True])
 def test_counts_are_those_of_the_adapter_that_learns(settings, method, make, texts):
@@ -71,7 +71,7 @@ def test_counts_are_those_of_the_adapter_that_learns(settings, method, make, tex
     assert counted == sum(parameter.numel() for parameter in add_adapter(config, pipe).values())
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", registry.method_names())
 def test_ranks_are_matched_to_a_budget(method):
     shapes = Counter({(64, 64): 6, (64, 48): 2})
     wanted = budget.count("lora", {"rank": 8}, shapes)
@@ -86,7 +86,7 @@ def test_ranks_are_matched_to_a_budget(method):
 
 def allowed(method, rank):
     try:
-        registry.get(method).parse({"rank": rank})
+        registry.get_method(method).parse({"rank": rank})
     except ValueError:
         return False
     return True

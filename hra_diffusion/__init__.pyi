@@ -1,0 +1,35 @@
+# One list of the public names, for type checkers and for the lazy import in __init__.py.
+from .adapters.attachment import attach, detach
+from .adapters.registry import get_method, method_names
+from .comparison.compare import Comparison, Variant, compare, save_comparison
+from .generation.sampling import Request, Settings, generate, generate_batch, save_png
+from .interop import export, import_adapter
+from .pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
+
+__version__: str
+__all__ = [
+    "Comparison",
+    "Request",
+    "Settings",
+    "Variant",
+    "activate",
+    "active",
+    "attach",
+    "compare",
+    "detach",
+    "export",
+    "generate",
+    "generate_batch",
+    "get_method",
+    "import_adapter",
+    "load",
+    "load_base",
+    "loaded",
+    "merge",
+    "method_names",
+    "save",
+    "save_comparison",
+    "save_png",
+    "unload",
+    "unmerge",
+]
