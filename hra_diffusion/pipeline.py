@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 TOYBOX = "toybox"
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+PACKAGE = Path(__file__).resolve().parent
+ASSETS = PACKAGE / "assets" if (PACKAGE / "assets").is_dir() else PACKAGE.parent / "assets"
+"""The embedded models: inside the installed package, beside it in a checkout."""
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters live on."""
 MODELS = (*COMPONENTS, "vae")

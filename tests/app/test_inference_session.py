@@ -83,15 +83,17 @@ def test_errors_arrive_where_the_pictures_are_awaited(studio):
 def test_adapters_are_kept_and_a_changed_file_is_loaded_anew(studio, tmp_path):
     first = save_adapter(tmp_path / "a.safetensors", "Rex", seed=1)
     other = save_adapter(tmp_path / "b.safetensors", "Rex", seed=2)
-    infos = studio.put_on([first, other])
+    infos = studio.load_adapters([first, other])
     assert [info.name for info in infos] == ["Rex", "Rex 2"], "two of one name are told apart"
-    assert studio.put_on([first])[0].name == "Rex" and len(hra.loaded(studio.pipe)) == 2
+    assert studio.load_adapters([first])[0].name == "Rex" and len(hra.loaded(studio.pipe)) == 2
     first.write_bytes(other.read_bytes())
-    assert studio.put_on([first])[0].name == "Rex" and len(hra.loaded(studio.pipe)) == 2, "in the old one's place"
+    assert studio.load_adapters([first])[0].name == "Rex" and len(hra.loaded(studio.pipe)) == 2, (
+        "in the old one's place"
+    )
 
 
 def test_another_base_starts_empty(studio, base_folder, tmp_path):
-    studio.put_on([save_adapter(tmp_path / "a.safetensors", "Rex")])
+    studio.load_adapters([save_adapter(tmp_path / "a.safetensors", "Rex")])
     studio.change(str(base_folder) + "/", "cpu")
     assert not studio.loaded and hra.loaded(studio.pipe) == []
 

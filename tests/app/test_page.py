@@ -575,7 +575,7 @@ def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
         assert library.understood(house, path) and sorted(house.output.glob("*/*.safetensors")) == before, "only told"
         kept, _ = library.take_in(house, path)
         assert library.misfit(house, kept) == "" and kept.parent != path.parent
-        assert house.studio.put_on([kept])
+        assert house.studio.load_adapters([kept])
 
 
 def test_the_page_asks_before_it_makes_a_file_that_programs_load_wrongly(house):

@@ -10,8 +10,8 @@ def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     code = (
         "import sys, pathlib; from app.web import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
         "from app.web.blocks import build\n"
-        "from app.web.context import House; from app.inference_session import Studio\n"
-        "build(House(pathlib.Path('outputs'), Studio('toybox'), ('toybox',)))\n"
+        "from app.web.context import AppContext; from app.inference_session import InferenceSession\n"
+        "build(AppContext(pathlib.Path('outputs'), InferenceSession('toybox'), ('toybox',)))\n"
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -32,8 +32,9 @@ def test_no_commands_help_waits_for_the_heavy_libraries():
 def test_who_draws_while_the_page_warms_up_waits_for_the_libraries():
     """Two threads that import transformers at the same time see it half made."""
     code = (
-        "import threading; from app.web.server import _warm; from app.inference_session import Studio\n"
-        "studio = Studio('toybox'); warming = threading.Thread(target=_warm, args=(studio,)); warming.start()\n"
+        "import threading; from app.web.server import _warm; from app.inference_session import InferenceSession\n"
+        "studio = InferenceSession('toybox')\n"
+        "warming = threading.Thread(target=_warm, args=(studio,)); warming.start()\n"
         "print(type(studio.pipe).__name__); warming.join()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
