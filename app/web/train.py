@@ -98,7 +98,7 @@ def build(house: AppContext) -> Teach:
             parts |= _photos()
             parts |= _names()
             parts |= _how()
-            parts["start"] = gr.Button("Teach", variant="primary", size="lg", elem_id="teach-button")
+            parts["start"] = gr.Button("Train", variant="primary", size="lg", elem_id="train-button")
         with gr.Column(scale=6, min_width=320):
             parts["run"] = run_view.build()
     return Teach(**parts, seen=gr.State())
@@ -158,7 +158,7 @@ def _how() -> dict[str, Any]:
     method = gr.Dropdown(
         methods, value="hra", label="Method", info=registry.get_method("hra").summary, elem_id="method"
     )
-    with gr.Accordion("Teach several methods and compare", open=False):
+    with gr.Accordion("Train several methods and compare", open=False):
         several = gr.CheckboxGroup(
             methods, label="Methods", info="One run each, on the same photos, at ranks that give all about as many "
             "trainable parameters as the method above. They wait for each other in the queue.", elem_id="several",
@@ -178,9 +178,9 @@ def given_values(house: AppContext, parts: Teach, values: Sequence[Any]) -> dict
     noun, name, trigger, preset, method, _, mode, text, add_trigger, *fields = values
     basics = {"class_noun": noun, "name": (name or "").strip(), "trigger": trigger, "preset": preset, "method": method}
     basics["add_trigger"] = add_trigger
-    studio = house.studio
-    basics |= {"base": base_path(studio.base), "dtype": studio.dtype, "device": studio.device}
-    basics |= {"prediction_type": studio.prediction_type, "rescale_zero_snr": studio.rescale_zero_snr}
+    session = house.session
+    basics |= {"base": base_path(session.base), "dtype": session.dtype, "device": session.device}
+    basics |= {"prediction_type": session.prediction_type, "rescale_zero_snr": session.rescale_zero_snr}
     if mode == "YAML":
         found = yaml_values(text)
         fixed = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
@@ -235,7 +235,7 @@ def plan(house: AppContext, parts: Teach, values: Sequence[Any]) -> list[TrainCo
     given = given_values(house, parts, values)
     # YAML has every setting, the form those that were filled in
     chosen = {*form.ELSEWHERE, *own_values(house, parts, values, first)} if values[6] == "YAML" else given
-    shapes = budget.layer_shapes(house.studio.pipe, first)
+    shapes = budget.layer_shapes(house.session.pipe, first)
     size = budget.count(first.method, first.options, shapes)
     configs_ = []
     for other in several:
@@ -253,10 +253,10 @@ def teach(house: AppContext, parts: Teach, draft: Draft, base: str, values: Sequ
     ``base``: the one the visitor was shown; all share one, and another may just have changed it.
     """
     noun, name = values[0], (values[1] or "").strip()
-    if base != house.studio.base:
+    if base != house.session.base:
         raise UserError(
-            f"the base model in use is {base_name(house.studio.base)}, not {base_name(base)}: it was changed just "
-            "now, or changes when the drawing at hand is over; look at it above, then press Teach again"
+            f"the base model in use is {base_name(house.session.base)}, not {base_name(base)}: it was changed just "
+            "now, or changes when the drawing at hand is over; look at it above, then press Train again"
         )
     if not draft.read().photos:
         raise UserError("No photos yet. Drop 3 to 10 photos of the subject first.")
@@ -326,7 +326,7 @@ def show_whole(draft: Draft, side: int, file: str) -> str:
 def predict(house: AppContext, parts: Teach, photos: int, values: Sequence[Any], measure: bool) -> tuple[Any, str]:
     """Minutes of each preset beside its name, and time and memory of what is chosen; measures what is not known."""
     try:
-        chosen = plan(house, parts, values) if not values[5] or house.studio.loaded else []
+        chosen = plan(house, parts, values) if not values[5] or house.session.loaded else []
     except UserError as error:
         return gr.skip(), note(str(error), "bad")
     missing = [config for config in chosen if calibration.known(house.output, config) is None]
@@ -380,13 +380,13 @@ def spoken(trigger: str, noun: str) -> str:
 
 
 def connect(
-    house: AppContext, page: gr.Blocks, tabs: gr.Tabs, parts: Teach, strip: Any, creating: Any, comparing: Any
+    house: AppContext, page: gr.Blocks, tabs: gr.Tabs, parts: Teach, status: Any, creating: Any, comparing: Any
 ) -> None:
     """Wire the tab."""
     _connect_photos(house, page, parts)
-    _connect_form(house, page, parts, strip)
+    _connect_form(house, page, parts, status)
     _connect_captions(house, parts)
-    run_view.connect(house, page, tabs, parts.run, strip, creating, comparing)
+    run_view.connect(house, page, tabs, parts.run, status, creating, comparing)
 
     @user_errors
     def begin(request: gr.Request, base: str, *values: Any) -> str:
@@ -396,7 +396,7 @@ def connect(
         gr.Info(f"{', '.join(names)}: in the queue. It goes on when you close this page.")
         return names[0]
 
-    parts.start.click(begin, [strip.base, *parts.inputs], parts.run.shown, **MINE).then(
+    parts.start.click(begin, [status.base, *parts.inputs], parts.run.shown, **MINE).then(
         lambda: None, None, parts.run.seen, **QUIET
     ).then(None, None, None, js="() => document.getElementById('run')?.scrollIntoView({block: 'nearest'})")
 
@@ -518,7 +518,7 @@ class FormEvents:
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 
-def _connect_form(house: AppContext, page: gr.Blocks, parts: Teach, strip: Any) -> None:
+def _connect_form(house: AppContext, page: gr.Blocks, parts: Teach, status: Any) -> None:
     fields = [entry.component for entry in parts.entries]
     events = FormEvents(house, parts)
     forecasting: dict[str, Any] = {
@@ -528,21 +528,21 @@ def _connect_form(house: AppContext, page: gr.Blocks, parts: Teach, strip: Any) 
     gr.on(_edited(parts), events.keep, parts.inputs, None, **QUIET)
     gr.on([parts.preset.input, parts.method.input, parts.several.input], events.forecast, **forecasting, **QUIET)
     gr.on(
-        [parts.preset.input, parts.method.input, strip.base.change],
+        [parts.preset.input, parts.method.input, status.base.change],
         events.stand_ins,
-        [strip.base, *parts.inputs],
+        [status.base, *parts.inputs],
         [parts.method, *fields],
         **QUIET,
     )
     gr.on([parts.noun.change, parts.trigger.change], spoken, [parts.trigger, parts.noun], parts.spoken, **QUIET)
     switched = [parts.fields, parts.text, parts.preset, parts.method, *fields]
     parts.mode.input(events.switch, [parts.mode, *parts.inputs], switched, **HIDDEN).then(
-        events.stand_ins, [strip.base, *parts.inputs], [parts.method, *fields], **QUIET
+        events.stand_ins, [status.base, *parts.inputs], [parts.method, *fields], **QUIET
     ).then(events.keep, parts.inputs, None, **QUIET)
-    strip.timer.tick(events.forecast, **forecasting, **QUIET)
+    status.timer.tick(events.forecast, **forecasting, **QUIET)
     page.load(events.bring_back, None, parts.inputs, **QUIET).then(
         events.unfold, parts.mode, [parts.fields, parts.text], **QUIET
-    ).then(events.stand_ins, [strip.base, *parts.inputs], [parts.method, *fields], **QUIET).then(
+    ).then(events.stand_ins, [status.base, *parts.inputs], [parts.method, *fields], **QUIET).then(
         events.forecast, **forecasting, **QUIET
     )
 
