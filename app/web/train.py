@@ -1,0 +1,57 @@
+"""Train tab: photos, what they show, how to train; the current run beside them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from app.web import run_view, train_form, train_photos
+from app.web.context import MINE, QUIET, AppContext, user_errors
+from app.web.status_bar import StatusBar
+from app.web.train_config import FormValues, queue_runs
+
+
+@dataclass
+class TrainTab:
+    """Components of the tab."""
+
+    photos: train_photos.PhotoEditor
+    form: train_form.TrainForm
+    start: gr.Button
+    run: run_view.RunView
+
+
+def build(context: AppContext) -> TrainTab:
+    """Lay the tab out."""
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320):
+            photos = train_photos.build()
+            form = train_form.build()
+            start = gr.Button("Train", variant="primary", size="lg", elem_id="train-button")
+        with gr.Column(scale=6, min_width=320):
+            run = run_view.build()
+    return TrainTab(photos, form, start, run)
+
+
+def connect(
+    context: AppContext, page: gr.Blocks, tabs: gr.Tabs, tab: TrainTab, status: StatusBar, generating: Any,
+    comparing: Any,
+) -> None:  # fmt: skip
+    """Wire the tab."""
+    form = tab.form
+    train_photos.connect(context, page, tab.photos, form.noun, form.name)
+    train_form.connect(context, page, form, status)
+    train_form.connect_captions(context, form, tab.photos)
+    run_view.connect(context, page, tabs, tab.run, status, generating, comparing)
+
+    @user_errors
+    def start(request: gr.Request, base: str, *values: Any) -> str:
+        draft = context.draft(request)
+        names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
+        draft.keep(watching=names[0])
+        gr.Info(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
+        return names[0]
+
+    tab.start.click(start, [status.base, *form.inputs], tab.run.shown, **MINE).then(
+        lambda: None, None, tab.run.seen, **QUIET
+    ).then(None, None, None, js="() => document.getElementById('run')?.scrollIntoView({block: 'nearest'})")
