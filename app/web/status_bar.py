@@ -43,7 +43,8 @@ def build(context: AppContext) -> StatusBar:
         line = gr.HTML(js_on_load=CLICKS, scale=5, min_width=280)
         base = gr.Dropdown(
             [(base_name(name), name) for name in context.bases], value=context.bases[0], show_label=False,
-            container=False, label="Base model", scale=1, min_width=150, interactive=len(context.bases) > 1, elem_id="base",
+            container=False, label="Base model", scale=1, min_width=150, interactive=len(context.bases) > 1,
+            elem_id="base",
         )  # fmt: skip
         devices = [(DEVICES[name], name) for name in pipeline.devices()]
         device = gr.Dropdown(
