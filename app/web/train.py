@@ -16,7 +16,7 @@ from app.web.status_bar import base_name
 from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
-from hra_diffusion.pipeline import ASSETS, TOYBOX
+from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training import budget
 from training import config as configs
 from training.config import ConfigError, TrainConfig

@@ -18,12 +18,12 @@ from app.inference_session import InferenceSession
 from app.web import compare, form, generate, html, library, run_view, status_bar, theme, train
 from app.web.blocks import build
 from app.web.context import AppContext
-from hra_diffusion import library as adapters
-from hra_diffusion import pipeline
+from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
 from hra_diffusion.generation.sampling import read_png
+from hra_diffusion.models import devices
 from toybox.scenes import SCENES
 from training import config as configs
 from training.data.drafts import Draft
@@ -234,7 +234,7 @@ def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
 
 
 def test_the_device_is_shown_and_runs_start_on_the_one_that_is_chosen(house, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "devices", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
     *_, (_, _, shown) = status_bar.look(house, None)
     assert shown == "cpu", "as the app was told"
     seen = status_bar.look(house, None)[-1]
@@ -358,8 +358,8 @@ def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypa
         AppContext(Path(house.output.name), house.studio, house.bases), "delete", "Rex"
     )  # as `make app` names it
     assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
-    (key,) = adapters.binned(house.output)
-    adapters.restore(key, house.output)
+    (key,) = trash.keys(house.output)
+    trash.restore(key, house.output)
     assert [(job.run.name, job.status, job.reason) for job in house.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]
