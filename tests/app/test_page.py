@@ -18,8 +18,7 @@ from app.inference_session import InferenceSession
 from app.web import compare, generate, html, library, run_view, status_bar, theme
 from app.web.blocks import build
 from app.web.context import AppContext
-from hra_diffusion import library as adapters
-from hra_diffusion import pipeline
+from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
@@ -128,8 +127,8 @@ def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(context, monkey
         AppContext(Path(context.output.name), context.session, context.bases), "delete", "Rex"
     )  # as `make app` names it
     assert context.queue.jobs() == [] and "Rex" in library.show_bin(context)
-    (key,) = adapters.binned(context.output)
-    adapters.restore(key, context.output)
+    (key,) = trash.keys(context.output)
+    trash.restore(key, context.output)
     assert [(job.run.name, job.status, job.reason) for job in context.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]
