@@ -196,7 +196,7 @@ def yaml_values(text: str) -> dict[str, Any]:
         raise ConfigError(f"the YAML can't be read: {error}") from None
     if found is not None and not isinstance(found, dict):
         raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
-    return found or {}
+    return configs.with_current_names(found or {})
 
 
 def base_path(base: str) -> str:
