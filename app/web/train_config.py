@@ -83,7 +83,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
         raise ConfigError(f"the YAML can't be read: {error}") from None
     if settings is not None and not isinstance(settings, dict):
         raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
-    return settings or {}
+    return configs.with_current_names(settings or {})
 
 
 def to_yaml(config: TrainConfig) -> str:

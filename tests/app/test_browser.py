@@ -72,7 +72,7 @@ def train(page, name, method):
     page.locator("#preset label").first.click()
     choose(page, "#method", method)
     page.locator("#advanced button.label-wrap").click()
-    for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
+    for field, value in (("steps", 12), ("num-class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
         fill(page, f"#field-{field}", str(value))
     page.click("#train-button")
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
