@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from training.memory.measure import interleaved, ratios, spread
 

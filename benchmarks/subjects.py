@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from benchmarks.common import RESULTS, Bar, commit
 from benchmarks.tables import MARKS
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, generate_batch
 from hra_diffusion.models import loading, sources

@@ -16,7 +16,7 @@ from app.web.html import badge, button, empty, facts, note, picture
 from app.web.theme import CLICKS
 from hra_diffusion import library, pipeline, trash
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, read_info
+from hra_diffusion.adapters.adapter_file import AdapterInfo, is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
 from hra_diffusion.library import SavedAdapter, count_parameters
@@ -324,8 +324,8 @@ def connect(
 
 def understood(context: AppContext, file: Path) -> list[str]:
     """What an adapter file is, ours or a stranger's for the base in use; nothing is kept. Raises UserError."""
-    if is_ours(file):
-        info = check(file)
+    if is_adapter_file(file):
+        info, _ = read(file)
         subject = f" of “{info.subject}”" if info.subject else ""
         return [
             f"{info.name}: {_title(info.method)}{subject}, for {info.base}.",
@@ -343,7 +343,7 @@ def take_in(context: AppContext, file: Path) -> tuple[Path, list[str]]:
 
     Raises UserError for a file that is neither.
     """
-    if is_ours(file):
+    if is_adapter_file(file):
         return library.add_file(file, context.output), []
     import_libraries()
     from hra_diffusion import interop

@@ -49,11 +49,15 @@ class AdapterInfo(BaseModel):
         default_factory=dict, description="Component -> layer -> rank, where it differs from the options."
     )
     prediction_type: str = Field(default="", description='What the base model\'s UNet predicts; "" if unknown.')
-    zero_snr: bool | None = Field(default=None, description="Whether the base model's noise schedule has zero terminal SNR.")
+    zero_snr: bool | None = Field(
+        default=None, description="Whether the base model's noise schedule has zero terminal SNR."
+    )
     targets: str = "attention"
     trigger: str = ""
     class_noun: str = ""
-    training: dict[str, Any] = Field(default_factory=dict, description="Record of the training: steps, learning rates, seconds.")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="Record of the training: steps, learning rates, seconds."
+    )
 
     @field_validator("name")
     @classmethod

@@ -103,7 +103,7 @@ def rotate_rows(x: Tensor, up: Tensor, down: Tensor, scale: Tensor | None = None
 
 
 def plus_product(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``x + scale · a · b`` for x (…, d), a (…, r) and b (r, d), in one pass over ``x`` (a product and a sum take two)."""
+    """``x + scale · a · b`` for x (…, d), a (…, r) and b (r, d), in one pass over ``x``."""
     return torch.addmm(x.flatten(0, -2), a.flatten(0, -2), b, alpha=scale).view(x.shape)
 
 

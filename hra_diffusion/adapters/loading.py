@@ -76,7 +76,9 @@ def _copy_parameters(
     path: Path, info: AdapterInfo, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> None:
     if missing := sorted(set(parameters) - set(tensors)):
-        raise AdapterFileError(f"{path} is incomplete: {missing[0]} is missing; copy it again or use another checkpoint")
+        raise AdapterFileError(
+            f"{path} is incomplete: {missing[0]} is missing; copy it again or use another checkpoint"
+        )
     if extra := sorted(set(tensors) - set(parameters)):
         raise AdapterFileError(f"{path} contains {extra[0]}, which belongs to none of its layers")
     for key, parameter in parameters.items():

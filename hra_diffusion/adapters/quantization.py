@@ -1,6 +1,6 @@
 """Frozen linear and convolution layers whose weight is stored in 8 or 4 bits and unpacked for each use.
 
-"int8": 127 steps up to the largest value of each output's row; relative RMS error about 1 %. "nf4": blocks of 64 values,
+"int8": 127 steps up to the largest value of each output's row; relative RMS error about 1 %. "nf4": blocks of 64,
 quantised to 16 quantiles of the normal distribution (QLoRA, arXiv 2305.14314); error about 9 %. Plain PyTorch works on
 every device; bitsandbytes stores the same values, but on a CPU it first compiles code for every shape, for minutes.
 As in ``layer.wrap``, a quantised layer is the same module with its class swapped. ``weight`` is the unpacked weight.

@@ -19,8 +19,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from hra_diffusion.adapters import attachment
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters import activation, attachment
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.models import families, noise, prompts
@@ -393,7 +393,7 @@ def _routed(pipe: StableDiffusionPipeline, groups: Sequence[tuple[ActiveAdapters
     """Within the block contiguous groups of each batch have their own adapters, on every component (see attachment)."""
     with contextlib.ExitStack() as stack:
         for model in components(pipe).values():
-            stack.enter_context(attachment.batch_adapters(model, [(_here(model, mix), count) for mix, count in groups]))
+            stack.enter_context(activation.batch_adapters(model, [(_here(model, mix), count) for mix, count in groups]))
         yield
 
 

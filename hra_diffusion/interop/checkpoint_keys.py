@@ -1,23 +1,17 @@
-"""The original checkpoint's layout ("model.diffusion_model.input_blocks.4.1…"): diffusers' names to its own.
+"""Keys of the original checkpoint layout ("model.diffusion_model.input_blocks.4.1…") for diffusers' parameter names.
 
-Source of the names: the checkpoints of CompVis' latent-diffusion, Stability's generative-models (SDXL) and OpenCLIP, as
-diffusers' ``from_single_file`` reads them.
+Sources: the checkpoints of CompVis' latent-diffusion, Stability's generative-models (SDXL) and OpenCLIP, as diffusers'
+``from_single_file`` reads them.
 """
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
-from safetensors import safe_open
 from torch import Tensor
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.models import families
-from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1
-from hra_diffusion.models.noise import NoiseProcess
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -44,50 +38,50 @@ _OPEN_CLIP_ENDS = {
     "final_layer_norm.bias": "ln_final.bias",
 }
 SD2_LAYER = r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\."
-"""The start of a key of one text layer of Stable Diffusion 2, with its number."""
+"""Prefix of the keys of a text layer of Stable Diffusion 2; group 1 is its index."""
 
 
-def unet_name(path: str, config: Mapping[str, Any]) -> str:
-    """A UNet's layer or parameter as the original calls it: "down_blocks.1.attentions.0.…" is "input_blocks.4.1.…".
+def unet_key(path: str, config: Mapping[str, Any]) -> str:
+    """The original name of a UNet's layer or parameter: "input_blocks.4.1.…" for "down_blocks.1.attentions.0.…".
 
-    Raises UserError for a layer that the original has no place for.
+    Raises UserError for a layer without a place in the original layout.
     """
     for own, original in _UNET_ENDS.items():
         if path == own or path.startswith(f"{own}."):
             return original + path.removeprefix(own)
     if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", path):
         kind, number, rest = found.groups()
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}.{_inside(kind, rest)}"
+        return f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}.{_key_in_block(kind, rest)}"
     if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", path):
         way, block, kind, number, rest = found.groups()
-        return _block_name(way, int(block), kind, int(number), rest, config)
+        return _block_key(way, int(block), kind, int(number), rest, config)
     raise UserError(
         f"the original checkpoint layout has no place for the UNet's {path}; save a diffusers folder instead"
     )
 
 
-def _block_name(way: str, block: int, kind: str, number: int, rest: str, config: Mapping[str, Any]) -> str:
+def _block_key(way: str, block: int, kind: str, number: int, rest: str, config: Mapping[str, Any]) -> str:
     layers = config["layers_per_block"]
     if way == "down":
         place = 1 + block * (layers + 1) + (layers if kind == "downsamplers" else number)
         side = {"resnets": "0", "attentions": "1", "downsamplers": "0"}[kind]
-        return f"input_blocks.{place}.{side}.{_inside(kind, rest)}"
+        return f"input_blocks.{place}.{side}.{_key_in_block(kind, rest)}"
     place = block * (layers + 1) + (layers if kind == "upsamplers" else number)
     attends = "Attn" in config["up_block_types"][block]
     side = {"resnets": "0", "attentions": "1", "upsamplers": "2" if attends else "1"}[kind]
-    return f"output_blocks.{place}.{side}.{_inside(kind, rest)}"
+    return f"output_blocks.{place}.{side}.{_key_in_block(kind, rest)}"
 
 
-def _inside(kind: str, rest: str) -> str:
-    """The name within a block: residual blocks have other names there, attention the same."""
+def _key_in_block(kind: str, rest: str) -> str:
+    """The name within a block. The layout renames the layers of residual blocks, but not those of attention."""
     if kind == "downsamplers":
         return rest.replace("conv", "op", 1)
     part, dot, parameter = rest.partition(".")
     return _RESNET[part] + dot + parameter if kind == "resnets" else rest
 
 
-def vae_name(key: str, levels: int) -> str:
-    """A parameter of the autoencoder as the original calls it; its decoder counts levels from the other end."""
+def vae_key(key: str, levels: int) -> str:
+    """The original name of a VAE's parameter. The original decoder numbers its levels in reverse order."""
     key = key.replace(".downsamplers.0.conv", ".downsample.conv").replace(".upsamplers.0.conv", ".upsample.conv")
     key = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", key)
     key = re.sub(r"down_blocks\.(\d+)", r"down.\1", key)
@@ -99,85 +93,13 @@ def vae_name(key: str, levels: int) -> str:
     return key
 
 
-def checkpoint(pipe: DiffusionPipeline) -> dict[str, Tensor]:
-    """All weights of a pipeline under the original's keys. Raises UserError for a base built otherwise."""
-    unet: Any = pipe.unet
-    vae: Any = pipe.vae
-    levels = len(vae.config.block_out_channels)
-    tensors = {f"model.diffusion_model.{unet_name(k, unet.config)}": t for k, t in unet.state_dict().items()}
-    for key, tensor in vae.state_dict().items():
-        linear = ".mid_block.attentions." in key and tensor.ndim == 2  # the original's are convolutions of one pixel
-        tensors[f"first_stage_model.{vae_name(key, levels)}"] = tensor[..., None, None] if linear else tensor
-    for prefix, encoder, open_clip in _text_places(pipe):
-        state = {key.removeprefix("text_model."): tensor for key, tensor in encoder.state_dict().items()}
-        own = {prefix + key: t for key, t in (_open_clip(state) if open_clip else _clip(state)).items()}
-        tensors |= own | (_left_out(pipe, prefix, own) if open_clip else {})
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def noise_marks(process: NoiseProcess) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata that state a checkpoint's noise process, as single_file and other programs read them.
-
-    The tensors are empty; their keys count. Raises UserError for a noise process that the marks can't state.
-    """
-    released = DDIMScheduler(**SD1.predicting(process.prediction_type, process.zero_snr).scheduler[1])
-    usual = len(process.betas) == len(released.betas) and torch.allclose(
-        process.alphas_cumprod, released.alphas_cumprod, atol=1e-4
-    )
-    if not usual or process.prediction_type == "sample":
-        raise UserError(
-            "the original checkpoint layout can't say what noise this base was trained with: its betas are not Stable "
-            "Diffusion's, or it predicts the sample; save a diffusers folder instead"
-        )
-    velocity = process.prediction_type == "v_prediction"
-    keys = ["v_pred"] * velocity + ["ztsnr"] * process.zero_snr
-    return {key: torch.empty(0) for key in keys}, {PREDICTION_KEY: "v" if velocity else "epsilon"}
-
-
-def version(pipe: DiffusionPipeline) -> str:
-    """Whose layout the checkpoint has: "SD 1", "SD 2" or "SDXL"."""
-    if len(families.of(pipe).encoders) == 2:
-        return "SDXL"
-    return "SD 2" if is_open_clip(cast(Any, pipe).text_encoder) else "SD 1"
-
-
-def _text_places(pipe: Any) -> list[tuple[str, Any, bool]]:
-    """(key prefix, text encoder, whether in OpenCLIP's layout) for each text encoder of the pipeline."""
-    if version(pipe) == "SDXL":
-        return [
-            ("conditioner.embedders.0.transformer.", pipe.text_encoder, False),
-            ("conditioner.embedders.1.model.", pipe.text_encoder_2, True),
-        ]
-    if is_open_clip(pipe.text_encoder):
-        return [("cond_stage_model.model.", pipe.text_encoder, True)]
-    return [("cond_stage_model.transformer.", pipe.text_encoder, False)]
-
-
-def is_open_clip(encoder: Any) -> bool:
-    """Whether a text encoder is OpenCLIP's: its activation is GELU, CLIP's the quick approximation."""
-    return encoder.config.hidden_act == "gelu"
-
-
-def _left_out(pipe: Any, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with this prefix that the base's single file has beside ``own``, if the file is still there.
-
-    diffusers does not load what it does not use: of Stable Diffusion 2 the last text layer and the text projection.
-    """
-    file: Path | None = getattr(pipe, "base_file", None)
-    if file is None or not file.is_file():
-        return {}
-    dtype = next(iter(own.values())).dtype
-    with safe_open(file, "pt") as weights:
-        keys = [key for key in weights.keys() if key.startswith(prefix) and key not in own]  # noqa: SIM118 (no dict)
-        return {key: weights.get_tensor(key).to(dtype) for key in keys}
-
-
-def _clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a CLIP text encoder in the original layout."""
     return {f"text_model.{key}": tensor for key, tensor in state.items()}
 
 
-def _open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder in OpenCLIP's layout: queries, keys and values as one matrix, the projection transposed."""
+def open_clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a text encoder in OpenCLIP's layout: one matrix for q, k and v, a transposed projection."""
     tensors = {original: state[own] for own, original in _OPEN_CLIP_ENDS.items()}
     if "text_projection.weight" in state:
         tensors["text_projection"] = state["text_projection.weight"].mT

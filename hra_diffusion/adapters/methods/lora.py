@@ -11,9 +11,7 @@ from hra_diffusion.adapters.registry import BaseForward, LowRank, MethodConfig, 
 class LoRAConfig(MethodConfig):
     """Options of LoRA."""
 
-    alpha: float | None = Field(
-        None, gt=0, description="The update is scaled by alpha / rank; empty: alpha = rank."
-    )
+    alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha / rank; empty: alpha = rank.")
 
     @property
     def scale(self) -> float:

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.adapters.methods.lora import LoRAConfig
 from hra_diffusion.adapters.low_rank import kaiming_uniform, low_rank_forward, low_rank_weight, scaled_low_rank
+from hra_diffusion.adapters.methods.lora import LoRAConfig
 from hra_diffusion.adapters.registry import BaseForward, LowRank, register
 
 
