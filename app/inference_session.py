@@ -20,7 +20,7 @@ from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
-from hra_diffusion.generation.sampling import DenoisingStep, OnStep
+from hra_diffusion.generation.previews import DenoisingStep, OnStep
 
 T = TypeVar("T")
 PREVIEW_SHARE, PREVIEW_EVERY = 8, 0.4
@@ -196,10 +196,10 @@ class _Watcher:
         last = step.step == step.steps
         now = time.perf_counter()
         if last or now - self.last > max(PREVIEW_EVERY, PREVIEW_SHARE * self.cost):
-            self.pictures |= zip(step.which, step.decode(), strict=True)
+            self.pictures |= zip(step.indices, step.decode(), strict=True)
             self.last = time.perf_counter()
             self.cost = self.last - now
-            part = step.step / step.steps * len(step.which)
+            part = step.step / step.steps * len(step.indices)
             self.told.put(Preview(dict(self.pictures), (self.finished + part) / self.total))
         if last:
-            self.finished += len(step.which)
+            self.finished += len(step.indices)

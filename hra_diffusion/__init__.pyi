@@ -2,7 +2,9 @@
 from .adapters.attachment import attach, detach
 from .adapters.registry import get_method, method_names
 from .comparison.compare import Comparison, Variant, compare, save_comparison
-from .generation.sampling import Request, Settings, generate, generate_batch, save_png
+from .generation.png import save_png
+from .generation.requests import Request, Settings
+from .generation.sampling import generate, generate_batch
 from .interop import export, import_adapter
 from .pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
 

@@ -21,16 +21,10 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
-    PictureError,
-    Request,
-    complete,
-    describe,
-    generate_batch,
-    save_png,
-)
-from hra_diffusion.generation.sampling import Settings as DrawSettings
+from hra_diffusion.generation.png import PNG_KEY, describe, save_png
+from hra_diffusion.generation.requests import Request, complete_settings
+from hra_diffusion.generation.requests import Settings as DrawSettings
+from hra_diffusion.generation.sampling import GenerationError, generate_batch
 from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
@@ -131,7 +125,7 @@ def train(
                           "is learned may not show in few steps; better train on the base it was distilled from, and "
                           "use the adapter on this one"))  # fmt: skip
     with clock.phase("read photos"):
-        size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
+        size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
             album, config = (
                 moved_photos.ingest_kept(photos, run, config, size),
@@ -327,7 +321,7 @@ def draw_samples(session: Session) -> None:
     if not session.accelerator.is_main_process or not config.sample_prompts:
         return
     side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
-    settings = complete(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    settings = complete_settings(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
@@ -335,7 +329,7 @@ def draw_samples(session: Session) -> None:
         with session.clock.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
             pictures = generate_batch(pipe, requests, settings, config.draw_batch)
-    except PictureError as error:  # what is learned may be good all the same
+    except GenerationError as error:  # what is learned may be good all the same
         session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
         return
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):

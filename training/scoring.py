@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, scores
-from hra_diffusion.generation.sampling import read_image
+from hra_diffusion.generation.png import read_image
 
 MARGIN = 1.03
 """Figures from a few pictures a round are not told apart more finely."""

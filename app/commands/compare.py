@@ -24,7 +24,7 @@ from hra_diffusion.comparison.compare import BASE, Variant, compare, save_compar
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.files import free_folder, make_folder
-from hra_diffusion.generation.sampling import Settings, complete
+from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.library import costs
 from training.data.photos import ingest
 from training.runs.run_folder import photos_of
@@ -103,5 +103,5 @@ def reference_photos(
     pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
 ) -> list[Image.Image]:
     """The photos to show and to score against: those given, cut to size, or the copies that the run keeps."""
-    size = complete(pipe, Settings()).width
+    size = complete_settings(pipe, Settings()).width
     return [photo.image for photo in ingest(given, size).photos] if given else photos_of(adapter, size)

@@ -47,7 +47,9 @@ from hra_diffusion.comparison.compare import (
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
-from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.subjects import with_subject
 from training.runs.run_folder import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10

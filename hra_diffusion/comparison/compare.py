@@ -17,21 +17,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, scores
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
+from hra_diffusion.generation.png import PNG_KEY, describe, read_image, save_png, slug
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import (
     SIZE_CONDITIONING,
     FullSettings,
-    OnStep,
     Request,
     Settings,
-    complete,
-    describe,
-    generate_batch,
+    complete_settings,
     prompt_notes,
-    read_image,
-    save_png,
-    slug,
 )
+from hra_diffusion.generation.sampling import generate_batch
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -108,7 +104,7 @@ def compare(
     ``on_step`` is told of every denoising step, the cells by their index. With a ``clip`` every cell is scored, and
     with ``drift`` so is what else has changed, for which ``drift_pairs`` more pictures are drawn.
     """
-    full = complete(pipe, settings or Settings())
+    full = complete_settings(pipe, settings or Settings())
     requests = [
         Request(prompt.replace("{subject}", column.subject), seed, tuple(column.adapters.items()), negative_prompt)
         for prompt in prompts

@@ -23,7 +23,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
-from hra_diffusion.generation.sampling import read_png
+from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 from training import config as configs
 from training.data.drafts import Draft

@@ -23,7 +23,8 @@ from hra_diffusion.comparison.compare import (
 )
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, scores, source_for
-from hra_diffusion.generation.sampling import FullSettings, Settings, generate
+from hra_diffusion.generation.requests import FullSettings, Settings
+from hra_diffusion.generation.sampling import generate
 
 
 @pytest.fixture(scope="module")
