@@ -19,7 +19,7 @@ from PIL import Image
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, find
+from hra_diffusion.evaluation.clip import Clip, find_clip
 from hra_diffusion.generation.previews import DenoisingStep, OnStep
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class InferenceSession:
         """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
         with self.lock:
             if self._clip is _UNTRIED:
-                self._clip, self.unscored = find(self.base, self.scorer, str(self.pipe.device))
+                self._clip, self.unscored = find_clip(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
     def change(self, base: str, device: str | None) -> None:

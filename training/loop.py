@@ -20,7 +20,7 @@ from torch.autograd.graph import increment_version
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.generation.png import PNG_KEY, describe, save_png
 from hra_diffusion.generation.requests import Request, complete_settings
 from hra_diffusion.generation.requests import Settings as DrawSettings
@@ -349,7 +349,7 @@ def score_samples(session: Session) -> None:
     if not rounds:
         return
     try:
-        clip = Clip(source_for(config.base), at_hand=True)
+        clip = Clip(default_source(config.base), local_files_only=True)
     except UserError:
         return
     with session.clock.phase("scores"):

@@ -470,7 +470,7 @@ def compared(house, **changes):
 
 def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     done = list(compare.draw(house, compared(house), threading.Event()))[-1]
-    assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
+    assert [column.label for column in done.variants] == ["base", "Rex"] and len(done.photos) == 3
     compare.keep(done, tmp_path / "compare" / "0001")
     folder = compare.newest(tmp_path)
     again = compare.load_comparison(folder)
@@ -522,7 +522,7 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     news = list(compare.draw(house, plan, threading.Event()))
     assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
     done = news[-1]
-    assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
+    assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
     plots = report.plots(compare.load_comparison(compare.newest(tmp_path)))
     assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"

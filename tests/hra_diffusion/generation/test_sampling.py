@@ -8,6 +8,8 @@ from PIL import Image
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison.compare import Variant, compare
+from hra_diffusion.comparison.statistics import difference_from_base
+from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Request, Settings
@@ -61,7 +63,7 @@ def test_a_comparison_equals_generate(pipe, tmp_path):
     columns = [Variant("base", {}, "dog"), Variant("A", {"a": 1.0}, "sks dog"), Variant("B", {"b": 0.5}, "qwe dog")]
     prompts, seeds = ["a {subject} in the snow", "a {subject}"], [5, 6]
     result = compare(pipe, columns, prompts, seeds, FEW, photos=[Image.new("RGB", (16, 16), "red")], batch_size=5)
-    assert len(result.cells) == 12
+    assert len(result.samples) == 12
     for p, prompt in enumerate(prompts):
         for s, seed in enumerate(seeds):
             for cell, column in zip(result.row(p, s), columns, strict=True):
