@@ -7,7 +7,8 @@ from .generation.png import save_png
 from .generation.requests import Request, Settings
 from .generation.sampling import generate, generate_batch
 from .interop import export, import_adapter
-from .pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
+from .models.loading import load_base
+from .pipeline import activate, active, load, loaded, merge, save, unload, unmerge
 
 __version__: str
 __all__ = [

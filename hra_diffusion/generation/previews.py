@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion.pipeline import vae_upcast
+from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.threads import share_cores
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.models import families, noise, prompts
-from hra_diffusion.pipeline import TOYBOX, name_of
+from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.pipeline import name_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -7,7 +7,7 @@ from serving import CHROMIUM, launch, serving
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import generate
-from hra_diffusion.pipeline import ASSETS, TOYBOX
+from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
