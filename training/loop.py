@@ -91,6 +91,12 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
+DISTILLED = (
+    "Training undoes the distillation, and the subject may not show at few steps; train on the base it was distilled "
+    "from, and use the adapter on this one"
+)
+
+
 def train(
     config: TrainConfig,
     output: Path,
@@ -127,16 +133,12 @@ def train(
     with clock.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), clock)
     if reason := distilled(pipe):
-        clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. Training undoes that, and what "
-                          "is learned may not show in few steps; better train on the base it was distilled from, and "
-                          "use the adapter on this one"))  # fmt: skip
+        clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album, config = (
-                moved_photos.ingest_kept(photos, run, config, size),
-                moved_photos.with_present_paths(config, photos, run),
-            )
+            album = moved_photos.ingest_kept(photos, run, config, size)
+            config = moved_photos.with_present_paths(config, photos, run)
         else:
             album = ingest(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))

@@ -281,15 +281,15 @@ def test_why_a_process_ended_is_said_everywhere(windows, code, said):  # noqa: F
 
 def test_a_stop_needs_no_signal_from_another_process(settings, tmp_path):
     """What the queue asks for is a file, which every system has; the process does the rest itself."""
-    queue, number = Queue(tmp_path), signal.SIGTERM
-    run = queue.add(settings())
-    queue._write_current("Rex", 1)
+    own, number = Queue(tmp_path), signal.SIGTERM
+    run = own.add(settings())
+    own._write_current("Rex", 1)
     before = signal.getsignal(number)
     try:
         signal.signal(number, signal.default_int_handler)
         with queue.FileLock(tmp_path / ".queue" / "worker.lock"), pytest.raises(KeyboardInterrupt):
-            queue.stop("Rex")
-            queue.watch_for_stop(queue, "Rex")
+            own.stop("Rex")
+            queue.watch_for_stop(own, "Rex")
             for _ in range(100):
                 queue.time.sleep(0.05)
     finally:

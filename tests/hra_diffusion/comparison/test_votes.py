@@ -8,6 +8,7 @@ from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion.comparison import report, votes
+from hra_diffusion.comparison.compare import load_comparison
 from hra_diffusion.comparison.votes import Vote
 
 
@@ -63,7 +64,7 @@ def test_a_saved_comparison_comes_back(pipe, tmp_path):
     columns, few = [hra.Variant("base", {}, "dog")], hra.Settings(steps=2)
     done = hra.compare(pipe, columns, ["a {subject}"], [1, 2], few, photos)
     hra.save_comparison(done, tmp_path)
-    again = hra.comparison.load(tmp_path)
+    again = load_comparison(tmp_path)
     assert [(photo.size, photo.getpixel((0, 0))) for photo in again.photos] == [
         ((512, 341), (255, 0, 0)), ((512, 341), (0, 128, 0)),
     ], "what was learned from may be gone by then"  # fmt: skip
@@ -71,4 +72,4 @@ def test_a_saved_comparison_comes_back(pipe, tmp_path):
     assert [cell.request for cell in again.cells] == [cell.request for cell in done.cells]
     assert again.cells[1].image.tobytes() == done.cells[1].image.tobytes()
     with pytest.raises(ValueError, match="no whole comparison"):
-        hra.comparison.load(tmp_path / "nowhere")
+        load_comparison(tmp_path / "nowhere")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison.compare import Variant, compare
+from hra_diffusion.comparison.compare import Variant, compare, drift_from_base, save_comparison
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation import sampling
 from hra_diffusion.generation.sampling import (
@@ -75,9 +75,9 @@ def test_a_comparison_equals_generate(pipe, tmp_path):
                 assert cell.request.prompt == asked
                 alone = generate(pipe, asked, column.adapters, seed, settings=FEW)[0]
                 assert distance(cell.image, alone) < 0.5
-    grid = compare.save(result, tmp_path)
+    grid = save_comparison(result, tmp_path)
     assert grid == tmp_path / "grid.png" and len(list((tmp_path / "pictures").iterdir())) == 12
-    drifts = compare.drift_from_base(result)
+    drifts = drift_from_base(result)
     assert drifts[0] == 0 and drifts[1] > 0
 
 
