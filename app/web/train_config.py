@@ -10,7 +10,7 @@ from app.web import form
 from app.web.context import AppContext
 from app.web.status_bar import base_name
 from hra_diffusion.errors import UserError
-from hra_diffusion.pipeline import TOYBOX
+from hra_diffusion.models.sources import TOYBOX
 from training import budget
 from training import config as configs
 from training.config import ConfigError, TrainConfig

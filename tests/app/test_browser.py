@@ -5,7 +5,7 @@ from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
 from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
-from hra_diffusion.pipeline import ASSETS, TOYBOX
+from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")

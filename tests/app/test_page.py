@@ -18,8 +18,7 @@ from app.inference_session import InferenceSession
 from app.web import compare, generate, html, library, run_view, status_bar, theme
 from app.web.blocks import build
 from app.web.context import AppContext
-from hra_diffusion import library as adapters
-from hra_diffusion import pipeline
+from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
@@ -127,8 +126,8 @@ def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypa
         AppContext(Path(house.output.name), house.studio, house.bases), "delete", "Rex"
     )  # as `make app` names it
     assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
-    (key,) = adapters.binned(house.output)
-    adapters.restore(key, house.output)
+    (key,) = trash.keys(house.output)
+    trash.restore(key, house.output)
     assert [(job.run.name, job.status, job.reason) for job in house.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]

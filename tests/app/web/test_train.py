@@ -9,8 +9,8 @@ import pytest
 from app.web import form, status_bar, train_form, train_photos
 from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
 from app.web.train_forecast import duration, forecast
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
+from hra_diffusion.models import devices
 from training import budget
 from training import config as configs
 from training.data.drafts import Draft
@@ -213,7 +213,7 @@ def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(hous
 
 
 def test_runs_use_the_device_chosen_on_the_page(house, entries, monkeypatch):
-    monkeypatch.setattr(pipeline, "devices", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
     *_, (_, _, shown) = status_bar.look(house, None)
     assert shown == "cpu", "as on the command line"
     seen = status_bar.look(house, None)[-1]
