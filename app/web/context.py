@@ -15,7 +15,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Settings, complete
+from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photos import MIN_SIDE
 from training.runs.queue import Queue
@@ -38,7 +38,7 @@ class AppContext:
     @property
     def resolution(self) -> int:
         """Resolution of the base model in pixels, or the smallest accepted photo side until it is loaded."""
-        return complete(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
+        return complete_settings(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
 
     def visitor_folder(self, request: gr.Request) -> Path:
         """Return the visitor's folder: by login, else by the browser's cookie, which ``guard`` sets.

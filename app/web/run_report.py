@@ -5,7 +5,7 @@ from markupsafe import Markup
 from app.web.html import loss_plot, render
 from app.web.run_list import BADGE_KINDS, label, progress_text
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import score_summary
+from hra_diffusion.comparison.statistics import score_summary
 from training import scoring
 from training.config import TrainConfig
 from training.memory import advice
