@@ -24,7 +24,8 @@ from training.runs.queue import OVER, Job
 class RunView:
     """Components of the view.
 
-    ``shown`` holds the run's name, or "" for the run in progress or the newest one; ``seen`` the digests of what was sent.
+    ``shown`` holds the run's name, or "" for the run in progress or the newest one; ``seen`` holds digests of what was
+    sent.
     """
 
     head: gr.HTML
