@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from serving import launch, serving
 
-SUBJECT, ADAPTERS = "octopus", ("octopus-lora", "octopus-hra")
+SUBJECT, ADAPTERS = "robot", ("robot-lora", "robot-hra")
 MINUTE = 60_000
 WIDTH, PHONE = 1280, (390, 844)
 
