@@ -11,7 +11,7 @@ from hra_diffusion.adapters.attachment import adapter_parameters
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
 
     torch.manual_seed(0)
@@ -23,7 +23,7 @@ def main() -> None:
     print(f"{len(layers)} layers adapted, {sum(p.numel() for p in parameters.values()):,} trainable values")
 
     tokens = torch.tensor([list(b"the quick brown fox jumps over the lazy dog")])
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=5e-2, weight_decay=0.0)
     for step in range(given.steps):
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()

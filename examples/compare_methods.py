@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion.evaluation.clip import default_clip, load_clip
+from hra_diffusion.evaluation import clip as clips
 
 
 def main() -> None:
@@ -18,24 +18,26 @@ def main() -> None:
     given = parser.parse_args()
 
     pipe = hra.load_base(given.base)
-    variants = [hra.Variant("base", {}, "subject", "subject")]
-    for number, file in enumerate(given.adapters):
-        info = hra.load(pipe, file, f"{number} {file.stem}")
-        variants.append(hra.Variant(file.stem, {info.name: 1.0}, info.subject, info.class_noun))
-    variants[0] = hra.Variant("base", {}, info.class_noun, info.class_noun)
+    infos = [hra.load(pipe, file, file.stem) for file in given.adapters]
+    # {subject} in a prompt is the class noun for the base model, trigger and class noun for an adapter
+    noun = infos[0].class_noun
+    variants = [hra.Variant("base", {}, noun, noun)]
+    variants += [hra.Variant(info.name, {info.name: 1.0}, info.subject, info.class_noun) for info in infos]
 
+    clip, _ = clips.find(given.base)
     comparison = hra.compare(
         pipe,
         variants,
-        ["a photo of {subject}", "a {subject} on the beach"],
+        ["a {subject} on the beach"],
         seeds=[0, 1],
+        settings=hra.Settings(steps=15),
         photos=[Image.open(photo).convert("RGB") for photo in given.photos],
-        clip=load_clip(default_clip(given.base)),
+        clip=clip,
     )
     grid = hra.save_comparison(comparison, given.output)
     print(f"grid: {grid}")
-    for sample in comparison.samples:
-        print(f"{sample.variant}: {sample.request.prompt!r}, seed {sample.request.seed}: {sample.score}")
+    for sample in comparison.cells:
+        print(f"{sample.column}: {sample.request.prompt!r}, seed {sample.request.seed}: {sample.score}")
 
 
 if __name__ == "__main__":

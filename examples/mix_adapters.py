@@ -16,7 +16,8 @@ def main() -> None:
     given = parser.parse_args()
 
     pipe = hra.load_base(given.base)
-    first, second = hra.load(pipe, given.first), hra.load(pipe, given.second)
+    first = hra.load(pipe, given.first, "first")
+    second = hra.load(pipe, given.second, "second")
     prompt = given.prompt.format(first=first.subject, second=second.subject)
     given.output.mkdir(parents=True, exist_ok=True)
     # adapters are applied in order: the second adapts the weights that the first one left
