@@ -80,7 +80,7 @@ def teach(page: Page) -> None:
     """A sample subject in the form, its cost measured; beside it a run that is over."""
     choose(page, "#sample", SUBJECT)
     page.wait_for_selector("#thumbs .thumb >> nth=4")
-    page.wait_for_selector("#prediction >> text=on this machine, measured")
+    page.wait_for_selector("#forecast >> text=measured on this machine")
     page.wait_for_selector("#rounds .round img")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import hra_diffusion as hra
 from hra_diffusion.adapters import attachment
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from training import config as configs
 from training.loop import train
 from training.runs import progress

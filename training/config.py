@@ -11,7 +11,8 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, write_text
-from hra_diffusion.pipeline import DTYPES, TOYBOX
+from hra_diffusion.models.loading import DTYPES
+from hra_diffusion.models.sources import TOYBOX
 from training.presets import PRESETS, defaults
 
 

@@ -17,7 +17,6 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
@@ -31,6 +30,7 @@ from hra_diffusion.generation.sampling import (
     save_png,
 )
 from hra_diffusion.generation.sampling import Settings as DrawSettings
+from hra_diffusion.models import loading
 from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
@@ -162,7 +162,7 @@ def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiff
     """The base of a run; what is not certain about it is a notice."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
-        pipe = pipeline.load_base(
+        pipe = loading.load_base(
             config.base, device, config.dtype, config.base_weights, config.prediction_type, config.rescale_zero_snr
         )
     for warning in caught:

@@ -8,7 +8,7 @@ measured here; versions 2 and XL take them over, for want of published ones at t
 from typing import Any
 
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
-from hra_diffusion.pipeline import TOYBOX, kind
+from hra_diffusion.models.sources import TOYBOX, base_version
 
 PRESETS = ("quick", "balanced", "best")
 
@@ -73,7 +73,7 @@ _FAMILIES = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
 
 def family(base: str) -> str:
     """Which defaults a base takes: "toybox", "sd1", "sd2" or "sdxl"."""
-    return "toybox" if base == TOYBOX else kind(base)
+    return "toybox" if base == TOYBOX else base_version(base)
 
 
 def defaults(base: str, method: str, preset: str) -> dict[str, Any]:

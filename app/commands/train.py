@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion.adapters import registry
-from hra_diffusion.pipeline import TOYBOX, hide_loading_bars
+from hra_diffusion.libraries import hide_loading_bars
+from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.photos import read_captions

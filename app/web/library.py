@@ -14,7 +14,7 @@ from app.inference_session import import_libraries
 from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, AppContext, clicked, user_errors
 from app.web.html import badge, button, empty, facts, note, picture
 from app.web.theme import CLICKS
-from hra_diffusion import library
+from hra_diffusion import library, pipeline, trash
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, read_info
 from hra_diffusion.errors import UserError
@@ -85,7 +85,7 @@ def build(house: AppContext) -> Library:
                 size="sm",
                 elem_id="import",
             )
-            with gr.Accordion(f"Bin (kept for {library.BIN_DAYS} days)", open=False):
+            with gr.Accordion(f"Bin (kept for {trash.RETENTION_DAYS} days)", open=False):
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
             parts |= {"panel": panel, "about": gr.HTML()}
@@ -149,7 +149,7 @@ def misfit(house: AppContext, path: Path) -> str:
 
 @functools.lru_cache(maxsize=500)
 def _misfit(house: AppContext, base: str, path: Path, changed: int) -> str:
-    return library.incompatibility(read_info(path), house.studio.pipe)
+    return pipeline.incompatibility(read_info(path), house.studio.pipe)
 
 
 def show_facts(house: AppContext, key: str) -> str:
@@ -196,7 +196,7 @@ def show_places(info: AdapterInfo) -> str:
 
 def show_bin(house: AppContext) -> str:
     """What was deleted, and can still be brought back."""
-    keys = library.binned(house.output)
+    keys = trash.keys(house.output)
     if not keys:
         return '<p class="soft">Empty.</p>'
     rows = [
@@ -239,7 +239,7 @@ class Events:
         require_idle(self.house, chosen)
         name, key = (
             read_info(self.house.file(chosen)).name,
-            library.move_to_bin(self.house.file(chosen), self.house.output),
+            trash.move_to_trash(self.house.file(chosen), self.house.output),
         )
         undo = button("Undo", "restore", key=key)
         said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
@@ -247,7 +247,7 @@ class Events:
 
     @user_errors
     def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
-        path = library.restore(clicked(event)["key"], self.house.output)
+        path = trash.restore(clicked(event)["key"], self.house.output)
         return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
 
     @user_errors

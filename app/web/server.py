@@ -47,11 +47,11 @@ def serve(
     from app.inference_session import InferenceSession
     from app.web.blocks import build
     from app.web.context import AppContext
-    from hra_diffusion import library
+    from hra_diffusion import trash
     from hra_diffusion.files import make_folder
 
     make_folder(output)
-    library.empty_bin(output)
+    trash.empty(output)
     studio = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
     house = AppContext(output, studio, tuple(bases))
     _ = house.salt  # before visitors come: two at once would each make one
@@ -109,8 +109,8 @@ def _warm(studio: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from app.inference_session import import_libraries
     from hra_diffusion.errors import UserError
+    from hra_diffusion.libraries import hide_loading_bars
     from hra_diffusion.models.prompts import PromptWarning
-    from hra_diffusion.pipeline import hide_loading_bars
 
     warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures
     try:

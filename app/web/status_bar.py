@@ -11,8 +11,8 @@ import gradio as gr
 from app.web.context import HIDDEN, QUIET, AppContext, changed, clicked, user_errors
 from app.web.html import badge, bar, button
 from app.web.theme import CLICKS
-from hra_diffusion import pipeline
 from hra_diffusion.errors import UserError
+from hra_diffusion.models import devices
 from training.runs import progress
 from training.runs.queue import OVER, Job
 
@@ -45,10 +45,10 @@ def build(house: AppContext) -> StatusBar:
             [(base_name(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
             label="Base model", scale=1, min_width=150, interactive=len(house.bases) > 1, elem_id="base",
         )  # fmt: skip
-        devices = [(DEVICES[name], name) for name in pipeline.devices()]
+        choices = [(DEVICES[name], name) for name in devices.devices()]
         device = gr.Dropdown(
-            devices, value=pipeline.device_for(house.studio.device), show_label=False, container=False, label="Device",
-            scale=1, min_width=100, interactive=len(devices) > 1, elem_id="device",
+            choices, value=devices.device_for(house.studio.device), show_label=False, container=False, label="Device",
+            scale=1, min_width=100, interactive=len(choices) > 1, elem_id="device",
         )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
         runs = gr.HTML(js_on_load=CLICKS)
@@ -86,7 +86,7 @@ def look(house: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     """The line, the list of runs, the base and the device (any visitor may change them), if ``seen`` is out of date."""
     jobs, studio = house.queue.jobs(), house.studio
     line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
-    held = studio.base, pipeline.device_for(studio.device)
+    held = studio.base, devices.device_for(studio.device)
     before, *chosen = seen or ("", "", "")
     now = changed([line, table], before)
     if not now and held == tuple(chosen):

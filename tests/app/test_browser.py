@@ -5,7 +5,7 @@ from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
 from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
-from hra_diffusion.pipeline import ASSETS, TOYBOX
+from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
@@ -66,7 +66,7 @@ def give_photos(page, photos):
 
 
 def teach(page, name, method):
-    """Fill the form in, for a run of seconds, and press Teach."""
+    """Fill the form in, for a run of seconds, and press Train."""
     fill(page, "#noun", "dog")
     fill(page, "#name", name)
     page.locator("#preset label").first.click()
@@ -74,7 +74,7 @@ def teach(page, name, method):
     page.locator("#advanced button.label-wrap").click()
     for field, value in (("steps", 12), ("class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
         fill(page, f"#field-{field}", str(value))
-    page.click("#teach-button")
+    page.click("#train-button")
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
 
 
@@ -143,14 +143,14 @@ def test_the_way_to_teach_by_keyboard(page, visit):
     for _ in range(40):
         there.keyboard.press("Tab")
         reached.append(there.evaluate("document.activeElement.closest('[id]')?.id || ''"))
-        if reached[-1] == "teach-button":
+        if reached[-1] == "train-button":
             break
-    assert reached[-1] == "teach-button", reached
+    assert reached[-1] == "train-button", reached
 
 
 def test_a_mistake_is_said_in_words(page, visit):
     there = visit(page.local_url)
-    there.click("#teach-button")
+    there.click("#train-button")
     there.wait_for_selector("text=No photos yet")
 
 
@@ -159,7 +159,7 @@ def test_a_maker_meets_few_fields(page, visit):
     there = visit(page.local_url)
     fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
     assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
-    assert there.locator("#teach-button").bounding_box()["y"] < 1000
+    assert there.locator("#train-button").bounding_box()["y"] < 1000
 
 
 @pytest.fixture

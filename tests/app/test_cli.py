@@ -23,6 +23,7 @@ from app.cli import run as run_command
 from app.commands import common
 from app.commands import export as export_cli
 from app.commands import train as train_cli
+from app.commands.common import parse_strength
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from training import config as configs
@@ -573,3 +574,9 @@ def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, tmp_path, 
     assert main(command) == 1
     assert "say where they are by --photos" in capsys.readouterr().err
     assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "rex-lora.safetensors").is_file()
+
+
+def test_strengths_after_a_drive_letter():
+    assert parse_strength(r"C:\models\Rex.safetensors") == (r"C:\models\Rex.safetensors", 1.0)
+    assert parse_strength(r"C:\models\Rex.safetensors:0.5") == (r"C:\models\Rex.safetensors", 0.5)
+    assert parse_strength("Rex:0.5") == ("Rex", 0.5)

@@ -15,19 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from app.inference_session import InferenceSession
-from app.web import compare, form, generate, html, library, run_view, status_bar, theme, train
+from app.web import compare, generate, html, library, run_view, status_bar, theme
 from app.web.blocks import build
 from app.web.context import AppContext
-from hra_diffusion import library as adapters
-from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment, registry
+from hra_diffusion import pipeline, trash
+from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
 from hra_diffusion.generation.sampling import read_png
 from toybox.scenes import SCENES
 from training import config as configs
-from training.data.drafts import Draft
-from training.runs import calibration
 from training.runs.run_folder import Run
 
 
@@ -38,231 +35,6 @@ class Visitor:
 
     def __init__(self, cookie):
         self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
-
-
-def values(**changes):
-    """What the Teach form holds; the advanced fields empty."""
-    given = {"noun": "dog", "name": "New", "trigger": "sks", "preset": "quick", "method": "hra", "several": [],
-             "mode": "Form", "text": "", "add_trigger": True} | changes  # fmt: skip
-    return list(given.values())
-
-
-@pytest.fixture
-def parts(house):
-    with gr.Blocks():
-        return train.build(house)
-
-
-def filled(parts, entries=None, **changes):
-    entries = entries or {}
-    return [*values(**changes), *(entries.get(entry.name, "") for entry in parts.entries)]
-
-
-# Teach
-
-
-def test_the_form_has_every_field_of_every_method_and_no_code_of_its_own(parts):
-    names = {entry.name for entry in parts.entries}
-    for method in registry.method_names():
-        assert set(registry.get_method(method).config.model_fields) <= names
-    assert set(configs.TrainConfig.model_fields) - set(form.ELSEWHERE) <= names
-    assert all(entry.component.info for entry in parts.entries), "each is explained"
-
-
-def test_empty_fields_are_the_presets_and_filled_ones_count(house, parts):
-    plain = train.trial_config(house, parts, filled(parts))
-    assert plain.steps == configs.parse(plain.model_dump() | {"steps": None}).steps
-    entries = {"steps": "7", "rank": "4", "flip": "yes", "sample_prompts": "a {subject}\nits {subject}"}
-    changed = train.trial_config(house, parts, filled(parts, entries))
-    assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, True)
-    assert changed.sample_prompts == ("a {subject}", "its {subject}")
-
-
-def test_a_reload_brings_every_field_back(house, parts):
-    typed = filled(parts, {"steps": "7", "flip": "no"}, mode="YAML", text="steps: 9", several=["lora"])
-    events = train.FormEvents(house, parts)
-    events.keep(Visitor("a"), *typed)
-    assert train.FormEvents(house, parts).bring_back(Visitor("a")) == typed
-    assert events.bring_back(Visitor("b")) == [gr.skip()] * len(parts.inputs)
-
-
-def test_defaults_are_those_of_the_base_that_is_shown(house, parts):
-    """Also while the one before it is still in use."""
-
-    def shown(base):
-        return train.FormEvents(house, parts).stand_ins(base, *filled(parts))
-
-    elsewhere, here = shown("toybox"), shown(house.studio.base)
-    house.studio.change("toybox", "cpu")
-    assert shown("toybox") == elsewhere != here
-
-
-def test_another_methods_options_do_not_get_in(house, parts):
-    config = train.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="hra"))
-    assert "alpha" not in config.options
-    assert train.trial_config(house, parts, filled(parts, {"alpha": "3"}, method="lora")).options["alpha"] == 3
-
-
-def test_yaml_says_the_same_as_the_form(house, parts):
-    config = train.trial_config(house, parts, filled(parts, {"steps": "7"}))
-    text = train.yaml.safe_dump(train.editable(config))
-    assert train.trial_config(house, parts, filled(parts, mode="YAML", text=text)) == config
-    for bad, said in (("steps: [", "can't be read"), ("just words", "no settings"), ("stepz: 3", "stepz")):
-        with pytest.raises(ValueError, match=said):
-            train.trial_config(house, parts, filled(parts, mode="YAML", text=bad))
-
-
-def test_a_look_at_yaml_freezes_nothing(house, parts):
-    """What was typed there comes to the form; what the preset said stays the preset's, so another can be chosen."""
-    events, before = train.FormEvents(house, parts), filled(parts, {"steps": "7"}, method="lora")
-    shown = events.switch("YAML", *before)[1]["value"]
-    text = shown.replace("method: lora", "method: moslora").replace("preset: quick", "preset: best")
-    there = [*before[:6], "YAML", text.replace("learning_rate: 0.0001", "learning_rate: 0.01"), *before[8:]]
-    _, _, preset, method, *fields = events.switch("Form", *there)
-    kept = {entry.name: update["value"] for entry, update in zip(parts.entries, fields, strict=True) if update["value"]}
-    assert (preset, method) == ("best", "moslora") and (kept["steps"], kept["learning_rate"]) == ("7", "0.01")
-    assert "batch_size" not in kept
-    _, _, preset, method, *fields = events.switch("Form", *[*before[:6], "YAML", shown, *before[8:]])
-    kept = {entry.name: update["value"] for entry, update in zip(parts.entries, fields, strict=True) if update["value"]}
-    assert kept == {"steps": "7"} and (preset, method) == ("quick", "lora")
-
-
-def test_several_methods_from_yaml_keep_their_own_defaults(house, parts):
-    text = train.yaml.safe_dump(train.editable(train.trial_config(house, parts, filled(parts, method="shoft"))))
-    text = text.replace("flip: false", "flip: true")
-    lora, shoft = train.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "shoft"]))
-    alone = train.trial_config(house, parts, filled(parts, method="lora"))
-    assert (lora.learning_rate, lora.weight_decay) == (alone.learning_rate, alone.weight_decay)
-    assert shoft.learning_rate != lora.learning_rate and lora.flip and shoft.flip
-    text = "method: lora\noptions: {rank: 4, alpha: 8}"
-    lora, hra = train.plan(house, parts, filled(parts, mode="YAML", text=text, several=["lora", "hra"]))
-    assert lora.options["alpha"] == 8 and "alpha" not in hra.options
-
-
-def test_the_captions_that_will_be_used_are_shown(house, parts):
-    draft = house.draft(Visitor("ann"))
-    assert train.show_captions(house, parts, draft, filled(parts))[0] == "", "no photos yet"
-    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    assert not train.show_captions(house, parts, draft, filled(parts))[1]["visible"], "nothing to choose yet"
-    draft.change("1.jpg", caption="a dog <sitting>")
-    shown, checkbox = train.show_captions(house, parts, draft, filled(parts, trigger="ohwx"))
-    assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in shown
-    assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in shown and "added to 1 of 3 captions" in shown
-    assert checkbox["visible"]
-    typed = filled(parts, {"caption": "a {subject}!"}, add_trigger=False)
-    shown, checkbox = train.show_captions(house, parts, draft, typed)
-    assert checkbox["visible"], "it can be switched on again"
-    assert "&quot;a sks dog!&quot;" in shown and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in shown
-    assert not train.trial_config(house, parts, filled(parts, add_trigger=False)).add_trigger
-    assert train.show_captions(house, parts, draft, filled(parts, noun=""))[0] == ""
-
-
-def test_yaml_cannot_read_other_peoples_files(house, parts):
-    config = train.trial_config(house, parts, filled(parts, mode="YAML", text="photos: [/etc]\nbase: /etc\nsteps: 3"))
-    assert [str(photo) for photo in config.photos] == ["."] and config.base.endswith("tiny-sd") and config.steps == 3
-
-
-@pytest.mark.parametrize(("changes", "said"), [({"noun": ""}, "Say what it is"), ({"name": "../x"}, "the name"),
-                                               ({"name": "Rex"}, "called 'Rex' already")])  # fmt: skip
-def test_what_is_missing_is_said_before_anything_is_written(house, parts, tmp_path, changes, said):
-    draft = Draft(tmp_path / "draft")
-    with pytest.raises(ValueError, match="No photos yet"):
-        train.teach(house, parts, draft, house.studio.base, filled(parts))
-    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    before = sorted(house.output.rglob("*"))
-    with pytest.raises(ValueError, match=said):
-        train.teach(house, parts, draft, house.studio.base, filled(parts, **changes))
-    assert sorted(house.output.rglob("*")) == before
-
-
-def test_minutes_and_memory_are_said_before_the_start(house, parts):
-    """Never guessed: what no measurement is known of says when it will be measured."""
-
-    def told(**changes):
-        return train.predict(house, parts, 5, filled(parts, **changes), measure=False)
-
-    assert told()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
-    place = (
-        house.output
-        / ".queue"
-        / "calibrations"
-        / f"{calibration.costs(train.plan(house, parts, filled(parts))[0])}.json"
-    )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
-    labels, text = told()
-    steps = train.plan(house, parts, filled(parts))[0].steps
-    assert f"About <b>{train.in_minutes(60 + steps)}</b> and <b>3.0 GB</b>" in text
-    assert ("Quick · " + train.in_minutes(60 + steps), "quick") in labels["choices"]
-    place.write_text(json.dumps({"error": "it needs 40 GB"}))
-    assert "run here: it needs 40 GB" in told()[1]
-
-
-def test_several_methods_are_one_run_each_at_a_matched_size(house, parts):
-    plans = train.plan(house, parts, filled(parts, {"rank": "4"}, method="lora", several=["lora", "hra"]))
-    assert [config.method for config in plans] == ["lora", "hra"] and plans[0].options["rank"] == 4
-    shapes = train.budget.layer_shapes(house.studio.pipe, plans[0])
-    sizes = [train.budget.count(config.method, config.options, shapes) for config in plans]
-    assert max(sizes) / min(sizes) < 1.3 and plans[1].options["rank"] > 4
-
-
-def test_photos_show_their_faults_and_their_crop(house, tmp_path):
-    draft = Draft(tmp_path / "draft")
-    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
-    draft.add([photos[0], photos[1], photos[0]])
-    thumbs, remarks = train.show_photos(draft, 64, "1.jpg")
-    assert thumbs.count("<img") == 3 and "twice" in thumbs and "same file as" in remarks
-    assert thumbs.count('class="thumb on"') == 1 and "data:image" in train.show_whole(draft, 64, "0.jpg")
-    assert str(tmp_path) not in thumbs + remarks
-
-
-def test_the_base_that_is_shown_is_the_one_that_is_used(house, parts, tmp_path):
-    """All visitors share it: a change reaches the others, and who has not seen it yet teaches nothing on it."""
-    draft, before = Draft(tmp_path / "draft"), house.studio.base
-    draft.add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    seen = status_bar.look(house, None)[-1]
-    assert status_bar.look(house, seen) == (gr.skip(),) * 5
-    house.studio.change("elsewhere/other-sd", "cpu")
-    with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
-        train.teach(house, parts, draft, before, filled(parts))
-    assert not (house.output / "New").exists()
-    _, _, told, device, seen = status_bar.look(house, seen)
-    assert device == gr.skip() and told["value"] == "elsewhere/other-sd"
-    Run(house.output / "Rex").write_state("running", 3, 6)
-    line, _, *told, _ = status_bar.look(house, seen)
-    assert "broke off" in line and told == [gr.skip()] * 2, "a menu that is open is left alone while a run goes on"
-
-
-def test_the_device_is_shown_and_runs_start_on_the_one_that_is_chosen(house, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "devices", lambda: ["cuda", "cpu"])
-    *_, (_, _, shown) = status_bar.look(house, None)
-    assert shown == "cpu", "as the app was told"
-    seen = status_bar.look(house, None)[-1]
-    house.studio.change(house.studio.base, "cuda")
-    assert status_bar.look(house, seen)[3]["value"] == "cuda"
-    assert train.given_values(house, parts, filled(parts))["device"] == "cuda"
-    assert not house.studio.loaded
-
-
-def test_a_photo_opens_with_the_crop_it_has_and_another_subject_closes_it(house):
-    ann, events = Visitor("ann"), train.PhotoEvents(house)
-    house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    events.cut("1.jpg", 2, 0.25, 0.75, ann)
-    picked, _, _, _, *sliders = events.pick(gr.EventData(None, {"file": "1.jpg"}), ann)[:7]
-    assert picked == "1.jpg" and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
-    picked, editor, thumbs, *_ = events.take_sample("octopus", ann)
-    assert picked == "" and not editor["visible"] and thumbs.count("<img") == 5
-
-
-def test_what_comes_late_for_a_photo_that_is_gone_touches_no_other(house):
-    ann, events = Visitor("ann"), train.PhotoEvents(house)
-    house.draft(ann).add(sorted((house.output / "photos" / "Rex").glob("*.jpg")))
-    events.remove("0.jpg", ann)
-    events.describe("0.jpg", "late", ann)
-    events.remove("0.jpg", ann)
-    assert [(photo.file, photo.caption) for photo in house.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
-    with pytest.raises(gr.Error, match="not here any more"):
-        events.cut("0.jpg", 2, 0.5, 0.5, ann)
 
 
 def luminance(color):
@@ -294,11 +66,7 @@ def test_what_is_written_can_be_read(front, back, dark):
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-def test_badges_and_bars_are_told_to_who_cannot_see_them(house, tmp_path):
-    draft = Draft(tmp_path / "draft")
-    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
-    draft.add([photos[0], photos[1], photos[0]])
-    assert re.search(r'aria-label="Photo 3, [^"]*twice[^"]*: crop and caption"', train.show_photos(draft, 64)[0])
+def test_bars_have_a_name_for_screen_readers():
     assert 'aria-label="Rex learning"' in html.bar(0.5, "Rex learning")
 
 
@@ -358,8 +126,8 @@ def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypa
         AppContext(Path(house.output.name), house.studio, house.bases), "delete", "Rex"
     )  # as `make app` names it
     assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
-    (key,) = adapters.binned(house.output)
-    adapters.restore(key, house.output)
+    (key,) = trash.keys(house.output)
+    trash.restore(key, house.output)
     assert [(job.run.name, job.status, job.reason) for job in house.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]

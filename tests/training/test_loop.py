@@ -76,7 +76,7 @@ def test_what_is_not_certain_of_a_base_is_a_notice(settings, tmp_path, monkeypat
         return tiny_pipe()
 
     heard = []
-    monkeypatch.setattr("hra_diffusion.pipeline.load_base", load_base)
+    monkeypatch.setattr("hra_diffusion.models.loading.load_base", load_base)
     train(settings(steps=1, class_images=1, sample_prompts=[]), tmp_path, [heard.append])
     assert Notice("it does not say what it predicts") in heard
 

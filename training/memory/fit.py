@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import bitsandbytes_installed
-from hra_diffusion.pipeline import computes_bfloat16
+from hra_diffusion.models.devices import computes_bfloat16
 from training.config import TrainConfig
 from training.memory.footprint import GIB, Footprint, Known, footprint
 from training.runs import calibration

@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_leaves
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.models import families
+from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
+from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.meta import meta_pipeline
-from hra_diffusion.pipeline import DTYPES, vae_upcast
 from training import objective
 from training.config import TrainConfig
 from training.session import Denoiser, add_adapter, checkpoint_gradients

@@ -1,0 +1,187 @@
+"""From the Train tab's form to training configurations, and into the queue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from app.web import form
+from app.web.context import AppContext
+from app.web.status_bar import base_name
+from hra_diffusion.errors import UserError
+from hra_diffusion.models.sources import TOYBOX
+from training import budget
+from training import config as configs
+from training.config import ConfigError, TrainConfig
+from training.data.drafts import Draft, free_album
+
+NOT_FROM_YAML = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
+"""Settings that YAML typed on the page cannot change."""
+PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
+"""Stand in for required settings that do not change the cost of a run."""
+
+
+class FormValues(NamedTuple):
+    """Values of the form, in the order of its inputs; drafts store them by these names.
+
+    ``text``: the settings as YAML, used when ``mode`` is "YAML". ``advanced``: one value per field of form.Entry.
+    """
+
+    noun: str
+    name: str
+    trigger: str
+    preset: str
+    method: str
+    several: Sequence[str]
+    mode: str
+    text: str
+    add_trigger: bool
+    advanced: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "FormValues":
+        """The values of an event, which come in a row."""
+        basics = len(cls._fields) - 1
+        return cls(*values[:basics], advanced=tuple(values[basics:]))
+
+    def without_advanced(self) -> "FormValues":
+        """The same with the advanced settings left empty."""
+        return self._replace(mode="Form", text="", advanced=("",) * len(self.advanced))
+
+
+def given_settings(context: AppContext, entries: Sequence[form.Entry], values: FormValues) -> dict[str, Any]:
+    """Return the settings of the form (or the YAML in its place) and of the base model in use, without the photos.
+
+    Raises ConfigError for malformed YAML.
+    """
+    session = context.studio
+    basics = {
+        "class_noun": values.noun,
+        "name": (values.name or "").strip(),
+        "trigger": values.trigger,
+        "preset": values.preset,
+        "method": values.method,
+        "add_trigger": values.add_trigger,
+        "base": absolute_base(session.base),
+        "dtype": session.dtype,
+        "device": session.device,
+        "prediction_type": session.prediction_type,
+        "rescale_zero_snr": session.rescale_zero_snr,
+    }
+    if values.mode == "YAML":
+        typed = parse_yaml(values.text)
+        return basics | {key: value for key, value in typed.items() if key not in NOT_FROM_YAML}
+    return basics | form.collect(entries, values.advanced, values.method)
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Parse settings typed as YAML. Raises ConfigError if the text is malformed or not a mapping."""
+    try:
+        settings = yaml.safe_load(text or "")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the YAML can't be read: {error}") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
+    return settings or {}
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """Return a configuration as YAML, without the settings that have their own place on the page."""
+    hidden: set[str] = {*form.ELSEWHERE} - {"method", "options", "preset"}
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=hidden), sort_keys=False, allow_unicode=True)
+
+
+def absolute_base(base: str) -> str:
+    """Return the base model with an absolute path if it is a folder or file: runs have another working folder."""
+    return str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
+
+
+def preview_config(
+    context: AppContext, entries: Sequence[form.Entry], values: FormValues, base: str | None = None
+) -> TrainConfig:
+    """Return the configuration of a possibly incomplete form, on ``base`` or the base model in use.
+
+    Placeholders fill in what is missing; they do not change the cost. Raises ConfigError for invalid settings.
+    """
+    settings = given_settings(context, entries, values) | ({"base": absolute_base(base)} if base else {})
+    return _parse({key: value for key, value in settings.items() if value not in ("", None)})
+
+
+def _parse(settings: dict[str, Any]) -> TrainConfig:
+    return configs.parse({**PLACEHOLDERS, **settings, "photos": ["."], "boxes": {}})
+
+
+def changed_settings(
+    context: AppContext, entries: Sequence[form.Entry], values: FormValues, config: TrainConfig
+) -> dict[str, Any]:
+    """Return the settings in which a configuration differs from the defaults of its preset and method."""
+    defaults = values._replace(preset=config.preset, method=config.method).without_advanced()
+    bare = preview_config(context, entries, defaults)
+    changed = {name: value for name, value in config if value != getattr(bare, name)}
+    return changed | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
+
+
+def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues) -> list[TrainConfig]:
+    """Return the configurations of the runs to queue: one, or one per method at matched parameter budgets.
+
+    Methods other than the form's own take over the settings changed by hand, but not its defaults or options.
+    """
+    first = preview_config(context, entries, values)
+    if not values.several:
+        return [first]
+    settings = given_settings(context, entries, values)
+    # YAML contains every setting, the form only those that were filled in
+    by_hand = (
+        {*form.ELSEWHERE, *changed_settings(context, entries, values, first)} if values.mode == "YAML" else {*settings}
+    )
+    shapes = budget.layer_shapes(context.studio.pipe, first)
+    size = budget.count(first.method, first.options, shapes)
+    runs = []
+    for method in values.several:
+        same = method == first.method
+        own = {
+            key: value
+            for key, value in settings.items()
+            if value not in ("", None) and (same or (key in by_hand and key != "options"))
+        }
+        config = _parse({**own, "method": method})
+        rank = budget.matched_rank(method, config.options, shapes, size)
+        runs.append(config.model_copy(update={"options": config.options | {"rank": rank}}))
+    return runs
+
+
+def queue_runs(
+    context: AppContext, entries: Sequence[form.Entry], draft: Draft, base: str, values: FormValues
+) -> list[str]:
+    """Put the planned runs into the queue and return their names.
+
+    ``base``: the base model the visitor sees; another visitor may have changed it in the meantime.
+    Raises UserError if something is missing or invalid; then nothing is written.
+    """
+    name = (values.name or "").strip()
+    _require_complete(context, draft, base, values)
+    runs = plan(context, entries, values)
+    names = [f"{name}-{config.method}" for config in runs] if values.several else [name]
+    for new in names:
+        if (context.output / configs.checked_name(new)).exists():
+            raise UserError(f"{new!r} exists already; choose another name")
+    album = free_album(context.output, name).resolve()
+    boxes = {str(path): box for path, box in draft.settle(album).items()}
+    for new, config in zip(names, runs, strict=True):
+        settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
+        context.queue.add(configs.parse(settings | {"photos": [str(album)], "boxes": boxes}))
+    context.queue.start()
+    return names
+
+
+def _require_complete(context: AppContext, draft: Draft, base: str, values: FormValues) -> None:
+    if base != context.studio.base:
+        raise UserError(
+            f"the base model in use is {base_name(context.studio.base)}, not {base_name(base)}: it has just been "
+            "changed, or changes once the current generation ends; check it above, then press Train again"
+        )
+    if not draft.read().photos:
+        raise UserError("No photos yet. Drop 3 to 10 photos of the subject first.")
+    if not values.noun or not (values.name or "").strip():
+        raise UserError("Say what it is (“dog”) and give it a name (“Rex”).")

@@ -1,0 +1,72 @@
+"""Time and memory of a training run, measured on this machine and shown before Start."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from app.web.context import AppContext
+from app.web.form import Entry
+from app.web.html import note
+from app.web.train_config import FormValues, plan, preview_config
+from hra_diffusion.errors import UserError
+from training.config import TrainConfig
+from training.presets import PRESETS
+from training.runs import calibration
+
+
+def forecast(
+    context: AppContext, entries: Sequence[Entry], photos: int, values: FormValues, measure: bool
+) -> tuple[Any, str]:
+    """Return the presets labelled with their minutes, and the time and memory of the planned runs as HTML.
+
+    ``photos``: how many there are. ``measure``: start measuring a configuration that has no measurement yet.
+    """
+    try:
+        runs = plan(context, entries, values) if not values.several or context.studio.loaded else []
+    except UserError as error:
+        return gr.skip(), note(str(error), "bad")
+    known = [(config, found) for config in runs if (found := calibration.known(context.output, config))]
+    missing = [config for config in runs if calibration.known(context.output, config) is None]
+    if missing or not runs:
+        return gr.skip(), _not_measured(context, missing, measure)
+    if error := next((found.error for _, found in known if found.error), ""):
+        return gr.skip(), note(f"this can't run here: {error}", "bad")
+    count = max(photos, 1)
+    seconds = sum(found.seconds(config, count) for config, found in known)
+    memory = max(found.memory for _, found in known) / 2**30
+    start = f"{len(known)} runs, about" if len(known) > 1 else "About"
+    text = f"{start} <b>{duration(seconds)}</b> and <b>{memory:.1f} GB</b> of memory, measured on this machine."
+    return gr.update(choices=_preset_choices(context, entries, count, values)), f"<p>{text}</p>"
+
+
+def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:
+    if context.queue.busy():
+        text = "Time and memory can be measured once the current run has ended."
+    elif missing and measure:
+        calibration.start(context.output, missing[0])
+        text = "Measuring time and memory on this machine: a few real training steps, some seconds …"
+    else:
+        text = "Time and memory on this machine are measured once there are photos."
+    return f'<p class="soft">{text}</p>'
+
+
+def _preset_choices(
+    context: AppContext, entries: Sequence[Entry], photos: int, values: FormValues
+) -> list[tuple[str, str]]:
+    choices = []
+    for preset in PRESETS:
+        config = preview_config(context, entries, values._replace(preset=preset))
+        found = calibration.known(context.output, config)
+        time = f" · {duration(found.seconds(config, photos))}" if found and not found.error else ""
+        choices.append((preset.capitalize() + time, preset))
+    return choices
+
+
+def duration(seconds: float) -> str:
+    """Return a predicted time, rounded as coarsely as it is known."""
+    if seconds < 50:
+        return f"{max(5, round(seconds / 5) * 5)} s"
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
