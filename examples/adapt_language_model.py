@@ -17,7 +17,7 @@ def main() -> None:
     torch.manual_seed(0)
     # a small model with random weights; LlamaForCausalLM.from_pretrained("…") works the same way
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=128, **size))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=128, initializer_range=0.2, **size))
     layers = hra.attach(model, "hra", {"rank": 8}, name="poet", targets="attention+feed-forward")
     parameters = adapter_parameters(model, "poet")
     print(f"{len(layers)} layers adapted, {sum(p.numel() for p in parameters.values()):,} trainable values")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import hra_diffusion as hra
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from training import config
 from training.loop import train
 from training.runs.events import Event, Step
