@@ -242,8 +242,8 @@ def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConf
 
     It adapts attention alone, as those loops do, whatever the base's presets say.
     """
-    plain = {"min_snr_gamma": 0, "noise_power": 1, "prior_weight": 0, "targets": "attention"}
-    steady, silent = {"schedule": "constant", "warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
+    plain = {"min_snr_gamma": 0, "timestep_bias": 1, "prior_loss_weight": 0, "targets": "attention"}
+    steady, silent = {"lr_scheduler": "constant", "lr_warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
     named = {"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "device": given.device, "dtype": given.dtype}
     return configs.parse(plain | steady | silent | named | changes)
 

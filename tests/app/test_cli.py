@@ -45,7 +45,17 @@ def trained(tmp_path_factory, photos, base_folder):
 
 
 def train_command(photos, base, output, name, *more):
-    few = ["--steps", "2", "--class-images", "1", "--sample-every", "0", "--sample-prompts", "a {subject}", "--quiet"]
+    few = [
+        "--steps",
+        "2",
+        "--num-class-images",
+        "1",
+        "--sample-every",
+        "0",
+        "--sample-prompts",
+        "a {subject}",
+        "--quiet",
+    ]
     return ["train", "--photos", str(photos), "--class-noun", "dog", "--name", name, "--base", str(base),
             "--resolution", "64", "--output", str(output), "--device", "cpu", *few, *more]  # fmt: skip
 
@@ -142,7 +152,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folde
         "1.jpg": "a dog sitting",
     }
     assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
-    assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
+    assert main([*command, "--memory-limit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
     assert "does not fit in 0.1GB" in capsys.readouterr().err
 
 

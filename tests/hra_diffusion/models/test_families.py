@@ -138,7 +138,7 @@ def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
             "resolution": 64,
             "steps": 2,
             "batch_size": 1,
-            "class_images": 1,
+            "num_class_images": 1,
             "checkpoint_every": 1,
             "sample_every": 0,
             "sample_prompts": ["a {subject}"],
