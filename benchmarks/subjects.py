@@ -32,7 +32,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, Bar, commit
-from benchmarks.tables import MARKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.files import write_text
@@ -377,7 +376,7 @@ def judged_spread(values: Sequence[float], column: str, limit: float | None) -> 
     if limit is None:
         return said
     bar = Bar(column, statistics.fmean(values), limit, at_least=column != "seconds", rounds=values)
-    return f"{said} {MARKS[bar.verdict]}"
+    return f"{said} {bar.mark}"
 
 
 def learned(rows: Sequence[Row]) -> str:
