@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
-from app.commands.compare import find_clip, reference_photos
+from app.commands.compare import load_clip, reference_photos
 from hra_diffusion import libraries, library
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison
+from hra_diffusion.comparison.compare import BASE, Variant, compare
+from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.models import sources
 from training import config as configs
 from training.runs.events import Bar
@@ -76,5 +77,5 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
         columns.append(Variant(registry.get_method(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN,
                               library.costs(adapter, info)))  # fmt: skip
     photos = reference_photos(pipe, adapters[0])
-    clip = find_clip(None, arguments)
+    clip = load_clip(None, arguments)
     save_comparison(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)
