@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
-from app.commands.compare import find_clip, reference_photos
+from app.commands.compare import load_clip, reference_photos
 from hra_diffusion import libraries, library
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, save_comparison
+from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare
+from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.models import sources
 from training import config as configs
 from training.runs.events import Bar
@@ -78,5 +79,5 @@ def compare_methods(adapters: Sequence[Path], arguments: argparse.Namespace) -> 
         info = library.load_unique(pipe, adapter)
         title, costs = registry.get_method(method).title, library.costs(adapter, info)
         variants.append(Variant(title, {info.name: 1.0}, info.subject, CLASS_NOUN, costs))
-    photos, clip = reference_photos(pipe, adapters[0]), find_clip(None, arguments)
+    photos, clip = reference_photos(pipe, adapters[0]), load_clip(None, arguments)
     return compare(pipe, variants, PROMPTS, (arguments.seed,), photos=photos, clip=clip)
