@@ -18,7 +18,7 @@ from hra_diffusion.models.sources import ASSETS
 
 THUMBNAIL_SIDE, SAMPLE_WIDTH = 320, 900
 SAMPLES = {
-    "demo": "An example: photos of an octopus, then pictures by the base model, LoRA and HRA from the same noise.",
+    "demo": "An example: photos of a toy robot, then the base model, LoRA and HRA from the same noise.",
     "drawn": "Examples from the built-in base model, without any adapter.",
 }
 """Sample results in the assets, with their captions."""

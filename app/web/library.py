@@ -172,7 +172,7 @@ class Events:
         return gr.update(value=None, visible=False), ""
 
     @user_errors
-    def generate(self, chosen: str) -> tuple[Any, ...]:
+    def open_generate(self, chosen: str) -> tuple[Any, ...]:
         return gr.Tabs(selected="generate"), gr.update(
             choices=self.context.adapter_choices(), value=[self.context.key(self.context.adapter_path(chosen))]
         )
@@ -198,7 +198,7 @@ def connect(
     parts.bin.click(events.restore, parts.search, [parts.message, *overview], **MINE)
     parts.message.click(events.confirm, [parts.search, parts.uploaded], [parts.message, *overview], **MINE)
     parts.upload.upload(events.describe, parts.upload, [parts.upload, parts.message, parts.uploaded], **MINE)
-    parts.generate.click(events.generate, parts.chosen, [tabs, generating.adapters], **MINE)
+    parts.generate.click(events.open_generate, parts.chosen, [tabs, generating.adapters], **MINE)
     exported = [parts.download, parts.export_notes]
     request = [parts.chosen, parts.format]
     parts.export.click(events.export, request, exported, concurrency_id=DEVICE_QUEUE, **MINE)

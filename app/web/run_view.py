@@ -181,16 +181,16 @@ class Events:
         return name, None, gr.Tabs(selected="train")
 
     @user_errors
-    def generate(self, name: str) -> tuple[Any, ...]:
+    def open_generate(self, name: str) -> tuple[Any, ...]:
         return _open_tab(self.context, "generate", self.context.queue.job(self.current(name)).run.adapter)
 
     @user_errors
-    def try_checkpoint(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
+    def open_checkpoint(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
         run = self.context.queue.job(self.current(name)).run
         return _open_tab(self.context, "generate", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
 
     @user_errors
-    def compare(self, name: str) -> tuple[Any, ...]:
+    def open_compare(self, name: str) -> tuple[Any, ...]:
         return _open_tab(self.context, "compare", *trained_on_same_photos(self.context, self.current(name)))
 
 
@@ -206,9 +206,9 @@ def connect(
     view.resume.click(events.acting("resume"), view.shown, view.outputs, **MINE)
     view.sample_now.click(events.sample_now, view.shown, None, **MINE)
     view.again.click(events.train_again, view.shown, view.shown, **MINE)
-    view.generate.click(events.generate, view.shown, [tabs, generating.adapters], **MINE)
-    view.samples.click(events.try_checkpoint, view.shown, [tabs, generating.adapters], **MINE)
-    view.compare.click(events.compare, view.shown, [tabs, comparing.adapters], **MINE)
+    view.generate.click(events.open_generate, view.shown, [tabs, generating.adapters], **MINE)
+    view.samples.click(events.open_checkpoint, view.shown, [tabs, generating.adapters], **MINE)
+    view.compare.click(events.open_compare, view.shown, [tabs, comparing.adapters], **MINE)
     status.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 
