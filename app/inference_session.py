@@ -21,6 +21,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
 from hra_diffusion.generation.sampling import DenoisingStep, OnStep
+from hra_diffusion.models import loading
 
 T = TypeVar("T")
 PREVIEW_SHARE, PREVIEW_EVERY = 8, 0.4
@@ -67,7 +68,7 @@ class InferenceSession:
     """One base model and its adapters. Safe to call from several threads: drawings go one after another.
 
     ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
-    ``prediction_type`` and ``rescale_zero_snr`` go for every base (see pipeline.load_base).
+    ``prediction_type`` and ``rescale_zero_snr`` go for every base (see loading.load_base).
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class InferenceSession:
         with self.lock:
             if self._pipe is None:
                 import_libraries()
-                self._pipe = pipeline.load_base(
+                self._pipe = loading.load_base(
                     self.base,
                     self.device,
                     self.dtype,

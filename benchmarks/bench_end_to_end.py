@@ -142,13 +142,13 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
         generator, scheduler = objective.stream(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         total = scheduler.config.num_train_timesteps
-        timesteps = objective.draw_timesteps(len(latents), total, config.noise_power, generator).to(latents.device)
+        timesteps = objective.sample_timesteps(len(latents), total, config.timestep_bias, generator).to(latents.device)
         velocity = scheduler.config.prediction_type == "v_prediction"
         wanted = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         predicted = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample
         loss = F.mse_loss(predicted.float(), wanted.float())
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), config.max_gradient_norm)
+        nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         yield loss.item()

@@ -22,6 +22,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.files import write_text
+from hra_diffusion.models import loading, sources
 from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
@@ -32,7 +33,7 @@ from training.runs.run_folder import Run
 from training.session import PhaseTimer, Session, make_accelerator, set_up
 
 RESULTS = Path(__file__).parent / "results"
-SUBJECT = pipeline.ASSETS / "subjects" / "octopus"
+SUBJECT = sources.ASSETS / "subjects" / "octopus"
 ARCHITECTURES = {"sd1": SD1, "sdxl": SDXL}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PEFT = {
@@ -71,8 +72,18 @@ class Bar:
         """The figure, and the least and the most of its rounds."""
         return measure.spread(self.rounds) if len(self.rounds) > 1 else f"{self.value:.3g}"
 
+    @property
+    def mark(self) -> str:
+        """The verdict as a sign: ✓, ✗ or ?."""
+        return {"met": "✓", "missed": "✗", "undecided": "?"}[self.verdict]
+
+    @property
+    def target(self) -> str:
+        """The limit with its sign: "≤ 1.1"."""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
     def __str__(self) -> str:
-        return f"{self.what} {self.figure}: {self.verdict}, {'≥' if self.at_least else '≤'} {self.limit:g}"
+        return f"{self.what} {self.figure}: {self.verdict}, {self.target}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def commit(folder: Path = Path(__file__).parent.parent) -> str:
         return ""
     if found.returncode:
         return ""
-    code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
+    code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks.md"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return found.stdout.strip() + ("-dirty" if changed else "")
 
@@ -161,15 +172,15 @@ def conditions(given: argparse.Namespace, what: str, spent: Mapping[Any, Sequenc
 
 def load_unet(base: str, device: str, dtype: str) -> Any:
     """The UNet of toybox, or of a released architecture with random weights."""
-    if base == pipeline.TOYBOX:
-        return pipeline.load_base(base, device, dtype).unet
+    if base == sources.TOYBOX:
+        return loading.load_base(base, device, dtype).unet
     return _random(ARCHITECTURES[base], "build_unet", device, dtype)
 
 
 def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:
     """The whole pipeline: toybox, or Stable Diffusion 1.5 with random weights and toybox's vocabulary."""
-    pipe = pipeline.load_base(pipeline.TOYBOX, device, dtype)
-    if base == pipeline.TOYBOX:
+    pipe = loading.load_base(sources.TOYBOX, device, dtype)
+    if base == sources.TOYBOX:
         return pipe
     parts = {name: _random(SD1, f"build_{name}", device, dtype) for name in ("unet", "vae", "encoders")}
     pipe.tokenizer.model_max_length = 77
@@ -184,7 +195,7 @@ def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:
 
 def _random(architecture: Architecture, build: str, device: str, dtype: str) -> Any:
     torch.manual_seed(0)
-    torch.set_default_dtype(pipeline.DTYPES[dtype])
+    torch.set_default_dtype(loading.DTYPES[dtype])
     try:
         made = getattr(architecture, build)()
     finally:
@@ -241,8 +252,8 @@ def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConf
 
     It adapts attention alone, as those loops do, whatever the base's presets say.
     """
-    plain = {"min_snr_gamma": 0, "noise_power": 1, "prior_weight": 0, "targets": "attention"}
-    steady, silent = {"schedule": "constant", "warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
+    plain = {"min_snr_gamma": 0, "timestep_bias": 1, "prior_loss_weight": 0, "targets": "attention"}
+    steady, silent = {"lr_scheduler": "constant", "lr_warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
     named = {"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "device": given.device, "dtype": given.dtype}
     return configs.parse(plain | steady | silent | named | changes)
 

@@ -32,12 +32,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, Bar, commit
-from benchmarks.tables import MARKS
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.models import loading, sources
 from toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES, Rng
@@ -194,7 +193,7 @@ def make_parser(description: str | None, output: Path) -> argparse.ArgumentParse
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=Path, required=True, help="the assets folder of the sprites' package")
     parser.add_argument("--judge", type=Path, default=JUDGE, help="another judge's checkpoint")
-    parser.add_argument("--base", default=pipeline.TOYBOX, help="toybox, or a folder with another in its place")
+    parser.add_argument("--base", default=sources.TOYBOX, help="toybox, or a folder with another in its place")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=output, help="grows run by run; .md beside it")
     parser.add_argument("--untimed", action="store_true", help="keep no seconds: runs share the machine with others")
@@ -209,7 +208,7 @@ def set_up(given: argparse.Namespace) -> tuple[dict[str, Any], Bench]:
         "base": fingerprint(given.base),
         "judge": fingerprint(given.judge),
         "device": given.device,
-        "presets": {name: presets.defaults(pipeline.TOYBOX, name, "balanced") for name in registry.method_names()},
+        "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in registry.method_names()},
     }
     references = make_references(given.sprites, judge)
     return facts, Bench(given.base, given.device, given.sprites, given.sheets, judge, references, not given.untimed)
@@ -250,14 +249,14 @@ def machines(results: Results) -> str:
 
 def load_base(base: str, device: str) -> StableDiffusionPipeline:
     """The embedded base, or another in its place, which then takes its presets and its guidance."""
-    pipe = pipeline.load_base(base, device)
-    pipe.base_name = pipeline.TOYBOX
+    pipe = loading.load_base(base, device)
+    pipe.base_name = sources.TOYBOX
     return pipe
 
 
 def fingerprint(path: str | Path) -> str:
     """The first digits of the SHA-256 of a file, or of a base's UNet."""
-    folder = pipeline.ASSETS / pipeline.TOYBOX if path == pipeline.TOYBOX else Path(path)
+    folder = sources.ASSETS / sources.TOYBOX if path == sources.TOYBOX else Path(path)
     file = next(iter(sorted((folder / "unet").glob("*.safetensors"))), folder)
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
@@ -377,7 +376,7 @@ def judged_spread(values: Sequence[float], column: str, limit: float | None) -> 
     if limit is None:
         return said
     bar = Bar(column, statistics.fmean(values), limit, at_least=column != "seconds", rounds=values)
-    return f"{said} {MARKS[bar.verdict]}"
+    return f"{said} {bar.mark}"
 
 
 def learned(rows: Sequence[Row]) -> str:

@@ -4,7 +4,8 @@ from .adapters.registry import get_method, method_names
 from .comparison.compare import Comparison, Variant, compare, save_comparison
 from .generation.sampling import Request, Settings, generate, generate_batch, save_png
 from .interop import export, import_adapter
-from .pipeline import activate, active, load, load_base, loaded, merge, save, unload, unmerge
+from .models.loading import load_base
+from .pipeline import activate, active, load, loaded, merge, save, unload, unmerge
 
 __version__: str
 __all__ = [

@@ -50,3 +50,12 @@ def import_bitsandbytes() -> Any:
         del sys.modules[BITSANDBYTES]
     with only_errors_logged():
         return importlib.import_module(BITSANDBYTES)
+
+
+def hide_loading_bars() -> None:
+    """For programs: the loading bars of the libraries below are not shown from now on."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()

@@ -8,7 +8,6 @@ import itertools
 import math
 import shlex
 import shutil
-import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,11 @@ from safetensors import safe_open
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
-from hra_diffusion.adapters.layer import probe_of
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, move, put, remove, write_text
+from hra_diffusion.files import checked_name, make_folder, move, put
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-BIN = ".bin"
-BIN_DAYS = 30
-"""Days until something in the bin is deleted for good."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +98,6 @@ def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
     return taken | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
 
 
-def parse_strength(text: str) -> tuple[str, float]:
-    """ "Rex:0.8" as ("Rex", 0.8); without a strength it is 1."""
-    name, colon, strength = text.rpartition(":")
-    try:
-        value = float(strength) if colon else 1.0
-    except ValueError:
-        return text, 1.0
-    if not math.isfinite(value):
-        raise UserError(f"the strength in {text!r} must be a number like 0.8")
-    return (name, value) if colon else (text, value)
-
-
 def known_as(path: Path) -> str:
     """How an adapter file is called: its own name, and for a checkpoint the step: "Rex step 50"."""
     name = read_info(path).name
@@ -129,21 +111,6 @@ def load_unique(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
     while free in taken:
         free, number = f"{name} {number}", number + 1
     return pipeline.load(pipe, path, free)
-
-
-def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
-    """Why an adapter does not belong to this base, in a sentence; "" if it does."""
-    parts = pipeline.components(pipe)
-    pairs = []
-    for component, probes in info.fingerprint.items():
-        layers = dict(parts[component].named_modules()) if component in parts else {}
-        if any(path not in layers for path in probes):
-            return f"made for another base model, {info.base}: it can't be used with {pipeline.name_of(pipe)}"
-        pairs += [(value, probe_of(layers[path])) for path, value in probes.items()]
-    distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
-    if distance > adapter_file.FINGERPRINT_TOLERANCE:
-        return f"made for {info.base}, but its weights differ from those in use: expect poor results"
-    return pipeline.noise_incompatibility(info, pipe)
 
 
 def rename(path: Path, name: str) -> Path:
@@ -162,55 +129,6 @@ def rename(path: Path, name: str) -> Path:
     if own_folder:
         move(path.parent, folder)
     return new
-
-
-def move_to_bin(path: Path, root: Path) -> str:
-    """Put an adapter with the folder of its run, or the folder of a run that came to none, into ``root``'s bin.
-
-    Returns the key that ``restore`` takes.
-    """
-    path, root = path.resolve(), root.resolve()
-    thing = path.parent if path.parent.name == path.stem and path.parent != root else path
-    key = f"{int(time.time())}-{thing.name}"
-    place = make_folder(root / BIN) / key
-    write_text(root / BIN / f"{key}.from", thing.relative_to(root).as_posix())
-    move(thing, place)
-    return key
-
-
-def restore(key: str, root: Path) -> Path:
-    """Bring back what ``move_to_bin`` put away. Raises UserError if it is gone, or its place is taken."""
-    place = root / BIN / Path(key).name
-    if not place.exists():
-        raise UserError("it is not in the bin any more")
-    target = _origin(place, root)
-    if target.exists():
-        raise UserError(f"there is something called {target.name!r} again; rename that first")
-    move(place, target)
-    remove(root / BIN / f"{place.name}.from")
-    return target
-
-
-def _origin(place: Path, root: Path) -> Path:
-    """Where a thing in the bin came from; if the note beside it is damaged, the outputs folder under its own name."""
-    kept = place.with_name(f"{place.name}.from")
-    origin = root / (kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else "")
-    inside = origin != root and origin.resolve().is_relative_to(root.resolve())
-    return origin if inside else root / place.name.partition("-")[2]
-
-
-def binned(root: Path) -> list[str]:
-    """Keys of what lies in the bin, newest first."""
-    names = [path.name for path in (root / BIN).glob("[0-9]*-*") if path.suffix != ".from"]
-    return sorted((name for name in names if name.partition("-")[0].isdecimal()), reverse=True)
-
-
-def empty_bin(root: Path, days: float = BIN_DAYS) -> None:
-    """Delete for good what has lain in the bin for so many days."""
-    for key in binned(root):
-        if time.time() - int(key.split("-")[0]) > days * 86400:
-            remove(root / BIN / key)
-            remove(root / BIN / f"{key}.from")
 
 
 def free_name(name: str, root: Path) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 import hra_diffusion as hra
 from hra_diffusion.adapters import attachment
 from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from training import config as configs
 from training.loop import train
 from training.runs import progress
@@ -93,7 +93,7 @@ def test_it_learns_a_subject_it_has_never_seen(pipe, tmp_path, method):
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
-         "sample_prompts": ["a {subject} on a blue background"], "class_images": 8}
+         "sample_prompts": ["a {subject} on a blue background"], "num_class_images": 8}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
     told = progress.read(Run(tmp_path / "Otto"))
@@ -112,7 +112,7 @@ def test_real_photos_go_the_same_way(shared, tmp_path):
     """A real dog: not a picture of it, which a toy world can't draw, but a run without a hitch."""
     config = configs.parse(
         {"name": "dog", "photos": [shared / "data" / "dreambooth" / "dog"], "class_noun": "dog", "device": "cpu",
-         "preset": "quick", "steps": 3, "class_images": 1, "sample_prompts": []}
+         "preset": "quick", "steps": 3, "num_class_images": 1, "sample_prompts": []}
     )  # fmt: skip
     assert train(config, tmp_path).is_file()
 

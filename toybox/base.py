@@ -32,7 +32,7 @@ from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, r
 from toybox.shards import Shard
 from toybox.tokenizer import save_tokenizer, tokenise
 from toybox.world import Label
-from training.objective import draw_timesteps
+from training.objective import sample_timesteps
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BaseRecipe:
     ema_decay: float = 0.998
     thing_weight: float = 4.0
     """How much more an error counts where things are, and a place around them, than elsewhere."""
-    noise_power: float = 0.65
+    timestep_bias: float = 0.65
     """Timesteps are a uniform number's power of this: below 1, noisy ones are met more often."""
     compile: bool = False
     """Compile the UNet first: a minute or three for half as much speed again."""
@@ -193,7 +193,7 @@ def train_base(
         clean = values[chosen].float()
         generator = torch.Generator(device).manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = draw_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.noise_power, generator)
+        timesteps = sample_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.timestep_bias, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):

@@ -57,7 +57,7 @@ which mean nothing and are free to name a subject.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
-  uniform number's power of {noise_power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
+  uniform number's power of {power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
   {batch}, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
   the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}
@@ -110,7 +110,7 @@ def write_card(figures: Figures) -> str:
         rare=", ".join(RARE_TOKENS),
         held_out=names(HELD_OUT),
         base=in_words(figures.base),
-        noise_power=figures.recipe.noise_power,
+        power=figures.recipe.timestep_bias,
         thing_weight=figures.recipe.thing_weight,
         batch=round(figures.base.pictures / max(1, figures.base.step)),
         decoder=in_words(figures.decoder),

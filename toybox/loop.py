@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hra_diffusion.files import atomic_path
-from hra_diffusion.pipeline import computes_bfloat16
+from hra_diffusion.models.devices import computes_bfloat16
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.sampling import Request, Settings, generate_batch
-from hra_diffusion.pipeline import load_base
+from hra_diffusion.models.loading import load_base
 from toybox.autoencoder import measure
 from toybox.captions import caption_of
 from toybox.judge import Judge, examine, number_labels, share_right

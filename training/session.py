@@ -169,7 +169,7 @@ def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) 
 
     ``part`` of a group of parameters: what part of the learning rate they take.
     """
-    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_rate for key in parameters}
+    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale for key in parameters}
     groups = [
         {"params": [parameters[key] for key in parameters if parts[key] == part], "part": part}
         for part in dict.fromkeys(parts.values())
@@ -207,10 +207,10 @@ def cache_examples(
     images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
     size = images[0].size[0]
     class_pictures: list[Image.Image] = []
-    if config.prior_weight:
+    if config.prior_loss_weight:
         with clock.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
-            asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
+            asked = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
             class_pictures = list(class_images.class_images(pipe, *asked))
     photo_ids = class_ids = None
     if config.size_conditioning and families.size_conditioned(pipe):
@@ -267,7 +267,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             # the others wait while the main process draws class images
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.commands.common import add_base, roots, say
 from hra_diffusion.library import SavedAdapter, list_adapters
-from hra_diffusion.pipeline import base_name
+from hra_diffusion.models.sources import base_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

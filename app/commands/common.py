@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hra_diffusion import library, pipeline
+from hra_diffusion import libraries, library
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.errors import UserError
 from hra_diffusion.generation.sampling import SCHEDULERS, SIZE_CONDITIONING, Settings
+from hra_diffusion.models import loading, sources
 from hra_diffusion.models.noise import PREDICTION_TYPES
 
 if TYPE_CHECKING:
@@ -28,10 +31,10 @@ def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
     """
     group = parser.add_argument_group("base model and machine (taken by every command, used where they matter)")
     group.add_argument(
-        "--base", default=pipeline.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
+        "--base", default=sources.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
     )
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
-    group.add_argument("--dtype", default="float32", choices=tuple(pipeline.DTYPES), help="precision of the base")
+    group.add_argument("--dtype", default="float32", choices=tuple(loading.DTYPES), help="precision of the base")
     group.add_argument(
         "--prediction-type", choices=PREDICTION_TYPES, help="what the base's UNet predicts (default: as the base says)"
     )
@@ -84,8 +87,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
     """The base model the arguments ask for."""
-    pipeline.hide_loading_bars()
-    return pipeline.load_base(
+    libraries.hide_loading_bars()
+    return loading.load_base(
         arguments.base,
         arguments.device,
         arguments.dtype,
@@ -99,6 +102,18 @@ def roots(output: Path | None) -> list[Path]:
     return list(dict.fromkeys([*([output, output.parent] if output else []), OUTPUTS]))
 
 
+def parse_strength(text: str) -> tuple[str, float]:
+    """Split "Rex:0.8" into name and strength, which is 1 if absent. Raises UserError if it is not finite."""
+    name, colon, strength = text.rpartition(":")
+    try:
+        value = float(strength) if colon else 1.0
+    except ValueError:
+        return text, 1.0
+    if not math.isfinite(value):
+        raise UserError(f"the strength in {text!r} must be a number like 0.8")
+    return (name, value) if colon else (text, value)
+
+
 def load_adapters(
     pipe: StableDiffusionPipeline, wanted: Sequence[str], places: Sequence[Path]
 ) -> list[tuple[Path, AdapterInfo, float]]:
@@ -106,7 +121,7 @@ def load_adapters(
     loaded: dict[Path, AdapterInfo] = {}
     result = []
     for text in wanted:
-        name, strength = (text, 1.0) if Path(text).is_file() else library.parse_strength(text)
+        name, strength = (text, 1.0) if Path(text).is_file() else parse_strength(text)
         path = library.find_adapter(name, places)
         if path not in loaded:
             loaded[path] = library.load_unique(pipe, path)

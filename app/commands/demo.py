@@ -5,9 +5,10 @@ from pathlib import Path
 
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from app.commands.compare import find_clip, reference_photos
-from hra_diffusion import library, pipeline
+from hra_diffusion import libraries, library
 from hra_diffusion.adapters import registry
 from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison
+from hra_diffusion.models import sources
 from training import config as configs
 from training.runs.events import Bar
 from training.runs.run_folder import Run
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from training.loop import train  # takes seconds, and --help waits for none
 
-    pipeline.hide_loading_bars()
+    libraries.hide_loading_bars()
     whole, seconds = Stopwatch(), {}
     for method in METHODS:
         watch = Stopwatch()
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
     """The run of one method on the sample subject."""
-    photos = pipeline.ASSETS / "subjects" / SUBJECT
+    photos = sources.ASSETS / "subjects" / SUBJECT
     return configs.parse(
         {
             "name": f"{SUBJECT}-{method}",

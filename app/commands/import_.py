@@ -12,7 +12,7 @@ from app.commands.common import OUTPUTS, add_base, load_base, say
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import WINDOWS, checked_name
-from hra_diffusion.pipeline import TOYBOX
+from hra_diffusion.models.sources import TOYBOX
 
 if TYPE_CHECKING:
     from hra_diffusion.interop import Report

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from hra_diffusion.comparison.report import data_uri
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 
 THUMB, SAMPLE_WIDTH = 320, 900
 SAMPLES = {

@@ -47,20 +47,20 @@ def serve(
     from app.inference_session import InferenceSession
     from app.web.blocks import build
     from app.web.context import AppContext
-    from hra_diffusion import library
+    from hra_diffusion import trash
     from hra_diffusion.files import make_folder
 
     make_folder(output)
-    library.empty_bin(output)
-    studio = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
-    house = AppContext(output, studio, tuple(bases))
-    _ = house.salt  # before visitors come: two at once would each make one
-    threading.Thread(target=_warm, args=(house.studio,), name=WARMING, daemon=True).start()
-    page = build(house)
+    trash.empty(output)
+    session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
+    context = AppContext(output, session, tuple(bases))
+    _ = context.salt  # before visitors come: two at once would each make one
+    threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
+    page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
     _listen(page, output, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
-    house.queue.start()  # runs that waited when the machine went down
+    context.queue.start()  # runs that waited when the machine went down
     if block:
         page.block_thread()
     return page
@@ -105,19 +105,19 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
         ) from error
 
 
-def _warm(studio: Any) -> None:
+def _warm(session: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from app.inference_session import import_libraries
     from hra_diffusion.errors import UserError
+    from hra_diffusion.libraries import hide_loading_bars
     from hra_diffusion.models.prompts import PromptWarning
-    from hra_diffusion.pipeline import hide_loading_bars
 
     warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures
     try:
         import_libraries()
         hide_loading_bars()
         with contextlib.suppress(UserError):
-            _ = studio.pipe
+            _ = session.pipe
     finally:
         gc.freeze()  # what is imported stays: no later search goes through it
         gc.enable()

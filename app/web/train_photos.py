@@ -10,7 +10,7 @@ import gradio as gr
 from app.web.context import HIDDEN, MINE, QUIET, AppContext, clicked, user_errors
 from app.web.html import badge, note, picture, title
 from app.web.theme import CLICKS
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from training.data.drafts import Draft, zoom_of, zoomed
 from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
 

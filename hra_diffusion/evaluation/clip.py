@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
+from hra_diffusion.models.loading import LOADING, UNREADABLE
 from hra_diffusion.models.prompts import plain
-from hra_diffusion.pipeline import ASSETS, LOADING, TOYBOX, UNREADABLE
+from hra_diffusion.models.sources import ASSETS, TOYBOX
 from hra_diffusion.threads import sharing_cores
 
 HUB_CLIP = "openai/clip-vit-base-patch32"

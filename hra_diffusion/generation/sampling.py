@@ -24,7 +24,9 @@ from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.models import families, noise, prompts
-from hra_diffusion.pipeline import TOYBOX, active, components, name_of, require_loaded, vae_upcast
+from hra_diffusion.models.devices import vae_upcast
+from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.pipeline import active, components, name_of, require_loaded
 from hra_diffusion.threads import share_cores, sharing_cores
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from torch import nn
 from hra_diffusion.errors import BaseModelError, UserError
 from hra_diffusion.models import families, single_file
 from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
-from hra_diffusion.pipeline import ASSETS, TOYBOX, UNREADABLE, cached, kind
+from hra_diffusion.models.loading import UNREADABLE
+from hra_diffusion.models.sources import ASSETS, TOYBOX, base_version, cached_folder
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -40,7 +41,7 @@ def meta_pipeline(
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     """The configurations of a base. Raises BaseModelError for files that are none."""
     path = ASSETS / TOYBOX if base == TOYBOX else Path(base)
-    folder = path if path.is_dir() else cached(base)
+    folder = path if path.is_dir() else cached_folder(base)
     try:
         if path.is_file():
             return single_file.recognise(path, prediction_type)
@@ -50,7 +51,7 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
         raise
     except UNREADABLE as error:
         raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
-    return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[kind(base)]
+    return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[base_version(base)]
 
 
 def _of_folder(folder: Path) -> Architecture:

@@ -23,6 +23,7 @@ from app.cli import run as run_command
 from app.commands import common
 from app.commands import export as export_cli
 from app.commands import train as train_cli
+from app.commands.common import parse_strength
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from training import config as configs
@@ -44,7 +45,17 @@ def trained(tmp_path_factory, photos, base_folder):
 
 
 def train_command(photos, base, output, name, *more):
-    few = ["--steps", "2", "--class-images", "1", "--sample-every", "0", "--sample-prompts", "a {subject}", "--quiet"]
+    few = [
+        "--steps",
+        "2",
+        "--num-class-images",
+        "1",
+        "--sample-every",
+        "0",
+        "--sample-prompts",
+        "a {subject}",
+        "--quiet",
+    ]
     return ["train", "--photos", str(photos), "--class-noun", "dog", "--name", name, "--base", str(base),
             "--resolution", "64", "--output", str(output), "--device", "cpu", *few, *more]  # fmt: skip
 
@@ -141,7 +152,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folde
         "1.jpg": "a dog sitting",
     }
     assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
-    assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
+    assert main([*command, "--memory-limit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
     assert "does not fit in 0.1GB" in capsys.readouterr().err
 
 
@@ -573,3 +584,9 @@ def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, tmp_path, 
     assert main(command) == 1
     assert "say where they are by --photos" in capsys.readouterr().err
     assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "rex-lora.safetensors").is_file()
+
+
+def test_strengths_after_a_drive_letter():
+    assert parse_strength(r"C:\models\Rex.safetensors") == (r"C:\models\Rex.safetensors", 1.0)
+    assert parse_strength(r"C:\models\Rex.safetensors:0.5") == (r"C:\models\Rex.safetensors", 0.5)
+    assert parse_strength("Rex:0.5") == ("Rex", 0.5)

@@ -9,7 +9,7 @@ from conftest import stir, tiny_pipe
 from safetensors.torch import load_file
 from windows import windows  # noqa: F401 (a fixture)
 
-from hra_diffusion import files, library, pipeline
+from hra_diffusion import files, library, pipeline, trash
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import FileError, append_line, checked_name, move, read_json, save_tensors, write_text
@@ -44,8 +44,8 @@ def test_an_adapter_is_renamed_binned_and_restored_by_the_rules_of_windows(windo
     before = load_file(path)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"].clone()
     path = library.rename(path, "Max")
     assert adapter_file.read_info(path).name == "Max" and path == tmp_path / "Max" / "Max.safetensors"
-    key = library.move_to_bin(path, tmp_path)
-    assert library.restore(key, tmp_path) == tmp_path / "Max"
+    key = trash.move_to_trash(path, tmp_path)
+    assert trash.restore(key, tmp_path) == tmp_path / "Max"
     copy = library.add_file(path, tmp_path)
     assert copy.stem == "Max 2"
     assert torch.equal(load_file(copy)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"], before)
@@ -116,23 +116,17 @@ def test_a_line_is_never_added_to_a_torn_one(tmp_path):
     assert (tmp_path / "log").read_bytes() == 'one\n{"to\ntwo\ntrês\n'.encode()
 
 
-def test_strengths_after_a_drive_letter():
-    assert library.parse_strength(r"C:\models\Rex.safetensors") == (r"C:\models\Rex.safetensors", 1.0)
-    assert library.parse_strength(r"C:\models\Rex.safetensors:0.5") == (r"C:\models\Rex.safetensors", 0.5)
-    assert library.parse_strength("Rex:0.5") == ("Rex", 0.5)
-
-
 # The bin
 
 
 @pytest.mark.parametrize("kept", ["", None, "../../elsewhere"])
 def test_what_is_in_the_bin_comes_back_though_its_note_is_damaged(tmp_path, kept):
     path = saved_adapter(tmp_path)
-    key = library.move_to_bin(path, tmp_path)
+    key = trash.move_to_trash(path, tmp_path)
     (tmp_path / ".bin" / "notes-of-mine").write_text("x")
     origin = tmp_path / ".bin" / f"{key}.from"
     origin.unlink() if kept is None else origin.write_text(kept)
-    assert library.binned(tmp_path) == [key]
-    library.empty_bin(tmp_path, days=1)
-    assert library.restore(key, tmp_path) == tmp_path / "Rex" and path.is_file()
-    assert library.binned(tmp_path) == []
+    assert trash.keys(tmp_path) == [key]
+    trash.empty(tmp_path, days=1)
+    assert trash.restore(key, tmp_path) == tmp_path / "Rex" and path.is_file()
+    assert trash.keys(tmp_path) == []

@@ -8,7 +8,7 @@ from conftest import stir, tiny_pipe
 from safetensors.torch import load_file, save_file
 
 import hra_diffusion as hra
-from hra_diffusion import library
+from hra_diffusion import library, pipeline, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
@@ -60,29 +60,29 @@ def test_a_taken_name_is_refused(adapter, tmp_path):
 
 
 def test_the_bin_gives_back_and_forgets_after_its_days(adapter, tmp_path):
-    key = library.move_to_bin(adapter, tmp_path)
-    assert not adapter.exists() and library.binned(tmp_path) == [key] and not list(library.list_adapters([tmp_path]))
-    library.restore(key, tmp_path)
-    assert adapter.is_file() and (adapter.parent / "samples").is_dir() and library.binned(tmp_path) == []
-    key = library.move_to_bin(adapter, tmp_path)
-    library.empty_bin(tmp_path)
-    assert library.binned(tmp_path) == [key], "not yet"
+    key = trash.move_to_trash(adapter, tmp_path)
+    assert not adapter.exists() and trash.keys(tmp_path) == [key] and not list(library.list_adapters([tmp_path]))
+    trash.restore(key, tmp_path)
+    assert adapter.is_file() and (adapter.parent / "samples").is_dir() and trash.keys(tmp_path) == []
+    key = trash.move_to_trash(adapter, tmp_path)
+    trash.empty(tmp_path)
+    assert trash.keys(tmp_path) == [key], "not yet"
     old = f"{int(time.time()) - 31 * 86400}-Rex"
     for place in (tmp_path / ".bin" / key, tmp_path / ".bin" / f"{key}.from"):
         place.rename(place.with_name(place.name.replace(key, old)))
-    library.empty_bin(tmp_path)
-    assert library.binned(tmp_path) == []
+    trash.empty(tmp_path)
+    assert trash.keys(tmp_path) == []
     with pytest.raises(ValueError, match="not in the bin"):
-        library.restore(old, tmp_path)
+        trash.restore(old, tmp_path)
 
 
 def test_a_restore_does_not_overwrite(adapter, tmp_path):
-    key = library.move_to_bin(adapter, tmp_path)
+    key = trash.move_to_trash(adapter, tmp_path)
     (tmp_path / "Rex").mkdir()
     with pytest.raises(ValueError, match="rename that first"):
-        library.restore(key, tmp_path)
+        trash.restore(key, tmp_path)
     with pytest.raises(ValueError, match="not in the bin"):
-        library.restore("../Rex", tmp_path)
+        trash.restore("../Rex", tmp_path)
 
 
 def test_an_import_is_checked_and_numbered(adapter, tmp_path):
@@ -101,12 +101,12 @@ def test_an_import_is_checked_and_numbered(adapter, tmp_path):
 
 def test_another_base_is_noticed_without_loading(adapter):
     info = read_info(adapter)
-    assert library.incompatibility(info, tiny_pipe()) == ""
+    assert pipeline.incompatibility(info, tiny_pipe()) == ""
     other = tiny_pipe(cross_attention_dim=32)
     stir(other.unet.parameters(), by=1.0)
-    assert "weights differ" in library.incompatibility(info, other)
+    assert "weights differ" in pipeline.incompatibility(info, other)
     renamed = info.model_copy(update={"fingerprint": {"unet": {"no.such.layer": 0.1}}})
-    assert "made for another base model" in library.incompatibility(renamed, other)
+    assert "made for another base model" in pipeline.incompatibility(renamed, other)
 
 
 @pytest.mark.parametrize(

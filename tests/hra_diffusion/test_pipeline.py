@@ -12,13 +12,13 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hra_diffusion import interop, pipeline
+from hra_diffusion import interop
 from hra_diffusion.adapters import attachment
-from hra_diffusion.errors import Note
+from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.interop import original
-from hra_diffusion.models import meta, noise, single_file
+from hra_diffusion.models import meta, noise, single_file, sources
 from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
-from hra_diffusion.pipeline import BaseModelError, load_base
+from hra_diffusion.models.loading import load_base
 from training import config as configs
 from training import loop
 from training.session import PhaseTimer
@@ -211,7 +211,7 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
     tensors[f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"] = torch.tensor([-spread, spread]).half()
     path = tmp_path / f"{name}.safetensors"
     save_file(tensors, path)
-    assert single_file.recognise(path) is expected and pipeline.kind(str(path)) == "sd2"
+    assert single_file.recognise(path) is expected and sources.base_version(str(path)) == "sd2"
     assert (
         f"If its pictures are noise or flat, add --prediction-type {other}" in single_file.stated_noise(path, SD2).note
     )
@@ -223,7 +223,7 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
 
 def test_a_prediction_type_that_is_given_counts_for_the_shapes_and_the_version_too(tmp_path):
     path = checkpoint(tmp_path / "a.safetensors", SD2, {PREDICTION_KEY: "flow"})
-    assert pipeline.kind(str(path)) == "sd2"
+    assert sources.base_version(str(path)) == "sd2"
     assert meta.architecture(str(path), "epsilon") is SD2_BASE
     with pytest.raises(BaseModelError, match="--prediction-type"):
         meta.architecture(str(path))
@@ -240,18 +240,18 @@ def test_a_version_2_may_be_told_by_its_architecture(kind, tmp_path):
     ("name", "kind"), [("a/sd-xl-base", "sdxl"), ("a/stable-diffusion-2-1", "sd2"), ("a/b", "sd1")]
 )
 def test_a_hub_id_that_is_not_here_is_known_by_its_name(name, kind):
-    assert pipeline.kind(name) == kind and pipeline.kind("toybox") == "toybox"
+    assert sources.base_version(name) == kind and sources.base_version("toybox") == "toybox"
 
 
 def test_a_folder_is_known_by_its_unet(tmp_path):
     tiny_xl_pipe().save_pretrained(tmp_path / "xl")
-    assert pipeline.kind(str(tmp_path / "xl")) == "sdxl"
+    assert sources.base_version(str(tmp_path / "xl")) == "sdxl"
     config = configs.parse({"name": "a", "photos": ["b"], "class_noun": "dog", "base": str(tmp_path / "xl")})
     assert config.gradient_checkpointing and config.options["rank"] == 8
     (tmp_path / "xl" / "unet" / "config.json").write_text('{"cross_attention_dim": 1024}')
-    assert pipeline.kind(str(tmp_path / "xl")) == "sd2"
+    assert sources.base_version(str(tmp_path / "xl")) == "sd2"
     (tmp_path / "xl" / "unet" / "config.json").write_text("[")
-    assert pipeline.kind(str(tmp_path / "xl")) == "sd1"
+    assert sources.base_version(str(tmp_path / "xl")) == "sd1"
 
 
 def test_low_precision(base_folder):

@@ -159,7 +159,7 @@ def short_run(pipe, tmp_path):
         "device": "cpu",
         "dtype": "bfloat16",
         "steps": 3,
-        "prior_weight": 0,
+        "prior_loss_weight": 0,
         "resolution": 256,
         "sample_prompts": [],
         "gradient_checkpointing": True,

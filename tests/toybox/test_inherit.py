@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from toybox.autoencoder import LATENT_CHANNELS
 from toybox.base import BaseRecipe, new_unet
 from toybox.clip import new_clip

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, source_for
-from hra_diffusion.pipeline import ASSETS
+from hra_diffusion.models.sources import ASSETS
 from training.scoring import advice, best, score_rounds
 
 

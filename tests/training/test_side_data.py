@@ -28,7 +28,7 @@ from training.runs.queue import Queue
 from training.runs.run_folder import Run
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}
-LEAN = {"method": "lora", "prior_weight": 0, "train_text_encoder": False, "sample_prompts": []}
+LEAN = {"method": "lora", "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": []}
 
 
 def damage(file, content):
@@ -251,7 +251,13 @@ def test_torn_votes_cost_only_themselves(tmp_path):
 
 
 def test_a_run_is_trained_stopped_and_resumed_by_the_rules_of_windows(windows, settings, tmp_path):  # noqa: F811
-    few = {"prior_weight": 1.0, "class_images": 1, "sample_prompts": ["a {subject}"], "sample_every": 0, "steps": 2}
+    few = {
+        "prior_loss_weight": 1.0,
+        "num_class_images": 1,
+        "sample_prompts": ["a {subject}"],
+        "sample_every": 0,
+        "steps": 2,
+    }
     config = settings(**LEAN | few)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, [StopAfter(1)])

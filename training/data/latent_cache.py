@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hra_diffusion.models import families
+from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
-from hra_diffusion.pipeline import vae_upcast
 from training.data.photos import Photo
 from training.objective import batch_indices, stream
 

@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_leaves
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.models import families
+from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
+from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.meta import meta_pipeline
-from hra_diffusion.pipeline import DTYPES, vae_upcast
 from training import objective
 from training.config import TrainConfig
 from training.session import Denoiser, add_adapter, checkpoint_gradients
@@ -99,9 +100,11 @@ def footprint(
     parked = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text)
     fixed, working = OVERHEAD[device]
     phases = {"cache": everything + working * base.encoding}
-    if config.prior_weight:
-        phases["class images"] = everything + working * base.drawing * min(config.draw_batch, config.class_images)
-    if count := min(config.draw_batch, len(config.sample_prompts)):
+    if config.prior_loss_weight:
+        phases["class images"] = everything + working * base.drawing * min(
+            config.sample_batch_size, config.num_class_images
+        )
+    if count := min(config.sample_batch_size, len(config.sample_prompts)):
         phases["samples"] = everything + more + working * base.drawing * count
     step = known[learning] = known.get(learning) or training_peak(config, shapes, side)
     phases["train"] = everything - parked + more + working * step
@@ -155,7 +158,7 @@ def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, side: int)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         checkpoint_gradients(pipe)
-    count = config.batch_size * (2 if config.prior_weight else 1)
+    count = config.batch_size * (2 if config.prior_loss_weight else 1)
     text = _ids(pipe, count) if config.train_text_encoder else _text(pipe, count)
     models = [pipe.unet, *families.text_encoders(pipe)][: None if config.train_text_encoder else 1]
 

@@ -83,7 +83,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
 def write_adapter(session: Session, path: Path) -> None:
     """Write the adapter as it is now (its moving average, where one is kept) as a usable file."""
     config, models = session.config, session.trained
-    fields = {"preset", "steps", "batch_size", "learning_rate", "prior_weight", "resolution", "seed"}
+    fields = {"preset", "steps", "batch_size", "learning_rate", "prior_loss_weight", "resolution", "seed"}
     info = adapter_file.info_of(
         models,
         config.name,

@@ -21,11 +21,10 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from hra_diffusion import library
+from hra_diffusion import trash
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import checked_name, make_folder, read_json, remove, write_text
-from hra_diffusion.libraries import hide_bitsandbytes
-from hra_diffusion.pipeline import hide_loading_bars
+from hra_diffusion.libraries import hide_bitsandbytes, hide_loading_bars
 from training import config as configs
 from training.config import TrainConfig
 from training.runs.run_folder import FILES, LOCK_TIMEOUT, Run, RunError
@@ -115,7 +114,7 @@ class Queue:
             job = self.job(name)
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}; only a run that is stopped or broken is deleted here")
-            library.move_to_bin(job.run.folder, self.output)
+            trash.move_to_trash(job.run.folder, self.output)
 
     def stop(self, name: str) -> None:
         """Ask a running run to finish its step, keep it, and end. Raises RunError if this queue does not run it."""

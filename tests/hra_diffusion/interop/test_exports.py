@@ -23,7 +23,7 @@ from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
-from hra_diffusion.models import families
+from hra_diffusion.models import families, loading, sources
 
 PLAIN = [name for name in registry.method_names() if name != "shoft"]
 
@@ -205,11 +205,11 @@ def test_unknown_names_and_formats(tmp_path, pipe):
     assert families.of(pipe).name == "sd"
 
 
-@pytest.mark.skipif(not (pipeline.ASSETS / "toybox").is_dir(), reason="the embedded base is still being trained")
+@pytest.mark.skipif(not (sources.ASSETS / "toybox").is_dir(), reason="the embedded base is still being trained")
 @pytest.mark.parametrize(("method", "format"), [("hra", "kohya"), ("hoft", "diffusers"), ("shoft", "diffusers")])
 def test_from_toybox_diffusers_draws_the_same_picture(method, format, tmp_path):
     """Trained weights, and a whole picture from the same noise instead of one step."""
-    ours, theirs = (pipeline.load_base("toybox", "cpu") for _ in range(2))
+    ours, theirs = (loading.load_base("toybox", "cpu") for _ in range(2))
     for model in pipeline.components(ours).values():
         attachment.attach(model, method, {"rank": 4}, name="Rex")
         stir(attachment.adapter_parameters(model, "Rex").values(), by=0.05)

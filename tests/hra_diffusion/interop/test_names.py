@@ -9,6 +9,7 @@ from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.interop import names, original
 from hra_diffusion.interop.imports import AdapterImportError
+from hra_diffusion.models import loading
 
 TEXT_PREFIXES = {
     "Open Model Initiative": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
@@ -178,7 +179,7 @@ def test_another_programs_file_used_as_it_is_points_to_import(form, pipe, tmp_pa
     ):
         pipeline.load(pipe, file)
     with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
-        pipeline.load_base(str(file))
+        loading.load_base(str(file))
 
 
 def test_folders_and_pickles_of_other_programs_point_to_import(pipe, tmp_path):
@@ -186,23 +187,23 @@ def test_folders_and_pickles_of_other_programs_point_to_import(pipe, tmp_path):
     folder.mkdir()
     save_file({"base_model.model.conv_in.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
-        pipeline.load_base(str(folder))
+        loading.load_base(str(folder))
     folder.rename(tmp_path / "unet")  # one of several, as a folder for each component has them
     with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
-        pipeline.load_base(str(tmp_path))
+        loading.load_base(str(tmp_path))
     for suffix in (".pt", ".bin", ".ckpt"):
         (tmp_path / f"old{suffix}").write_bytes(b"PK\x03\x04 a pickle of some length")
         with pytest.raises(ValueError, match=r"is a pickle.*hra-diffusion import"):
             pipeline.load(pipe, tmp_path / f"old{suffix}")
         with pytest.raises(ValueError, match="hra-diffusion import"):
-            pipeline.load_base(str(tmp_path / f"old{suffix}"))
+            loading.load_base(str(tmp_path / f"old{suffix}"))
 
 
 def test_our_own_adapter_is_no_base_either(pipe, tmp_path):
     attachment.attach(pipe.unet, "hra", {"rank": 2}, name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
     with pytest.raises(ValueError, match="is an adapter, not a base: give it as --adapter"):
-        pipeline.load_base(str(tmp_path / "rex.safetensors"))
+        loading.load_base(str(tmp_path / "rex.safetensors"))
     assert load_file(tmp_path / "rex.safetensors")
     with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
         interop.parse_adapter(pipe, tmp_path / "rex.safetensors")

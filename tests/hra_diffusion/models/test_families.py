@@ -15,7 +15,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.sampling import Request, Settings, generate, generate_batch, read_png, save_png
-from hra_diffusion.models import families
+from hra_diffusion.models import families, loading
 from training import config as configs
 from training.data.latent_cache import encode
 from training.loop import train
@@ -138,7 +138,7 @@ def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
             "resolution": 64,
             "steps": 2,
             "batch_size": 1,
-            "class_images": 1,
+            "num_class_images": 1,
             "checkpoint_every": 1,
             "sample_every": 0,
             "sample_prompts": ["a {subject}"],
@@ -153,7 +153,7 @@ def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
     again = train(settings, tmp_path / "half", resume=True)
     whole, halves = load_file(adapter), load_file(again)
     assert all(torch.equal(value, halves[key]) for key, value in whole.items())
-    pipe = pipeline.load_base(str(tmp_path / "base"), "cpu")
+    pipe = loading.load_base(str(tmp_path / "base"), "cpu")
     info = pipeline.load(pipe, adapter)
     assert set(info.fingerprint) == set(pipeline.components(pipe))
     (picture,) = generate(pipe, "a sks dog", settings=SETTINGS)

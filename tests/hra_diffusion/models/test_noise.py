@@ -18,13 +18,13 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from hra_diffusion import library, pipeline
+from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.generation import sampling
 from hra_diffusion.generation.sampling import Settings, generate
 from hra_diffusion.models import noise
-from hra_diffusion.pipeline import load_base
+from hra_diffusion.models.loading import load_base
 from training import config as configs
 from training.loop import train
 
@@ -268,6 +268,6 @@ def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
     said = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
     with pytest.warns(Note, match=said):
         pipeline.load(other, tmp_path / "Rex.safetensors")
-    assert said in library.incompatibility(info, other) and library.incompatibility(info, pipe) == ""
+    assert said in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
     older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
-    assert library.incompatibility(older, other) == "", "older files do not say it"
+    assert pipeline.incompatibility(older, other) == "", "older files do not say it"
