@@ -227,7 +227,8 @@ def offline_advice() -> list[tuple[str, str]]:
         (
             "One file",
             "a whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
-            "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Give the file's path.",
+            "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Give the "
+            "path of the file.",
         ),
         (
             "A diffusers folder",
