@@ -35,7 +35,8 @@ from benchmarks.common import RESULTS, Bar, commit
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import loading, sources
 from toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from toybox.looks import LOOKS

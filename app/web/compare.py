@@ -33,21 +33,15 @@ from app.web.theme import CLICKS
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison import report, votes
-from hra_diffusion.comparison.compare import (
-    BASE,
-    PHOTO_SIDE,
-    Comparison,
-    Variant,
-    compare,
-    drift_pairs,
-    load_comparison,
-    save_comparison,
-    score_summary,
-)
+from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, drift_pairs
+from hra_diffusion.comparison.statistics import score_summary
+from hra_diffusion.comparison.storage import PHOTO_SIDE, load_comparison, save_comparison
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
-from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.subjects import with_subject
 from training.runs.run_folder import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10
@@ -274,8 +268,8 @@ def _cell(source: Image.Image | Path | None, about: str) -> str:
 def show_kept(folder: Path, comparison: Comparison) -> str:
     """The grid of a comparison that is saved."""
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
-    labels = [column.label for column in comparison.columns]
-    scores = {number: _apart(score_summary(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
+    labels = [column.label for column in comparison.variants]
+    scores = {number: _apart(score_summary(cell.score)) for number, cell in enumerate(comparison.samples) if cell.score}
     last = report.means(comparison, titled=bool(comparison.photos))
     return note(comparison.notes, "plain") + show_grid(
         labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last
@@ -311,13 +305,13 @@ def newest(folder: Path) -> Path | None:
 
 
 def _ballots(comparison: Comparison) -> list[votes.Ballot]:
-    width, cells = len(comparison.columns), len(comparison.cells)
+    width, cells = len(comparison.variants), len(comparison.samples)
     return votes.ballots(cells // width, range(width), width, seed=cells)
 
 
 def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
     """The next question with its two pictures and, after ten votes, how the methods stand."""
-    width, every = len(comparison.columns), _ballots(comparison)
+    width, every = len(comparison.variants), _ballots(comparison)
     cast, done = votes.recorded(folder), votes.upcoming(folder)
     if width < 2:
         return note("A vote needs two columns at least.", "plain"), ""
@@ -325,7 +319,7 @@ def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
         return note("All pairs have been asked. Thank you!", "plain"), show_standings(cast, True)
     ballot = every[done]
     sides = "".join(
-        f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}"
+        f"<div>{picture(comparison.samples[cell].image, side, zoom=False)}"
         f"{button(f'{side} one', 'vote', cell=cell, at=done, of=folder.name)}</div>"
         for side, cell in (("Left", ballot.left), ("Right", ballot.right))
     )
@@ -342,8 +336,8 @@ def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
 
 def _about(comparison: Comparison, ballot: votes.Ballot) -> str:
     if ballot.question == "prompt" or not comparison.photos:
-        prompt = comparison.prompts[ballot.left // len(comparison.columns) // len(comparison.seeds)]
-        words = prompt.replace("{subject}", comparison.columns[-1].subject)  # the base's own would tell it apart
+        prompt = comparison.prompts[ballot.left // len(comparison.variants) // len(comparison.seeds)]
+        words = prompt.replace("{subject}", comparison.variants[-1].subject)  # the base's own would tell it apart
         return f'<p class="soft">“{escape(words)}”</p>'
     photos = "".join(f'<div class="cell" style="width:84px">{picture(p, "photo")}</div>' for p in comparison.photos[:4])
     return f'<div style="display:flex;gap:8px;justify-content:center" data-group>{photos}</div>'
@@ -356,7 +350,7 @@ def show_standings(cast: Sequence[Vote], revealed: bool) -> str:
     tables = []
     for question, words in QUESTIONS.items():
         lines = "".join(
-            f"<tr><td>{escape(s.column)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} – {s.high:.0%}</td></tr>"
+            f"<tr><td>{escape(s.variant)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} – {s.high:.0%}</td></tr>"
             for s in votes.tally(cast, question)
         )
         head = "<tr><th></th><th>won</th><th>95 % interval</th></tr>"
@@ -376,7 +370,7 @@ def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int
     if winner not in (ballot.left, ballot.right):
         raise UserError("this question is over; answer the one that is shown")
     loser = ballot.right if winner == ballot.left else ballot.left
-    names = [comparison.cells[number].column for number in (winner, loser)]
+    names = [comparison.samples[number].variant for number in (winner, loser)]
     votes.record(Vote(ballot.question, *names, tie=do == "tie", at=at), folder)
     report.write(comparison, folder / "report.html", votes.recorded(folder))
 
@@ -389,7 +383,7 @@ class Events:
         self.stops = CancellationRegistry()
 
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
-        labels = [column.label for column in comparison.columns]
+        labels = [column.label for column in comparison.variants]
         rows = [
             f"{p.replace('{subject}', '…')} · seed {s}"
             for p, s in itertools.product(comparison.prompts, comparison.seeds)
@@ -481,6 +475,6 @@ def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab
 
 def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:
     """Two pictures of a row, for the overlay."""
-    labels, files = [c.label for c in comparison.columns], sorted((folder / "pictures").glob("*.png"))
+    labels, files = [c.label for c in comparison.variants], sorted((folder / "pictures").glob("*.png"))
     first, second = (str(files[int(row) * len(labels) + labels.index(label)]) for label in (left, right))
     return first, second

@@ -21,7 +21,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Settings, complete
+from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photos import MIN_SIDE
 from training.runs.queue import Queue
@@ -52,7 +52,7 @@ class AppContext:
     @property
     def side(self) -> int:
         """The side of the base's pictures in pixels; before it is loaded, one that nothing is too small for."""
-        return complete(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
+        return complete_settings(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
 
     def own(self, request: gr.Request) -> Path:
         """The folder of whoever asks: by login, else by the browser's cookie (the guard sees to it that there is one).

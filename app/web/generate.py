@@ -31,18 +31,12 @@ from app.web.theme import CLICKS
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
-    SCHEDULERS,
-    SIZE_CONDITIONING,
-    OnStep,
-    Settings,
-    generate,
-    read_png,
-    save_png,
-    slug,
-    with_subject,
-)
+from hra_diffusion.generation.png import PNG_KEY, read_png, save_png, slug
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
+from hra_diffusion.generation.sampling import generate
+from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.subjects import with_subject
 
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
 LARGEST = 2048

@@ -13,7 +13,7 @@ from app.web.html import badge, bar, button, empty, facts, loss_plot, note, pict
 from app.web.status_bar import WORDS, do, standing
 from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import score_summary as figures
+from hra_diffusion.comparison.statistics import score_summary as figures
 from hra_diffusion.errors import UserError
 from training import config as configs
 from training import scoring

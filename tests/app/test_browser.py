@@ -4,7 +4,9 @@ import pytest
 from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
-from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
+from hra_diffusion.generation.png import read_png, save_png
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.sampling import generate
 from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training.runs.run_folder import Run
 

@@ -22,7 +22,7 @@ from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
-from hra_diffusion.generation.sampling import read_png
+from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 from training import config as configs
 from training.runs.run_folder import Run
@@ -239,7 +239,7 @@ def compared(context, **changes):
 
 def test_a_comparison_is_kept_whole_and_voted_on(context, tmp_path):
     done = list(compare.draw(context, compared(context), threading.Event()))[-1]
-    assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
+    assert [column.label for column in done.variants] == ["base", "Rex"] and len(done.photos) == 3
     compare.keep(done, tmp_path / "compare" / "0001")
     folder = compare.newest(tmp_path)
     again = compare.load_comparison(folder)
@@ -291,7 +291,7 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     news = list(compare.draw(context, plan, threading.Event()))
     assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
     done = news[-1]
-    assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
+    assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
     plots = report.plots(compare.load_comparison(compare.newest(tmp_path)))
     assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"

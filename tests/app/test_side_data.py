@@ -9,7 +9,8 @@ from PIL import Image, PngImagePlugin
 from app.web import compare as compare_tab
 from app.web import generate, logins, run_view, status_bar
 from hra_diffusion.comparison.compare import Variant, compare
-from hra_diffusion.generation.sampling import PNG_KEY, Settings
+from hra_diffusion.generation.png import PNG_KEY
+from hra_diffusion.generation.requests import Settings
 from training.runs.run_folder import Run
 
 
