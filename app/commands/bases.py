@@ -3,7 +3,7 @@
 import argparse
 
 from app.commands.common import add_base, say
-from hra_diffusion.pipeline import TOYBOX
+from hra_diffusion.models.sources import TOYBOX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -61,7 +61,7 @@ DOWNLOAD = """
 import json
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import hub
-from hra_diffusion.pipeline import load_base
+from hra_diffusion.models.loading import load_base
 
 class Cancelled(UserError): pass
 
