@@ -57,7 +57,7 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     )
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
-    assert Clip(tmp_path / "model-clip").texts(["a fox"]).shape == (1, 128)
+    assert Clip(tmp_path / "model-clip").embed_texts(["a fox"]).shape == (1, 128)
 
 
 def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
