@@ -80,7 +80,7 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
-        (method, format): compatibility.wrong_in(method, format)
+        (method, format): compatibility.incompatible_programs(method, format)
         for method in registry.method_names()
         for format in interop.FORMATS
     }
