@@ -100,8 +100,8 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
         )
     except OSError as error:
         raise UserError(
-            f"can't listen on {host}, port {port or 'any from 7860 on'}: it is in use, or not an address of this machine; "
-            "choose another --port or --host"
+            f"can't listen on {host}, port {port or 'any from 7860 on'}: it is in use, or not an address of "
+            "this machine; choose another --port or --host"
         ) from error
 
 
