@@ -30,8 +30,8 @@ from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
+from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, photo_time_ids
-from training.data.photos import Dataset
 from training.runs.events import Event, Listener, Notice, Phase
 from training.runs.run_folder import Run
 

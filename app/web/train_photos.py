@@ -11,8 +11,10 @@ from app.web.context import HIDDEN, MINE, QUIET, AppContext, clicked, user_error
 from app.web.html import badge, note, picture, title
 from app.web.theme import CLICKS
 from hra_diffusion.models.sources import ASSETS
+from training.data.caption_files import CAPTION_SUFFIXES
+from training.data.decoding import load_photo
 from training.data.drafts import Draft, zoom_of, zoomed
-from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
+from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
     "blurred": "blurred",
