@@ -135,15 +135,15 @@ def train(barrier: Any, seconds: float) -> float:
 
 def draw(barrier: Any, seconds: float) -> float:
     """Pictures per second of the drawing that the page does."""
-    from hra_diffusion.generation import sampling
+    from hra_diffusion.generation import requests, sampling
     from hra_diffusion.models import loading
 
-    settings = sampling.Settings()
+    settings = requests.Settings()
     window = Window(barrier, seconds, WARM_UP * settings.steps)
     pipe = loading.load_base(device="cpu")
     with contextlib.suppress(Over):
         while True:
-            sampling.generate_batch(pipe, [sampling.Request("a toy", 0)], settings, on_step=window)
+            sampling.generate_batch(pipe, [requests.Request("a toy", 0)], settings, on_step=window)
     return window.rate / settings.steps
 
 

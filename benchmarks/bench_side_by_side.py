@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
 from hra_diffusion.adapters.layer import ActiveAdapters
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from training.memory.measure import interleaved, ratios, spread
 
 PROMPTS = ("a toy", "a toy in the snow", "a toy on the beach", "a toy on a cobblestone street")

@@ -32,11 +32,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, Bar, commit
-from benchmarks.tables import MARKS
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import ActiveAdapters
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import loading, sources
 from toybox.judge import LOOK_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from toybox.looks import LOOKS
@@ -377,7 +377,7 @@ def judged_spread(values: Sequence[float], column: str, limit: float | None) -> 
     if limit is None:
         return said
     bar = Bar(column, statistics.fmean(values), limit, at_least=column != "seconds", rounds=values)
-    return f"{said} {MARKS[bar.verdict]}"
+    return f"{said} {bar.mark}"
 
 
 def learned(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion.adapters import attachment
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.models.sources import ASSETS
 from training import config as configs
 from training.loop import train
@@ -129,10 +129,10 @@ def subject(name):
 
 
 def test_its_clip_pair_tells_subjects_and_prompts_apart(pipe):
-    clip = Clip(source_for("toybox"))
-    own, other = (clip.images(subject(name)) for name in ("octopus", "robot"))
+    clip = Clip(default_source("toybox"))
+    own, other = (clip.embed_images(subject(name)) for name in ("octopus", "robot"))
     assert (own @ own.T).min() > (own @ other.T).max(), "every two photos of one subject are more alike"
     drawn = hra.generate(pipe, "a photo of a taxi on the beach", seed=0, count=SEEDS)
     prompts = ["a taxi on the beach", "a taxi in the snow", "a fox on the beach"]
-    found = clip.images(drawn) @ clip.texts([f"a photo of {prompt}" for prompt in prompts]).T
+    found = clip.embed_images(drawn) @ clip.embed_texts([f"a photo of {prompt}" for prompt in prompts]).T
     assert (found.argmax(dim=1) == 0).all()

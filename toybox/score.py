@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.loading import load_base
 from toybox.autoencoder import measure
 from toybox.captions import caption_of

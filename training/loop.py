@@ -19,17 +19,11 @@ from torch.autograd.graph import increment_version
 
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import Note, UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
-    PictureError,
-    Request,
-    complete,
-    describe,
-    generate_batch,
-    save_png,
-)
-from hra_diffusion.generation.sampling import Settings as DrawSettings
+from hra_diffusion.evaluation.clip import Clip, default_source
+from hra_diffusion.generation.png import PNG_KEY, describe, save_png
+from hra_diffusion.generation.requests import Request, complete_settings
+from hra_diffusion.generation.requests import Settings as DrawSettings
+from hra_diffusion.generation.sampling import GenerationError, generate_batch
 from hra_diffusion.models import loading
 from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
@@ -136,7 +130,7 @@ def train(
     if reason := distilled(pipe):
         clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
     with clock.phase("read photos"):
-        size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
+        size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
             album = moved_photos.load_resumed_dataset(photos, run, config, size)
             config = moved_photos.with_present_paths(config, photos, run)
@@ -332,7 +326,7 @@ def draw_samples(session: Session) -> None:
     if not session.accelerator.is_main_process or not config.sample_prompts:
         return
     side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
-    settings = complete(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    settings = complete_settings(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
@@ -340,7 +334,7 @@ def draw_samples(session: Session) -> None:
         with session.clock.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
             pictures = generate_batch(pipe, requests, settings, config.sample_batch_size)
-    except PictureError as error:  # what is learned may be good all the same
+    except GenerationError as error:  # what is learned may be good all the same
         session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
         return
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
@@ -360,7 +354,7 @@ def score_samples(session: Session) -> None:
     if not rounds:
         return
     try:
-        clip = Clip(source_for(config.base), at_hand=True)
+        clip = Clip(default_source(config.base), local_files_only=True)
     except UserError:
         return
     with session.clock.phase("scores"):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import Request, prompt_notes
+from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
 from hra_diffusion.models import families, noise
 from hra_diffusion.models.families import Text

@@ -33,21 +33,15 @@ from app.web.theme import CLICKS
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison import report, votes
-from hra_diffusion.comparison.compare import (
-    BASE,
-    PHOTO_SIDE,
-    Comparison,
-    Variant,
-    compare,
-    drift_pairs,
-    load_comparison,
-    save_comparison,
-    score_summary,
-)
+from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, drift_pairs
+from hra_diffusion.comparison.statistics import score_summary
+from hra_diffusion.comparison.storage import PHOTO_SIDE, load_comparison, save_comparison
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, free_folder
-from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.subjects import with_subject
 from training.runs.run_folder import photos_of
 
 MOST_CELLS, REVEALED_AFTER = 120, 10
@@ -56,7 +50,7 @@ PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the bea
 
 
 @dataclass
-class Compare:
+class CompareTab:
     """The tab's components."""
 
     adapters: gr.Dropdown
@@ -142,12 +136,12 @@ class Plan:
         return [Variant(*c) for c in zip(self.labels, mixes, subjects, nouns, taken, strict=True)]
 
 
-def build(house: AppContext) -> Compare:
+def build(context: AppContext) -> CompareTab:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=True):
         with gr.Column(scale=5, min_width=300):
-            parts["adapters"] = gr.Dropdown(house.adapter_choices(), multiselect=True, label="Adapters",
+            parts["adapters"] = gr.Dropdown(context.adapter_choices(), multiselect=True, label="Adapters",
                                             info="A column each.", elem_id="compare-adapters")  # fmt: skip
             parts["base"] = gr.Checkbox(True, label="The base model too, as the first column")
         with gr.Column(scale=5, min_width=300):
@@ -169,7 +163,7 @@ def build(house: AppContext) -> Compare:
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
-    return Compare(**parts)
+    return CompareTab(**parts)
 
 
 def _tools() -> dict[str, Any]:
@@ -192,10 +186,10 @@ def _tools() -> dict[str, Any]:
             "ballot": ballot, "standings": standings, "files": files}  # fmt: skip
 
 
-def make_plan(house: AppContext, values: Sequence[Any]) -> Plan:
+def make_plan(context: AppContext, values: Sequence[Any]) -> Plan:
     """The tab's values, checked. Raises UserError saying what is missing or too much."""
     keys, base, text, seed, count, strength, steps, drift = values
-    files = tuple(house.file(key) for key in keys or [])
+    files = tuple(context.file(key) for key in keys or [])
     prompts = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
     if not files:
         raise UserError("Choose at least one adapter; teach one first if there is none.")
@@ -220,19 +214,19 @@ def for_every_subject(prompt: str, info: AdapterInfo) -> str:
     return with_subject(prompt, "{subject}", info.class_noun)
 
 
-def draw(house: AppContext, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
+def draw(context: AppContext, plan: Plan, stop: threading.Event) -> Iterator[Preview | Comparison]:
     """Draw the comparison: previews of its cells, then itself."""
-    studio = house.studio
+    session = context.session
 
     def work(on_step: OnStep) -> Comparison:
-        infos = studio.load_adapters(list(plan.files))
+        infos = session.load_adapters(list(plan.files))
         columns = plan.columns([{info.name: plan.strength} for info in infos])
         return compare(
-            studio.pipe, columns, plan.prompts, plan.seeds, plan.settings, plan.photos, on_step=on_step,
-            clip=studio.clip, drift=plan.drift,
+            session.pipe, columns, plan.prompts, plan.seeds, plan.settings, plan.photos, on_step=on_step,
+            clip=session.clip, drift=plan.drift,
         )  # fmt: skip
 
-    for news in studio.watch(work, plan.pictures, stop):
+    for news in session.watch(work, plan.pictures, stop):
         yield news if isinstance(news, Preview) else news.value
 
 
@@ -274,8 +268,8 @@ def _cell(source: Image.Image | Path | None, about: str) -> str:
 def show_kept(folder: Path, comparison: Comparison) -> str:
     """The grid of a comparison that is saved."""
     files = dict(enumerate(sorted((folder / "pictures").glob("*.png"))))
-    labels = [column.label for column in comparison.columns]
-    scores = {number: _apart(score_summary(cell.score)) for number, cell in enumerate(comparison.cells) if cell.score}
+    labels = [column.label for column in comparison.variants]
+    scores = {number: _apart(score_summary(cell.score)) for number, cell in enumerate(comparison.samples) if cell.score}
     last = report.means(comparison, titled=bool(comparison.photos))
     return note(comparison.notes, "plain") + show_grid(
         labels, comparison.prompts, comparison.seeds, files, comparison.photos, scores, last
@@ -311,13 +305,13 @@ def newest(folder: Path) -> Path | None:
 
 
 def _ballots(comparison: Comparison) -> list[votes.Ballot]:
-    width, cells = len(comparison.columns), len(comparison.cells)
+    width, cells = len(comparison.variants), len(comparison.samples)
     return votes.ballots(cells // width, range(width), width, seed=cells)
 
 
 def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
     """The next question with its two pictures and, after ten votes, how the methods stand."""
-    width, every = len(comparison.columns), _ballots(comparison)
+    width, every = len(comparison.variants), _ballots(comparison)
     cast, done = votes.recorded(folder), votes.upcoming(folder)
     if width < 2:
         return note("A vote needs two columns at least.", "plain"), ""
@@ -325,7 +319,7 @@ def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
         return note("All pairs have been asked. Thank you!", "plain"), show_standings(cast, True)
     ballot = every[done]
     sides = "".join(
-        f"<div>{picture(comparison.cells[cell].image, side, zoom=False)}"
+        f"<div>{picture(comparison.samples[cell].image, side, zoom=False)}"
         f"{button(f'{side} one', 'vote', cell=cell, at=done, of=folder.name)}</div>"
         for side, cell in (("Left", ballot.left), ("Right", ballot.right))
     )
@@ -342,8 +336,8 @@ def show_ballot(folder: Path, comparison: Comparison) -> tuple[str, str]:
 
 def _about(comparison: Comparison, ballot: votes.Ballot) -> str:
     if ballot.question == "prompt" or not comparison.photos:
-        prompt = comparison.prompts[ballot.left // len(comparison.columns) // len(comparison.seeds)]
-        words = prompt.replace("{subject}", comparison.columns[-1].subject)  # the base's own would tell it apart
+        prompt = comparison.prompts[ballot.left // len(comparison.variants) // len(comparison.seeds)]
+        words = prompt.replace("{subject}", comparison.variants[-1].subject)  # the base's own would tell it apart
         return f'<p class="soft">“{escape(words)}”</p>'
     photos = "".join(f'<div class="cell" style="width:84px">{picture(p, "photo")}</div>' for p in comparison.photos[:4])
     return f'<div style="display:flex;gap:8px;justify-content:center" data-group>{photos}</div>'
@@ -356,7 +350,7 @@ def show_standings(cast: Sequence[Vote], revealed: bool) -> str:
     tables = []
     for question, words in QUESTIONS.items():
         lines = "".join(
-            f"<tr><td>{escape(s.column)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} – {s.high:.0%}</td></tr>"
+            f"<tr><td>{escape(s.variant)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} – {s.high:.0%}</td></tr>"
             for s in votes.tally(cast, question)
         )
         head = "<tr><th></th><th>won</th><th>95 % interval</th></tr>"
@@ -376,7 +370,7 @@ def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int
     if winner not in (ballot.left, ballot.right):
         raise UserError("this question is over; answer the one that is shown")
     loser = ballot.right if winner == ballot.left else ballot.left
-    names = [comparison.cells[number].column for number in (winner, loser)]
+    names = [comparison.samples[number].variant for number in (winner, loser)]
     votes.record(Vote(ballot.question, *names, tie=do == "tie", at=at), folder)
     report.write(comparison, folder / "report.html", votes.recorded(folder))
 
@@ -384,12 +378,12 @@ def count_vote(folder: Path, comparison: Comparison, at: int, do: str, cell: int
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: AppContext, parts: Compare):
-        self.house, self.parts = house, parts
+    def __init__(self, context: AppContext, parts: CompareTab):
+        self.context, self.parts = context, parts
         self.stops = CancellationRegistry()
 
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
-        labels = [column.label for column in comparison.columns]
+        labels = [column.label for column in comparison.variants]
         rows = [
             f"{p.replace('{subject}', '…')} · seed {s}"
             for p, s in itertools.product(comparison.prompts, comparison.seeds)
@@ -405,28 +399,28 @@ class Events:
 
     @user_errors
     def ready(self, request: gr.Request, *values: Any) -> str:
-        make_plan(self.house, values)  # what is wrong is said at once
+        make_plan(self.context, values)  # what is wrong is said at once
         self.stops.ready(request)
-        return f"<p>{waiting(self.house.studio)}</p>"
+        return f"<p>{waiting(self.context.session)}</p>"
 
     @user_errors_each
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         with self.stops.drawing(request) as stop:
-            plan, rest = make_plan(self.house, values), [gr.skip()] * (len(self.parts.shown) - 1)
+            plan, rest = make_plan(self.context, values), [gr.skip()] * (len(self.parts.shown) - 1)
             start, cells = time.monotonic(), len(plan.prompts) * len(plan.seeds) * plan.width
             blank = show_grid(plan.labels, plan.prompts, plan.seeds, {}, plan.photos)
             yield f"<p>{cells} pictures to draw …</p>{bar(0, 'drawing')}", blank, gr.update(visible=False), *rest[1:]
             try:
-                for news in draw(self.house, plan, stop):
+                for news in draw(self.context, plan, stop):
                     if isinstance(news, Preview):
                         grid = show_grid(plan.labels, plan.prompts, plan.seeds, news.pictures, plan.photos)
                         left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
                         yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done, 'drawing')}", grid, *rest
                         continue
-                    folder = free_folder(self.house.own(request) / "compare")
+                    folder = free_folder(self.context.own(request) / "compare")
                     keep(news, folder)
                     text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
-                    unscored = note(self.house.studio.unscored, "plain")
+                    unscored = note(self.context.session.unscored, "plain")
                     yield f'<p class="soft">{text}</p>{unscored}', *self.show(folder, news)
             except UserError as error:
                 said = note("Stopped.", "plain") if isinstance(error, Cancelled) else note(str(error), "bad")
@@ -436,12 +430,12 @@ class Events:
         return note("Stopping …", "plain") if self.stops.stop(request) else gr.skip()
 
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
-        if (folder := newest(self.house.own(request))) is None:
+        if (folder := newest(self.context.own(request))) is None:
             raise UserError("there is no comparison yet")
         return folder, load_comparison(folder)
 
     def bring_back(self, request: gr.Request) -> tuple[Any, ...]:
-        if (folder := newest(self.house.own(request))) is None:
+        if (folder := newest(self.context.own(request))) is None:
             what = "Choose adapters above; every row is drawn from the same noise, beside your photos."
             return empty("Nothing compared yet", what, "demo"), *[gr.skip()] * (len(self.parts.shown) - 1)
         try:
@@ -463,9 +457,9 @@ class Events:
         return show_ballot(folder, comparison)
 
 
-def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> None:
+def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab) -> None:
     """Wire the tab."""
-    events, shown = Events(house, parts), parts.shown
+    events, shown = Events(context, parts), parts.shown
     drawing: dict[str, Any] = {"inputs": parts.inputs, "outputs": [parts.status, *shown], "show_progress": "hidden"}
     device = {"concurrency_id": DEVICE_QUEUE, "concurrency_limit": 1}
     parts.run.click(events.ready, parts.inputs, parts.status, **HIDDEN).success(
@@ -473,7 +467,7 @@ def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> 
     )
     parts.stop.click(events.halt, None, parts.status, **QUIET)
     page.load(events.bring_back, None, shown, **QUIET)
-    gr.on([page.load, tab.select], lambda: gr.update(choices=house.adapter_choices()), None, parts.adapters, **QUIET)
+    gr.on([page.load, tab.select], lambda: gr.update(choices=context.adapter_choices()), None, parts.adapters, **QUIET)
     gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
           parts.overlay, **HIDDEN)  # fmt: skip
     parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **HIDDEN)
@@ -481,6 +475,6 @@ def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, parts: Compare) -> 
 
 def overlaid(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:
     """Two pictures of a row, for the overlay."""
-    labels, files = [c.label for c in comparison.columns], sorted((folder / "pictures").glob("*.png"))
+    labels, files = [c.label for c in comparison.variants], sorted((folder / "pictures").glob("*.png"))
     first, second = (str(files[int(row) * len(labels) + labels.index(label)]) for label in (left, right))
     return first, second

@@ -1,4 +1,4 @@
-"""What all tabs share: the outputs folder, the queue, the studio; and who is asking."""
+"""What all tabs share: the outputs folder, the queue, the session; and who is asking."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Settings, complete
+from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
 from training.runs.queue import Queue
@@ -42,7 +42,7 @@ class AppContext:
     """One outputs folder and one base model at a time, for all visitors."""
 
     output: Path
-    studio: InferenceSession
+    session: InferenceSession
     bases: tuple[str, ...]
 
     @property
@@ -52,7 +52,7 @@ class AppContext:
     @property
     def side(self) -> int:
         """The side of the base's pictures in pixels; before it is loaded, one that nothing is too small for."""
-        return complete(self.studio.pipe, Settings()).width if self.studio.loaded else MIN_SIDE
+        return complete_settings(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
 
     def own(self, request: gr.Request) -> Path:
         """The folder of whoever asks: by login, else by the browser's cookie (the guard sees to it that there is one).
@@ -108,9 +108,9 @@ class AppContext:
         return info.subject, info.class_noun
 
 
-def waiting(studio: InferenceSession) -> str:
+def waiting(session: InferenceSession) -> str:
     """What a drawing says until its turn comes."""
-    return "waiting for the device …" if studio.loaded else "loading the base model …"
+    return "waiting for the device …" if session.loaded else "loading the base model …"
 
 
 class CancellationRegistry:

@@ -1,4 +1,4 @@
-"""The Create tab: a prompt, the adapters in use, and pictures that arrive while they are drawn."""
+"""The Generate tab: a prompt, the adapters in use, and pictures that arrive while they are drawn."""
 
 import random
 import threading
@@ -31,18 +31,12 @@ from app.web.theme import CLICKS
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
-    SCHEDULERS,
-    SIZE_CONDITIONING,
-    OnStep,
-    Settings,
-    generate,
-    read_png,
-    save_png,
-    slug,
-    with_subject,
-)
+from hra_diffusion.generation.png import PNG_KEY, read_png, save_png, slug
+from hra_diffusion.generation.previews import OnStep
+from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
+from hra_diffusion.generation.sampling import generate
+from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.subjects import with_subject
 
 MOST_ADAPTERS, MOST_PICTURES, KEPT = 4, 8, 24
 LARGEST = 2048
@@ -52,7 +46,7 @@ IDEAS = ("in the snow", "on the beach", "in the jungle", "on a cobblestone stree
 
 
 @dataclass
-class Create:
+class GenerateTab:
     """The tab's components. ``mixed``: the adapters that the strengths belong to."""
 
     adapters: gr.Dropdown
@@ -110,13 +104,13 @@ class GenerationRequest:
         return Settings(int(self.steps), self.guidance or None, self.scheduler, _size(self.width), _size(self.height))
 
 
-def build(house: AppContext) -> Create:
+def build(context: AppContext) -> GenerateTab:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             parts["adapters"] = gr.Dropdown(
-                house.adapter_choices(), multiselect=True, max_choices=MOST_ADAPTERS, label="Adapters",
+                context.adapter_choices(), multiselect=True, max_choices=MOST_ADAPTERS, label="Adapters",
                 info="What you taught; several mix. None: the base model alone.", elem_id="adapters",
             )  # fmt: skip
             parts["strengths"] = [
@@ -138,7 +132,7 @@ def build(house: AppContext) -> Create:
             parts |= _more()
         with gr.Column(scale=6, min_width=320):
             parts["stage"] = gr.HTML(js_on_load=CLICKS, elem_id="stage")
-    return Create(**parts, mixed=gr.State([]))
+    return GenerateTab(**parts, mixed=gr.State([]))
 
 
 def _more() -> dict[str, Any]:
@@ -147,7 +141,7 @@ def _more() -> dict[str, Any]:
         seed = gr.Number(0, precision=0, label="Seed", min_width=100)
         lock = gr.Checkbox(False, label="Keep the seed", min_width=110)
     with gr.Row():
-        draw = gr.Button("Create", variant="primary", size="lg", scale=3, elem_id="create-button")
+        draw = gr.Button("Generate", variant="primary", size="lg", scale=3, elem_id="generate-button")
         stop = gr.Button("Stop", size="lg", scale=1, min_width=70)
     with gr.Accordion("More", open=False, elem_id="more"):
         negative = gr.Textbox(label="Negative prompt", info="What should not be in the picture.", max_length=600)
@@ -194,29 +188,29 @@ def read_wish(values: Sequence[Any]) -> GenerationRequest:
     )
 
 
-def spoken(house: AppContext, adapters: Sequence[str], prompt: str) -> str:
+def spoken(context: AppContext, adapters: Sequence[str], prompt: str) -> str:
     """The prompt as it will be drawn: with each subject's word in it."""
     for key in adapters or ():
-        prompt = with_subject(prompt or "", *house.subject_of(key))
+        prompt = with_subject(prompt or "", *context.subject_of(key))
     return prompt or ""
 
 
 def draw(
-    house: AppContext, wish: GenerationRequest, stop: threading.Event
+    context: AppContext, wish: GenerationRequest, stop: threading.Event
 ) -> Iterator[tuple[Mapping[int, Image.Image], float]]:
     """Draw what is wished for: what there is by now and how far it is, then the finished pictures with 1.0."""
-    studio, prompt = house.studio, spoken(house, wish.adapters, wish.prompt)
+    session, prompt = context.session, spoken(context, wish.adapters, wish.prompt)
     if not prompt.strip():
         raise UserError("Say what to draw: a prompt like “a photo of a dog in the snow”.")
 
     def pictures(on_step: OnStep) -> list[Image.Image]:
-        infos = studio.load_adapters([house.file(key) for key in wish.adapters])
+        infos = session.load_adapters([context.file(key) for key in wish.adapters])
         mix = {info.name: strength for info, strength in zip(infos, wish.strengths, strict=False)}
         return generate(
-            studio.pipe, prompt, mix, int(wish.seed), int(wish.count), wish.settings, wish.negative, on_step=on_step
+            session.pipe, prompt, mix, int(wish.seed), int(wish.count), wish.settings, wish.negative, on_step=on_step
         )
 
-    for news in studio.watch(pictures, int(wish.count), stop):
+    for news in session.watch(pictures, int(wish.count), stop):
         if isinstance(news, Preview):
             yield news.pictures, min(news.done, 0.99)
         else:
@@ -233,14 +227,14 @@ def keep(pictures: Sequence[Image.Image], folder: Path) -> list[Path]:
     ]
 
 
-def show_stage(house: AppContext, request: gr.Request) -> str:
+def show_stage(context: AppContext, request: gr.Request) -> str:
     """This visitor's pictures, newest first and without damaged ones, below the notes on the newest one's prompt."""
-    files = sorted((house.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
+    files = sorted((context.own(request) / "pictures").glob("[0-9]*.png"), reverse=True)[:KEPT]
     kept = {file: made for file in files if (made := _settings(file))}
     if not kept:
         return empty(
             "No pictures yet",
-            "Choose what you taught, write where it should be, press Create. Pictures appear here as they are drawn.",
+            "Choose what you taught, write where it should be, press Generate. Pictures appear here as they are drawn.",
             "drawn",
         )
     notes = note(next(iter(kept.values())).get("notes", ()), "plain")
@@ -279,16 +273,16 @@ def show_drawing(pictures: Mapping[int, Image.Image], count: int, done: float, t
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: AppContext, parts: Create):
-        self.house, self.parts = house, parts
+    def __init__(self, context: AppContext, parts: GenerateTab):
+        self.context, self.parts = context, parts
         self.stops = CancellationRegistry()
 
     def choices(self) -> Any:
-        return gr.update(choices=self.house.adapter_choices())
+        return gr.update(choices=self.context.adapter_choices())
 
     def sliders(self, adapters: list[str] | None, mixed: list[str], *strengths: float) -> list[Any]:
         """Each adapter keeps its own strength, wherever in the row it now is."""
-        labels = {key: label for label, key in self.house.adapter_choices()}
+        labels = {key: label for label, key in self.context.adapter_choices()}
         own = dict(zip(mixed, strengths, strict=False))
         shown = [
             gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=own.get(key, 1.0))
@@ -297,11 +291,11 @@ class Events:
         return [*shown, *[gr.update(visible=False, value=1.0)] * (MOST_ADAPTERS - len(shown)), adapters or []]
 
     def show_prompt(self, adapters: list[str] | None, prompt: str) -> str:
-        drawn = spoken(self.house, adapters or [], prompt)
+        drawn = spoken(self.context, adapters or [], prompt)
         return f'<p class="soft small">Drawn as: <b>{escape(drawn)}</b></p>' if drawn and drawn != prompt else ""
 
     def idea(self, event: gr.EventData, adapters: list[str] | None) -> str:
-        noun = self.house.subject_of(adapters[0])[1] if adapters else ""
+        noun = self.context.subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
     @user_errors
@@ -309,10 +303,10 @@ class Events:
         """Given all of the tab's values, though few matter: one that is refused is so before a turn is booked."""
         wish = read_wish(values)
         self.stops.ready(request)
-        return show_drawing({}, wish.count, 0, waiting(self.house.studio), self.before(request))
+        return show_drawing({}, wish.count, 0, waiting(self.context.session), self.before(request))
 
     def before(self, request: gr.Request) -> str:
-        stage = show_stage(self.house, request)
+        stage = show_stage(self.context, request)
         return "" if 'class="empty"' in stage else stage
 
     @user_errors_each
@@ -320,43 +314,53 @@ class Events:
         wish, before, finished = read_wish(values), self.before(request), []
         try:
             with self.stops.drawing(request) as stop:
-                yield show_drawing({}, wish.count, 0, waiting(self.house.studio), before), wish.seed
-                for pictures, done in draw(self.house, wish, stop):
+                yield show_drawing({}, wish.count, 0, waiting(self.context.session), before), wish.seed
+                for pictures, done in draw(self.context, wish, stop):
                     finished = list(pictures.values()) if done == 1 else finished
                     yield show_drawing(pictures, wish.count, done, "drawing …", before), gr.skip()
         except Cancelled:
             gr.Info("Stopped.")
         except UserError:
-            yield show_stage(self.house, request), gr.skip()
+            yield show_stage(self.context, request), gr.skip()
             raise
-        keep(finished, self.house.own(request) / "pictures")
-        yield show_stage(self.house, request), wish.seed
+        keep(finished, self.context.own(request) / "pictures")
+        yield show_stage(self.context, request), wish.seed
 
     def halt(self, request: gr.Request) -> Any:
-        return show_stage(self.house, request) if self.stops.stop(request) else gr.skip()
+        return show_stage(self.context, request) if self.stops.stop(request) else gr.skip()
 
     @user_errors
     def take_settings(self, file: str | None) -> list[Any]:
-        return [None, *_fill(self.house, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.filled) + 1)
+        return (
+            [None, *_fill(self.context, read_png(Path(file)))] if file else [gr.skip()] * (len(self.parts.filled) + 1)
+        )
 
     @user_errors
     def on_picture(self, event: gr.EventData, request: gr.Request) -> list[Any]:
-        path = self.house.own(request) / "pictures" / Path(clicked(event)["file"]).name
+        path = self.context.own(request) / "pictures" / Path(clicked(event)["file"]).name
         made = read_png(path)
         untouched = [gr.skip()] * len(self.parts.filled)
         if clicked(event)["do"] == "compare":
-            return [*untouched, gr.Tabs(selected="compare"), made["prompt"], made["seed"], list(_mix(self.house, made))]
+            return [
+                *untouched,
+                gr.Tabs(selected="compare"),
+                made["prompt"],
+                made["seed"],
+                list(_mix(self.context, made)),
+            ]
         if clicked(event)["do"] == "again":
-            made = _for_another(self.house, made)
-            gr.Info("Choose another adapter, then press Create: seed and settings are the picture’s.")
-        return [*_fill(self.house, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+            made = _for_another(self.context, made)
+            gr.Info("Choose another adapter, then press Generate: seed and settings are the picture’s.")
+        return [*_fill(self.context, made), gr.skip(), gr.skip(), gr.skip(), gr.skip()]
 
 
-def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Create, comparing: Any) -> None:
+def connect(
+    context: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: GenerateTab, comparing: Any
+) -> None:
     """Wire the tab."""
-    events = Events(house, parts)
+    events = Events(context, parts)
     page.load(events.choices, None, parts.adapters, **QUIET)
-    page.load(show_stage_of(house), None, parts.stage, **QUIET)
+    page.load(show_stage_of(context), None, parts.stage, **QUIET)
     tab.select(events.choices, None, parts.adapters, **QUIET)
     parts.adapters.change(
         events.sliders, [parts.adapters, parts.mixed, *parts.strengths], [*parts.strengths, parts.mixed], **QUIET
@@ -382,24 +386,24 @@ def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, part
     )
 
 
-def show_stage_of(house: AppContext) -> Any:
+def show_stage_of(context: AppContext) -> Any:
     """``show_stage`` as an event of the page."""
 
     def shown(request: gr.Request) -> str:
-        return show_stage(house, request)
+        return show_stage(context, request)
 
     return shown
 
 
-def _mix(house: AppContext, made: Mapping[str, Any]) -> dict[str, float]:
+def _mix(context: AppContext, made: Mapping[str, Any]) -> dict[str, float]:
     """The adapters a picture was drawn with that are still here, by key, with their strengths."""
-    known = dict(house.adapter_choices())
+    known = dict(context.adapter_choices())
     return {known[name]: strength for name, strength in made["adapters"].items() if name in known}
 
 
-def _fill(house: AppContext, made: Mapping[str, Any]) -> list[Any]:
+def _fill(context: AppContext, made: Mapping[str, Any]) -> list[Any]:
     """The settings inside a picture as values of what they fill in; the seed is kept then."""
-    known, mix = {name for name, _ in house.adapter_choices()}, _mix(house, made)
+    known, mix = {name for name, _ in context.adapter_choices()}, _mix(context, made)
     if missing := [name for name in made["adapters"] if name not in known]:
         gr.Warning(f"drawn with {', '.join(missing)}, which is not in the library")
     size = [made["height"], made["width"]]
@@ -413,10 +417,10 @@ def _fill(house: AppContext, made: Mapping[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _for_another(house: AppContext, made: Mapping[str, Any]) -> dict[str, Any]:
+def _for_another(context: AppContext, made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings inside a picture without its adapters, {subject} in the place of the first one's own."""
-    first = next(iter(_mix(house, made)), None)
-    prompt = for_every_subject(made["prompt"], read_info(house.file(first))) if first else made["prompt"]
+    first = next(iter(_mix(context, made)), None)
+    prompt = for_every_subject(made["prompt"], read_info(context.file(first))) if first else made["prompt"]
     return {**made, "adapters": {}, "prompt": prompt}
 
 

@@ -13,7 +13,7 @@ from hra_diffusion.models.sources import ASSETS
 
 THUMB, SAMPLE_WIDTH = 320, 900
 SAMPLES = {
-    "demo": "So it looks when it is done: photos of an octopus, then the base model, LoRA and HRA from the same noise.",
+    "demo": "An example: photos of a toy robot, then the base model, LoRA and HRA from the same noise.",
     "drawn": "Drawn by the embedded base model, before anybody has taught it anything.",
 }
 """Sample results in the assets, and what they are."""

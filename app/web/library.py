@@ -45,7 +45,7 @@ UNCOVER = """() => {
 
 
 @dataclass
-class Library:
+class LibraryTab:
     """The tab's components. ``given``: an uploaded file that may be kept."""
 
     search: gr.Textbox
@@ -54,7 +54,7 @@ class Library:
     about: gr.HTML
     name: gr.Textbox
     rename: gr.Button
-    create: gr.Button
+    generate: gr.Button
     format: gr.Dropdown
     make: gr.Button
     ready: gr.DownloadButton
@@ -68,7 +68,7 @@ class Library:
     given: gr.State
 
 
-def build(house: AppContext) -> Library:
+def build(context: AppContext) -> LibraryTab:
     """Lay the tab out."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
@@ -89,7 +89,7 @@ def build(house: AppContext) -> Library:
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
             parts |= {"panel": panel, "about": gr.HTML()}
-            parts["create"] = gr.Button("Create with it", variant="primary")
+            parts["generate"] = gr.Button("Generate with it", variant="primary")
             with gr.Row(elem_id="rename"):
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
                 parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
@@ -100,18 +100,18 @@ def build(house: AppContext) -> Library:
                 parts["ready"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
             parts["loads"] = gr.HTML(js_on_load=CLICKS)
             parts["delete"] = gr.Button("Move to the bin", size="md")
-    return Library(**parts, chosen=gr.State(), given=gr.State())
+    return LibraryTab(**parts, chosen=gr.State(), given=gr.State())
 
 
-def show_cards(house: AppContext, search: str = "", chosen: str | None = None) -> str:
+def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> str:
     """The adapters as cards; those that match the search."""
-    adapters = house.adapters()
+    adapters = context.adapters()
     if not adapters:
         return empty("No adapters yet", "What you teach is kept here. You can also import a file below.")
     words = search.casefold().split()
     found = [saved for saved in adapters if all(word in _words(saved.info) for word in words)]
     found.sort(key=lambda saved: -saved.path.stat().st_mtime)
-    cards = "".join(_card(house, saved, chosen) for saved in found)
+    cards = "".join(_card(context, saved, chosen) for saved in found)
     return f'<div class="cards">{cards}</div>' if found else note("Nothing here matches.", "plain")
 
 
@@ -119,10 +119,10 @@ def _words(info: AdapterInfo) -> str:
     return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
 
 
-def _card(house: AppContext, saved: SavedAdapter, chosen: str | None) -> str:
-    info, key, samples = saved.info, house.key(saved.path), run_folder.samples_of(saved.path)
+def _card(context: AppContext, saved: SavedAdapter, chosen: str | None) -> str:
+    info, key, samples = saved.info, context.key(saved.path), run_folder.samples_of(saved.path)
     image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
-    wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
+    wrong = badge("another base", "warn") if misfit(context, saved.path) else ""
     size = f"{saved.path.stat().st_size / 1e6:.1f} MB"
     date = time.strftime("%d %b %Y", time.localtime(saved.path.stat().st_mtime))
     return (
@@ -136,25 +136,25 @@ def _title(method: str) -> str:
     return registry.get_method(method).title if method in registry.method_names() else method
 
 
-def misfit(house: AppContext, path: Path) -> str:
+def misfit(context: AppContext, path: Path) -> str:
     """Why an adapter does not belong to the base in use; "" while that is not loaded yet, or is being drawn with."""
-    studio = house.studio
-    if not studio.loaded or not studio.lock.acquire(blocking=False):
+    session = context.session
+    if not session.loaded or not session.lock.acquire(blocking=False):
         return ""
     try:
-        return _misfit(house, studio.base, path, path.stat().st_mtime_ns)
+        return _misfit(context, session.base, path, path.stat().st_mtime_ns)
     finally:
-        studio.lock.release()
+        session.lock.release()
 
 
 @functools.lru_cache(maxsize=500)
-def _misfit(house: AppContext, base: str, path: Path, changed: int) -> str:
-    return pipeline.incompatibility(read_info(path), house.studio.pipe)
+def _misfit(context: AppContext, base: str, path: Path, changed: int) -> str:
+    return pipeline.incompatibility(read_info(path), context.session.pipe)
 
 
-def show_facts(house: AppContext, key: str) -> str:
+def show_facts(context: AppContext, key: str) -> str:
     """All that is known of one adapter."""
-    path = house.file(key)
+    path = context.file(key)
     info = read_info(path)
     layers = sum(len(probes) for probes in info.fingerprint.values())
     training = info.training
@@ -173,7 +173,7 @@ def show_facts(house: AppContext, key: str) -> str:
     ])  # fmt: skip
     samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in run_folder.samples_of(path)[:3])
     row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
-    head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
+    head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(context, path))}'
     return f"{head}{row}{known}<details><summary>More</summary>{more}</details>"
 
 
@@ -194,9 +194,9 @@ def show_places(info: AdapterInfo) -> str:
     return f"<h3>Where it can be loaded</h3>{facts([(FORMS[OWN], 'exactly: hra-diffusion'), *places.items()])}"
 
 
-def show_bin(house: AppContext) -> str:
+def show_bin(context: AppContext) -> str:
     """What was deleted, and can still be brought back."""
-    keys = trash.keys(house.output)
+    keys = trash.keys(context.output)
     if not keys:
         return '<p class="soft">Empty.</p>'
     rows = [
@@ -210,36 +210,36 @@ def show_bin(house: AppContext) -> str:
 class Events:
     """What the tab's buttons do."""
 
-    def __init__(self, house: AppContext):
-        self.house = house
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
-        return show_cards(self.house, search or "", chosen), show_bin(self.house)
+        return show_cards(self.context, search or "", chosen), show_bin(self.context)
 
     @user_errors
     def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         key = clicked(event)["key"]
-        info = read_info(self.house.file(key))
-        shown = show_facts(self.house, key), info.name, show_places(info)
-        return key, gr.update(visible=True), *shown, show_cards(self.house, search or "", key)
+        info = read_info(self.context.file(key))
+        shown = show_facts(self.context, key), info.name, show_places(info)
+        return key, gr.update(visible=True), *shown, show_cards(self.context, search or "", key)
 
     @user_errors
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
-        require_idle(self.house, chosen)
-        key = self.house.key(run_folder.rename(self.house.file(chosen), (name or "").strip()))
+        require_idle(self.context, chosen)
+        key = self.context.key(run_folder.rename(self.context.file(chosen), (name or "").strip()))
         return (
             key,
-            show_facts(self.house, key),
-            show_cards(self.house, search or "", key),
+            show_facts(self.context, key),
+            show_cards(self.context, search or "", key),
             note(f"It is called {name} now.", "plain"),
         )
 
     @user_errors
     def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
-        require_idle(self.house, chosen)
+        require_idle(self.context, chosen)
         name, key = (
-            read_info(self.house.file(chosen)).name,
-            trash.move_to_trash(self.house.file(chosen), self.house.output),
+            read_info(self.context.file(chosen)).name,
+            trash.move_to_trash(self.context.file(chosen), self.context.output),
         )
         undo = button("Undo", "restore", key=key)
         said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
@@ -247,25 +247,29 @@ class Events:
 
     @user_errors
     def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
-        path = trash.restore(clicked(event)["key"], self.house.output)
+        path = trash.restore(clicked(event)["key"], self.context.output)
         return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
 
     @user_errors
     def answer(self, event: gr.EventData, search: str, given: str | None) -> tuple[Any, ...]:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search)
-        path, _ = take_in(self.house, Path(str(given)))
+        path, _ = take_in(self.context, Path(str(given)))
         return note(f"{read_info(path).name} is kept now.", "plain"), *self.refresh(search, None)
 
     @user_errors
     def look_into(self, file: str | None) -> tuple[Any, ...]:
         """What an uploaded file is, before it is kept."""
-        return None, note(understood(self.house, Path(str(file))), "plain") + button("Keep it", "keep", main=True), file
+        return (
+            None,
+            note(understood(self.context, Path(str(file))), "plain") + button("Keep it", "keep", main=True),
+            file,
+        )
 
     @user_errors
     def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
         """Make the file, or ask first if some programs load this form wrongly."""
-        if question := doubts(self.house, chosen, form):
+        if question := doubts(self.context, chosen, form):
             return gr.update(visible=False), question
         return self._make(chosen, form, request)
 
@@ -275,9 +279,9 @@ class Events:
         return self._make(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
 
     def _make(self, chosen: str, form: str, request: gr.Request, lora_rank: int | None = None) -> tuple[Any, ...]:
-        folder = self.house.own(request) / "exports"
+        folder = self.context.own(request) / "exports"
         remove(folder)  # one at a time: merged weights are large
-        path, told = export(self.house, self.house.file(chosen), form, make_folder(folder), lora_rank)
+        path, told = export(self.context, self.context.file(chosen), form, make_folder(folder), lora_rank)
         return gr.update(value=str(path), visible=True), note(told, "plain")
 
     def forget(self) -> tuple[Any, ...]:
@@ -285,14 +289,16 @@ class Events:
 
     @user_errors
     def use(self, chosen: str) -> tuple[Any, ...]:
-        return gr.Tabs(selected="create"), gr.update(
-            choices=self.house.adapter_choices(), value=[self.house.key(self.house.file(chosen))]
+        return gr.Tabs(selected="generate"), gr.update(
+            choices=self.context.adapter_choices(), value=[self.context.key(self.context.file(chosen))]
         )
 
 
-def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
+def connect(
+    context: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: LibraryTab, generating: Any
+) -> None:
     """Wire the tab."""
-    events, overview = Events(house), [parts.cards, parts.bin]
+    events, overview = Events(context), [parts.cards, parts.bin]
     gr.on(
         [tab.select, page.load, parts.search.change], events.refresh, [parts.search, parts.chosen], overview,
         trigger_mode="always_last", **QUIET,
@@ -308,7 +314,7 @@ def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, part
     parts.bin.click(events.restore, parts.search, [parts.said, *overview], **MINE)
     parts.said.click(events.answer, [parts.search, parts.given], [parts.said, *overview], **MINE)
     parts.upload.upload(events.look_into, parts.upload, [parts.upload, parts.said, parts.given], **MINE)
-    parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
+    parts.generate.click(events.use, parts.chosen, [tabs, generating.adapters], **MINE)
     made = [parts.ready, parts.loads]
     asked = [parts.chosen, parts.format]
     parts.make.click(events.make, asked, made, concurrency_id=DEVICE_QUEUE, **MINE)
@@ -316,38 +322,41 @@ def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, part
     gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
 
 
-def understood(house: AppContext, file: Path) -> list[str]:
+def understood(context: AppContext, file: Path) -> list[str]:
     """What an adapter file is, ours or a stranger's for the base in use; nothing is kept. Raises UserError."""
     if is_ours(file):
         info = check(file)
         subject = f" of “{info.subject}”" if info.subject else ""
-        return [f"{info.name}: {_title(info.method)}{subject}, for {info.base}.", *filter(None, [misfit(house, file)])]
+        return [
+            f"{info.name}: {_title(info.method)}{subject}, for {info.base}.",
+            *filter(None, [misfit(context, file)]),
+        ]
     import_libraries()
     from hra_diffusion import interop
 
-    with house.studio.lock:
-        return interop.parse_adapter(house.studio.pipe, file)[-1].lines
+    with context.session.lock:
+        return interop.parse_adapter(context.session.pipe, file)[-1].lines
 
 
-def take_in(house: AppContext, file: Path) -> tuple[Path, list[str]]:
+def take_in(context: AppContext, file: Path) -> tuple[Path, list[str]]:
     """Keep an adapter file, ours or a stranger's for the base in use; what was understood of a stranger's.
 
     Raises UserError for a file that is neither.
     """
     if is_ours(file):
-        return library.add_file(file, house.output), []
+        return library.add_file(file, context.output), []
     import_libraries()
     from hra_diffusion import interop
 
-    name = library.free_name(interop.name_for(file), house.output)
-    with house.studio.lock:
-        path, report = interop.import_adapter(house.studio.pipe, file, house.output / name, name)
+    name = library.free_name(interop.name_for(file), context.output)
+    with context.session.lock:
+        path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
     return path, report.lines
 
 
-def doubts(house: AppContext, key: str, form: str) -> str:
+def doubts(context: AppContext, key: str, form: str) -> str:
     """The question before an export in a form that some programs load wrongly; "" if none does."""
-    method = read_info(house.file(key)).method
+    method = read_info(context.file(key)).method
     if method not in registry.method_names():
         return ""
     import_libraries()
@@ -362,7 +371,7 @@ def doubts(house: AppContext, key: str, form: str) -> str:
 
 
 def export(
-    house: AppContext, path: Path, form: str, folder: Path, lora_rank: int | None = None
+    context: AppContext, path: Path, form: str, folder: Path, lora_rank: int | None = None
 ) -> tuple[Path, list[str]]:
     """Write an adapter as one file in a folder; what to know before it is used elsewhere. Raises UserError."""
     if form == OWN:
@@ -371,12 +380,14 @@ def export(
     from hra_diffusion import interop
     from hra_diffusion.interop import compatibility
 
-    with house.studio.lock:
-        (info,) = house.studio.load_adapters([path])
+    with context.session.lock:
+        (info,) = context.session.load_adapters([path])
         place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
         sample = next(iter(run_folder.samples_of(path)), None)
-        done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
-        notes = compatibility.notes(house.studio.pipe, info.name, done)
+        done = interop.export(
+            context.session.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample
+        )
+        notes = compatibility.notes(context.session.pipe, info.name, done)
     packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
     return packed, [
         f"Written: {done.shape}. What loads it:",
@@ -386,8 +397,8 @@ def export(
     ]
 
 
-def require_idle(house: AppContext, key: str) -> None:
+def require_idle(context: AppContext, key: str) -> None:
     """Raises UserError while the run of this adapter is at work: its folder must stay where it is."""
-    busy = house.queue.busy()
-    if busy and house.file(key).is_relative_to(busy.folder.resolve()):
+    busy = context.queue.busy()
+    if busy and context.file(key).is_relative_to(busy.folder.resolve()):
         raise UserError("it is being trained; stop the run first")

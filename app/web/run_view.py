@@ -13,7 +13,7 @@ from app.web.html import badge, bar, button, empty, facts, loss_plot, note, pict
 from app.web.status_bar import WORDS, do, standing
 from app.web.theme import CLICKS
 from hra_diffusion.adapters import registry
-from hra_diffusion.comparison.compare import score_summary as figures
+from hra_diffusion.comparison.statistics import score_summary as figures
 from hra_diffusion.errors import UserError
 from training import config as configs
 from training import scoring
@@ -36,7 +36,7 @@ class RunView:
     sample: gr.Button
     resume: gr.Button
     again: gr.Button
-    create: gr.Button
+    generate: gr.Button
     compare: gr.Button
     shown: gr.State
     seen: gr.State
@@ -49,7 +49,7 @@ class RunView:
     @property
     def buttons(self) -> list[Any]:
         """In the order of ``_offers``."""
-        return [self.stop, self.sample, self.resume, self.again, self.create, self.compare]
+        return [self.stop, self.sample, self.resume, self.again, self.generate, self.compare]
 
 
 def build() -> RunView:
@@ -58,13 +58,13 @@ def build() -> RunView:
         head, plot = gr.HTML(elem_id="run-head"), gr.HTML()
         with gr.Row():
             buttons = {
-                "create": gr.Button("Create with it", variant="primary", visible=False, size="md", min_width=120),
+                "generate": gr.Button("Generate with it", variant="primary", visible=False, size="md", min_width=120),
                 "compare": gr.Button("Compare", visible=False, size="md", min_width=100),
                 "stop": gr.Button("Stop, keep what it learned", visible=False, size="md", min_width=120),
                 "sample": gr.Button("Draw samples now", visible=False, size="md", min_width=120),
                 "resume": gr.Button("Resume", variant="primary", visible=False, size="md", min_width=100),
                 "again": gr.Button(
-                    "Teach again with this change", variant="primary", visible=False, size="md", min_width=120
+                    "Train again with this change", variant="primary", visible=False, size="md", min_width=120
                 ),
             }
         rounds = gr.HTML(js_on_load=CLICKS, elem_id="rounds")
@@ -73,17 +73,17 @@ def build() -> RunView:
     return RunView(head, plot, rounds, log, log_fold, **buttons, shown=gr.State(""), seen=gr.State())
 
 
-def find(house: AppContext, name: str) -> Job | None:
+def find(context: AppContext, name: str) -> Job | None:
     """The run of that name; without one the run in progress, or the newest."""
-    jobs = house.queue.jobs()
+    jobs = context.queue.jobs()
     return next((job for job in jobs if job.run.name == name), jobs[0] if jobs else None)
 
 
-def look(house: AppContext, name: str, seen: tuple[str, str] | None) -> list[Any]:
+def look(context: AppContext, name: str, seen: tuple[str, str] | None) -> list[Any]:
     """Everything about the run that has changed since ``seen``."""
-    job = find(house, name)
+    job = find(context, name)
     if job is None:
-        what = "Drop a few photos, say what it is, press Teach. You can watch it learn here."
+        what = "Drop a few photos, say what it is, press Train. You can watch it learn here."
         return _only(empty("Nothing taught yet", what), seen)
     try:
         told, config = progress.read(job.run), job.run.config
@@ -195,32 +195,32 @@ def _offers(job: Job | None) -> list[Any]:
     return [gr.update(visible=v) for v in visible]
 
 
-def again(house: AppContext, name: str) -> str:
+def again(context: AppContext, name: str) -> str:
     """Teach once more with what the advice changes, under a free name; returns that."""
-    job = house.queue.job(name)
+    job = context.queue.job(name)
     config, number = job.run.config, 2
-    while (house.output / (new := f"{name} {number}")).exists():
+    while (context.output / (new := f"{name} {number}")).exists():
         number += 1
     values = config.model_dump(mode="json") | advice.advise(job.reason, config).changes | {"name": new}
-    house.queue.add(configs.parse(values))
-    house.queue.start()
+    context.queue.add(configs.parse(values))
+    context.queue.start()
     return new
 
 
 class Events:
     """What the buttons of a run do."""
 
-    def __init__(self, house: AppContext):
-        self.house = house
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def watch(self, name: str, seen: Any) -> list[Any]:
-        return look(self.house, name, seen)
+        return look(self.context, name, seen)
 
     def bring_back(self, request: gr.Request) -> str:
-        return self.house.draft(request).read().values.get("watching", "")
+        return self.context.draft(request).read().values.get("watching", "")
 
     def current(self, name: str) -> str:
-        job = find(self.house, name)
+        job = find(self.context, name)
         if job is None:
             raise UserError("there is no run yet")
         return job.run.name
@@ -228,72 +228,72 @@ class Events:
     def acting(self, what: str) -> Any:
         @user_errors
         def act(name: str) -> list[Any]:
-            do(self.house, what, self.current(name))
-            return look(self.house, name, None)
+            do(self.context, what, self.current(name))
+            return look(self.context, name, None)
 
         return act
 
     @user_errors
     def sample_now(self, name: str) -> None:
-        self.house.queue.job(self.current(name)).run.ask_for_samples()
+        self.context.queue.job(self.current(name)).run.ask_for_samples()
         gr.Info("Sample pictures come after the step at hand.")
 
     @user_errors
     def teach_again(self, name: str, request: gr.Request) -> str:
-        new = again(self.house, self.current(name))
-        self.house.draft(request).keep(watching=new)
+        new = again(self.context, self.current(name))
+        self.context.draft(request).keep(watching=new)
         return new
 
     @user_errors
     def show(self, event: gr.EventData, request: gr.Request) -> Any:
         if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
-        name = self.house.queue.job(clicked(event)["run"]).run.name
-        self.house.draft(request).keep(watching=name)
-        return name, None, gr.Tabs(selected="teach")
+        name = self.context.queue.job(clicked(event)["run"]).run.name
+        self.context.draft(request).keep(watching=name)
+        return name, None, gr.Tabs(selected="train")
 
     @user_errors
     def use(self, name: str) -> tuple[Any, ...]:
-        return _go_to(self.house, "create", self.house.queue.job(self.current(name)).run.adapter)
+        return _go_to(self.context, "generate", self.context.queue.job(self.current(name)).run.adapter)
 
     @user_errors
     def try_step(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
-        run = self.house.queue.job(self.current(name)).run
-        return _go_to(self.house, "create", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
+        run = self.context.queue.job(self.current(name)).run
+        return _go_to(self.context, "generate", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
 
     @user_errors
     def set_beside(self, name: str) -> tuple[Any, ...]:
-        return _go_to(self.house, "compare", *taught_together(self.house, self.current(name)))
+        return _go_to(self.context, "compare", *taught_together(self.context, self.current(name)))
 
 
 def connect(
-    house: AppContext, page: gr.Blocks, tabs: gr.Tabs, view: RunView, strip: Any, creating: Any, comparing: Any
+    context: AppContext, page: gr.Blocks, tabs: gr.Tabs, view: RunView, status: Any, generating: Any, comparing: Any
 ) -> None:
-    """Wire it. ``creating`` and ``comparing`` are the tabs that a taught subject goes on to."""
-    events = Events(house)
+    """Wire it. ``generating`` and ``comparing`` are the tabs that a taught subject goes on to."""
+    events = Events(context)
     looking: dict[str, Any] = {"inputs": [view.shown, view.seen], "outputs": view.outputs}
     page.load(events.bring_back, None, view.shown, **QUIET).then(events.watch, **looking, **QUIET)
-    strip.timer.tick(events.watch, **looking, **QUIET)
+    status.timer.tick(events.watch, **looking, **QUIET)
     view.stop.click(events.acting("stop"), view.shown, view.outputs, **MINE)
     view.resume.click(events.acting("resume"), view.shown, view.outputs, **MINE)
     view.sample.click(events.sample_now, view.shown, None, **MINE)
     view.again.click(events.teach_again, view.shown, view.shown, **MINE)
-    view.create.click(events.use, view.shown, [tabs, creating.adapters], **MINE)
-    view.rounds.click(events.try_step, view.shown, [tabs, creating.adapters], **MINE)
+    view.generate.click(events.use, view.shown, [tabs, generating.adapters], **MINE)
+    view.rounds.click(events.try_step, view.shown, [tabs, generating.adapters], **MINE)
     view.compare.click(events.set_beside, view.shown, [tabs, comparing.adapters], **MINE)
-    strip.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
+    status.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 
-def taught_together(house: AppContext, name: str) -> list[Path]:
+def taught_together(context: AppContext, name: str) -> list[Path]:
     """The adapters of this run and of the finished ones that learned from the very same photos, oldest first."""
-    photos, found = house.queue.job(name).run.config.photos, []
-    for job in reversed(house.queue.jobs()):
+    photos, found = context.queue.job(name).run.config.photos, []
+    for job in reversed(context.queue.jobs()):
         with contextlib.suppress(UserError):  # a configuration changed by hand is no part of it
             if job.status == "finished" and job.run.config.photos == photos:
                 found.append(job.run.adapter)
     return found
 
 
-def _go_to(house: AppContext, tab: str, *adapters: Path) -> tuple[Any, ...]:
-    chosen = [house.key(adapter) for adapter in adapters]
-    return gr.Tabs(selected=tab), gr.update(choices=house.adapter_choices(), value=chosen)
+def _go_to(context: AppContext, tab: str, *adapters: Path) -> tuple[Any, ...]:
+    chosen = [context.key(adapter) for adapter in adapters]
+    return gr.Tabs(selected=tab), gr.update(choices=context.adapter_choices(), value=chosen)

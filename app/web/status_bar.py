@@ -36,57 +36,58 @@ class StatusBar:
     seen: gr.State
 
 
-def build(house: AppContext) -> StatusBar:
+def build(context: AppContext) -> StatusBar:
     """Lay the strip out."""
     with gr.Row(elem_id="top"):
         gr.HTML('<span id="brand">hra<i>·</i>diffusion</span>', min_width=130, scale=0)
         line = gr.HTML(js_on_load=CLICKS, scale=5, min_width=280)
         base = gr.Dropdown(
-            [(base_name(name), name) for name in house.bases], value=house.bases[0], show_label=False, container=False,
-            label="Base model", scale=1, min_width=150, interactive=len(house.bases) > 1, elem_id="base",
+            [(base_name(name), name) for name in context.bases], value=context.bases[0], show_label=False,
+            container=False, label="Base model", scale=1, min_width=150, interactive=len(context.bases) > 1,
+            elem_id="base",
         )  # fmt: skip
         choices = [(DEVICES[name], name) for name in devices.devices()]
         device = gr.Dropdown(
-            choices, value=devices.device_for(house.studio.device), show_label=False, container=False, label="Device",
-            scale=1, min_width=100, interactive=len(choices) > 1, elem_id="device",
+            choices, value=devices.device_for(context.session.device), show_label=False, container=False,
+            label="Device", scale=1, min_width=100, interactive=len(choices) > 1, elem_id="device",
         )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
         runs = gr.HTML(js_on_load=CLICKS)
     return StatusBar(line, base, device, runs, gr.Timer(1.5), gr.State())
 
 
-def connect(house: AppContext, page: gr.Blocks, strip: StatusBar, teaching: Any) -> None:
+def connect(context: AppContext, page: gr.Blocks, status: StatusBar, training: Any) -> None:
     """Wire the strip; a click on a run's name shows it on the Teach tab."""
 
     def watch(seen: Seen | None) -> tuple[Any, ...]:
-        return look(house, seen)
+        return look(context, seen)
 
     @user_errors
     def act(event: gr.EventData) -> tuple[Any, ...]:
-        do(house, clicked(event)["do"], clicked(event)["run"])
+        do(context, clicked(event)["do"], clicked(event)["run"])
         if clicked(event)["do"] == "delete":
             gr.Info(f"{clicked(event)['run']} is in the bin, at the foot of the Library.")
-        return look(house, None)
+        return look(context, None)
 
     @user_errors
     def change(base: str, device: str) -> None:
-        house.studio.change(base, device)
+        context.session.change(base, device)
 
-    held = [strip.base, strip.device]
-    outputs = [strip.line, strip.runs, *held, strip.seen]
-    page.load(watch, strip.seen, outputs, **QUIET)
-    strip.timer.tick(watch, strip.seen, outputs, **QUIET)
+    held = [status.base, status.device]
+    outputs = [status.line, status.runs, *held, status.seen]
+    page.load(watch, status.seen, outputs, **QUIET)
+    status.timer.tick(watch, status.seen, outputs, **QUIET)
     for part in held:
         part.input(change, held, None, **HIDDEN)
-    for part in (strip.line, strip.runs):
+    for part in (status.line, status.runs):
         part.click(act, None, outputs, **HIDDEN)
 
 
-def look(house: AppContext, seen: Seen | None) -> tuple[Any, ...]:
+def look(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     """The line, the list of runs, the base and the device (any visitor may change them), if ``seen`` is out of date."""
-    jobs, studio = house.queue.jobs(), house.studio
-    line, table = running_line(house, jobs), runs_table(jobs[:SHOWN])
-    held = studio.base, devices.device_for(studio.device)
+    jobs, session = context.queue.jobs(), context.session
+    line, table = running_line(context, jobs), runs_table(jobs[:SHOWN])
+    held = session.base, devices.device_for(session.device)
     before, *chosen = seen or ("", "", "")
     now = changed([line, table], before)
     if not now and held == tuple(chosen):
@@ -95,9 +96,9 @@ def look(house: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     return line, table, *updates, (now or before, *held)
 
 
-def do(house: AppContext, what: str, name: str) -> None:
+def do(context: AppContext, what: str, name: str) -> None:
     """What a button in the list of runs asks for. Raises RunError."""
-    queue = house.queue
+    queue = context.queue
     match what:
         case "stop":
             queue.stop(name)
@@ -117,22 +118,22 @@ def base_name(base: str) -> str:
     return PureWindowsPath(base).name.removesuffix(".safetensors")  # it knows both kinds of slashes
 
 
-def running_line(house: AppContext, jobs: list[Job]) -> str:
+def running_line(context: AppContext, jobs: list[Job]) -> str:
     """What is going on, in a line."""
     running = next((job for job in jobs if job.status == "running"), None)
     if running is None:
         dead = next((job for job in jobs if job.status == "died"), None)
         if dead is None:
-            return '<div class="strip soft">No run in progress.</div>'
+            return '<div class="status-bar soft">No run in progress.</div>'
         text = f"{escape(dead.run.name)} broke off at step {dead.step} of {dead.steps} (a crash or a power cut)."
         resume = button("Resume", "resume", run=dead.run.name)
-        return f'<div class="strip">{badge("broke off", "warn")} {text} {resume}</div>'
+        return f'<div class="status-bar">{badge("broke off", "warn")} {text} {resume}</div>'
     told = progress.read(running.run)
     waiting = sum(job.status == "waiting" for job in jobs)
     announced = "" if _stepping(told) else ' role="status"'  # read out: a new phase, not every step
     more = f' <span class="soft">{waiting} more in the queue</span>' if waiting else ""
     return (
-        f'<div class="strip"><strong>{escape(running.run.name)}</strong> '
+        f'<div class="status-bar"><strong>{escape(running.run.name)}</strong> '
         f"<span{announced}>{standing(running, told)}</span>"
         f"{bar(told.step / max(1, running.steps), f'{running.run.name} learning')}"
         f"{more} {button('Stop', 'stop', run=running.run.name)}</div>"

@@ -23,7 +23,7 @@ def forecast(
     ``photos``: how many there are. ``measure``: start measuring a configuration that has no measurement yet.
     """
     try:
-        runs = plan(context, entries, values) if not values.several or context.studio.loaded else []
+        runs = plan(context, entries, values) if not values.several or context.session.loaded else []
     except UserError as error:
         return gr.skip(), note(str(error), "bad")
     known = [(config, found) for config in runs if (found := calibration.known(context.output, config))]

@@ -35,7 +35,7 @@ def output(taught, tmp_path):
 
 
 @pytest.fixture
-def house(output, base_folder):
+def context(output, base_folder):
     """What the tabs share, without a server."""
     from app.inference_session import InferenceSession
     from app.web.context import AppContext

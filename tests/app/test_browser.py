@@ -4,13 +4,15 @@ import pytest
 from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, launch, serving
 
-from hra_diffusion.generation.sampling import Settings, generate, read_png, save_png
+from hra_diffusion.generation.png import read_png, save_png
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.sampling import generate
 from hra_diffusion.models.sources import ASSETS, TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (apt-get install chromium)")
-TABS = ("Teach", "Create", "Compare", "Library")
+TABS = ("Train", "Generate", "Compare", "Library")
 MINUTE = 60_000
 
 
@@ -65,7 +67,7 @@ def give_photos(page, photos):
     page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
 
 
-def teach(page, name, method):
+def train(page, name, method):
     """Fill the form in, for a run of seconds, and press Train."""
     fill(page, "#noun", "dog")
     fill(page, "#name", name)
@@ -86,19 +88,19 @@ def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
     with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
         page = visit(served.local_url)
         give_photos(page, photos)
-        teach(page, "Rex", "HRA")
+        train(page, "Rex", "HRA")
         page.wait_for_selector("#run-head [role=progressbar]")
         page.reload()
         page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
         playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex")
         page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
         assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
-        teach(page, "Rex-lora", "LoRA")
+        train(page, "Rex-lora", "LoRA")
         page.wait_for_selector("#run-head >> text=Rex-lora is ready", timeout=4 * MINUTE)
 
-        page.get_by_role("button", name="Create with it").locator("visible=true").click()
+        page.get_by_role("button", name="Generate with it").locator("visible=true").click()
         fill(page, "#prompt", "a dog in the snow")
-        page.click("#create-button")
+        page.click("#generate-button")
         page.wait_for_selector("#stage img[data-zoom]")
         page.locator("#stage img[data-zoom]").first.click()
         page.keyboard.press("ArrowRight")
@@ -136,7 +138,7 @@ def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, sch
         )
 
 
-def test_the_way_to_teach_by_keyboard(page, visit):
+def test_the_way_to_train_by_keyboard(page, visit):
     there = visit(page.local_url)
     there.locator("#upload button").first.focus()
     reached = []
@@ -254,25 +256,25 @@ def drawn(pipe, tmp_path):
     return save_png(picture, tmp_path / "picture.png")
 
 
-def test_a_picture_dropped_on_create_brings_its_settings_back(drawn, page, visit):
+def test_a_picture_dropped_on_generate_brings_its_settings_back(drawn, page, visit):
     there = visit(page.local_url)
-    go(there, "Create")
+    go(there, "Generate")
     there.wait_for_selector("#made")
     there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 
-def test_a_refused_value_leaves_create_as_usable_as_before(page, visit, tmp_path):
+def test_a_refused_value_leaves_generate_as_usable_as_before(page, visit, tmp_path):
     """And what is unfolded and left empty is the base's own."""
     there = visit(page.local_url)
-    go(there, "Create")
+    go(there, "Generate")
     fill(there, "#prompt", "a cat in the snow")
     there.locator("#more button.label-wrap").click()
     there.get_by_label("Width").fill("4096")
-    there.click("#create-button")
+    there.click("#generate-button")
     there.wait_for_selector("text=at most 2048 pixels")
     there.get_by_label("Width").fill("0")
-    there.click("#create-button")
+    there.click("#generate-button")
     there.wait_for_selector("#stage img[data-zoom]")
     (made,) = {read_png(file)["guidance_scale"] for file in (tmp_path / "outputs").rglob("pictures/*.png")}
     assert made == 7.5

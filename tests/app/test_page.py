@@ -22,7 +22,7 @@ from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison import report
-from hra_diffusion.generation.sampling import read_png
+from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 from training import config as configs
 from training.runs.run_folder import Run
@@ -73,73 +73,74 @@ def test_bars_have_a_name_for_screen_readers():
 # The run
 
 
-def test_a_finished_run_shows_losses_samples_and_what_comes_next(house):
-    head, plot, rounds, log, *_ = run_view.look(house, "Rex", None)
+def test_a_finished_run_shows_losses_samples_and_what_comes_next(context):
+    head, plot, rounds, log, *_ = run_view.look(context, "Rex", None)
     assert "Rex is ready" in head and "<svg" in plot and "polyline" in plot and "step 6 of 6" in log
     assert rounds.index("step 6") < rounds.index("step 3") < rounds.index("before"), (
         "newest first, the base's idea last"
     )
     assert rounds.count("Try this one") == 2
-    seen = run_view.look(house, "Rex", None)[-1]
+    seen = run_view.look(context, "Rex", None)[-1]
     assert all(
-        isinstance(update, dict) and update.get("__type__") == "update" for update in run_view.look(house, "Rex", seen)
+        isinstance(update, dict) and update.get("__type__") == "update"
+        for update in run_view.look(context, "Rex", seen)
     )
 
 
-def test_methods_taught_together_are_compared_together(house):
+def test_methods_taught_together_are_compared_together(context):
     for name in ("Rex-lora", "Other"):
-        shutil.copytree(house.output / "Rex", house.output / name)
-        (house.output / name / "Rex.safetensors").rename(house.output / name / f"{name}.safetensors")
-    other = Run(house.output / "Other")
+        shutil.copytree(context.output / "Rex", context.output / name)
+        (context.output / name / "Rex.safetensors").rename(context.output / name / f"{name}.safetensors")
+    other = Run(context.output / "Other")
     configs.write(other.config.model_copy(update={"photos": (Path("elsewhere"),)}), other.folder / "config.yaml")
-    _, chosen = run_view.Events(house).set_beside("Rex")
+    _, chosen = run_view.Events(context).set_beside("Rex")
     assert sorted(chosen["value"]) == ["Rex-lora/Rex-lora.safetensors", "Rex/Rex.safetensors"]
 
 
-def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(house):
-    Run(house.output / "Rex").write_state("failed", 3, 6, reason="the loss became nan at step 4")
-    head, _, _, log, _, *offers, _ = run_view.look(house, "Rex", None)
+def test_a_failed_run_says_why_and_what_to_change_and_never_that_it_is_done(context):
+    Run(context.output / "Rex").write_state("failed", 3, 6, reason="the loss became nan at step 4")
+    head, _, _, log, _, *offers, _ = run_view.look(context, "Rex", None)
     assert "It failed: the loss became nan" in head and "learning rate" in head
     assert "ready" not in head.lower() and "complete" not in (head + log).lower()
-    buttons = ("stop", "sample", "resume", "again", "create", "compare")
+    buttons = ("stop", "sample", "resume", "again", "generate", "compare")
     assert [button for button, offer in zip(buttons, offers, strict=True) if offer["visible"]] == ["again"]
 
 
-def test_a_dead_run_is_found_and_offered(house):
-    Run(house.output / "Rex").write_state("running", 3, 6)
-    jobs = house.queue.jobs()
-    assert "broke off" in status_bar.running_line(house, jobs) and 'data-do="resume"' in status_bar.running_line(
-        house, jobs
+def test_a_dead_run_is_found_and_offered(context):
+    Run(context.output / "Rex").write_state("running", 3, 6)
+    jobs = context.queue.jobs()
+    assert "broke off" in status_bar.running_line(context, jobs) and 'data-do="resume"' in status_bar.running_line(
+        context, jobs
     )
-    assert "Resume goes on" in run_view.look(house, "Rex", None)[0]
+    assert "Resume goes on" in run_view.look(context, "Rex", None)[0]
 
 
-def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(house, monkeypatch):
+def test_a_run_that_came_to_nothing_is_put_away_and_brought_back(context, monkeypatch):
     with pytest.raises(ValueError, match="is finished"):
-        status_bar.do(house, "delete", "Rex")
-    run = Run(house.output / "Rex")
+        status_bar.do(context, "delete", "Rex")
+    run = Run(context.output / "Rex")
     run.adapter.unlink()
     run.write_state("failed", 3, 6, reason="the loss became nan")
-    assert 'data-do="delete"' in status_bar.runs_table(house.queue.jobs())
-    monkeypatch.chdir(house.output.parent)
+    assert 'data-do="delete"' in status_bar.runs_table(context.queue.jobs())
+    monkeypatch.chdir(context.output.parent)
     status_bar.do(
-        AppContext(Path(house.output.name), house.studio, house.bases), "delete", "Rex"
+        AppContext(Path(context.output.name), context.session, context.bases), "delete", "Rex"
     )  # as `make app` names it
-    assert house.queue.jobs() == [] and "Rex" in library.show_bin(house)
-    (key,) = trash.keys(house.output)
-    trash.restore(key, house.output)
-    assert [(job.run.name, job.status, job.reason) for job in house.queue.jobs()] == [
+    assert context.queue.jobs() == [] and "Rex" in library.show_bin(context)
+    (key,) = trash.keys(context.output)
+    trash.restore(key, context.output)
+    assert [(job.run.name, job.status, job.reason) for job in context.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]
 
 
-def test_names_are_escaped_wherever_they_are_shown(house):
-    Run(house.output / "Rex").write_state("failed", 3, 6, reason="<script>alert(1)</script>")
-    head, _, _, log, *_ = run_view.look(house, "Rex", None)
+def test_names_are_escaped_wherever_they_are_shown(context):
+    Run(context.output / "Rex").write_state("failed", 3, 6, reason="<script>alert(1)</script>")
+    head, _, _, log, *_ = run_view.look(context, "Rex", None)
     assert "<script>" not in head + log and "&lt;script&gt;" in head
 
 
-# Create
+# Generate
 
 
 def wish(**changes):
@@ -149,75 +150,75 @@ def wish(**changes):
     return generate.GenerationRequest(**given)
 
 
-def test_pictures_come_with_previews_and_their_settings(house, tmp_path):
+def test_pictures_come_with_previews_and_their_settings(context, tmp_path):
     settings = {"negative": "fog", "guidance": 2.0, "scheduler": "euler", "width": 32, "height": 16}
-    news = list(generate.draw(house, wish(**settings), threading.Event()))
+    news = list(generate.draw(context, wish(**settings), threading.Event()))
     assert len(news) > 1 and news[-1][1] == 1.0
     files = generate.keep(list(news[-1][0].values()), tmp_path)
     made = read_png(files[0])
     assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
     said = {"negative": "negative_prompt", "guidance": "guidance_scale"}
     assert {name: made[said.get(name, name)] for name in settings} == settings
-    assert generate._fill(house, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
-    another = generate._fill(house, generate._for_another(house, made))
+    assert generate._fill(context, made)[:4] == [["Rex/Rex.safetensors"], "a sks dog in the snow", 1, 5]
+    another = generate._fill(context, generate._for_another(context, made))
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
 
 
-def test_words_that_are_encoded_apart_are_named_with_the_pictures(house, tmp_path):
+def test_words_that_are_encoded_apart_are_named_with_the_pictures(context, tmp_path):
     prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
-    pictures, _ = list(generate.draw(house, wish(adapters=[], prompt=prompt), threading.Event()))[-1]
-    generate.keep(list(pictures.values()), house.own(Visitor("a")) / "pictures")
-    assert "“the deep snow”" in generate.show_stage(house, Visitor("a"))
-    plan = compared(house, prompts=prompt, seeds=1)
-    compare.keep(list(compare.draw(house, plan, threading.Event()))[-1], tmp_path)
+    pictures, _ = list(generate.draw(context, wish(adapters=[], prompt=prompt), threading.Event()))[-1]
+    generate.keep(list(pictures.values()), context.own(Visitor("a")) / "pictures")
+    assert "“the deep snow”" in generate.show_stage(context, Visitor("a"))
+    plan = compared(context, prompts=prompt, seeds=1)
+    compare.keep(list(compare.draw(context, plan, threading.Event()))[-1], tmp_path)
     again = compare.load_comparison(tmp_path)
     assert "deep snow”" in compare.show_kept(tmp_path, again) and "deep snow”" in report.render(again)
 
 
-def test_every_adapter_keeps_its_own_strength(house):
+def test_every_adapter_keeps_its_own_strength(context):
     with gr.Blocks():
-        events = generate.Events(house, generate.build(house))
+        events = generate.Events(context, generate.build(context))
     rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
     *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
     assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
     made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
             "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
-    filled_in = generate._fill(house, made)
+    filled_in = generate._fill(context, made)
     assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
 
 
-def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(house, tmp_path):
-    labels = dict(house.adapter_choices())
+def test_a_checkpoint_of_a_run_can_be_drawn_with_and_is_named(context, tmp_path):
+    labels = dict(context.adapter_choices())
     assert list(labels) == ["Rex", "Rex step 3", "Rex step 6"]
-    pictures, _ = list(generate.draw(house, wish(adapters=[labels["Rex step 3"]]), threading.Event()))[-1]
+    pictures, _ = list(generate.draw(context, wish(adapters=[labels["Rex step 3"]]), threading.Event()))[-1]
     (file, _) = generate.keep(list(pictures.values()), tmp_path)
     assert read_png(file)["adapters"] == {"Rex step 3": 1.0}
 
 
-def test_a_damaged_checkpoint_is_left_out_and_the_rest_stays(house):
-    (house.output / "Rex/checkpoints/000003/adapter.safetensors").write_bytes(b"half a file")
-    assert [label for label, _ in house.adapter_choices()] == ["Rex", "Rex step 6"]
+def test_a_damaged_checkpoint_is_left_out_and_the_rest_stays(context):
+    (context.output / "Rex/checkpoints/000003/adapter.safetensors").write_bytes(b"half a file")
+    assert [label for label, _ in context.adapter_choices()] == ["Rex", "Rex step 6"]
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "Rex/config.yaml", "Rex/../../x.safetensors"])
-def test_keys_from_the_page_cannot_leave_the_outputs_folder(house, key):
+def test_keys_from_the_page_cannot_leave_the_outputs_folder(context, key):
     with pytest.raises(ValueError, match="not there any more"):
-        house.file(key)
+        context.file(key)
 
 
-def test_an_empty_prompt_and_an_odd_size_are_explained(house):
+def test_an_empty_prompt_and_an_odd_size_are_explained(context):
     with pytest.raises(ValueError, match="Say what to draw"):
-        list(generate.draw(house, wish(adapters=[], prompt=" "), threading.Event()))
+        list(generate.draw(context, wish(adapters=[], prompt=" "), threading.Event()))
     with pytest.raises(ValueError, match="multiples of"):
-        list(generate.draw(house, wish(width=33), threading.Event()))
+        list(generate.draw(context, wish(width=33), threading.Event()))
 
 
-def test_a_stop_reaches_what_still_waits_for_the_device(house):
+def test_a_stop_reaches_what_still_waits_for_the_device(context):
     with gr.Blocks():
-        events = generate.Events(house, generate.build(house))
+        events = generate.Events(context, generate.build(context))
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
-    pictures, _ = list(generate.draw(house, wish(count=1), threading.Event()))[-1]
-    generate.keep(list(pictures.values()), house.own(ann) / "pictures")
+    pictures, _ = list(generate.draw(context, wish(count=1), threading.Event()))[-1]
+    generate.keep(list(pictures.values()), context.own(ann) / "pictures")
     assert "waiting for the device" in events.ready(ann, *values), "said at once, not when its turn comes"
     with pytest.raises(gr.Error, match="under way"):
         events.ready(ann, *values)
@@ -230,15 +231,15 @@ def test_a_stop_reaches_what_still_waits_for_the_device(house):
 # Compare
 
 
-def compared(house, **changes):
+def compared(context, **changes):
     given = {"adapters": ["Rex/Rex.safetensors"], "base": True, "prompts": "a {subject}", "seed": 1, "seeds": 2,
              "strength": 1.0, "steps": 2, "drift": False} | changes  # fmt: skip
-    return compare.make_plan(house, list(given.values()))
+    return compare.make_plan(context, list(given.values()))
 
 
-def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
-    done = list(compare.draw(house, compared(house), threading.Event()))[-1]
-    assert [column.label for column in done.columns] == ["base", "Rex"] and len(done.photos) == 3
+def test_a_comparison_is_kept_whole_and_voted_on(context, tmp_path):
+    done = list(compare.draw(context, compared(context), threading.Event()))[-1]
+    assert [column.label for column in done.variants] == ["base", "Rex"] and len(done.photos) == 3
     compare.keep(done, tmp_path / "compare" / "0001")
     folder = compare.newest(tmp_path)
     again = compare.load_comparison(folder)
@@ -258,11 +259,11 @@ def test_a_comparison_is_kept_whole_and_voted_on(house, tmp_path):
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 
 
-def test_the_photos_stand_beside_the_pictures_from_the_start(house):
+def test_the_photos_stand_beside_the_pictures_from_the_start(context):
     """Also when the photos themselves are gone: the run keeps small copies."""
-    shutil.rmtree(house.output / "photos")
+    shutil.rmtree(context.output / "photos")
     with gr.Blocks():
-        events = compare.Events(house, compare.build(house))
+        events = compare.Events(context, compare.build(context))
     values = [["Rex/Rex.safetensors"], True, "a {subject}", 1, 2, 1.0, 2, False]
     shown = [update[1] for update in events.run(Visitor("a"), *values)]
     assert len(shown) > 2
@@ -278,19 +279,19 @@ def test_the_photos_stand_beside_the_pictures_from_the_start(house):
         ({"prompts": "x\n" * 50, "seeds": 6}, "are the most"),
     ],
 )
-def test_a_comparison_that_cannot_be_says_so(house, changes, said):
+def test_a_comparison_that_cannot_be_says_so(context, changes, said):
     with pytest.raises(ValueError, match=said):
-        compared(house, **changes)
+        compared(context, **changes)
 
 
 def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
-    house = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
-    plan = compared(house, drift=True)
-    news = list(compare.draw(house, plan, threading.Event()))
+    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    plan = compared(context, drift=True)
+    news = list(compare.draw(context, plan, threading.Event()))
     assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
     done = news[-1]
-    assert done.cells[1].score.drift is not None and done.columns[1].costs["megabytes"] > 0
+    assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
     plots = report.plots(compare.load_comparison(compare.newest(tmp_path)))
     assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
@@ -307,53 +308,55 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
         ("in the snow", "{subject}, in the snow"),
     ],
 )
-def test_a_prompt_with_one_adapters_word_asks_each_for_its_own(house, prompt, asked):
-    """A picture sent from Create brings the prompt it was drawn by, the trigger in it."""
-    assert compared(house, prompts=prompt).prompts == (asked,)
+def test_a_prompt_with_one_adapters_word_asks_each_for_its_own(context, prompt, asked):
+    """A picture sent from Generate brings the prompt it was drawn by, the trigger in it."""
+    assert compared(context, prompts=prompt).prompts == (asked,)
 
 
-def test_a_checkpoint_is_a_column_of_its_own(house):
-    plan = compared(house, adapters=["Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"])
+def test_a_checkpoint_is_a_column_of_its_own(context):
+    plan = compared(context, adapters=["Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"])
     assert plan.labels == ["base", "Rex", "Rex step 3"]
 
 
 # Library
 
 
-def test_the_library_shows_searches_renames_and_bins(house):
-    assert "Rex" in library.show_cards(house) and "Nothing here matches" in library.show_cards(house, "zebra")
-    facts = library.show_facts(house, "Rex/Rex.safetensors")
+def test_the_library_shows_searches_renames_and_bins(context):
+    assert "Rex" in library.show_cards(context) and "Nothing here matches" in library.show_cards(context, "zebra")
+    facts = library.show_facts(context, "Rex/Rex.safetensors")
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
-    places = library.show_places(read_info(house.file("Rex/Rex.safetensors")))
+    places = library.show_places(read_info(context.file("Rex/Rex.safetensors")))
     assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
     from training.runs import run_folder
 
-    path = run_folder.rename(house.file("Rex/Rex.safetensors"), "Max")
+    path = run_folder.rename(context.file("Rex/Rex.safetensors"), "Max")
     assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
 
 
 @pytest.mark.parametrize("form", library.EXPORTS.values())
-def test_an_adapter_leaves_in_every_form_and_comes_back(house, form, tmp_path):
-    path, told = library.export(house, house.file("Rex/Rex.safetensors"), form, tmp_path)
+def test_an_adapter_leaves_in_every_form_and_comes_back(context, form, tmp_path):
+    path, told = library.export(context, context.file("Rex/Rex.safetensors"), form, tmp_path)
     assert path.is_file() and path.parent == tmp_path
     if form != library.OWN:
         assert any("exactly" in line for line in told) and any("sks dog" in line for line in told)
     if form in (library.OWN, "kohya", "diffusers"):
-        before = sorted(house.output.glob("*/*.safetensors"))
-        assert library.understood(house, path) and sorted(house.output.glob("*/*.safetensors")) == before, "only told"
-        kept, _ = library.take_in(house, path)
-        assert library.misfit(house, kept) == "" and kept.parent != path.parent
-        assert house.studio.load_adapters([kept])
+        before = sorted(context.output.glob("*/*.safetensors"))
+        assert library.understood(context, path) and sorted(context.output.glob("*/*.safetensors")) == before, (
+            "only told"
+        )
+        kept, _ = library.take_in(context, path)
+        assert library.misfit(context, kept) == "" and kept.parent != path.parent
+        assert context.session.load_adapters([kept])
 
 
-def test_the_page_asks_before_it_makes_a_file_that_programs_load_wrongly(house):
+def test_the_page_asks_before_it_makes_a_file_that_programs_load_wrongly(context):
     pipe, key, visitor = tiny_pipe(), "Sho/Sho.safetensors", Visitor("a")
     attachment.attach(pipe.unet, "shoft", {"rank": 2}, name="Sho")
     stir(attachment.adapter_parameters(pipe.unet, "Sho").values())
-    pipeline.save(pipe, house.output / key, "Sho", "sks", "dog")
-    events, made = library.Events(house), house.own(visitor) / "exports"
-    assert [form for form in library.EXPORTS.values() if library.doubts(house, key, form)] == ["kohya"]
-    assert not library.doubts(house, "Rex/Rex.safetensors", "kohya")
+    pipeline.save(pipe, context.output / key, "Sho", "sks", "dog")
+    events, made = library.Events(context), context.own(visitor) / "exports"
+    assert [form for form in library.EXPORTS.values() if library.doubts(context, key, form)] == ["kohya"]
+    assert not library.doubts(context, "Rex/Rex.safetensors", "kohya")
     ready, question = events.make(key, "kohya", visitor)
     assert ready["visible"] is False and not made.exists(), "nothing is made before the answer"
     assert "InvokeAI: unusable" in question and 'data-do="plain"' in question and 'data-do="make"' in question
@@ -365,39 +368,42 @@ def test_the_page_asks_before_it_makes_a_file_that_programs_load_wrongly(house):
     assert scaled == {"make": True, "plain": False}
 
 
-def test_an_export_of_a_run_has_its_facts_and_its_last_sample(house, tmp_path):
-    path, _ = library.export(house, house.file("Rex/Rex.safetensors"), "kohya", tmp_path)
+def test_an_export_of_a_run_has_its_facts_and_its_last_sample(context, tmp_path):
+    path, _ = library.export(context, context.file("Rex/Rex.safetensors"), "kohya", tmp_path)
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     assert json.loads(facts["ss_tag_frequency"]) == {"Rex": {"sks dog": 3}}
     assert facts["ss_resolution"] == "(16, 16)" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
-def test_an_import_is_kept_only_when_the_visitor_says_so(house, tmp_path):
-    events, file = library.Events(house), shutil.copy(house.file("Rex/Rex.safetensors"), tmp_path / "given.safetensors")
+def test_an_import_is_kept_only_when_the_visitor_says_so(context, tmp_path):
+    events, file = (
+        library.Events(context),
+        shutil.copy(context.file("Rex/Rex.safetensors"), tmp_path / "given.safetensors"),
+    )
     _, told, given = events.look_into(str(file))
-    assert "Rex: HRA of “sks dog”, for tiny-sd." in told and 'data-do="keep"' in told and len(house.adapters()) == 1
+    assert "Rex: HRA of “sks dog”, for tiny-sd." in told and 'data-do="keep"' in told and len(context.adapters()) == 1
     said, cards, _ = events.answer(gr.EventData(None, {"do": "keep"}), "", given)
     assert "Rex 2 is kept now" in said and cards.count('data-do="open"') == 2
 
 
-def test_an_adapter_of_another_base_is_shown_as_such(house, tmp_path):
+def test_an_adapter_of_another_base_is_shown_as_such(context, tmp_path):
     other = tiny_pipe()
     stir(other.unet.parameters(), by=1.0)
     other.save_pretrained(tmp_path / "other")
-    house.studio.change(str(tmp_path / "other"), "cpu")
-    assert "another base" not in library.show_cards(house), "not before the base is known"
-    _ = house.studio.pipe
-    assert "another base" in library.show_cards(house)
-    assert "weights differ" in library.show_facts(house, "Rex/Rex.safetensors")
+    context.session.change(str(tmp_path / "other"), "cpu")
+    assert "another base" not in library.show_cards(context), "not before the base is known"
+    _ = context.session.pipe
+    assert "another base" in library.show_cards(context)
+    assert "weights differ" in library.show_facts(context, "Rex/Rex.safetensors")
 
 
 # The whole page
 
 
-def test_every_event_that_may_refuse_is_in_the_queue(house):
+def test_every_event_that_may_refuse_is_in_the_queue(context):
     """Of one outside it the browser shows no error: a button would do nothing, and nobody would know why."""
-    told = [event for event in build(house).fns.values() if hasattr(event.fn, "__wrapped__")]
+    told = [event for event in build(context).fns.values() if hasattr(event.fn, "__wrapped__")]
     assert len(told) > 20 and [event.name for event in told if event.queue is False] == []
 
 
@@ -439,16 +445,16 @@ def test_eight_visitors_see_only_their_own(output, base_folder):
     assert found == {number: {str(number)} for number in range(8)}
 
 
-def test_photos_belong_to_who_gave_them(house):
-    photos = sorted((house.output / "photos" / "Rex").glob("*.jpg"))
-    house.draft(Visitor("a")).add(photos)
-    assert len(house.draft(Visitor("a")).read().photos) == 3, "also after a reload or a restart: the cookie tells"
-    assert house.draft(Visitor("b")).read().photos == ()
+def test_photos_belong_to_who_gave_them(context):
+    photos = sorted((context.output / "photos" / "Rex").glob("*.jpg"))
+    context.draft(Visitor("a")).add(photos)
+    assert len(context.draft(Visitor("a")).read().photos) == 3, "also after a reload or a restart: the cookie tells"
+    assert context.draft(Visitor("b")).read().photos == ()
     ann = Visitor("a")
     ann.username = "ann"
     impostor = Visitor("login ann")
-    assert len({house.own(who) for who in (Visitor("a"), ann, impostor)}) == 3
-    assert "a" not in {path.name for path in (house.output / "visitors").iterdir()}, (
+    assert len({context.own(who) for who in (Visitor("a"), ann, impostor)}) == 3
+    assert "a" not in {path.name for path in (context.output / "visitors").iterdir()}, (
         "the folder does not tell the cookie"
     )
 

@@ -9,7 +9,8 @@ from PIL import Image, PngImagePlugin
 from app.web import compare as compare_tab
 from app.web import generate, logins, run_view, status_bar
 from hra_diffusion.comparison.compare import Variant, compare
-from hra_diffusion.generation.sampling import PNG_KEY, Settings
+from hra_diffusion.generation.png import PNG_KEY
+from hra_diffusion.generation.requests import Settings
 from training.runs.run_folder import Run
 
 
@@ -21,11 +22,11 @@ class Visitor:
 
 
 @pytest.mark.parametrize("content", ["", "abc", "zz" * 32])
-def test_a_damaged_secret_is_made_again(house, content):
+def test_a_damaged_secret_is_made_again(context, content):
     """An empty one would let visitors' folders be guessed."""
-    (house.output / ".salt").write_text(content)
-    assert len(house.salt) == 32 and (house.output / ".salt").read_text() == house.salt.hex()
-    assert house.own(Visitor()).parent == house.output / "visitors"
+    (context.output / ".salt").write_text(content)
+    assert len(context.salt) == 32 and (context.output / ".salt").read_text() == context.salt.hex()
+    assert context.own(Visitor()).parent == context.output / "visitors"
 
 
 @pytest.mark.parametrize("cut", [5, 30, 80])
@@ -37,64 +38,64 @@ def test_a_login_that_was_cut_short_is_named_before_anybody_comes(tmp_path, cut)
         logins.require_logins(tmp_path / "logins")
 
 
-def test_a_damaged_picture_is_left_out_of_the_stage(house):
-    folder = house.own(Visitor()) / "pictures"
+def test_a_damaged_picture_is_left_out_of_the_stage(context):
+    folder = context.own(Visitor()) / "pictures"
     info = PngImagePlugin.PngInfo()
     info.add_itxt(PNG_KEY, json.dumps({"prompt": "a dog", "seed": 1}))
     folder.mkdir(parents=True)
     Image.new("RGB", (40, 40), "red").save(folder / "00000-a.png", pnginfo=info)
     (folder / "00001-b.png").write_bytes(b"")
     (folder / "00002-c.png").write_bytes((folder / "00000-a.png").read_bytes()[:50])
-    shown = generate.show_stage(house, Visitor())
+    shown = generate.show_stage(context, Visitor())
     assert shown.count("<figure") == 1 and "00000-a.png" in shown
 
 
 @pytest.fixture
-def compared(house, pipe):
+def compared(context, pipe):
     """A comparison of this visitor's, as the tab keeps it."""
-    folder = house.own(Visitor()) / "compare" / "0001"
+    folder = context.own(Visitor()) / "compare" / "0001"
     photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
     done = compare(pipe, [Variant("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
     compare_tab.keep(done, folder)
     return folder
 
 
-def bring_back(house):
+def bring_back(context):
     parts = SimpleNamespace(shown=[None] * 10)
-    return compare_tab.Events(house, parts).bring_back(Visitor())
+    return compare_tab.Events(context, parts).bring_back(Visitor())
 
 
-def test_a_comparison_without_one_of_its_photos_is_shown(house, compared):
+def test_a_comparison_without_one_of_its_photos_is_shown(context, compared):
     (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
-    assert bring_back(house)[0].count("<img") == 4
+    assert bring_back(context)[0].count("<img") == 4
     assert len(compare_tab.load_comparison(compared).photos) == 1
 
 
 @pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])
 @pytest.mark.parametrize("content", [b"", b'{"cells": [', b"{}", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDRxxxx"])
-def test_a_damaged_comparison_says_so_and_the_tab_opens(house, compared, file, content):
+def test_a_damaged_comparison_says_so_and_the_tab_opens(context, compared, file, content):
     assert (compared / file).exists()
     (compared / file).write_bytes(content)
-    shown = bring_back(house)
+    shown = bring_back(context)
     assert "0001 holds no whole comparison" in shown[0] and len(shown) == 10
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "state.json", "events.jsonl", "photos.json", "photos/00.png"])
 @pytest.mark.parametrize("content", [b"", b'{"na', b"\0\0"])
-def test_the_page_shows_every_run_whatever_became_of_its_files(house, file, content):
-    (house.output / "Rex" / file).write_bytes(content)
-    status_bar.look(house, None)
-    run_view.look(house, "Rex", None)
-    assert [job.run.name for job in house.queue.jobs()] == ["Rex"]
-    assert compare_tab.photos_of(Run(house.output / "Rex").adapter, 64)
+def test_the_page_shows_every_run_whatever_became_of_its_files(context, file, content):
+    (context.output / "Rex" / file).write_bytes(content)
+    status_bar.look(context, None)
+    run_view.look(context, "Rex", None)
+    assert [job.run.name for job in context.queue.jobs()] == ["Rex"]
+    assert compare_tab.photos_of(Run(context.output / "Rex").adapter, 64)
 
 
-def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(house):
-    run = Run(house.output / "Rex")
+def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(context):
+    run = Run(context.output / "Rex")
     run.write_state("running", 2, 6)
     with run.locked():
         (run.folder / "config.yaml").write_text("")
-        assert "Rex" in status_bar.look(house, None)[0]
+        assert "Rex" in status_bar.look(context, None)[0]
 
 
 @pytest.mark.parametrize("base", [r"C:\models\sd15.safetensors", "/models/sd15.safetensors", "someone/sd15"])

@@ -33,9 +33,9 @@ def test_who_draws_while_the_page_warms_up_waits_for_the_libraries():
     """Two threads that import transformers at the same time see it half made."""
     code = (
         "import threading; from app.web.server import _warm; from app.inference_session import InferenceSession\n"
-        "studio = InferenceSession('toybox')\n"
-        "warming = threading.Thread(target=_warm, args=(studio,)); warming.start()\n"
-        "print(type(studio.pipe).__name__); warming.join()"
+        "session = InferenceSession('toybox')\n"
+        "warming = threading.Thread(target=_warm, args=(session,)); warming.start()\n"
+        "print(type(session.pipe).__name__); warming.join()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "StableDiffusionPipeline", done.stderr

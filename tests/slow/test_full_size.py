@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from hra_diffusion import generate, interop, load_base, pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.generation.sampling import Settings
+from hra_diffusion.generation.requests import Settings
 from hra_diffusion.interop import original
 from hra_diffusion.models import families
 from hra_diffusion.models.families.architectures import SD1, SD2, SDXL

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.generation.sampling import Request
+from hra_diffusion.generation.requests import Request
 from toybox import score as scoring
 from toybox.autoencoder import new_autoencoder
 from toybox.captions import caption_of

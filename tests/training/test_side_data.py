@@ -14,7 +14,7 @@ from windows import PEAK, windows  # noqa: F401 (a fixture)
 
 from hra_diffusion.comparison import votes
 from hra_diffusion.comparison.votes import Vote
-from hra_diffusion.generation.sampling import PictureError
+from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
 from training import scoring
 from training.data.class_images import class_images
@@ -178,7 +178,7 @@ def test_class_pictures_that_are_nan_end_the_run_and_sample_pictures_are_left_ou
     broken, heard = tiny_pipe(), []
     with torch.no_grad():
         broken.vae.decoder.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(PictureError, match="'a photo of a dog' with seed 0 came out as NaN"):
+    with pytest.raises(GenerationError, match="'a photo of a dog' with seed 0 came out as NaN"):
         train(settings(), tmp_path, pipe=broken)
     assert not list((tmp_path / ".cache").rglob("*.png")) and Run(tmp_path / "Rex").state["status"] == "failed"
     samples = LEAN | {"sample_prompts": ["a {subject}"]}
