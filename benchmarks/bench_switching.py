@@ -10,7 +10,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
+from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import layer
 from training.memory.measure import interleaved, ratios, spread, twin
@@ -23,7 +23,7 @@ def main() -> None:
     ours = load_pipe(given.base, given.device, given.dtype)
     theirs = type(ours)(**{**ours.components, "unet": twin(ours.unet)}, requires_safety_checker=False)
     with tempfile.TemporaryDirectory() as folder:
-        names, files = put_on(ours, ["lora", "lora", "hra"], given.rank), {}
+        names, files = attach_random(ours, ["lora", "lora", "hra"], given.rank), {}
         for name in names:
             files[name] = Path(folder) / f"{name}.safetensors"
             pipeline.save(ours, files[name], name)
@@ -59,8 +59,8 @@ def main() -> None:
         way: ratios(spent[f"{way}, ours"], spent["load_lora_weights, diffusers"])
         for way in ("first load of a LoRA", "load a LoRA", "load an HRA")
     }
-    bars = [Bar.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
-    bars += [Bar.of(f"{way} ÷ diffusers' load of a LoRA", own, LOAD) for way, own in loads.items()]
+    bars = [Target.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
+    bars += [Target.of(f"{way} ÷ diffusers' load of a LoRA", own, LOAD) for way, own in loads.items()]
     report = Report(
         conditions(given, f"rank {given.rank}, UNet's attention", spent), ("what", "ms"), rows, bars, raw=spent
     )

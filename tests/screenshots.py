@@ -89,8 +89,8 @@ def generate(page: Page) -> None:
     go(page, "Generate")
     choose(page, "#adapters", ADAPTERS[-1])
     page.get_by_role("button", name="on the beach").click()
-    page.wait_for_selector("text=Drawn as")
-    page.get_by_label("Keep the seed").check()
+    page.wait_for_selector("text=Prompt used")
+    page.get_by_label("Lock the seed").check()
     page.click("#generate-button")
     page.wait_for_selector("#stage img[data-zoom]")
 
@@ -99,7 +99,7 @@ def compare(page: Page) -> None:
     """Two methods and the base from the same noise, with figures."""
     go(page, "Compare")
     choose(page, "#compare-adapters", *ADAPTERS)
-    page.get_by_label("number input for Seeds a prompt").fill("1")
+    page.get_by_label("number input for Seeds per prompt").fill("1")
     page.keyboard.press("Tab")
     page.click("#compare-button")
     page.wait_for_selector("#grid img[src*=file]")

@@ -5,6 +5,7 @@ import re
 
 import gradio as gr
 import pytest
+from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
 from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
@@ -16,15 +17,6 @@ from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
 from training.runs.run_folder import Run
-
-
-class Visitor:
-    """A request with a cookie, as gr.Request has it."""
-
-    username = None
-
-    def __init__(self, cookie):
-        self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
 
 
 @pytest.fixture
@@ -143,12 +135,12 @@ def test_the_captions_used_for_training_are_shown(context, entries):
     assert not shown(filled(entries))[1]["visible"], "nothing to choose yet"
     draft.change("1.jpg", caption="a dog <sitting>")
     text, checkbox = shown(filled(entries, trigger="ohwx"))
-    assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in text
-    assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in text and "added to 1 of 3 captions" in text
+    assert "0.jpg, 2.jpg: &#34;a photo of a ohwx dog&#34;" in text
+    assert "1.jpg: &#34;ohwx dog, a dog &lt;sitting&gt;&#34;" in text and "added to 1 of 3 captions" in text
     assert checkbox["visible"]
     text, checkbox = shown(filled(entries, {"caption": "a {subject}!"}, add_trigger=False))
     assert checkbox["visible"], "it can be switched on again"
-    assert "&quot;a sks dog!&quot;" in text and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in text
+    assert "&#34;a sks dog!&#34;" in text and "1.jpg: &#34;a dog &lt;sitting&gt;&#34;" in text
     assert not preview_config(context, entries, filled(entries, add_trigger=False)).add_trigger
     assert shown(filled(entries, noun=""))[0] == ""
 
@@ -201,26 +193,26 @@ def test_an_incomplete_form_is_refused_before_anything_is_written(context, entri
 def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(context, entries, tmp_path):
     draft, before = Draft(tmp_path / "draft"), context.session.base
     draft.add(photos_of(context))
-    seen = status_bar.look(context, None)[-1]
-    assert status_bar.look(context, seen) == (gr.skip(),) * 5
+    seen = status_bar.refresh(context, None)[-1]
+    assert status_bar.refresh(context, seen) == (gr.skip(),) * 5
     context.session.change("elsewhere/other-sd", "cpu")
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
         queue_runs(context, entries, draft, before, filled(entries))
     assert not (context.output / "New").exists()
-    _, _, base, device, seen = status_bar.look(context, seen)
+    _, _, base, device, seen = status_bar.refresh(context, seen)
     assert device == gr.skip() and base["value"] == "elsewhere/other-sd"
     Run(context.output / "Rex").write_state("running", 3, 6)
-    line, _, *menus, _ = status_bar.look(context, seen)
-    assert "broke off" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
+    line, _, *menus, _ = status_bar.refresh(context, seen)
+    assert "interrupted" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
 
 
 def test_runs_use_the_device_chosen_on_the_page(context, entries, monkeypatch):
     monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
-    *_, (_, _, shown) = status_bar.look(context, None)
+    *_, (_, _, shown) = status_bar.refresh(context, None)
     assert shown == "cpu", "as on the command line"
-    seen = status_bar.look(context, None)[-1]
+    seen = status_bar.refresh(context, None)[-1]
     context.session.change(context.session.base, "cuda")
-    assert status_bar.look(context, seen)[3]["value"] == "cuda"
+    assert status_bar.refresh(context, seen)[3]["value"] == "cuda"
     assert given_settings(context, entries, filled(entries))["device"] == "cuda"
     assert not context.session.loaded
 

@@ -4,15 +4,22 @@ import asyncio
 import os
 import socket
 import stat
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import ROOT
+from PIL import Image
 from serving import serving
 
 from app.cli import main
-from app.web import guard, logins
+from app.web import guard, html, library_cards, logins, run_list, train_form
 from app.web.context import COOKIE
+from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.comparison.votes import Standing
+from hra_diffusion.library import SavedAdapter
+from training.runs.queue import Job
+from training.runs.run_folder import Run
 
 PASSWORD = "correct horse"
 
@@ -149,3 +156,47 @@ def test_a_login_is_asked_for(tmp_path, base_folder):
         assert web.post("login", data={"username": "ann", "password": "wrong"}).status_code == 400
         assert web.post("login", data={"username": "ann", "password": PASSWORD}).status_code == 200
         assert web.get("config").status_code == 200
+
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_every_name_on_the_page_is_escaped(context):
+    """Names of adapters, subjects, base models, files and runs; prompts, captions, labels and messages."""
+    settings = {"prompt": SCRIPT, "seed": SCRIPT, "notes": [SCRIPT]}
+    job = Job(Run(context.output / "<script>"), "waiting", 0, 6, place=1)
+    image = Image.new("RGB", (8, 8))
+    shown = {
+        "parts": [html.badge(SCRIPT), html.note(SCRIPT), html.note([SCRIPT, SCRIPT]), html.image(image, SCRIPT),
+                  html.button(SCRIPT, SCRIPT, key=SCRIPT), html.facts([(SCRIPT, SCRIPT)]), html.step_title(1, SCRIPT),
+                  html.empty_state(SCRIPT, SCRIPT), html.progress_bar(0.5, SCRIPT)],
+        "runs": [run_list.show_runs([job]), html.render("status_bar", running=None, died=job)],
+        "train": [train_form.show_subject(SCRIPT, SCRIPT), html.render("train_captions", lines=[SCRIPT]),
+                  html.render("train_photos", photos=[{"name": SCRIPT, "image": image, "badges": [SCRIPT]}],
+                              selected="")],
+        "generate": [html.render("generate_images", images=[(Path(SCRIPT), settings)], notes=[SCRIPT], actions={}),
+                     html.render("prompt_used", prompt=SCRIPT, changed=True)],
+        "compare": [html.render("compare_grid", labels=[SCRIPT], prompts=[SCRIPT], seeds=[SCRIPT], photos=[],
+                                images=[image], scores=[[SCRIPT]], means=""),
+                    html.render("standings", revealed=True, count=1, threshold=1,
+                                tables=[(SCRIPT, [Standing(SCRIPT, 1, 1, 0, 1)])])],
+        "library": [html.render("library_bin", entries=[(SCRIPT, SCRIPT)]),
+                    html.render("library_binned", name=SCRIPT, key=SCRIPT)],
+    }  # fmt: skip
+    for tab, pieces in shown.items():
+        for piece in pieces:
+            assert "<script" not in piece and "&lt;script&gt;" in piece, (tab, piece)
+
+
+def test_names_inside_an_adapter_file_are_escaped(context):
+    """An imported file may hold any text in its metadata."""
+    path = context.adapter_path("Rex/Rex.safetensors")
+    fields = {"name": SCRIPT, "base": SCRIPT, "subject": SCRIPT}
+    info = read_info(path).model_copy(update=fields)
+    saved = SavedAdapter(path, info)
+    card = library_cards._card(context, saved)
+    assert {card["name"], card["base"]} == {SCRIPT}
+    text = html.render("library_cards", cards=[card], chosen=None)
+    facts = html.facts(fields.items())
+    text += html.render("library_facts", name=SCRIPT, warning=SCRIPT, samples=[path], summary=facts, details="")
+    assert "<script" not in text and text.count("&lt;script&gt;") > 5

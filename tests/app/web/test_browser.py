@@ -118,7 +118,7 @@ def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
         go(page, "Library")
         page.locator(".card", has_text="Rex-lora").click()
         page.wait_for_selector("#facts >> text=sks dog")
-        page.get_by_role("button", name="Make the file").click()
+        page.get_by_role("button", name="Export").click()
         with page.expect_download() as download:
             page.locator("#facts").get_by_role("button", name="Download", exact=True).click()
         assert download.value.suggested_filename == "Rex-lora.safetensors"
@@ -177,13 +177,13 @@ def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
     there.click("#compare-button")
     there.wait_for_selector("#grid img[src*=file]")
     assert "subject" in there.locator("#grid").inner_text(), "every cell has its figures"
-    there.get_by_role("button", name="Two on top of each other").click()
+    there.get_by_role("button", name="Overlay two pictures").click()
     there.wait_for_selector("#overlay img >> nth=1")
-    there.get_by_role("button", name="Likeness against its cost").click()
+    there.get_by_role("button", name="Likeness against cost").click()
     there.wait_for_selector("#plots svg")
     there.locator("button.label-wrap", has_text="Download").click()
     with there.expect_download() as download:
-        there.get_by_role("link", name="A report in one file").click()
+        there.get_by_role("link", name="Report in one file").click()
     assert download.value.suggested_filename == "report.html"
 
 
@@ -191,7 +191,7 @@ def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit)
     there = visit(taught_page.local_url)
     go(there, "Library")
     fill(there, "#search", "no such thing")
-    there.wait_for_selector("text=Nothing here matches")
+    there.wait_for_selector("text=No adapter matches")
     fill(there, "#search", "rex")
     there.locator(".card").click()
     there.wait_for_selector("#facts >> text=sks dog")
@@ -202,7 +202,7 @@ def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit)
     there.get_by_role("button", name="Move to the bin").click()
     there.wait_for_selector("text=No adapters yet")
     there.get_by_role("button", name="Bin (kept").click()
-    there.get_by_role("button", name="Bring back").click()
+    there.get_by_role("button", name="Restore").click()
     there.wait_for_selector(".card >> text=Max")
 
 
@@ -213,10 +213,10 @@ def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
     with serving(output, base_folder) as served:
         there = visit(served.local_url)
         there.locator("#runs button").first.click()
-        there.get_by_role("button", name="To the bin").wait_for()
+        there.get_by_role("button", name="Move to the bin").wait_for()
         there.wait_for_function("[...document.images].every(image => image.complete)")
-        there.get_by_role("button", name="To the bin").click()
-        there.wait_for_selector("text=Rex is in the bin, at the foot of the Library")
+        there.get_by_role("button", name="Move to the bin").click()
+        there.wait_for_selector("text=Rex is now in the bin, at the bottom of the Library")
         there.close()
 
 
@@ -259,7 +259,7 @@ def drawn(pipe, tmp_path):
 def test_a_picture_dropped_on_generate_brings_its_settings_back(drawn, page, visit):
     there = visit(page.local_url)
     go(there, "Generate")
-    there.wait_for_selector("#made")
+    there.wait_for_selector("#settings-file")
     there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
