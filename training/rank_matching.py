@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion.adapters import attachment, registry
-from hra_diffusion.adapters.layer import as_matrix
+from hra_diffusion.adapters import registry, targets
+from hra_diffusion.adapters.linear_map import as_matrix
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import families
 from training.config import TrainConfig
@@ -30,7 +30,7 @@ def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[
     Raises UserError if the base model has no layers that match ``config.targets``.
     """
     texts = families.text_targets(pipe) if config.train_text_encoder else {}
-    unet_paths = attachment.find_targets(pipe.unet, config.targets)
+    unet_paths = targets.find_targets(pipe.unet, config.targets)
     return [(pipe.unet, unet_paths), *((getattr(pipe, name), paths) for name, paths in texts.items())]
 
 

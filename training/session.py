@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
@@ -157,7 +157,7 @@ def set_up(
         checkpoint_gradients(pipe)
     denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
-    probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
+    probes = fingerprint.adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
         album, noise.of(pipe.scheduler),
@@ -252,7 +252,7 @@ def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
     try:
         for model, targets in layers_to_adapt(config, pipe):
-            attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
+            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
 
