@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from training.memory.measure import interleaved, ratios, spread

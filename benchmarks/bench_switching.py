@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import layer
+from hra_diffusion.adapters import fingerprint
 from training.memory.measure import interleaved, ratios, spread, twin
 
 ACTIVATE_MS, LOAD = 10, 0.5
@@ -32,7 +32,7 @@ def main() -> None:
             files[f"{name} plain"] = plain
 
         def first_load() -> None:
-            layer._probes.clear()
+            fingerprint._probes.clear()
             pipeline.load(ours, files[names[0]], "new")
 
         turns, their_turns = itertools.cycle(names[:2]), itertools.cycle(names[:2])

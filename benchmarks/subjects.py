@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import RESULTS, Target, commit
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
