@@ -44,8 +44,8 @@ class Row:
 
 _REMEDY = "--lora-rank N, or --format merged"
 _BASE_NORM = (
-    "it divides by the norms of the base's weights, not of the changed ones: an error of about 5 % of the change, more for "
-    f"a large change; {_REMEDY}"
+    "it divides by the norms of the base's weights, not of the changed ones: an error of about 5 % of the change, more "
+    f"for a large change; {_REMEDY}"
 )
 _INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
