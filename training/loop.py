@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hra_diffusion.adapters import attachment
+from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.generation.png import PNG_KEY, describe, save_png
@@ -25,7 +26,6 @@ from hra_diffusion.generation.requests import Request, complete_settings
 from hra_diffusion.generation.requests import Settings as DrawSettings
 from hra_diffusion.generation.sampling import GenerationError, generate_batch
 from hra_diffusion.models import loading
-from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores

@@ -108,7 +108,7 @@ class Queue:
             job = self.job(name)
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}; only a stopped, failed or dead run can be deleted here")
-            trash.move_to_bin(job.run.folder, self.output)
+            trash.move_to_trash(job.run.folder, self.output)
 
     def stop(self, name: str) -> None:
         """Ask a running run to finish its step, save and end. Raises RunError if this queue does not run it."""
