@@ -8,6 +8,7 @@ from conftest import tiny_pipe, tiny_xl_pipe
 
 from hra_diffusion.adapters import registry
 from training import budget, measurement
+from training import config as configs
 from training.runs import calibration
 from training.runs.calibration import Calibration
 from training.session import add_adapter
