@@ -21,9 +21,9 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
+from hra_diffusion.allocator import keep_memory
 from hra_diffusion.files import write_text
 from hra_diffusion.models import loading, sources
-from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
 from training.data.photos import ingest
