@@ -27,10 +27,11 @@ from benchmarks.common import PEFT, SUBJECT, Bar, Report, arguments, load_pipe, 
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
-from training.loop import train, train_step
+from training.loop import train
 from training.memory.measure import interleaved, ratios, spread, twin
 from training.presets import defaults
 from training.runs.events import Event, Step
+from training.step import train_step
 
 FASTER, SAME_LOSS, WARM_UP = 1.5, 0.01, 3
 METHODS = {"lora": "PEFT LoRA", "hra": "PEFT HRA"}

@@ -124,7 +124,7 @@ class Training:
         `loss_of(step, spent)` draws the step's batch and gives its loss; `after_step(step)` follows the optimiser.
         Raises ArithmeticError, and keeps the checkpoint of before, when the loss is found to be no number any more.
         """
-        # as in training.session: its backward pass yields NaN on some GPUs
+        # as in training.session.devices: its backward pass yields NaN on some GPUs
         torch.backends.cuda.enable_cudnn_sdp(False)
         optimiser = torch.optim.AdamW(self.trained, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         progress = load_checkpoint(self.checkpoint, self.modules, optimiser) if self.checkpoint.exists() else Progress()

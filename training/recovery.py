@@ -5,9 +5,11 @@ import gc
 import torch
 
 from training import config as configs
+from training.errors import TrainingError
 from training.memory.savings import changes, reduced_memory
 from training.runs.events import Notice
-from training.session import Session, TrainingError, checkpoint_gradients
+from training.session.model import checkpoint_gradients
+from training.session.state import Session
 
 
 def reduce_memory(session: Session, error: RuntimeError) -> None:

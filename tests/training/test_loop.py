@@ -22,10 +22,10 @@ from hra_diffusion.errors import Note
 from training import config as configs
 from training.data.class_images import class_images
 from training.data.photos import ingest
+from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.runs.run_folder import Run, RunError, find, photos_of, samples_of
-from training.session import TrainingError
 
 
 @pytest.mark.parametrize("method", registry.method_names())

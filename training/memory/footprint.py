@@ -30,7 +30,7 @@ from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.meta import meta_pipeline
 from training import objective
 from training.config import TrainConfig
-from training.session import Denoiser, add_adapter, checkpoint_gradients
+from training.session.model import Denoiser, add_adapter, checkpoint_gradients
 
 GIB = 2**30
 OVERHEAD = {"cpu": (0.5 * GIB, 1.5), "cuda": (0.6 * GIB, 1.1), "mps": (0.6 * GIB, 1.2)}

@@ -17,7 +17,7 @@ from training.memory.measure import peak_memory
 from training.runs import run_folder
 from training.runs.events import Checkpoint, Notice
 from training.runs.run_folder import RunError
-from training.session import Session
+from training.session.state import Session
 
 
 def save_checkpoint(session: Session) -> None:

@@ -11,7 +11,7 @@ from training import budget, measurement
 from training import config as configs
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.session import add_adapter
+from training.session.model import add_adapter
 
 
 def test_a_measurement_is_of_real_steps(settings, tmp_path):
