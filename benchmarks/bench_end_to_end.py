@@ -98,7 +98,7 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
         loop = plain_steps(theirs, config, Path(folder) / "plain")
         steps = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
         spent = interleaved(steps, given.large_rounds, minutes=given.minutes)
-    caching, count = session.clock.phases["cache"], defaults("sd1", method, "quick")["steps"]
+    caching, count = session.timer.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])
     faster = [count * plain / (caching + count * ours) for ours, plain in zip(*spent.values(), strict=True)]

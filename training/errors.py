@@ -4,4 +4,4 @@ from hra_diffusion.errors import UserError
 
 
 class TrainingError(UserError, RuntimeError):
-    """Training can't go on: what happened, what is kept, what to change."""
+    """Training can't continue. The message says what happened, which checkpoint is left and what to change."""

@@ -1,4 +1,4 @@
-"""Train an adapter: one step, the loop, save. One loop for every base and every method."""
+"""The training loop, for every base model and method."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note
-from hra_diffusion.generation.requests import Settings as DrawSettings
+from hra_diffusion.generation.requests import Settings as GenerationSettings
 from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import loading
 from hra_diffusion.models.noise import distilled
@@ -27,19 +27,19 @@ from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Step, Stopped
 from training.runs.run_folder import Run
-from training.samples import draw_samples, samples_due, score_samples
+from training.samples import generate_samples, samples_due, score_samples
 from training.session.devices import make_accelerator, restore_eval
-from training.session.model import require_room
-from training.session.optimizer import rate
+from training.session.model import check_adapter
+from training.session.optimizer import current_learning_rate
 from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
 from training.step import train_step
-from training.stop import StopFlag, agreed, stop_signals
+from training.stop import StopFlag, stop_requested, stop_signals
 
 DISTILLED = (
-    "Training undoes the distillation, and the subject may not show at few steps; train on the base it was distilled "
-    "from, and use the adapter on this one"
+    "Training undoes the distillation, and the subject may not show with few steps; train on the base it was distilled "
+    "from and use the adapter on this one"
 )
 
 
@@ -51,14 +51,22 @@ def train(
     pipe: StableDiffusionPipeline | None = None,
     plan: bool = False,
 ) -> Path:
-    """Train an adapter into ``output/name`` and return its file.
+    """Train an adapter in the folder ``output/name`` and return its file.
 
-    ``resume`` goes on from the last checkpoint exactly as if the run had never stopped, with the same photos, which are
-    found by their hashes if they have moved; a finished run is left alone.
-    ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. ``plan``: say first what the
-    run will take. Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base, photos, targets and
-    ``config.memory_limit`` are checked before anything is written.
-    Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
+    Base model, photos, targets and ``config.memory_limit`` are checked before anything is written. Ctrl-C and SIGTERM
+    finish the current step, save a checkpoint and raise KeyboardInterrupt.
+
+    Args:
+        config: what to train.
+        output: the folder of all runs.
+        listeners: called with every event (see ``training.runs.events``).
+        resume: continue from the last checkpoint, bit for bit as without the interruption. Photos that have moved are
+            found by their hashes. A finished run returns at once.
+        pipe: a loaded pipeline to use instead of ``config.base``. The adapter stays attached to it.
+        plan: emit the predicted memory and time first.
+
+    Raises:
+        UserError: PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError.
     """
     run = Run(output / config.name)
     if run.checkpoints():
@@ -69,43 +77,42 @@ def train(
     else:
         run.require_free()
     accelerator = make_accelerator(config)
-    clock = PhaseTimer(accelerator.is_main_process, list(listeners))
-    photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
+    timer = PhaseTimer(accelerator.is_main_process, list(listeners))
+    photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
     if plan or (config.memory_limit and not run.checkpoints()):
-        asked, config = config, planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
-        if config != asked:  # precision or accumulation may be what was given up
+        requested, config = config, planned(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
+        if config != requested:  # precision or gradient accumulation may have changed
             accelerator = make_accelerator(config)
-    with clock.phase("load base"):
-        pipe = pipe or load_base(config, str(accelerator.device), clock)
+    with timer.phase("load base"):
+        pipe = pipe or load_base(config, str(accelerator.device), timer)
     if reason := distilled(pipe):
-        clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
-    with clock.phase("read photos"):
-        size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
-        if run.checkpoints():
-            album = moved_photos.ingest_kept(photos, run, config, size)
-            config = moved_photos.with_present_paths(config, photos, run)
-        else:
-            album = ingest(config.photos, size, config.crop, config.boxes)
-    clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
-    require_room(config, pipe)
+        timer.emit(Notice(f"this base looks distilled to generate in a few steps: {reason}. {DISTILLED}"))
+    with timer.phase("read photos"):
+        size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
+        config, dataset = read_photos(config, run, photos, size)
+    timer.emit(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}))
+    check_adapter(config, pipe)
     cores = sharing_cores(accelerator.device.type)
-    with run_context(run, config, album, resume, accelerator, clock), restore_eval(pipe), memory_kept(), cores:
-        session = set_up(config, run, accelerator, pipe, album, clock)
+    with run_context(run, config, dataset, resume, accelerator, timer), restore_eval(pipe), memory_kept(), cores:
+        session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
             restore_latest(session)
-        with stop_signals() as stop:
-            try:
-                return learn(session, stop)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                reduce_memory(session, error)
-            return learn(session, stop)
+        return run_session(session)
 
 
-def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiffusionPipeline:
-    """The base of a run; what is not certain about it is a notice."""
+def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) -> tuple[TrainConfig, Dataset]:
+    """Read and crop the photos to ``size`` pixels, and return them with the configuration that names their files.
+
+    A resumed run gets the photos it began with, ``photos``, and their current paths.
+    """
+    if not run.checkpoints():
+        return config, ingest(config.photos, size, config.crop, config.boxes)
+    return moved_photos.with_present_paths(config, photos, run), moved_photos.ingest_kept(photos, run, config, size)
+
+
+def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiffusionPipeline:
+    """Load the base model of a run. Warnings about it become notices."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
         pipe = loading.load_base(
@@ -113,7 +120,7 @@ def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiff
         )
     for warning in caught:
         if issubclass(warning.category, Note):
-            clock.emit(Notice(str(warning.message)))
+            timer.emit(Notice(str(warning.message)))
         else:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return pipe
@@ -121,68 +128,86 @@ def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiff
 
 @contextlib.contextmanager
 def run_context(
-    run: Run, config: TrainConfig, album: Dataset, resume: bool, accelerator: Accelerator, clock: PhaseTimer
+    run: Run, config: TrainConfig, dataset: Dataset, resume: bool, accelerator: Accelerator, timer: PhaseTimer
 ) -> Iterator[None]:
-    """Hold the run's folder (by the main process) and log to it; an error in the block marks the run as failed."""
+    """Within the block, lock the run's folder and log events to it. An error marks the run as failed.
+
+    The main process does so; the others wait until it has begun.
+    """
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         yield
         return
     photos = [
         {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
-        for photo in album.photos
+        for photo in dataset.photos
     ]
     with run.locked():
         run.begin(config, photos, resume)
-        clock.add(LogFile(run.folder / "events.jsonl"))
+        timer.add_listener(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
-            run.keep_photos([photo.image for photo in album.photos])
+            run.keep_photos([photo.image for photo in dataset.photos])
             yield
         except Exception as error:
-            with contextlib.suppress(OSError):  # the reason matters more than a log that can't be written
+            with contextlib.suppress(OSError):  # raise the error even if the folder can't be written
                 run.fail(str(error))
-                clock.emit(Failed(str(error)))
+                timer.emit(Failed(str(error)))
             raise
 
 
-def learn(session: Session, stop: StopFlag) -> Path:
-    """The loop: sample, step, tell, keep; then save. Raises KeyboardInterrupt when stopped, the last step kept."""
+def run_session(session: Session) -> Path:
+    """Run all steps; if memory runs out, reduce the memory once and continue. Returns the adapter's file."""
+    with stop_signals() as stop:
+        try:
+            return run_steps(session, stop)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reduce_memory(session, error)
+        return run_steps(session, stop)
+
+
+def run_steps(session: Session, stop: StopFlag) -> Path:
+    """Take all remaining steps with their checkpoints and samples, then write the adapter and return its file.
+
+    Raises KeyboardInterrupt if the run is stopped, after saving a checkpoint.
+    """
     config = session.config
     if session.step == 0:
-        draw_samples(session)
-    with session.clock.phase("train"):
+        generate_samples(session)
+    with session.timer.phase("train"):
         while session.step < config.steps:
             share_cores()
-            start, learning_rate = time.perf_counter(), rate(session)
+            start, learning_rate = time.perf_counter(), current_learning_rate(session)
             loss = train_step(session, learning_rate)
             seconds = round(time.perf_counter() - start, 4)
-            session.clock.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
-            last, stopping = session.step == config.steps, agreed(session, stop)
+            session.timer.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
+            last, stopping = session.step == config.steps, stop_requested(session, stop)
             if last or session.step % config.checkpoint_every == 0 or stopping:
                 save_checkpoint(session)
             if last or samples_due(session):
-                draw_samples(session)
+                generate_samples(session)
             if stopping and not last:
-                finish_early(session)
-    return save(session)
+                stop_run(session)
+    return finish_run(session)
 
 
-def finish_early(session: Session) -> None:
-    """Mark the run as stopped, its last step kept, and leave."""
+def stop_run(session: Session) -> None:
+    """Mark the run as stopped and raise KeyboardInterrupt."""
     if session.accelerator.is_main_process:
         session.run.write_state("stopped", session.step, session.config.steps)
-    session.clock.emit(Stopped(session.step))
+    session.timer.emit(Stopped(session.step))
     raise KeyboardInterrupt
 
 
-def save(session: Session) -> Path:
-    """Write the finished adapter and close the run; returns the adapter's file."""
-    run, config, phases = session.run, session.config, session.clock.phases
+def finish_run(session: Session) -> Path:
+    """Write the adapter, score the samples and mark the run as finished. Returns the adapter's file."""
+    run, config, phases = session.run, session.config, session.timer.phases
     if session.accelerator.is_main_process:
         write_adapter(session, run.adapter)
         score_samples(session)
         run.write_state("finished", session.step, config.steps, seconds=phases)
-    session.clock.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
+    session.timer.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
     session.accelerator.wait_for_everyone()
     return run.adapter

@@ -1,4 +1,4 @@
-"""Requests to stop a run: Ctrl-C, SIGTERM, and the agreement of several processes."""
+"""Stop a run: Ctrl-C and SIGTERM, agreed between processes."""
 
 import contextlib
 import signal
@@ -14,35 +14,38 @@ from training.session.state import Session
 
 @dataclass
 class StopFlag:
-    """Set once somebody asks the run to stop."""
+    """Whether a signal has asked this process to stop."""
 
-    asked: bool = False
+    is_set: bool = False
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Within the block the first Ctrl-C or SIGTERM sets the flag; a second one ends the process at once."""
+    """Within the block the first Ctrl-C or SIGTERM sets the flag and the second raises KeyboardInterrupt.
+
+    Outside the main thread no signal can be handled, and the flag stays unset.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
-    def ask(number: int, frame: Any) -> None:
-        if flag.asked:
+    def handle(number: int, frame: Any) -> None:
+        if flag.is_set:
             raise KeyboardInterrupt
-        flag.asked = True
+        flag.is_set = True
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def agreed(session: Session, stop: StopFlag) -> bool:
-    """Whether any process was asked to stop; all of them learn it after the same step."""
+def stop_requested(session: Session, stop: StopFlag) -> bool:
+    """Return whether any process was asked to stop. All processes get the same answer after the same step."""
     if session.accelerator.num_processes == 1:
-        return stop.asked
-    flag = torch.tensor(float(stop.asked), device=session.accelerator.device)
+        return stop.is_set
+    flag = torch.tensor(float(stop.is_set), device=session.accelerator.device)
     return bool(session.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]

@@ -67,7 +67,7 @@ def test_training_on_a_distilled_base_warns(settings, tmp_path):
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     train(settings(steps=1, num_class_images=1, sample_prompts=[]), tmp_path, [heard.append], pipe=pipe)
     said = [event.message for event in heard if isinstance(event, Notice)]
-    assert any("this base looks distilled to draw in a few steps" in message for message in said)
+    assert any("this base looks distilled to generate in a few steps" in message for message in said)
 
 
 def test_what_is_not_certain_of_a_base_is_a_notice(settings, tmp_path, monkeypatch):
@@ -192,8 +192,8 @@ def test_what_captions_and_sample_prompts_lose_is_said_once(settings, tmp_path):
     sample = "a {subject} and a blue cat in the snow"
     train(settings(photos=[str(photos)], sample_prompts=[sample], steps=2), tmp_path, [heard.append])
     cut, literal, apart = [event.message for event in heard if isinstance(event, Notice)][-3:]
-    assert "are cut: “snow under two stars”" in cut
-    assert "captions carry no weights" in literal and "sample prompts" in apart and "the snow”" in apart
+    assert "are cut off: “snow under two stars”" in cut
+    assert "prompt weights have no effect in captions" in literal and "sample prompts" in apart and "the snow”" in apart
 
 
 def test_an_adapter_that_no_checkpoint_tells_of_is_not_overwritten(settings, tmp_path):
@@ -412,7 +412,7 @@ def test_out_of_memory_with_nothing_left_gives_advice(settings, tmp_path):
 
 
 def test_a_rank_the_base_cannot_hold(settings, tmp_path):
-    with pytest.raises(TrainingError, match=r"hra can't be put on .*: rank 64 is too large"):
+    with pytest.raises(TrainingError, match=r"hra can't be attached to .*: rank 64 is too large"):
         train(settings(options={"rank": 64}), tmp_path)
     train(settings(), tmp_path)  # a run that failed before its first checkpoint does not block its name
 

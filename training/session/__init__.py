@@ -1,1 +1,1 @@
-"""The state of a training run: model, optimiser, caches, devices and timing, and how it is set up."""
+"""The state of a training run, and how it is set up: model, optimiser, caches, devices, timing."""

@@ -1,10 +1,9 @@
-"""Devices of a run: the accelerator, and the components that leave it while they are not used."""
+"""Devices of a run: the accelerator, and moving components off it while they are not used."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +15,13 @@ from torch import nn
 from hra_diffusion.models import families
 from training.config import TrainConfig
 from training.errors import TrainingError
-from training.session.model import _checkpoint_activations
+from training.session.model import disable_gradient_checkpointing
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Devices, precision and processes, anew for each run. Raises TrainingError for a precision the device lacks."""
-    # cuDNN's attention in bfloat16 can give NaN gradients where the number of tokens fills no whole tile, on GPUs for
-    # which PyTorch prefers it (github.com/pytorch/pytorch/issues/196678); the other kernels take as long
+    """Create the Accelerator of a run. Raises TrainingError for a device or precision that is not available."""
+    # cuDNN's attention in bfloat16 can give NaN gradients where the number of tokens fills no whole tile, on GPUs where
+    # PyTorch prefers it (github.com/pytorch/pytorch/issues/196678); the other kernels take as long
     torch.backends.cuda.enable_cudnn_sdp(False)
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     try:
@@ -30,7 +29,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            # the others wait while the main process draws class images
+            # the other processes wait while the main process generates class images
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except ValueError as error:
@@ -41,10 +40,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def offload(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
-    """Move what training does not use off the accelerator: the VAE, and text encoders that stand still.
-
-    Without an accelerator there is one memory only, and they stay in it.
-    """
+    """Move the VAE and frozen text encoders to the CPU and free their memory on the accelerator."""
     for model in _idle(pipe, config):
         model.to("cpu")
     if pipe.unet.device.type == "cuda":
@@ -53,7 +49,7 @@ def offload(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
-    """Within the block the parked models are beside the UNet."""
+    """Within the block, the offloaded components are on the UNet's device."""
     for model in _idle(pipe, config):
         model.to(pipe.unet.device)
     try:
@@ -64,16 +60,13 @@ def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]
 
 @contextlib.contextmanager
 def restore_eval(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """After the block the pipeline can draw again: its models are on one device, and none is set up for training."""
+    """After the block, put all components on the UNet's device, in eval mode and without gradient checkpointing."""
     try:
         yield
     finally:
-        encoders = cast(list[Any], families.text_encoders(pipe))
-        for model in (pipe.unet, *encoders, pipe.vae):
+        for model in (pipe.unet, *families.text_encoders(pipe), pipe.vae):
             model.to(pipe.unet.device).eval()
-        pipe.unet.disable_gradient_checkpointing()
-        for encoder in encoders:
-            _checkpoint_activations(encoder, "disable")
+        disable_gradient_checkpointing(pipe)
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:

@@ -1,6 +1,6 @@
-"""The model that a run trains: UNet and text encoders with the new adapter attached."""
+"""The model that a run trains: UNet and text encoders with a new adapter."""
 
-from typing import Any, cast
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from training.errors import TrainingError
 
 
 class Denoiser(nn.Module):
-    """UNet and, where they learn too, text encoders as one module, so that one wrapper serves several processes."""
+    """UNet and trained text encoders as one module, which Accelerate wraps once for several processes."""
 
     def __init__(self, pipe: StableDiffusionPipeline, with_text: bool):
         super().__init__()
@@ -24,19 +24,19 @@ class Denoiser(nn.Module):
         self.encoders = nn.ModuleList(families.text_encoders(pipe) if with_text else [])
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        """Prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
+        """Return the prediction (B, C, h, w) for noisy latents (B, C, h, w), timesteps (B,) and token ids or embeddings."""
         if self.encoders:
             text = text | self.family.embed(list(self.encoders), text["ids"])
         dtype = next(self.unet.parameters()).dtype
-        # bfloat16 would round a photo's size
+        # time ids stay in float32: bfloat16 would round an image size
         text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
         more = self.family.conditions(text, latents.shape[-1] * self.pixels)
         return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
 
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
-    """Attach the new adapter; returns its parameters by file key. Raises TrainingError if the base can't hold it."""
-    require_room(config, pipe)
+    """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does."""
+    check_adapter(config, pipe)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
     for number, (model, targets) in enumerate(adapted_layers(config, pipe)):
@@ -46,23 +46,30 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 
 
-def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
-    """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
+def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
+    """Raise TrainingError if the adapter can't be attached: an unknown target, too large a rank, a name in use."""
     try:
         for model, targets in adapted_layers(config, pipe):
             attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
-        raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
+        raise TrainingError(f"{config.method} can't be attached to {config.base}: {error}") from error
 
 
-def checkpoint_gradients(pipe: StableDiffusionPipeline) -> None:
-    """Have UNet and text encoders recompute in the backward pass what they would keep: less memory, more time."""
+def enable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+    """Recompute activations of UNet and text encoders in the backward pass: less memory, more time."""
     pipe.unet.enable_gradient_checkpointing()
-    for encoder in cast(list[Any], families.text_encoders(pipe)):
-        _checkpoint_activations(encoder, "enable")
+    for encoder in families.text_encoders(pipe):
+        _set_activation_checkpointing(encoder, "enable")
 
 
-def _checkpoint_activations(encoder: Any, verb: str) -> None:
-    """Verb: "enable" or "disable". Before transformers 5.23 it had another name, of which later ones warn."""
+def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+    """Undo ``enable_gradient_checkpointing``."""
+    pipe.unet.disable_gradient_checkpointing()
+    for encoder in families.text_encoders(pipe):
+        _set_activation_checkpointing(encoder, "disable")
+
+
+def _set_activation_checkpointing(encoder: Any, verb: str) -> None:
+    """Call transformers' method for "enable" or "disable"; versions before 5.23 have only the deprecated name."""
     switch = getattr(encoder, f"activation_checkpointing_{verb}", None)
     (switch or getattr(encoder, f"gradient_checkpointing_{verb}"))()

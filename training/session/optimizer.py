@@ -14,18 +14,18 @@ from training.session.state import Session
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW as the configuration says. Raises TrainingError where it asks for a package that is missing.
+    """Return AdamW, in 32 or 8 bits, with one parameter group per learning rate.
 
-    ``part`` of a group of parameters: what part of the learning rate they take.
+    The key ``lr_scale`` of a group is its factor on the learning rate. Raises TrainingError if bitsandbytes is missing.
     """
-    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale for key in parameters}
+    scales = {key: 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale for key in parameters}
     groups = [
-        {"params": [parameters[key] for key in parameters if parts[key] == part], "part": part}
-        for part in dict.fromkeys(parts.values())
+        {"params": [parameters[key] for key in parameters if scales[key] == scale], "lr_scale": scale}
+        for scale in dict.fromkeys(scales.values())
     ]
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
-        # the loss scaler of float16 can't tell whether a fused optimiser skipped its step
+        # with a fused optimiser the float16 loss scaler can't tell whether a step was skipped
         return torch.optim.AdamW(groups, fused=config.mixed_precision != "fp16", **common)
     try:
         optimizers = import_bitsandbytes().optim
@@ -34,8 +34,8 @@ def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) 
     return optimizers.AdamW8bit(groups, **common)
 
 
-def rate(session: Session) -> float:
-    """The learning rate of the step to come."""
+def current_learning_rate(session: Session) -> float:
+    """Return the learning rate of the next step."""
     config = session.config
     step = min(session.step, config.steps - 1)
     return config.learning_rate * objective.learning_rate_factor(

@@ -10,50 +10,51 @@ from training.runs.events import Event, Listener, Phase
 
 @dataclass
 class PhaseTimer:
-    """Tells the listeners (of the main process) what happens and keeps the seconds of each phase."""
+    """Send a run's events to its listeners (on the main process only) and measure the seconds of each phase."""
 
-    speaking: bool
+    is_main_process: bool
     listeners: list[Listener]
     phases: dict[str, float] = field(default_factory=dict)
-    _told: list[Event] = field(default_factory=list)
-    _elsewhere: float = 0.0
+    _emitted: list[Event] = field(default_factory=list)
+    _nested: float = 0.0
     _open: list[tuple[str, float, float]] = field(default_factory=list)
 
     def emit(self, event: Event) -> None:
-        """Tell every listener."""
-        self._told.append(event)
-        for listener in self.listeners if self.speaking else ():
+        """Send an event to every listener."""
+        self._emitted.append(event)
+        for listener in self.listeners if self.is_main_process else ():
             listener(event)
 
-    def add(self, listener: Listener) -> None:
-        """A listener that comes late is told what it missed."""
-        for event in self._told if self.speaking else ():
+    def add_listener(self, listener: Listener) -> None:
+        """Add a listener and send it all events emitted so far."""
+        for event in self._emitted if self.is_main_process else ():
             listener(event)
         self.listeners.append(listener)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Announce a phase and add up its seconds, without those of phases within it."""
+        """Announce a phase and add its seconds to ``phases``, without the seconds of nested phases."""
         self.emit(Phase(name))
-        self._open.append((name, time.perf_counter(), self._elsewhere))
+        self._open.append((name, time.perf_counter(), self._nested))
         try:
             yield
         finally:
             self._close(self._open.pop(), time.perf_counter())
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each phase until now, of those that are not over too."""
-        now, later = time.perf_counter(), replace(self, phases=dict(self.phases))
+        """Return the seconds of each phase so far, open phases included."""
+        now, copy = time.perf_counter(), replace(self, phases=dict(self.phases))
         for phase in reversed(self._open):
-            later._close(phase, now)
-        return later.phases
+            copy._close(phase, now)
+        return copy.phases
 
-    def go_on_from(self, phases: Mapping[str, float]) -> None:
-        """Count the seconds of an earlier session too."""
+    def add_earlier(self, phases: Mapping[str, float]) -> None:
+        """Add the seconds of an earlier session of the same run."""
         for name, seconds in phases.items():
             self.phases[name] = round(self.phases.get(name, 0) + seconds, 2)
 
     def _close(self, phase: tuple[str, float, float], now: float) -> None:
-        name, start, outside = phase
-        self.phases[name] = round(self.phases.get(name, 0) + now - start - (self._elsewhere - outside), 2)
-        self._elsewhere = outside + now - start
+        name, start, nested_before = phase
+        nested = self._nested - nested_before
+        self.phases[name] = round(self.phases.get(name, 0) + now - start - nested, 2)
+        self._nested = nested_before + now - start
