@@ -49,7 +49,7 @@ def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_pat
     process.kill()
     process.wait()
     calibration.start(tmp_path, settings())
-    assert calibration._started == {} and "broke off" in calibration.known(tmp_path, settings()).error
+    assert calibration._started == {} and "interrupted" in calibration.known(tmp_path, settings()).error
     key = calibration.cost_key(settings(batch_size=3))
     (tmp_path / ".queue" / "calibrations" / f"{key}.yaml").mkdir()
     measurement.main(tmp_path, key)
