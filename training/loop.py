@@ -19,7 +19,8 @@ from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
-from training.data.photos import Dataset, find_photos, ingest
+from training.data.dataset import Dataset, load_dataset
+from training.data.photo_files import find_photos
 from training.memory.measure import forget_peak
 from training.memory.savings import as_chosen, as_reduced, out_of_memory
 from training.planning import planned
@@ -107,8 +108,9 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     A resumed run gets the photos it began with, ``photos``, and their current paths.
     """
     if not run.checkpoints():
-        return config, ingest(config.photos, size, config.crop, config.boxes)
-    return moved_photos.with_present_paths(config, photos, run), moved_photos.ingest_kept(photos, run, config, size)
+        return config, load_dataset(config.photos, size, config.crop, config.boxes)
+    dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
+    return moved_photos.with_present_paths(config, photos, run), dataset
 
 
 def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiffusionPipeline:

@@ -36,10 +36,10 @@ def watch_for_stop(queue: Queue, name: str) -> None:
 
 
 def _train(output: Path, name: str) -> int:
-    from training.loop import train  # after bitsandbytes is hidden, and while SIGTERM and stop requests are handled
-
     run = Run(output / name)
     try:
+        from training.loop import train  # bitsandbytes is hidden by now, and a stop is handled
+
         hide_loading_bars()
         train(run.config, output, resume=True)
     except UserError as error:

@@ -11,7 +11,7 @@ from app.web.html import render
 from app.web.library_cards import incompatibility, method_title
 from hra_diffusion import library
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.adapter_file import check, is_ours, read_info
+from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
 from training.runs import run_folder
 
@@ -32,8 +32,8 @@ PLAIN_RANK = 32
 
 def describe_file(context: AppContext, file: Path) -> list[str]:
     """Describe an adapter file of this or another program without importing it. Raises UserError."""
-    if is_ours(file):
-        info = check(file)
+    if is_adapter_file(file):
+        info = read(file)[0]
         subject = f" of “{info.subject}”" if info.subject else ""
         lines = [f"{info.name}: {method_title(info.method)}{subject}, for {info.base}.", incompatibility(context, file)]
         return [line for line in lines if line]
@@ -49,7 +49,7 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
 
     Files of other programs must fit the base model in use. Raises UserError for a file that is no adapter.
     """
-    if is_ours(file):
+    if is_adapter_file(file):
         return library.add_file(file, context.output), []
     import_libraries()
     from hra_diffusion import interop

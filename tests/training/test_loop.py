@@ -21,7 +21,7 @@ from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
 from training import config as configs
 from training.data.class_images import class_images
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Checkpoint, Finished, Notice, Phase, Sample, Step
@@ -103,7 +103,7 @@ def test_the_runs_folder(settings, tmp_path, base_folder):
 def test_an_adapter_or_a_checkpoint_finds_the_photos_it_learned_from(settings, tmp_path):
     config, run = settings(crop="letterbox"), Run(tmp_path / "Rex")
     configs.write(config, run.folder / "config.yaml")
-    seen = [photo.image.tobytes() for photo in ingest(config.photos, 64, "letterbox").photos]
+    seen = [photo.image.tobytes() for photo in load_dataset(config.photos, 64, "letterbox").photos]
     for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == seen
     assert photos_of(tmp_path / "loose.safetensors", 64) == []
@@ -363,7 +363,7 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
     adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
     (notice,) = (event.message for event in heard if isinstance(event, Notice))
     assert (
-        "going on from the step before with batch size 1, gradient accumulation steps 2, gradient checkpointing True"
+        "continuing from the previous step with batch size 1, gradient accumulation steps 2, gradient checkpointing True"
         in notice
     )
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
@@ -407,7 +407,7 @@ def test_out_of_memory_with_nothing_left_gives_advice(settings, tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     lean = settings(gradient_checkpointing=True, batch_size=1)
-    with pytest.raises(TrainingError, match="nothing left to give up; try a smaller --resolution"):
+    with pytest.raises(TrainingError, match="nothing left to save; try a smaller --resolution"):
         train(lean, tmp_path, [full_device])
 
 

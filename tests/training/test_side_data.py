@@ -115,10 +115,10 @@ def test_sample_pictures_that_cannot_be_read_are_not_scored(tmp_path):
     files[1].write_bytes(files[1].read_bytes()[:60])
 
     class Judge:
-        def images(self, images):
+        def embed_images(self, images):
             return torch.ones(len(images), 1)
 
-        def texts(self, texts):
+        def embed_texts(self, texts):
             return torch.ones(len(texts), 1)
 
     rounds = {0: files[:1], 2: files[:2], 4: files[2:], 6: [tmp_path / "gone.png"]}
@@ -280,7 +280,7 @@ def test_memory_is_known_on_windows(windows):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(-9, "killed, most likely for want of memory"), (-11, "ended by signal SIGSEGV"), (1, "ended with code 1"),
+    [(-9, "killed, most likely for lack of memory"), (-11, "ended by signal SIGSEGV"), (1, "ended with code 1"),
      (0xC0000005, "ended with code 3221225477")],
 )  # fmt: skip
 def test_why_a_process_ended_is_said_everywhere(windows, code, said):  # noqa: F811

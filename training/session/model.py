@@ -9,9 +9,9 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.models import families
 from hra_diffusion.models.families import Text
-from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.errors import TrainingError
+from training.rank_matching import layers_to_adapt
 
 
 class Denoiser(nn.Module):
@@ -24,7 +24,7 @@ class Denoiser(nn.Module):
         self.encoders = nn.ModuleList(families.text_encoders(pipe) if with_text else [])
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        """Return the prediction (B, C, h, w) for noisy latents (B, C, h, w), timesteps (B,) and token ids or embeddings."""
+        """Return the prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
         if self.encoders:
             text = text | self.family.embed(list(self.encoders), text["ids"])
         dtype = next(self.unet.parameters()).dtype
@@ -39,7 +39,7 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     check_adapter(config, pipe)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
-    for number, (model, targets) in enumerate(adapted_layers(config, pipe)):
+    for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
         )
@@ -49,8 +49,8 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
 def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raise TrainingError if the adapter can't be attached: an unknown target, too large a rank, a name in use."""
     try:
-        for model, targets in adapted_layers(config, pipe):
-            attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
+        for model, targets in layers_to_adapt(config, pipe):
+            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be attached to {config.base}: {error}") from error
 

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file
+from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.models import families, noise
 from hra_diffusion.models.families.sdxl import uncropped
@@ -16,8 +16,8 @@ from hra_diffusion.models.prompts import plain, split
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
+from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, photo_time_ids
-from training.data.photos import Dataset
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
@@ -45,7 +45,7 @@ def set_up(
         enable_gradient_checkpointing(pipe)
     denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
-    fingerprint = adapter_file.fingerprint(pipeline.components(pipe), config.name)
+    fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, classes, averages, fingerprint,
         dataset, noise.of(pipe.scheduler),

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hra_diffusion import pipeline
 from hra_diffusion.models.noise import NoiseProcess
 from training.config import TrainConfig
+from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache
-from training.data.photos import Dataset
 from training.runs.run_folder import Run
 from training.session.phase_timer import PhaseTimer
 

@@ -95,7 +95,7 @@ def test_a_killed_run_says_so_and_the_next_one_is_trained(queue, settings):
     wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
     os.kill(queue.current()["pid"], signal.SIGKILL)
     wait_for(lambda: queue.job("Rex").status == "failed")
-    assert "killed, most likely for want of memory; try a smaller batch" in queue.job("Rex").reason
+    assert "killed, most likely for lack of memory; try a smaller batch" in queue.job("Rex").reason
     wait_for(lambda: queue.job("next").status == "finished")
 
 
@@ -131,7 +131,7 @@ def test_a_run_of_the_command_line_is_seen_and_not_stopped_from_here(queue, sett
     def look(event):
         if isinstance(event, Step) and event.step == 2:
             seen.append(queue.job("Rex").status)
-            with pytest.raises(RunError, match=r"stopped there, by Ctrl-C"):
+            with pytest.raises(RunError, match=r"stop a run of the command line there"):
                 queue.stop("Rex")
 
     train(settings(), tmp_path, [look])

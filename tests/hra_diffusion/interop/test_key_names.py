@@ -6,8 +6,8 @@ from conftest import PIPES, everything, relative, stir
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import attachment
-from hra_diffusion.interop import names, original
+from hra_diffusion.adapters import attachment, targets
+from hra_diffusion.interop import checkpoint_keys, key_names
 from hra_diffusion.interop.imports import AdapterImportError
 from hra_diffusion.models import loading
 
@@ -44,10 +44,10 @@ def test_files_of_other_programs(kind, program, tmp_path):
     tensors = {}
     for (component, path), (up, down) in factors.items():
         if component == "unet":
-            own = path if program == "diffusers" else original.unet_name(path, pipe.unet.config)
+            own = path if program == "diffusers" else checkpoint_keys.unet_key(path, pipe.unet.config)
             key = f"{UNET_PREFIXES[program]}.{own}"
         else:
-            key = f"{TEXT_PREFIXES[program][component]}.{names.public(component, path)}"
+            key = f"{TEXT_PREFIXES[program][component]}.{key_names.public_path(component, path)}"
         tensors |= {f"{key}.lora_up.weight": up.contiguous(), f"{key}.lora_down.weight": down.contiguous()}
         tensors[f"{key}.alpha"] = torch.tensor(2.0)
     save_file(tensors, tmp_path / "other.safetensors")
@@ -60,7 +60,7 @@ def test_files_of_other_programs(kind, program, tmp_path):
 
 def test_prefixes_that_are_not_known_are_named(pipe, tmp_path):
     """Not one of them is tried as the UNet's, though the rest of the name is that of a layer."""
-    layer = attachment.find_targets(pipe.unet)[0]
+    layer = targets.find_targets(pipe.unet)[0]
     strange = {
         f"transformer.{layer}.lora_A.weight": "the prefix 'transformer' is not known",
         f"model.{layer}.lora_A.weight": "the prefix 'model' is not known",
@@ -79,7 +79,7 @@ def test_prefixes_that_are_not_known_are_named(pipe, tmp_path):
 @pytest.mark.parametrize("part", ["scalar", "oft_diag", "lora_E", "new_a.weight", "hada_w3"])
 def test_a_layer_of_an_unknown_form_does_not_take_its_file_along(part, pipe, tmp_path):
     """All of its keys are reported under that reason, also those that would look like a whole LoRA."""
-    first, second = attachment.find_targets(pipe.unet)[:2]
+    first, second = targets.find_targets(pipe.unet)[:2]
     tensors = {}
     for path in (first, second):
         name = f"lora_unet_{path.replace('.', '_')}"
@@ -100,7 +100,7 @@ def cayley(skew):
 
 def test_kohyas_oft(pipe, tmp_path):
     """networks/oft.py of sd-scripts 48d368fa: outputs in blocks, alpha · outputs limits the norm of all blocks."""
-    path = attachment.find_targets(pipe.unet)[0]
+    path = targets.find_targets(pipe.unet)[0]
     weight = pipe.unet.get_submodule(path).weight.detach()
     blocks = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
     name = f"oft_unet_{path.replace('.', '_')}"
@@ -171,11 +171,11 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_another_programs_file_used_as_it_is_points_to_import(form, pipe, tmp_path):
     """As an adapter and as a base model alike, in every format."""
-    path = attachment.find_targets(pipe.unet)[0]
+    path = targets.find_targets(pipe.unet)[0]
     file = tmp_path / "other file.safetensors"
     save_file({FORMS[form].format(path=path, flat=path.replace(".", "_")): torch.ones(2, 2)}, file)
     with pytest.raises(
-        ValueError, match=r"another program's adapter; bring it in with hra-diffusion import '.*other file"
+        ValueError, match=r"another program's adapter; import it with hra-diffusion import '.*other file"
     ):
         pipeline.load(pipe, file)
     with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):

@@ -62,7 +62,7 @@ def kind(parts: LayerParts) -> str:
     return "DoRA" if name == "LoRA" else f"{name} with DoRA"
 
 
-def factors(layer: nn.Module, parts: LayerParts) -> Factors:
+def to_lora(layer: nn.Module, parts: LayerParts) -> Factors:
     """The layer's change as (up, down), float32. Raises PartsError for what does not fit together or not the layer."""
     weight = original_weight(layer).detach()
     if parts.form is None:
@@ -230,8 +230,8 @@ def _hra(weight: Tensor, parts: LayerParts) -> Factors:
     _check_rank(parts, u.shape[1])
     orthonormal = parts.settings is not None and parts.settings.apply_GS
     chain = householder.gram_schmidt_chain if orthonormal else householder.reflection_chain
-    down, up = householder.applicable(*chain(u))
-    return _values(weight).flatten(1) @ up, down.mT
+    up, down = householder.low_rank_factors(*chain(u))
+    return _values(weight).flatten(1) @ up, down
 
 
 def _oft(weight: Tensor, parts: LayerParts) -> Factors:
