@@ -362,10 +362,8 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
 
     adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
     (notice,) = (event.message for event in heard if isinstance(event, Notice))
-    assert (
-        "continuing from the previous step with batch size 1, gradient accumulation steps 2, gradient checkpointing True"
-        in notice
-    )
+    saved = "batch size 1, gradient accumulation steps 2, gradient checkpointing True"
+    assert f"continuing from the previous step with {saved}" in notice
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
     assert weights(adapter).isfinite().all() and find(tmp_path / "a", "Rex").config.batch_size == 1
 
