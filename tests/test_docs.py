@@ -74,7 +74,7 @@ def test_python_blocks_are_valid_and_their_names_exist():
 
 
 def test_the_worked_example_is_a_method():
-    """The method in docs/adding-a-method.md keeps the contract's central promise: activations, weight and factors agree."""
+    """The method in docs/adding-a-method.md keeps the contract: activations, weight and factors agree."""
     import torch
 
     from hra_diffusion.adapters import registry
