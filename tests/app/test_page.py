@@ -294,7 +294,7 @@ def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare.keep(done, tmp_path / "compare" / "0001")
     plots = report.plots(compare.load_comparison(compare.newest(tmp_path)))
-    assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
+    assert plots.count("<svg") == 1 and "similarity to the prompt" in plots, "against costs it takes two adapters"
     assert "drift" in report.means(done)
 
 
