@@ -8,16 +8,6 @@ from safetensors.torch import save_file
 from hra_diffusion import interop
 from hra_diffusion.adapters import targets
 
-TEXT_PREFIXES = {
-    "Open Model Initiative": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
-    "ComfyUI": {
-        "text_encoder": "text_encoders.clip_l.transformer",
-        "text_encoder_2": "text_encoders.clip_g.transformer",
-    },
-    "diffusers": {"text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"},
-}
-UNET_PREFIXES = {"Open Model Initiative": "unet", "ComfyUI": "diffusion_model", "diffusers": "unet"}
-
 
 def cayley(skew):
     return (torch.eye(len(skew)) + skew) @ torch.linalg.inv(torch.eye(len(skew)) - skew)
