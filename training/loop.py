@@ -132,15 +132,15 @@ def train(
     with clock.phase("read photos"):
         size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album = moved_photos.load_resumed_dataset(photos, run, config, size)
-            config = moved_photos.with_present_paths(config, photos, run)
+            dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
+            config = moved_photos.with_current_paths(config, photos, run)
         else:
-            album = load_dataset(config.photos, size, config.crop, config.boxes)
-    clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
+            dataset = load_dataset(config.photos, size, config.crop, config.boxes)
+    clock.emit(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
-    with run_context(run, config, album, resume, accelerator, clock), restore_eval(pipe), memory_kept(), cores:
-        session = set_up(config, run, accelerator, pipe, album, clock)
+    with run_context(run, config, dataset, resume, accelerator, clock), restore_eval(pipe), memory_kept(), cores:
+        session = set_up(config, run, accelerator, pipe, dataset, clock)
         if run.checkpoints():
             restore_latest(session)
         with stop_signals() as stop:
@@ -170,7 +170,7 @@ def load_base(config: TrainConfig, device: str, clock: PhaseTimer) -> StableDiff
 
 @contextlib.contextmanager
 def run_context(
-    run: Run, config: TrainConfig, album: Dataset, resume: bool, accelerator: Accelerator, clock: PhaseTimer
+    run: Run, config: TrainConfig, dataset: Dataset, resume: bool, accelerator: Accelerator, clock: PhaseTimer
 ) -> Iterator[None]:
     """Hold the run's folder (by the main process) and log to it; an error in the block marks the run as failed."""
     if not accelerator.is_main_process:
@@ -179,14 +179,14 @@ def run_context(
         return
     photos = [
         {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
-        for photo in album.photos
+        for photo in dataset.photos
     ]
     with run.locked():
         run.begin(config, photos, resume)
         clock.add(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
-            run.keep_photos([photo.image for photo in album.photos])
+            run.keep_photos([photo.image for photo in dataset.photos])
             yield
         except Exception as error:
             with contextlib.suppress(OSError):  # the reason matters more than a log that can't be written
@@ -267,12 +267,12 @@ def batch_loss(session: Session, position: int) -> Tensor:
     latents = torch.cat([latents for latents, _ in batches])
     text = {key: torch.cat([text[key] for _, text in batches]) for key in batches[0][1]}
     alphas, kind = session.process.alphas_cumprod, session.process.prediction_type
-    generator = objective.stream(config.seed, "noise", position)
+    generator = objective.seeded_generator(config.seed, "noise", position)
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = objective.sample_timesteps(len(latents), len(alphas), config.timestep_bias, generator)
-    wanted = objective.target(latents, noise, timesteps, alphas, kind)
+    wanted = objective.prediction_target(latents, noise, timesteps, alphas, kind)
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
-    latents = objective.noisy(latents, noise, timesteps, alphas)
+    latents = objective.add_noise(latents, noise, timesteps, alphas)
     device = accelerator.device
     text = {key: value.to(device) for key, value in text.items()}
     prediction = session.denoiser(latents.to(device), timesteps.to(device), text)
@@ -359,7 +359,7 @@ def score_samples(session: Session) -> None:
         return
     with session.clock.phase("scores"):
         prompts = [prompt.replace("{subject}", config.class_noun) for prompt in config.sample_prompts]
-        found = scoring.score_rounds(rounds, prompts, [photo.image for photo in session.album.photos], clip)
+        found = scoring.score_rounds(rounds, prompts, [photo.image for photo in session.dataset.photos], clip)
     for step, score in found.items():
         session.clock.emit(Scored(step, round(score.subject or 0.0, 4), round(score.prompt, 4)))
     if said := scoring.advice(found):

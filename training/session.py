@@ -127,7 +127,7 @@ class Session:
     class_images: LatentCache | None
     averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
-    album: Dataset
+    dataset: Dataset
     process: NoiseProcess
     step: int = 0
     skipped: int = 0
@@ -144,13 +144,13 @@ def set_up(
     run: Run,
     accelerator: Accelerator,
     pipe: StableDiffusionPipeline,
-    album: Dataset,
+    dataset: Dataset,
     clock: PhaseTimer,
 ) -> Session:
     """Class images, caches, adapter, optimiser; and the last checkpoint where there is one."""
-    for note in album.warnings:
+    for note in dataset.warnings:
         clock.emit(Notice(note.message))
-    photos, class_images = cache_examples(config, run, accelerator, pipe, album, clock)
+    photos, class_images = cache_examples(config, run, accelerator, pipe, dataset, clock)
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
@@ -160,7 +160,7 @@ def set_up(
     probes = fingerprint.adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
-        album, noise.of(pipe.scheduler),
+        dataset, noise.of(pipe.scheduler),
     )  # fmt: skip
 
 
@@ -197,24 +197,24 @@ def cache_examples(
     run: Run,
     accelerator: Accelerator,
     pipe: StableDiffusionPipeline,
-    album: Dataset,
+    dataset: Dataset,
     clock: PhaseTimer,
 ) -> tuple[LatentCache, LatentCache | None]:
     """Photos and, with prior preservation, class images as cached latents and text."""
-    captions = list(final_captions(config, {photo.path: photo.caption for photo in album.photos}).captions.values())
+    captions = list(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}).captions.values())
     for note in text_notes(config, pipe, captions):
         clock.emit(Notice(note))
-    images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
+    images, embed = [photo.image for photo in dataset.photos], not config.train_text_encoder
     size = images[0].size[0]
     class_pictures: list[Image.Image] = []
     if config.prior_loss_weight:
         with clock.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
             asked = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
-            class_pictures = list(class_images.class_images(pipe, *asked))
+            class_pictures = list(class_images.load_class_images(pipe, *asked))
     photo_ids = class_ids = None
     if config.size_conditioning and families.size_conditioned(pipe):
-        photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in album.photos])
+        photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
         class_ids = uncropped(size).float().expand(len(class_pictures), 1, -1)
     with clock.phase("cache"):
         photos = encode(pipe, images, captions, config.flip, embed, photo_ids)

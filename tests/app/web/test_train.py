@@ -53,7 +53,7 @@ def test_the_form_has_every_setting_of_every_method(entries):
     names = {entry.name for entry in entries}
     for method in registry.method_names():
         assert set(registry.get_method(method).config.model_fields) <= names
-    assert set(configs.TrainConfig.model_fields) - set(form.ELSEWHERE) <= names
+    assert set(configs.TrainConfig.model_fields) - set(form.NOT_IN_FORM) <= names
     assert all(entry.component.info for entry in entries), "each is explained"
 
 
