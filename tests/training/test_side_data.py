@@ -224,7 +224,7 @@ def test_photos_of_a_draft_that_are_gone_or_damaged_are_left_out_and_named(draft
     draft.copy_photos(tmp_path / "album")
     assert [path.name for path in (tmp_path / "album").iterdir()] == ["2.jpg"]
     for file in ("0.jpg", "gone.jpg"):
-        with pytest.raises(ValueError, match="not here any more"):
+        with pytest.raises(ValueError, match="has been removed"):
             draft.photo(file, 64)
 
 

@@ -267,5 +267,5 @@ def test_late_edits_of_a_removed_photo_change_no_other(context):
     events.set_caption("0.jpg", "late", ann)
     events.remove("0.jpg", ann)
     assert [(photo.file, photo.caption) for photo in context.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
-    with pytest.raises(gr.Error, match="not here any more"):
+    with pytest.raises(gr.Error, match="has been removed"):
         events.crop("0.jpg", 2, 0.5, 0.5, ann)
