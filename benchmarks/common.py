@@ -21,16 +21,19 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
+from hra_diffusion.allocator import keep_memory
 from hra_diffusion.files import write_text
 from hra_diffusion.models import loading, sources
-from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
 from training.data.dataset import load_dataset
 from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
-from training.session import PhaseTimer, Session, make_accelerator, set_up
+from training.session.devices import make_accelerator
+from training.session.phase_timer import PhaseTimer
+from training.session.setup import set_up
+from training.session.state import Session
 
 RESULTS = Path(__file__).parent / "results"
 SUBJECT = sources.ASSETS / "subjects" / "octopus"

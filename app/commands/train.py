@@ -63,8 +63,8 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Emit the captions of a run and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.memory import fit
-    from training.session import make_accelerator
+    from training.planning import planned
+    from training.session.devices import make_accelerator
 
     def emit(event: Event) -> None:
         for listener in listeners:
@@ -75,7 +75,7 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
-    fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)
+    planned(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from hra_diffusion.adapters.probe import probe
-from hra_diffusion.models.allocator import give_back
+from hra_diffusion.allocator import give_back
 
 BLOCK = 64
 SKIPPED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj")

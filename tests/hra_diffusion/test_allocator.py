@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hra_diffusion.models.allocator import memory_kept
+from hra_diffusion.allocator import memory_kept
 
 NUMBERS = 2**24
 PAGES = 4 * NUMBERS // resource.getpagesize()
