@@ -92,8 +92,10 @@ def look(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     now = changed([line, table], before)
     if not now and held == tuple(chosen):
         return (gr.skip(),) * 5
-    updates = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(held, chosen, strict=True))
-    return line, table, *updates, (now or before, *held)
+    base, device = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(held, chosen, strict=True))
+    if base != gr.skip():  # it may have been chosen since the page was built
+        base |= {"choices": [(base_name(name), name) for name in context.bases], "interactive": len(context.bases) > 1}
+    return line, table, base, device, (now or before, *held)
 
 
 def do(context: AppContext, what: str, name: str) -> None:

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.files import explained, read_json
 from hra_diffusion.models import families
+from hra_diffusion.models.folders import MODELS
 
 INDEX = "model_index.json"
-MODELS = ("unet", "text_encoder", "text_encoder_2", "vae")
-"""Folders of a diffusers model with the weights of a component."""
 CONFIGURATIONS = (*MODELS, "scheduler", "tokenizer", "tokenizer_2")
 """Folders whose small text files are needed."""
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
@@ -213,6 +212,11 @@ def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
 def _reason(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
+
+
+def gigabytes(size: int) -> str:
+    """Return a size in GB, or MB below one."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def is_offline() -> bool:

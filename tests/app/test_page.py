@@ -286,7 +286,7 @@ def test_a_comparison_that_cannot_be_says_so(context, changes, said):
 
 def test_likeness_is_shown_against_what_it_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
-    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)])
     plan = compared(context, drift=True)
     news = list(compare.draw(context, plan, threading.Event()))
     assert max(preview.done for preview in news[:-1]) == pytest.approx(1), "what drift takes is counted"
