@@ -42,6 +42,7 @@ class BaseChooser:
     panel: gr.Group
     dtype: gr.Radio
     known: gr.HTML
+    elsewhere: gr.Column
     path: gr.Textbox
     use_path: gr.Button
     name: gr.Dropdown
@@ -62,7 +63,7 @@ def build(context: AppContext) -> BaseChooser:
             [(PRECISIONS[name], name) for name in DTYPES], value=_suggested_dtype(context), label="Precision",
             info="Half precision is for GPUs.",
         )  # fmt: skip
-        with gr.Column(visible=context.local):
+        with gr.Column(visible=context.local) as elsewhere:
             with gr.Row(elem_classes="entry"):
                 path = gr.Textbox(
                     label="From a folder or file", placeholder="/models/stable-diffusion-v1-5 or …/model.safetensors",
@@ -80,7 +81,7 @@ def build(context: AppContext) -> BaseChooser:
             download = gr.HTML(js_on_load=CLICKS, elem_id="base-download")
         close = gr.Button("Close", size="sm")
     return BaseChooser(
-        notice, open_, panel, dtype, known, path, use_path, name, look_up, found, download, close, gr.State()
+        notice, open_, panel, dtype, known, elsewhere, path, use_path, name, look_up, found, download, close, gr.State()
     )
 
 
@@ -249,7 +250,8 @@ class ChooserEvents:
 
 def connect(context: AppContext, page: gr.Blocks, chooser: BaseChooser, photos: PhotoEditor, status: StatusBar) -> None:
     """Wire the chooser."""
-    events, using = ChooserEvents(context), []
+    events = ChooserEvents(context)
+    noticing: dict[str, Any] = {"fn": events.notice, "outputs": [chooser.notice, chooser.open], **QUIET}
     chooser.open.click(events.open, None, [chooser.panel, chooser.known, chooser.found], **QUIET)
     chooser.close.click(lambda: gr.update(visible=False), None, chooser.panel, **QUIET)
     for event, function, inputs in (
@@ -257,9 +259,8 @@ def connect(context: AppContext, page: gr.Blocks, chooser: BaseChooser, photos: 
         (chooser.use_path.click, events.use_path, [chooser.path, chooser.dtype]),
         (chooser.download.click, events.act_on_download, [chooser.dtype]),
     ):
-        using.append(event(function, inputs, chooser.panel, **MINE).success)
+        event(function, inputs, chooser.panel, **MINE).success(**noticing)
     chooser.look_up.click(events.look_up, [chooser.name, chooser.dtype], chooser.found, **MINE)
     chooser.found.click(events.download, None, [chooser.found, chooser.download], **HIDDEN)
     status.timer.tick(events.watch, chooser.seen, [chooser.download, chooser.seen], **QUIET)
-    notice = [*using, page.load, photos.thumbnails.change, status.base.change]
-    gr.on(notice, events.notice, None, [chooser.notice, chooser.open], **QUIET)
+    gr.on([page.load, photos.thumbnails.change, status.base.change], **noticing)
