@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import CLAIMS, Claim
-from benchmarks.common import RESULTS, Bar
+from benchmarks.common import RESULTS, Target
 from hra_diffusion.files import write_text
 from training.memory.measure import in_words, markdown
 
@@ -79,7 +79,7 @@ def _verdicts(result: dict[str, Any] | None) -> str:
     """How many targets were met and how many undecided; the base model first if it isn't the benchmark's default."""
     if result is None:
         return NOT_MEASURED
-    verdicts = [Bar(**bar).verdict for bar in result["bars"]]
+    verdicts = [Target(**bar).verdict for bar in result["bars"]]
     base = re.search(r"--(?:base|large)[ =](\S+)", result["command"])
     undecided = f", {count} undecided" if (count := verdicts.count("undecided")) else ""
     return (f"on {base[1]}: " if base else "") + f"{verdicts.count('met')} of {len(verdicts)} met{undecided}"
@@ -95,8 +95,8 @@ def _section(claim: Claim, results: dict[str, dict[str, Any] | None]) -> str:
 def _measurement(device: str, result: dict[str, Any]) -> str:
     """One device's command, conditions and machine, its figures against the targets, and the whole table."""
     commit = f" Commit {result['commit']}." if "commit" in result else ""
-    bars = [Bar(**bar) for bar in result["bars"]]
-    figures = [(bar.what, f"**{bar.figure}**", bar.target, bar.mark) for bar in bars]
+    targets = [Target(**bar) for bar in result["bars"]]
+    figures = [(target.what, f"**{target.figure}**", target.condition, target.mark) for target in targets]
     return "\n\n".join(
         [
             f"**{device}**: `{result['command']}`",

@@ -49,6 +49,6 @@ def choose_from_hub(output: Path, environment: dict[str, str], photos: Sequence[
         page.wait_for_selector("#base-download [role=progressbar]")
         page.locator("#base-download button", has_text="Use").click()
         page.wait_for_selector("#base-notice >> text=tiny-sd")
-        assert page.locator("#base input").input_value() == "tiny-sd"
+        playwright.expect(page.locator("#base input")).to_have_value("tiny-sd", timeout=MINUTE)
         assert page.locator("#base-notice .note").count() == 0
         browser.close()

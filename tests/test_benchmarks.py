@@ -83,8 +83,8 @@ def test_a_result_is_shown_with_its_targets_machine_and_command(tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["benchmarks/bench_step.py", "--side", "8", "--output", str(tmp_path)])
     given = common.arguments(None, cpu={"side": 32, "base": "sd1"}, cuda={"side": 64})
     assert (given.side, given.base, given.rounds) == (8, "sd1", 5)
-    bars = [common.Bar("a", 1.05, 1.1), common.Bar("b", 1.2, 1.1), common.Bar("c", 1.2, 1.1, at_least=True)]
-    bars += [common.Bar.of("d", [1.0, 3.0, 1.05], 1.1), common.Bar.of("e", [1.0, 1.0], 1.1)]
+    bars = [common.Target("a", 1.05, 1.1), common.Target("b", 1.2, 1.1), common.Target("c", 1.2, 1.1, at_least=True)]
+    bars += [common.Target.of("d", [1.0, 3.0, 1.05], 1.1), common.Target.of("e", [1.0, 1.0], 1.1)]
     common.publish(common.Report("said", ("method", "s"), [("hra", "1 (1 to 1)")], bars, ["a note"]), given)
     printed, page = capsys.readouterr().out, tables.page(tmp_path)
     assert "a 1.05: met, ≤ 1.1" in printed and "b 1.2: missed, ≤ 1.1" in printed
@@ -126,7 +126,7 @@ def test_commit_ignores_changed_results(tmp_path):
 def test_figures_of_another_base_model_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/bench_floor.py", "--base", "toybox", "--output", str(tmp_path)])
     given = common.arguments(None, cpu={"base": "sd1"}, cuda={})
-    common.publish(common.Report("said", ("step", "s"), [], [common.Bar("a", 1, 1.1)]), given)
+    common.publish(common.Report("said", ("step", "s"), [], [common.Target("a", 1, 1.1)]), given)
     page = tables.page(tmp_path)
     assert "| on toybox: 1 of 1 met | not measured |" in page
     assert "**CPU**: `python -m benchmarks.bench_floor --base toybox" in page

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import targets
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.models.sources import ASSETS
 from training import config as configs
@@ -56,7 +56,7 @@ def test_plain_diffusers_opens_it():
 
 
 def test_its_attention_is_named_as_in_stable_diffusion(pipe):
-    paths = attachment.find_targets(pipe.unet)
+    paths = targets.find_targets(pipe.unet)
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in paths
     assert all(".transformer_blocks.0.attn" in path for path in paths)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hra_diffusion.adapters import attachment
+from hra_diffusion.allocator import memory_kept
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.generation.png import PNG_KEY, describe, save_png
@@ -25,7 +26,6 @@ from hra_diffusion.generation.requests import Request, complete_settings
 from hra_diffusion.generation.requests import Settings as DrawSettings
 from hra_diffusion.generation.sampling import GenerationError, generate_batch
 from hra_diffusion.models import loading
-from hra_diffusion.models.allocator import memory_kept
 from hra_diffusion.models.noise import distilled
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
@@ -33,9 +33,12 @@ from training import objective, scoring
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
-from training.data.photos import Dataset, find_photos, ingest
-from training.memory import fit, savings
+from training.data.dataset import Dataset, load_dataset
+from training.data.photo_files import find_photos
 from training.memory.measure import forget_peak
+from training.memory.savings import as_chosen, as_reduced, out_of_memory
+from training.planning import planned
+from training.recovery import reduce_memory
 from training.runs.checkpoint import averaged, restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.runs.run_folder import Run
@@ -110,7 +113,7 @@ def train(
     """
     run = Run(output / config.name)
     if run.checkpoints():
-        config = savings.as_lightened(fit.as_chosen(config, run.config), run.config)
+        config = as_reduced(as_chosen(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
@@ -121,7 +124,7 @@ def train(
     photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
     if plan or (config.memory_limit and not run.checkpoints()):
-        asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
+        asked, config = config, planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
         if config != asked:  # precision or accumulation may be what was given up
             accelerator = make_accelerator(config)
     with clock.phase("load base"):
@@ -131,10 +134,10 @@ def train(
     with clock.phase("read photos"):
         size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album = moved_photos.ingest_kept(photos, run, config, size)
+            album = moved_photos.load_resumed_dataset(photos, run, config, size)
             config = moved_photos.with_present_paths(config, photos, run)
         else:
-            album = ingest(config.photos, size, config.crop, config.boxes)
+            album = load_dataset(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
@@ -146,9 +149,9 @@ def train(
             try:
                 return learn(session, stop)
             except RuntimeError as error:
-                if not savings.out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                savings.step_down(session, error)
+                reduce_memory(session, error)
             return learn(session, stop)
 
 

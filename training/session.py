@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
@@ -26,12 +26,12 @@ from hra_diffusion.models.families import Text
 from hra_diffusion.models.families.sdxl import uncropped
 from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import plain, split
-from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
+from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, photo_time_ids
-from training.data.photos import Dataset
+from training.rank_matching import layers_to_adapt
 from training.runs.events import Event, Listener, Notice, Phase
 from training.runs.run_folder import Run
 
@@ -157,7 +157,7 @@ def set_up(
         checkpoint_gradients(pipe)
     denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
-    probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
+    probes = fingerprint.adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
         album, noise.of(pipe.scheduler),
@@ -241,7 +241,7 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     require_room(config, pipe)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
-    for number, (model, targets) in enumerate(adapted_layers(config, pipe)):
+    for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
         )
@@ -251,8 +251,8 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
 def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
     try:
-        for model, targets in adapted_layers(config, pipe):
-            attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
+        for model, targets in layers_to_adapt(config, pipe):
+            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
 

@@ -16,7 +16,7 @@ from hra_diffusion.libraries import hide_loading_bars
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
-from training.data.photos import read_captions
+from training.data.photo_files import read_captions
 from training.runs import run_folder
 from training.runs.events import Bar, Event, Listener, Plan, print_json
 from training.runs.progress import PHASES
@@ -63,7 +63,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Tell the listeners what a run would take, and start none."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.memory import fit
+    from training.planning import planned
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:
@@ -75,7 +75,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
-    fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)
+    planned(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:

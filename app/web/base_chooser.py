@@ -1,35 +1,23 @@
 """Choosing the base model on the page: what toybox is for, known bases, a folder or file, a download from the hub."""
 
-import filecmp
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.web import base_view
 from app.web.base_download import Download, show_download
-from app.web.context import HIDDEN, MINE, QUIET, AppContext, changed, clicked, user_errors
-from app.web.html import badge, button, facts, note
+from app.web.context import AppContext
+from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, user_errors
 from app.web.status_bar import StatusBar, base_name
 from app.web.theme import CLICKS
-from app.web.train_photos import SAMPLE_SUBJECTS, PhotoEditor, sample_photos
+from app.web.train_photos import PhotoEditor
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import hub
 from hra_diffusion.models.devices import computes_bfloat16, device_for
-from hra_diffusion.models.hub import gigabytes
 from hra_diffusion.models.loading import DTYPES
-from hra_diffusion.models.sources import TOYBOX
-from training.data.drafts import Draft
 
-TOYBOX_PURPOSE = (
-    "Toybox draws a small toy world at 128 px: use it to try the methods and to learn. For your photos choose Stable "
-    "Diffusion."
-)
-SHARED = (
-    "Others can reach this page, so only the base models listed when it was started can be used. To add one, start it "
-    "with: hra-diffusion app --base toybox " + hub.SUGGESTIONS[0]
-)
 PRECISIONS = {"float32": "float32", "float16": "float16 (half the memory)", "bfloat16": "bfloat16 (half the memory)"}
 
 
@@ -92,60 +80,13 @@ def _suggested_dtype(context: AppContext) -> str:
     return "bfloat16" if computes_bfloat16("cuda") else "float16"
 
 
-def show_notice(context: AppContext, draft: Draft) -> tuple[str, Any]:
-    """Return what the base model in use is for, and an update of the button that opens the chooser.
-
-    Both stand out if there are photos of the visitor's own and the base model is toybox.
-    """
-    session = context.session
-    own = bool(draft.read().photos) and not only_samples(draft)
-    if session.base == TOYBOX and own:
-        text = f'<div class="note big" role="status"><b>The base model in use is toybox.</b> {TOYBOX_PURPOSE}</div>'
-        return text, gr.update(value="Choose Stable Diffusion", variant="primary")
-    purpose = TOYBOX_PURPOSE if session.base == TOYBOX else f"{session.dtype}, {_resolution(context)}"
-    text = f'<p class="soft small">Base model: <b>{escape(base_name(session.base))}</b>. {escape(purpose)}</p>'
-    return text, gr.update(value="Choose a base model", variant="secondary")
-
-
-def _resolution(context: AppContext) -> str:
-    return f"{context.side} px" if context.session.loaded else "loading …"
-
-
-def only_samples(draft: Draft) -> bool:
-    """Whether all photos of a draft are bundled sample photos."""
-    samples = [photo for name in SAMPLE_SUBJECTS for photo in sample_photos(name)]
-    files = [draft.folder / "photos" / photo.file for photo in draft.read().photos]
-    return all(any(filecmp.cmp(file, sample, shallow=False) for sample in samples) for file in files)
-
-
-def show_known(context: AppContext) -> str:
-    """Return the base models that can be used at once, each with a button."""
-    cached = {base.name: gigabytes(base.size) for base in hub.cached_bases()} if context.local else {}
-    sizes = dict.fromkeys(context.bases, "") | cached
-    rows = "".join(_known_row(context, name, size) for name, size in sizes.items())
-    note_ = "" if context.local else note(SHARED, "plain")
-    missing = ""
-    if context.local and not cached:
-        missing = '<p class="soft small">No Stable Diffusion in the local hub cache yet: see below.</p>'
-    return f'<h3>Base models on this machine</h3><div class="queue">{rows}</div>{missing}{note_}'
-
-
-def _known_row(context: AppContext, name: str, size: str) -> str:
-    about = "embedded, a toy world at 128 px" if name == TOYBOX else size
-    action = badge("in use", "ok") if name == context.session.base else button("Use", "use", base=name)
-    label = escape(name if "/" not in name or not Path(name).exists() else base_name(name))
-    return (
-        f'<div><span class="grow"><strong>{label}</strong> <span class="soft small">{about}</span></span>{action}</div>'
-    )
-
-
 def use_base(context: AppContext, base: str, dtype: str) -> None:
     """Load another base model in place of the one in use, which is kept if that fails.
 
     Raises UserError if this page may not choose it, or BaseModelError if it can't be loaded.
     """
     if base not in context.bases and not context.local:
-        raise UserError(SHARED)
+        raise UserError(base_view.SHARED)
     session = context.session
     before = session.base, session.device, session.dtype
     session.change(base, session.device, dtype)
@@ -166,22 +107,6 @@ def checked_path(text: str) -> str:
     return str(path.resolve())
 
 
-def show_found(base: hub.HubBase) -> str:
-    """Return what a base model on the hub is, with a button that downloads it."""
-    rows = [("Model", base.name), ("Licence", base.license), ("Download", gigabytes(base.size))]
-    gated = (
-        f"Accept its licence at https://huggingface.co/{base.name} first, then run: hf auth login" if base.gated else ""
-    )
-    label = f"Download {gigabytes(base.size)}"
-    return f"{facts(rows)}{note(gated)}<p>{button(label, 'download', main=True)}</p>"
-
-
-def show_offline(reason: str) -> str:
-    """Return what to put where on a machine without a connection."""
-    rows = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in hub.offline_advice())
-    return f'{note(f"{reason} Without a connection, use one of these:", "plain")}<dl class="advice">{rows}</dl>'
-
-
 class ChooserEvents:
     """Callbacks of the chooser. All visitors share one download at a time."""
 
@@ -191,11 +116,11 @@ class ChooserEvents:
         self.found: dict[str, hub.HubBase] = {}
 
     def open(self) -> tuple[Any, ...]:
-        offline = show_offline("This machine is offline (HF_HUB_OFFLINE is set).") if hub.is_offline() else ""
-        return gr.update(visible=True), show_known(self.context), offline
+        offline = base_view.show_offline("This machine is offline (HF_HUB_OFFLINE is set).") if hub.is_offline() else ""
+        return gr.update(visible=True), base_view.show_known(self.context), offline
 
     def notice(self, request: gr.Request) -> tuple[str, Any]:
-        return show_notice(self.context, self.context.draft(request))
+        return base_view.show_notice(self.context, self.context.draft(request))
 
     @user_errors
     def use(self, dtype: str, event: gr.EventData) -> Any:
@@ -217,9 +142,9 @@ class ChooserEvents:
         try:
             found = hub.find_base((name or "").strip(), dtype)
         except hub.OfflineError as error:
-            return show_offline(f"{error}.")
+            return base_view.show_offline(f"{error}.")
         self.found[str(request.session_hash)] = found
-        return show_found(found)
+        return base_view.show_found(found)
 
     @user_errors
     def download(self, request: gr.Request) -> tuple[str, str]:
@@ -245,7 +170,7 @@ class ChooserEvents:
 
     def _require_local(self) -> None:
         if not self.context.local:
-            raise UserError(SHARED)
+            raise UserError(base_view.SHARED)
 
 
 def connect(context: AppContext, page: gr.Blocks, chooser: BaseChooser, photos: PhotoEditor, status: StatusBar) -> None:

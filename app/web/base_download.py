@@ -2,9 +2,8 @@
 
 import threading
 from dataclasses import dataclass, field
-from html import escape
 
-from app.web.html import bar, button, note
+from app.web.html import render
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import hub
 from hra_diffusion.models.hub import gigabytes
@@ -16,7 +15,7 @@ class Cancelled(UserError):  # noqa: N818 (not an error)
 
 @dataclass
 class Download:
-    """A download in a thread; pages that are reloaded find it again."""
+    """A download in a thread of the page's process. ``state``: "running", "finished", "stopped" or "failed"."""
 
     base: hub.HubBase
     done: int = 0
@@ -48,17 +47,8 @@ def show_download(download: Download | None) -> str:
     """Return a download's progress and what can be done about it."""
     if download is None:
         return ""
-    name = download.base.name
-    match download.state:
-        case "running":
-            part = download.done / max(1, download.base.size)
-            text = f"{gigabytes(download.done)} of {gigabytes(download.base.size)}"
-            line = f'<span class="soft small">{text}</span> {button("Stop", "stop")}'
-            return f'<div class="strip"><strong>{escape(name)}</strong>{bar(part, f"download of {name}")}{line}</div>'
-        case "finished":
-            return (
-                f'<div class="strip">{escape(name)} is downloaded. {button("Use", "use", main=True, base=name)}</div>'
-            )
-        case "stopped":
-            return note(f"The download of {name} was stopped; a new one continues where it ended.", "plain")
-    return note(download.error, "bad")
+    total = download.base.size
+    return render(
+        "base_download", download=download, percent=round(100 * download.done / max(1, total)),
+        done=gigabytes(download.done), total=gigabytes(total),
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.models import families, noise, prompts

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.adapters import attachment
-from hra_diffusion.adapters.layer import ActiveAdapters
+from hra_diffusion.adapters import activation, attachment
+from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.generation.png import PNG_KEY, describe
 from hra_diffusion.generation.previews import OnStep, step_callback
@@ -211,7 +211,7 @@ def _batch_adapters(pipe: StableDiffusionPipeline, groups: Sequence[tuple[Active
     with contextlib.ExitStack() as stack:
         for model in components(pipe).values():
             own = [(_on_model(model, adapters), count) for adapters, count in groups]
-            stack.enter_context(attachment.batch_adapters(model, own))
+            stack.enter_context(activation.batch_adapters(model, own))
         yield
 
 

@@ -224,8 +224,8 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def offline_advice() -> list[tuple[str, str]]:
-    """Return what to put where on a machine without a connection, as (title, text) pairs."""
+def offline_advice() -> list[tuple[str, str, str]]:
+    """Return what to put where on a machine without a connection, as (title, text, command) tuples."""
     name = SUGGESTIONS[0]
     return [
         (
@@ -233,17 +233,19 @@ def offline_advice() -> list[tuple[str, str]]:
             "a whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
             "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Give the "
             "path of the file.",
+            "",
         ),
         (
             "A diffusers folder",
             "model_index.json; unet, vae and text_encoder, each with config.json and a .safetensors file; tokenizer "
             "with vocab.json and merges.txt; scheduler with scheduler_config.json (SDXL: also text_encoder_2 and "
-            "tokenizer_2). Give the folder's path. With a connection, this command fills such a folder: "
+            "tokenizer_2). Give the folder's path. On a machine with a connection, this fills such a folder:",
             f'hf download {name} --local-dir FOLDER --include "*.json" "*.txt" "*/*.safetensors"',
         ),
         (
             "Another computer's cache",
             f"copy its folder ~/.cache/huggingface/hub/models--{name.replace('/', '--')} into "
             f"{constants.HF_HUB_CACHE}. The model then appears in the list of known ones.",
+            "",
         ),
     ]

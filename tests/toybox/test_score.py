@@ -1,4 +1,4 @@
-"""The score: asks what it promises, counts rightly, and shows its figures."""
+"""Tests of the score: prompts, shares and table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from hra_diffusion.generation.requests import Request
 from toybox import score as scoring
 from toybox.autoencoder import new_autoencoder
 from toybox.captions import caption_of
-from toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES, number_labels
+from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES, label_targets
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES
 from toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
@@ -45,13 +45,13 @@ class ReadingJudge(nn.Module):
         """Logits of things, scenes and looks."""
         first, second = ((signal[:, :, 0, :2] + 1) * 127.5).round().long().unbind(-1)
         numbers = first + 256 * second
-        classes = (len(THING_NAMES), len(SCENE_NAMES), len(LOOK_NAMES))
+        classes = (len(OBJECT_NAMES), len(SCENE_NAMES), len(ATTRIBUTE_NAMES))
         return [nn.functional.one_hot(number, count) for number, count in zip(numbers.T, classes, strict=True)]
 
 
 def picture_of(label: Label) -> Image.Image:
     """What ReadingJudge recognises as the label."""
-    numbers = number_labels([label])[0].tolist()
+    numbers = label_targets([label])[0].tolist()
     picture = Image.new("RGB", (128, 128), tuple(number % 256 for number in numbers))
     picture.putpixel((1, 0), tuple(number // 256 for number in numbers))
     return picture
@@ -70,8 +70,8 @@ def test_shares_are_counted_over_seeds() -> None:
     assert scenes == Share(1.0, 1.0, 1.0, 0.75)
 
 
-def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that draws every prompt rightly but for foxes and looks at one seed; pictures are kept to look at."""
+def test_score_counts_correct_images(sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a base model that fails on foxes and, for one seed, on looks; the contact sheet is written."""
     asked: dict[str, Label] = {}
     requests_seen: list[Request] = []
 
@@ -108,16 +108,17 @@ def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkey
     assert Image.open(tmp_path / "sheet.png").size == (20 * 130 - 2, 15 * 130 - 2)
 
 
-def test_every_base_is_asked_the_same_of_things_it_was_taught() -> None:
-    """Named things in all scenes; a colour never before its own colour."""
+def test_scored_labels_are_fixed_and_of_known_things() -> None:
+    """Things in all scenes; no colour look on a background of that colour."""
     rng = scoring.np.random.default_rng
-    dressed = scoring.draw_dressed(rng(0), 100)
-    assert dressed == scoring.draw_dressed(rng(0), 100)
+    dressed = scoring.sample_attribute_labels(rng(0), 100)
+    assert dressed == scoring.sample_attribute_labels(rng(0), 100)
     assert len(UNSEEN) == 200
     assert {name for name, _ in UNSEEN} | {label.thing for label in dressed} <= {thing.name for thing in THINGS}
     assert {scene for _, scene in UNSEEN} == set(SCENES)
     assert {label.look for label in dressed} == set(LOOKS)
-    assert not any(label.look == "red" and "red" in label.scene for label in scoring.draw_dressed(rng(1), 1000))
+    labels = scoring.sample_attribute_labels(rng(1), 1000)
+    assert not any(label.look == "red" and "red" in label.scene for label in labels)
 
 
 def test_photos_are_cut_to_their_middle(tmp_path: Path) -> None:
@@ -140,8 +141,8 @@ def test_a_score_is_kept(tmp_path: Path) -> None:
     assert load_score(tmp_path / "score.json") == BASE_SCORE
 
 
-def test_the_table_shows_figures_spreads_ceilings_and_bars() -> None:
-    """A row for each; photos only where there were any."""
+def test_table_shows_figures_ranges_ceilings_and_targets() -> None:
+    """One row each; photos only if there are any."""
     rows = table(BASE_SCORE, {"things": 0.7, "seconds": 1.0}).splitlines()
     assert "| Thing right | 75.0% | 70.0%–80.0% | 95.0% | ≥ 70% |" in rows
     assert "| Look right | 50.0% | 40.0%–60.0% | 90.0% |  |" in rows

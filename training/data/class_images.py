@@ -10,7 +10,7 @@ from typing import cast
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from hra_diffusion.adapters.fingerprint import probe
+from hra_diffusion.adapters.probe import probe
 from hra_diffusion.adapters.quantization import storage
 from hra_diffusion.generation.png import read_image, save_png, slug
 from hra_diffusion.generation.requests import Request, Settings, complete_settings

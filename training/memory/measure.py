@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion import files
+from hra_diffusion.allocator import keep_memory
 from hra_diffusion.libraries import hide_bitsandbytes
-from hra_diffusion.models.allocator import keep_memory
 
 T = TypeVar("T")
 ENOUGH = 3

@@ -30,12 +30,11 @@ from hra_diffusion.files import atomic_path, checked_name, make_folder, read_jso
 from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training.config import TrainConfig
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
+from training.runs.locks import LOCK_TIMEOUT
 
 FILES = ("state.json", "config.yaml")
 """A folder with one of these is a run's."""
-LOCK_TIMEOUT = 2.0
-"""Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
 
 
 class RunError(UserError):
@@ -221,7 +220,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
         return kept
     with contextlib.suppress(UserError):
         config = run.config
-        return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
+        return [photo.image for photo in load_dataset(config.photos, size, config.crop, config.boxes).photos]
     return []
 
 

@@ -9,7 +9,7 @@ from fake_hub import fake_hub, online
 from hub_page import choose_from_hub
 
 from app.inference_session import InferenceSession
-from app.web import base_chooser, base_download
+from app.web import base_chooser, base_download, base_view
 from app.web.context import AppContext
 from app.web.train_photos import sample_photos
 from hra_diffusion.models import hub
@@ -31,8 +31,8 @@ def test_own_photos_on_toybox_get_a_prominent_notice_and_sample_photos_do_not(to
     draft = Draft(tmp_path / "draft")
 
     def shown():
-        text, opener = base_chooser.show_notice(toybox, draft)
-        assert base_chooser.TOYBOX_PURPOSE in text, "always, before Train"
+        text, opener = base_view.show_notice(toybox, draft)
+        assert base_view.TOYBOX_PURPOSE in text, "always, before Train"
         return 'class="note big"' in text, opener["variant"]
 
     assert shown() == (False, "secondary"), "no photos yet"
@@ -45,7 +45,7 @@ def test_own_photos_on_toybox_get_a_prominent_notice_and_sample_photos_do_not(to
 def test_own_photos_on_a_real_base_get_no_notice(context, own_photos, tmp_path):
     draft = Draft(tmp_path / "draft")
     draft.add(own_photos)
-    text, _ = base_chooser.show_notice(context, draft)
+    text, _ = base_view.show_notice(context, draft)
     assert "tiny-sd" in text and "toybox" not in text.lower()
 
 
@@ -54,7 +54,7 @@ def test_a_folder_is_used_with_its_precision_and_is_in_the_list_from_then_on(toy
     session = toybox.session
     assert (session.base, session.dtype, toybox.bases) == (str(base_folder), "bfloat16", ["toybox", str(base_folder)])
     assert str(session.pipe.unet.dtype) == "torch.bfloat16"
-    known = base_chooser.show_known(toybox)
+    known = base_view.show_known(toybox)
     assert "tiny-sd" in known and "in use" in known and 'data-base="toybox"' in known
 
 
@@ -70,7 +70,7 @@ def test_a_base_that_cannot_be_loaded_leaves_the_one_in_use(toybox, tmp_path):
 
 def test_a_shared_page_offers_and_allows_the_command_lines_bases_only(toybox, base_folder):
     shared = replace(toybox, local=False)
-    assert "listed when it was started" in base_chooser.show_known(shared)
+    assert "listed when it was started" in base_view.show_known(shared)
     with gr.Blocks():
         chooser = base_chooser.build(shared)
     assert not chooser.elsewhere.visible, "neither paths nor the hub are offered"
@@ -94,12 +94,12 @@ def test_offline_the_chooser_says_what_to_put_where(toybox):
     for needed in ("model_index.json", "vocab.json and merges.txt", "models--stable-diffusion-v1-5", ".safetensors"):
         assert needed in advice
     answer = base_chooser.ChooserEvents(toybox).look_up("owner/name", "float32", gr.Request(session_hash="a"))
-    assert "can&#x27;t be reached" in answer and "model_index.json" in answer
+    assert "can&#39;t be reached" in answer and "model_index.json" in answer
 
 
 def test_licence_and_size_are_shown_before_a_download():
     base = hub.HubBase("owner/<name>", "openrail++", True, {"unet/model.safetensors": 3_400_000_000})
-    shown = base_chooser.show_found(base)
+    shown = base_view.show_found(base)
     assert "openrail++" in shown and "3.4 GB" in shown and "owner/&lt;name&gt;" in shown
     assert "Accept its licence" in shown
 

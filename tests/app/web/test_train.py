@@ -5,26 +5,18 @@ import re
 
 import gradio as gr
 import pytest
+from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
 from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
 from app.web.train_forecast import duration, forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
-from training import budget
 from training import config as configs
 from training.data.drafts import Draft
+from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
 from training.runs.run_folder import Run
-
-
-class Visitor:
-    """A request with a cookie, as gr.Request has it."""
-
-    username = None
-
-    def __init__(self, cookie):
-        self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
 
 
 @pytest.fixture
@@ -143,12 +135,12 @@ def test_the_captions_used_for_training_are_shown(context, entries):
     assert not shown(filled(entries))[1]["visible"], "nothing to choose yet"
     draft.change("1.jpg", caption="a dog <sitting>")
     text, checkbox = shown(filled(entries, trigger="ohwx"))
-    assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in text
-    assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in text and "added to 1 of 3 captions" in text
+    assert "0.jpg, 2.jpg: &#34;a photo of a ohwx dog&#34;" in text
+    assert "1.jpg: &#34;ohwx dog, a dog &lt;sitting&gt;&#34;" in text and "added to 1 of 3 captions" in text
     assert checkbox["visible"]
     text, checkbox = shown(filled(entries, {"caption": "a {subject}!"}, add_trigger=False))
     assert checkbox["visible"], "it can be switched on again"
-    assert "&quot;a sks dog!&quot;" in text and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in text
+    assert "&#34;a sks dog!&#34;" in text and "1.jpg: &#34;a dog &lt;sitting&gt;&#34;" in text
     assert not preview_config(context, entries, filled(entries, add_trigger=False)).add_trigger
     assert shown(filled(entries, noun=""))[0] == ""
 
@@ -172,8 +164,8 @@ def test_several_methods_from_yaml_keep_their_own_defaults(context, entries):
 def test_several_methods_are_one_run_each_at_a_matched_budget(context, entries):
     runs = plan(context, entries, filled(entries, {"rank": "4"}, method="lora", several=["lora", "hra"]))
     assert [config.method for config in runs] == ["lora", "hra"] and runs[0].options["rank"] == 4
-    shapes = budget.layer_shapes(context.session.pipe, runs[0])
-    sizes = [budget.count(config.method, config.options, shapes) for config in runs]
+    shapes = layer_shapes(context.session.pipe, runs[0])
+    sizes = [count_parameters(config.method, config.options, shapes) for config in runs]
     assert max(sizes) / min(sizes) < 1.3 and runs[1].options["rank"] > 4
 
 
@@ -201,26 +193,26 @@ def test_an_incomplete_form_is_refused_before_anything_is_written(context, entri
 def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(context, entries, tmp_path):
     draft, before = Draft(tmp_path / "draft"), context.session.base
     draft.add(photos_of(context))
-    seen = status_bar.look(context, None)[-1]
-    assert status_bar.look(context, seen) == (gr.skip(),) * 5
+    seen = status_bar.refresh(context, None)[-1]
+    assert status_bar.refresh(context, seen) == (gr.skip(),) * 5
     context.session.change("elsewhere/other-sd", "cpu")
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
         queue_runs(context, entries, draft, before, filled(entries))
     assert not (context.output / "New").exists()
-    _, _, base, device, seen = status_bar.look(context, seen)
+    _, _, base, device, seen = status_bar.refresh(context, seen)
     assert device == gr.skip() and base["value"] == "elsewhere/other-sd"
     Run(context.output / "Rex").write_state("running", 3, 6)
-    line, _, *menus, _ = status_bar.look(context, seen)
-    assert "broke off" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
+    line, _, *menus, _ = status_bar.refresh(context, seen)
+    assert "interrupted" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
 
 
 def test_runs_use_the_device_chosen_on_the_page(context, entries, monkeypatch):
     monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
-    *_, (_, _, shown) = status_bar.look(context, None)
+    *_, (_, _, shown) = status_bar.refresh(context, None)
     assert shown == "cpu", "as on the command line"
-    seen = status_bar.look(context, None)[-1]
+    seen = status_bar.refresh(context, None)[-1]
     context.session.change(context.session.base, "cuda")
-    assert status_bar.look(context, seen)[3]["value"] == "cuda"
+    assert status_bar.refresh(context, seen)[3]["value"] == "cuda"
     assert given_settings(context, entries, filled(entries))["device"] == "cuda"
     assert not context.session.loaded
 
@@ -234,7 +226,7 @@ def test_time_and_memory_are_measured_never_guessed(context, entries):
 
     assert shown()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
     (config,) = plan(context, entries, filled(entries))
-    file = context.output / ".queue" / "calibrations" / f"{calibration.costs(config)}.json"
+    file = context.output / ".queue" / "calibrations" / f"{calibration.cost_key(config)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     presets, text = shown()

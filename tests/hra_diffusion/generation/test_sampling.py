@@ -141,10 +141,10 @@ def test_an_adapter_must_be_loaded(pipe):
 
 
 def test_drawing_leaves_the_pipeline_as_it_was(pipe):
-    scheduler, mix = pipe.scheduler, attachment.state_of(pipe.unet).mix
+    scheduler, mix = pipe.scheduler, attachment.state_of(pipe.unet).active
     pipeline.activate(pipe, {"b": 0.3})
     generate(pipe, "a dog", {"a": 1.0}, settings=FEW)
-    assert pipe.scheduler is scheduler and attachment.state_of(pipe.unet).mix == (("b", 0.3),)
+    assert pipe.scheduler is scheduler and attachment.state_of(pipe.unet).active == (("b", 0.3),)
     pipeline.activate(pipe, dict(mix))
 
 

@@ -1,0 +1,41 @@
+"""Starting the page and the command line without the heavy libraries."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_building_the_page_imports_no_heavy_library():
+    code = (
+        "import sys, pathlib; from app.web import server; server.prepare_environment(pathlib.Path('outputs'))\n"
+        "from app.web.blocks import build\n"
+        "from app.web.context import AppContext; from app.inference_session import InferenceSession\n"
+        "build(AppContext(pathlib.Path('outputs'), InferenceSession('toybox'), ['toybox']))\n"
+        "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import argparse, importlib, keyword, sys; from app.cli import COMMANDS\n"
+        "modules = [f'app.commands.{name}' + '_' * keyword.iskeyword(name) for name in COMMANDS]\n"
+        "for name in modules: importlib.import_module(name).add_arguments(argparse.ArgumentParser())\n"
+        "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_generating_during_the_start_waits_for_the_libraries():
+    """Two threads that import transformers at the same time see it partly initialized."""
+    code = (
+        "import threading; from app.web.server import _warm; from app.inference_session import InferenceSession\n"
+        "session = InferenceSession('toybox')\n"
+        "warming = threading.Thread(target=_warm, args=(session,)); warming.start()\n"
+        "print(type(session.pipe).__name__); warming.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "StableDiffusionPipeline", done.stderr
