@@ -39,7 +39,7 @@ def test_a_comparison_is_saved_and_voted_on(context, tmp_path):
     compare_votes.record_vote(folder, again, 1, "skip", None)
     after, standings = compare_votes.show_ballot(folder, again)
     assert "1 vote so far" in standings and 'data-at="2"' in after, "also after a reload: no question comes twice"
-    assert f'data-of="{folder.name}"' in after, "a vote says what it is on: another tab may have compared anew"
+    assert f'data-of="{folder.name}"' in after, "a vote names its comparison: another tab may have made a newer one"
     assert "Blind votes" in (folder / "report.html").read_text()
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 
@@ -79,7 +79,7 @@ def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
     assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare_results.save(done, tmp_path / "compare" / "0001")
     plots = report.plots(load_comparison(compare_results.latest(tmp_path)))
-    assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
+    assert plots.count("<svg") == 1 and "similarity to the prompt" in plots, "against costs it takes two adapters"
     assert "drift" in report.means(done)
 
 
