@@ -164,8 +164,8 @@ def advice(info: AdapterInfo) -> list[str]:
     lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
     if issubclass(get_method(info.method).config, ReflectionConfig):
         lines.append(
-            f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other programs "
-            "interpolate linearly, which is not a rotation; for strength 0.7 export NAME:0.7."
+            f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "
+            "linearly between strengths, which is not a rotation; for strength 0.7 export NAME:0.7."
         )
     return lines
 
