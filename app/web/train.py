@@ -52,7 +52,7 @@ def connect(
     def start(request: gr.Request, base: str, *values: Any) -> str:
         draft = context.draft(request)
         names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
-        draft.keep(watching=names[0])
+        draft.save_values(watching=names[0])
         gr.Info(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
         return names[0]
 

@@ -3,7 +3,7 @@
 from conftest import tiny_pipe
 
 from hra_diffusion.adapters.quantization import quantise
-from training.data.class_images import class_images
+from training.data.class_images import load_class_images
 from training.loop import train
 
 
@@ -21,5 +21,5 @@ def test_a_quantised_base_has_its_own_class_images(tmp_path):
     full, quantised = tiny_pipe(), tiny_pipe()
     quantise(quantised.unet, "nf4")
     for pipe in (full, quantised):
-        list(class_images(pipe, "dog", 1, 16, tmp_path))
+        list(load_class_images(pipe, "dog", 1, 16, tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
