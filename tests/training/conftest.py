@@ -1,4 +1,4 @@
-"""A run of a few seconds on a tiny real base."""
+"""Fixtures of a short run on a tiny base model."""
 
 import pytest
 from conftest import save_photos
@@ -8,7 +8,7 @@ from training import config as configs
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Three small photos, one with a caption of its own."""
+    """A folder of three small photos, one of them with a caption."""
     folder = save_photos(tmp_path_factory.mktemp("photos"), 3)
     (folder / "1.txt").write_text("a sks dog at night")
     return folder
@@ -16,7 +16,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def settings(photos, base_folder):
-    """A run of a few seconds."""
+    """A function that returns the configuration of a short run with changes."""
 
     def make(**changes):
         values = {

@@ -1,4 +1,4 @@
-"""Which checkpoint is said to be the best, by toybox's own CLIP pair on its own sample subjects."""
+"""Scores of sample images by toybox's CLIP model, on its sample subjects."""
 
 import pytest
 from PIL import Image
@@ -13,32 +13,32 @@ def subject(name):
 
 
 @pytest.fixture(scope="module")
-def found():
-    """Before: another thing. Then the subject. Then another thing again, as when too much was forgotten."""
+def scores():
+    """Another object at steps 0 and 100, as after overfitting; the subject at step 50."""
     octopus, robot = subject("octopus"), subject("robot")
     photos = [Image.open(file) for file in octopus[:3]]
     rounds = {0: robot[:2], 50: octopus[3:], 100: robot[2:4]}
     return score_rounds(rounds, ["a photo of a toy"] * 2, photos, Clip(default_source("toybox")))
 
 
-def test_the_round_that_shows_the_subject_is_the_best(found):
-    assert found[50].subject > found[100].subject + 0.2
-    assert best_step(found) == 50
-    assert "step 50" in advice(found) and "step 100" in advice(found) and "proxies" in advice(found)
+def test_the_round_that_shows_the_subject_is_best(scores):
+    assert scores[50].subject > scores[100].subject + 0.2
+    assert best_step(scores) == 50
+    assert "step 50" in advice(scores) and "step 100" in advice(scores) and "proxies" in advice(scores)
 
 
-def test_where_the_last_is_the_best_nothing_is_said():
+def test_no_advice_if_the_last_round_is_best():
     assert advice({0: Score(0.1, 0.9), 50: Score(0.4, 0.5), 100: Score(0.5, 0.5)}) == ""
 
 
-def test_what_reads_the_same_is_no_advice():
+def test_no_advice_within_the_margin():
     assert advice({0: Score(0.1, 0.9), 50: Score(0.712, 0.321), 100: Score(0.708, 0.319)}) == ""
     assert "step 50" in advice({50: Score(0.74, 0.32), 100: Score(0.70, 0.32)})
 
 
-def test_likeness_is_not_bought_with_the_prompt():
+def test_a_high_subject_score_does_not_make_up_for_a_low_prompt_score():
     assert best_step({0: Score(0.1, 0.9), 50: Score(0.6, 0.3), 100: Score(0.7, 0.05)}) == 50
 
 
-def test_the_bases_own_idea_is_no_checkpoint():
+def test_step_0_is_never_best():
     assert best_step({0: Score(0.9, 0.9)}) is None and best_step({}) is None and advice({0: Score(0.9, 0.9)}) == ""
