@@ -1,4 +1,4 @@
-"""hra-diffusion train: photos in, an adapter out. Flags come from the configuration's and the methods' own fields."""
+"""hra-diffusion train: train an adapter. Flags are generated from the fields of TrainConfig and of the methods."""
 
 import argparse
 import sys
@@ -24,25 +24,25 @@ from training.runs.progress import PHASES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
-    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly; "
-                        "photos that have moved are found by their content, or given anew by --photos")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase, and "
-                        "the captions it would use")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="folder of the run's folder")
+    parser.add_argument("--resume", action="store_true", help="continue exactly from the last checkpoint; "
+                        "moved photos are found by their content, or given again with --photos")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only predict the memory of each phase, and show "
+                        "the captions")  # fmt: skip
     add_output_mode(parser)
-    group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
+    group = parser.add_argument_group("settings (defaults depend on --preset, --base and --method)")
     for name, field in TrainConfig.model_fields.items():
         if name == "method":
             group.add_argument(
                 "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
             )
-        elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
+        elif name not in ("options", "boxes"):  # only in YAML
             _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
         parser.add_argument(
             _flag(old), dest=new, action=_RenamedFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
-    options = parser.add_argument_group("options of the methods")
+    options = parser.add_argument_group("method options")
     for name, (field, methods) in registry.options().items():
         _add_flag(options, name, field, f"{field.description} [{', '.join(methods)}]")
 
@@ -52,15 +52,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = read_config(arguments)
     hide_loading_bars()
     if arguments.dry_run:
-        foresee(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
+        dry_run(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
     else:
-        from training.loop import train  # takes seconds, and --help waits for none
+        from training.loop import train  # slow; not needed for --help
 
         train(config, arguments.output, listeners, arguments.resume, plan=True)
 
 
-def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
-    """Tell the listeners what a run would take, and start none."""
+def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
+    """Emit the predicted costs and the captions of a run without starting it."""
     from training.data import moved_photos
     from training.data.captions import final_captions
     from training.planning import planned
@@ -79,14 +79,14 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
 
 
 def print_phases(event: Event) -> None:
-    """Listener of ``--dry-run``: the predicted memory of each phase, on standard output."""
+    """Print the predicted memory of each phase (a listener)."""
     if isinstance(event, Plan):
-        for phase, held in event.phases.items():
-            print(f"{held / 2**30:6.1f} GB  {PHASES.get(phase, phase)}")
+        for phase, memory in event.phases.items():
+            print(f"{memory / 2**30:6.1f} GB  {PHASES.get(phase, phase)}")
 
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
-    """Flags over the YAML file; with ``--resume`` both over the run's own configuration."""
+    """Merge the settings: flags override the YAML file, which with --resume overrides the run's configuration."""
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     known = registry.options()
     options = {name: value for name, value in vars(arguments).items() if name in known}
@@ -98,7 +98,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     values = (run.config.model_dump(mode="json") if run else {}) | own
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
-        raise ConfigError(f"still needed: {', '.join(map(_flag, missing))}")
+        raise ConfigError(f"missing: {', '.join(map(_flag, missing))}")
     values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
@@ -130,22 +130,22 @@ def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
     if kind in (bool, bool | None):
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
-    several = typing.get_origin(kind) is tuple
+    multiple = typing.get_origin(kind) is tuple
     group.add_argument(
         flag,
         dest=name,
         default=argparse.SUPPRESS,
         help=text,
-        metavar=_shown(kind),
-        **({"nargs": "+", "action": "extend"} if several else {}),
+        metavar=_metavar(kind),
+        **({"nargs": "+", "action": "extend"} if multiple else {}),
     )
 
 
-def _shown(kind: Any) -> str:
+def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(typing.get_args(kind)) + "}"
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return _shown(typing.get_args(kind)[0])
+        return _metavar(typing.get_args(kind)[0])
     if typing.get_origin(kind) is tuple:
-        return _shown(typing.get_args(kind)[0])
+        return _metavar(typing.get_args(kind)[0])
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
