@@ -1,4 +1,4 @@
-"""The command line: ``hra-diffusion COMMAND …``. A command's module is imported only when it is called."""
+"""Command line: ``hra-diffusion COMMAND …``. The module of a command is imported only when the command runs."""
 
 import argparse
 import importlib
@@ -15,51 +15,51 @@ from typing import Any
 from hra_diffusion.libraries import hide_bitsandbytes
 
 COMMANDS = {
-    "app": "the web page: teach, create, compare and keep in a browser",
-    "train": "teach a subject: photos in, an adapter out",
-    "generate": "draw pictures with adapters",
-    "compare": "set adapters and the base side by side, from the same noise",
-    "export": "an adapter as a file that other tools load",
-    "import": "a stranger's adapter file as one of yours",
-    "adapters": "list the adapters you have",
-    "show": "what an adapter file or a picture says of itself",
+    "app": "start the web page: train, generate, compare and manage adapters in the browser",
+    "train": "train an adapter on photos of a subject",
+    "generate": "generate pictures with adapters",
+    "compare": "compare adapters and the base model on the same prompts and noise",
+    "export": "export an adapter to a format that other programs load",
+    "import": "import an adapter file from another program",
+    "adapters": "list your adapters",
+    "show": "show the metadata of an adapter or a picture",
     "bases": "list the base models you have, download others",
-    "methods": "the adapter methods and their options",
-    "bench": "what learning and drawing cost on this machine",
+    "methods": "list the adapter methods and their options",
+    "bench": "measure the time and memory of training and generation on this machine",
     "demo": "train HRA and LoRA on a sample subject and compare them",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 stopped."""
-    if argv is None:  # as a program: whoever calls it from Python may want bitsandbytes
+    """Run a command; return its exit code: 0 success, 1 a reported error, 2 wrong usage, 130 interrupted."""
+    if argv is None:  # run as a program; a Python caller may use bitsandbytes
         hide_bitsandbytes()
     argv = list(sys.argv[1:] if argv is None else argv)
-    _set_output(errors="backslashreplace")  # a pipe or file on Windows may have no "→"; standard error does so itself
+    _set_output(errors="backslashreplace")  # code pages of Windows have no "→"; standard error escapes by itself
     overview = _overview()
     if not argv or argv[0] not in COMMANDS:
         overview.parse_args(argv or ["--help"])
         return 2
-    _quieten()
+    _silence_libraries()
     module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
     command = importlib.import_module(f"app.commands.{module}")
     parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
     command.add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
     if getattr(arguments, "json", False):
-        _set_output(encoding="utf-8")  # as JSON is
+        _set_output(encoding="utf-8")  # required by JSON
     return run(command, arguments)
 
 
 def run(command, arguments: argparse.Namespace) -> int:
-    """Run a parsed command and turn what a person can put right into a message and an exit code."""
+    """Run a parsed command; report errors that the user can fix, and return the exit code."""
     from hra_diffusion.errors import Note, UserError
     from hra_diffusion.files import reader_may_leave
 
     try:
         with reader_may_leave(), warnings.catch_warnings():
             warnings.simplefilter("ignore" if getattr(arguments, "quiet", False) else "always", Note)
-            warnings.showwarning = _show
+            warnings.showwarning = _show_warning
             command.run(arguments)
     except UserError as error:
         return _fail(str(error), arguments)
@@ -80,8 +80,8 @@ def run(command, arguments: argparse.Namespace) -> int:
 def _overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "hra-diffusion",
-        description="Teach Stable Diffusion a subject from a handful of photos, and compare the ways of doing it.",
-        epilog="hra-diffusion COMMAND --help tells a command's options.",
+        description="Train adapters for Stable Diffusion on a few photos of a subject, and compare adapter methods.",
+        epilog="hra-diffusion COMMAND --help shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=version("hra-diffusion"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -97,8 +97,8 @@ def _fail(message: str, arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a Note without the line of code it comes from, other warnings as Python prints them."""
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a Note as one line, without its source location; print other warnings as Python does."""
     from hra_diffusion.errors import Note
 
     text = f"note: {message}\n" if issubclass(category, Note) else warnings.formatwarning(message, category, *place[:2])
@@ -106,13 +106,13 @@ def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
 
 
 def _set_output(encoding: str | None = None, errors: str | None = None) -> None:
-    """Change how standard output is encoded, where it is a stream of the system's."""
+    """Change the encoding of standard output, unless it was replaced by another stream."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding=encoding, errors=errors)
 
 
-def _quieten() -> None:
-    """Notes of the libraries below are not ours to show; a person's own settings are kept."""
+def _silence_libraries() -> None:
+    """Hide messages of diffusers and transformers, unless the user has set their verbosity."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 

@@ -1,7 +1,7 @@
-"""A base model held for drawing: loaded when first needed, its adapters kept on it, one drawing at a time.
+"""Inference session: a base model with its adapters, for long-lived programs such as the web page.
 
-What a long-lived program (a web page, a notebook) wants of the library: ask for pictures with adapter files, and be
-shown them as they come.
+The base model is loaded on first use, and adapters stay on it between calls. One call generates at a time; previews
+are available meanwhile.
 """
 
 import importlib
@@ -24,51 +24,52 @@ from hra_diffusion.generation.previews import DenoisingStep, OnStep
 from hra_diffusion.models import loading
 
 T = TypeVar("T")
-PREVIEW_SHARE, PREVIEW_EVERY = 8, 0.4
-"""A preview is decoded only when drawing has gone on for so many times what the last one cost, and so many seconds: to
-show one costs whoever watches, too."""
-MAX_KEPT = 12
-"""Adapters that stay on the pipeline; with more, those unused for longest go."""
+PREVIEW_INTERVAL = 0.4
+"""Minimum seconds between two previews."""
+PREVIEW_COST_FACTOR = 8
+"""The time between two previews is at least this multiple of the time that the last one took to decode."""
+MAX_ADAPTERS = 12
+"""Adapters kept on the pipeline; with more, the least recently used are unloaded."""
 
-
-_UNTRIED = object()
+_NOT_LOADED = object()
 _importing = threading.Lock()
 
 
 def import_libraries() -> None:
-    """Import what takes seconds: diffusers, transformers and all of ours that stands on them.
+    """Import diffusers, transformers and everything that depends on them, which takes seconds.
 
-    Every thread of a program that draws comes by here first: one imports while the others wait, who would else find
-    transformers half made.
+    Every thread that generates calls this first: a thread that imports transformers while another thread is doing so
+    may see a partially initialized module.
     """
     with _importing:
         importlib.import_module("hra_diffusion.interop")
 
 
-class Cancelled(UserError):  # noqa: N818 (it is no error)
-    """The drawing was asked to stop."""
+class Cancelled(UserError):  # noqa: N818 (not an error)
+    """The generation was cancelled."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Pictures on their way: what is known of each request by now, and how far the drawing is (0 to 1)."""
+    """Intermediate images by the index of their request, and the progress from 0 to 1."""
 
-    pictures: Mapping[int, Image.Image]
-    done: float
+    images: Mapping[int, Image.Image]
+    progress: float
 
 
 @dataclass(frozen=True)
 class Result(Generic[T]):
-    """What the drawing came to."""
+    """The value that a watched function returned."""
 
     value: T
 
 
 class InferenceSession:
-    """One base model and its adapters. Safe to call from several threads: drawings go one after another.
+    """A base model and its adapters. Thread-safe: calls that generate run one after another.
 
-    ``clip``: what scores comparisons, a folder, a hub id or "none"; by default each base's usual model.
-    ``prediction_type`` and ``rescale_zero_snr`` go for every base (see loading.load_base).
+    Args:
+        base: see loading.load_base, as for ``device``, ``dtype``, ``prediction_type`` and ``rescale_zero_snr``.
+        clip: the CLIP model that scores comparisons (a folder, a hub id or "none"); by default the base model's.
     """
 
     def __init__(
@@ -80,24 +81,26 @@ class InferenceSession:
         prediction_type: str | None = None,
         rescale_zero_snr: bool | None = None,
     ):
-        self.base, self.device, self.dtype, self.scorer = base, device, dtype, clip
+        self.base, self.device, self.dtype, self.clip_source = base, device, dtype, clip
         self.prediction_type, self.rescale_zero_snr = prediction_type, rescale_zero_snr
         self.lock = threading.RLock()
         self._pipe: Any = None
-        self._clip: Any = _UNTRIED
+        self._clip: Any = _NOT_LOADED
         self.unscored = ""
-        self._kept: dict[tuple[Path, int], AdapterInfo] = {}
+        """Why comparisons are not scored; "" if they are."""
+        self._adapters: dict[tuple[Path, int], AdapterInfo] = {}
+        """Adapters on the pipeline by (file, modification time), least recently used first."""
 
     @property
     def loaded(self) -> bool:
-        """Whether the base is in memory."""
+        """Whether the base model is in memory."""
         return self._pipe is not None
 
     @property
     def pipe(self) -> Any:
-        """The pipeline; loads it the first time. Who only asks for it does not wait for a drawing to end.
+        """The pipeline, loaded on first use. Raises BaseModelError if it can't be loaded.
 
-        Raises BaseModelError.
+        Once it is loaded, access does not wait for a running generation.
         """
         if self._pipe is not None:
             return self._pipe
@@ -115,96 +118,101 @@ class InferenceSession:
 
     @property
     def clip(self) -> Clip | None:
-        """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
+        """The CLIP model that scores images of the base model; None if there is none (see ``unscored``)."""
         with self.lock:
-            if self._clip is _UNTRIED:
-                self._clip, self.unscored = find_clip(self.base, self.scorer, str(self.pipe.device))
+            if self._clip is _NOT_LOADED:
+                self._clip, self.unscored = find_clip(self.base, self.clip_source, str(self.pipe.device))
             return self._clip
 
     def change(self, base: str, device: str | None, dtype: str | None = None) -> None:
-        """Use another base model, device or precision from now on (``dtype`` None: the same one).
+        """Switch to another base model, device or dtype (None: the same dtype).
 
-        It is loaded when first needed.
+        The model is loaded on next use, without adapters.
         """
         with self.lock:
             dtype = dtype or self.dtype
             if (base, device, dtype) != (self.base, self.device, self.dtype):
                 self.base, self.device, self.dtype = base, device, dtype
-                self._pipe, self._kept, self._clip, self.unscored = None, {}, _UNTRIED, ""
+                self._pipe, self._adapters, self._clip, self.unscored = None, {}, _NOT_LOADED, ""
 
     def load_adapters(self, paths: list[Path]) -> list[AdapterInfo]:
-        """Have these adapters on the pipeline; returns what each says of itself, under its name there.
+        """Load adapter files that are not on the pipeline yet; return their metadata with their names there.
 
-        A file that has changed since is loaded anew. Raises AdapterFileError.
+        A file that has changed is loaded again. Raises AdapterFileError if a file can't be loaded.
         """
         with self.lock:
             keys = [(path.resolve(), path.stat().st_mtime_ns) for path in paths]
             files = {file for file, _ in keys}
-            for old in [key for key in self._kept if key[0] in files and key not in keys]:
-                pipeline.unload(self.pipe, self._kept.pop(old).name)
+            for outdated in [key for key in self._adapters if key[0] in files and key not in keys]:
+                pipeline.unload(self.pipe, self._adapters.pop(outdated).name)
             for key in keys:
-                info = self._kept.pop(key, None) or library.load_unique(self.pipe, key[0])
-                self._kept[key] = info  # the latest come last
-            for key in list(self._kept)[:-MAX_KEPT]:
+                info = self._adapters.pop(key, None) or library.load_unique(self.pipe, key[0])
+                self._adapters[key] = info
+            for key in list(self._adapters)[:-MAX_ADAPTERS]:
                 if key not in keys:
-                    pipeline.unload(self.pipe, self._kept.pop(key).name)
-            return [self._kept[key] for key in keys]
+                    pipeline.unload(self.pipe, self._adapters.pop(key).name)
+            return [self._adapters[key] for key in keys]
 
-    def watch(self, draw: Callable[[OnStep], T], total: int, cancel: threading.Event) -> Iterator[Preview | Result[T]]:
-        """Run ``draw`` in a thread and yield previews of its ``total`` requests, then its result.
+    def watch(
+        self, generate: Callable[[OnStep], T], total: int, cancel: threading.Event
+    ) -> Iterator[Preview | Result[T]]:
+        """Run ``generate`` in a thread; yield previews of its ``total`` requests, then its result.
 
-        Previews cost at most an eighth of the time. What ``draw`` raises is raised here; ``cancel`` ends it.
+        Previews take at most an eighth of the time. Exceptions of ``generate`` are raised here. Setting ``cancel``
+        ends it after the current denoising step, as does closing the iterator.
         """
-        told: queue.Queue[Any] = queue.Queue()
-        watcher = _Watcher(total, told, cancel)
-        thread = threading.Thread(target=self._run, args=(draw, watcher, told), daemon=True)
+        updates: queue.Queue[Any] = queue.Queue()
+        previews = _Previews(total, updates, cancel)
+        thread = threading.Thread(target=self._run, args=(generate, previews, updates), daemon=True)
         thread.start()
         try:
             while True:
-                item = told.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Result):
+                update = updates.get()
+                if isinstance(update, BaseException):
+                    raise update
+                yield update
+                if isinstance(update, Result):
                     return
-        finally:  # also when nobody wants the rest
+        finally:  # also when the iterator is closed early
             cancel.set()
             thread.join()
 
-    def _run(self, draw: Callable[[OnStep], T], watcher: "_Watcher", told: queue.Queue) -> None:
+    def _run(self, generate: Callable[[OnStep], T], previews: "_Previews", updates: queue.Queue) -> None:
         try:
             with self.lock:
-                watcher.require_wanted()  # it may have waited long
-                told.put(Result(draw(watcher)))
+                previews.raise_if_cancelled()  # while it waited for the lock
+                updates.put(Result(generate(previews)))
         except (torch.OutOfMemoryError, MemoryError):
-            told.put(UserError("out of memory; draw fewer or smaller pictures at once, or wait for the run at work"))
-        except BaseException as error:  # raised again where the pictures are awaited
-            told.put(error)
+            updates.put(
+                UserError("out of memory; generate fewer or smaller pictures at once, or wait for the training run")
+            )
+        except BaseException as error:  # raised again in ``watch``
+            updates.put(error)
 
 
-class _Watcher:
-    """Told of every denoising step; passes on a preview when that costs little."""
+class _Previews:
+    """An ``on_step`` callback that puts previews into a queue while their cost stays low."""
 
-    def __init__(self, total: int, told: queue.Queue, cancel: threading.Event):
-        self.total, self.told, self.cancel = total, told, cancel
-        self.pictures: dict[int, Image.Image] = {}
+    def __init__(self, total: int, updates: queue.Queue, cancel: threading.Event):
+        self.total, self.updates, self.cancel = total, updates, cancel
+        self.images: dict[int, Image.Image] = {}
         self.finished = 0
         self.cost, self.last = 0.0, 0.0
 
-    def require_wanted(self) -> None:
-        """Raises Cancelled if the drawing was asked to stop."""
+    def raise_if_cancelled(self) -> None:
+        """Raise Cancelled if the generation is to end."""
         if self.cancel.is_set():
             raise Cancelled("stopped")
 
     def __call__(self, step: DenoisingStep) -> None:
-        self.require_wanted()
-        last = step.step == step.steps
+        self.raise_if_cancelled()
+        is_last = step.step == step.steps
         now = time.perf_counter()
-        if last or now - self.last > max(PREVIEW_EVERY, PREVIEW_SHARE * self.cost):
-            self.pictures |= zip(step.indices, step.decode(), strict=True)
+        if is_last or now - self.last > max(PREVIEW_INTERVAL, PREVIEW_COST_FACTOR * self.cost):
+            self.images |= zip(step.indices, step.decode(), strict=True)
             self.last = time.perf_counter()
             self.cost = self.last - now
             part = step.step / step.steps * len(step.indices)
-            self.told.put(Preview(dict(self.pictures), (self.finished + part) / self.total))
-        if last:
+            self.updates.put(Preview(dict(self.images), (self.finished + part) / self.total))
+        if is_last:
             self.finished += len(step.indices)

@@ -1,1 +1,1 @@
-"""One module a command, each with ``add_arguments(parser)`` and ``run(arguments)``."""
+"""Commands, one module each, with ``add_arguments(parser)`` and ``run(arguments)``."""

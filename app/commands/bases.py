@@ -2,7 +2,7 @@
 
 import argparse
 
-from app.commands.common import add_base, say
+from app.commands.common import add_base, print_result
 from hra_diffusion.models.sources import TOYBOX
 
 
@@ -24,7 +24,7 @@ def list_bases(arguments: argparse.Namespace) -> None:
 
     found = cached_bases()
     lines = [f"{TOYBOX:52} embedded", *(f"{base.name:52} {gigabytes(base.size)} in the hub cache" for base in found)]
-    say(arguments, "\n".join(lines), {"bases": [TOYBOX, *(base.name for base in found)]})
+    print_result(arguments, "\n".join(lines), {"bases": [TOYBOX, *(base.name for base in found)]})
 
 
 def download(arguments: argparse.Namespace) -> None:
@@ -37,4 +37,4 @@ def download(arguments: argparse.Namespace) -> None:
         print(f"{base.name}: {hub.gigabytes(base.size)}, licence {base.license}")
     hub.download(base, (lambda done: None) if silent else None)
     facts = {"base": base.name, "license": base.license, "bytes": base.size, "files": list(base.files)}
-    say(arguments, f"downloaded; use it with --base {base.name}", facts)
+    print_result(arguments, f"downloaded; use it with --base {base.name}", facts)

@@ -1,4 +1,4 @@
-"""Options and steps that several commands share."""
+"""Options and functions shared by commands."""
 
 from __future__ import annotations
 
@@ -25,61 +25,67 @@ OUTPUTS = Path("outputs")
 
 
 def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
-    """--base, its noise process, --device, --dtype, --seed, --json, --quiet: every command takes them, so that scripts
-    can pass them on.
+    """Add the options of the base model, --seed, --json and --quiet, which every command accepts for uniform scripts.
 
-    ``own_seed``: the command has a --seed of its own.
+    ``own_seed``: the command defines --seed itself.
     """
-    group = parser.add_argument_group("base model and machine (taken by every command, used where they matter)")
+    group = parser.add_argument_group("base model and device (accepted by every command, ignored if not needed)")
     group.add_argument(
         "--base", default=sources.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
     )
-    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="the best there is by default")
-    group.add_argument("--dtype", default="float32", choices=tuple(loading.DTYPES), help="precision of the base")
+    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest available")
     group.add_argument(
-        "--prediction-type", choices=PREDICTION_TYPES, help="what the base's UNet predicts (default: as the base says)"
+        "--dtype",
+        default="float32",
+        choices=tuple(loading.DTYPES),
+        help="precision of the base model (default float32)",
+    )
+    group.add_argument(
+        "--prediction-type",
+        choices=PREDICTION_TYPES,
+        help="prediction type (default: from the base model's configuration)",
     )
     group.add_argument(
         "--rescale-zero-snr",
         action=argparse.BooleanOptionalAction,
-        help="whether the base was trained with zero terminal SNR (default: as the base says)",
+        help="whether the base model was trained with zero terminal SNR (default: from its configuration)",
     )
     if not own_seed:
-        group.add_argument("--seed", type=int, default=0, help="decides everything random")
+        group.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     add_output_mode(parser)
 
 
 def add_output_mode(parser: argparse.ArgumentParser) -> None:
-    """--json and --quiet."""
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    """Add --json and --quiet."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """Options of everything that draws."""
-    group = parser.add_argument_group("drawing")
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what should not be in the picture")
+def add_generation_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the generation settings."""
+    group = parser.add_argument_group("generation settings")
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what the picture should not show")
     group.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
     group.add_argument(
-        "--guidance-scale", type=float, help="how closely to follow the prompt; the base's own by default"
+        "--guidance-scale", type=float, help="how closely to follow the prompt (default: the base model's)"
     )
     group.add_argument(
         "--scheduler", default="dpm++", choices=tuple(SCHEDULERS), help="noise scheduler (default dpm++)"
     )
-    group.add_argument("--width", type=int, help="pixels; the base's own by default")
-    group.add_argument("--height", type=int, help="pixels; the base's own by default")
+    group.add_argument("--width", type=int, help="in pixels (default: the base model's)")
+    group.add_argument("--height", type=int, help="in pixels (default: the base model's)")
     for name, what, metavar in (
-        ("original_size", "original size; the picture's own", ("HEIGHT", "WIDTH")),
-        ("crops_coords_top_left", "top left corner of the crop; 0 0", ("TOP", "LEFT")),
-        ("target_size", "target size; the picture's own", ("HEIGHT", "WIDTH")),
+        ("original_size", "original size (default: the picture's size)", ("HEIGHT", "WIDTH")),
+        ("crops_coords_top_left", "top left corner of the crop (default 0 0)", ("TOP", "LEFT")),
+        ("target_size", "target size (default: the picture's size)", ("HEIGHT", "WIDTH")),
     ):
         group.add_argument(f"--{name.replace('_', '-')}", type=int, nargs=2, metavar=metavar,
-                           help=f"SDXL's size conditioning: {what} by default")  # fmt: skip
-    group.add_argument("--batch-size", type=int, default=8, help="pictures drawn at once (default 8)")
+                           help=f"SDXL size conditioning: {what}")  # fmt: skip
+    group.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
 
 
-def settings(arguments: argparse.Namespace) -> Settings:
-    """The drawing options as settings."""
+def parse_settings(arguments: argparse.Namespace) -> Settings:
+    """Return the generation settings."""
     sizes = {name: tuple(given) for name in SIZE_CONDITIONING if (given := getattr(arguments, name))}
     return Settings(
         arguments.steps, arguments.guidance_scale, arguments.scheduler, arguments.width, arguments.height, **sizes
@@ -87,7 +93,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 
 def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
-    """The base model the arguments ask for."""
+    """Load the base model."""
     libraries.hide_loading_bars()
     return loading.load_base(
         arguments.base,
@@ -98,8 +104,8 @@ def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
     )
 
 
-def roots(output: Path | None) -> list[Path]:
-    """Where adapters are looked for by name: the command's output folder, the one above it, then the default one."""
+def adapter_folders(output: Path | None) -> list[Path]:
+    """Return the folders searched for adapters by name: the output folder, its parent, and the default folder."""
     return list(dict.fromkeys([*([output, output.parent] if output else []), OUTPUTS]))
 
 
@@ -116,22 +122,22 @@ def parse_strength(text: str) -> tuple[str, float]:
 
 
 def load_adapters(
-    pipe: StableDiffusionPipeline, wanted: Sequence[str], places: Sequence[Path]
+    pipe: StableDiffusionPipeline, adapters: Sequence[str], folders: Sequence[Path]
 ) -> list[tuple[Path, AdapterInfo, float]]:
-    """Load adapters given as NAME|FILE[:STRENGTH]; a file asked for twice is loaded once."""
+    """Load adapters given as NAME|FILE[:STRENGTH], each file once; return (path, info, strength) in order."""
     loaded: dict[Path, AdapterInfo] = {}
     result = []
-    for text in wanted:
+    for text in adapters:
         name, strength = (text, 1.0) if Path(text).is_file() else parse_strength(text)
-        path = library.find_adapter(name, places)
+        path = library.find_adapter(name, folders)
         if path not in loaded:
             loaded[path] = library.load_unique(pipe, path)
         result.append((path, loaded[path], strength))
     return result
 
 
-def say(arguments: argparse.Namespace, text: str, facts: Any) -> None:
-    """Print the text, or in --json mode the facts, or in --quiet mode nothing."""
+def print_result(arguments: argparse.Namespace, text: str, facts: Any) -> None:
+    """Print the text; with --json print the facts instead, with --quiet nothing."""
     if arguments.json:
         print(json.dumps(facts, ensure_ascii=False, default=str))
     elif not arguments.quiet:
@@ -139,7 +145,7 @@ def say(arguments: argparse.Namespace, text: str, facts: Any) -> None:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since its creation."""
 
     def __init__(self):
         self.start = time.perf_counter()

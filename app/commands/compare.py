@@ -1,4 +1,4 @@
-"""hra-diffusion compare: adapters and the base side by side, from the same noise."""
+"""hra-diffusion compare: compare adapters and the base model on the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from app.commands.common import (
     OUTPUTS,
+    adapter_folders,
     add_base,
-    add_drawing,
+    add_generation_settings,
     load_adapters,
     load_base,
-    roots,
-    say,
-    settings,
+    parse_settings,
+    print_result,
 )
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.comparison.compare import BASE, Variant, compare
@@ -37,41 +37,43 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", nargs="+", action="extend", required=True, metavar="NAME|FILE[:STRENGTH]",
-                        help="a column each")  # fmt: skip
+                        help="one column of the grid each")  # fmt: skip
     parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="{subject} stands "
-                        "for each column's trigger and class noun; weights as for generate")  # fmt: skip
-    parser.add_argument("--seed", type=int, nargs="+", action="extend", metavar="N", help="a row each (default 0)")
-    parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos; by default those "
-                        "the first adapter learned from, if they are still there")  # fmt: skip
-    parser.add_argument("--clip", metavar="CLIP", help="what scores likeness to photos and prompt: a folder, "
-                        "a hub id, or none (default: toybox's own, else the usual one)")  # fmt: skip
-    parser.add_argument("--drift", action="store_true", help="measure, too, what becomes of the class without the "
-                        "trigger: one more picture a prompt and adapter")  # fmt: skip
-    parser.add_argument("--no-base", action="store_true", help="leave out the base's column")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the grid goes (default: a new folder in "
+                        "for each adapter's trigger and class noun; weights as in generate")  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, nargs="+", action="extend", metavar="N", help="one row of the grid each (default 0)"
+    )
+    parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="reference photos "
+                        "(default: the first adapter's training photos, if its run has kept them)")  # fmt: skip
+    parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub "
+                        "id, or none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
+    parser.add_argument("--drift", action="store_true", help="measure how each adapter changes its class "
+                        "without the trigger; takes up to two more pictures per prompt and adapter")  # fmt: skip
+    parser.add_argument("--no-base", action="store_true", help="leave out the base model")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="output folder (default: a new folder in "
                         f"{OUTPUTS / 'compare'})")  # fmt: skip
-    add_drawing(parser)
+    add_generation_settings(parser)
     add_base(parser, own_seed=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
     output = make_folder(arguments.output or free_folder(OUTPUTS / "compare"))
     if (output / "results.json").exists():
-        raise UserError(f"{output} holds a comparison already; choose another folder with --output")
+        raise UserError(f"{output} already holds a comparison; choose another folder with --output")
     pipe = load_base(arguments)
-    adapters = load_adapters(pipe, arguments.adapter, roots(output))
-    columns = [
+    adapters = load_adapters(pipe, arguments.adapter, adapter_folders(output))
+    variants = [
         Variant(label(info, strength), {info.name: strength}, info.subject, info.class_noun, costs(path, info))
         for path, info, strength in adapters
     ]
     if not arguments.no_base:
-        columns.insert(0, Variant(BASE, {}, adapters[0][1].class_noun))
+        variants.insert(0, Variant(BASE, {}, adapters[0][1].class_noun))
     comparison = compare(
         pipe,
-        columns,
+        variants,
         arguments.prompt,
         arguments.seed or [0],
-        settings(arguments),
+        parse_settings(arguments),
         reference_photos(pipe, adapters[0][0], arguments.photos),
         arguments.negative_prompt,
         arguments.batch_size,
@@ -80,30 +82,30 @@ def run(arguments: argparse.Namespace) -> None:
     )
     grid = save_comparison(comparison, output)
     results = output / "results.json"
-    lines = [str(grid), f"{len(comparison.samples)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
-    for number, column in enumerate(comparison.variants):
-        figures = ", ".join(f"{name} {value}" for name, value in score_statistics(comparison, number).items())
-        lines += [f"  {column.label}: {figures} (likeness by CLIP: a proxy)"] if figures else []
+    lines = [str(grid), f"{len(comparison.samples)} pictures in {comparison.seconds:.1f} s; details in {results}"]
+    for index, variant in enumerate(comparison.variants):
+        figures = ", ".join(f"{name} {value}" for name, value in score_statistics(comparison, index).items())
+        lines += [f"  {variant.label}: {figures} (CLIP scores: a proxy)"] if figures else []
     text = "\n".join(lines)
-    say(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
+    print_result(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
 
 
-def load_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
-    """The CLIP model asked for; without a wish the base's usual one, or none where that is out of reach."""
-    clip, missing = find_clip(arguments.base, wanted, arguments.device or "cpu")
+def load_clip(source: str | None, arguments: argparse.Namespace) -> Clip | None:
+    """Load the given CLIP model, by default the base model's; None if the default is not available."""
+    clip, missing = find_clip(arguments.base, source, arguments.device or "cpu")
     if missing and not arguments.quiet:
-        print(f"note: {missing}; the comparison goes without figures", file=sys.stderr)
+        print(f"note: {missing}; the comparison has no scores", file=sys.stderr)
     return clip
 
 
 def label(info: AdapterInfo, strength: float) -> str:
-    """How a column is called: the adapter's name, and its strength where that is not 1."""
+    """Return an adapter's name, with its strength if that is not 1."""
     return info.name if strength == 1 else f"{info.name} × {strength:g}"
 
 
 def reference_photos(
     pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
 ) -> list[Image.Image]:
-    """The photos to show and to score against: those given, cut to size, or the copies that the run keeps."""
+    """Return the given photos, cropped to the base model's size, by default those that the adapter's run has kept."""
     size = complete_settings(pipe, Settings()).width
     return [photo.image for photo in load_dataset(given, size).photos] if given else photos_of(adapter, size)

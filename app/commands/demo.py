@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
+from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, print_result
 from app.commands.compare import load_clip, reference_photos
 from hra_diffusion import libraries, library
 from hra_diffusion.adapters import registry
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     seconds |= {"compare": watch.seconds, "total": total.seconds}
     table = "\n".join(f"{phase:20} {s:7.1f} s" for phase, s in seconds.items())
     text = f"{table}\n\nphotos, base model, LoRA and HRA from the same noise: {grid}"
-    say(arguments, text, {"grid": str(grid), "seconds": seconds})
+    print_result(arguments, text, {"grid": str(grid), "seconds": seconds})
 
 
 def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:

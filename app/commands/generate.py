@@ -1,4 +1,4 @@
-"""hra-diffusion generate: pictures with adapters, their settings inside each PNG."""
+"""hra-diffusion generate: generate pictures with adapters, with the settings stored in each PNG file."""
 
 import argparse
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 from app.commands.common import (
     OUTPUTS,
     Stopwatch,
+    adapter_folders,
     add_base,
-    add_drawing,
+    add_generation_settings,
     load_adapters,
     load_base,
-    roots,
-    say,
-    settings,
+    parse_settings,
+    print_result,
 )
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation.png import PNG_KEY, save_png, slug
@@ -25,18 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "for the first adapter's trigger and class noun; (dog:1.4) gives words a weight from 0 to 2, "
                         "\\(dog:1.4\\) is plain text")  # fmt: skip
     parser.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="NAME|FILE[:STRENGTH]",
-                        help="adapters to apply together, in order; none draws with the base")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="decides the noise; picture k of --count has seed + k")
-    parser.add_argument("--count", type=int, default=1, help="pictures of each prompt (default 1)")
-    parser.add_argument("--output", type=Path, default=OUTPUTS / "pictures", metavar="DIR", help="where pictures go")
-    add_drawing(parser)
+                        help="adapters to apply together, in order (default: the base model alone)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed; picture k of --count has seed + k (default 0)")
+    parser.add_argument("--count", type=int, default=1, help="pictures per prompt (default 1)")
+    parser.add_argument("--output", type=Path, default=OUTPUTS / "pictures", metavar="DIR", help="output folder")
+    add_generation_settings(parser)
     add_base(parser, own_seed=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
     make_folder(arguments.output)
     pipe, watch = load_base(arguments), Stopwatch()
-    adapters = load_adapters(pipe, arguments.adapter, roots(arguments.output))
+    adapters = load_adapters(pipe, arguments.adapter, adapter_folders(arguments.output))
     subject = adapters[0][1].subject if adapters else ""
     images = generate(
         pipe,
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         {info.name: strength for _, info, strength in adapters},
         arguments.seed,
         arguments.count,
-        settings(arguments),
+        parse_settings(arguments),
         arguments.negative_prompt,
         arguments.batch_size,
     )
@@ -56,4 +56,4 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     pictures = [{"picture": str(path), **image.info[PNG_KEY]} for path, image in zip(paths, images, strict=True)]
     text = "\n".join(str(path) for path in paths) + f"\n{len(paths)} pictures in {watch}"
-    say(arguments, text, {"pictures": pictures, "seconds": watch.seconds})
+    print_result(arguments, text, {"pictures": pictures, "seconds": watch.seconds})

@@ -1,8 +1,8 @@
-"""hra-diffusion methods: the adapter methods and their options, as registered."""
+"""hra-diffusion methods: list the registered adapter methods and their options."""
 
 import argparse
 
-from app.commands.common import add_base, say
+from app.commands.common import add_base, print_result
 from hra_diffusion.adapters import registry
 
 
@@ -12,12 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     methods = [registry.get_method(name) for name in registry.method_names()]
-    text = "\n\n".join(f"{describe(method)}" for method in methods)
-    say(arguments, text, {"methods": [facts(method) for method in methods]})
+    text = "\n\n".join(describe(method) for method in methods)
+    print_result(arguments, text, {"methods": [facts(method) for method in methods]})
 
 
 def describe(method: registry.Method) -> str:
-    """A method with its options, for reading."""
+    """Format a method with its options as text."""
     lines = [f"{method.name:8} {method.title}: {method.summary} ({method.paper})"]
     for name, field in method.config.model_fields.items():
         lines.append(f"{'':10}--{name.replace('_', '-')}, default {field.default}: {field.description}")
@@ -25,7 +25,7 @@ def describe(method: registry.Method) -> str:
 
 
 def facts(method: registry.Method) -> dict:
-    """A method as plain values; its options as a JSON schema."""
+    """Return a method as JSON values; its options as a JSON schema."""
     return {
         "name": method.name,
         "title": method.title,

@@ -1,4 +1,4 @@
-"""hra-diffusion show: what an adapter file or a picture says of itself."""
+"""hra-diffusion show: show the metadata of an adapter or a picture."""
 
 import argparse
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 import yaml
 
 from app.commands.adapters import facts
-from app.commands.common import add_base, roots, say
+from app.commands.common import adapter_folders, add_base, print_result
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.generation.png import read_png
 from hra_diffusion.library import SavedAdapter, find_adapter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", metavar="NAME|FILE|PNG")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="look for names in this folder too")
+    parser.add_argument("item", metavar="NAME|FILE|PNG")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="search this folder, too, for names")
     add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.thing.lower().endswith(".png"):
-        shown = {"picture": arguments.thing, **read_png(Path(arguments.thing))}
+    if arguments.item.lower().endswith(".png"):
+        shown = {"picture": arguments.item, **read_png(Path(arguments.item))}
     else:
-        path = find_adapter(arguments.thing, roots(arguments.output))
+        path = find_adapter(arguments.item, adapter_folders(arguments.output))
         shown = facts(SavedAdapter(path, read_info(path)))
-    say(arguments, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), shown)
+    print_result(arguments, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), shown)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             _flag(old), dest=new, action=_RenamedFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
-    options = parser.add_argument_group("options of the methods")
+    options = parser.add_argument_group("method options")
     for name, (field, methods) in registry.options().items():
         _add_flag(options, name, field, f"{field.description} [{', '.join(methods)}]")
 

@@ -170,7 +170,7 @@ class Events:
             try:
                 for update in run_comparison(self.context, plan, cancel):
                     if isinstance(update, Preview):
-                        grid = show_previews(plan, update.pictures)
+                        grid = show_previews(plan, update.images)
                         yield _progress(update, start), grid, gr.skip(), *unchanged
                         continue
                     folder = free_folder(self.context.visitor_folder(request) / "compare")
@@ -221,8 +221,8 @@ class Events:
 
 def _progress(preview: Preview, start: float) -> Markup:
     """Return the status of a comparison in progress with the estimated time left."""
-    left = (time.monotonic() - start) * (1 - preview.done) / max(preview.done, 0.01)
-    return render("compare_status", text=f"Generating … about {left:.0f} s left", percent=round(100 * preview.done))
+    left = (time.monotonic() - start) * (1 - preview.progress) / max(preview.progress, 0.01)
+    return render("compare_status", text=f"Generating … about {left:.0f} s left", percent=round(100 * preview.progress))
 
 
 def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab) -> None:

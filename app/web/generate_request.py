@@ -88,7 +88,7 @@ def generate_images(
 
     for update in session.watch(run, request.count, cancel):
         if isinstance(update, Preview):
-            yield update.pictures, min(update.done, 0.99)
+            yield update.images, min(update.progress, 0.99)
         else:
             yield dict(enumerate(update.value)), 1.0
 

@@ -1,4 +1,4 @@
-"""hra-diffusion bench: a table of this machine, and what it measured is what the page predicts by."""
+"""hra-diffusion bench: a table of this machine, whose measurements the page predicts from."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from app.commands import bench
 from training.runs import calibration
 
 
-def test_a_table_in_json_that_predictions_use(base_folder, tmp_path, capsys):
+def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
     given = [
         "--base",
         str(base_folder),
@@ -33,12 +33,12 @@ def test_a_table_in_json_that_predictions_use(base_folder, tmp_path, capsys):
     assert found["machine"]["torch"]
     own = {"prediction_type": None, "rescale_zero_snr": None}
     arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
-    kept = calibration.known(tmp_path, bench.config("hra", arguments))
+    kept = calibration.known(tmp_path, bench.default_config("hra", arguments))
     assert kept is not None and row["peak_memory_bytes"] == kept.memory
     assert "| hra |" in bench.text(found) and found["machine"]["torch"] in bench.text(found)
 
 
-def test_a_method_that_the_base_cannot_hold_does_not_cost_the_others(tmp_path, capsys):
+def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
     narrow = tiny_pipe(cross_attention_dim=4)
     narrow.register_modules(text_encoder=tiny_text_encoder(hidden_size=4))
     narrow.save_pretrained(tmp_path / "narrow")
@@ -51,16 +51,16 @@ def test_a_method_that_the_base_cannot_hold_does_not_cost_the_others(tmp_path, c
     assert "rank 8 is too large" in bench.text(found)
 
 
-def test_when_the_minutes_are_over_it_says_what_was_not_measured(base_folder, tmp_path, capsys):
+def test_methods_not_measured_in_time_are_named(base_folder, tmp_path, capsys):
     given = ["--base", str(base_folder), "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
     assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     hra, lora = found["methods"]
-    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "a single round" in bench.text(found)
-    assert lora["step_seconds"] is None and "the minutes were over" in lora["error"]
+    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "one round" in bench.text(found)
+    assert lora["step_seconds"] is None and "out of time" in lora["error"]
 
 
-def test_it_waits_for_the_pages_own_measurement(tmp_path, capsys):
+def test_it_waits_for_the_pages_measurement(tmp_path, capsys):
     lock = FileLock(tmp_path / ".lock", thread_local=False)
     lock.acquire()
     Timer(0.5, lock.release).start()

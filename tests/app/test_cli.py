@@ -1,4 +1,4 @@
-"""The command line as scripts and people use it, run in this process through its own entry point."""
+"""The command line, run in this process through its entry point."""
 
 import argparse
 import contextlib
@@ -38,7 +38,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos, base_folder):
     """An output folder with two adapters, trained by the command line."""
-    output = tmp_path_factory.mktemp("work") / "outputs"  # the folder above it is looked through, too
+    output = tmp_path_factory.mktemp("work") / "outputs"  # its parent is searched, too
     for method in ("lora", "hra"):
         assert main(train_command(photos, base_folder, output, f"rex-{method}", "--method", method)) == 0
     return output
@@ -67,13 +67,13 @@ def save_adapter(path, name):
 
 
 def run_json(capsys, *command) -> dict:
-    """Run a command in --json mode; its one line of output, read."""
+    """Run a command with --json and parse its output."""
     assert main([*map(str, command), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_help_needs_no_torch():
-    """Help is instant because nothing heavy is imported for it."""
+    """--help is fast because it imports nothing slow."""
     code = (
         "import sys; from app.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     )
@@ -82,7 +82,7 @@ def test_help_needs_no_torch():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
+def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])
     assert exit_.value.code == 0 and f"hra-diffusion {command}" in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_every_option_of_every_method_is_a_flag(capsys):
             assert f"--{option.replace('_', '-')}" in text
 
 
-def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
+def test_train_prints_its_events_as_json(photos, base_folder, tmp_path, capsys):
     command = train_command(photos, base_folder, tmp_path, "Rex")
     command.remove("--quiet")
     assert main([*command, "--json", "--rank", "2", "--orthogonality", "inf"]) == 0
@@ -116,7 +116,7 @@ def test_train_tells_its_events_as_json(photos, base_folder, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("always::hra_diffusion.errors.Note")
-def test_the_noise_process_can_be_said_wherever_a_base_is_taken(photos, base_folder, tmp_path, capsys):
+def test_every_command_accepts_the_noise_process(photos, base_folder, tmp_path, capsys):
     process = ["--prediction-type", "v_prediction", "--rescale-zero-snr"]
     assert main(train_command(photos, base_folder, tmp_path, "Rex", *process)) == 0
     shown = run_json(capsys, "show", tmp_path / "Rex" / "Rex.safetensors")
@@ -135,15 +135,15 @@ def test_the_noise_process_can_be_said_wherever_a_base_is_taken(photos, base_fol
         assert {"--prediction-type", "--no-rescale-zero-snr"} <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 
-def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folder, tmp_path, capsys):
+def test_a_dry_run_predicts_memory_and_trains_nothing(photos, base_folder, tmp_path, capsys):
     command = [part for part in train_command(photos, base_folder, tmp_path / "out", "Rex") if part != "--quiet"]
     command += ["--caption", "a dog sitting"]
     assert main([*command, "--dry-run"]) == 0
-    told = capsys.readouterr()
-    assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", told.err)
-    assert re.search(r"0\.\d GB  learning", told.out) and not (tmp_path / "out").exists()
-    assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in told.err
-    assert "--no-add-trigger" in told.err
+    output = capsys.readouterr()
+    assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", output.err)
+    assert re.search(r"0\.\d GB  learning", output.out) and not (tmp_path / "out").exists()
+    assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in output.err
+    assert "--no-add-trigger" in output.err
     assert main([*command, "--dry-run", "--json", "--no-add-trigger"]) == 0
     captions, plan = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert captions["event"] == "captions" and captions["added"] == []
@@ -167,7 +167,7 @@ def test_generate_by_name_and_by_file(trained, base_folder, tmp_path, capsys):
     assert Image.open(one["picture"]).tobytes() == Image.open(two["picture"]).tobytes()
 
 
-def test_words_that_are_encoded_apart_are_named(base_folder, tmp_path, capsys):
+def test_words_encoded_separately_are_named(base_folder, tmp_path, capsys):
     prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
     command = ["generate", "--prompt", prompt, "--base", str(base_folder), "--steps", "1", "--output", str(tmp_path)]
     assert main(command) == 0
@@ -183,7 +183,7 @@ def test_generating_again_overwrites_nothing(base_folder, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
-def test_a_deleted_picture_does_not_make_another_be_written_over(base_folder, tmp_path, capsys):
+def test_after_a_deletion_no_picture_is_overwritten(base_folder, tmp_path, capsys):
     command = ["generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path]
     run_json(capsys, *command, "--count", "2")
     sorted(tmp_path.glob("*.png"))[0].unlink()
@@ -191,14 +191,14 @@ def test_a_deleted_picture_does_not_make_another_be_written_over(base_folder, tm
     assert [path.name[:4] for path in sorted(tmp_path.glob("*.png"))] == ["0001", "0002"]
 
 
-def test_other_numbered_files_beside_the_pictures(base_folder, tmp_path, capsys):
+def test_other_numbered_files_in_the_output_folder(base_folder, tmp_path, capsys):
     (tmp_path / "2024.05.01-holiday.png").touch()
     run_json(capsys, "generate", "--prompt", "a dog", "--base", base_folder, "--steps", "2", "--output", tmp_path)
     assert len(list(tmp_path.glob("0000-*.png"))) == 1
 
 
 @pytest.mark.parametrize("flags", ["--batch-size 0", "--count 0", "--seed -1", "--adapter rex-hra:nan", "--steps 0"])
-def test_numbers_that_cannot_be(flags, trained, base_folder, capsys):
+def test_invalid_numbers(flags, trained, base_folder, capsys):
     command = ["generate", "--prompt", "a dog", "--base", str(base_folder), "--output", str(trained / "pictures")]
     assert main([*command, *flags.split()]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -216,21 +216,21 @@ def test_compare(trained, base_folder, tmp_path, capsys):
         facts["variants"][1]["costs"].keys() == {"parameters", "megabytes", "seconds", "memory"}
         and facts["variants"][0]["costs"] == {}
     )
-    assert len({cell["image"] for cell in facts["samples"]}) == 16, "no picture is written over another"
+    assert len({cell["image"] for cell in facts["samples"]}) == 16, "no picture overwrites another"
     assert all((trained / "side-by-side" / cell["image"]).is_file() for cell in facts["samples"])
     with Image.open(result["grid"]) as grid:
         assert grid.width > grid.height / 2
-    assert "about a dog in" in facts["samples"][0]["prompt"], "the base is asked for the class"
+    assert "about a dog in" in facts["samples"][0]["prompt"], "the base model gets the class noun"
 
 
-def test_a_comparison_is_not_written_over(trained, base_folder, tmp_path, capsys):
+def test_a_comparison_is_not_overwritten(trained, base_folder, tmp_path, capsys):
     (tmp_path / "results.json").touch()
     command = ["compare", "--adapter", "rex-lora", "--prompt", "a {subject}", "--base", base_folder]
     assert main([*map(str, command), "--output", str(tmp_path)]) == 1
-    assert "holds a comparison already" in capsys.readouterr().err
+    assert "already holds a comparison" in capsys.readouterr().err
 
 
-def test_without_a_base_it_is_the_embedded_one(photos, tmp_path):
+def test_the_default_base_is_toybox(photos, tmp_path):
     command = ["train", "--photos", str(photos), "--class-noun", "dog", "--name", "Rex", "--output", str(tmp_path)]
     parser = argparse.ArgumentParser()
     train_cli.add_arguments(parser)
@@ -240,14 +240,14 @@ def test_without_a_base_it_is_the_embedded_one(photos, tmp_path):
 @pytest.mark.parametrize(
     "line", ["photos: my-dog", "photos: 5", "options:\n- 5", "base: 5"], ids=["word", "number", "options", "base"]
 )
-def test_settings_of_the_wrong_shape(line, tmp_path, capsys):
+def test_settings_of_the_wrong_type(line, tmp_path, capsys):
     (tmp_path / "rex.yaml").write_text(f"name: Rex\nclass_noun: dog\n{line}\n")
     assert main(["train", "--config", str(tmp_path / "rex.yaml"), "--rank", "4", "--output", str(tmp_path)]) == 1
     assert "must be" in capsys.readouterr().err
 
 
 def test_adapters_and_show(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)  # no outputs folder here, which would be listed too
+    monkeypatch.chdir(tmp_path)  # without an outputs folder, which would be listed, too
     listed = run_json(capsys, "adapters", "--output", trained)["adapters"]
     assert [adapter["name"] for adapter in listed] == ["rex-hra", "rex-lora"]
     shown = run_json(capsys, "show", "rex-lora", "--output", trained)
@@ -256,12 +256,12 @@ def test_adapters_and_show(trained, tmp_path, monkeypatch, capsys):
     assert "prompt: a sks dog" in capsys.readouterr().out
 
 
-def test_resume_by_name_alone(trained, capsys):
+def test_resume_needs_only_the_name(trained, capsys):
     assert main(["train", "--resume", "--name", "rex-hra", "--output", str(trained)]) == 0
 
 
-def test_an_earlier_versions_run_goes_on_with_the_flags_it_was_begun_with(trained, photos, base_folder, tmp_path):
-    """Though the defaults of some are others now."""
+def test_a_run_of_an_earlier_version_resumes_with_its_own_flags(trained, photos, base_folder, tmp_path):
+    """Even if their defaults have changed since."""
     output = shutil.copytree(trained, tmp_path / "old")
     file = output / "rex-hra" / "config.yaml"
     saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
@@ -273,8 +273,10 @@ def test_an_earlier_versions_run_goes_on_with_the_flags_it_was_begun_with(traine
 
 def test_size_conditioning_is_set_by_flags():
     parser = argparse.ArgumentParser()
-    common.add_drawing(parser)
-    given = common.settings(parser.parse_args(["--original-size", "512", "384", "--crops-coords-top-left", "0", "9"]))
+    common.add_generation_settings(parser)
+    given = common.parse_settings(
+        parser.parse_args(["--original-size", "512", "384", "--crops-coords-top-left", "0", "9"])
+    )
     assert (given.original_size, given.crops_coords_top_left, given.target_size) == ((512, 384), (0, 9), None)
 
 
@@ -362,13 +364,13 @@ def test_missing_flags_are_named(capsys):
 @pytest.mark.parametrize(
     "make", [lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "model_index.json").write_text("{}"))]
 )
-def test_a_base_that_is_none(make, tmp_path, capsys):
+def test_a_folder_without_a_base_model(make, tmp_path, capsys):
     make(tmp_path / "base")
     assert main(["generate", "--prompt", "a dog", "--base", str(tmp_path / "base"), "--output", str(tmp_path)]) == 1
     assert str(tmp_path / "base") in capsys.readouterr().err
 
 
-def test_output_that_is_a_file(photos, base_folder, tmp_path, capsys):
+def test_output_is_a_file(photos, base_folder, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert main(train_command(photos, base_folder, tmp_path / "out", "Rex")) == 1
     assert main(["generate", "--prompt", "a", "--base", str(base_folder), "--output", str(tmp_path / "out")]) == 1
@@ -376,11 +378,11 @@ def test_output_that_is_a_file(photos, base_folder, tmp_path, capsys):
     assert errors.count("can't be a folder: a file is in its place") == 2 and (tmp_path / "out").read_text() == "mine"
 
 
-def test_output_that_is_read_only(photos, base_folder, tmp_path, capsys):
+def test_output_is_read_only(photos, base_folder, tmp_path, capsys):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if os.access(locked, os.W_OK):
-        locked = Path("/sys/hra-diffusion-test")  # the administrator may write anywhere but here
+        locked = Path("/sys/hra-diffusion-test")  # root may write anywhere else
     if not locked.parent.is_dir():
         pytest.skip("needs a folder that nobody may write to")
     assert main(train_command(photos, base_folder, locked / "out", "Rex")) == 1
@@ -398,7 +400,7 @@ def test_an_adapter_of_another_base(trained, tmp_path, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_adapter_that_is_not_there(trained, base_folder, tmp_path, capsys):
+def test_a_missing_adapter(trained, base_folder, tmp_path, capsys):
     command = [
         "generate",
         "--adapter",
@@ -414,13 +416,13 @@ def test_an_adapter_that_is_not_there(trained, base_folder, tmp_path, capsys):
     assert "no adapter named 'rox'" in (error := capsys.readouterr().err) and "rex-hra, rex-lora" in error
 
 
-def test_two_runs_of_one_name(trained, photos, base_folder, capsys):
+def test_a_second_run_of_the_same_name(trained, photos, base_folder, capsys):
     assert main(train_command(photos, base_folder, trained, "rex-hra", "--steps", "3")) == 1
     assert "exists already; go on with it by --resume, or take another --name" in capsys.readouterr().err
 
 
 def test_a_full_disk(photos, base_folder, tmp_path, capsys):
-    """A real file system of 600 kB, where one may be mounted."""
+    """On a file system of 600 kB, if the test may mount one."""
     small = tmp_path / "small"
     small.mkdir()
     mount = shutil.which("mount")
@@ -458,22 +460,22 @@ def test_export_offers_every_format():
     assert set(export_cli.FORMATS) == set(interop.FORMATS)
 
 
-def test_export_tells_the_truth_in_words(trained, base_folder, tmp_path, capsys):
+def test_export_prints_which_programs_load_it(trained, base_folder, tmp_path, capsys):
     adapter = trained / "rex-hra" / "rex-hra.safetensors"
     command = ["export", f"{adapter}:0.5", "--format", "kohya", "--base", base_folder, "--lora-rank", "2"]
     assert main([*map(str, command), "--output", str(tmp_path / "rex.safetensors")]) == 0
-    told = capsys.readouterr().out
-    assert "LoRA of rank 2, truncated: error" in told and "diffusers: approximately, error" in told
-    assert "ComfyUI: approximately, error" in told and "OneTrainer: approximately, error" in told
-    assert 'In prompts the subject is "sks dog"' in told and "Exact on tiny-sd only" in told
+    output = capsys.readouterr().out
+    assert "LoRA of rank 2, truncated: error" in output and "diffusers: approximately, error" in output
+    assert "ComfyUI: approximately, error" in output and "OneTrainer: approximately, error" in output
+    assert 'In prompts the subject is "sks dog"' in output and "Exact on tiny-sd only" in output
 
 
-def test_a_strangers_lora_beside_ones_own_hra(trained, base_folder, tmp_path, capsys):
-    """The issue's end: exported by one, imported by another, compared with HRA."""
-    stranger = tmp_path / "Some LoRA (v1.0).safetensors"
+def test_an_exported_lora_is_imported_and_compared(trained, base_folder, tmp_path, capsys):
+    """Export a LoRA, import it under another name, compare it with HRA."""
+    exported = tmp_path / "Some LoRA (v1.0).safetensors"
     adapter = trained / "rex-lora" / "rex-lora.safetensors"
-    run_json(capsys, "export", adapter, "--format", "kohya", "--output", stranger, "--base", base_folder)
-    command = ["import", stranger, "--base", base_folder, "--output", tmp_path]
+    run_json(capsys, "export", adapter, "--format", "kohya", "--output", exported, "--base", base_folder)
+    command = ["import", exported, "--base", base_folder, "--output", tmp_path]
     dry = run_json(capsys, *command, "--dry-run")
     assert dry["used"] == dry["keys"] and not list(tmp_path.glob("Some-*"))
     done = run_json(capsys, *command)
@@ -481,16 +483,16 @@ def test_a_strangers_lora_beside_ones_own_hra(trained, base_folder, tmp_path, ca
     use = shlex.split(done["use"])
     assert use[:4] == ["hra-diffusion", "generate", "--adapter", done["file"]] and use[-1] == "a photo of sks dog"
     assert main([*use[1:], "--steps", "1", "--output", str(tmp_path / "drawn")]) == 0, "the printed command works"
-    assert main([*map(str, command)]) == 1 and "take another --name" in capsys.readouterr().err
+    assert main([*map(str, command)]) == 1 and "choose another --name" in capsys.readouterr().err
     result = run_json(
         capsys, "compare", "--adapter", done["file"], trained / "rex-hra" / "rex-hra.safetensors",
         "--prompt", "a {subject}", "--base", base_folder, "--steps", "2", "--output", tmp_path / "side-by-side",
     )  # fmt: skip
     cells = json.loads(Path(result["results"]).read_text())["samples"]
-    assert [cell["prompt"] for cell in cells[1:]] == ["a sks dog", "a sks dog"], "the trigger came along"
+    assert [cell["prompt"] for cell in cells[1:]] == ["a sks dog", "a sks dog"], "the trigger is imported"
 
 
-def test_import_names_what_it_skips(tmp_path, base_folder, capsys):
+def test_import_names_skipped_keys(tmp_path, base_folder, capsys):
     import torch
     from safetensors.torch import save_file
 
@@ -499,13 +501,13 @@ def test_import_names_what_it_skips(tmp_path, base_folder, capsys):
     tensors = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down, "a": torch.ones(1), "b": torch.ones(1)}
     save_file(tensors, tmp_path / "odd.safetensors")
     assert main(["import", str(tmp_path / "odd.safetensors"), "--dry-run", "--base", str(base_folder)]) == 0
-    told = capsys.readouterr().out
-    assert "2 of 4 keys understood: 1 LoRA; 1 layers of the unet; rank 2 (1)" in told
-    assert "skipped, its name is not known: a and 1 more" in told
+    output = capsys.readouterr().out
+    assert "2 of 4 keys understood: 1 LoRA; 1 layers of the unet; rank 2 (1)" in output
+    assert "skipped, its name is not known: a and 1 more" in output
 
 
-def test_import_writes_composed_names_and_says_where(tmp_path, base_folder, capsys):
-    """A name in decomposed letters, as macOS' file dialogs give it, is the same as in composed ones."""
+def test_import_normalizes_names(tmp_path, base_folder, capsys):
+    """A name in decomposed Unicode, as from macOS file dialogs, equals the composed one."""
     import torch
     from safetensors.torch import save_file
 
@@ -514,28 +516,29 @@ def test_import_writes_composed_names_and_says_where(tmp_path, base_folder, caps
               tmp_path / "odd.safetensors")  # fmt: skip
     command = ["import", str(tmp_path / "odd.safetensors"), "--base", str(base_folder), "--output", str(tmp_path)]
     assert main([*command, "--name", "e\u0301te\u0301"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"written to {tmp_path / 'été.safetensors'}; use it with" in told and (tmp_path / "été.safetensors").is_file()
+        f"written to {tmp_path / 'été.safetensors'}; generate with" in output
+        and (tmp_path / "été.safetensors").is_file()
     )
     assert main([*command, "--name", "été"]) == 1 and "exists already" in capsys.readouterr().err
 
 
-def test_a_path_without_its_suffix_names_the_file_near_it(trained, base_folder, capsys):
+def test_a_path_without_suffix_suggests_the_file(trained, base_folder, capsys):
     place = trained / "rex-hra" / "rex-hra"
     assert main(["generate", "--adapter", str(place), "--prompt", "a", "--base", str(base_folder)]) == 1
     assert f"there is no adapter file {place}; similar files: {place}.safetensors" in capsys.readouterr().err
 
 
 def old_console(monkeypatch):
-    """Standard output as a pipe has it on Windows in Western Europe: no "≥", "→", "✓" or "λ" in its code page."""
+    """Replace standard output with a pipe in Western European Windows' code page, without "≥", "→", "✓" and "λ"."""
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="cp1252", write_through=True))
     return raw
 
 
 @pytest.mark.parametrize("command", [["methods"], ["train", "--help"], ["--help"]])
-def test_a_console_of_an_old_code_page_gets_what_it_can_show(command, monkeypatch):
+def test_characters_outside_the_code_page_are_escaped(command, monkeypatch):
     raw = old_console(monkeypatch)
     with contextlib.suppress(SystemExit):
         assert main(command) == 0
@@ -543,7 +546,7 @@ def test_a_console_of_an_old_code_page_gets_what_it_can_show(command, monkeypatc
     assert raw.getvalue().decode("cp1252").endswith(r"a \u2265 b \u2192 c \u2713 \u03bb")
 
 
-def test_json_is_utf8_on_every_console(monkeypatch, tmp_path):
+def test_json_is_always_utf8(monkeypatch, tmp_path):
     save_adapter(tmp_path / "Ωmega.safetensors", "Ωmega")
     raw = old_console(monkeypatch)
     assert main(["show", str(tmp_path / "Ωmega.safetensors"), "--json"]) == 0
@@ -553,12 +556,12 @@ def test_json_is_utf8_on_every_console(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
-def test_a_reader_that_has_left_ends_nothing(error, monkeypatch, tmp_path):
-    """On Windows writing into a closed pipe gives EINVAL (as subprocess.Popen.communicate knows)."""
+def test_a_closed_pipe_is_not_an_error(error, monkeypatch, tmp_path):
+    """On Windows, writing to a closed pipe raises EINVAL (see subprocess.Popen.communicate)."""
     with (tmp_path / "out").open("w") as stream:
 
         class Pipe:
-            """Standard output whose reader has left."""
+            """Standard output with a closed reader."""
 
             def write(self, text):
                 raise error
@@ -568,13 +571,13 @@ def test_a_reader_that_has_left_ends_nothing(error, monkeypatch, tmp_path):
 
         monkeypatch.setattr("hra_diffusion.files.WINDOWS", True)
         monkeypatch.setattr("sys.stdout", Pipe())
-        print_json(Notice("nobody hears it"))
+        print_json(Notice("lost"))
         assert run_command(SimpleNamespace(run=lambda _: sys.stdout.write("x")), argparse.Namespace()) == 0
         stream.write("this goes nowhere")
     assert not (tmp_path / "out").read_text()
 
 
-def test_photos_of_a_run_may_be_named_anew_at_resume(trained, photos, tmp_path, capsys):
+def test_moved_photos_can_be_given_when_resuming(trained, photos, tmp_path, capsys):
     run = shutil.copytree(trained / "rex-lora", tmp_path / "out" / "rex-lora")
     (run / "rex-lora.safetensors").unlink()
     lines = (run / "config.yaml").read_text().replace(str(photos), str(tmp_path / "gone"))

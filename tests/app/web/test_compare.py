@@ -74,7 +74,7 @@ def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
     context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)])
     plan = comparison_plan(context, drift=True)
     updates = list(compare_plan.run_comparison(context, plan, threading.Event()))
-    assert max(preview.done for preview in updates[:-1]) == pytest.approx(1), "what drift takes is counted"
+    assert max(preview.progress for preview in updates[:-1]) == pytest.approx(1), "what drift takes is counted"
     done = updates[-1]
     assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare_results.save(done, tmp_path / "compare" / "0001")
