@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command, arguments: argparse.Namespace) -> int:
     """Run a parsed command and turn what a person can put right into a message and an exit code."""
     from hra_diffusion.errors import Note, UserError
-    from hra_diffusion.files import reader_may_leave
+    from hra_diffusion.files import ignore_broken_pipe
 
     try:
-        with reader_may_leave(), warnings.catch_warnings():
+        with ignore_broken_pipe(), warnings.catch_warnings():
             warnings.simplefilter("ignore" if getattr(arguments, "quiet", False) else "always", Note)
             warnings.showwarning = _show
             command.run(arguments)

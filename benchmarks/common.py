@@ -21,9 +21,9 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
+from hra_diffusion.allocator import retain_freed_memory
 from hra_diffusion.files import write_text
 from hra_diffusion.models import loading, sources
-from hra_diffusion.models.allocator import keep_memory
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
 from training.data.photos import ingest
@@ -252,7 +252,7 @@ def start_session(
     pipe: StableDiffusionPipeline, config: configs.TrainConfig, folder: Path, listeners: Sequence[Listener] = ()
 ) -> Session:
     """The trainer, set up on a pipeline and about to take its first step."""
-    keep_memory()  # as a run does
+    retain_freed_memory()  # as a run does
     accelerator = make_accelerator(config)
     album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))

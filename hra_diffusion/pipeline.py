@@ -24,7 +24,7 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The components of a pipeline that take adapters."""
 
 
-def name_of(pipe: DiffusionPipeline) -> str:
+def base_name_of(pipe: DiffusionPipeline) -> str:
     """How files name the base of a pipeline, loaded by us or by the person."""
     return getattr(pipe, "base_name", None) or base_name(str(pipe.config.get("_name_or_path") or "unknown"))
 
@@ -53,7 +53,7 @@ def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     for component, probes in info.fingerprint.items():
         layers = dict(parts[component].named_modules()) if component in parts else {}
         if any(path not in layers for path in probes):
-            return f"made for another base model, {info.base}: it can't be used with {name_of(pipe)}"
+            return f"made for another base model, {info.base}: it can't be used with {base_name_of(pipe)}"
         pairs += [(value, probe_of(layers[path])) for path, value in probes.items()]
     distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
     if distance > adapter_file.FINGERPRINT_TOLERANCE:
@@ -65,18 +65,18 @@ def noise_incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
     if not info.prediction_type:
         return ""
-    here = noise.stated(cast(Any, pipe).scheduler)
+    here = noise.process_settings(cast(Any, pipe).scheduler)
     if here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
         return ""
-    trained, used = noise.in_words(info.prediction_type, info.zero_snr), noise.in_words(**here)
+    trained, used = noise.describe(info.prediction_type, info.zero_snr), noise.describe(**here)
     return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
 
 
 def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
     """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
     require_loaded(pipe, [name])
-    facts = {"base": name_of(pipe), "trigger": trigger, "class_noun": class_noun}
-    facts |= noise.stated(cast(Any, pipe).scheduler)
+    facts = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
+    facts |= noise.process_settings(cast(Any, pipe).scheduler)
     adapter_file.save(Path(file), components(pipe), adapter_file.info_of(components(pipe), name, **facts))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from hra_diffusion.adapters import attachment
+from hra_diffusion.allocator import freed_memory_retained
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.evaluation.clip import Clip, source_for
 from hra_diffusion.generation.sampling import (
@@ -31,8 +32,7 @@ from hra_diffusion.generation.sampling import (
 )
 from hra_diffusion.generation.sampling import Settings as DrawSettings
 from hra_diffusion.models import loading
-from hra_diffusion.models.allocator import memory_kept
-from hra_diffusion.models.noise import distilled
+from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.models.prompts import PromptWarning
 from hra_diffusion.threads import share_cores, sharing_cores
 from training import objective, scoring
@@ -132,7 +132,7 @@ def train(
             accelerator = make_accelerator(config)
     with clock.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), clock)
-    if reason := distilled(pipe):
+    if reason := distillation_sign(pipe):
         clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
     with clock.phase("read photos"):
         size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
@@ -144,7 +144,12 @@ def train(
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)
-    with run_context(run, config, album, resume, accelerator, clock), restore_eval(pipe), memory_kept(), cores:
+    with (
+        run_context(run, config, album, resume, accelerator, clock),
+        restore_eval(pipe),
+        freed_memory_retained(),
+        cores,
+    ):
         session = set_up(config, run, accelerator, pipe, album, clock)
         if run.checkpoints():
             restore_latest(session)

@@ -23,9 +23,9 @@ from hra_diffusion.generation.sampling import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
 from hra_diffusion.models import families, noise
 from hra_diffusion.models.families import Text
-from hra_diffusion.models.families.sdxl import uncropped
+from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.noise import NoiseProcess
-from hra_diffusion.models.prompts import plain, split
+from hra_diffusion.models.prompts import split, without_weights
 from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.data import class_images
@@ -56,8 +56,8 @@ class Denoiser(nn.Module):
         dtype = next(self.unet.parameters()).dtype
         # bfloat16 would round a photo's size
         text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
-        more = self.family.conditions(text, latents.shape[-1] * self.pixels)
-        return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
+        added = self.family.added_cond_kwargs(text, latents.shape[-1] * self.pixels)
+        return self.unet(latents.to(dtype), timesteps, text["hidden"], added_cond_kwargs=added).sample
 
 
 @dataclass
@@ -213,9 +213,9 @@ def cache_examples(
             asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
             class_pictures = list(class_images.class_images(pipe, *asked))
     photo_ids = class_ids = None
-    if config.size_conditioning and families.size_conditioned(pipe):
+    if config.size_conditioning and families.size_conditioned(pipe.unet.config):
         photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in album.photos])
-        class_ids = uncropped(size).float().expand(len(class_pictures), 1, -1)
+        class_ids = uncropped_time_ids(size).float().expand(len(class_pictures), 1, -1)
     with clock.phase("cache"):
         photos = encode(pipe, images, captions, config.flip, embed, photo_ids)
         prompts = [class_images.class_prompt(config.class_noun)] * len(class_pictures)
@@ -230,7 +230,7 @@ def text_notes(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Seq
     for caption in captions:
         if cut := split(families.tokenizer(pipe), caption)[1]:
             found.append(f"a caption is longer than the text encoder reads; these words are cut: “{cut}”")
-        if plain(caption) != caption:
+        if without_weights(caption) != caption:
             found.append(f"captions carry no weights; “{caption}” is learned as it is written")
     samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
     return list(dict.fromkeys([*found, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))

@@ -23,9 +23,9 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison, spread
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find
-from hra_diffusion.files import free_folder, make_folder
+from hra_diffusion.files import make_folder, next_numbered_folder
 from hra_diffusion.generation.sampling import Settings, complete
-from hra_diffusion.library import costs
+from hra_diffusion.library import training_costs
 from training.data.photos import ingest
 from training.runs.run_folder import photos_of
 
@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    output = make_folder(arguments.output or free_folder(OUTPUTS / "compare"))
+    output = make_folder(arguments.output or next_numbered_folder(OUTPUTS / "compare"))
     if (output / "results.json").exists():
         raise UserError(f"{output} holds a comparison already; choose another folder with --output")
     pipe = load_base(arguments)
     adapters = load_adapters(pipe, arguments.adapter, roots(output))
     columns = [
-        Variant(label(info, strength), {info.name: strength}, info.subject, info.class_noun, costs(path, info))
+        Variant(label(info, strength), {info.name: strength}, info.subject, info.class_noun, training_costs(path, info))
         for path, info, strength in adapters
     ]
     if not arguments.no_base:

@@ -74,7 +74,7 @@ def draw_comparison(arguments: argparse.Namespace) -> None:
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.load_unique(pipe, adapter)
         columns.append(Variant(registry.get_method(method).title, {info.name: 1.0}, info.subject, CLASS_NOUN,
-                              library.costs(adapter, info)))  # fmt: skip
+                              library.training_costs(adapter, info)))  # fmt: skip
     photos = reference_photos(pipe, adapters[0])
     clip = find_clip(None, arguments)
     save_comparison(compare(pipe, columns, PROMPTS, (arguments.seed,), photos=photos, clip=clip), output)

@@ -46,7 +46,7 @@ from hra_diffusion.comparison.compare import (
 )
 from hra_diffusion.comparison.votes import QUESTIONS, Vote
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, free_folder
+from hra_diffusion.files import atomic_path, next_numbered_folder
 from hra_diffusion.generation.sampling import OnStep, Settings, with_subject
 from training.runs.run_folder import photos_of
 
@@ -137,7 +137,7 @@ class Plan:
         nouns = [self.infos[0].class_noun] if self.infos else [""]
         subjects = nouns * self.base + [info.subject for info in self.infos]
         nouns = nouns * self.base + [info.class_noun for info in self.infos]
-        taken = [{}] * self.base + [library.costs(*own) for own in zip(self.files, self.infos, strict=True)]
+        taken = [{}] * self.base + [library.training_costs(*own) for own in zip(self.files, self.infos, strict=True)]
         mixes = [{}] * self.base + list(mixes)
         return [Variant(*c) for c in zip(self.labels, mixes, subjects, nouns, taken, strict=True)]
 
@@ -204,7 +204,7 @@ def make_plan(house: AppContext, values: Sequence[Any]) -> Plan:
     infos = tuple(read_info(file) for file in files)
     prompts = tuple(for_every_subject(prompt, infos[0]) for prompt in prompts)
     seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
-    labels = tuple(library.known_as(file) for file in files)
+    labels = tuple(library.display_name(file) for file in files)
     plan = Plan(files, labels, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)), drift)
     if (cells := plan.width * len(prompts) * len(seeds)) > MOST_CELLS:
         raise UserError(
@@ -423,7 +423,7 @@ class Events:
                         left = (time.monotonic() - start) * (1 - news.done) / max(news.done, 0.01)
                         yield f"<p>drawing … about {left:.0f} s left</p>{bar(news.done, 'drawing')}", grid, *rest
                         continue
-                    folder = free_folder(self.house.own(request) / "compare")
+                    folder = next_numbered_folder(self.house.own(request) / "compare")
                     keep(news, folder)
                     text = f"{cells} pictures in {news.seconds:.0f} s, from the same noise along each row."
                     unscored = note(self.house.studio.unscored, "plain")

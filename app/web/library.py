@@ -339,7 +339,7 @@ def take_in(house: AppContext, file: Path) -> tuple[Path, list[str]]:
     import_libraries()
     from hra_diffusion import interop
 
-    name = library.free_name(interop.name_for(file), house.output)
+    name = library.unused_name(interop.name_for(file), house.output)
     with house.studio.lock:
         path, report = interop.import_adapter(house.studio.pipe, file, house.output / name, name)
     return path, report.lines

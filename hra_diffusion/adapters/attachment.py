@@ -20,7 +20,7 @@ from hra_diffusion.adapters.parts import Rotation, precompute_factors
 from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name
+from hra_diffusion.files import validated_name
 
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
 # a UNet that pools its caption into the time embedding does so by an attention of its own, which is not its layers'
@@ -77,7 +77,7 @@ def attach(
     Raises ValueError for an unknown method, a wrong option, a rank no layer can hold, a name in use, a model whose
     weights are offloaded already.
     """
-    chosen, name = registry.get_method(method), checked_name(name)
+    chosen, name = registry.get_method(method), validated_name(name)
     configs = planned(model, method, options, name=name, targets=targets, ranks=ranks)
     routing = state_of(model) or AdapterState()
     freeze(model)
@@ -105,7 +105,7 @@ def planned(
 ) -> dict[str, MethodConfig]:
     """What ``attach`` would put on which layer, by path; the model stays as it is. Raises what ``attach`` raises."""
     config = registry.get_method(method).parse(cast(dict, options or {}))
-    name = checked_name(name)
+    name = validated_name(name)
     if (routing := state_of(model)) and routing.merged:
         raise UserError("adapters are merged into the weights; unmerge them first")
     if name in adapter_names(model):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from hra_diffusion.adapters.fingerprint import probe
-from hra_diffusion.models.allocator import give_back
+from hra_diffusion.allocator import release_freed_memory
 
 BLOCK = 64
 KEPT = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj")
@@ -92,7 +92,7 @@ def quantise(model: nn.Module, kind: str) -> None:
             layer.register_buffer(name, value)
         layer.kind, layer.full, layer.probe = kind, (weight.shape, weight.dtype), _probe(weight)
         layer.__class__ = _quantised(type(layer))
-    give_back()  # the full weights leave holes between the packed ones
+    release_freed_memory()  # the full weights leave holes between the packed ones
 
 
 def storage(model: nn.Module) -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.loading import LOADING, UNREADABLE
-from hra_diffusion.models.prompts import plain
+from hra_diffusion.models.prompts import without_weights
 from hra_diffusion.models.sources import ASSETS, TOYBOX
 from hra_diffusion.threads import sharing_cores
 
@@ -112,7 +112,7 @@ def scores(
 
     ``groups``: pictures of one group differ in their noise alone; their variety is told.
     """
-    drawn, asked = clip.images(pictures), clip.texts([plain(prompt) for prompt in prompts])
+    drawn, asked = clip.images(pictures), clip.texts([without_weights(prompt) for prompt in prompts])
     follows = (drawn * asked).sum(dim=1).tolist()
     nothing = [None] * len(follows)
     likes = drawn @ clip.images(photos).T if photos else None

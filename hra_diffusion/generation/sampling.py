@@ -26,7 +26,7 @@ from hra_diffusion.files import atomic_path
 from hra_diffusion.models import families, noise, prompts
 from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.sources import TOYBOX
-from hra_diffusion.pipeline import active, components, name_of, require_loaded
+from hra_diffusion.pipeline import active, base_name_of, components, require_loaded
 from hra_diffusion.threads import share_cores, sharing_cores
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def generate_batch(
 
     A picture depends on its own request and the settings only (up to float rounding), not on what is drawn beside it:
     its noise is drawn on the CPU from its seed. ``on_step`` is told of every denoising step; what it raises ends the
-    drawing. Prompts may be of any length and have weights (see prompts.fragments); those cut or
+    drawing. Prompts may be of any length and have weights (see prompts.parse_weights); those cut or
     encoded in several windows are named by a PromptWarning.
     Raises ValueError for an adapter that is not loaded, an unknown scheduler, a size the base can't draw, and
     PictureError for a picture that comes out as NaN.
@@ -191,17 +191,17 @@ def generate(
 
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Everything that made a picture, ready for JSON."""
-    made = {"base": name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
+    made = {"base": base_name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
     known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     notes = prompt_notes(pipe, [request])
     return made | {"adapters": dict(request.adapters)} | known | ({"notes": notes} if notes else {})
 
 
 def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> list[str]:
-    """What the author of the prompts should know (see prompts.notes), each note once."""
+    """What the author of the prompts should know (see prompts.prompt_notes), each note once."""
     texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
     tokenizer = families.tokenizer(pipe)
-    return list(dict.fromkeys(note for text in texts for note in prompts.notes(tokenizer, text)))
+    return list(dict.fromkeys(note for text in texts for note in prompts.prompt_notes(tokenizer, text)))
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
@@ -265,7 +265,7 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
     """The settings with the base's own size and guidance scale where none are given; checked, and the base's noise
     process with them."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    own_guidance = GUIDANCE_SCALE.get(name_of(pipe), families.of(pipe).guidance_scale)
+    own_guidance = GUIDANCE_SCALE.get(base_name_of(pipe), families.of(pipe).guidance_scale)
     full = FullSettings(
         settings.steps,
         own_guidance if settings.guidance_scale is None else settings.guidance_scale,
@@ -290,9 +290,9 @@ def complete(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -
 def _size_conditioning(pipe: StableDiffusionPipeline, settings: Settings | FullSettings, size: Pair) -> dict[str, Pair]:
     """The size conditioning with diffusers' defaults for a picture of this size (height, width); {} for other bases."""
     given = {name: tuple(value) for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None}
-    if not families.size_conditioned(pipe):
+    if not families.size_conditioned(pipe.unet.config):
         if given:
-            raise UserError(f"{name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
+            raise UserError(f"{base_name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
         return {}
     for name, numbers in given.items():
         least = 0 if name == "crops_coords_top_left" else 1
@@ -330,7 +330,7 @@ def _encode_weighted(
 
     @functools.cache
     def encode(prompt: str, negative: str, mix: ActiveAdapters) -> dict[str, Any] | None:
-        if families.reads_as_is(pipe, prompt) and families.reads_as_is(pipe, negative):
+        if families.is_plain_prompt(pipe, prompt) and families.is_plain_prompt(pipe, negative):
             return None
         with _routed(pipe, [(mix, 1)]):
             return families.encode_weighted(pipe, prompt, negative if settings.guidance_scale > 1 else None)
@@ -359,7 +359,7 @@ def _draw_batch(
             }
         else:
             negative = [request.negative_prompt for request in requests] if settings.guidance_scale > 1 else None
-            text = families.of(pipe).encode(pipe, [request.prompt for request in requests], negative)
+            text = families.of(pipe).encode_prompts(pipe, [request.prompt for request in requests], negative)
         output = pipe(
             **text,
             latents=latents.to(pipe.device, pipe.unet.dtype),

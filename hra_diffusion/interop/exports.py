@@ -343,7 +343,9 @@ def _made_by(parcel: ExportJob) -> dict[str, str]:
     """Metadata: what the file was made from."""
     method, options = _method(parcel).name, _config(parcel).model_dump_json()
     facts = {"name": parcel.name, "method": method, "options": options, "strength": str(parcel.strength)}
-    made = {f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(parcel.pipe)}).items()}
+    made = {
+        f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.base_name_of(parcel.pipe)}).items()
+    }
     subject = parcel.info.subject if parcel.info else ""
     return made | ({"modelspec.trigger_phrase": subject} if subject else {})
 
@@ -352,6 +354,6 @@ def _lora_facts(parcel: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]
     """Metadata of a LoRA or DoRA file in any layout."""
     facts = lora_metadata.base_version(parcel.pipe) | _made_by(parcel)
     if isinstance(_config(parcel), ReflectionConfig):
-        base = pipeline.name_of(parcel.pipe)
+        base = pipeline.base_name_of(parcel.pipe)
         facts["modelspec.description"] = f"{_method(parcel).title} adapter, exact on {base} at strength 1"
     return facts | lora_metadata.model_spec(parcel.pipe, parcel.name, parcel.info, parcel.sample, tensors)

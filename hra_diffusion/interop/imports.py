@@ -21,7 +21,7 @@ from hra_diffusion.adapters import adapter_file, registry
 from hra_diffusion.adapters.adapter_file import MAX_RANK, PICKLES, WEIGHTS, AdapterFileError, AdapterInfo
 from hra_diffusion.adapters.layer import as_matrix, probe_of
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import MAX_NAME, checked_name
+from hra_diffusion.files import MAX_NAME, validated_name
 from hra_diffusion.interop import names, peft_settings, updates
 from hra_diffusion.interop.peft_settings import PeftSettings
 from hra_diffusion.interop.updates import LayerParts
@@ -97,7 +97,7 @@ def import_adapter(
     Returns that file and the report. Raises UserError: AdapterImportError, FileError, or for a name that no adapter can
     have.
     """
-    name = checked_name(name)
+    name = validated_name(name)
     imported, places, report = parse_adapter(pipe, path)
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
@@ -108,7 +108,7 @@ def import_adapter(
         method=imported.method,
         options=imported.options,
         ranks=imported.ranks,
-        base=pipeline.name_of(pipe),
+        base=pipeline.base_name_of(pipe),
         fingerprint=fingerprint,
         targets="imported",
         trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
@@ -139,7 +139,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
     if not layers:
         reasons = "; ".join(f"{reason} ({len(keys)} keys)" for reason, keys in skipped.items())
         raise AdapterImportError(
-            f"{path} holds no adapter for {pipeline.name_of(pipe)}: {reasons or 'it has no tensors'}"
+            f"{path} holds no adapter for {pipeline.base_name_of(pipe)}: {reasons or 'it has no tensors'}"
         )
     imported = _translated(pipe, str(path), layers)
     report = Report(

@@ -19,30 +19,30 @@ from torch import Tensor
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.files import tensors_hash
-from hra_diffusion.models import noise
+from hra_diffusion.models import families, noise
 from hra_diffusion.models.families.architectures import PREDICTION_KEY
 
 THUMBNAIL = 256
 """The longer side of a thumbnail in pixels."""
 _RELEASES = {
-    768: ("sd_v1", "stable-diffusion-v1", "diffusers"),
-    1024: ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
-    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
+    "sd1": ("sd_v1", "stable-diffusion-v1", "diffusers"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
 }
-"""Width of the text -> kohya's version, ModelSpec's architecture and its implementation."""
+"""kohya's version, ModelSpec's architecture and its implementation, by version of the base."""
 
 
 def base_version(pipe: Any) -> dict[str, str]:
     """The base's version and architecture; nothing for a base that is no Stable Diffusion 1, 2 or XL."""
-    width, velocity = pipe.unet.config.cross_attention_dim, "v" in _prediction(pipe).values()
-    if width not in _RELEASES:
+    version, velocity = families.VERSIONS.get(pipe.unet.config.cross_attention_dim), "v" in _prediction(pipe).values()
+    if version is None:
         return {}
-    version, architecture, implementation = _RELEASES[width]
-    if velocity and width == 1024:
+    kohya_version, architecture, implementation = _RELEASES[version]
+    if velocity and version == "sd2":
         architecture = "stable-diffusion-v2-768-v"
     return {
-        "ss_base_model_version": version + ("_v" if velocity and width != 2048 else ""),
-        "ss_v2": str(width == 1024),
+        "ss_base_model_version": kohya_version + ("_v" if velocity and version != "sdxl" else ""),
+        "ss_v2": str(version == "sd2"),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,
@@ -68,7 +68,7 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
     """kohya's keys, but for the version's. A DoRA's network module is LyCORIS': kohya's own has no magnitudes."""
     facts = {"ss_network_module": "lycoris.kohya" if dora else "networks.lora", "ss_network_dim": str(rank),
              "ss_network_alpha": str(float(rank)), "ss_output_name": name,
-             "ss_sd_model_name": pipeline.name_of(pipe)}  # fmt: skip
+             "ss_sd_model_name": pipeline.base_name_of(pipe)}  # fmt: skip
     if dora:
         facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
@@ -88,7 +88,11 @@ def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
 def _prediction(pipe: Any) -> dict[str, str]:
     """ModelSpec has no word for a base that predicts the sample."""
     names = {"epsilon": "epsilon", "v_prediction": "v"}
-    return {PREDICTION_KEY: names[kind]} if (kind := noise.stated(pipe.scheduler)["prediction_type"]) in names else {}
+    return (
+        {PREDICTION_KEY: names[kind]}
+        if (kind := noise.process_settings(pipe.scheduler)["prediction_type"]) in names
+        else {}
+    )
 
 
 def _thumbnail(picture: Path) -> str:

@@ -59,7 +59,7 @@ def kohya(pipe: DiffusionPipeline, component: str, path: str) -> str:
     family, path = families.of(pipe), public(component, path)
     if component == "unet" and family.original_unet_names:
         path = original.unet_name(path, pipe.unet.config)
-    return f"{dict(family.kohya)[component]}_{path}".replace(".", "_")
+    return f"{dict(family.kohya_prefixes)[component]}_{path}".replace(".", "_")
 
 
 class Index:

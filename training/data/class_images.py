@@ -14,7 +14,7 @@ from hra_diffusion.adapters.fingerprint import probe
 from hra_diffusion.adapters.quantization import storage
 from hra_diffusion.generation.sampling import Request, Settings, complete, generate_batch, read_image, save_png, slug
 from hra_diffusion.models import noise
-from hra_diffusion.pipeline import name_of
+from hra_diffusion.pipeline import base_name_of
 
 
 def class_prompt(class_noun: str) -> str:
@@ -37,8 +37,10 @@ def class_images(
     """
     settings = complete(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
-    process = noise.stated(pipe.scheduler)
-    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)])
+    process = noise.process_settings(pipe.scheduler)
+    key = json.dumps(
+        [base_name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)]
+    )
     place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [place / f"{seed:04d}.png" for seed in range(count)]
     images = [_kept(path, (settings.width, settings.height)) for path in paths]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, is_reserved, make_folder, read_json, write_text
+from hra_diffusion.files import is_reserved, make_folder, read_json, validated_name, write_text
 from training.data.photos import (
     CAPTION_SUFFIXES,
     MAX_PHOTOS,
@@ -202,7 +202,7 @@ class Draft:
 
 def free_album(output: Path, name: str) -> Path:
     """A folder for the photos of a new subject: ``{output}/photos/{name}``, numbered where that is taken."""
-    root, number, place = output / "photos", 2, checked_name(name)
+    root, number, place = output / "photos", 2, validated_name(name)
     while (root / place).exists():
         place, number = f"{name} {number}", number + 1
     return root / place

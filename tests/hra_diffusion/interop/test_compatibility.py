@@ -120,7 +120,7 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
     """In diffusers, beside the released base's configuration, the line that is printed gives our noise process."""
     kind, *process = case
     pipe, _ = adapted(kind, "lora")
-    pipe.scheduler = noise.overridden(pipe.scheduler, *process)
+    pipe.scheduler = noise.override(pipe.scheduler, *process)
     done = interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     needs = compatibility.noise_settings(done)
     assert list(needs) == NEEDS[case].split()
