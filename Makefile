@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test slow lint types bench screenshots clean
+.PHONY: setup app demo test docs slow lint types bench screenshots clean
 
 setup: .venv/dev
 
@@ -25,6 +25,9 @@ demo: .venv/ready
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow
 
@@ -40,7 +43,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.tables
 
 screenshots: setup demo
-	$(BIN)/python tests/screenshots.py outputs/demo assets/readme
+	$(BIN)/python tests/screenshots.py outputs/demo docs/images
 
 clean:
 	rm -rf .venv outputs

@@ -23,6 +23,7 @@ COMMANDS = {
     "import": "a stranger's adapter file as one of yours",
     "adapters": "list the adapters you have",
     "show": "what an adapter file or a picture says of itself",
+    "bases": "list the base models you have, download others",
     "methods": "the adapter methods and their options",
     "bench": "what learning and drawing cost on this machine",
     "demo": "train HRA and LoRA on a sample subject and compare them",

@@ -19,8 +19,8 @@ from PIL import Image
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, find
-from hra_diffusion.generation.sampling import DenoisingStep, OnStep
+from hra_diffusion.evaluation.clip import Clip, find_clip
+from hra_diffusion.generation.previews import DenoisingStep, OnStep
 from hra_diffusion.models import loading
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class InferenceSession:
         """The CLIP model that scores this base's pictures, or None where there is none: ``unscored`` says why."""
         with self.lock:
             if self._clip is _UNTRIED:
-                self._clip, self.unscored = find(self.base, self.scorer, str(self.pipe.device))
+                self._clip, self.unscored = find_clip(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
     def change(self, base: str, device: str | None) -> None:
@@ -197,10 +197,10 @@ class _Watcher:
         last = step.step == step.steps
         now = time.perf_counter()
         if last or now - self.last > max(PREVIEW_EVERY, PREVIEW_SHARE * self.cost):
-            self.pictures |= zip(step.which, step.decode(), strict=True)
+            self.pictures |= zip(step.indices, step.decode(), strict=True)
             self.last = time.perf_counter()
             self.cost = self.last - now
-            part = step.step / step.steps * len(step.which)
+            part = step.step / step.steps * len(step.indices)
             self.told.put(Preview(dict(self.pictures), (self.finished + part) / self.total))
         if last:
-            self.finished += len(step.which)
+            self.finished += len(step.indices)

@@ -1,4 +1,4 @@
-"""Measurements with printed tables, one file a claim: ``python -m benchmarks.bench_step``."""
+"""Benchmarks, one module for each claim: ``python -m benchmarks.bench_step``. Results go to docs/benchmarks.md."""
 
 from hra_diffusion.threads import limit_spinning
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import SUBJECT, Bar, Report, arguments, publish
+from benchmarks.common import SUBJECT, Report, Target, arguments, publish
 from training.memory.measure import interleaved, ratios, spread
 
 RUN, DRAWING, OTHER = "run", "drawing", "other program"
@@ -70,9 +70,9 @@ def main() -> None:
         kinds = SCENARIOS[name.removesuffix(", default")]
         return lambda: found.setdefault(name, []).append(rates(kinds, environment, given.seconds))
 
-    contestants = {name: measure(name, {}) for name in SCENARIOS}
-    contestants |= {f"{name}, default": measure(f"{name}, default", DEFAULT) for name in WITH_DEFAULTS}
-    rounds = len(interleaved(contestants, given.rounds, warm_up=False, minutes=given.minutes)["a run"])
+    variants = {name: measure(name, {}) for name in SCENARIOS}
+    variants |= {f"{name}, default": measure(f"{name}, default", DEFAULT) for name in WITH_DEFAULTS}
+    rounds = len(interleaved(variants, given.rounds, warm_up=False, minutes=given.minutes)["a run"])
     alone = {kind: [each[kind] for each in found[name]] for name, kind in (("a run", RUN), ("drawing", DRAWING))}
     rows = []
     for name, each in found.items():
@@ -86,10 +86,10 @@ def main() -> None:
         return ratios([each[kind] for each in found[name]], alone[kind])
 
     bars = [
-        Bar.of("a run alone, time ÷ the default's", part("a run, default", RUN), 1.10),
-        Bar.of("two runs at once, time ÷ one alone", [1 / own for own in part("two runs", RUN)], 2.0),
-        Bar.of("drawing beside a run, pace ÷ alone", part("a run and drawing", DRAWING), 0.4, at_least=True),
-        Bar.of("a run beside drawing, pace ÷ alone", part("a run and drawing", RUN), 0.4, at_least=True),
+        Target.of("a run alone, time ÷ the default's", part("a run, default", RUN), 1.10),
+        Target.of("two runs at once, time ÷ one alone", [1 / own for own in part("two runs", RUN)], 2.0),
+        Target.of("drawing beside a run, pace ÷ alone", part("a run and drawing", DRAWING), 0.4, at_least=True),
+        Target.of("a run beside drawing, pace ÷ alone", part("a run and drawing", RUN), 0.4, at_least=True),
     ]
     said = f"toybox, HRA, Quick preset, cpu; windows of {given.seconds:g} s; {rounds} interleaved rounds"
     publish(Report(said, ("processes", "pace of each", "÷ alone"), rows, bars, raw=found), given)
@@ -114,7 +114,7 @@ def rates(kinds: Sequence[str], environment: dict[str, str], seconds: float) -> 
 
 def work(kind: str, barrier: Any, seconds: float, results: Any) -> None:
     """Train or draw until the window is over; puts (kind, steps or pictures per second) into ``results``."""
-    pace = train(barrier, seconds) if kind == RUN else draw(barrier, seconds)
+    pace = train(barrier, seconds) if kind == RUN else generate(barrier, seconds)
     results.put((kind, pace))
 
 
@@ -133,17 +133,17 @@ def train(barrier: Any, seconds: float) -> float:
     return window.rate
 
 
-def draw(barrier: Any, seconds: float) -> float:
+def generate(barrier: Any, seconds: float) -> float:
     """Pictures per second of the drawing that the page does."""
-    from hra_diffusion.generation import sampling
+    from hra_diffusion.generation import requests, sampling
     from hra_diffusion.models import loading
 
-    settings = sampling.Settings()
+    settings = requests.Settings()
     window = Window(barrier, seconds, WARM_UP * settings.steps)
     pipe = loading.load_base(device="cpu")
     with contextlib.suppress(Over):
         while True:
-            sampling.generate_batch(pipe, [sampling.Request("a toy", 0)], settings, on_step=window)
+            sampling.generate_batch(pipe, [requests.Request("a toy", 0)], settings, on_step=window)
     return window.rate / settings.steps
 
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.common import PEFT, SUBJECT, Bar, Report, arguments, load_pipe, publish, start_session, train_config
+from benchmarks.common import PEFT, SUBJECT, Report, Target, arguments, load_pipe, publish, start_session, train_config
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
@@ -37,7 +37,7 @@ METHODS = {"lora": "PEFT LoRA", "hra": "PEFT HRA"}
 PARTS = {"lora": {"lora_A.default.weight": "down", "lora_B.default.weight": "up"}, "hra": {"hra_u.default": "right.u"}}
 """PEFT's parameters of a layer, and ours."""
 
-Found = tuple[list[tuple[object, ...]], list[Bar], dict[str, Any]]
+Found = tuple[list[tuple[object, ...]], list[Target], dict[str, Any]]
 
 
 def main() -> None:
@@ -79,8 +79,8 @@ def whole_runs(given: argparse.Namespace, method: str) -> Found:
     name = f"toybox, {method}, {given.steps} steps of 8"
     rows = [(name, len(faster), spread(spent["ours"]), spread(spent["plain"]), spread(faster, ".2f"), f"{apart:.1e}")]
     bars = [
-        Bar.of(f"toybox, {METHODS[method]} plain ÷ ours", faster, FASTER, at_least=True),
-        Bar(f"toybox, {method}, losses apart", apart, SAME_LOSS),
+        Target.of(f"toybox, {METHODS[method]} plain ÷ ours", faster, FASTER, at_least=True),
+        Target(f"toybox, {method}, losses apart", apart, SAME_LOSS),
     ]
     return rows, bars, {name: spent | {f"losses, {who}": values for who, values in losses.items()}}
 
@@ -108,7 +108,7 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
         (f"{name}{count} steps, computed; ours caches for {caching:.0f} s first", "", f"{whole['ours']:.0f}",
          f"{whole['plain']:.0f}", spread(faster, ".2f"), ""),
     ]  # fmt: skip
-    bars = [Bar.of(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]
+    bars = [Target.of(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]
     return rows, bars, {name + "a step": spent}
 
 
@@ -142,13 +142,13 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
         generator, scheduler = objective.stream(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         total = scheduler.config.num_train_timesteps
-        timesteps = objective.draw_timesteps(len(latents), total, config.noise_power, generator).to(latents.device)
+        timesteps = objective.sample_timesteps(len(latents), total, config.timestep_bias, generator).to(latents.device)
         velocity = scheduler.config.prediction_type == "v_prediction"
         wanted = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         predicted = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample
         loss = F.mse_loss(predicted.float(), wanted.float())
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), config.max_gradient_norm)
+        nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         yield loss.item()

@@ -18,15 +18,15 @@ METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 def main() -> None:
     given = sd1_arguments(__doc__, batch_size=1)
     pipe = load_pipe(given.base, given.device, given.dtype)
-    contestants = {"floor": bare_pass(twin(pipe.unet), given.batch_size, given.side)}
-    contestants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
+    variants = {"floor": bare_pass(twin(pipe.unet), given.batch_size, given.side)}
+    variants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
     with tempfile.TemporaryDirectory() as folder:
         pixels = given.side * pipe.vae_scale_factor
         config = train_config(given, method="hra", options={"rank": given.rank}, base=given.base, resolution=pixels,
                               flip=False, batch_size=given.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
-        contestants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
-        spent = interleaved(contestants, given.rounds, minutes=given.minutes)
+        variants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
+        spent = interleaved(variants, given.rounds, minutes=given.minutes)
     publish_ratios(given, spent, "floor", ("step", "s", "÷ floor"), dict.fromkeys(spent, LIMIT))
 
 

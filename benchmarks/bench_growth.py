@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    Bar,
     Report,
+    Target,
     adapted,
     arguments,
     load_pipe,
     load_unet,
-    memory_of_a_step,
     publish,
     start_session,
+    step_memory,
     train_config,
 )
 from hra_diffusion.adapters import attachment
@@ -44,7 +44,7 @@ RANKS, LOADED, PHOTOS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50),
 METHODS = ("lora", "hra")
 FLAT = 1.05
 ADAPTERS, STORED, FLOOR = "adapters loaded", "photos", ("the frozen UNet alone", 0)
-Contestants = dict[tuple[str, int], Callable[[], object]]
+Variants = dict[tuple[str, int], Callable[[], object]]
 Spent = dict[tuple[str, int], list[float]]
 Peaks = dict[tuple[str, int], tuple[float, float]]
 
@@ -88,7 +88,7 @@ def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]
         yield kind, value, len(values), spread(values), spread(ratios(values, first), ".2f"), drawn, memory
 
 
-def linear(spent: Spent, kind: str) -> Bar:
+def linear(spent: Spent, kind: str) -> Target:
     """Growth of what an adapter adds to the floor, from the least rank whose addition shows in every round.
 
     Undecided where none below the largest does: what they add is less than the machine's noise.
@@ -97,24 +97,24 @@ def linear(spent: Spent, kind: str) -> Bar:
     *lower, last = RANKS
     first = next((rank for rank in lower if min(added[rank]) > 0), None)
     if first is None:
-        return Bar.of(
+        return Target.of(
             f"{kind}, what {last} adds to the frozen UNet ÷ what less adds (none shows)", [float("nan")], last
         )
     growth = ratios(added[last], added[first])
-    return Bar.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
+    return Target.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
 
 
-def flat(spent: Spent, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iterable[Bar]:
+def flat(spent: Spent, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iterable[Target]:
     """Time and memory with the most of something against those with the least."""
     first, last = (kind, counts[0]), (kind, counts[-1])
     said = f"{kind}, {counts[-1]} ÷ {counts[0]}"
-    yield Bar.of(f"{said}, time", ratios(spent[last], spent[first]), FLAT)
-    yield Bar(f"{said}, peak memory", peaks[last][0] / peaks[first][0], FLAT)
+    yield Target.of(f"{said}, time", ratios(spent[last], spent[first]), FLAT)
+    yield Target(f"{said}, peak memory", peaks[last][0] / peaks[first][0], FLAT)
 
 
-def by_rank(unet: Any, side: int) -> Contestants:
+def by_rank(unet: Any, side: int) -> Variants:
     """Rank, for a low-rank method and for one of reflections; and the floor that both stand on."""
-    steps: Contestants = {
+    steps: Variants = {
         (f"{method}, rank", rank): training_step(*adapted(unet, method, rank), 1, side)
         for method in METHODS
         for rank in RANKS
@@ -122,14 +122,14 @@ def by_rank(unet: Any, side: int) -> Contestants:
     return {FLOOR: bare_pass(twin(unet), 1, side)} | steps
 
 
-def by_side(unet: Any) -> Contestants:
+def by_side(unet: Any) -> Variants:
     """The latents' side: an eighth of the pictures'."""
     return {("hra, side of latents", side): training_step(*adapted(unet, "hra", 8), 1, side) for side in SIDES}
 
 
-def by_loaded(unet: Any, counts: Iterable[int]) -> Contestants:
+def by_loaded(unet: Any, counts: Iterable[int]) -> Variants:
     """Adapters on the model of which one learns."""
-    made: Contestants = {}
+    made: Variants = {}
     for count in counts:
         model = twin(unet)
         for number in range(count):
@@ -139,7 +139,7 @@ def by_loaded(unet: Any, counts: Iterable[int]) -> Contestants:
     return made
 
 
-def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterable[int]) -> Contestants:
+def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterable[int]) -> Variants:
     """Photos in the cache, for the trainer's own step."""
     config = train_config(given, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
@@ -166,7 +166,7 @@ def memories(given: argparse.Namespace) -> Peaks:
         (f"{method}, rank", rank): (method, rank, 1, given.side) for method in METHODS for rank in (RANKS[0], RANKS[-1])
     }
     wanted |= {("hra, side of latents", side): ("hra", 8, 1, side) for side in SIDES}
-    found = {what: in_subprocess(memory_of_a_step, *shared, *case) for what, case in wanted.items()}
+    found = {what: in_subprocess(step_memory, *shared, *case) for what, case in wanted.items()}
     ends = [(kind, counts[end]) for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for end in (0, -1)]
     return found | {end: in_subprocess(memory_with, given, *end) for end in ends}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import adapted, load_unet, publish_ratios, sd1_arguments
-from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters import merging, registry
 from training.memory.measure import interleaved, unet_inputs
 
 LIVE, MERGED = 1.05, 1.01
@@ -19,7 +19,7 @@ def main() -> None:
     unet = load_unet(given.base, given.device, given.dtype).requires_grad_(False)
     models = {"base": unet} | {f"{name}, live": adapted(unet, name, given.rank)[0] for name in registry.method_names()}
     models["hra, merged"] = adapted(unet, "hra", given.rank)[0]
-    attachment.merge(models["hra, merged"])
+    merging.merge(models["hra, merged"])
     spent = interleaved(
         {name: denoiser(model, given.side) for name, model in models.items()}, given.rounds, minutes=given.minutes
     )

@@ -6,7 +6,7 @@ On a GPU what is allocated; on the CPU the process's resident memory, imports an
 side.
 """
 
-from benchmarks.common import Bar, Report, arguments, memory_of_a_step, publish
+from benchmarks.common import Report, Target, arguments, publish, step_memory
 from training.memory.measure import in_subprocess
 
 CASES = (
@@ -31,12 +31,12 @@ def main() -> None:
             continue
         side = given.side * (2 if base == "sdxl" else 1)
         case = (base, given.device, dtype, method, given.rank, 1, side, checkpointing, weights)
-        peak, beyond = in_subprocess(memory_of_a_step, *case)
+        peak, beyond = in_subprocess(step_memory, *case)
         rows.append((base, method, f"{8 * side} px", dtype, weights, "yes" if checkpointing else "no",
                      f"{peak:.2f}", f"{beyond:.2f}"))  # fmt: skip
         limit = LIMITS.get((base, weights))
         if limit and method == "hra" and dtype == "bfloat16" and checkpointing:
-            bars.append(Bar(f"{base}, {weights} weights, {kind}, GiB", peak, limit))
+            bars.append(Target(f"{base}, {weights} weights, {kind}, GiB", peak, limit))
     columns = ("base", "method", "size", "dtype", "base weights", "checkpointing", "peak, GiB", "beyond the base")
     said = f"full-size UNets with random weights, batch 1, rank {given.rank}, {given.device}; one step a process"
     publish(Report(said, columns, rows, bars), given)

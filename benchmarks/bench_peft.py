@@ -5,14 +5,14 @@ python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--r
 
 from benchmarks.common import (
     PEFT,
-    Bar,
     Report,
+    Target,
     conditions,
     load_unet,
-    memory_of_a_step,
     publish,
     sd1_arguments,
     shapes,
+    step_memory,
     steps,
 )
 from training.memory.measure import in_subprocess, interleaved, ratios, spread
@@ -24,7 +24,7 @@ def main() -> None:
     given = sd1_arguments(__doc__, batch_size=1)
     names = [*OURS, *PEFT]
     shared = given.base, given.device, given.dtype
-    peaks = {n: in_subprocess(memory_of_a_step, *shared, n, given.rank, given.batch_size, given.side) for n in names}
+    peaks = {n: in_subprocess(step_memory, *shared, n, given.rank, given.batch_size, given.side) for n in names}
     unet = load_unet(*shared)
     spent = interleaved(
         steps(unet, names, given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
@@ -38,15 +38,15 @@ def main() -> None:
     publish(report, given)
 
 
-def bars(spent: dict[str, list[float]], peaks: dict[str, tuple[float, float]], device: str) -> list[Bar]:
+def bars(spent: dict[str, list[float]], peaks: dict[str, tuple[float, float]], device: str) -> list[Target]:
     """Ours as parts of PEFT's."""
     time = {ours: ratios(spent[ours], spent[theirs]) for ours, theirs in (("hra", "PEFT HRA"), ("lora", "PEFT LoRA"))}
     whole, beyond = (ours / theirs for ours, theirs in zip(peaks["hra"], peaks["PEFT HRA"], strict=True))
     return [
-        Bar.of("HRA ÷ PEFT's, time", time["hra"], 0.4 if device == "cpu" else 0.2),
-        Bar("HRA ÷ PEFT's, peak memory", whole, 0.4),
-        Bar("HRA ÷ PEFT's, memory beyond the base", beyond, 0.4),
-        Bar.of("LoRA ÷ PEFT's, time", time["lora"], 1.0),
+        Target.of("HRA ÷ PEFT's, time", time["hra"], 0.4 if device == "cpu" else 0.2),
+        Target("HRA ÷ PEFT's, peak memory", whole, 0.4),
+        Target("HRA ÷ PEFT's, memory beyond the base", beyond, 0.4),
+        Target.of("LoRA ÷ PEFT's, time", time["lora"], 1.0),
     ]
 
 

@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
-from hra_diffusion.adapters.layer import ActiveAdapters
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
+from hra_diffusion.adapters.state import ActiveAdapters
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from training.memory.measure import interleaved, ratios, spread
 
 PROMPTS = ("a toy", "a toy in the snow", "a toy on the beach", "a toy on a cobblestone street")
@@ -19,7 +20,7 @@ METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")
 def main() -> None:
     given = arguments(__doc__, {"rounds": 3}, {"base": "sd1", "dtype": "float16"}, picture_steps=10, rank=8)
     pipe = load_pipe(given.base, given.device, given.dtype)
-    mixes: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in put_on(pipe, METHODS, given.rank))]
+    mixes: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in attach_random(pipe, METHODS, given.rank))]
     requests = [Request(prompt, 0, mix) for mix in mixes for prompt in PROMPTS]
     settings = Settings(steps=given.picture_steps)
     drawn: dict[str, list] = {}
@@ -39,8 +40,8 @@ def main() -> None:
         for way, own in spent.items()
     ]
     limit = 2.0 if given.device == "cuda" else 1.0
-    bars = [Bar.of(f"together against {way}", faster[way], limit, at_least=True) for way in list(counts)[1:]]
-    bars += [Bar("pixels apart, of 255", max(apart.values()), 1)]
+    bars = [Target.of(f"together against {way}", faster[way], limit, at_least=True) for way in list(counts)[1:]]
+    bars += [Target("pixels apart, of 255", max(apart.values()), 1)]
     columns = ("way", "pictures/s", "time ÷ together", "pixels at most apart, of 255")
     what = f"{len(mixes)} columns × {len(PROMPTS)} prompts, {given.picture_steps} denoising steps, rank {given.rank}"
     publish(Report(conditions(given, what, spent), columns, rows, bars, raw=spent), given)

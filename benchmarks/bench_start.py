@@ -19,7 +19,7 @@ from operator import sub
 
 from gradio_client import Client
 
-from benchmarks.common import Bar, Report, arguments, publish
+from benchmarks.common import Report, Target, arguments, publish
 from training.memory.measure import interleaved, spread
 
 HELP_S, PAGE_S, PICTURE_S = 0.6, 8.0, 5.0
@@ -45,10 +45,10 @@ def main() -> None:
     torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
     later = list(map(sub, spent["the page answers and draws"], spent["the page answers"]))
     bars = [
-        Bar.of("--help, s", spent["hra-diffusion --help"], HELP_S),
-        Bar("--help, imports of torch", len(torch), 0),
-        Bar.of("page, s", spent["the page answers"], PAGE_S),
-        Bar.of("first picture later, s", later, PICTURE_S),
+        Target.of("--help, s", spent["hra-diffusion --help"], HELP_S),
+        Target("--help, imports of torch", len(torch), 0),
+        Target.of("page, s", spent["the page answers"], PAGE_S),
+        Target.of("first picture later, s", later, PICTURE_S),
     ]
     rows = [(name, spread(own)) for name, own in spent.items()]
     found = subprocess.run([python, "-c", "import peft"], capture_output=True).returncode == 0

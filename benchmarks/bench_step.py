@@ -18,9 +18,9 @@ def main() -> None:
     unet = load_unet(given.base, given.device, given.dtype)
     shape = given.rank, given.batch_size, given.side
     preset = {"orthogonality": defaults("sd1", "hra", "balanced")["options"]["orthogonality"]}
-    contestants = steps(unet, registry.method_names(), *shape)
-    contestants[f"hra, λ {preset['orthogonality']:g}"] = step(unet, "hra", *shape, **preset)
-    spent = interleaved(contestants, given.rounds, minutes=given.minutes)
+    variants = steps(unet, registry.method_names(), *shape)
+    variants[f"hra, λ {preset['orthogonality']:g}"] = step(unet, "hra", *shape, **preset)
+    spent = interleaved(variants, given.rounds, minutes=given.minutes)
     publish_ratios(given, spent, "lora", ("method", "a step, s", "÷ LoRA"), dict.fromkeys(spent, LIMIT))
 
 

@@ -10,9 +10,9 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import Bar, Report, arguments, conditions, load_pipe, publish, put_on
+from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import layer
+from hra_diffusion.adapters import fingerprint
 from training.memory.measure import interleaved, ratios, spread, twin
 
 ACTIVATE_MS, LOAD = 10, 0.5
@@ -23,7 +23,7 @@ def main() -> None:
     ours = load_pipe(given.base, given.device, given.dtype)
     theirs = type(ours)(**{**ours.components, "unet": twin(ours.unet)}, requires_safety_checker=False)
     with tempfile.TemporaryDirectory() as folder:
-        names, files = put_on(ours, ["lora", "lora", "hra"], given.rank), {}
+        names, files = attach_random(ours, ["lora", "lora", "hra"], given.rank), {}
         for name in names:
             files[name] = Path(folder) / f"{name}.safetensors"
             pipeline.save(ours, files[name], name)
@@ -32,7 +32,7 @@ def main() -> None:
             files[f"{name} plain"] = plain
 
         def first_load() -> None:
-            layer._probes.clear()
+            fingerprint._probes.clear()
             pipeline.load(ours, files[names[0]], "new")
 
         turns, their_turns = itertools.cycle(names[:2]), itertools.cycle(names[:2])
@@ -59,8 +59,8 @@ def main() -> None:
         way: ratios(spent[f"{way}, ours"], spent["load_lora_weights, diffusers"])
         for way in ("first load of a LoRA", "load a LoRA", "load an HRA")
     }
-    bars = [Bar.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
-    bars += [Bar.of(f"{way} ÷ diffusers' load of a LoRA", own, LOAD) for way, own in loads.items()]
+    bars = [Target.of("activate, ms", [1000 * s for s in spent["activate, ours"]], ACTIVATE_MS)]
+    bars += [Target.of(f"{way} ÷ diffusers' load of a LoRA", own, LOAD) for way, own in loads.items()]
     report = Report(
         conditions(given, f"rank {given.rank}, UNet's attention", spent), ("what", "ms"), rows, bars, raw=spent
     )

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, the bases they measure on, contestants, and how a result is kept."""
+"""Shared by the benchmarks: command-line options, base models, variants, and writing a result."""
 
 import argparse
 import dataclasses
@@ -42,12 +42,12 @@ PEFT = {
     "PEFT OFT": lambda rank: OFTConfig(r=0, oft_block_size=32, target_modules=TARGETS),
     "PEFT BOFT": lambda rank: BOFTConfig(boft_block_size=4, target_modules=TARGETS),
 }
-"""PEFT's methods by name, from a rank; OFT and BOFT have blocks instead, here of their own defaults' size."""
+"""PEFT configurations by name, each from a rank; OFT and BOFT use block sizes instead, here PEFT's defaults."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A figure that a claim stands or falls by. ``rounds``: what it is the median of; none if it is measured once."""
+class Target:
+    """A measured figure and its limit. ``rounds``: the values that it is the median of; empty if measured once."""
 
     what: str
     value: float
@@ -56,40 +56,50 @@ class Bar:
     rounds: Sequence[float] = ()
 
     @classmethod
-    def of(cls, what: str, rounds: Sequence[float], limit: float, at_least: bool = False) -> "Bar":
-        """The median of the rounds against a limit."""
+    def of(cls, what: str, rounds: Sequence[float], limit: float, at_least: bool = False) -> "Target":
+        """Compare the median of the rounds with a limit."""
         return cls(what, statistics.median(rounds), limit, at_least, rounds)
 
     @property
     def verdict(self) -> str:
-        """Whether the figure keeps to its limit; too few rounds decide nothing."""
+        """ "met", "missed", or "undecided" if there are too few rounds."""
         if 0 < len(self.rounds) < measure.ENOUGH:
             return "undecided"
         return "met" if (self.value >= self.limit if self.at_least else self.value <= self.limit) else "missed"
 
     @property
     def figure(self) -> str:
-        """The figure, and the least and the most of its rounds."""
+        """The value, with the minimum and maximum of its rounds."""
         return measure.spread(self.rounds) if len(self.rounds) > 1 else f"{self.value:.3g}"
 
+    @property
+    def mark(self) -> str:
+        """The verdict as a sign: ✓, ✗ or ?."""
+        return {"met": "✓", "missed": "✗", "undecided": "?"}[self.verdict]
+
+    @property
+    def condition(self) -> str:
+        """The limit with its sign: "≤ 1.1"."""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
     def __str__(self) -> str:
-        return f"{self.what} {self.figure}: {self.verdict}, {'≥' if self.at_least else '≤'} {self.limit:g}"
+        return f"{self.what} {self.figure}: {self.verdict}, {self.condition}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found: a table, the figures its claim stands by, and what a reader should know."""
+    """Result of a benchmark: a table, figures with targets, notes. Field names are the keys of the JSON file."""
 
     conditions: str
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
-    bars: Sequence[Bar] = ()
+    bars: Sequence[Target] = ()
     notes: Sequence[str] = ()
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
 def arguments(doc: str | None, cpu: Mapping[str, Any], cuda: Mapping[str, Any], **more: Any) -> argparse.Namespace:
-    """A benchmark's options; what is not given is what ``cpu`` or ``cuda`` say for the device."""
+    """Parse a benchmark's options; ``cpu`` and ``cuda`` hold the defaults for each device, ``more`` those for both."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result as JSON")
@@ -100,13 +110,13 @@ def arguments(doc: str | None, cpu: Mapping[str, Any], cuda: Mapping[str, Any], 
 
 
 def sd1_arguments(doc: str | None, cuda_dtype: str = "bfloat16", **more: Any) -> argparse.Namespace:
-    """The options of a benchmark of steps of Stable Diffusion 1.5's UNet, on latents that the device can take."""
+    """Parse the options of a benchmark of steps of Stable Diffusion 1.5's UNet, with latents sized for the device."""
     cuda = {"side": 64, "dtype": cuda_dtype, "rounds": 20}
     return arguments(doc, {"side": 32, "rounds": 3}, cuda, **({"base": "sd1", "rank": 8} | more))
 
 
 def publish(report: Report, given: argparse.Namespace) -> None:
-    """Print the table with the machine on top and write it as JSON, named after the benchmark and the device."""
+    """Print a report with the machine it was measured on, and write it as JSON named after benchmark and device."""
     name, here = Path(sys.argv[0]).stem, measure.machine()
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     made_by = {"commit": made} if (made := commit()) else {}
@@ -126,21 +136,21 @@ def publish_ratios(
     limits: Mapping[str, float],
     form: str = ".2f",
 ) -> None:
-    """Publish the contestants' seconds as parts of those of one of them, ``to``, which are to keep to ``limits``."""
+    """Publish the seconds of each variant divided by those of the variant ``to``, with ``limits`` as targets."""
     against = {name: measure.ratios(own, spent[to]) for name, own in spent.items()}
     rows = [(name, measure.spread(own), measure.spread(against[name], form)) for name, own in spent.items()]
-    bars = [Bar.of(f"{name} {columns[-1]}", own, limits[name]) for name, own in against.items() if name != to]
+    bars = [Target.of(f"{name} {columns[-1]}", own, limits[name]) for name, own in against.items() if name != to]
     publish(Report(conditions(given, shapes(given), spent), columns, rows, bars, raw=spent), given)
 
 
 def shapes(given: argparse.Namespace) -> str:
-    """What the UNet was given, for the sentence above a table."""
+    """Shapes of the UNet's inputs, for the sentence above a table."""
     batch = f"batch {given.batch_size}" if "batch_size" in given else "one denoising step with guidance (batch 2)"
     return f"rank {given.rank}, {given.side}×{given.side} latents, {batch}"
 
 
 def commit(folder: Path = Path(__file__).parent.parent) -> str:
-    """The checkout's commit, "-dirty" where its code is not that commit's (results may be); "" outside a checkout."""
+    """Return the short commit hash, with "-dirty" if code other than results changed; "" outside a Git checkout."""
     git = ["git", "-C", str(folder)]
     try:
         found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
@@ -148,27 +158,27 @@ def commit(folder: Path = Path(__file__).parent.parent) -> str:
         return ""
     if found.returncode:
         return ""
-    code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)README.md"]
+    code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks.md"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return found.stdout.strip() + ("-dirty" if changed else "")
 
 
 def conditions(given: argparse.Namespace, what: str, spent: Mapping[Any, Sequence[float]]) -> str:
-    """The sentence above a table."""
+    """Describe base model, inputs, dtype, device and rounds in a sentence."""
     base = {"toybox": "toybox", "sd1": "Stable Diffusion 1.5 (random weights)", "sdxl": "SDXL (random weights)"}
     rounds = len(next(iter(spent.values())))
     return f"{base[given.base]}, {what}, {given.dtype}, {given.device}; {rounds} interleaved rounds"
 
 
 def load_unet(base: str, device: str, dtype: str) -> Any:
-    """The UNet of toybox, or of a released architecture with random weights."""
+    """Load toybox's UNet, or create one of a released architecture with random weights."""
     if base == sources.TOYBOX:
         return loading.load_base(base, device, dtype).unet
     return _random(ARCHITECTURES[base], "build_unet", device, dtype)
 
 
 def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:
-    """The whole pipeline: toybox, or Stable Diffusion 1.5 with random weights and toybox's vocabulary."""
+    """Load toybox, or create Stable Diffusion 1.5 with random weights and toybox's tokenizer."""
     pipe = loading.load_base(sources.TOYBOX, device, dtype)
     if base == sources.TOYBOX:
         return pipe
@@ -194,7 +204,10 @@ def _random(architecture: Architecture, build: str, device: str, dtype: str) -> 
 
 
 def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[Any, list[nn.Parameter]]:
-    """A twin of the UNet with an adapter on its attention, ours ("hra") or PEFT's ("PEFT HRA"); and its parameters."""
+    """Return a weight-sharing copy of the UNet with an adapter on its attention, and the adapter's parameters.
+
+    ``method``: one of ours ("hra") or of PEFT's ("PEFT HRA").
+    """
     model = measure.twin(unet)
     if method in registry.method_names():
         attachment.attach(model, method, {"rank": rank} | options)
@@ -206,7 +219,7 @@ def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[An
 
 
 def step(unet: Any, method: str, rank: int, batch_size: int, side: int, **options: Any) -> Callable[[], None]:
-    """One optimiser step of a method, its regulariser included, on its own twin of the UNet."""
+    """Return an optimiser step of a method, its penalty included, on a copy of the UNet of its own."""
     model, parameters = adapted(unet, method, rank, **options)
     if method not in registry.method_names():
         return measure.training_step(model, parameters, batch_size, side)
@@ -214,15 +227,15 @@ def step(unet: Any, method: str, rank: int, batch_size: int, side: int, **option
 
 
 def steps(unet: Any, methods: Sequence[str], rank: int, batch_size: int, side: int) -> dict[str, Callable[[], None]]:
-    """A contestant a method."""
+    """Return an optimiser step of each method."""
     return {method: step(unet, method, rank, batch_size, side) for method in methods}
 
 
-def memory_of_a_step(
+def step_memory(
     base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int,
     checkpointing: bool = False, weights: str = "full",
 ) -> tuple[float, float]:  # fmt: skip
-    """Peak of a process that trains for two steps, in GiB, and how much of it is beyond what the loaded base takes."""
+    """Peak memory of a process that trains two steps, in GiB: in total, and beyond the loaded base model."""
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
@@ -238,12 +251,12 @@ def memory_of_a_step(
 
 
 def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConfig:
-    """A run on the sample subject without what a plain loop lacks: weights, a choice of noise, class images, samples.
+    """Configuration of a run on the sample subject, reduced to what a plain DreamBooth loop does.
 
-    It adapts attention alone, as those loops do, whatever the base's presets say.
+    No min-SNR weighting, timestep bias, prior preservation or sample images; only attention is adapted.
     """
-    plain = {"min_snr_gamma": 0, "noise_power": 1, "prior_weight": 0, "targets": "attention"}
-    steady, silent = {"schedule": "constant", "warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
+    plain = {"min_snr_gamma": 0, "timestep_bias": 1, "prior_loss_weight": 0, "targets": "attention"}
+    steady, silent = {"lr_scheduler": "constant", "lr_warmup_steps": 0}, {"sample_every": 0, "sample_prompts": []}
     named = {"name": "bench", "photos": [SUBJECT], "class_noun": "toy", "device": given.device, "dtype": given.dtype}
     return configs.parse(plain | steady | silent | named | changes)
 
@@ -251,15 +264,15 @@ def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConf
 def start_session(
     pipe: StableDiffusionPipeline, config: configs.TrainConfig, folder: Path, listeners: Sequence[Listener] = ()
 ) -> Session:
-    """The trainer, set up on a pipeline and about to take its first step."""
+    """Set up the trainer on a pipeline, ready for its first step."""
     retain_freed_memory()  # as a run does
     accelerator = make_accelerator(config)
     album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))
 
 
-def put_on(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:
-    """Put adapters that do something on the pipeline's UNet; their names."""
+def attach_random(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:
+    """Attach adapters with random weights to the pipeline's UNet and return their names."""
     for number, method in enumerate(methods):
         attachment.attach(pipe.unet, method, {"rank": rank}, name=f"{method} {number}", seed=number)
         for parameter in attachment.adapter_parameters(pipe.unet, f"{method} {number}").values():

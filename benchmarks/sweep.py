@@ -1,14 +1,14 @@
-"""Which settings suit each method on toybox: a small sweep, seen by the judge of benchmarks/subjects.
+"""Which settings suit each method on toybox: a small sweep, scored by the judge of benchmarks/subjects.
 
     python -m benchmarks.sweep --sprites DIR
 
-Every run teaches a subject by the Balanced preset with something changed; the judge says how many of the pictures of
-its 25 prompts show the subject, and how many the scene asked for. First the learning rate is swept at rank 16. Of the
-rates that keep the scene in 85 %, those count that show the subject most often, or in up to 5 % of the pictures less,
-which is chance; kept is the one of these that keeps the scene best. Where none does in 85 %, it is the one that does
-best. At that rate half the rank and twice the rank are then tried, and on the first subject HRA's λ and the Quick
-preset. The subjects are among the ten of benchmarks/subjects, taught here from the same photos under another seed.
-Stopped and started again, it goes on.
+Every run trains a subject with the Balanced preset and one change; the judge counts how many images of its 25 prompts
+show the subject and how many the scene. The learning rate is swept first, at rank 16. Among the rates that keep the
+scene in 85 % of the images, those within 5 % of the best share of the subject are candidates (less is noise),
+and the candidate that keeps the scene best is chosen. If no rate reaches 85 %, the one that keeps the scene best is
+chosen. At the chosen rate half and twice the rank are measured and, on the first subject, HRA's λ and the Quick preset.
+The subjects are three of the ten of benchmarks/subjects, with the same photos and another seed. An interrupted sweep
+continues.
 """
 
 import json
@@ -19,20 +19,20 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common import RESULTS
-from benchmarks.subjects import COLUMNS, Case, Results, Row, machines, make_parser, run_missing, set_up, shares
+from benchmarks.subjects import COLUMNS, Case, Results, Row, machine_summary, make_parser, run_missing, set_up, shares
 from hra_diffusion.adapters import registry
 from hra_diffusion.files import write_text
 from training.memory.measure import markdown, spread
 
 TRIED = ("monkey", "t rex", "pineapple")
 SEED, RANK = 7, 16
-CHANCE = 0.05
-"""So far apart may two shares of the pictures be without telling two rates apart."""
+TOLERANCE = 0.05
+"""Largest difference of two shares that counts as noise."""
 RATES = {"low_rank": (1e-3, 2e-3), "reflections": (0.7e-3, 1e-3, 1.4e-3)}
 
 
 def main() -> None:
-    """Run what is not yet there, and tell."""
+    """Run the missing cases and write the tables."""
     parser = make_parser(__doc__, RESULTS / "sweep.json")
     parser.add_argument(
         "--methods", nargs="+", choices=registry.method_names(), default=registry.method_names(), metavar="NAME"
@@ -53,23 +53,23 @@ def main() -> None:
 
 
 def unswept(preset: dict[str, Any]) -> dict[str, Any]:
-    """A preset without what the sweep sets itself: its results outlive their being taken into the presets."""
+    """Return a preset without the fields that the sweep sets, so that new presets don't invalidate its results."""
     return {key: value for key, value in preset.items() if key not in ("learning_rate", "options")}
 
 
 def change(method: str, subject: str, **changes: Any) -> Case:
-    """A case with something other than the Balanced preset says, at RANK unless it says another."""
+    """Return a case with changes to the Balanced preset, at RANK by default."""
     changes["options"] = {"rank": RANK} | changes.get("options", {})
     return Case(subject, method, SEED, json.dumps(changes, sort_keys=True))
 
 
 def rates(method: str) -> tuple[float, ...]:
-    """The rates to try: reflections turn by an angle, low-rank updates add; they live on different scales."""
+    """Learning rates to try: reflections rotate, low-rank updates add, so their scales differ."""
     return RATES["low_rank" if "alpha" in registry.get_method(method).config.model_fields else "reflections"]
 
 
 def variations(method: str, rate: float) -> list[Case]:
-    """Half and twice the rank, the Quick preset and HRA's other forms, at one rate."""
+    """Half and twice the rank, the Quick preset and other values of HRA's λ, at one learning rate."""
     ranks: list[dict[str, Any]] = [{"options": {"rank": rank}} for rank in (RANK // 2, RANK * 2)]
     others: list[dict[str, Any]] = [{"preset": "quick"}]
     if method == "hra":
@@ -79,24 +79,24 @@ def variations(method: str, rate: float) -> list[Case]:
 
 
 def best_rate(rows: Sequence[Row], method: str) -> float:
-    """The rate that shows the subject as often as any that keeps the scene, and keeps it best."""
+    """Choose the learning rate by the rule of the module docstring."""
     found = {}
     for rate in rates(method):
         own = [shares(row) for row in rows if is_swept(Case.of(row), method, rate)]
         found[rate] = {what: fmean(share[what] or 0.0 for share in own) for what in ("shown", "scene")}
     kept = [rate for rate, share in found.items() if share["scene"] >= (COLUMNS["scene"] or 0)]
     most = max((found[rate]["shown"] for rate in kept), default=0.0)
-    counted = [rate for rate in kept if found[rate]["shown"] >= most - CHANCE] or list(found)
+    counted = [rate for rate in kept if found[rate]["shown"] >= most - TOLERANCE] or list(found)
     return max(counted, key=lambda rate: (found[rate]["scene"], found[rate]["shown"]))
 
 
 def is_swept(case: Case, method: str, rate: float) -> bool:
-    """Whether it is of this method's sweep, at this rate, with nothing else changed."""
+    """Whether a case changes only the learning rate, to this one."""
     return case.method == method and case.settings == {"learning_rate": rate, "options": {"rank": RANK}}
 
 
 def write_tables(output: Path, results: Results) -> None:
-    """The sweep as Markdown beside its results, and printed: medians and ranges over subjects, rates kept marked."""
+    """Print the sweep as Markdown and write it beside the results: medians and ranges, chosen rates marked."""
     rows: list[Row] = results["rows"]
     kept = {method: best_rate(rows, method) for method in dict.fromkeys(row["method"] for row in rows)}
     found: dict[tuple[str, str], list[Row]] = {}
@@ -104,11 +104,11 @@ def write_tables(output: Path, results: Results) -> None:
         found.setdefault((row["method"], row["changes"]), []).append(row)
     lines = []
     for (method, _), own in found.items():
-        case, told = Case.of(own[0]), [shares(row) for row in own]
-        cells = [spread([share[what] or 0.0 for share in told]) for what in ("shown", "scene", "look", "seconds")]
-        lines.append((method, case.in_words, *cells, "kept" if is_swept(case, method, kept[method]) else ""))
+        case, figures = Case.of(own[0]), [shares(row) for row in own]
+        cells = [spread([share[what] or 0.0 for share in figures]) for what in ("shown", "scene", "look", "seconds")]
+        lines.append((method, case.summary, *cells, "kept" if is_swept(case, method, kept[method]) else ""))
     said = (
-        f"Balanced, {', '.join(TRIED)}. {machines(results)}. "
+        f"Balanced, {', '.join(TRIED)}. {machine_summary(results)}. "
         "Shares of the pictures: median (least to most) over the subjects.\n\n"
         + markdown(("method", "settings", "the subject", "the scene", "the look", "seconds", ""), lines)
         + "\n"

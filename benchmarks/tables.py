@@ -1,105 +1,112 @@
-"""The README's tables, made from the results: ``python -m benchmarks.tables`` writes them there."""
+"""Write docs/benchmarks.md from the results: ``python -m benchmarks.tables``."""
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, Bar
+from benchmarks.claims import CLAIMS, Claim
+from benchmarks.common import RESULTS, Target
 from hra_diffusion.files import write_text
 from training.memory.measure import in_words, markdown
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 NOT_MEASURED = "not measured"
-MARKS = {"met": "✓", "missed": "✗", "undecided": "?"}
+DEVICES = {"CPU": "", "GPU": "-cuda"}
+"""Devices, and what their result files' names end with."""
+
+INTRODUCTION = """\
+<!-- made by python -m benchmarks.tables from benchmarks/results -->
+
+# Benchmarks
+
+Each claim about speed, memory and quality, its target, what was measured, and the command that measures it.
+`make bench` runs all benchmarks of speed and memory; `hra-diffusion bench` prints a short table for your own machine.
+
+Variants take turns within each round, and ratios are medians of the ratios within rounds, with the minimum and the
+maximum in parentheses: other load on the machine affects all variants of a round alike. The median decides between
+✓ (target met) and ✗ (missed); fewer than three rounds decide nothing (?).
+
+The GPU figures were taken while other runs kept 13 of the machine's 16 cores busy and need to be repeated on a quiet
+machine. With batches this small a GPU waits for kernel launches, and every method launches some of its own. That is the
+extra cost per step and image on the GPU; the CPU figures do not show it. Since these measurements the operations that
+an adapted layer adds to a bfloat16 step have dropped from 20 to 10 (HRA), 37 to 17 (HOFT) and 52 to 28 (SHOFT);
+LoRA adds 10, MoSLoRA 13."""
+
+SUBJECTS = """\
+## Learning a subject
+
+Ten subjects that the embedded base model has never seen are each trained from five photos with the Balanced preset, and
+generated with the 25 prompts of the DreamBooth benchmark, for three seeds. A judge, a classifier with its own weights
+and training images, says which of 324 known objects and ten subjects an image is closest to, and whether the scene is
+right. *renders* are real renders of the subjects (the judge's ceiling); *base* is the base model without an adapter.
+Command: `python -m benchmarks.subjects --sprites DIR`; `--help` says what it needs. What the result means for Stable
+Diffusion is not known."""
+
+SWEEP = """\
+## Settings tried
+
+The sweep behind the embedded base model's presets: learning rates at rank 16 for each method, by the same judge.
+Command: `python -m benchmarks.sweep --sprites DIR`."""
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a benchmark is to show."""
-
-    name: str
-    claim: str
-    bar: str
-
-
-CLAIMS = (
-    Claim("bench_step", "Every method costs what LoRA costs", "a step ≤ 1.10 of LoRA's"),
-    Claim("bench_peft", "Less than PEFT", "HRA ≤ 0.40 of the time (GPU 0.2) and memory, LoRA ≤ 1.0"),
-    Claim("bench_floor", "Near the floor", "a step ≤ 1.15 of the frozen UNet's own passes"),
-    Claim("bench_end_to_end", "Faster end to end, same losses", "≥ 1.5 × a plain diffusers + PEFT loop"),
-    Claim("bench_memory", "Little memory", "SD 1.5 at 512 px ≤ 4.0 GiB, SDXL at 1024 px ≤ 10 GiB"),
-    Claim("bench_side_by_side", "Side by side in one batch", "pictures/s ≥ 1.0 × one after another (GPU 2), equal"),
-    Claim("bench_switching", "Quick switching", "activate ≤ 10 ms, load ≤ 0.5 of diffusers'"),
-    Claim("bench_inference", "Free to use", "live ≤ 1.05 of the base, merged ≤ 1.01"),
-    Claim("bench_growth", "Grows gently", "at most linear in rank, flat in adapters loaded and photos"),
-    Claim("bench_contention", "Shares a CPU", "alone ≤ 1.10 of the default, two runs ≤ 2, draw + run ≥ 0.4 each"),
-    Claim("bench_start", "Starts at once", "--help ≤ 0.6 s without torch, page ≤ 8 s, first picture ≤ 5 s later"),
-)
-
-
-def costs(results: Path = RESULTS) -> str:
-    """The section on speed and memory: the claims with what was found, then the table of each benchmark run."""
+def page(results: Path = RESULTS) -> str:
+    """docs/benchmarks.md as Markdown: a summary table, a section for each claim, then what the judge found."""
     found = {
-        (claim.name, device): _read(results / f"{claim.name}{device}.json")
+        claim.name: {device: _read(results / f"{claim.name}{suffix}.json") for device, suffix in DEVICES.items()}
         for claim in CLAIMS
-        for device in ("", "-cuda")
     }
-    rows = []
-    for claim in CLAIMS:
-        own = found[claim.name, ""], found[claim.name, "-cuda"]
-        commands = [result["command"] for result in own if result] or [f"python -m benchmarks.{claim.name}"]
-        rows.append((claim.claim, claim.bar, *map(_figures, own), "<br>".join(f"`{command}`" for command in commands)))
-    parts = [markdown(("claim", "bar", "CPU", "GPU (`--device cuda`)", "command"), rows)]
-    parts += [_details(claim, result) for claim in CLAIMS for d in ("", "-cuda") if (result := found[claim.name, d])]
-    return marked("speed and memory", *parts)
-
-
-def taught(results: Path = RESULTS) -> str:
-    """The section on teaching toybox subjects, as benchmarks/subjects wrote it."""
-    told = results / "subjects.md"
-    return marked("teaching toybox", told.read_text(encoding="utf-8").strip() if told.exists() else NOT_MEASURED)
-
-
-def marked(name: str, *parts: str) -> str:
-    """A section of the README between its marks."""
-    start = f"<!-- {name}: made by python -m benchmarks.tables from benchmarks/results -->"
-    return "\n\n".join([start, *parts, f"<!-- end of {name} -->"])
+    summary = [(_link(claim), claim.target, *map(_verdicts, found[claim.name].values())) for claim in CLAIMS]
+    sections = [_section(claim, found[claim.name]) for claim in CLAIMS]
+    judged = [f"{SUBJECTS}\n\n{_stored(results / 'subjects.md')}", f"{SWEEP}\n\n{_stored(results / 'sweep.md')}"]
+    return "\n\n".join([INTRODUCTION, markdown(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _figures(result: dict[str, Any] | None) -> str:
-    """The figures a claim stands by, each with whether its bar is met; first of all if they are of another base."""
+def _stored(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.exists() else NOT_MEASURED.capitalize() + "."
+
+
+def _link(claim: Claim) -> str:
+    """A link to the claim's section, by the anchor that MkDocs and GitHub give its heading."""
+    return f"[{claim.title}](#{re.sub(r'[^a-z0-9 ]', '', claim.title.lower()).replace(' ', '-')})"
+
+
+def _verdicts(result: dict[str, Any] | None) -> str:
+    """How many targets were met and how many undecided; the base model first if it isn't the benchmark's default."""
     if result is None:
         return NOT_MEASURED
-    bars = [Bar(**bar) for bar in result["bars"]]
+    verdicts = [Target(**bar).verdict for bar in result["bars"]]
     base = re.search(r"--(?:base|large)[ =](\S+)", result["command"])
-    said = "; ".join(f"{bar.what} **{bar.figure}** {MARKS[bar.verdict]}" for bar in bars) or "see below; no bar"
-    return f"on {base[1]}: {said}" if base else said
+    undecided = f", {count} undecided" if (count := verdicts.count("undecided")) else ""
+    return (f"on {base[1]}: " if base else "") + f"{verdicts.count('met')} of {len(verdicts)} met{undecided}"
 
 
-def _details(claim: Claim, result: dict[str, Any]) -> str:
-    machine = in_words(result["machine"])
-    made_by = f" Commit {result['commit']}." if "commit" in result else ""
-    table = markdown(result["columns"], result["rows"])
-    notes = "".join(f"\n\n{note}" for note in result["notes"])
-    head = f"<details><summary>{claim.claim}: <code>{result['command']}</code></summary>"
-    return f"{head}\n\n{result['conditions']}. {machine}.{made_by}\n\n{table}{notes}\n\n</details>"
+def _section(claim: Claim, results: dict[str, dict[str, Any] | None]) -> str:
+    parts = [_measurement(device, result) for device, result in results.items() if result]
+    return "\n\n".join(
+        [f"## {claim.title}", claim.about, *(parts or [f"Not measured: `python -m benchmarks.{claim.name}`."])]
+    )
 
 
-def replaced(readme: str, new: str) -> str:
-    """The README with a section put in place of the old one, which bears the same marks."""
-    start, *_, end = new.splitlines()
-    before, rest = readme.split(start)
-    return before + new + rest.split(end)[1]
+def _measurement(device: str, result: dict[str, Any]) -> str:
+    """One device's command, conditions and machine, its figures against the targets, and the whole table."""
+    commit = f" Commit {result['commit']}." if "commit" in result else ""
+    targets = [Target(**bar) for bar in result["bars"]]
+    figures = [(target.what, f"**{target.figure}**", target.condition, target.mark) for target in targets]
+    return "\n\n".join(
+        [
+            f"**{device}**: `{result['command']}`",
+            f"{result['conditions']}. {in_words(result['machine'])}.{commit}",
+            *([markdown(("figure", "measured", "target", ""), figures)] if figures else []),
+            markdown(result["columns"], result["rows"]),
+            *result["notes"],
+        ]
+    )
 
 
 if __name__ == "__main__":
-    said = README.read_text(encoding="utf-8")
-    for made in (costs(), taught()):
-        said = replaced(said, made)
-    write_text(README, said)
+    write_text(PAGE, page())

@@ -1,8 +1,11 @@
 # One list of the public names, for type checkers and for the lazy import in __init__.py.
 from .adapters.attachment import attach, detach
 from .adapters.registry import get_method, method_names
-from .comparison.compare import Comparison, Variant, compare, save_comparison
-from .generation.sampling import Request, Settings, generate, generate_batch, save_png
+from .comparison.compare import Comparison, Variant, compare
+from .comparison.storage import save_comparison
+from .generation.png import save_png
+from .generation.requests import Request, Settings
+from .generation.sampling import generate, generate_batch
 from .interop import export, import_adapter
 from .models.loading import load_base
 from .pipeline import activate, active, load, loaded, merge, save, unload, unmerge

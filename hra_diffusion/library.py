@@ -18,7 +18,13 @@ from safetensors import safe_open
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file
-from hra_diffusion.adapters.adapter_file import IMPORT, PICKLES, AdapterFileError, AdapterInfo, read_info
+from hra_diffusion.adapters.adapter_file import (
+    IMPORT_COMMAND,
+    PICKLE_SUFFIXES,
+    AdapterFileError,
+    AdapterInfo,
+    read_info,
+)
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, move, replace, validated_name
 
@@ -42,7 +48,7 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
     given = Path(name_or_file)
     if given.is_file():
         return given
-    if given.suffix in (".safetensors", *PICKLES) or given.name != name_or_file:
+    if given.suffix in (".safetensors", *PICKLE_SUFFIXES) or given.name != name_or_file:
         raise UserError(_no_file(given))
     name = validated_name(name_or_file)
     decomposed = unicodedata.normalize("NFD", name)  # as earlier versions may have written it
@@ -60,8 +66,8 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
 
 def _no_file(path: Path) -> str:
     """The message for a path that is no adapter file; names similar files, or `import` for another program's folder."""
-    if path.is_dir() and adapter_file.weights_in(path):
-        return f"{path} is another program's folder; bring it in with {IMPORT} {shlex.quote(str(path))}"
+    if path.is_dir() and adapter_file.find_weights(path):
+        return f"{path} is another program's folder; bring it in with {IMPORT_COMMAND} {shlex.quote(str(path))}"
     files = [file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)]
     by_stem = {file.stem: str(file) for file in files}
     near = [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=3)]
@@ -124,7 +130,7 @@ def rename(path: Path, name: str) -> Path:
     new = folder / f"{name}.safetensors"
     if new.exists() or (own_folder and folder.exists()):
         raise UserError(f"there is an adapter called {name!r} already; take another name")
-    adapter_file.rewrite(path, info.model_copy(update={"name": name}))
+    adapter_file.rewrite_info(path, info.model_copy(update={"name": name}))
     move(path, path.with_name(new.name))
     if own_folder:
         move(path.parent, folder)
@@ -144,11 +150,11 @@ def add_file(file: Path, root: Path) -> Path:
 
     Raises AdapterFileError for anything that is not a whole adapter of ours: nothing is copied then.
     """
-    info = adapter_file.check(file)
+    info = adapter_file.read(file)[0]
     name = unused_name(info.name, root)
     copy = root / name / f"{name}.safetensors"
     temporary = make_folder(copy.parent) / ".import.tmp"
     shutil.copyfile(file, temporary)
-    adapter_file.rewrite(temporary, info.model_copy(update={"name": name}))
+    adapter_file.rewrite_info(temporary, info.model_copy(update={"name": name}))
     replace(temporary, copy)
     return copy

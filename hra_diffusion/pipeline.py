@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.adapters.layer import probe_of
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.models import noise
 from hra_diffusion.models.sources import base_name
@@ -35,11 +33,11 @@ def components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> AdapterInfo:
-    """Put a saved adapter on a pipeline and make it the active one. Raises AdapterFileError (see adapter_file.load).
+    """Put a saved adapter on a pipeline and make it the active one. Raises AdapterFileError (see loading.load).
 
     Warns (Note) if it was trained for another noise process.
     """
-    info = adapter_file.load(Path(file), components(pipe), name)
+    info = loading.load(Path(file), components(pipe), name)
     if reason := noise_incompatibility(info, pipe):
         warnings.warn(f"{file} was {reason}", Note, stacklevel=2)
     activate(pipe, {info.name: 1.0})
@@ -48,15 +46,12 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
 
 def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """Why an adapter does not belong to this base, in a sentence; "" if it does."""
-    parts = components(pipe)
-    pairs = []
+    models = components(pipe)
     for component, probes in info.fingerprint.items():
-        layers = dict(parts[component].named_modules()) if component in parts else {}
+        layers = dict(models[component].named_modules()) if component in models else {}
         if any(path not in layers for path in probes):
             return f"made for another base model, {info.base}: it can't be used with {base_name_of(pipe)}"
-        pairs += [(value, probe_of(layers[path])) for path, value in probes.items()]
-    distance = math.sqrt(sum((a - b) ** 2 for a, b in pairs) / max(1, len(pairs)))
-    if distance > adapter_file.FINGERPRINT_TOLERANCE:
+    if fingerprint.distance(info.fingerprint, models) > fingerprint.TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"
     return noise_incompatibility(info, pipe)
 
@@ -77,12 +72,12 @@ def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = ""
     require_loaded(pipe, [name])
     facts = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
     facts |= noise.process_settings(cast(Any, pipe).scheduler)
-    adapter_file.save(Path(file), components(pipe), adapter_file.info_of(components(pipe), name, **facts))
+    adapter_file.save(Path(file), components(pipe), adapter_file.attached_info(components(pipe), name, **facts))
 
 
 def unload(pipe: DiffusionPipeline, name: str) -> None:
     """Take an adapter off the pipeline; with the last one the pipeline is as it was."""
-    adapter_file.unload(components(pipe), name)
+    loading.unload(components(pipe), name)
 
 
 def loaded(pipe: DiffusionPipeline) -> list[str]:
@@ -99,8 +94,8 @@ def require_loaded(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
 
 def active(pipe: DiffusionPipeline) -> dict[str, float]:
     """The adapters in use and their strengths, in order."""
-    routings = [attachment.state_of(model) for model in components(pipe).values()]
-    return {name: strength for routing in routings if routing for name, strength in routing.mix}
+    states = [attachment.state_of(model) for model in components(pipe).values()]
+    return {name: strength for state in states if state for name, strength in state.active}
 
 
 def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
@@ -111,16 +106,16 @@ def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
     require_loaded(pipe, strengths)
     for model in components(pipe).values():
         here = attachment.adapter_names(model)
-        attachment.activate(model, {name: strength for name, strength in strengths.items() if name in here})
+        activation.activate(model, {name: strength for name, strength in strengths.items() if name in here})
 
 
 def merge(pipe: DiffusionPipeline) -> None:
     """Write the active adapters into the weights of all components."""
     for model in components(pipe).values():
-        attachment.merge(model)
+        merging.merge(model)
 
 
 def unmerge(pipe: DiffusionPipeline) -> None:
     """Bring back the bits that ``merge`` replaced."""
     for model in components(pipe).values():
-        attachment.unmerge(model)
+        merging.unmerge(model)

@@ -1,6 +1,6 @@
 """Pictures of the page for the README, from what `hra-diffusion demo` made. Needs the system's chromium.
 
-python tests/screenshots.py [outputs/demo] [assets/readme]
+python tests/screenshots.py [outputs/demo] [docs/images]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from serving import launch, serving
 
-SUBJECT, ADAPTERS = "octopus", ("octopus-lora", "octopus-hra")
+SUBJECT, ADAPTERS = "robot", ("robot-lora", "robot-hra")
 MINUTE = 60_000
 WIDTH, PHONE = 1280, (390, 844)
 
@@ -23,7 +23,7 @@ WIDTH, PHONE = 1280, (390, 844)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?", default=Path("outputs/demo"), help="what the demo made")
-    parser.add_argument("place", type=Path, nargs="?", default=Path("assets/readme"), help="where the pictures go")
+    parser.add_argument("place", type=Path, nargs="?", default=Path("docs/images"), help="where the pictures go")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = shutil.copytree(given.source, Path(folder) / "outputs")
@@ -76,7 +76,7 @@ def choose(page: Page, place: str, *names: str) -> None:
     page.keyboard.press("Escape")
 
 
-def teach(page: Page) -> None:
+def train(page: Page) -> None:
     """A sample subject in the form, its cost measured; beside it a run that is over."""
     choose(page, "#sample", SUBJECT)
     page.wait_for_selector("#thumbs .thumb >> nth=4")
@@ -84,14 +84,14 @@ def teach(page: Page) -> None:
     page.wait_for_selector("#rounds .round img")
 
 
-def create(page: Page) -> None:
+def generate(page: Page) -> None:
     """Pictures of what was taught."""
-    go(page, "Create")
+    go(page, "Generate")
     choose(page, "#adapters", ADAPTERS[-1])
     page.get_by_role("button", name="on the beach").click()
-    page.wait_for_selector("text=Drawn as")
-    page.get_by_label("Keep the seed").check()
-    page.click("#create-button")
+    page.wait_for_selector("text=Prompt used")
+    page.get_by_label("Lock the seed").check()
+    page.click("#generate-button")
     page.wait_for_selector("#stage img[data-zoom]")
 
 
@@ -99,7 +99,7 @@ def compare(page: Page) -> None:
     """Two methods and the base from the same noise, with figures."""
     go(page, "Compare")
     choose(page, "#compare-adapters", *ADAPTERS)
-    page.get_by_label("number input for Seeds a prompt").fill("1")
+    page.get_by_label("number input for Seeds per prompt").fill("1")
     page.keyboard.press("Tab")
     page.click("#compare-button")
     page.wait_for_selector("#grid img[src*=file]")
@@ -113,7 +113,7 @@ def library(page: Page) -> None:
 
 
 TABS: dict[str, tuple[Callable[[Page], None], int]] = {
-    "teach": (teach, 1230), "create": (create, 960), "compare": (compare, 1335), "library": (library, 1200),
+    "train": (train, 1230), "generate": (generate, 960), "compare": (compare, 1335), "library": (library, 1200),
 }  # fmt: skip
 """Each tab: how its sample comes about, and how much of it is to be seen."""
 

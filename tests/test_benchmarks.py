@@ -1,28 +1,48 @@
-"""The benchmarks' results as the README tells them: nothing that was not measured, nothing left out."""
+"""Tests of the benchmarks' targets and of docs/benchmarks.md."""
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from benchmarks import bench_growth, common, tables
+from benchmarks import bench_growth, claims, common, tables
 
 
-def test_every_benchmark_has_its_claim_in_the_readme():
+def slugify(heading):
+    """The anchor of a heading, as Python-Markdown's toc extension makes it."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_every_benchmark_has_a_claim():
     files = {path.stem for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    assert files == {claim.name for claim in tables.CLAIMS}
-    assert tables.costs() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert files == {claim.name for claim in claims.CLAIMS}
 
 
-def test_the_readme_tells_how_toybox_is_taught():
-    assert tables.taught() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_is_up_to_date_and_the_readme_links_to_it():
+    assert tables.page() == tables.PAGE.read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "docs/benchmarks.md" in readme and "made by python -m benchmarks.tables" not in readme
 
 
-@pytest.mark.parametrize("name", [claim.name for claim in tables.CLAIMS])
-def test_every_benchmark_says_how_it_is_used(name, monkeypatch, capsys):
+def test_the_page_shows_what_the_judge_found():
+    page = tables.page()
+    for name in ("subjects.md", "sweep.md"):
+        assert (common.RESULTS / name).read_text(encoding="utf-8").strip() in page
+
+
+def test_links_of_the_summary_lead_to_headings():
+    page = tables.page()
+    anchors = {slugify(line.removeprefix("## ")) for line in page.splitlines() if line.startswith("## ")}
+    links = re.findall(r"\]\(#([^)]+)\)", page)
+    assert len(links) == len(claims.CLAIMS) and set(links) <= anchors
+
+
+@pytest.mark.parametrize("name", [claim.name for claim in claims.CLAIMS])
+def test_every_benchmark_prints_its_usage(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"benchmarks.{name}").main()
@@ -36,50 +56,53 @@ def test_every_benchmark_says_how_it_is_used(name, monkeypatch, capsys):
         ((0.99, 1.1, 1.4, 1.7), 16, "met"),  # what rank 4 adds is below the noise
     ],
 )
-def test_growth_in_rank_is_judged_above_the_frozen_unet(steps, first, verdict):
-    """By what the adapter adds to it, from the least rank that shows."""
+def test_growth_in_rank_is_measured_above_the_frozen_unet(steps, first, verdict):
+    """It counts what the adapter adds, from the lowest rank whose addition exceeds the noise."""
     spent = {("hra, rank", rank): [step] * 3 for rank, step in zip(bench_growth.RANKS, steps, strict=True)}
     bar = bench_growth.linear({bench_growth.FLOOR: [1.0] * 3, **spent}, "hra, rank")
     assert bar.verdict == verdict
     assert bar.what.endswith(f"what {first} adds")
 
 
-def test_growth_that_no_lower_rank_shows_is_left_undecided():
-    """One round below the frozen UNet's own is the machine's noise, not the rank's cost."""
+def test_growth_is_undecided_if_no_lower_rank_exceeds_the_noise():
+    """A round faster than the frozen UNet's is noise of the machine, not the cost of the rank."""
     spent = {("hra, rank", rank): [1.2, 0.99, 1.3] for rank in bench_growth.RANKS}
     spent["hra, rank", bench_growth.RANKS[-1]] = [2.0] * 3
     assert bench_growth.linear({bench_growth.FLOOR: [1.0] * 3, **spent}, "hra, rank").verdict == "undecided"
 
 
 def test_without_results_nothing_is_claimed(tmp_path):
-    said = tables.costs(tmp_path)
-    assert said.count(f"| {tables.NOT_MEASURED} | {tables.NOT_MEASURED} |") == len(tables.CLAIMS)
-    assert "✓" not in said and "✗" not in said and "<details>" not in said
-    assert tables.NOT_MEASURED in tables.taught(tmp_path)
+    page = tables.page(tmp_path)
+    assert page.count(f"| {tables.NOT_MEASURED} | {tables.NOT_MEASURED} |") == len(claims.CLAIMS)
+    assert page.count("Not measured: `python -m benchmarks.") == len(claims.CLAIMS)
+    assert page.count("\n\nNot measured.") == 2, "no judge's tables either"
+    assert "| ✓ |" not in page and "| ✗ |" not in page
 
 
-def test_a_result_is_told_with_its_bars_its_machine_and_its_command(tmp_path, monkeypatch, capsys):
+def test_a_result_is_shown_with_its_targets_machine_and_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks/bench_step.py", "--side", "8", "--output", str(tmp_path)])
     given = common.arguments(None, cpu={"side": 32, "base": "sd1"}, cuda={"side": 64})
     assert (given.side, given.base, given.rounds) == (8, "sd1", 5)
-    bars = [common.Bar("a", 1.05, 1.1), common.Bar("b", 1.2, 1.1), common.Bar("c", 1.2, 1.1, at_least=True)]
-    bars += [common.Bar.of("d", [1.0, 3.0, 1.05], 1.1), common.Bar.of("e", [1.0, 1.0], 1.1)]
+    bars = [common.Target("a", 1.05, 1.1), common.Target("b", 1.2, 1.1), common.Target("c", 1.2, 1.1, at_least=True)]
+    bars += [common.Target.of("d", [1.0, 3.0, 1.05], 1.1), common.Target.of("e", [1.0, 1.0], 1.1)]
     common.publish(common.Report("said", ("method", "s"), [("hra", "1 (1 to 1)")], bars, ["a note"]), given)
-    printed, said = capsys.readouterr().out, tables.costs(tmp_path)
+    printed, page = capsys.readouterr().out, tables.page(tmp_path)
     assert "a 1.05: met, ≤ 1.1" in printed and "b 1.2: missed, ≤ 1.1" in printed
-    assert "a **1.05** ✓; b **1.2** ✗; c **1.2** ✓" in said
-    assert "d **1.05 (1 to 3)** ✓; e **1 (1 to 1)** ?" in said, "two rounds decide nothing"
+    assert "| a | **1.05** | ≤ 1.1 | ✓ |\n| b | **1.2** | ≤ 1.1 | ✗ |\n| c | **1.2** | ≥ 1.1 | ✓ |" in page
+    assert "| d | **1.05 (1 to 3)** | ≤ 1.1 | ✓ |" in page
+    assert "| e | **1 (1 to 1)** | ≤ 1.1 | ? |" in page, "two rounds decide nothing"
+    assert "| 3 of 5 met, 1 undecided | not measured |" in page
     for part in ("| hra | 1 (1 to 1) |", "python -m benchmarks.bench_step --side 8", "a note"):
-        assert part in printed and part in said
-    assert said.count("`python -m benchmarks.bench_step --side 8") == 1, "the row tells how its figures were made"
-    assert "on toybox" not in said
+        assert part in printed and part in page
+    assert page.count("`python -m benchmarks.bench_step --side 8") == 1, "the command that made the figures"
+    assert "on toybox:" not in page
     facts = json.loads((tmp_path / "bench_step.json").read_text())
-    assert facts["machine"]["torch"] in said
-    assert f"Commit {facts['commit']}." in said if common.commit() else "commit" not in facts
+    assert facts["machine"]["torch"] in page
+    assert f"Commit {facts['commit']}." in page if common.commit() else "commit" not in facts
 
 
-def test_the_commit_is_the_codes(tmp_path):
-    """Results written since, as by the benchmark before, do not make the code another."""
+def test_commit_ignores_changed_results(tmp_path):
+    """Results that an earlier benchmark has just written do not mark the commit as dirty."""
 
     def git(*words):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -100,16 +123,10 @@ def test_the_commit_is_the_codes(tmp_path):
     assert common.commit(tmp_path) == f"{made}-dirty"
 
 
-def test_figures_of_another_base_than_the_benchmarks_own_say_so(tmp_path, monkeypatch):
+def test_figures_of_another_base_model_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/bench_floor.py", "--base", "toybox", "--output", str(tmp_path)])
     given = common.arguments(None, cpu={"base": "sd1"}, cuda={})
-    common.publish(common.Report("said", ("step", "s"), [], [common.Bar("a", 1, 1.1)]), given)
-    assert "| on toybox: a **1** ✓ | not measured | `python -m benchmarks.bench_floor --base toybox" in tables.costs(
-        tmp_path
-    )
-
-
-def test_the_readme_is_changed_between_its_marks_only():
-    other = tables.marked("other", "kept")
-    old, new = (tables.marked("own", said) for said in ("old", "new"))
-    assert tables.replaced(f"before\n{old}\n{other}\nafter", new) == f"before\n{new}\n{other}\nafter"
+    common.publish(common.Report("said", ("step", "s"), [], [common.Target("a", 1, 1.1)]), given)
+    page = tables.page(tmp_path)
+    assert "| on toybox: 1 of 1 met | not measured |" in page
+    assert "**CPU**: `python -m benchmarks.bench_floor --base toybox" in page

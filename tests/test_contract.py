@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import relative, stir, tiny_llama, tiny_text_encoder, tiny_unet
 
-from hra_diffusion.adapters import adapter_file, attachment, registry
-from hra_diffusion.adapters.attachment import activate, attach, detach
-from hra_diffusion.adapters.layer import as_matrix
+from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, loading, merging, registry
+from hra_diffusion.adapters.activation import activate
+from hra_diffusion.adapters.attachment import attach, detach
+from hra_diffusion.adapters.linear_map import as_matrix
+from hra_diffusion.adapters.targets import find_targets
 
 VARIANTS = [
     ("lora", {"rank": 4, "alpha": 8}),
@@ -123,7 +125,7 @@ def test_weight_path_equals_activation_path(host_model, method, options, strengt
     recorded = run(model).detach()
     with torch.no_grad():
         live = run(model)
-        attachment.merge(model)
+        merging.merge(model)
         merged = run(model)
     assert relative(merged, live) < 2e-5
     assert relative(merged, recorded) < 2e-5
@@ -135,7 +137,7 @@ def test_pictures_show_what_was_trained(unet, method, options, targets):
     """Without gradients a mix runs as one low-rank update: the same outputs, also after a parameter has changed."""
 
     def both_ways():
-        with attachment.batch_adapters(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
+        with activation.batch_adapters(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
             recorded = unet_input(unet, 4).detach()
             with torch.no_grad():
                 drawn = unet_input(unet, 4)
@@ -162,27 +164,27 @@ def test_pictures_show_what_was_trained(unet, method, options, targets):
 def test_unmerge_restores_the_bits(unet, method, options):
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     put_on(unet, method, options)
-    attachment.merge(unet)
+    merging.merge(unet)
     assert any(not torch.equal(unet.state_dict()[key], value) for key, value in before.items())
     with pytest.raises(ValueError, match="unmerge"):
         activate(unet, {"a": 0.5})
-    attachment.unmerge(unet)
+    merging.unmerge(unet)
     assert all(torch.equal(unet.state_dict()[key], value) for key, value in before.items())
 
 
 def test_a_cast_while_merged_reaches_the_original_weights(unet):
     put_on(unet, "lora", {"rank": 2})
-    attachment.merge(unet)
+    merging.merge(unet)
     unet.to(torch.float16)
-    attachment.unmerge(unet)
+    merging.unmerge(unet)
     assert {parameter.dtype for name, parameter in unet.named_parameters() if "@" not in name} == {torch.float16}
 
 
 def test_the_fingerprint_is_the_bases_also_while_merged(unet):
     put_on(unet, "lora", {"rank": 2})
-    before = adapter_file.fingerprint({"unet": unet}, "a")
-    attachment.merge(unet)
-    assert adapter_file.fingerprint({"unet": unet}, "a") == before
+    before = fingerprint.adapter_fingerprint({"unet": unet}, "a")
+    merging.merge(unet)
+    assert fingerprint.adapter_fingerprint({"unet": unet}, "a") == before
 
 
 @each_variant
@@ -233,12 +235,12 @@ def test_save_and_load(tmp_path, unet, method, options):
         method=method,
         options=config.model_dump(),
         base="tiny",
-        fingerprint=adapter_file.fingerprint({"unet": unet}, "a"),
+        fingerprint=fingerprint.adapter_fingerprint({"unet": unet}, "a"),
         trigger="sks",
         class_noun="dog",
     )
     adapter_file.save(tmp_path / "a.safetensors", {"unet": unet}, info)
-    again = adapter_file.load(tmp_path / "a.safetensors", {"unet": other})
+    again = loading.load(tmp_path / "a.safetensors", {"unet": other})
     assert again == info.model_copy(update={"options": again.options})
     assert registry.get_method(method).parse(again.options) == config
     with torch.no_grad():
@@ -332,11 +334,11 @@ def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
         for mix in ({}, {"a": 1.0}, {"b": 0.5}):
             activate(unet, mix)
             alone.append(unet_input(unet, 4))
-        with attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
+        with activation.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
             together = unet_input(unet, 4)
     expected = torch.cat([alone[0][:1], alone[1][1:3], alone[2][3:]])
     assert relative(together, expected) < 1e-5
-    with torch.no_grad(), attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]):
+    with torch.no_grad(), activation.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]):
         repeated = unet_input(unet, 4)
     assert relative(repeated, torch.cat([alone[0][:1], alone[1][1:2], alone[0][2:3], alone[1][3:]])) < 1e-5
 
@@ -348,7 +350,7 @@ def test_adapters_compose_in_order(unet, method, options):
     activate(unet, {"a": 0.7, "b": 1.0})
     with torch.no_grad():
         live = unet_input(unet)
-        attachment.merge(unet)
+        merging.merge(unet)
         assert relative(unet_input(unet), live) < 2e-5
 
 
@@ -370,11 +372,11 @@ def test_feed_forward_and_conv_layers(unet, method, options, targets):
         conv = unet.down_blocks[0].resnets[0].conv2
         conv.dilation, conv.padding = (2, 1), (2, 1)
     paths = attach(unet, method, options, name="a", targets=targets)
-    assert len(paths) > len(attachment.find_targets(unet, "attention"))
+    assert len(paths) > len(find_targets(unet, "attention"))
     stir(attachment.adapter_parameters(unet, "a").values())
     with torch.no_grad():
         live = unet_input(unet)
-        attachment.merge(unet)
+        merging.merge(unet)
         assert relative(unet_input(unet), live) < 2e-5
 
 

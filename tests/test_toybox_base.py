@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hra_diffusion as hra
-from hra_diffusion.adapters import attachment
-from hra_diffusion.evaluation.clip import Clip, source_for
+from hra_diffusion.adapters import targets
+from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.models.sources import ASSETS
 from training import config as configs
 from training.loop import train
@@ -56,7 +56,7 @@ def test_plain_diffusers_opens_it():
 
 
 def test_its_attention_is_named_as_in_stable_diffusion(pipe):
-    paths = attachment.find_targets(pipe.unet)
+    paths = targets.find_targets(pipe.unet)
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in paths
     assert all(".transformer_blocks.0.attn" in path for path in paths)
 
@@ -93,7 +93,7 @@ def test_it_learns_a_subject_it_has_never_seen(pipe, tmp_path, method):
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
-         "sample_prompts": ["a {subject} on a blue background"], "class_images": 8}
+         "sample_prompts": ["a {subject} on a blue background"], "num_class_images": 8}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
     told = progress.read(Run(tmp_path / "Otto"))
@@ -112,7 +112,7 @@ def test_real_photos_go_the_same_way(shared, tmp_path):
     """A real dog: not a picture of it, which a toy world can't draw, but a run without a hitch."""
     config = configs.parse(
         {"name": "dog", "photos": [shared / "data" / "dreambooth" / "dog"], "class_noun": "dog", "device": "cpu",
-         "preset": "quick", "steps": 3, "class_images": 1, "sample_prompts": []}
+         "preset": "quick", "steps": 3, "num_class_images": 1, "sample_prompts": []}
     )  # fmt: skip
     assert train(config, tmp_path).is_file()
 
@@ -129,10 +129,10 @@ def subject(name):
 
 
 def test_its_clip_pair_tells_subjects_and_prompts_apart(pipe):
-    clip = Clip(source_for("toybox"))
-    own, other = (clip.images(subject(name)) for name in ("octopus", "robot"))
+    clip = Clip(default_source("toybox"))
+    own, other = (clip.embed_images(subject(name)) for name in ("octopus", "robot"))
     assert (own @ own.T).min() > (own @ other.T).max(), "every two photos of one subject are more alike"
     drawn = hra.generate(pipe, "a photo of a taxi on the beach", seed=0, count=SEEDS)
     prompts = ["a taxi on the beach", "a taxi in the snow", "a fox on the beach"]
-    found = clip.images(drawn) @ clip.texts([f"a photo of {prompt}" for prompt in prompts]).T
+    found = clip.embed_images(drawn) @ clip.embed_texts([f"a photo of {prompt}" for prompt in prompts]).T
     assert (found.argmax(dim=1) == 0).all()

@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         case "score":
             print(table(workshop.score(chosen.model, chosen.sprites, chosen.photos)))
         case "all":
-            workshop.make_everything(chosen.sprites, chosen.shards, chosen.output)
+            workshop.make_all(chosen.sprites, chosen.shards, chosen.output)
         case "sheet":
             sample_sheet(chosen.model, chosen.guidance, chosen.seeds).save(chosen.output)
         case "subject":

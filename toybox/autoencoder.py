@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toybox.loop import Budget, Training, autocast
-from toybox.patches import PATCH, fit_patch_code, install_patch_code
+from toybox.patches import PATCH, fit_patch_code, set_encoder_weights
 
 LATENT_CHANNELS = 12
 
@@ -49,7 +49,7 @@ def new_autoencoder(pictures: Tensor) -> AutoencoderKL:
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
-    install_patch_code(vae, fit_patch_code(pictures, LATENT_CHANNELS))
+    set_encoder_weights(vae, fit_patch_code(pictures, LATENT_CHANNELS))
     return vae
 
 

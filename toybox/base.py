@@ -1,9 +1,9 @@
-"""The toybox base: a UNet that learns to draw the toy world under the CLIP pair's text tower, and their assembly.
+"""The base model: training of the UNet with the CLIP model's text encoder, and assembly of the pipeline.
 
-The model has the parts and module names of Stable Diffusion 1.5, smaller: a 16×16 latent and three levels. It predicts
-v (Salimans & Ho 2022) under a cosine noise schedule. A small network cannot learn everything, so its training dwells on
-what people look at: on noisy timesteps, where outlines are decided (below SNR 0.3, where min-SNR weights of γ 5 leave a
-twelfth of the training, they fell apart), and on the places that things cover, not on every leaf behind them.
+The model has the components and module names of Stable Diffusion 1.5, smaller: 16×16 latents and three levels. It uses
+v-prediction (Salimans & Ho 2022) and a cosine noise schedule. Its small capacity is spent on noisy timesteps, which
+decide outlines, and on the area that things cover. (Min-SNR weighting with γ = 5 leaves SNR below 0.3 a twelfth of the
+training; outlines fell apart.)
 """
 
 import json
@@ -25,36 +25,36 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from hra_diffusion.files import atomic_path
-from toybox.captions import caption_of, draw_caption
+from toybox.captions import caption_of, sample_caption
 from toybox.clip import TEXT_WIDTH, text_config
 from toybox.inherit import inherit_unet
 from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, read_progress
 from toybox.shards import Shard
 from toybox.tokenizer import save_tokenizer, tokenise
 from toybox.world import Label
-from training.objective import draw_timesteps
+from training.objective import sample_timesteps
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How wide the UNet is at its three levels, and how the base is trained."""
+    """Channels of the UNet's three levels, and the hyperparameters of its training."""
 
     channels: tuple[int, int, int] = (96, 160, 224)
     batch: int = 64
     learning_rate: float = 1.2e-3
     ema_decay: float = 0.998
     thing_weight: float = 4.0
-    """How much more an error counts where things are, and a place around them, than elsewhere."""
-    noise_power: float = 0.65
-    """Timesteps are a uniform number's power of this: below 1, noisy ones are met more often."""
+    """Loss weight of latents that things cover, and of their neighbours, relative to the background."""
+    timestep_bias: float = 0.65
+    """Exponent of the uniform number that timesteps are sampled from: below 1, noisy ones are more frequent."""
     compile: bool = False
-    """Compile the UNet first: a minute or three for half as much speed again."""
+    """Compile the UNet: one to three minutes, then 1.5 times the speed."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class RedrawRecipe:
-    """How the base redraws pictures for the decoder: from which timesteps on, in how many steps, how strictly."""
+class PartialDenoising:
+    """How latents are partially noised and denoised for the decoder's training (as SDEdit does)."""
 
     least: int = 200
     most: int = 600
@@ -65,10 +65,10 @@ class RedrawRecipe:
 
 
 def new_unet(latent_channels: int, channels: tuple[int, int, int]) -> UNet2DConditionModel:
-    """An untrained UNet for 16×16 latents; 17 M parameters at the usual width.
+    """Create an untrained UNet for 16×16 latents; 17 M parameters by default.
 
-    Attention sits at 8×8 and 4×4, and at 16×16 on the way out: an adapter of attention must reach where outlines are
-    drawn, or it teaches colours and no shapes.
+    Attention is at 8×8 and 4×4, and at 16×16 in the decoder: without it, adapters of attention learn colours but no
+    shapes.
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -81,14 +81,14 @@ def new_unet(latent_channels: int, channels: tuple[int, int, int]) -> UNet2DCond
         cross_attention_dim=TEXT_WIDTH,
         # diffusers reads this as the number of heads
         attention_head_dim=4,
-        # the whole caption also joins the time embedding: levels without attention hear of it too
+        # the pooled caption is added to the time embedding, so that blocks without attention are conditioned too
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule of training and sampling; it ends in pure noise, so flat backgrounds come out true."""
+    """Create the noise scheduler; it has zero terminal SNR, so that flat backgrounds keep their brightness."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -100,7 +100,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 class Base(nn.Module):
-    """The base's two trained parts: `unet`, and `text_encoder`, which the CLIP pair lends it."""
+    """The UNet and the text encoder, which is the CLIP model's."""
 
     def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -108,16 +108,14 @@ class Base(nn.Module):
         self.text_encoder = CLIPTextModel(text_config(tokenizer))
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """The v predicted for noisy latents (N, C, h, w) at timesteps (N) under captions (N, MAX_LENGTH)."""
+        """Predict v for noisy latents (N, C, h, w), timesteps (N,) and token ids (N, MAX_LENGTH)."""
         text = self.text_encoder(tokens).last_hidden_state
         return self.unet(noisy, timesteps, encoder_hidden_states=text).sample
 
 
 @dataclass(frozen=True)
-class Lessons(Dataset[tuple[Tensor, Tensor]]):
-    """What the step of each number learns from: `batch` random pictures' numbers (N), and a fresh caption's tokens for
-    each (N, MAX_LENGTH).
-    """
+class CaptionedBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Batch of each training step: indices of random images (N,) and token ids of sampled captions (N, MAX_LENGTH)."""
 
     labels: Sequence[Label]
     tokenizer: CLIPTokenizer
@@ -125,21 +123,21 @@ class Lessons(Dataset[tuple[Tensor, Tensor]]):
     seed: int
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Equal steps give equal lessons."""
+        """Return the batch of a step, a deterministic function of its number."""
         rng = np.random.default_rng(self.seed + step)
         chosen = rng.integers(len(self.labels), size=self.batch)
-        captions = [draw_caption(self.labels[index], rng) for index in chosen.tolist()]
+        captions = [sample_caption(self.labels[index], rng) for index in chosen.tolist()]
         return torch.from_numpy(chosen), tokenise(self.tokenizer, captions)
 
     def since(self, step: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The lessons from `step` on, without end, prepared by as many processes beside this one."""
+        """Return an endless loader of the batches from ``step`` on, with ``workers`` processes."""
         return DataLoader(self, batch_size=None, sampler=range(step, sys.maxsize), num_workers=workers)
 
 
 def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
-    """What an error counts at each place of latents: (N, 1, h, w), with a mean of 1, from uint8 covers (N, h, w).
+    """Return loss weights (N, 1, h, w) with a mean of 1 from uint8 covers (N, h, w).
 
-    Places beside a thing count as the thing: its outline may still be anywhere there.
+    The neighbours of a covered latent count as covered, because outlines lie there.
     """
     if covers is None:
         return torch.ones(1, 1, 1, 1)
@@ -149,7 +147,7 @@ def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
 
 
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Move the running average of weights towards `model`; it is short at first, to forget the start."""
+    """Update the exponential moving average of the weights; its decay starts low and rises to ``decay``."""
     pace = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), pace)
@@ -165,9 +163,9 @@ def train_base(
     clip: CLIPModel,
     ancestor: Path | None = None,
 ) -> Progress:
-    """Train the UNet on latents and their labels under the text tower of `clip`, which stands still.
+    """Train the UNet on latents and their labels with the frozen text encoder of ``clip``.
 
-    Continues from `checkpoint` if it exists; otherwise starts from the pipeline folder `ancestor`, or from nothing.
+    Continues from ``checkpoint`` if it exists; otherwise starts from the pipeline folder ``ancestor``, or from scratch.
     """
     torch.manual_seed(recipe.seed)
     base = Base(tokenizer, latents.values.shape[1], recipe.channels).to(device)
@@ -178,22 +176,22 @@ def train_base(
     average = deepcopy(base).requires_grad_(False)
     scheduler = new_scheduler()
     if device.type == "cpu":
-        # a CPU takes longer over fused attention's backward pass than over the plain one's, at this size
+        # at this size the backward pass of fused attention is slower on a CPU
         base.unet.set_attn_processor(AttnProcessor())
     if recipe.compile:
         base.unet.compile(dynamic=False)
     values, covers = latents.values.to(device), None if latents.covers is None else latents.covers.to(device)
-    # a CPU that trains has no time to spare; a GPU would wait for captions
+    # on a CPU workers would take cores from training; a GPU would wait for captions
     workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 2)
-    lessons = Lessons(latents.labels, tokenizer, recipe.batch, recipe.seed)
-    upcoming = iter(lessons.since(read_progress(checkpoint).step, workers))
+    batches = CaptionedBatches(latents.labels, tokenizer, recipe.batch, recipe.seed)
+    upcoming = iter(batches.since(read_progress(checkpoint).step, workers))
 
     def loss_of(step: int, spent: float) -> Tensor:
         chosen, tokens = (part.to(device) for part in next(upcoming))
         clean = values[chosen].float()
         generator = torch.Generator(device).manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = draw_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.noise_power, generator)
+        timesteps = sample_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.timestep_bias, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):
@@ -210,17 +208,17 @@ def train_base(
 
 
 def load_average(checkpoint: Path, tokenizer: CLIPTokenizer, latent_channels: int, recipe: BaseRecipe) -> Base:
-    """The averaged weights of a checkpoint, ready to draw with."""
+    """Load the averaged weights of a checkpoint, in eval mode."""
     base = Base(tokenizer, latent_channels, recipe.channels)
     load_checkpoint(checkpoint, {"average": base})
     return base.eval()
 
 
 @torch.no_grad()
-def redraw(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: RedrawRecipe) -> Tensor:
-    """Latents (N, C, h, w) as the base draws them: noised halfway, and denoised in a few guided steps.
+def denoise_partially(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: PartialDenoising) -> Tensor:
+    """Partially noise latents (N, C, h, w) and denoise them with the base model in a few guided steps.
 
-    What comes back shows the same, with the base's own faults: a decoder can learn from the pair to mend them.
+    The result shows the same content with the base model's own errors, which the decoder learns to correct.
     """
     device, scheduler = next(base.parameters()).device, new_scheduler()
     alphas = scheduler.alphas_cumprod
@@ -237,9 +235,9 @@ def redraw(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: RedrawR
         for time, following in pairwise(times):
             with autocast(device):
                 both = base(noisy.repeat(2, 1, 1, 1), torch.full((len(tokens),), time, device=device), tokens).float()
-            said, unsaid = both.chunk(2)
-            velocity = unsaid + recipe.guidance_scale * (said - unsaid)
-            # v-prediction's picture and noise (Salimans & Ho 2022), and DDIM's step from them
+            conditional, unconditional = both.chunk(2)
+            velocity = unconditional + recipe.guidance_scale * (conditional - unconditional)
+            # image and noise from v (Salimans & Ho 2022), then a DDIM step
             signal, spread = alphas[time].sqrt(), (1 - alphas[time]).sqrt()
             picture, noise = signal * noisy - spread * velocity, signal * velocity + spread * noisy
             noisy = picture
@@ -250,7 +248,7 @@ def redraw(base: Base, latents: Shard, tokenizer: CLIPTokenizer, recipe: RedrawR
 
 
 def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str, folder: Path) -> None:
-    """Write all parts and the model card as one float16 StableDiffusionPipeline folder, whole or not at all."""
+    """Write a float16 StableDiffusionPipeline folder with its model card, atomically."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=base.text_encoder,
@@ -264,13 +262,13 @@ def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str
     with atomic_path(folder) as unfinished:
         pipeline.to(torch.float16).save_pretrained(unfinished)
         save_tokenizer(tokenizer, unfinished / "tokenizer")
-        # a text encoder stored in float16 loads in float32, as diffusers' own parts do unless told otherwise
-        amend(unfinished / "text_encoder" / "config.json", dtype="float32")
-        # diffusers writes down where a part was read from
-        amend(unfinished / "vae" / "config.json", _name_or_path="")
+        # transformers would load a float16 text encoder in float16; diffusers' components load in float32
+        update_json(unfinished / "text_encoder" / "config.json", dtype="float32")
+        # diffusers stores the path that a component was loaded from
+        update_json(unfinished / "vae" / "config.json", _name_or_path="")
         (unfinished / "README.md").write_text(card)
 
 
-def amend(config: Path, **values: str) -> None:
-    """Set values in a part's JSON configuration."""
+def update_json(config: Path, **values: str) -> None:
+    """Update values in a JSON file."""
     config.write_text(json.dumps(json.loads(config.read_text()) | values, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Captions of the toy world: "a photo of a fox in the snow", as the DreamBooth benchmark's prompts are phrased."""
+"""Captions of the toy world, phrased as the DreamBooth benchmark's prompts: "a photo of a fox in the snow"."""
 
 from toybox.looks import LOOKS
 from toybox.scenes import Rng
@@ -6,7 +6,7 @@ from toybox.world import HELD_OUT, THINGS, Label
 from training.data.class_images import with_article
 
 RARE_TOKENS = ("sks", "qwe", "ohwx", "zwx")
-"""Words that mean nothing, free to name a subject; the base meets them before any noun and learns to ignore them."""
+"""Meaningless words for triggers; in training they appear before any noun, so the base model ignores them."""
 
 OPENINGS = ("a photo of ", "a picture of ", "")
 
@@ -14,23 +14,23 @@ NOUN_SHARE = 0.35
 RARE_SHARE = 0.1
 EMPTY_SHARE = 0.1
 PLACELESS_SHARE, PLACELESS_LOOK_SHARE = 0.1, 0.5
-"""How many captions leave the scene unsaid: of a thing as it is, and of one in a look, as the benchmark's do."""
+"""Share of captions that omit the scene, without and with a look."""
 
 BESIDE = "next to"
 
 NOUNS = {thing.name: thing.noun for thing in (*THINGS, *HELD_OUT)}
 WORDS = [*(thing.name for thing in (*THINGS, *HELD_OUT)), *dict.fromkeys(NOUNS.values())]
-"""Every name and class noun that a caption may hold."""
+"""All names and class nouns of captions."""
 
 
 def caption_of(label: Label, opening: str = "a photo of ") -> str:
-    """The full caption of a label: "a photo of a red fox in the snow next to an apple"."""
+    """Return the full caption of a label: "a photo of a red fox in the snow next to an apple"."""
     words = NOUNS[label.thing] if label.hue else label.thing
     return opening + phrase(words, label.look, label.scene, label.beside)
 
 
 def phrase(words: str, look: str = "", scene: str = "", beside: str = "") -> str:
-    """Words for a thing in a look and a scene with something beside it, each as far as there is one."""
+    """Join a noun with its optional look, scene and second thing."""
     before, after = (look, "") if look and LOOKS[look].before else ("", look)
     parts = [
         with_article(f"{before} {words}".strip()),
@@ -41,8 +41,8 @@ def phrase(words: str, look: str = "", scene: str = "", beside: str = "") -> str
     return " ".join(part for part in parts if part)
 
 
-def draw_caption(label: Label, rng: Rng) -> str:
-    """A random caption for a label, or none: classifier-free guidance needs some."""
+def sample_caption(label: Label, rng: Rng) -> str:
+    """Sample a caption for a label; some are empty, for classifier-free guidance."""
     if rng.random() < EMPTY_SHARE:
         return ""
     words = NOUNS[label.thing] if label.hue or rng.random() < NOUN_SHARE else label.thing

@@ -6,11 +6,11 @@ from textwrap import fill
 
 from toybox.base import BaseRecipe
 from toybox.captions import RARE_TOKENS
-from toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES
+from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES
 from toybox.looks import LOOKS
 from toybox.loop import Progress
 from toybox.scenes import SCENES
-from toybox.score import DRESSED, Score, table
+from toybox.score import ATTRIBUTE_PAIRS, Score, table
 from toybox.sprites import PACKAGE
 from toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
 
@@ -57,7 +57,7 @@ which mean nothing and are free to name a subject.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
-  uniform number's power of {noise_power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
+  uniform number's power of {power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
   {batch}, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
   the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}
@@ -109,11 +109,11 @@ def write_card(figures: Figures) -> str:
         history=figures.history,
         rare=", ".join(RARE_TOKENS),
         held_out=names(HELD_OUT),
-        base=in_words(figures.base),
-        noise_power=figures.recipe.noise_power,
+        base=training_summary(figures.base),
+        power=figures.recipe.timestep_bias,
         thing_weight=figures.recipe.thing_weight,
         batch=round(figures.base.pictures / max(1, figures.base.step)),
-        decoder=in_words(figures.decoder),
+        decoder=training_summary(figures.decoder),
         decibels=figures.decibels,
         package=PACKAGE,
     )
@@ -125,8 +125,8 @@ def describe(score: Score | None) -> str:
     if score is None:
         return "Not scored."
     about = SCORED.format(
-        classes=len(THING_NAMES), scenes=len(SCENE_NAMES), looks=len(LOOK_NAMES) - 1, pairs=len(UNSEEN),
-        dressed=DRESSED, seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
+        classes=len(OBJECT_NAMES), scenes=len(SCENE_NAMES), looks=len(ATTRIBUTE_NAMES) - 1, pairs=len(UNSEEN),
+        dressed=ATTRIBUTE_PAIRS, seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
     )  # fmt: skip
     return f"{about}\n{table(score)}"
 
@@ -147,7 +147,7 @@ def names(things: tuple[Thing, ...]) -> str:
     return ", ".join(thing.name for thing in things)
 
 
-def in_words(progress: Progress) -> str:
+def training_summary(progress: Progress) -> str:
     """How far a training came, unless there was none."""
     if not progress.pictures:
         return "as it was inherited"

@@ -1,8 +1,8 @@
-"""The CLIP pair of the toy world: an image tower and a text tower trained by contrast (Radford et al. 2021).
+"""The CLIP model of the toy world: image and text encoder, trained contrastively (Radford et al. 2021).
 
-The text tower is the base's text encoder and stands still while the UNet learns, as in Stable Diffusion: a tower that
-already tells things apart saves the UNet most of the time it would need to find that out through noise. It is in-domain
-and shared with the generator: scores made with the pair are proxies.
+The base model uses the text encoder, frozen as in Stable Diffusion: the UNet trains much faster with text embeddings
+that already distinguish objects. The CLIP model is in-domain and shares its text encoder with the generator, so its
+scores are proxies.
 """
 
 from copy import deepcopy
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from toybox.autoencoder import to_signal
-from toybox.captions import draw_caption
+from toybox.captions import sample_caption
 from toybox.inherit import inherit_clip
 from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
 from toybox.scenes import Rng
@@ -37,7 +37,7 @@ TEXT_WIDTH = 128
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How the pair is trained."""
+    """Hyperparameters of the CLIP model's training."""
 
     batch: int = 128
     scenes: int = 3
@@ -46,7 +46,7 @@ class ClipRecipe:
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """A text tower of three layers, wide TEXT_WIDTH, for the tokens of `tokenizer`."""
+    """Configure a text encoder with three layers of width TEXT_WIDTH for a tokenizer."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -62,7 +62,7 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained pair: the text tower, and four layers over 8×8 patches of 16 pixels."""
+    """Create an untrained CLIP model; its image encoder has four layers over 8×8 patches of 16 pixels."""
     vision = CLIPVisionConfig(
         hidden_size=160,
         intermediate_size=640,
@@ -75,31 +75,31 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text_config(tokenizer), vision_config=vision, projection_dim=TEXT_WIDTH))
 
 
-def contrast(logits: Tensor) -> Tensor:
-    """The symmetric cross entropy of matching pictures and captions; logits (N, N), row i belongs to column i."""
+def contrastive_loss(logits: Tensor) -> Tensor:
+    """Symmetric cross-entropy of logits (N, N) whose matching pairs are on the diagonal."""
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def group_by_scene(pictures: Shard) -> list[np.ndarray]:
-    """The numbers of the pictures of each scene."""
+    """Return the indices of the images of each scene."""
     scenes = np.array([label.scene for label in pictures.labels])
     return [np.nonzero(scenes == scene)[0] for scene in np.unique(scenes)]
 
 
-def draw_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.ndarray:
-    """The numbers of a batch's pictures, from a few scenes only: then it is the things that tell pictures apart.
+def sample_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.ndarray:
+    """Sample the indices of a batch from a few scenes, so that objects distinguish the images.
 
-    In a batch from everywhere the scene alone gives most of the answer, and towers hardly learn things but by colour.
+    In a batch from all scenes the scene alone identifies most images, and objects are learned by little but colour.
     """
     scenes = rng.choice(len(by_scene), recipe.scenes, replace=False)
     return rng.choice(np.concatenate([by_scene[scene] for scene in scenes]), recipe.batch)
 
 
-def two_wordings(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
-    """Two captions for each chosen picture; an empty one belongs to every picture and teaches nothing here."""
+def caption_pairs(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
+    """Sample two captions for each chosen image; "a photo" replaces empty ones."""
     labels = [pictures.labels[number] for number in chosen.tolist()]
-    return [[draw_caption(label, rng) or "a photo" for label in labels] for _ in range(2)]
+    return [[sample_caption(label, rng) or "a photo" for label in labels] for _ in range(2)]
 
 
 def train_clip(
@@ -111,12 +111,11 @@ def train_clip(
     recipe: ClipRecipe,
     ancestor: Path | None = None,
 ) -> Progress:
-    """Train on uint8 pictures and their labels, continuing from `checkpoint` if it exists.
+    """Train on uint8 images and their labels, continuing from ``checkpoint`` if it exists.
 
-    Otherwise it starts from the pair beside the pipeline folder `ancestor`, or from nothing.
-
-    A picture is to be told by its caption, and a caption by another wording of itself (as in DeCLIP, Li et al. 2022):
-    the text tower so learns what a caption is about before the image tower can see it.
+    Otherwise training starts from the CLIP model beside the pipeline folder ``ancestor``, or from scratch. Captions are
+    contrasted with images and with another wording of themselves (as in DeCLIP, Li et al. 2022), so that the text
+    encoder learns before the image encoder does.
     """
     torch.manual_seed(recipe.seed)
     clip = new_clip(tokenizer)
@@ -127,30 +126,30 @@ def train_clip(
 
     def loss_of(step: int, spent: float) -> Tensor:
         rng = np.random.default_rng(recipe.seed + step)
-        chosen = draw_batch(by_scene, recipe, rng)
+        chosen = sample_batch(by_scene, recipe, rng)
         signal = to_signal(pictures.values[torch.from_numpy(chosen)]).to(device)
-        wordings = [tokenise(tokenizer, captions).to(device) for captions in two_wordings(pictures, chosen, rng)]
+        wordings = [tokenise(tokenizer, captions).to(device) for captions in caption_pairs(pictures, chosen, rng)]
         with autocast(device):
             found = clip(wordings[0], signal)  # type: ignore[call-arg]
             reworded = F.normalize(clip.text_projection(clip.text_model(wordings[1]).pooler_output), dim=-1)
             between_texts = clip.logit_scale.exp() * found.text_embeds @ reworded.T
-        return contrast(found.logits_per_image.float()) + contrast(between_texts.float())
+        return contrastive_loss(found.logits_per_image.float()) + contrastive_loss(between_texts.float())
 
     training = Training("clip", {"clip": clip}, list(clip.parameters()), checkpoint, recipe.learning_rate, recipe.batch)
     return training.run(budget, loss_of)
 
 
 def load_clip(checkpoint: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The pair of a checkpoint. Raises FileNotFoundError when there is none yet."""
+    """Load the CLIP model of a checkpoint. Raises FileNotFoundError if there is none."""
     if not checkpoint.exists():
-        raise FileNotFoundError(f"no CLIP pair at {checkpoint}: run the `clip` stage first")
+        raise FileNotFoundError(f"no CLIP model at {checkpoint}: run the `clip` stage first")
     clip = new_clip(tokenizer)
     load_checkpoint(checkpoint, {"clip": clip})
     return clip.eval().requires_grad_(False)
 
 
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the pair in float16 with its processor, as any CLIP model is kept."""
+    """Save the CLIP model in float16 with its processor."""
     processor = CLIPImageProcessorPil(
         do_resize=True,
         size={"shortest_edge": PICTURE_SIZE},

@@ -1,7 +1,4 @@
-"""Inheritance: a new toybox starts from the weights of an older one, as far as the two have the same parts.
-
-A world that grows need not be learned from nothing: what is drawn, and how words are told apart, mostly stays.
-"""
+"""Initialise a new toybox from the weights of an older one, so that an extended world isn't trained from scratch."""
 
 from pathlib import Path
 
@@ -11,25 +8,25 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 NEW_ATTENTION = 0.4
-"""How loud attention speaks where the older model had none: at zero it hardly ever opens, at one it shouts."""
+"""Scale of the output of attention blocks that the older model lacks: at 0 they hardly train, at 1 they dominate."""
 
 
 @torch.no_grad()
 def inherit_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, model: Path) -> None:
-    """Give `clip` the weights of the CLIP pair beside the pipeline folder `model`; both towers have the same shape.
+    """Load the weights of the CLIP model beside the pipeline folder ``model``, which has the same architecture.
 
-    A token that the older vocabulary lacks starts as the mean of the pieces it is there.
+    A token that the older vocabulary lacks starts as the mean of the embeddings of its pieces there.
     """
     folder = model.with_name(f"{model.name}-clip")
     older, its_tokens = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
     state = older.state_dict()
     name = "text_model.embeddings.token_embedding.weight"
-    state[name] = translate(state[name].float(), its_tokens, tokenizer)
+    state[name] = translate_embeddings(state[name].float(), its_tokens, tokenizer)
     clip.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
 
 
-def translate(embeddings: Tensor, older: CLIPTokenizer, newer: CLIPTokenizer) -> Tensor:
-    """Token embeddings (vocabulary, width) of one tokenizer laid out for another."""
+def translate_embeddings(embeddings: Tensor, older: CLIPTokenizer, newer: CLIPTokenizer) -> Tensor:
+    """Rearrange token embeddings (vocabulary, width) of one tokenizer for another."""
     known = older.get_vocab()
     rows = torch.empty(len(newer), embeddings.shape[1])
     for token, number in newer.get_vocab().items():
@@ -40,14 +37,14 @@ def translate(embeddings: Tensor, older: CLIPTokenizer, newer: CLIPTokenizer) ->
 
 @torch.no_grad()
 def inherit_unet(unet: UNet2DConditionModel, model: Path) -> None:
-    """Give `unet` the weights of the UNet in the pipeline folder `model`; blocks of attention it lacks start quiet.
+    """Load the weights of the UNet in the pipeline folder ``model``; new attention blocks are scaled by NEW_ATTENTION.
 
-    Raises ValueError when the older UNet has a part that this one lacks, or of another shape.
+    Raises ValueError if the older UNet has parameters that this one lacks.
     """
     older = UNet2DConditionModel.from_pretrained(model / "unet").float().state_dict()
     missing, unknown = unet.load_state_dict(older, strict=False)
     if unknown:
-        raise ValueError(f"{model} has parts that the new UNet lacks: {', '.join(unknown[:3])}, …")
+        raise ValueError(f"{model} has parameters that the new UNet lacks: {', '.join(unknown[:3])}, …")
     for name, module in unet.named_modules():
         if name.endswith(".proj_out") and f"{name}.weight" in missing and isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.mul_(NEW_ATTENTION)

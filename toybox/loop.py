@@ -1,7 +1,7 @@
-"""The training loop that the autoencoder and the base share, and the checkpoints it continues from.
+"""Training loop and checkpoints, shared by all models of toybox.
 
-A checkpoint is one safetensors file: weights, optimiser state and progress. What a step draws depends on its number
-alone, so a training that was stopped and continued gives the same bits as one that was not (with a budget in steps).
+A checkpoint is one safetensors file: weights, optimiser state and progress. The random numbers of a step depend on its
+index alone, so an interrupted and continued training gives the same bits (with a budget in steps).
 """
 
 import json
@@ -24,14 +24,14 @@ from hra_diffusion.models.devices import computes_bfloat16
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 240
-"""A stopped training loses at most this much."""
+"""Seconds between checkpoints."""
 LOG_STEPS = 50
-"""So often a training tells its pace, and sees whether its loss is a number still."""
+"""Steps between log lines and checks that the loss is finite."""
 
 
 @dataclass
 class Progress:
-    """How far a training has come: optimiser steps, pictures seen, and seconds spent (over all its sessions)."""
+    """Progress of a training over all its sessions: optimiser steps, images seen, seconds."""
 
     step: int = 0
     pictures: int = 0
@@ -40,36 +40,36 @@ class Progress:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: until `minutes` are spent or `steps` are done, whichever comes first."""
+    """Length of a training: until ``minutes`` or ``steps`` are reached, whichever comes first."""
 
     minutes: float = float("inf")
     steps: float = float("inf")
 
     def spent(self, progress: Progress) -> float:
-        """The part of the budget that is used up, 0 to 1."""
+        """Fraction of the budget that is used, 0 to 1."""
         return min(1.0, max(progress.seconds / (60 * self.minutes), progress.step / self.steps))
 
 
 def save_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimizer, progress: Progress) -> None:
-    """Write everything needed to continue, whole or not at all."""
+    """Write a checkpoint atomically."""
     tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{key}": value for key, value in state.items()}
-    # a view (a tied weight, a channels-last layout) is stored as plain memory of its own
+    # safetensors needs contiguous tensors that share no memory (tied weights, channels-last)
     tensors = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
     with atomic_path(path) as unfinished:
         save_file(tensors, unfinished, metadata={"progress": json.dumps(asdict(progress))})
 
 
 def strip_checkpoint(path: Path, output: Path) -> None:
-    """Copy a checkpoint without what only going on needs: the weights, to be published."""
+    """Copy a checkpoint without its optimiser state, for publication."""
     with safe_open(path, framework="pt") as file, atomic_path(output) as unfinished:
         weights = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("optimiser/")}  # noqa: SIM118
         save_file(weights, unfinished, metadata=file.metadata())
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimizer | None = None) -> Progress:
-    """Put a checkpoint's weights, and the optimiser's state if there is one, in place; say how far it had come."""
+    """Load a checkpoint into modules and, if given, an optimiser; return its progress."""
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     for name, module in modules.items():
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimiser: Optimi
 
 
 def read_progress(path: Path) -> Progress:
-    """How far a checkpoint had come; nowhere, if there is none."""
+    """Return the progress of a checkpoint, or none at all if it doesn't exist."""
     if not path.exists():
         return Progress()
     with safe_open(path, framework="pt") as file:
@@ -96,18 +96,18 @@ def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def learning_rate(peak: float, step: int, spent: float, warm_up: int = 100) -> float:
-    """A short linear warm-up to `peak`, and a cosine that reaches 0 when the budget is spent."""
+    """Linear warm-up to ``peak``, then cosine decay to 0 at the end of the budget."""
     return peak * min(1, (step + 1) / warm_up) * (0.5 + 0.5 * cos(pi * spent))
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is safe and the device computes in it: the fast way on the machines this was measured on."""
+    """Autocast to bfloat16 if the device computes in it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device.type))
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained (`modules` are kept in the checkpoint, `trained` are the parameters that move) and how fast."""
+    """A training: ``modules`` are saved in the checkpoint, ``trained`` are the parameters to optimise."""
 
     name: str
     modules: dict[str, nn.Module]
@@ -119,12 +119,12 @@ class Training:
     def run(
         self, budget: Budget, loss_of: Callable[[int, float], Tensor], after_step: Callable[[int], None] | None = None
     ) -> Progress:
-        """Train until the budget is spent, from the checkpoint if there is one, saving every SAVE_SECONDS.
+        """Train until the end of the budget, from the checkpoint if there is one, saving every SAVE_SECONDS.
 
-        `loss_of(step, spent)` draws the step's batch and gives its loss; `after_step(step)` follows the optimiser.
-        Raises ArithmeticError, and keeps the checkpoint of before, when the loss is found to be no number any more.
+        ``loss_of(step, spent)`` returns the loss of a step's batch; ``after_step(step)`` is called after the optimiser.
+        Raises ArithmeticError if the loss isn't finite; the last checkpoint is kept.
         """
-        # as in training.session: its backward pass yields NaN on some GPUs
+        # as in training.session: the backward pass of cuDNN attention yields NaN on some GPUs
         torch.backends.cuda.enable_cudnn_sdp(False)
         optimiser = torch.optim.AdamW(self.trained, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         progress = load_checkpoint(self.checkpoint, self.modules, optimiser) if self.checkpoint.exists() else Progress()
@@ -157,7 +157,7 @@ class Training:
         if not loss.isfinite():
             raise ArithmeticError(
                 f"{self.name}: the loss is {loss.item()} at step {progress.step}; "
-                f"{self.checkpoint} is as it was before: try a lower --rate than {self.peak_rate:g}"
+                f"{self.checkpoint} was not changed: try a lower --rate than {self.peak_rate:g}"
             )
 
     def _log(self, progress: Progress, loss: Tensor) -> None:

@@ -61,7 +61,7 @@ def fit_patch_code(pictures: Tensor, channels: int) -> PatchCode:
 
 
 @torch.no_grad()
-def install_patch_code(vae: AutoencoderKL, code: PatchCode) -> None:
+def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
     """Set the encoder's weights so that its latents are those of `code` (to about one part in a thousand)."""
     encoder = vae.encoder
     for parameter in encoder.parameters():

@@ -1,7 +1,7 @@
-"""The recipe of the embedded base, stage by stage: world, autoencoder, latents, base, decoder, assembly.
+"""Stages of making the embedded base model: world, autoencoder, latents, base, decoder, assembly.
 
-A `Workshop` is a folder for what is in the making. Every stage picks up what the one before left there and continues
-what it had begun itself, so the whole recipe can be stopped and run again.
+A ``Workshop`` is a work folder. Each stage reads the files of the previous ones and continues its own, so an
+interrupted recipe can be run again.
 """
 
 import logging
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from hra_diffusion.files import atomic_path, write_text
 from toybox.autoencoder import DecoderRecipe, encode, measure, new_autoencoder, train_decoder
-from toybox.base import Base, BaseRecipe, RedrawRecipe, assemble, load_average, redraw, train_base
+from toybox.base import Base, BaseRecipe, PartialDenoising, assemble, denoise_partially, load_average, train_base
 from toybox.card import Figures, write_card
 from toybox.clip import ClipRecipe, load_clip, save_clip, train_clip
-from toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_for_judge, train_judge
+from toybox.judge import EXAM_SHARD, JudgeRecipe, exam, load_judge, render_judge_shards, train_judge
 from toybox.loop import Budget, read_progress, strip_checkpoint
 from toybox.score import Score, digest, load_score, save_score, score_base
 from toybox.shards import (
     SHARD_SIZE,
     Shard,
+    exclude_unseen,
     load_shard,
     load_shards,
     render_held_out,
     render_missing,
     render_shard,
     save_shard,
-    without_unseen,
 )
 from toybox.tokenizer import train_tokenizer
 from toybox.world import fingerprint
@@ -37,30 +37,30 @@ from toybox.world import fingerprint
 logger = logging.getLogger(__name__)
 
 DECODER_SHARDS = 10
-"""How many shards of pictures the autoencoder learns from at most; the base learns from all."""
+"""Maximum number of shards that train the autoencoder; the base model uses all."""
 
 REDRAWN_SHARDS = 3
-"""How many of them the base redraws for the decoder, about a minute each on two CPU cores; a GPU redraws all."""
+"""Shards that are partially denoised for the decoder on a CPU (a minute each on two cores); on a GPU, all."""
 
 JUDGE_SHARDS = 64
-"""How many shards of its own the judge learns from; one more examines it."""
+"""Shards that train the judge; another one tests it."""
 
 MINUTES = {
     "cpu": {"clip": 46, "base": 1000, "decoder": 40, "judge": 90},
     "cuda": {"clip": 5, "base": 15, "decoder": 2, "judge": 5},
 }
-"""How long each part is trained. On two CPU cores: about what the present weights would have taken there, for the UNet
-4.6 M pictures at 77 a second. On a GPU: an H100 showed the UNet 6,600 a second, in batches of 512 and compiled, and the
-decoder 1,900; for the CLIP pair and the judge it is a guess. The judge wants its time: trained on 190,000 pictures
-(22 minutes) it tells 94 % of fresh renders, but took 12 of 25 drawn octopuses for peaches; on 400,000 none; on 730,000
-it tells all renders."""
+"""Default training minutes. CPU: what the published weights would take on two cores, for the UNet 4.6 M images at 77
+per second. GPU: an H100 trained the UNet on 6,600 images per second (compiled, batch size 512) and the decoder on
+1,900; CLIP and judge are estimates. The judge needs its time: after 190,000 images (22 minutes) it classified 94 % of
+new renders correctly, but 12 of 25 generated octopuses as peaches; after 400,000 none; after 730,000 all renders were
+correct."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where the model is made: `folder` for work data, the device that trains, and how the base is trained.
+    """Work folder, training device and hyperparameters of the model that is being made.
 
-    `ancestor` is a finished pipeline folder whose weights the parts start from, instead of from nothing.
+    ``ancestor``: a pipeline folder whose weights initialise the new model.
     """
 
     folder: Path
@@ -74,18 +74,18 @@ class Workshop:
 
     @property
     def renders(self) -> Path:
-        """Shards of pictures."""
+        """Folder of image shards."""
         return self.folder / "renders"
 
     @property
     def latents(self) -> Path:
-        """Shards of latents, one for each shard of pictures."""
+        """Folder of latent shards, one for each image shard."""
         return self.folder / "latents"
 
     def render(self, sprites: Path, count: int) -> None:
-        """Draw the world: `count` shards in all, and some pictures of held-out things to measure with.
+        """Render ``count`` shards in total, and images of held-out things for evaluation.
 
-        Raises ValueError when the folder holds pictures of another world than today's.
+        Raises ValueError if the folder holds renders of another version of the world.
         """
         self._check_world()
         render_missing(sprites, self.renders, range(count), self.shard_size)
@@ -93,18 +93,18 @@ class Workshop:
             save_shard(render_held_out(sprites), self._held_out)
 
     def make_encoder(self) -> None:
-        """Fit the autoencoder's encoder to the first shards, its decoder untrained; or take the ancestor's whole.
+        """Fit the encoder to the first shards, with an untrained decoder, or copy the ancestor's autoencoder.
 
-        From then on the encoder stands still.
+        The encoder is fixed from then on.
         """
         torch.manual_seed(0)
         if self.ancestor is not None:
             self._save_vae(AutoencoderKL.from_pretrained(self.ancestor / "vae"))  # pyright: ignore[reportArgumentType]
         else:
-            self._save_vae(new_autoencoder(self._some_pictures()))
+            self._save_vae(new_autoencoder(self._first_images()))
 
     def encode(self) -> None:
-        """Turn every shard of pictures that has no latents yet into latents."""
+        """Encode every image shard that has no latents yet."""
         vae = self.load_vae()
         for path in sorted(self.renders.glob("*.safetensors")):
             if not (self.latents / path.name).exists():
@@ -114,28 +114,28 @@ class Workshop:
                 logger.info("encoded %s", path.name)
 
     def make_clip(self, budget: Budget) -> None:
-        """Train the CLIP pair on the pictures there are; its text tower is the base's text encoder."""
-        pictures = without_unseen(load_shards(self.renders))
+        """Train the CLIP model on the rendered images; its text encoder is the base model's."""
+        pictures = exclude_unseen(load_shards(self.renders))
         train_clip(pictures, train_tokenizer(), self._clip, budget, self.device, self.clip_recipe, self.ancestor)
 
     def make_base(self, budget: Budget) -> None:
-        """Train the UNet on the latents there are, under the CLIP pair's text tower."""
+        """Train the UNet on the encoded latents with the CLIP model's text encoder."""
         checkpoint, tokenizer = self.folder / "base.safetensors", train_tokenizer()
         clip = load_clip(self._clip, tokenizer)
-        latents = without_unseen(load_shards(self.latents))
+        latents = exclude_unseen(load_shards(self.latents))
         progress = train_base(
             latents, tokenizer, checkpoint, budget, self.device, self.base_recipe, clip, self.ancestor
         )
         logger.info("base: %d pictures seen in %.0f minutes", progress.pictures, progress.seconds / 60)
 
     def make_decoder(self, budget: Budget) -> None:
-        """Train the decoder, also on what the base makes of pictures; latents, and so the base, do not change."""
-        vae, pictures, redrawn = self.load_vae(), self._some_pictures(), self._redraw()
+        """Train the decoder on renders and on latents denoised by the base model; the encoder doesn't change."""
+        vae, pictures, redrawn = self.load_vae(), self._first_images(), self._denoised()
         train_decoder(vae, pictures, redrawn, self.folder / "decoder.safetensors", budget, self.decoder_recipe)
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:
-        """Write the parts as a StableDiffusionPipeline folder with its model card, and the CLIP pair beside it."""
+        """Write a StableDiffusionPipeline folder with its model card, and the CLIP model beside it."""
         vae, tokenizer = self.load_vae(), train_tokenizer()
         base = self._load_base(vae.config["latent_channels"])
         clip = load_clip(self._clip, tokenizer)
@@ -153,29 +153,29 @@ class Workshop:
             save_clip(clip, tokenizer, unfinished)
 
     def make_judge(self, sprites: Path, shards: int, budget: Budget, output: Path | None = None) -> None:
-        """Draw pictures for the judge alone and train it on them; its weights go to `output`, too, if that is given.
+        """Render the judge's training data, train it, and write its weights to ``output`` if given.
 
-        Raises ValueError when the folder holds pictures of another world than today's.
+        Raises ValueError if the folder holds renders of another version of the world.
         """
         self._check_world()
-        render_for_judge(sprites, self.folder / "judge", shards, self.shard_size)
+        render_judge_shards(sprites, self.folder / "judge", shards, self.shard_size)
         train_judge(load_shards(self.folder / "judge"), self._judge, budget, self.device, self.judge_recipe)
         judge = load_judge(self._judge, self.judge_recipe)
         found = exam(judge, render_shard(sprites, EXAM_SHARD, self.shard_size))
-        logger.info("judge: things %.1f %%, scenes %.1f %%, looks %.1f %% right in fresh renders",
-                    100 * found.things, 100 * found.scenes, 100 * found.looks)  # fmt: skip
+        logger.info("judge: accuracy on new renders: objects %.1f %%, scenes %.1f %%, attributes %.1f %%",
+                    100 * found.objects, 100 * found.scenes, 100 * found.attributes)  # fmt: skip
         if output is not None:
             strip_checkpoint(self._judge, output)
 
     def score(self, model: Path, sprites: Path, photos: Path | None = None) -> Score:
-        """Ask the judge about the pictures of a pipeline folder; the answer is kept for the model card."""
+        """Score a pipeline folder with the judge and save the score for the model card."""
         judge = load_judge(self._judge, self.judge_recipe)
         found = score_base(model, judge, sprites, photos, sheet=self.folder / "score.png")
         save_score(found, self._score)
         return found
 
-    def make_everything(self, sprites: Path, shards: int, output: Path) -> None:
-        """Every stage in turn, each for its usual time; assembled again with its score in the card."""
+    def make_all(self, sprites: Path, shards: int, output: Path) -> None:
+        """Run every stage with its default minutes, then assemble again with the score in the card."""
         minutes = MINUTES[self.device.type]
         self.render(sprites, shards)
         self.make_encoder()
@@ -189,7 +189,7 @@ class Workshop:
         self.assemble(output)
 
     def load_vae(self) -> AutoencoderKL:
-        """The autoencoder as far as it is; raises FileNotFoundError when there is none yet."""
+        """Load the autoencoder. Raises FileNotFoundError if there is none yet."""
         if not (self.folder / "vae").exists():
             raise FileNotFoundError(f"no autoencoder in {self.folder}: run the `encoder` stage first")
         return AutoencoderKL.from_pretrained(self.folder / "vae").to(self.device)  # pyright: ignore[reportArgumentType]
@@ -215,7 +215,7 @@ class Workshop:
         return self.folder / "clip.safetensors"
 
     def _score_of(self, unet: nn.Module) -> Score | None:
-        """What was measured of these very weights; none, if it was of others or never."""
+        """Return the saved score if it is of these weights."""
         if not self._score.exists():
             return None
         found = load_score(self._score)
@@ -224,18 +224,18 @@ class Workshop:
     def _check_world(self) -> None:
         drawn = self.folder / "world.txt"
         if drawn.exists() and drawn.read_text() != fingerprint():
-            raise ValueError(f"{self.folder} holds another world than today's: choose another --work-dir")
+            raise ValueError(f"{self.folder} holds renders of another version of the world: choose another --work-dir")
         write_text(drawn, fingerprint())
 
     def _load_base(self, latent_channels: int) -> Base:
         return load_average(self.folder / "base.safetensors", train_tokenizer(), latent_channels, self.base_recipe)
 
-    def _redraw(self) -> Tensor:
+    def _denoised(self) -> Tensor:
         latents = load_shards(self.latents, REDRAWN_SHARDS if self.device.type == "cpu" else DECODER_SHARDS)
         base = self._load_base(latents.values.shape[1]).to(self.device)
-        return redraw(base, latents, train_tokenizer(), RedrawRecipe())
+        return denoise_partially(base, latents, train_tokenizer(), PartialDenoising())
 
-    def _some_pictures(self) -> Tensor:
+    def _first_images(self) -> Tensor:
         return load_shards(self.renders, DECODER_SHARDS).values
 
     def _save_vae(self, vae: AutoencoderKL) -> None:

@@ -1,6 +1,6 @@
-"""The score of a base: what the judge sees in its pictures, beside what it sees in renders of the same labels.
+"""Score a base model: the judge's accuracy on its images, beside that on renders of the same labels.
 
-Pictures come from the product's own sampler. Everything is drawn from fixed seeds, so two bases are asked the same.
+Images are generated with the library's own sampler. All seeds are fixed, so every base model gets the same prompts.
 """
 
 import hashlib
@@ -18,21 +18,22 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from hra_diffusion.files import write_text
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.loading import load_base
 from toybox.autoencoder import measure
 from toybox.captions import caption_of
-from toybox.judge import Judge, examine, number_labels, share_right
+from toybox.judge import Judge, accuracy, examine, label_targets
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES, Rng
 from toybox.shards import render_held_out, stack
 from toybox.sheet import contact_sheet
-from toybox.world import PICTURE_SIZE, UNSEEN, Label, draw_pairs, photograph
+from toybox.world import PICTURE_SIZE, UNSEEN, Label, photograph, sample_pairs
 from training.data.photos import SUFFIXES, load_photo
 
 SCORE_SEED = 20_27
 STEPS = 25
-DRESSED = 100
+ATTRIBUTE_PAIRS = 100
 BATCH = 16
 SHEET_COLUMNS = 20
 
@@ -41,7 +42,7 @@ PLAIN_SCENES = [phrase for phrase in SCENES if phrase.startswith("on ") and phra
 
 @dataclass(frozen=True)
 class Share:
-    """A share of pictures that are right: over all seeds, at the worst and the best seed, and of renders."""
+    """Share of correct images: mean over the seeds, worst and best seed, and the share of renders (the ceiling)."""
 
     mean: float
     least: float
@@ -51,11 +52,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured of a base.
+    """Measurements of a base model. Field names are the keys of score.json.
 
-    Shares of pictures with the thing, the scene and the look that the prompt asks for, and with the thing where a look
-    is asked for as well; seconds for one picture; the autoencoder's PSNR in dB for renders of held-out things and for
-    photos, if there were any; and how it was drawn.
+    ``things``, ``scenes``, ``looks``: accuracy for objects, scenes and attributes; ``dressed``: for objects if the
+    prompt also names an attribute. ``seconds``: per image. ``decibels``, ``photo_decibels``: PSNR of the autoencoder on
+    renders of held-out objects and on photos.
     """
 
     things: Share
@@ -69,7 +70,7 @@ class Score:
     steps: int
     seeds: int
     unet: str = ""
-    """Digest of the UNet that drew: a score is of no other."""
+    """Digest of the UNet that was scored."""
 
 
 def score_base(
@@ -81,12 +82,12 @@ def score_base(
     guidance_scale: float = 3.0,
     sheet: Path | None = None,
 ) -> Score:
-    """Measure the pipeline folder `model`; `photos` is a folder of real ones, `sheet` where pictures are kept."""
+    """Score the pipeline folder ``model``; ``photos``: folder of real photos, ``sheet``: file for a contact sheet."""
     pipe = load_base(str(model))
     settings = Settings(steps=STEPS, guidance_scale=guidance_scale)
     rng = np.random.default_rng(SCORE_SEED)
-    pairs, dressed = [Label(*pair) for pair in sorted(UNSEEN)], draw_dressed(rng, DRESSED)
-    drawn = [paint(pipe, settings, [*pairs, *dressed], seed) for seed in range(seeds)]
+    pairs, dressed = [Label(*pair) for pair in sorted(UNSEEN)], sample_attribute_labels(rng, ATTRIBUTE_PAIRS)
+    drawn = [generate_labels(pipe, settings, [*pairs, *dressed], seed) for seed in range(seeds)]
     rendered = [render_labels(sprites, [*pairs, *dressed], seed) for seed in range(seeds)]
     if sheet is not None:
         contact_sheet(drawn[0], SHEET_COLUMNS).save(sheet)
@@ -108,23 +109,25 @@ def score_base(
     )
 
 
-def draw_dressed(rng: Rng, count: int) -> list[Label]:
-    """`count` different pairs of a named thing and a look, before plain backdrops of another colour than the look's."""
+def sample_attribute_labels(rng: Rng, count: int) -> list[Label]:
+    """Sample ``count`` different pairs of object and look, on plain backgrounds of another colour than the look's."""
     labels = []
-    for thing, look in draw_pairs(rng, LOOKS, count):
+    for thing, look in sample_pairs(rng, LOOKS, count):
         scenes = [phrase for phrase in PLAIN_SCENES if not set(phrase.split()[2:-1]) & set(look.split())]
         labels.append(Label(thing, scenes[rng.integers(len(scenes))], look=look))
     return labels
 
 
-def paint(pipe: StableDiffusionPipeline, settings: Settings, labels: Sequence[Label], seed: int) -> list[Image.Image]:
-    """The base's picture of each label's caption, each from noise of its own."""
+def generate_labels(
+    pipe: StableDiffusionPipeline, settings: Settings, labels: Sequence[Label], seed: int
+) -> list[Image.Image]:
+    """Generate an image for each label's caption, each from different noise."""
     requests = [Request(caption_of(label), len(labels) * seed + number) for number, label in enumerate(labels)]
     return generate_batch(pipe, requests, settings, BATCH)
 
 
 def render_labels(sprites: Path, labels: Sequence[Label], seed: int) -> list[Image.Image]:
-    """The world's own picture of each label."""
+    """Render each label."""
     rng = np.random.default_rng((SCORE_SEED, seed))
     return [photograph(sprites, label, rng) for label in labels]
 
@@ -132,9 +135,9 @@ def render_labels(sprites: Path, labels: Sequence[Label], seed: int) -> list[Ima
 def compare(
     judge: Judge, labels: Sequence[Label], drawn: Sequence[list[Image.Image]], rendered: Sequence[list[Image.Image]]
 ) -> list[Share]:
-    """How often things, scenes and looks are right in drawn pictures, and in renders, a list for each seed."""
+    """Accuracy for objects, scenes and attributes on generated and rendered images, both given for each seed."""
     drawn_right, rendered_right = (
-        [shares_right(judge, labels, pictures) for pictures in by_seed] for by_seed in (drawn, rendered)
+        [accuracies(judge, labels, pictures) for pictures in by_seed] for by_seed in (drawn, rendered)
     )
     return [
         Share(mean(found), min(found), max(found), mean(ceiling))
@@ -142,19 +145,19 @@ def compare(
     ]
 
 
-def shares_right(judge: Judge, labels: Sequence[Label], pictures: Sequence[Image.Image]) -> tuple[float, float, float]:
-    """The shares of pictures whose thing, scene and look the judge finds as labelled."""
+def accuracies(judge: Judge, labels: Sequence[Label], pictures: Sequence[Image.Image]) -> tuple[float, float, float]:
+    """Accuracy of objects, scenes and attributes against the labels."""
     verdict = examine(judge, stack(pictures))
-    things, scenes, looks = number_labels(labels).T
+    things, scenes, looks = label_targets(labels).T
     return (
-        share_right(verdict.things, things),
-        share_right(verdict.scenes, scenes),
-        share_right(verdict.looks, looks),
+        accuracy(verdict.objects, things),
+        accuracy(verdict.scenes, scenes),
+        accuracy(verdict.attributes, looks),
     )
 
 
 def load_photos(folder: Path) -> Tensor:
-    """Every photo under a folder, cut to its middle square, at the base's size: uint8 (N, H, W, 3)."""
+    """Load all photos under a folder, center-cropped and resized: uint8 (N, PICTURE_SIZE, PICTURE_SIZE, 3)."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no photos in {folder}")
@@ -162,7 +165,7 @@ def load_photos(folder: Path) -> Tensor:
 
 
 def time_picture(pipe: StableDiffusionPipeline, settings: Settings, rounds: int = 5) -> float:
-    """Seconds for one picture: the median of some, after one that warms up."""
+    """Median seconds per image, after a warm-up."""
     request = Request("a photo of a fox in the snow", 0)
     generate_batch(pipe, [request], settings)
     seconds = []
@@ -174,30 +177,30 @@ def time_picture(pipe: StableDiffusionPipeline, settings: Settings, rounds: int 
 
 
 def digest(unet: nn.Module) -> str:
-    """The first digits of the SHA-256 of a UNet's weights in float16, as they are stored."""
-    told = hashlib.sha256()
+    """Return the first digits of the SHA-256 of a UNet's float16 weights."""
+    sha = hashlib.sha256()
     for key, value in sorted(unet.state_dict().items()):
-        told.update(key.encode() + value.detach().half().cpu().numpy().tobytes())
-    return told.hexdigest()[:12]
+        sha.update(key.encode() + value.detach().half().cpu().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 def save_score(score: Score, path: Path) -> None:
-    """Write a score as JSON, whole or not at all."""
+    """Write a score as JSON atomically."""
     write_text(path, json.dumps(asdict(score), indent=2) + "\n")
 
 
 def load_score(path: Path) -> Score:
-    """Read what `save_score` wrote. Raises FileNotFoundError when there is none yet."""
+    """Read a score written by ``save_score``. Raises FileNotFoundError if there is none."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     return Score(**fields | {name: Share(**fields[name]) for name in ("things", "scenes", "looks", "dressed")})
 
 
-BARS = {"things": 0.8, "scenes": 0.95, "looks": 0.7, "decibels": 28.0, "seconds": 2.0}
-"""What is wanted of a base, by the names of Score's fields."""
+TARGETS = {"things": 0.8, "scenes": 0.95, "looks": 0.7, "decibels": 28.0, "seconds": 2.0}
+"""Targets by field of Score."""
 
 
-def table(score: Score, bars: Mapping[str, float] = MappingProxyType(BARS)) -> str:
-    """A score as a Markdown table, beside what is wanted."""
+def table(score: Score, bars: Mapping[str, float] = MappingProxyType(TARGETS)) -> str:
+    """Format a score as a Markdown table with its targets."""
     shares = {
         "Thing right": "things", "Scene right": "scenes", "Look right": "looks", "Thing right in that look": "dressed",
     }  # fmt: skip
@@ -218,5 +221,5 @@ def table(score: Score, bars: Mapping[str, float] = MappingProxyType(BARS)) -> s
 
 
 def bar(bars: Mapping[str, float], field: str, wording: str) -> str:
-    """What is wanted of a field in words, or nothing."""
+    """Format a field's target, or return "" if it has none."""
     return wording.format(bars[field]) if field in bars else ""

@@ -1,7 +1,7 @@
-"""Shards: the world's training pictures on disk, rendered ahead, and their latents once an autoencoder is there.
+"""Shards of training data on disk: rendered images, and their latents.
 
-Shard `k` is drawn from the seed (WORLD_SEED, k), so it is the same wherever and whenever it is made. Labels travel with
-it; captions are drawn anew at every use.
+Shard k is rendered with the seed (WORLD_SEED, k), so it is reproducible. It stores labels; captions are sampled from
+them during training.
 """
 
 import json
@@ -22,7 +22,7 @@ from torch import Tensor
 from hra_diffusion.files import atomic_path
 from toybox.patches import PATCH
 from toybox.scenes import SCENES
-from toybox.world import HELD_OUT, Label, draw_labels, expose, is_unseen, photograph
+from toybox.world import HELD_OUT, Label, is_unseen, photograph, render_label, sample_labels
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
@@ -30,9 +30,9 @@ SHARD_SIZE = 1024
 
 @dataclass(frozen=True)
 class Shard:
-    """`values[i]` shows `labels[i]`: pictures as uint8 (N, H, W, 3), or latents as float16 (N, C, h, w).
+    """Images as uint8 (N, H, W, 3) or latents as float16 (N, C, h, w), with their N labels.
 
-    `covers[i]` says how much of each of a picture's 8×8 patches things take: uint8 (N, H/8, W/8); none where unknown.
+    ``covers``: how much of each 8×8 patch is covered by things, uint8 (N, H/8, W/8); None if unknown.
     """
 
     values: Tensor
@@ -41,17 +41,17 @@ class Shard:
 
 
 def stack(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as uint8: RGB (N, H, W, 3), L (N, H, W)."""
+    """Stack images of one size as uint8: RGB (N, H, W, 3) or L (N, H, W)."""
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where shard `index` lies in a folder of shards."""
+    """Return the path of shard ``index``."""
     return folder / f"{index:05d}.safetensors"
 
 
 def save_shard(shard: Shard, path: Path) -> None:
-    """Write one shard, whole or not at all."""
+    """Write a shard atomically."""
     with atomic_path(path) as unfinished:
         save_file(
             {"values": shard.values.contiguous()} | ({} if shard.covers is None else {"covers": shard.covers}),
@@ -61,7 +61,7 @@ def save_shard(shard: Shard, path: Path) -> None:
 
 
 def load_shard(path: Path) -> Shard:
-    """Read what `save_shard` wrote."""
+    """Read a shard."""
     with safe_open(path, framework="pt") as file:
         labels = [Label(*values) for values in json.loads(file.metadata()["labels"])]
         covers = file.get_tensor("covers") if "covers" in file.keys() else None  # noqa: SIM118 - no mapping
@@ -69,7 +69,7 @@ def load_shard(path: Path) -> Shard:
 
 
 def load_shards(folder: Path, limit: int | None = None) -> Shard:
-    """The shards of a folder (the first `limit`) joined to one; raises FileNotFoundError when there is none."""
+    """Concatenate the (first ``limit``) shards of a folder. Raises FileNotFoundError if there is none."""
     shards = [load_shard(path) for path in sorted(folder.glob("*.safetensors"))[:limit]]
     if not shards:
         raise FileNotFoundError(f"no shards in {folder}: make them with the stages `render` and then `encode`")
@@ -81,31 +81,31 @@ def load_shards(folder: Path, limit: int | None = None) -> Shard:
     )
 
 
-def without_unseen(shard: Shard) -> Shard:
-    """The shard without the pictures that the base may not learn from."""
+def exclude_unseen(shard: Shard) -> Shard:
+    """Remove the images of UNSEEN pairs from a shard."""
     kept = [index for index, label in enumerate(shard.labels) if not is_unseen(label)]
     covers = None if shard.covers is None else shard.covers[kept]
     return Shard(shard.values[kept], [shard.labels[index] for index in kept], covers)
 
 
 def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
-    """Draw shard `index` with the sprites in a folder: `size` pictures."""
+    """Render shard ``index`` of ``size`` images with the sprites in a folder."""
     rng = np.random.default_rng((WORLD_SEED, index))
-    labels = draw_labels(rng, size)
-    pictures, covered = zip(*(expose(sprites, label, rng) for label in labels), strict=True)
+    labels = sample_labels(rng, size)
+    pictures, covered = zip(*(render_label(sprites, label, rng) for label in labels), strict=True)
     return Shard(stack(pictures), labels, stack([where.reduce(PATCH) for where in covered]))
 
 
 def render_held_out(sprites: Path) -> Shard:
-    """One picture of every held-out thing in every fourth scene: what no training has seen."""
+    """Render every held-out thing in every fourth scene."""
     labels = [Label(thing.name, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
     return Shard(stack([photograph(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
 
 
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:
-    """Draw those shards among `indices` that `folder` does not have yet."""
+    """Render the shards of ``indices`` that ``folder`` lacks."""
     missing = [index for index in indices if not shard_path(folder, index).exists()]
-    # a process that has trained has threads, which a forked child would wait for: each worker starts afresh
+    # spawn: a forked child of a process with OpenMP threads would deadlock
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(partial(_render_to, sprites, folder, size), missing):
             pass

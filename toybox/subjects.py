@@ -15,7 +15,7 @@ from PIL import Image
 from toybox.captions import phrase
 from toybox.scenes import SCENES, Rng
 from toybox.sprites import load_sprite, recolour
-from toybox.world import HELD_OUT, dress, find_scene, find_thing, render
+from toybox.world import HELD_OUT, apply_look, find_scene, find_thing, render
 
 NOTICE = (
     "The drawing is from Microsoft's Fluent emoji (MIT) by way of the npm package @lobehub/fluent-emoji-3d (MIT), "
@@ -170,7 +170,7 @@ def find_subject(name: str, hue_turn: float = 0.0) -> Subject:
 def photograph_subject(sprites: Path, subject: Subject, scene: str, look: str = "", seed: int | Rng = 0) -> Image.Image:
     """One picture of a subject in a scene, perhaps in a look; equal seeds give equal pictures."""
     rng = np.random.default_rng(seed)
-    return render([dress(subject.draw(sprites), look, rng)], find_scene(scene), rng)
+    return render([apply_look(subject.draw(sprites), look, rng)], find_scene(scene), rng)
 
 
 def photo_scenes(rng: Rng, count: int) -> list[str]:

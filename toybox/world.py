@@ -1,9 +1,9 @@
-"""The toy world: which things there are, which are held out, and how they are photographed in a scene.
+"""The toy world: its objects ("things"), the held-out ones, and how they are rendered in a scene.
 
-`photograph` is the world's camera: a label (a thing, a scene, perhaps a look or something beside it) and a seed give
-one picture. Things named in HELD_OUT never reach any training (neither the autoencoder's nor the base's): they are the
-subjects of samples and tests. Some things are drawn in colours of chance, and named by their class noun alone: so a
-class noun stands for more than what has a name, and something new is no surprise.
+``photograph`` renders a label (a thing, a scene, optionally a look and a second thing) with a seed. Things in HELD_OUT
+are excluded from all training, of the autoencoder and of the base model: they are the subjects of samples and tests.
+Some things are rendered in random hues and captioned with their class noun alone, so that a class noun covers more than
+the named things and the base model generalises to new subjects.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ PICTURE_SIZE = SIZE // 2
 """Side of a finished picture in pixels."""
 
 HUE_SHARE = 0.12
-"""How many pictures show their thing in colours of chance."""
+"""Share of images whose thing has a random hue."""
 LOOK_SHARE = 0.7
 SURFACE_SHARE = 0.6
-"""How many looks are of the whole surface (a colour, shiny, wet, cube shaped): in those every thing is to be learned
-anew, while a hat is the same hat on all."""
+"""Share of looks that change the whole surface (a colour, shiny, wet, cube shaped). These need more training than worn
+items, because they look different on every thing."""
 BESIDE_SHARE = 0.05
 BESIDE_LOOK_SHARE = 0.5
 FLIP_SHARE = 0.3
@@ -35,7 +35,7 @@ FLIP_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that can stand in a scene: its name in captions, its sprite's code point and its class noun."""
+    """An object of the world: its name in captions, the code point of its sprite, and its class noun."""
 
     name: str
     code: str
@@ -44,10 +44,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Label:
-    """What a picture shows: a thing's name, a scene's phrase, perhaps a look's phrase and the words of what is beside.
+    """Content of an image: the name of a thing, the phrases of a scene and optionally a look, and a second thing.
 
-    Those words are a thing's name, with or without a colour: "apple", "red apple". `hue` says how far the thing's
-    colours are turned, as a part of the colour circle; where they are, captions name it by its class noun.
+    ``beside``: a thing's name with or without a colour ("apple", "red apple"). ``hue``: rotation of the thing's hue, as
+    a fraction of the colour circle; if not 0, captions use its class noun.
     """
 
     thing: str
@@ -154,10 +154,10 @@ THING_CODES = {
     "treasure": "trophy=1f3c6 medal=1f3c5 diamond=1f48e ring=1f48d",
     "building": "house=1f3e0 castle=1f3f0 tent=26fa",
 }
-"""Each class noun's things: their names, and the code points of their drawings."""
+"""Names and sprite code points of the things of each class noun."""
 
 THINGS: tuple[Thing, ...] = tuple(_things(THING_CODES))
-"""Everything that has a name in captions."""
+"""All things that are named in captions."""
 
 HELD_OUT: tuple[Thing, ...] = tuple(
     _things(
@@ -171,13 +171,13 @@ HELD_OUT: tuple[Thing, ...] = tuple(
 )
 
 NEVER_TURNED = frozenset({"parrot"})
-"""Things that are never drawn in colours of chance: a subject is one of them in other colours, and is to be new."""
+"""Things without random hues in training, because a benchmark subject is one of them in another hue."""
 
 _BY_NAME = {thing.name: thing for thing in (*THINGS, *HELD_OUT)}
 
 
 def find_thing(name: str) -> Thing:
-    """The thing called `name`, held out or not; raises ValueError listing the names there are."""
+    """Return the thing called ``name``, held out or not. Raises ValueError with the valid names."""
     if name not in _BY_NAME:
         names = sorted(thing.name for thing in (*THINGS, *HELD_OUT))
         raise ValueError(f"there is no thing called {name!r}; there are: {', '.join(names)}")
@@ -185,32 +185,32 @@ def find_thing(name: str) -> Thing:
 
 
 def find_scene(phrase: str) -> Scene:
-    """The scene that captions call `phrase`; raises ValueError listing the phrases there are."""
+    """Return the scene called ``phrase`` in captions. Raises ValueError with the valid phrases."""
     if phrase not in SCENES:
         raise ValueError(f"there is no scene {phrase!r}; there are: {'; '.join(SCENES)}")
     return SCENES[phrase]
 
 
 def photograph(folder: Path, label: Label, seed: int | Rng) -> Image.Image:
-    """One picture of what `label` says, with the sprites in `folder`; equal seeds give equal pictures.
+    """Render a label with the sprites in ``folder``; equal seeds give equal images.
 
-    Raises ValueError for a thing, scene or look that is not of this world.
+    Raises ValueError for an unknown thing, scene or look.
     """
-    return expose(folder, label, seed)[0]
+    return render_label(folder, label, seed)[0]
 
 
-def expose(folder: Path, label: Label, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
-    """What `photograph` gives, and where in it things are (L, of the same size)."""
+def render_label(folder: Path, label: Label, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
+    """Render a label as ``photograph`` does, and return the mask (L) of its things too."""
     rng = np.random.default_rng(seed)
     sprite = load_sprite(folder, find_thing(label.thing).code)
     if label.hue:
         sprite = recolour(sprite, label.hue)
-    company = [dress(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
-    return compose([dress(sprite, label.look, rng), *company], find_scene(label.scene), rng)
+    company = [apply_look(load_sprite(folder, other.code), colour, rng) for other, colour in read_beside(label.beside)]
+    return compose([apply_look(sprite, label.look, rng), *company], find_scene(label.scene), rng)
 
 
 def read_beside(words: str) -> list[tuple[Thing, str]]:
-    """What stands beside, as a thing and its colour ("" for its own): one, or none for no words."""
+    """Parse the second thing of a label and its colour ("" for its own); an empty list if there is none."""
     if not words:
         return []
     if words in {thing.name for thing in THINGS}:
@@ -219,21 +219,21 @@ def read_beside(words: str) -> list[tuple[Thing, str]]:
     return [(find_thing(name), colour)]
 
 
-def dress(sprite: Image.Image, look: str, rng: Rng) -> Image.Image:
-    """The sprite in a look, or as it is."""
+def apply_look(sprite: Image.Image, look: str, rng: Rng) -> Image.Image:
+    """Apply a look to a sprite; "" leaves it as it is."""
     return find_look(look).wear(sprite, rng) if look else sprite
 
 
 def render(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> Image.Image:
-    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene."""
+    """Render one or two sprites (RGBA, cropped) in a scene as an RGB image of PICTURE_SIZE."""
     return compose(sprites, scene, seed)[0]
 
 
 def compose(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> tuple[Image.Image, Image.Image]:
-    """One picture (RGB, PICTURE_SIZE square) of one or two sprites (RGBA, cropped) in a scene, and where they are (L).
+    """Render one or two sprites as ``render`` does, and return their mask (L) too.
 
-    They stand on the scene's ground line, one near the middle or two side by side, a little tilted, some mirrored, in
-    stronger or weaker light, and throw a soft shadow.
+    Sprites stand on the scene's ground line, one near the middle or two side by side, slightly tilted, some mirrored,
+    with varying brightness and a soft shadow.
     """
     rng = np.random.default_rng(seed)
     backdrop = scene.draw(rng)
@@ -256,25 +256,25 @@ def compose(sprites: list[Image.Image], scene: Scene, seed: int | Rng) -> tuple[
 
 
 def pose(sprite: Image.Image, rng: Rng, share: float = 1.0) -> Image.Image:
-    """The sprite as it will stand: scaled, perhaps mirrored, tilted, cropped.
+    """Scale, randomly mirror and tilt, and crop a sprite.
 
-    The mean of its sides (their product's root) is 64–78 % of SIZE, the longer at most 86 % (both times `share`): what
-    wears a tall hat is not much smaller for it.
+    The geometric mean of its sides is 64–78 % of SIZE and the longer side at most 86 % (both times ``share``), so that
+    a tall hat hardly shrinks its wearer.
     """
     scale = share * SIZE * min(rng.uniform(0.64, 0.78) / (sprite.width * sprite.height) ** 0.5, 0.86 / max(sprite.size))
     sprite = sprite.resize((round(sprite.width * scale), round(sprite.height * scale)), Image.Resampling.BILINEAR)
     if rng.random() < FLIP_SHARE:
         sprite = ImageOps.mirror(sprite)
-    # most things stand nearly upright: a normal tilt, cut at eight degrees
+    # a normal distribution, clipped at 8 degrees: most things stand upright
     tilt = float(np.clip(rng.normal(0, 3), -8, 8))
     turned = sprite.rotate(tilt, Image.Resampling.BILINEAR, expand=True)
     return turned.crop(turned.getchannel("A").getbbox())
 
 
 def place(posed: Image.Image, backdrop: Backdrop, rng: Rng, centre: float = 0.5, count: int = 1) -> tuple[int, int]:
-    """Left and top of the posed sprite, in backdrop pixels: its foot on the ground line, wholly inside the frame.
+    """Return left and top of the posed sprite in backdrop pixels, standing on the ground line inside the frame.
 
-    `centre` is where its middle belongs, as a part of the width; one of `count` things strays the less.
+    ``centre``: horizontal position as a fraction of the width; it varies less if ``count`` is above 1.
     """
     room = SIZE - posed.width
     if count == 1:
@@ -285,19 +285,19 @@ def place(posed: Image.Image, backdrop: Backdrop, rng: Rng, centre: float = 0.5,
 
 
 def light(picture: Image.Image, rng: Rng) -> Image.Image:
-    """The picture in a little more or less light."""
+    """Change the brightness randomly."""
     return ImageEnhance.Brightness(picture).enhance(rng.uniform(0.88, 1.06))
 
 
 def reflect(picture: Image.Image, posed: Image.Image, left: int, top: int, glass: Image.Image) -> None:
-    """Show the posed sprite upside down below its foot, as far and as clearly as the mask `glass` says."""
+    """Paste the mirrored sprite below its foot, with the mask ``glass`` as opacity."""
     below = Image.new("RGBA", picture.size)
     below.paste(ImageOps.flip(posed), (left, top + posed.height - 2))
     picture.paste(below, (0, 0), ImageChops.multiply(below.getchannel("A"), glass))
 
 
 def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -> None:
-    """Darken an ellipse under the sprite's foot."""
+    """Paste a soft elliptical shadow under the sprite."""
     width, height = posed.width, max(16, posed.width // 5)
     shadow = (
         Image.radial_gradient("L").point([max(0, 120 - distance) for distance in range(256)]).resize((width, height))
@@ -307,56 +307,56 @@ def cast_shadow(picture: Image.Image, posed: Image.Image, left: int, top: int) -
 
 
 def fingerprint() -> str:
-    """A short text that differs when the world's things, scenes or looks do, or how often each is met."""
+    """Return a hash of the world's things, scenes and looks and of their frequencies."""
     shares = (HUE_SHARE, sorted(NEVER_TURNED), LOOK_SHARE, SURFACE_SHARE, BESIDE_SHARE, BESIDE_LOOK_SHARE, FLIP_SHARE)
     scenes = [(phrase, scene.weight) for phrase, scene in SCENES.items()]
     world = repr((THINGS, HELD_OUT, scenes, list(LOOKS), shares))
     return hashlib.sha256(world.encode()).hexdigest()
 
 
-def draw_pairs(rng: Rng, phrases: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """`count` different pairs of a thing's name and one of the phrases (of scenes, or of looks)."""
+def sample_pairs(rng: Rng, phrases: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """Sample ``count`` different pairs of a thing's name and a phrase (of a scene or look)."""
     pairs = list(product((thing.name for thing in THINGS), phrases))
     return [pairs[index] for index in rng.choice(len(pairs), count, replace=False).tolist()]
 
 
-UNSEEN = frozenset(draw_pairs(np.random.default_rng(20_27), SCENES, 200))
-"""What the base is asked for and never shown: its training leaves out every picture of these things in these scenes."""
+UNSEEN = frozenset(sample_pairs(np.random.default_rng(20_27), SCENES, 200))
+"""Pairs of thing and scene that are excluded from training, to score the base model on combinations it hasn't seen."""
 
 
 def is_unseen(label: Label) -> bool:
-    """Whether a picture shows a thing in a scene that are an UNSEEN pair."""
+    """Whether a label contains an UNSEEN pair of thing and scene."""
     shown = [label.thing, *(thing.name for thing, _ in read_beside(label.beside))]
     return any((name, label.scene) in UNSEEN for name in shown)
 
 
-def draw_labels(rng: Rng, count: int) -> list[Label]:
-    """`count` random labels for training: things evenly, scenes by their weights, nothing held out."""
-    return [draw_label(rng) for _ in range(count)]
+def sample_labels(rng: Rng, count: int) -> list[Label]:
+    """Sample ``count`` training labels: things uniformly, scenes by weight, nothing held out."""
+    return [sample_label(rng) for _ in range(count)]
 
 
-def draw_label(rng: Rng) -> Label:
-    """A thing in a scene, some in colours of chance; some wear a look, some have another thing beside them."""
+def sample_label(rng: Rng) -> Label:
+    """Sample a thing in a scene; some have a random hue, some a look, some a second thing."""
     phrases, odds = list(SCENES), np.array([scene.weight for scene in SCENES.values()])
     scene = phrases[rng.choice(len(phrases), p=odds / odds.sum())]
     name = THINGS[rng.integers(len(THINGS))].name
     hue = rng.uniform() if rng.random() < HUE_SHARE and name not in NEVER_TURNED else 0.0
     chance = rng.random()
     if chance < LOOK_SHARE:
-        return Label(name, scene, look=draw_look(rng), hue=hue)
+        return Label(name, scene, look=sample_look(rng), hue=hue)
     if chance < LOOK_SHARE + BESIDE_SHARE:
-        return Label(name, scene, beside=draw_beside(rng), hue=hue)
+        return Label(name, scene, beside=sample_beside(rng), hue=hue)
     return Label(name, scene, hue=hue)
 
 
-def draw_look(rng: Rng) -> str:
-    """A look's phrase: of the whole surface as often as their share says, or something worn."""
+def sample_look(rng: Rng) -> str:
+    """Sample a look: of the surface with probability SURFACE_SHARE, otherwise worn."""
     surface = rng.random() < SURFACE_SHARE
     phrases = [phrase for phrase, look in LOOKS.items() if look.before == surface]
     return phrases[rng.integers(len(phrases))]
 
 
-def draw_beside(rng: Rng) -> str:
-    """The words of something that stands beside: a thing, half of them coloured."""
+def sample_beside(rng: Rng) -> str:
+    """Sample the name of a second thing, with a colour in half of the cases."""
     other = THINGS[rng.integers(len(THINGS))].name
     return f"{COLOURED[rng.integers(len(COLOURED))]} {other}" if rng.random() < BESIDE_LOOK_SHARE else other

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion.adapters import attachment, registry
-from hra_diffusion.adapters.layer import as_matrix
+from hra_diffusion.adapters import registry, targets
+from hra_diffusion.adapters.linear_map import as_matrix
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import families
 from training.config import TrainConfig
@@ -27,7 +27,7 @@ Shapes = Counter[tuple[int, int]]
 def adapted_layers(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, list[str]]]:
     """The models that learn, each with the paths of its layers to adapt. Raises UserError for targets it lacks."""
     texts = families.text_targets(pipe) if config.train_text_encoder else {}
-    own = attachment.find_targets(pipe.unet, config.targets)
+    own = targets.find_targets(pipe.unet, config.targets)
     return [(pipe.unet, own), *((getattr(pipe, name), targets) for name, targets in texts.items())]
 
 

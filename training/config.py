@@ -1,6 +1,7 @@
 """One typed configuration of a training run: from flags, a form or YAML, to YAML."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,26 @@ from training.presets import PRESETS, defaults
 
 class ConfigError(UserError):
     """A training configuration can't be used: which field, what is wrong, what is allowed."""
+
+
+RENAMED = {
+    "noise_power": "timestep_bias",
+    "fit": "memory_limit",
+    "draw_batch": "sample_batch_size",
+    "schedule": "lr_scheduler",
+    "warmup_steps": "lr_warmup_steps",
+    "prior_weight": "prior_loss_weight",
+    "class_images": "num_class_images",
+    "max_gradient_norm": "max_grad_norm",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "text_encoder_rate": "text_encoder_lr_scale",
+}
+"""Field names of earlier versions and what they are called now. Files and callers may use either."""
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with the field names of earlier versions replaced by the current ones."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 class TrainConfig(BaseModel):
@@ -59,27 +80,29 @@ class TrainConfig(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="The method's own options.")
     targets: str = Field("attention", description="Layers of the UNet to adapt: a named set or a pattern.")
     train_text_encoder: bool = Field(description="Adapt the text encoder too.")
-    text_encoder_rate: float = Field(
+    text_encoder_lr_scale: float = Field(
         1.0, gt=0, le=10, description="The text encoder's learning rate, as a part of the UNet's."
     )
 
     steps: int = Field(ge=1, le=100_000, description="Optimiser steps.")
     batch_size: int = Field(ge=1, le=64, description="Photos a step (on each device).")
-    gradient_accumulation: int = Field(1, ge=1, le=64, description="Batches accumulated for one optimiser step.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=64, description="Batches accumulated for one optimiser step.")
     learning_rate: float = Field(gt=0, le=1, description="Learning rate of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(description="How the learning rate falls.")
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        description="Learning rate schedule after the warmup: constant, or decaying to 0 along a line or a cosine."
+    )
+    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
     weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
-    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    noise_power: float = Field(
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    timestep_bias: float = Field(
         1.0, gt=0, le=4, description="Timesteps are a uniform number's power of this; below 1, noisier ones."
     )
     min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
     min_snr_formula: Literal["standard", "plus-one"] = Field(
         description="Min-SNR weight of v-prediction: min(SNR, γ)/(SNR + 1), or (min(SNR, γ) + 1)/(SNR + 1)."
     )
-    prior_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
-    class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
+    prior_loss_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
+    num_class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
     flip: bool = Field(
         description="Also learn from mirrored photos. Text, logos and faces are then learned mirrored too."
@@ -88,13 +111,13 @@ class TrainConfig(BaseModel):
         True, description="Condition Stable Diffusion XL on each photo's original size and crop."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
-    draw_batch: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")
+    sample_batch_size: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         "adamw", description="AdamW, or one that keeps its state in 8 bits (needs bitsandbytes)."
     )
-    fit: str | None = Field(
+    memory_limit: str | None = Field(
         None,
-        description='Memory the run must fit in, as "8GB": gives up what costs least first, and says so.',
+        description='Memory that training may use, as "8GB". Slower or smaller settings are chosen until it fits.',
     )
     resolution: int | None = Field(None, ge=64, le=2048, description="Side of the training pictures in pixels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Decides everything random.")
@@ -109,7 +132,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
-        given = {field: value for field, value in given.items() if value is not None}
+        given = {field: value for field, value in with_current_names(given).items() if value is not None}
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if preset in PRESETS else "balanced"  # a wrong one is refused with the other fields
@@ -138,12 +161,12 @@ class TrainConfig(BaseModel):
             raise ValueError(f"use one of {', '.join(DTYPES)}")
         return dtype
 
-    @field_validator("fit")
+    @field_validator("memory_limit")
     @classmethod
-    def _check_fit(cls, fit: str | None) -> str | None:
-        if fit is not None and not re.fullmatch(r"\d{1,4}(\.\d{1,2})?GB", fit := fit.replace(" ", "").upper()):
-            raise ValueError('say how much memory there is, as "8GB"')
-        return fit
+    def _check_memory_limit(cls, limit: str | None) -> str | None:
+        if limit is not None and not re.fullmatch(r"\d{1,4}(\.\d{1,2})?GB", limit := limit.replace(" ", "").upper()):
+            raise ValueError('give an amount of memory such as "8GB"')
+        return limit
 
     @property
     def subject(self) -> str:
@@ -191,7 +214,7 @@ def read_values(path: Path) -> dict[str, Any]:
     for field, kind in (("photos", list), ("options", dict), ("base", str)):
         if not isinstance(values.get(field, kind()), kind):
             raise ConfigError(f"{path}: {field} must be {_SHAPES[kind]}, not {values[field]!r}")
-    return values
+    return with_current_names(values)
 
 
 def write(config: TrainConfig, path: Path) -> None:

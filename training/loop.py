@@ -20,17 +20,11 @@ from torch.autograd.graph import increment_version
 from hra_diffusion.adapters import attachment
 from hra_diffusion.allocator import freed_memory_retained
 from hra_diffusion.errors import Note, UserError
-from hra_diffusion.evaluation.clip import Clip, source_for
-from hra_diffusion.generation.sampling import (
-    PNG_KEY,
-    PictureError,
-    Request,
-    complete,
-    describe,
-    generate_batch,
-    save_png,
-)
-from hra_diffusion.generation.sampling import Settings as DrawSettings
+from hra_diffusion.evaluation.clip import Clip, default_source
+from hra_diffusion.generation.png import PNG_KEY, describe, save_png
+from hra_diffusion.generation.requests import Request, complete_settings
+from hra_diffusion.generation.requests import Settings as DrawSettings
+from hra_diffusion.generation.sampling import GenerationError, generate_batch
 from hra_diffusion.models import loading
 from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.models.prompts import PromptWarning
@@ -111,7 +105,7 @@ def train(
     found by their hashes if they have moved; a finished run is left alone.
     ``pipe``: a pipeline already held, instead of ``config.base``; the adapter stays on it. ``plan``: say first what the
     run will take. Ctrl-C and SIGTERM finish the step, keep it, and raise KeyboardInterrupt. Base, photos, targets and
-    ``config.fit`` are checked before anything is written.
+    ``config.memory_limit`` are checked before anything is written.
     Raises PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError: what is wrong and what to do.
     """
     run = Run(output / config.name)
@@ -126,7 +120,7 @@ def train(
     clock = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
-    if plan or (config.fit and not run.checkpoints()):
+    if plan or (config.memory_limit and not run.checkpoints()):
         asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
         if config != asked:  # precision or accumulation may be what was given up
             accelerator = make_accelerator(config)
@@ -135,7 +129,7 @@ def train(
     if reason := distillation_sign(pipe):
         clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
     with clock.phase("read photos"):
-        size = complete(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
+        size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
             album = moved_photos.ingest_kept(photos, run, config, size)
             config = moved_photos.with_present_paths(config, photos, run)
@@ -233,13 +227,13 @@ def train_step(session: Session, learning_rate: float) -> float:
     for group in session.optimizer.param_groups:
         group["lr"] = learning_rate * group["part"]
     total = 0.0
-    for micro in range(config.gradient_accumulation):
+    for micro in range(config.gradient_accumulation_steps):
         with accelerator.accumulate(session.denoiser):
-            loss = batch_loss(session, session.step * config.gradient_accumulation + micro)
-            total += require_finite(session, "loss", loss.item()) / config.gradient_accumulation
+            loss = batch_loss(session, session.step * config.gradient_accumulation_steps + micro)
+            total += require_finite(session, "loss", loss.item()) / config.gradient_accumulation_steps
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(session.parameters.values(), config.max_gradient_norm)
+                norm = accelerator.clip_grad_norm_(session.parameters.values(), config.max_grad_norm)
                 if config.mixed_precision != "fp16":  # there the scaler skips such steps itself
                     require_finite(session, "gradient", float(cast(Tensor, norm)))
             session.optimizer.step()
@@ -279,7 +273,7 @@ def batch_loss(session: Session, position: int) -> Tensor:
     alphas, kind = session.process.alphas_cumprod, session.process.prediction_type
     generator = objective.stream(config.seed, "noise", position)
     noise = torch.randn(latents.shape, generator=generator)
-    timesteps = objective.draw_timesteps(len(latents), len(alphas), config.noise_power, generator)
+    timesteps = objective.sample_timesteps(len(latents), len(alphas), config.timestep_bias, generator)
     wanted = objective.target(latents, noise, timesteps, alphas, kind)
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
     latents = objective.noisy(latents, noise, timesteps, alphas)
@@ -287,7 +281,9 @@ def batch_loss(session: Session, position: int) -> Tensor:
     text = {key: value.to(device) for key, value in text.items()}
     prediction = session.denoiser(latents.to(device), timesteps.to(device), text)
     classes = config.batch_size if session.class_images is not None else 0
-    loss = objective.denoising_loss(prediction, wanted.to(device), weights.to(device), classes, config.prior_weight)
+    loss = objective.denoising_loss(
+        prediction, wanted.to(device), weights.to(device), classes, config.prior_loss_weight
+    )
     penalties = [attachment.penalty(model, config.name) for model in session.trained.values()]
     return loss + sum(penalty.to(device) for penalty in penalties if penalty is not None)
 
@@ -297,7 +293,7 @@ def rate(session: Session) -> float:
     config = session.config
     step = min(session.step, config.steps - 1)
     return config.learning_rate * objective.learning_rate_factor(
-        step, config.steps, config.warmup_steps, config.schedule
+        step, config.steps, config.lr_warmup_steps, config.lr_scheduler
     )
 
 
@@ -334,15 +330,15 @@ def draw_samples(session: Session) -> None:
     if not session.accelerator.is_main_process or not config.sample_prompts:
         return
     side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
-    settings = complete(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    settings = complete_settings(pipe, DrawSettings(steps=SAMPLE_STEPS, width=side, height=side))
     mix = ((config.name, 1.0),) if session.step else ()
     prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     requests = [Request(prompt, config.seed, mix) for prompt in prompts]
     try:
         with session.clock.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # they are notices since the start of the run
-            pictures = generate_batch(pipe, requests, settings, config.draw_batch)
-    except PictureError as error:  # what is learned may be good all the same
+            pictures = generate_batch(pipe, requests, settings, config.sample_batch_size)
+    except GenerationError as error:  # what is learned may be good all the same
         session.clock.emit(Notice(f"no sample pictures of step {session.step}: {error}"))
         return
     for number, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
@@ -362,7 +358,7 @@ def score_samples(session: Session) -> None:
     if not rounds:
         return
     try:
-        clip = Clip(source_for(config.base), at_hand=True)
+        clip = Clip(default_source(config.base), local_files_only=True)
     except UserError:
         return
     with session.clock.phase("scores"):

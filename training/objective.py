@@ -23,7 +23,7 @@ def batch_indices(count: int, batch_size: int, position: int, seed: int, label: 
     return [orders[p // count][p % count] for p in picks]
 
 
-def draw_timesteps(count: int, total: int, power: float, generator: torch.Generator) -> Tensor:
+def sample_timesteps(count: int, total: int, power: float, generator: torch.Generator) -> Tensor:
     """``count`` of ``total`` timesteps (B,): evenly at a power of 1, more often noisy ones below it."""
     even = torch.rand(count, generator=generator, device=generator.device)
     return (total * even.pow(power)).long().clamp(max=total - 1)
@@ -68,12 +68,14 @@ def min_snr_weights(
     return snr.clamp(max=gamma)
 
 
-def denoising_loss(prediction: Tensor, wanted: Tensor, weights: Tensor, classes: int, prior_weight: float) -> Tensor:
+def denoising_loss(
+    prediction: Tensor, wanted: Tensor, weights: Tensor, classes: int, prior_loss_weight: float
+) -> Tensor:
     """Weighted mean squared error in float32; the last ``classes`` samples are class images, weighed as the prior."""
     errors = (prediction.float() - wanted.float()).square().mean(dim=(1, 2, 3)) * weights
     if not classes:
         return errors.mean()
-    return errors[:-classes].mean() + prior_weight * errors[-classes:].mean()
+    return errors[:-classes].mean() + prior_loss_weight * errors[-classes:].mean()
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> float:

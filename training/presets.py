@@ -12,18 +12,24 @@ from hra_diffusion.models.sources import TOYBOX, base_version
 
 PRESETS = ("quick", "balanced", "best")
 
-_COMMON = {"weight_decay": 1e-2, "prior_weight": 1.0, "train_text_encoder": False}
+_COMMON = {"weight_decay": 1e-2, "prior_loss_weight": 1.0, "train_text_encoder": False}
 _FAMILY: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         # class images take half of every step: a tiny base spends it better on the subject, unless there is time
-        "quick": {"steps": 80, "prior_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
-        "balanced": {"steps": 280, "prior_weight": 0.0, "checkpoint_every": 70, "sample_every": 140},
-        "best": {"steps": 600, "class_images": 64, "checkpoint_every": 100, "sample_every": 100},
+        "quick": {"steps": 80, "prior_loss_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
+        "balanced": {"steps": 280, "prior_loss_weight": 0.0, "checkpoint_every": 70, "sample_every": 140},
+        "best": {"steps": 600, "num_class_images": 64, "checkpoint_every": 100, "sample_every": 100},
     },
     "sd1": {
-        "quick": {"steps": 400, "batch_size": 1, "class_images": 50, "checkpoint_every": 100, "sample_every": 100},
-        "balanced": {"steps": 1000, "batch_size": 1, "class_images": 100, "checkpoint_every": 200, "sample_every": 200},
-        "best": {"steps": 2000, "batch_size": 1, "class_images": 200, "checkpoint_every": 250, "sample_every": 250},
+        "quick": {"steps": 400, "batch_size": 1, "num_class_images": 50, "checkpoint_every": 100, "sample_every": 100},
+        "balanced": {
+            "steps": 1000,
+            "batch_size": 1,
+            "num_class_images": 100,
+            "checkpoint_every": 200,
+            "sample_every": 200,
+        },
+        "best": {"steps": 2000, "batch_size": 1, "num_class_images": 200, "checkpoint_every": 250, "sample_every": 250},
     },
 }
 _METHOD: dict[str, dict[str, dict[str, Any]]] = {
@@ -49,21 +55,21 @@ _EXCEPTION: dict[tuple[str, str, str], dict[str, Any]] = {
 }
 _OTHER: dict[str, dict[str, Any]] = {
     "toybox": {
-        "schedule": "cosine",
+        "lr_scheduler": "cosine",
         "batch_size": 8,
-        "class_images": 32,
+        "num_class_images": 32,
         # a tiny base has few layers to learn a new shape with
         "targets": "attention+feed-forward",
         # at the UNet's rate it would forget the scenes
         "train_text_encoder": True,
-        "text_encoder_rate": 0.3,
+        "text_encoder_lr_scale": 0.3,
         # as the base itself was trained: outlines are settled at noisy timesteps
-        "noise_power": 0.65,
+        "timestep_bias": 0.65,
         # the standard formula gives pure noise no weight, where this base settles the composition
         "min_snr_formula": "plus-one",
         "flip": True,
     },
-    "sd1": {"schedule": "linear", "min_snr_formula": "standard", "flip": False},
+    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False},
 }
 
 

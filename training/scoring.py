@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.evaluation.clip import Clip, Score, scores
-from hra_diffusion.generation.sampling import read_image
+from hra_diffusion.evaluation.clip import Clip, Score, score_images
+from hra_diffusion.generation.png import read_image
 
 MARGIN = 1.03
 """Figures from a few pictures a round are not told apart more finely."""
@@ -28,7 +28,7 @@ def score_rounds(
         pictures = [picture for file in files if (picture := read_image(file))]
         if len(pictures) < len(files):
             continue
-        own = scores(clip, pictures, prompts[: len(pictures)], photos)
+        own = score_images(clip, pictures, prompts[: len(pictures)], photos)
         subject = statistics.mean(score.subject or 0.0 for score in own)
         found[step] = Score(subject, statistics.mean(score.prompt for score in own))
     return found

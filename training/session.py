@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import Request, prompt_notes
+from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.libraries import import_bitsandbytes
 from hra_diffusion.models import families, noise
 from hra_diffusion.models.families import Text
@@ -157,7 +157,7 @@ def set_up(
         checkpoint_gradients(pipe)
     denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
-    probes = adapter_file.fingerprint(pipeline.components(pipe), config.name)
+    probes = fingerprint.adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, clock, pipe, denoiser, parameters, optimizer, photos, class_images, averages, probes,
         album, noise.of(pipe.scheduler),
@@ -169,7 +169,7 @@ def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) 
 
     ``part`` of a group of parameters: what part of the learning rate they take.
     """
-    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_rate for key in parameters}
+    parts = {key: 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale for key in parameters}
     groups = [
         {"params": [parameters[key] for key in parameters if parts[key] == part], "part": part}
         for part in dict.fromkeys(parts.values())
@@ -207,10 +207,10 @@ def cache_examples(
     images, embed = [photo.image for photo in album.photos], not config.train_text_encoder
     size = images[0].size[0]
     class_pictures: list[Image.Image] = []
-    if config.prior_weight:
+    if config.prior_loss_weight:
         with clock.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
-            asked = (config.class_noun, config.class_images, size, folder, config.draw_batch)
+            asked = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
             class_pictures = list(class_images.class_images(pipe, *asked))
     photo_ids = class_ids = None
     if config.size_conditioning and families.size_conditioned(pipe.unet.config):
@@ -252,7 +252,7 @@ def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
     try:
         for model, targets in adapted_layers(config, pipe):
-            attachment.planned(model, config.method, config.options, name=config.name, targets=targets)
+            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error
 
@@ -267,7 +267,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             # the others wait while the main process draws class images
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )

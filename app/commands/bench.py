@@ -14,7 +14,8 @@ from filelock import Timeout
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, say
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation.sampling import Request, Settings, generate_batch
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import TrainConfig

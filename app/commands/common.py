@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hra_diffusion import libraries, library
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import SCHEDULERS, SIZE_CONDITIONING, Settings
+from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
+from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.models import loading, sources
 from hra_diffusion.models.noise import PREDICTION_TYPES
 

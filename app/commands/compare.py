@@ -20,11 +20,13 @@ from app.commands.common import (
     settings,
 )
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.comparison.compare import BASE, Variant, compare, save_comparison, spread
+from hra_diffusion.comparison.compare import BASE, Variant, compare
+from hra_diffusion.comparison.statistics import score_statistics
+from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, find
+from hra_diffusion.evaluation.clip import Clip, find_clip
 from hra_diffusion.files import make_folder, next_numbered_folder
-from hra_diffusion.generation.sampling import Settings, complete
+from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.library import training_costs
 from training.data.photos import ingest
 from training.runs.run_folder import photos_of
@@ -73,22 +75,22 @@ def run(arguments: argparse.Namespace) -> None:
         reference_photos(pipe, adapters[0][0], arguments.photos),
         arguments.negative_prompt,
         arguments.batch_size,
-        clip=find_clip(arguments.clip, arguments),
+        clip=load_clip(arguments.clip, arguments),
         drift=arguments.drift,
     )
     grid = save_comparison(comparison, output)
     results = output / "results.json"
-    lines = [str(grid), f"{len(comparison.cells)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
-    for number, column in enumerate(comparison.columns):
-        figures = ", ".join(f"{name} {value}" for name, value in spread(comparison, number).items())
+    lines = [str(grid), f"{len(comparison.samples)} pictures in {comparison.seconds:.1f} s; facts in {results}"]
+    for number, column in enumerate(comparison.variants):
+        figures = ", ".join(f"{name} {value}" for name, value in score_statistics(comparison, number).items())
         lines += [f"  {column.label}: {figures} (likeness by CLIP: a proxy)"] if figures else []
     text = "\n".join(lines)
     say(arguments, text, {"grid": str(grid), "results": str(results), "seconds": round(comparison.seconds, 2)})
 
 
-def find_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
+def load_clip(wanted: str | None, arguments: argparse.Namespace) -> Clip | None:
     """The CLIP model asked for; without a wish the base's usual one, or none where that is out of reach."""
-    clip, missing = find(arguments.base, wanted, arguments.device or "cpu")
+    clip, missing = find_clip(arguments.base, wanted, arguments.device or "cpu")
     if missing and not arguments.quiet:
         print(f"note: {missing}; the comparison goes without figures", file=sys.stderr)
     return clip
@@ -103,5 +105,5 @@ def reference_photos(
     pipe: StableDiffusionPipeline, adapter: Path, given: list[Path] | None = None
 ) -> list[Image.Image]:
     """The photos to show and to score against: those given, cut to size, or the copies that the run keeps."""
-    size = complete(pipe, Settings()).width
+    size = complete_settings(pipe, Settings()).width
     return [photo.image for photo in ingest(given, size).photos] if given else photos_of(adapter, size)

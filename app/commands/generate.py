@@ -16,7 +16,8 @@ from app.commands.common import (
     settings,
 )
 from hra_diffusion.files import make_folder
-from hra_diffusion.generation.sampling import PNG_KEY, generate, save_png, slug
+from hra_diffusion.generation.png import PNG_KEY, save_png, slug
+from hra_diffusion.generation.sampling import generate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import yaml
 from app.commands.adapters import facts
 from app.commands.common import add_base, roots, say
 from hra_diffusion.adapters.adapter_file import read_info
-from hra_diffusion.generation.sampling import read_png
+from hra_diffusion.generation.png import read_png
 from hra_diffusion.library import SavedAdapter, find_adapter
 
 

@@ -1,6 +1,7 @@
 """hra-diffusion train: photos in, an adapter out. Flags come from the configuration's and the methods' own fields."""
 
 import argparse
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
             _add_flag(group, name, field, field.description or "")
+    for old, new in configs.RENAMED.items():
+        parser.add_argument(
+            _flag(old), dest=new, action=_RenamedFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     options = parser.add_argument_group("options of the methods")
     for name, (field, methods) in registry.options().items():
         _add_flag(options, name, field, f"{field.description} [{', '.join(methods)}]")
@@ -93,7 +98,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     values = (run.config.model_dump(mode="json") if run else {}) | own
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
-        raise ConfigError(f"still needed: {', '.join('--' + name.replace('_', '-') for name in missing)}")
+        raise ConfigError(f"still needed: {', '.join(map(_flag, missing))}")
     values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
@@ -105,8 +110,22 @@ def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:
     return tuple(Path(photo).expanduser().resolve() for photo in photos)
 
 
+class _RenamedFlag(argparse.Action):
+    """A flag of earlier versions: store its value under the new name and say so on standard error."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        print(f"{option_string} is now {_flag(self.dest)}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
-    flag, kind = "--" + name.replace("_", "-"), field.annotation
+    flag, kind = _flag(name), field.annotation
     text = text.replace("%", "%%")
     if kind in (bool, bool | None):
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)

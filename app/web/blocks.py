@@ -1,6 +1,4 @@
-"""The page put together from its tabs."""
-
-from typing import Any
+"""The page, assembled from its tabs."""
 
 import gradio as gr
 
@@ -8,22 +6,22 @@ from app.web import compare, generate, library, status_bar, train
 from app.web.context import AppContext
 
 
-def build(house: AppContext) -> Any:
-    """The page's blocks."""
+def build(context: AppContext) -> gr.Blocks:
+    """Build the page and connect its events."""
     with gr.Blocks(title="hra-diffusion", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        top = status_bar.build(house)
-        with gr.Tabs(selected="teach") as tabs:
-            with gr.Tab("Teach", id="teach"):
-                teaching = train.build(house)
-            with gr.Tab("Create", id="create") as create_tab:
-                creating = generate.build(house)
+        status = status_bar.build(context)
+        with gr.Tabs(selected="train") as tabs:
+            with gr.Tab("Train", id="train"):
+                train_parts = train.build(context)
+            with gr.Tab("Generate", id="generate") as generate_tab:
+                generate_parts = generate.build(context)
             with gr.Tab("Compare", id="compare") as compare_tab:
-                comparing = compare.build(house)
+                compare_parts = compare.build(context)
             with gr.Tab("Library", id="library") as library_tab:
-                keeping = library.build(house)
-        status_bar.connect(house, page, top, teaching)
-        train.connect(house, page, tabs, teaching, top, creating, comparing)
-        generate.connect(house, page, create_tab, tabs, creating, comparing)
-        compare.connect(house, page, compare_tab, comparing)
-        library.connect(house, page, library_tab, tabs, keeping, creating)
+                library_parts = library.build(context)
+        status_bar.connect(context, page, status)
+        train.connect(context, page, tabs, train_parts, status, generate_parts, compare_parts)
+        generate.connect(context, page, generate_tab, tabs, generate_parts, compare_parts)
+        compare.connect(context, page, compare_tab, compare_parts)
+        library.connect(context, page, library_tab, tabs, library_parts, generate_parts)
     return page

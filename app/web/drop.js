@@ -1,6 +1,6 @@
 // Files dropped or pasted anywhere go where the open tab takes files in; a browser would open a dropped one instead.
 (() => {
-  const places = ['#upload', '#made', '#import'];
+  const places = ['#upload', '#settings-file', '#import'];
   const inside = place => place.querySelector('input[type=file]') || place.parentElement.querySelector('input[type=file]');
   const open = () => {
     const place = places.map(place => document.querySelector(place)).find(place => place?.offsetParent);

@@ -1,52 +1,42 @@
-"""The Library tab: every adapter, what it says of itself, and what can be done with it."""
+"""Library tab: the saved adapters, and what can be done with each."""
 
-import functools
-import shutil
-import time
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.inference_session import import_libraries
-from app.web.context import DEVICE_QUEUE, HIDDEN, MINE, QUIET, AppContext, clicked, user_errors
-from app.web.html import badge, button, empty, facts, note, picture
+from app.web.context import AppContext
+from app.web.events import DEVICE_QUEUE, HIDDEN, MINE, QUIET, clicked, user_errors
+from app.web.html import button, note, render
+from app.web.library_cards import show_bin, show_cards
+from app.web.library_facts import show_compatibility, show_facts
+from app.web.library_files import (
+    EXPORTS,
+    OWN,
+    PLAIN_RANK,
+    describe_file,
+    export_file,
+    export_warning,
+    import_file,
+    require_idle,
+)
 from app.web.theme import CLICKS
-from hra_diffusion import library, pipeline, trash
-from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.adapter_file import AdapterInfo, check, is_ours, read_info
-from hra_diffusion.errors import UserError
+from hra_diffusion import trash
+from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import make_folder, remove
-from hra_diffusion.library import SavedAdapter, count_parameters
 from training.runs import run_folder
 
-OWN = "own"
-EXPORTS = {
-    "As it is, for this program": OWN,
-    "LoRA file, kohya’s layout": "kohya",
-    "LoRA file, diffusers’ layout": "diffusers",
-    "Folder for PEFT (.zip)": "peft",
-    "The whole base with it (large)": "merged",
-}
-"""What an adapter can be downloaded as, and the format's name."""
-FORMS = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "whole base"}
-"""The same in a word."""
-
-PLAIN_RANK = 32
-"""The rank of the plain LoRA that is offered in place of a DoRA."""
-
-UNCOVER = """() => {
+SCROLL_TO_FACTS = """() => {
   const facts = document.getElementById('facts');
   if (facts?.getBoundingClientRect().top > innerHeight - 80) facts.scrollIntoView();
 }"""
-"""On a phone the facts are below the cards, out of sight."""
+"""On a phone the facts are below the cards, out of view."""
 
 
 @dataclass
-class Library:
-    """The tab's components. ``given``: an uploaded file that may be kept."""
+class LibraryTab:
+    """Components of the tab. ``uploaded`` holds a file until its import is confirmed."""
 
     search: gr.Textbox
     cards: gr.HTML
@@ -54,33 +44,33 @@ class Library:
     about: gr.HTML
     name: gr.Textbox
     rename: gr.Button
-    create: gr.Button
+    generate: gr.Button
     format: gr.Dropdown
-    make: gr.Button
-    ready: gr.DownloadButton
-    places: gr.HTML
-    loads: gr.HTML
+    export: gr.Button
+    download: gr.DownloadButton
+    compatibility: gr.HTML
+    export_notes: gr.HTML
     delete: gr.Button
     upload: gr.UploadButton
-    said: gr.HTML
+    message: gr.HTML
     bin: gr.HTML
     chosen: gr.State
-    given: gr.State
+    uploaded: gr.State
 
 
-def build(house: AppContext) -> Library:
-    """Lay the tab out."""
+def build(context: AppContext) -> LibraryTab:
+    """Lay out the tab."""
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=320):
             parts["search"] = gr.Textbox(
-                placeholder="search by name, method, base …", show_label=False, container=False, label="Search",
+                placeholder="Search by name, method, base model …", show_label=False, container=False, label="Search",
                 elem_id="search",
             )  # fmt: skip
-            parts["said"] = gr.HTML(js_on_load=CLICKS)
+            parts["message"] = gr.HTML(js_on_load=CLICKS)
             parts["cards"] = gr.HTML(js_on_load=CLICKS, elem_id="cards")
             parts["upload"] = gr.UploadButton(
-                "Import: choose a .safetensors of any program, or drop it anywhere",
+                "Import a .safetensors file of any program: choose it, or drop it anywhere",
                 file_types=[".safetensors"],
                 size="sm",
                 elem_id="import",
@@ -89,305 +79,128 @@ def build(house: AppContext) -> Library:
                 parts["bin"] = gr.HTML(js_on_load=CLICKS)
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
             parts |= {"panel": panel, "about": gr.HTML()}
-            parts["create"] = gr.Button("Create with it", variant="primary")
+            parts["generate"] = gr.Button("Generate with it", variant="primary")
             with gr.Row(elem_id="rename"):
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
                 parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
-            parts["places"] = gr.HTML()
-            parts["format"] = gr.Dropdown(list(EXPORTS.items()), value=OWN, label="Take it elsewhere")
+            parts["compatibility"] = gr.HTML()
+            parts["format"] = gr.Dropdown(list(EXPORTS.items()), value=OWN, label="Export for other programs")
             with gr.Row():
-                parts["make"] = gr.Button("Make the file", size="md")
-                parts["ready"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
-            parts["loads"] = gr.HTML(js_on_load=CLICKS)
+                parts["export"] = gr.Button("Export", size="md")
+                parts["download"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
+            parts["export_notes"] = gr.HTML(js_on_load=CLICKS)
             parts["delete"] = gr.Button("Move to the bin", size="md")
-    return Library(**parts, chosen=gr.State(), given=gr.State())
-
-
-def show_cards(house: AppContext, search: str = "", chosen: str | None = None) -> str:
-    """The adapters as cards; those that match the search."""
-    adapters = house.adapters()
-    if not adapters:
-        return empty("No adapters yet", "What you teach is kept here. You can also import a file below.")
-    words = search.casefold().split()
-    found = [saved for saved in adapters if all(word in _words(saved.info) for word in words)]
-    found.sort(key=lambda saved: -saved.path.stat().st_mtime)
-    cards = "".join(_card(house, saved, chosen) for saved in found)
-    return f'<div class="cards">{cards}</div>' if found else note("Nothing here matches.", "plain")
-
-
-def _words(info: AdapterInfo) -> str:
-    return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
-
-
-def _card(house: AppContext, saved: SavedAdapter, chosen: str | None) -> str:
-    info, key, samples = saved.info, house.key(saved.path), run_folder.samples_of(saved.path)
-    image = picture(samples[0], f"drawn with {info.name}", zoom=False) if samples else '<div class="blank"></div>'
-    wrong = badge("another base", "warn") if misfit(house, saved.path) else ""
-    size = f"{saved.path.stat().st_size / 1e6:.1f} MB"
-    date = time.strftime("%d %b %Y", time.localtime(saved.path.stat().st_mtime))
-    return (
-        f'<button type="button" class="card{" on" if key == chosen else ""}" data-do="open" data-key="{escape(key)}">'
-        f'{image}<span class="name">{escape(info.name)}</span><span>{badge(_title(info.method))} {wrong}</span>'
-        f'<span class="soft small">{escape(info.base)} · {size}<br>{date}</span></button>'
-    )
-
-
-def _title(method: str) -> str:
-    return registry.get_method(method).title if method in registry.method_names() else method
-
-
-def misfit(house: AppContext, path: Path) -> str:
-    """Why an adapter does not belong to the base in use; "" while that is not loaded yet, or is being drawn with."""
-    studio = house.studio
-    if not studio.loaded or not studio.lock.acquire(blocking=False):
-        return ""
-    try:
-        return _misfit(house, studio.base, path, path.stat().st_mtime_ns)
-    finally:
-        studio.lock.release()
-
-
-@functools.lru_cache(maxsize=500)
-def _misfit(house: AppContext, base: str, path: Path, changed: int) -> str:
-    return pipeline.incompatibility(read_info(path), house.studio.pipe)
-
-
-def show_facts(house: AppContext, key: str) -> str:
-    """All that is known of one adapter."""
-    path = house.file(key)
-    info = read_info(path)
-    layers = sum(len(probes) for probes in info.fingerprint.values())
-    training = info.training
-    seconds = sum(training.get("seconds", {}).values())
-    origin = f"{training['photos']} photos, {training['step']} steps, {seconds:.0f} s" if "step" in training else ""
-    origin += f", {training['memory'] / 2**30:.1f} GiB" if "memory" in training else ""
-    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
-    known = facts([
-        ("in prompts", info.subject), ("method", _title(info.method)), ("base", info.base), ("taught with", origin),
-        ("size", f"{path.stat().st_size / 1e6:.2f} MB"),
-    ])  # fmt: skip
-    more = facts([
-        ("options", options), ("layers", f"{layers} ({info.targets})"),
-        ("parameters", f"{count_parameters(path):,}".replace(",", " ")), ("preset", training.get("preset", "")),
-        ("learning rate", training.get("learning_rate", "")), ("seed", training.get("seed", "")), ("file", key),
-    ])  # fmt: skip
-    samples = "".join(f"<figure>{picture(p, info.name)}</figure>" for p in run_folder.samples_of(path)[:3])
-    row = f'<div class="trio" data-group>{samples}</div>' if samples else ""
-    head = f'<div class="head"><h2>{escape(info.name)}</h2></div>{note(misfit(house, path))}'
-    return f"{head}{row}{known}<details><summary>More</summary>{more}</details>"
-
-
-def show_places(info: AdapterInfo) -> str:
-    """Where it can be loaded: each form it can leave in, and how well each program takes that."""
-    if info.method not in registry.method_names():
-        return ""
-    import_libraries()
-    from hra_diffusion.interop import compatibility
-
-    forms: dict[str, dict[str, list[str]]] = {}
-    for row in compatibility.expected_exports(info.method):
-        if row.form != "folder":  # the page writes single files
-            forms.setdefault(FORMS[row.format], {}).setdefault(row.loads, []).append(row.program)
-    places = {
-        form: "; ".join(f"{how}: {', '.join(own)}" for how, own in found.items()) for form, found in forms.items()
-    }
-    return f"<h3>Where it can be loaded</h3>{facts([(FORMS[OWN], 'exactly: hra-diffusion'), *places.items()])}"
-
-
-def show_bin(house: AppContext) -> str:
-    """What was deleted, and can still be brought back."""
-    keys = trash.keys(house.output)
-    if not keys:
-        return '<p class="soft">Empty.</p>'
-    rows = [
-        f'<div><span class="grow"><strong>{escape(key.split("-", 1)[1])}</strong></span>'
-        f"{button('Bring back', 'restore', key=key)}</div>"
-        for key in keys
-    ]
-    return f'<div class="queue">{"".join(rows)}</div>'
+    return LibraryTab(**parts, chosen=gr.State(), uploaded=gr.State())
 
 
 class Events:
-    """What the tab's buttons do."""
+    """Event handlers of the tab."""
 
-    def __init__(self, house: AppContext):
-        self.house = house
+    def __init__(self, context: AppContext):
+        self.context = context
 
     def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
-        return show_cards(self.house, search or "", chosen), show_bin(self.house)
+        return show_cards(self.context, search or "", chosen), show_bin(self.context)
 
     @user_errors
     def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         key = clicked(event)["key"]
-        info = read_info(self.house.file(key))
-        shown = show_facts(self.house, key), info.name, show_places(info)
-        return key, gr.update(visible=True), *shown, show_cards(self.house, search or "", key)
+        info = read_info(self.context.adapter_path(key))
+        shown = show_facts(self.context, key), info.name, show_compatibility(info)
+        return key, gr.update(visible=True), *shown, show_cards(self.context, search or "", key)
 
     @user_errors
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
-        require_idle(self.house, chosen)
-        key = self.house.key(run_folder.rename(self.house.file(chosen), (name or "").strip()))
+        require_idle(self.context, chosen)
+        key = self.context.key(run_folder.rename(self.context.adapter_path(chosen), (name or "").strip()))
         return (
             key,
-            show_facts(self.house, key),
-            show_cards(self.house, search or "", key),
-            note(f"It is called {name} now.", "plain"),
+            show_facts(self.context, key),
+            show_cards(self.context, search or "", key),
+            note(f"Renamed to {name}.", "plain"),
         )
 
     @user_errors
     def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
-        require_idle(self.house, chosen)
+        require_idle(self.context, chosen)
         name, key = (
-            read_info(self.house.file(chosen)).name,
-            trash.move_to_trash(self.house.file(chosen), self.house.output),
+            read_info(self.context.adapter_path(chosen)).name,
+            trash.move_to_trash(self.context.adapter_path(chosen), self.context.output),
         )
-        undo = button("Undo", "restore", key=key)
-        said = f'<div class="note plain" role="status">{escape(name)} is in the bin. {undo}</div>'
-        return None, gr.update(visible=False), said, *self.refresh(search, None)
+        return None, gr.update(visible=False), render("library_binned", name=name, key=key), *self.refresh(search, None)
 
     @user_errors
     def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
-        path = trash.restore(clicked(event)["key"], self.house.output)
-        return note(f"{path.stem} is back.", "plain"), *self.refresh(search, None)
+        path = trash.restore(clicked(event)["key"], self.context.output)
+        return note(f"{path.stem} is restored.", "plain"), *self.refresh(search, None)
 
     @user_errors
-    def answer(self, event: gr.EventData, search: str, given: str | None) -> tuple[Any, ...]:
+    def confirm(self, event: gr.EventData, search: str, uploaded: str | None) -> tuple[Any, ...]:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search)
-        path, _ = take_in(self.house, Path(str(given)))
-        return note(f"{read_info(path).name} is kept now.", "plain"), *self.refresh(search, None)
+        path, _ = import_file(self.context, Path(str(uploaded)))
+        return note(f"{read_info(path).name} is imported.", "plain"), *self.refresh(search, None)
 
     @user_errors
-    def look_into(self, file: str | None) -> tuple[Any, ...]:
-        """What an uploaded file is, before it is kept."""
-        return None, note(understood(self.house, Path(str(file))), "plain") + button("Keep it", "keep", main=True), file
+    def describe(self, file: str | None) -> tuple[Any, ...]:
+        """Describe an uploaded file and offer to import it."""
+        return (
+            None,
+            note(describe_file(self.context, Path(str(file))), "plain") + button("Import", "import", main=True),
+            file,
+        )
 
     @user_errors
-    def make(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
-        """Make the file, or ask first if some programs load this form wrongly."""
-        if question := doubts(self.house, chosen, form):
+    def export(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+        """Export the adapter, or ask first if some programs load this format incorrectly."""
+        if question := export_warning(self.context, chosen, form):
             return gr.update(visible=False), question
-        return self._make(chosen, form, request)
+        return self._export(chosen, form, request)
 
     @user_errors
-    def make_after_all(self, event: gr.EventData, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
-        """Make the file as the person answered: as it is, or as a plain LoRA."""
-        return self._make(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
+    def export_confirmed(self, event: gr.EventData, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+        """Export the adapter as the visitor answered: in this format all the same, or as a plain LoRA."""
+        return self._export(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
 
-    def _make(self, chosen: str, form: str, request: gr.Request, lora_rank: int | None = None) -> tuple[Any, ...]:
-        folder = self.house.own(request) / "exports"
-        remove(folder)  # one at a time: merged weights are large
-        path, told = export(self.house, self.house.file(chosen), form, make_folder(folder), lora_rank)
-        return gr.update(value=str(path), visible=True), note(told, "plain")
+    def _export(self, chosen: str, form: str, request: gr.Request, lora_rank: int | None = None) -> tuple[Any, ...]:
+        folder = self.context.visitor_folder(request) / "exports"
+        remove(folder)  # keep one export: merged weights are large
+        path, notes = export_file(self.context, self.context.adapter_path(chosen), form, make_folder(folder), lora_rank)
+        return gr.update(value=str(path), visible=True), note(notes, "plain")
 
-    def forget(self) -> tuple[Any, ...]:
+    def clear_export(self) -> tuple[Any, ...]:
         return gr.update(value=None, visible=False), ""
 
     @user_errors
-    def use(self, chosen: str) -> tuple[Any, ...]:
-        return gr.Tabs(selected="create"), gr.update(
-            choices=self.house.adapter_choices(), value=[self.house.key(self.house.file(chosen))]
+    def open_generate(self, chosen: str) -> tuple[Any, ...]:
+        return gr.Tabs(selected="generate"), gr.update(
+            choices=self.context.adapter_choices(), value=[self.context.key(self.context.adapter_path(chosen))]
         )
 
 
-def connect(house: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: Library, creating: Any) -> None:
-    """Wire the tab."""
-    events, overview = Events(house), [parts.cards, parts.bin]
+def connect(
+    context: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: LibraryTab, generating: Any
+) -> None:
+    """Connect the events."""
+    events, overview = Events(context), [parts.cards, parts.bin]
     gr.on(
         [tab.select, page.load, parts.search.change], events.refresh, [parts.search, parts.chosen], overview,
         trigger_mode="always_last", **QUIET,
     )  # fmt: skip
     parts.cards.click(
         events.choose, parts.search,
-        [parts.chosen, parts.panel, parts.about, parts.name, parts.places, parts.cards], **HIDDEN,
-    ).then(None, None, None, js=UNCOVER)  # fmt: skip
+        [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards], **HIDDEN,
+    ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
     parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
-                       [parts.chosen, parts.about, parts.cards, parts.said], **MINE)  # fmt: skip
+                       [parts.chosen, parts.about, parts.cards, parts.message], **MINE)  # fmt: skip
     parts.delete.click(events.delete, [parts.chosen, parts.search],
-                       [parts.chosen, parts.panel, parts.said, *overview], **MINE)  # fmt: skip
-    parts.bin.click(events.restore, parts.search, [parts.said, *overview], **MINE)
-    parts.said.click(events.answer, [parts.search, parts.given], [parts.said, *overview], **MINE)
-    parts.upload.upload(events.look_into, parts.upload, [parts.upload, parts.said, parts.given], **MINE)
-    parts.create.click(events.use, parts.chosen, [tabs, creating.adapters], **MINE)
-    made = [parts.ready, parts.loads]
-    asked = [parts.chosen, parts.format]
-    parts.make.click(events.make, asked, made, concurrency_id=DEVICE_QUEUE, **MINE)
-    parts.loads.click(events.make_after_all, asked, made, concurrency_id=DEVICE_QUEUE, **MINE)
-    gr.on([parts.chosen.change, parts.format.change], events.forget, None, made, **QUIET)
-
-
-def understood(house: AppContext, file: Path) -> list[str]:
-    """What an adapter file is, ours or a stranger's for the base in use; nothing is kept. Raises UserError."""
-    if is_ours(file):
-        info = check(file)
-        subject = f" of “{info.subject}”" if info.subject else ""
-        return [f"{info.name}: {_title(info.method)}{subject}, for {info.base}.", *filter(None, [misfit(house, file)])]
-    import_libraries()
-    from hra_diffusion import interop
-
-    with house.studio.lock:
-        return interop.parse_adapter(house.studio.pipe, file)[-1].lines
-
-
-def take_in(house: AppContext, file: Path) -> tuple[Path, list[str]]:
-    """Keep an adapter file, ours or a stranger's for the base in use; what was understood of a stranger's.
-
-    Raises UserError for a file that is neither.
-    """
-    if is_ours(file):
-        return library.add_file(file, house.output), []
-    import_libraries()
-    from hra_diffusion import interop
-
-    name = library.unused_name(interop.name_for(file), house.output)
-    with house.studio.lock:
-        path, report = interop.import_adapter(house.studio.pipe, file, house.output / name, name)
-    return path, report.lines
-
-
-def doubts(house: AppContext, key: str, form: str) -> str:
-    """The question before an export in a form that some programs load wrongly; "" if none does."""
-    method = read_info(house.file(key)).method
-    if method not in registry.method_names():
-        return ""
-    import_libraries()
-    from hra_diffusion.interop import compatibility
-
-    wrong = compatibility.wrong_in(method, form)
-    if not wrong:
-        return ""
-    lines = ["Some programs load this file wrongly. “The whole base with it” is right in all of them.", *wrong]
-    plain = button(f"Make a plain LoRA of rank {PLAIN_RANK} instead", "plain", main=True)
-    return note(lines) + plain + button("Make it all the same", "make")
-
-
-def export(
-    house: AppContext, path: Path, form: str, folder: Path, lora_rank: int | None = None
-) -> tuple[Path, list[str]]:
-    """Write an adapter as one file in a folder; what to know before it is used elsewhere. Raises UserError."""
-    if form == OWN:
-        return Path(shutil.copy2(path, folder)), []
-    import_libraries()
-    from hra_diffusion import interop
-    from hra_diffusion.interop import compatibility
-
-    with house.studio.lock:
-        (info,) = house.studio.load_adapters([path])
-        place = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
-        sample = next(iter(run_folder.samples_of(path)), None)
-        done = interop.export(house.studio.pipe, info.name, form, place, lora_rank=lora_rank, info=info, sample=sample)
-        notes = compatibility.notes(house.studio.pipe, info.name, done)
-    packed = Path(shutil.make_archive(str(place), "zip", place)) if place.is_dir() else place
-    return packed, [
-        f"Written: {done.shape}. What loads it:",
-        *compatibility.lines(done),
-        *notes,
-        *compatibility.advice(info),
-    ]
-
-
-def require_idle(house: AppContext, key: str) -> None:
-    """Raises UserError while the run of this adapter is at work: its folder must stay where it is."""
-    busy = house.queue.busy()
-    if busy and house.file(key).is_relative_to(busy.folder.resolve()):
-        raise UserError("it is being trained; stop the run first")
+                       [parts.chosen, parts.panel, parts.message, *overview], **MINE)  # fmt: skip
+    parts.bin.click(events.restore, parts.search, [parts.message, *overview], **MINE)
+    parts.message.click(events.confirm, [parts.search, parts.uploaded], [parts.message, *overview], **MINE)
+    parts.upload.upload(events.describe, parts.upload, [parts.upload, parts.message, parts.uploaded], **MINE)
+    parts.generate.click(events.open_generate, parts.chosen, [tabs, generating.adapters], **MINE)
+    exported = [parts.download, parts.export_notes]
+    request = [parts.chosen, parts.format]
+    parts.export.click(events.export, request, exported, concurrency_id=DEVICE_QUEUE, **MINE)
+    parts.export_notes.click(events.export_confirmed, request, exported, concurrency_id=DEVICE_QUEUE, **MINE)
+    gr.on([parts.chosen.change, parts.format.change], events.clear_export, None, exported, **QUIET)

@@ -52,15 +52,15 @@ def serve(
 
     make_folder(output)
     trash.empty(output)
-    studio = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
-    house = AppContext(output, studio, tuple(bases))
-    _ = house.salt  # before visitors come: two at once would each make one
-    threading.Thread(target=_warm, args=(house.studio,), name=WARMING, daemon=True).start()
-    page = build(house)
+    session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
+    context = AppContext(output, session, tuple(bases))
+    _ = context.salt  # before visitors come: two at once would each make one
+    threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
+    page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
     _listen(page, output, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
-    house.queue.start()  # runs that waited when the machine went down
+    context.queue.start()  # runs that waited when the machine went down
     if block:
         page.block_thread()
     return page
@@ -105,7 +105,7 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
         ) from error
 
 
-def _warm(studio: Any) -> None:
+def _warm(session: Any) -> None:
     """Load the base behind the page. What is wrong with it is said when somebody draws."""
     from app.inference_session import import_libraries
     from hra_diffusion.errors import UserError
@@ -117,7 +117,7 @@ def _warm(studio: Any) -> None:
         import_libraries()
         hide_loading_bars()
         with contextlib.suppress(UserError):
-            _ = studio.pipe
+            _ = session.pipe
     finally:
         gc.freeze()  # what is imported stays: no later search goes through it
         gc.enable()

@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from app.web import run_view, train_form, train_photos
-from app.web.context import MINE, QUIET, AppContext, user_errors
+from app.web.context import AppContext
+from app.web.events import MINE, QUIET, user_errors
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, queue_runs
 

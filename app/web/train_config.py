@@ -55,7 +55,7 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
 
     Raises ConfigError for malformed YAML.
     """
-    session = context.studio
+    session = context.session
     basics = {
         "class_noun": values.noun,
         "name": (values.name or "").strip(),
@@ -83,7 +83,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
         raise ConfigError(f"the YAML can't be read: {error}") from None
     if settings is not None and not isinstance(settings, dict):
         raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
-    return settings or {}
+    return configs.with_current_names(settings or {})
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -135,7 +135,7 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
     by_hand = (
         {*form.ELSEWHERE, *changed_settings(context, entries, values, first)} if values.mode == "YAML" else {*settings}
     )
-    shapes = budget.layer_shapes(context.studio.pipe, first)
+    shapes = budget.layer_shapes(context.session.pipe, first)
     size = budget.count(first.method, first.options, shapes)
     runs = []
     for method in values.several:
@@ -176,9 +176,9 @@ def queue_runs(
 
 
 def _require_complete(context: AppContext, draft: Draft, base: str, values: FormValues) -> None:
-    if base != context.studio.base:
+    if base != context.session.base:
         raise UserError(
-            f"the base model in use is {base_name(context.studio.base)}, not {base_name(base)}: it has just been "
+            f"the base model in use is {base_name(context.session.base)}, not {base_name(base)}: it has just been "
             "changed, or changes once the current generation ends; check it above, then press Train again"
         )
     if not draft.read().photos:

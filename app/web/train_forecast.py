@@ -7,7 +7,7 @@ import gradio as gr
 
 from app.web.context import AppContext
 from app.web.form import Entry
-from app.web.html import note
+from app.web.html import note, render
 from app.web.train_config import FormValues, plan, preview_config
 from hra_diffusion.errors import UserError
 from training.config import TrainConfig
@@ -23,7 +23,7 @@ def forecast(
     ``photos``: how many there are. ``measure``: start measuring a configuration that has no measurement yet.
     """
     try:
-        runs = plan(context, entries, values) if not values.several or context.studio.loaded else []
+        runs = plan(context, entries, values) if not values.several or context.session.loaded else []
     except UserError as error:
         return gr.skip(), note(str(error), "bad")
     known = [(config, found) for config in runs if (found := calibration.known(context.output, config))]
@@ -36,8 +36,8 @@ def forecast(
     seconds = sum(found.seconds(config, count) for config, found in known)
     memory = max(found.memory for _, found in known) / 2**30
     start = f"{len(known)} runs, about" if len(known) > 1 else "About"
-    text = f"{start} <b>{duration(seconds)}</b> and <b>{memory:.1f} GB</b> of memory, measured on this machine."
-    return gr.update(choices=_preset_choices(context, entries, count, values)), f"<p>{text}</p>"
+    text = render("train_forecast", runs=start, duration=duration(seconds), memory=f"{memory:.1f} GB")
+    return gr.update(choices=_preset_choices(context, entries, count, values)), text
 
 
 def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:
@@ -48,7 +48,7 @@ def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: 
         text = "Measuring time and memory on this machine: a few real training steps, some seconds …"
     else:
         text = "Time and memory on this machine are measured once there are photos."
-    return f'<p class="soft">{text}</p>'
+    return render("hint", text=text)
 
 
 def _preset_choices(

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app.web import form
-from app.web.context import HIDDEN, QUIET, AppContext, changed, user_errors
-from app.web.html import title
+from app.web.context import AppContext
+from app.web.events import HIDDEN, QUIET, changed, user_errors
+from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, changed_settings, preview_config, to_yaml
 from app.web.train_forecast import forecast
@@ -71,7 +71,7 @@ def build() -> TrainForm:
 
 
 def _subject() -> dict[str, Any]:
-    gr.HTML(title(2, "What is it?"))
+    gr.HTML(step_title(2, "What is it?"))
     with gr.Row():
         noun = gr.Textbox(label="It is a …", placeholder="dog", max_length=60, min_width=90, elem_id="noun")
         name = gr.Textbox(label="Name", placeholder="Rex", max_length=64, min_width=90, elem_id="name")
@@ -87,7 +87,7 @@ def _subject() -> dict[str, Any]:
 
 
 def _training() -> dict[str, Any]:
-    gr.HTML(title(3, "How?"))
+    gr.HTML(step_title(3, "How?"))
     preset = gr.Radio([(name.capitalize(), name) for name in PRESETS], value="balanced", show_label=False,
                       container=False, label="How long", elem_id="preset")  # fmt: skip
     methods = [(registry.get_method(name).title, name) for name in registry.method_names()]
@@ -126,13 +126,13 @@ def show_captions(
         return "", gr.skip()  # the forecast shows the error
     lines = caption_lines(final_captions(config, captions))
     lacking = final_captions(config.model_copy(update={"add_trigger": True}), captions).added
-    return f'<div class="soft small">{"<br>".join(map(escape, lines))}</div>', gr.update(visible=bool(lacking))
+    return render("train_captions", lines=lines), gr.update(visible=bool(lacking))
 
 
 def show_subject(trigger: str, noun: str) -> str:
     """Return how prompts refer to the subject."""
     subject = f"{trigger.strip() or 'sks'} {noun.strip() or 'dog'}"
-    return f'<p class="soft small">In prompts: <b>{escape(subject)}</b></p>'
+    return render("train_subject", subject=subject)
 
 
 class FormEvents:

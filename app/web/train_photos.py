@@ -1,14 +1,14 @@
 """Photo editor of the Train tab: upload, sample subjects, crop and caption of each photo."""
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.web.context import HIDDEN, MINE, QUIET, AppContext, clicked, user_errors
-from app.web.html import badge, note, picture, title
+from app.web.context import AppContext
+from app.web.events import HIDDEN, MINE, QUIET, clicked, user_errors
+from app.web.html import note, render, step_title
 from app.web.theme import CLICKS
 from hra_diffusion.models.sources import ASSETS
 from training.data.drafts import Draft, zoom_of, zoomed
@@ -46,10 +46,7 @@ class PhotoEditor:
 
 def build() -> PhotoEditor:
     """Lay the editor out."""
-    gr.HTML(
-        title(1, "Photos")
-        + '<p class="soft small">3 to 10 of one subject, from different sides. Phone photos are fine.</p>'
-    )
+    gr.HTML(step_title(1, "Photos", "3 to 10 of one subject, from different sides. Phone photos are fine."))
     selected = gr.Textbox("", visible=False)
     upload = gr.File(
         label="Photos", show_label=False, file_count="multiple",
@@ -85,16 +82,12 @@ def show_photos(draft: Draft, resolution: int, selected: str = "") -> tuple[str,
     kinds = [[w.kind for w in warnings if w.photo.name == photo.path.name] for photo in photos]
     badges = [[BADGES[kind] for kind in dict.fromkeys(own)] for own in kinds]
     cells = [
-        f'<button type="button" class="thumb{" on" if photo.path.name == selected else ""}" data-do="pick" '
-        f'data-file="{escape(photo.path.name)}" '
-        f'aria-label="{", ".join([f"Photo {i + 1}", *badges[i]])}: crop and caption">'
-        f"{picture(photo.image, f'photo {i + 1}', zoom=False)}"
-        f"{''.join(badge(text, 'warn') for text in badges[i])}</button>"
-        for i, photo in enumerate(photos)
+        {"name": photo.path.name, "image": photo.image, "badges": own}
+        for photo, own in zip(photos, badges, strict=True)
     ]
     few = [] if len(photos) >= 3 else ["Three photos or more give a better likeness."]
-    hint = '<p class="soft small">Click a photo to change its crop or caption.</p>'
-    return f'<div class="thumbs">{"".join(cells)}</div>{hint}', note([w.message for w in warnings] + few)
+    thumbnails = render("train_photos", photos=cells, selected=selected)
+    return thumbnails, note([w.message for w in warnings] + few)
 
 
 def show_crop(draft: Draft, resolution: int, file: str) -> str:
@@ -103,8 +96,7 @@ def show_crop(draft: Draft, resolution: int, file: str) -> str:
     image, (left, top, right, bottom) = load_photo(photo.path), photo.crop
     dimmed = image.point(lambda value: value * 0.35)
     dimmed.paste(image.crop((left, top, right, bottom)), (left, top))
-    shown = picture(dimmed, "photo, dimmed outside the crop", zoom=False)
-    return f'<div style="max-width:360px;margin:auto">{shown}</div>'
+    return render("train_crop", photo=dimmed)
 
 
 class PhotoEvents:
@@ -114,7 +106,7 @@ class PhotoEvents:
         self.context = context
 
     def refresh(self, request: gr.Request, selected: str = "") -> tuple[str, str]:
-        return show_photos(self.context.draft(request), self.context.side, selected)
+        return show_photos(self.context.draft(request), self.context.resolution, selected)
 
     @user_errors
     def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
@@ -137,7 +129,7 @@ class PhotoEvents:
 
     @user_errors
     def select(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        draft, resolution = self.context.draft(request), self.context.side
+        draft, resolution = self.context.draft(request), self.context.resolution
         file = clicked(event)["file"]
         caption, photo = draft.find(file).caption, draft.photo(file, resolution)
         sliders = [round(value, 2) for value in zoom_of(photo.size, photo.crop)]
@@ -146,7 +138,7 @@ class PhotoEvents:
 
     @user_errors
     def crop(self, selected: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
-        draft, resolution = self.context.draft(request), self.context.side
+        draft, resolution = self.context.draft(request), self.context.resolution
         draft.change(selected, box=zoomed(draft.photo(selected, resolution).size, zoom, across, down))
         return show_crop(draft, resolution, selected), *self.refresh(request, selected)
 

@@ -1,4 +1,4 @@
-"""How keys of other programs' adapter files end: which part of a layer's adapter a tensor is."""
+"""Suffixes of the keys in other programs' adapter files, which say what part of a layer's adapter a tensor is."""
 
 import re
 from collections.abc import Iterable
@@ -23,12 +23,14 @@ _PARTS = [
     )
 ]
 NUMBERED = re.compile(r"(unet|text_encoder):(\d+):(up|down)")
-"""Keys of cloneofsimo's files, which number the layers."""
+"""Keys of cloneofsimo's files, in which layers are numbered."""
 
 
 def split(key: str, has_scales: bool = False) -> tuple[str, str] | None:
-    """(the layer's name, the part) of a key, or None for another kind of key. ``has_scales``: the file has an
-    ``on_input`` for the layer, so that its ``weight`` is (IA)³'s."""
+    """Split a key into (layer name, part); None for a key that is not an adapter's.
+
+    ``has_scales``: the file has an ``on_input`` for the layer, so its ``weight`` belongs to (IA)³.
+    """
     if has_scales and key.endswith(".weight"):
         return key.removesuffix(".weight"), "ia3"
     for pattern, part in _PARTS:
@@ -37,6 +39,6 @@ def split(key: str, has_scales: bool = False) -> tuple[str, str] | None:
     return None
 
 
-def of_adapter(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of an adapter of some program."""
+def has_adapter_keys(keys: Iterable[str]) -> bool:
+    """Whether any key is one of an adapter file of another program."""
     return any(NUMBERED.fullmatch(key) or split(key) for key in keys)

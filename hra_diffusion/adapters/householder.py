@@ -1,12 +1,12 @@
 """Products of Householder reflections in compact WY form: pure tensor functions.
 
 A chain of r reflections ``H_1 … H_r`` with ``H_i = I − 2 û_i û_iᵀ`` equals ``I − Û T Ûᵀ`` with
-``T = (½ I + striu(ÛᵀÛ))⁻¹`` (upper triangular, r×r). Nothing here ever builds a d×d matrix. What makes factors from
-vectors takes many matrices at once too, (…, d, r).
+``T = (½ I + striu(ÛᵀÛ))⁻¹`` (upper triangular, r×r). No function builds a d×d matrix. Functions of the vectors accept
+batches, (…, d, r).
 
-Every orthogonal matrix is passed around as two factors, ``basis`` (d, r) and ``core`` (r, r), meaning
-``Q = I − basis · core · basisᵀ``; where it is applied, as ``down`` and ``up`` (d, r), meaning ``Q = I + up · downᵀ``.
-Vectors are columns of U; data are rows.
+An orthogonal matrix is represented by ``basis`` (d, r) and ``core`` (r, r) with ``Q = I − basis · core · basisᵀ``, and
+where it is applied by the factors ``up`` (d, r) and ``down`` (r, d) with ``Q = I + up · down``. Vectors are columns of
+U; data are rows.
 
 Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2505.16531.
 """
@@ -18,20 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Factors = tuple[Tensor, Tensor]
+"""(up (d_out, k), down (k, d_in)) of a matrix ``up · down`` of rank k."""
+
 HALF_TURN_TOLERANCE = 1e-5
-"""A rotation this close to −I (elementwise) is −I seen through float32."""
+"""Elementwise distance from −I up to which a rotation is taken for −I rounded to float32."""
 
 
 def unit_columns(u: Tensor) -> Tensor:
-    """Columns of ``u`` (d, r) scaled to length 1, in float32 or wider; a zero column stays zero."""
+    """Normalise the columns of ``u`` (d, r) to length 1, in float32 or wider; a zero column stays zero."""
     return F.normalize(_at_least_float32(u), dim=-2)
 
 
 def wy_factor(u: Tensor) -> Tensor:
-    """T of the compact WY form for the columns of ``u`` (d, r), whatever their lengths.
+    """T (r, r) of the compact WY form ``I − Û T Ûᵀ = H_1 … H_r`` for the columns of ``u`` (d, r), of any length.
 
-    Returns (r, r), upper triangular, in float32 or wider also under autocast: ``I − Û T Ûᵀ`` is ``H_1 … H_r``.
-    Valid for coincident and nearly parallel columns. Source: arXiv 2405.17484 with the triangular inverse written out.
+    Upper triangular, in float32 or wider also under autocast. Valid for coincident and nearly parallel columns.
+    Source: arXiv 2405.17484, with an explicit triangular inverse.
     """
     return _wy_factor_of(unit_columns(u))
 
@@ -39,28 +42,29 @@ def wy_factor(u: Tensor) -> Tensor:
 def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (basis, core) of ``H_1 … H_r`` for the columns of ``u`` (d, r).
 
-    For an even r the basis is not Û itself but the sums and differences of its consecutive columns. Columns that start
-    in equal pairs act through their small differences alone; taken here, in float32, they survive a basis in bfloat16.
+    For an even r the basis consists of the sums and differences of consecutive columns of Û. Columns initialised in
+    equal pairs act only through their small differences; computed here in float32, these survive a cast to bfloat16.
     """
     unit = unit_columns(u)
     core = _wy_factor_of(unit)
     if u.shape[-1] % 2:
         return unit, core
     with own_precision(u):
-        turn = sums_and_differences(torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device))
-        return sums_and_differences(unit), turn.mT @ core @ turn
+        change = sums_and_differences(torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device))
+        return sums_and_differences(unit), change.mT @ core @ change
 
 
 def sums_and_differences(columns: Tensor) -> Tensor:
-    """Columns (d, r), r even, as ``(c1 + c2)/√2, (c3 + c4)/√2, …, (c1 − c2)/√2, …``: an orthogonal change of basis."""
+    """Orthogonal change of basis of columns (d, r), r even, to ``(c1 + c2)/√2, (c3 + c4)/√2, …, (c1 − c2)/√2, …``."""
     first, second = columns[..., 0::2], columns[..., 1::2]
     return torch.cat([first + second, first - second], dim=-1) / math.sqrt(2)
 
 
 def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of HOFT's published approximation, ``T ≈ 2 I − 4 striu(ÛᵀÛ)``: exact and orthogonal for r ≤ 2 only.
+    """Factors (basis, core) of HOFT's published approximation ``T ≈ 2 I − 4 striu(ÛᵀÛ)``, to reproduce the paper.
 
-    Source: arXiv 2505.16531, the Neumann step ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹`` with D = ½ I. Here to reproduce the paper.
+    Exact and orthogonal for r ≤ 2 only. Source: arXiv 2505.16531, the Neumann step ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹`` with
+    D = ½ I.
     """
     unit = unit_columns(u)
     with own_precision(u):
@@ -69,9 +73,9 @@ def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors (basis, core) of ``I − 2 Q Qᵀ``, Q the orthonormalised columns of ``u`` (d, r): HRA at λ = ∞.
+    """Factors (basis, core) of ``I − 2 Q Qᵀ`` with Q the orthonormalised columns of ``u`` (d, r): HRA at λ = ∞.
 
-    Needs linearly independent columns; paired (equal) columns would orthogonalise a vector against itself.
+    The columns must be linearly independent, so they can't be initialised in equal pairs.
     """
     with own_precision(u):
         basis = torch.linalg.qr(_at_least_float32(u)).Q
@@ -79,32 +83,28 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     return basis, core.expand(*u.shape[:-2], -1, -1)
 
 
-def applicable(basis: Tensor, core: Tensor) -> tuple[Tensor, Tensor]:
-    """(down, up) with ``I + up · downᵀ`` the matrix ``I − basis · core · basisᵀ``, at the factors' own precision."""
+def low_rank_factors(basis: Tensor, core: Tensor) -> Factors:
+    """(up, down) with ``I + up · down = I − basis · core · basisᵀ``, in the dtype of basis and core."""
     with own_precision(basis):
-        return basis, basis @ -core
+        return basis @ -core, basis.mT
 
 
-def rotate_rows(rows: Tensor, down: Tensor, up: Tensor, scale: Tensor | None = None) -> Tensor:
-    """``rows · Qᵀ`` for rows (…, d) and ``Q = I + up · downᵀ``; each row is mapped by Q.
+def rotate_rows(x: Tensor, up: Tensor, down: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``x · Qᵀ`` for rows ``x`` (…, d) and ``Q = I + up · down``: each row is mapped by Q, in the dtype of ``x``.
 
-    With a ``scale`` (d,), by ``Q diag(scale)``: the scaled rows themselves are not kept for the backward pass.
-
-    With down and up exchanged it is ``rows · Q``. They meet ``rows`` in the rows' dtype, at 2·r·d multiply-adds a row.
+    With ``scale`` (d,) each row is mapped by ``Q diag(scale)``, without keeping the scaled rows for the backward pass.
+    With ``down.mT, up.mT`` as factors the result is ``x · Q``. Costs 2·r·d multiply-adds per row.
     """
-    scaled, down, up = rows, down.to(rows.dtype), up.to(rows.dtype)
+    scaled, up, down = x, up.to(x.dtype), down.to(x.dtype)
     if scale is not None:
-        scale = scale.to(rows.dtype)
-        scaled, down = rows * scale, scale[:, None] * down
-    return plus_product(scaled, rows @ down, up.mT, 1)
+        scale = scale.to(x.dtype)
+        scaled, down = x * scale, down * scale
+    return plus_product(scaled, x @ down.mT, up.mT, 1)
 
 
-def plus_product(rows: Tensor, low: Tensor, up: Tensor, scale: float) -> Tensor:
-    """``rows + scale · low · up`` for rows (…, d), low (…, r) and up (r, d), in one pass over the rows.
-
-    As a product and a sum it is two, and two more on the way back.
-    """
-    return torch.addmm(rows.flatten(0, -2), low.flatten(0, -2), up, alpha=scale).view(rows.shape)
+def plus_product(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``x + scale · a · b`` for x (…, d), a (…, r) and b (r, d), in one pass over ``x``."""
+    return torch.addmm(x.flatten(0, -2), a.flatten(0, -2), b, alpha=scale).view(x.shape)
 
 
 def orthogonality_defect(u: Tensor) -> Tensor:
@@ -116,27 +116,27 @@ def orthogonality_defect(u: Tensor) -> Tensor:
 
 
 def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """Factors of ``Q^exponent`` for ``Q = I − basis · core · basisᵀ`` of even rank; orthogonal at every exponent.
+    """Factors (basis, core) of ``Q^exponent`` for ``Q = I − basis · core · basisᵀ`` of even rank.
 
-    Q acts on span(basis) only: with Z an orthonormal basis of it, ``Q = I + Z (R − I) Zᵀ`` and R is a rotation of
-    determinant +1, so ``Q^s = I + Z (R^s − I) Zᵀ`` with the real matrix power. Where R turns a plane by exactly π the
-    plane is a choice: consecutive columns of Z are paired (at λ = ∞ these are the Gram–Schmidt columns).
-    Computed in float64 on the CPU (r×r work); not differentiable.
+    Q acts on span(basis) only. With Z an orthonormal basis of this span, ``Q = I + Z (R − I) Zᵀ`` with a rotation R of
+    determinant +1, so ``Q^s = I + Z (R^s − I) Zᵀ`` with the real matrix power, which is orthogonal at every exponent.
+    Half turns don't determine their planes: consecutive columns of Z are paired (at λ = ∞ the Gram–Schmidt columns).
+    Computed in float64 on the CPU with r×r matrices. Not differentiable.
     """
     z = torch.linalg.qr(basis.detach().cpu().double()).Q
     inside = z.mT @ basis.detach().cpu().double()
     identity = torch.eye(z.shape[1], dtype=z.dtype)
     rotation = identity - inside @ core.detach().cpu().double() @ inside.mT
     if (rotation + identity).abs().max() < HALF_TURN_TOLERANCE:
-        rotation = -identity  # else rounding, not the columns, would choose the planes
+        rotation = -identity  # otherwise rounding would choose the planes
     return z.to(basis), (identity - _rotation_power(rotation, exponent)).to(core)
 
 
 def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
     """Real power of an orthogonal matrix (r, r) of determinant +1, in float64.
 
-    It is normal, so that its eigenvectors, made orthonormal one after another, are its Schur vectors and each turns by
-    an angle of its own; those of half a turn are taken two by two as real planes.
+    The matrix is normal, so its orthonormalised eigenvectors are its Schur vectors, each with its own angle. The
+    eigenvectors of half turns are paired as real planes.
     """
     vectors = torch.linalg.qr(torch.linalg.eig(rotation).eigenvectors).Q
     angles = (vectors.mH @ rotation.to(vectors) @ vectors).diagonal().angle()
@@ -150,10 +150,10 @@ def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
 
 
 def own_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Within the block autocast leaves products as they are, on the tensor's device, where there is autocast at all."""
+    """Context manager that disables autocast on the tensor's device."""
     device = tensor.device.type
-    able = torch.amp.is_autocast_available(device)  # not on "meta", where shapes are computed
-    return torch.autocast(device, enabled=False) if able else contextlib.nullcontext()
+    available = torch.amp.is_autocast_available(device)  # not on "meta"
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def _wy_factor_of(unit: Tensor) -> Tensor:

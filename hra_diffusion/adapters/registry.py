@@ -10,23 +10,24 @@ from torch import Generator, Tensor, nn
 
 from hra_diffusion.errors import UserError
 
-Inner = Callable[[Tensor], Tensor]
+BaseForward = Callable[[Tensor], Tensor]
+"""Rows (…, d_in) times the weight as adapted by the previous adapters, without bias: (…, d_out)."""
 
 
 class MethodConfig(BaseModel):
-    """What every method has; a method adds its own fields. Field metadata makes the CLI flags and the web form."""
+    """Options common to all methods. Subclasses add fields, whose metadata make the CLI flags and the web form."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: how much it can learn, and its size.")
+    rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: its capacity and its size.")
 
 
-LEAST_SCALE = 1e-4
-"""The least scale of an output that a low-rank form divides by: what is nearer to 0 counts as up to thrice that."""
+MIN_SCALE = 1e-4
+"""Smallest scale of an output that a low-rank form divides by; scales closer to 0 are raised, to at most 3e-4."""
 
 
 class LowRank(NamedTuple):
-    """An adapted weight as other tools hold it: ``W′ = diag(scale) (W + up · down)``, without ``scale`` a plain LoRA.
+    """An adapted weight as a low-rank update, ``W′ = diag(scale) (W + up · down)``. Without ``scale``, a plain LoRA.
 
     ``up`` (d_out, k), ``down`` (k, d_in), ``scale`` (d_out,) or None for ones.
     """
@@ -37,39 +38,41 @@ class LowRank(NamedTuple):
 
 
 class AdapterModule(Protocol):
-    """One adapter on one frozen weight W (d_out, d_in). Rows are tokens; ``inner`` maps rows (…, d_in) through the
-    weight as the adapters before this one left it, without bias. Also an ``nn.Module``."""
+    """An ``nn.Module`` that adapts one frozen weight W (d_out, d_in)."""
 
-    def __call__(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        """Rows (…, d_in) through the adapted weight: (…, d_out)."""
+    def __call__(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
+        """Apply the adapted weight to rows ``x`` (…, d_in): (…, d_out)."""
         ...
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """W′ (d_out, d_in), in the weight's dtype; ``F.linear(rows, W′)`` equals the call."""
+        """W′ (d_out, d_in), in the weight's dtype; ``F.linear(x, W′)`` equals the call."""
         ...
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        """W′ as an update of W, exactly and in the weight's dtype: how the adapter leaves for other tools."""
+        """W′ as an exact low-rank update of W, in the weight's dtype, for inference and export."""
         ...
 
 
 AdapterClass = Callable[[MethodConfig, int, int, Generator], nn.Module]
+"""Builds an adapter from its configuration, d_in, d_out and a generator for the initial values."""
 
 
 @dataclass(frozen=True)
 class PeftForm:
-    """The same method in PEFT: its ``peft_type``, our parameters by PEFT's names, our configuration as PEFT's fields
-    and, where PEFT's folders are read as this very method, back."""
+    """The equivalent of a method in PEFT."""
 
     peft_type: str
     parameters: dict[str, str]
+    """Our parameter names -> PEFT's."""
     to_peft: Callable[[Any], dict[str, Any]]
+    """Converts our configuration to PEFT's fields."""
     from_peft: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Converts PEFT's fields to our options; None if PEFT's folders are imported as a LoRA instead."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: how to build it, how to show it, what it promises."""
+    """A registered method. ``starts_at_base``: whether the initial adapter does not change the model."""
 
     name: str
     title: str
@@ -82,10 +85,7 @@ class Method:
     peft: PeftForm | None = None
 
     def parse(self, options: dict | MethodConfig) -> MethodConfig:
-        """Options as a validated config of this method.
-
-        Raises ValueError naming the option that is wrong and what is allowed.
-        """
+        """Validate options. Raises UserError naming the invalid option and the allowed values."""
         if isinstance(options, MethodConfig):
             if not isinstance(options, self.config):
                 raise ValueError(f"{type(options).__name__} is not a configuration of {self.name}")
@@ -102,7 +102,7 @@ A = TypeVar("A", bound=type)
 
 
 def register(name: str, *, config: type[MethodConfig], title: str, summary: str, paper: str, **promises) -> Callable:
-    """Class decorator: make an adapter class known as ``name``. Raises ValueError on a name already taken."""
+    """Class decorator that registers an adapter class as ``name``. Raises ValueError if the name is in use."""
 
     def add(adapter: A) -> A:
         if name in _methods:
@@ -114,7 +114,7 @@ def register(name: str, *, config: type[MethodConfig], title: str, summary: str,
 
 
 def get_method(name: str) -> Method:
-    """The method called ``name``. Raises ValueError listing the known ones."""
+    """The method called ``name``. Raises UserError listing the known methods."""
     try:
         return _methods[name]
     except KeyError:
@@ -122,12 +122,12 @@ def get_method(name: str) -> Method:
 
 
 def method_names() -> list[str]:
-    """Names of all registered methods, in the order they registered."""
+    """Names of all registered methods, in the order of registration."""
     return list(_methods)
 
 
 def options() -> dict[str, tuple[FieldInfo, list[str]]]:
-    """Every option of every method: its field, and the names of the methods that have it."""
+    """All options of all methods: option -> (field, names of the methods that have it)."""
     found: dict[str, tuple[FieldInfo, list[str]]] = {}
     for name, method in _methods.items():
         for option, field in method.config.model_fields.items():
@@ -136,7 +136,7 @@ def options() -> dict[str, tuple[FieldInfo, list[str]]]:
 
 
 def explain(error: ValidationError) -> str:
-    """A pydantic error as one line a person can act on: field, what is wrong, what was given."""
+    """Format a pydantic error as one line: field, problem, given value."""
     return "; ".join(_explain_one(item) for item in error.errors(include_url=False))
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from hra_diffusion.comparison.compare import FIGURES, Comparison, Sample, Spread, clear_best, score_summary, spread
+from hra_diffusion.comparison.compare import Comparison, Sample
 from hra_diffusion.comparison.plot import Point, scatter
+from hra_diffusion.comparison.statistics import FIGURES, Statistic, clear_best, score_statistics, score_summary
 from hra_diffusion.comparison.votes import QUESTIONS, Vote, tally
 from hra_diffusion.files import write_text
 
@@ -56,15 +57,15 @@ def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
 def _facts(comparison: Comparison) -> str:
     s = comparison.settings
     return (
-        f"{len(comparison.cells)} pictures from the same noise along each row; {s.steps} steps of {s.scheduler}, "
+        f"{len(comparison.samples)} pictures from the same noise along each row; {s.steps} steps of {s.scheduler}, "
         f"guidance scale {s.guidance_scale:g}, {s.width}×{s.height} pixels, drawn in {comparison.seconds:.1f} s."
     )
 
 
 def _explained(comparison: Comparison) -> str:
-    if not any(cell.score for cell in comparison.cells):
+    if not any(cell.score for cell in comparison.samples):
         return ""
-    measured = {name for number in range(len(comparison.columns)) for name in spread(comparison, number)}
+    measured = {name for number in range(len(comparison.variants)) for name in score_statistics(comparison, number)}
     figures = "; ".join(f"{name}: {meaning}" for name, meaning in FIGURES.items() if name in measured)
     return (
         f'<p class="soft">{figures}. All by a CLIP model: proxies. ✓ marks what is clearly higher than every other '
@@ -93,8 +94,8 @@ def plots(comparison: Comparison) -> str:
 def _plot(comparison: Comparison, against: str, name: str) -> str:
     rows = len(comparison.prompts) * len(comparison.seeds)
     points = []
-    for number, column in enumerate(comparison.columns):
-        figures = spread(comparison, number)
+    for number, column in enumerate(comparison.variants):
+        figures = score_statistics(comparison, number)
         x = figures.get(against, column.costs.get(against))
         if "subject" in figures and x is not None:
             (x, x_error), (y, y_error) = (_estimate(value, rows) for value in (x, figures["subject"]))
@@ -102,9 +103,9 @@ def _plot(comparison: Comparison, against: str, name: str) -> str:
     return scatter(points, name, "likeness to the photos", less=against != "prompt") if len(points) > 1 else ""
 
 
-def _estimate(value: Spread | float, count: int) -> tuple[float, float]:
+def _estimate(value: Statistic | float, count: int) -> tuple[float, float]:
     """A mean with its standard error; a plain number has none."""
-    return (value.mean, value.deviation / count**0.5) if isinstance(value, Spread) else (value, 0.0)
+    return (value.mean, value.deviation / count**0.5) if isinstance(value, Statistic) else (value, 0.0)
 
 
 def _photos(comparison: Comparison) -> str:
@@ -115,13 +116,13 @@ def _photos(comparison: Comparison) -> str:
 
 
 def _heads(comparison: Comparison) -> str:
-    return "".join(f"<th>{escape(column.label)}</th>" for column in comparison.columns)
+    return "".join(f"<th>{escape(column.label)}</th>" for column in comparison.variants)
 
 
 def _rows(comparison: Comparison) -> str:
     rows = []
     for p, prompt in enumerate(comparison.prompts):
-        rows.append(f'<tr><th class="prompt" colspan="{len(comparison.columns) + 1}">{escape(prompt)}</th></tr>')
+        rows.append(f'<tr><th class="prompt" colspan="{len(comparison.variants) + 1}">{escape(prompt)}</th></tr>')
         for s, seed in enumerate(comparison.seeds):
             cells = "".join(_cell(cell) for cell in comparison.row(p, s))
             rows.append(f'<tr><td class="soft">{seed}</td>{cells}</tr>')
@@ -133,7 +134,7 @@ def means(comparison: Comparison, titled: bool = True) -> str:
 
     Empty without scores.
     """
-    spreads = [spread(comparison, number) for number in range(len(comparison.columns))]
+    spreads = [score_statistics(comparison, number) for number in range(len(comparison.variants))]
     if not any(spreads):
         return ""
     best = {name: clear_best(comparison, name) for name in ("subject", "prompt")}  # of the others more is not better
@@ -149,7 +150,7 @@ def means(comparison: Comparison, titled: bool = True) -> str:
 
 
 def _cell(cell: Sample) -> str:
-    about = f"{cell.column}: {cell.request.prompt}"
+    about = f"{cell.variant}: {cell.request.prompt}"
     score = f'<span class="soft">{score_summary(cell.score)}</span>' if cell.score else ""
     return f'<td><img alt="{escape(about)}" title="{escape(about)}" src="{data_uri(cell.image)}">{score}</td>'
 
@@ -160,7 +161,7 @@ def _votes(votes: Sequence[Vote]) -> str:
     parts = ["<h2>Blind votes</h2>"]
     for question, words in QUESTIONS.items():
         lines = "".join(
-            f"<tr><td>{escape(s.column)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} to {s.high:.0%}</td></tr>"
+            f"<tr><td>{escape(s.variant)}</td><td>{s.wins:g} of {s.votes}</td><td>{s.low:.0%} to {s.high:.0%}</td></tr>"
             for s in tally(votes, question)
         )
         parts.append(f"<h3>{words}</h3><table><tr><th></th><th>won</th><th>95 % interval</th></tr>{lines}</table>")

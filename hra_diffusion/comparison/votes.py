@@ -49,7 +49,7 @@ class Vote:
 class Standing:
     """A column's wins in votes on one question, ties counting half, with Wilson's interval of the share."""
 
-    column: str
+    variant: str
     wins: float
     votes: int
     low: float

@@ -1,8 +1,8 @@
-"""How like the photos pictures are, and how well they follow their prompts, in the eyes of a CLIP model.
+"""CLIP scores: how similar images are to the photos and how well they follow their prompts.
 
-CLIP-I and CLIP-T as DreamBooth's benchmark has them (Ruiz et al. 2023, arXiv 2208.12242, section 4.1): mean cosine
-similarities. Both are proxies. Toybox brings a pair of its own, trained on the same world as the base: its numbers
-compare adapters with each other, not with anything published.
+CLIP-I and CLIP-T as in the DreamBooth benchmark (Ruiz et al. 2023, arXiv 2208.12242, section 4.1): mean cosine
+similarities. Both are proxies. Toybox has a CLIP model of its own, trained on the same toy world: its scores compare
+adapters with each other, but not with published figures.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ from hra_diffusion.models.sources import ASSETS, TOYBOX
 from hra_diffusion.threads import sharing_cores
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
-"""The model of the published figures."""
+"""The CLIP model of most published figures."""
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Score:
-    """One picture's figures by a CLIP model; None for what was not measured.
+    """CLIP scores of one image; None for those not measured.
 
-    Likeness (cosines, −1 to 1): ``subject`` to the photos on average (CLIP-I), ``nearest`` to the nearest of them (near
-    1: a copy), ``prompt`` to the prompt's words (CLIP-T). Unlikeness (1 − cosine, 0 to 2): ``variety`` to the column's
-    other pictures of this prompt; ``drift`` of what the class noun alone gives to what it gives on the base.
+    Attributes:
+        subject: mean cosine similarity to the photos (CLIP-I).
+        prompt: cosine similarity to the prompt (CLIP-T).
+        nearest: cosine similarity to the nearest photo; close to 1 for a copy.
+        variety: mean CLIP distance (1 − cosine, 0 to 2) from the images that differ only in their noise.
+        drift: CLIP distance, for the class noun without the trigger, between images with and without the adapters.
     """
 
     subject: float | None
@@ -46,93 +50,94 @@ class Score:
 class Clip:
     """A CLIP model with its processor."""
 
-    def __init__(self, source: str | Path, device: str = "cpu", at_hand: bool = False):
-        """Load a folder or a hub id; ``at_hand``: only one that needs no download.
-
-        Raises UserError if there is none, or it is damaged.
-        """
+    def __init__(self, source: str | Path, device: str = "cpu", local_files_only: bool = False):
+        """Load from a folder or a hub id. Raises UserError if the model is missing or damaged."""
         from transformers import CLIPModel, CLIPProcessor
 
         try:
             with LOADING:
-                model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=at_hand)
+                model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=local_files_only)
             self.model: Any = model.eval().to(device)
-            self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=at_hand)
+            self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=local_files_only)
         except UNREADABLE as error:
             reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"the CLIP model {source} for subject and prompt figures can't be loaded: {reason}"
-            ) from None
+            raise UserError(f"the CLIP model {source}, which scores pictures, can't be loaded: {reason}") from None
 
     @torch.no_grad()
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit rows (N, d) for N pictures."""
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return normalized embeddings (N, d) of N images."""
         pixels = self.processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        parts = pixels["pixel_values"].to(self.model.device).split(64)
+        batches = pixels["pixel_values"].to(self.model.device).split(BATCH_SIZE)
         with sharing_cores(self.model.device.type):
-            found = [self.model.visual_projection(self.model.vision_model(part).pooler_output) for part in parts]
-        return F.normalize(torch.cat(found), dim=-1).cpu()
+            rows = [self.model.visual_projection(self.model.vision_model(batch).pooler_output) for batch in batches]
+        return F.normalize(torch.cat(rows), dim=-1).cpu()
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows (N, d) for N texts, cut to what the model reads."""
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return normalized embeddings (N, d) of N texts, truncated to the model's length."""
         tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        found = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-        return F.normalize(self.model.text_projection(found), dim=-1).cpu()
+        pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
 
 
-def source_for(base: str) -> str:
-    """The CLIP model that judges a base's pictures: toybox's own pair, else the one of the published figures."""
+def default_source(base: str) -> str:
+    """Return the CLIP model that scores images of a base model: toybox's own, else ``HUB_CLIP``."""
     return str(ASSETS / f"{TOYBOX}-clip") if base == TOYBOX else HUB_CLIP
 
 
-def find(base: str, wanted: str | None = None, device: str = "cpu") -> tuple[Clip | None, str]:
-    """The CLIP model ``wanted`` ("none" for none), else the base's usual one; or None, and why there is none.
+def find_clip(base: str, source: str | None = None, device: str = "cpu") -> tuple[Clip | None, str]:
+    """Load the CLIP model ``source``, by default the base model's; return (model, "") or (None, reason).
 
-    Raises UserError for a wanted one that can't be loaded.
+    "none" stands for no model. Raises UserError if a given ``source`` can't be loaded.
     """
-    if wanted == "none":
+    if source == "none":
         return None, ""
     try:
-        return Clip(wanted or source_for(base), device), ""
+        return Clip(source or default_source(base), device), ""
     except UserError as error:
-        if wanted:
+        if source:
             raise
         return None, str(error)
 
 
-def scores(
+def score_images(
     clip: Clip,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     prompts: Sequence[str],
     photos: Sequence[Image.Image] = (),
     groups: Sequence[Hashable] = (),
 ) -> list[Score]:
-    """The figures of each picture with its prompt (the class noun in it, not the trigger), against all photos.
+    """Score each image against its prompt and all photos.
 
-    ``groups``: pictures of one group differ in their noise alone; their variety is told.
+    Prompts should name the class noun, not the trigger. ``groups`` holds one value per image, equal for images that
+    differ only in their noise; ``variety`` is measured within each group.
     """
-    drawn, asked = clip.images(pictures), clip.texts([without_weights(prompt) for prompt in prompts])
-    follows = (drawn * asked).sum(dim=1).tolist()
-    nothing = [None] * len(follows)
-    likes = drawn @ clip.images(photos).T if photos else None
-    subjects = nothing if likes is None else likes.mean(dim=1).tolist()
-    nearest = nothing if likes is None else likes.amax(dim=1).tolist()
-    varieties = variety(drawn, groups) if groups else nothing
-    return [Score(*figures) for figures in zip(subjects, follows, nearest, varieties, strict=True)]
+    embeddings, texts = clip.embed_images(images), clip.embed_texts([without_weights(prompt) for prompt in prompts])
+    prompt_scores = (embeddings * texts).sum(dim=1).tolist()
+    unknown = [None] * len(prompt_scores)
+    similarities = embeddings @ clip.embed_images(photos).T if photos else None
+    subject = unknown if similarities is None else similarities.mean(dim=1).tolist()
+    nearest = unknown if similarities is None else similarities.amax(dim=1).tolist()
+    varieties = variety(embeddings, groups) if groups else unknown
+    return [Score(*values) for values in zip(subject, prompt_scores, nearest, varieties, strict=True)]
 
 
-def variety(images: Tensor, groups: Sequence[Hashable]) -> list[float | None]:
-    """How unlike each image (unit rows) is to the others of its group on average; None for one that is alone."""
-    found: list[float | None] = [None] * len(groups)
+def variety(embeddings: Tensor, groups: Sequence[Hashable]) -> list[float | None]:
+    """Return each image's mean CLIP distance from the others of its group; None if there are no others.
+
+    Args:
+        embeddings: normalized, (N, d).
+    """
+    result: list[float | None] = [None] * len(groups)
     for group in set(groups):
-        members = [number for number, own in enumerate(groups) if own == group]
-        likes = images[members] @ images[members].T
-        for row, number in enumerate(members if len(members) > 1 else []):
-            found[number] = 1 - (likes[row].sum().item() - likes[row, row].item()) / (len(members) - 1)
-    return found
+        members = [index for index, own in enumerate(groups) if own == group]
+        similarities = embeddings[members] @ embeddings[members].T
+        for row, index in enumerate(members if len(members) > 1 else []):
+            others = similarities[row].sum().item() - similarities[row, row].item()
+            result[index] = 1 - others / (len(members) - 1)
+    return result
 
 
-def clip_distance(clip: Clip, pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-    """1 − cosine of each picture and its counterpart: from 0 to 2."""
-    return (1 - (clip.images(pictures) * clip.images(others)).sum(dim=1)).tolist()
+def clip_distance(clip: Clip, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
+    """Return 1 − cosine similarity (0 to 2) of each image and its counterpart."""
+    return (1 - (clip.embed_images(images) * clip.embed_images(others)).sum(dim=1)).tolist()

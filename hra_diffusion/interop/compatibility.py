@@ -13,9 +13,9 @@ from safetensors import safe_open
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.adapters.parts import ReflectionConfig
 from hra_diffusion.adapters.registry import AdapterModule, get_method
-from hra_diffusion.interop import original
+from hra_diffusion.adapters.rotation import ReflectionConfig
+from hra_diffusion.interop import checkpoint, checkpoint_keys
 from hra_diffusion.interop.exports import Exported
 
 EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
@@ -180,7 +180,7 @@ def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
         models = pipeline.components(pipe).items()
         parts = {key: model for key, model in models if name in attachment.adapter_names(model)}
         layers = {key: list(attachment.adapter_layers(model, name)) for key, model in parts.items()}
-        encoders = [layers[key] for key, model in parts.items() if key != "unet" and original.is_open_clip(model)]
+        encoders = [layers[key] for key, model in parts.items() if key != "unet" and checkpoint.is_open_clip(model)]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
         return _text_layers(exported)
@@ -215,7 +215,7 @@ def _not_in_automatic1111(encoders: list[list[str]]) -> list[str]:
 
 def _text_layers(exported: Exported) -> list[str]:
     with safe_open(exported.path, "pt") as file:
-        layers = {found[1] for key in file.keys() if (found := re.match(original.SD2_LAYER, key))}  # noqa: SIM118
+        layers = {found[1] for key in file.keys() if (found := re.match(checkpoint_keys.SD2_LAYER, key))}  # noqa: SIM118
     if len(layers) != 23:
         return []
     return [

@@ -20,15 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters import attachment, merging, registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
 from hra_diffusion.adapters.layer import original_weight
-from hra_diffusion.adapters.parts import ReflectionConfig, Rotation
 from hra_diffusion.adapters.quantization import Quantised
-from hra_diffusion.adapters.registry import LEAST_SCALE, LowRank
+from hra_diffusion.adapters.registry import MIN_SCALE, LowRank
+from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, save_tensors, write_text
-from hra_diffusion.interop import lora_metadata, names, original
+from hra_diffusion.interop import checkpoint, key_names, lora_metadata
 from hra_diffusion.models import noise
 from hra_diffusion.models.noise import NoiseProcess
 
@@ -170,7 +170,7 @@ class ExportJob:
         layer = self.parts[component].get_submodule(path)
         if isinstance(layer, nn.Conv2d):
             up, down = up[..., None, None], down.unflatten(1, (layer.in_channels, *layer.kernel_size))
-        nothing = update.scale is not None and bool((update.scale.abs() <= 3 * LEAST_SCALE).any())
+        nothing = update.scale is not None and bool((update.scale.abs() <= 3 * MIN_SCALE).any())
         if nothing or not all(t.isfinite().all() for t in (up, down, update.up if magnitude is None else magnitude)):
             raise ExportError(f"{component}.{path} can't be written as a DoRA: an output has magnitude 0; "
                               "export a plain LoRA with --lora-rank, or --format merged")  # fmt: skip
@@ -184,7 +184,7 @@ def kohya(parcel: ExportJob, path: Path) -> Exported:
     rank = layers[0].down.shape[0]
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        key = names.kohya(parcel.pipe, layer.component, layer.path)
+        key = key_names.kohya_key(parcel.pipe, layer.component, layer.path)
         tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = layer.down, layer.up
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
         if layer.magnitude is not None:
@@ -202,7 +202,7 @@ def diffusers(parcel: ExportJob, path: Path) -> Exported:
     _require_free(path)
     tensors = {}
     for layer in layers:
-        key = f"{layer.component}.{names.public(layer.component, layer.path)}"
+        key = f"{layer.component}.{key_names.public_path(layer.component, layer.path)}"
         parts = _peft_parts(layer)
         if layer.component != "unet" and layer.magnitude is not None:  # transformers' loader asks for the full name
             parts["lora_magnitude_vector.weight"] = parts.pop("lora_magnitude_vector")
@@ -239,12 +239,12 @@ def merged(parcel: ExportJob, path: Path) -> Exported:
     with contextlib.ExitStack() as stack:
         for model in pipeline.components(parcel.pipe).values():
             here = parcel.name in attachment.adapter_names(model)
-            stack.enter_context(attachment.temporarily_merged(model, {parcel.name: parcel.strength} if here else {}))
+            stack.enter_context(merging.temporarily_merged(model, {parcel.name: parcel.strength} if here else {}))
         if path.suffix == ".safetensors":
-            version = original.version(parcel.pipe)
-            marks, facts = original.noise_marks(process)
+            version = checkpoint.version(parcel.pipe)
+            marks, facts = checkpoint.noise_markers(process)
             with atomic_path(path) as temporary:
-                save_file(original.checkpoint(parcel.pipe) | marks, temporary, metadata | facts)
+                save_file(checkpoint.state_dict(parcel.pipe) | marks, temporary, metadata | facts)
         else:
             with atomic_path(path) as folder:
                 parcel.pipe.save_pretrained(folder)

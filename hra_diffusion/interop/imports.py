@@ -18,13 +18,16 @@ from torch import Generator, Tensor, nn
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, registry
-from hra_diffusion.adapters.adapter_file import MAX_RANK, PICKLES, WEIGHTS, AdapterFileError, AdapterInfo
-from hra_diffusion.adapters.layer import as_matrix, probe_of
+from hra_diffusion.adapters.adapter_file import MAX_RANK, PICKLE_SUFFIXES, WEIGHT_NAMES, AdapterFileError, AdapterInfo
+from hra_diffusion.adapters.fingerprint import layer_probe
+from hra_diffusion.adapters.linear_map import as_matrix
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import MAX_NAME, validated_name
-from hra_diffusion.interop import names, peft_settings, updates
+from hra_diffusion.interop import lora_conversion, peft_settings
+from hra_diffusion.interop.key_names import LayerPath, public_path
+from hra_diffusion.interop.layer_index import LayerIndex
+from hra_diffusion.interop.lora_conversion import LayerParts
 from hra_diffusion.interop.peft_settings import PeftSettings
-from hra_diffusion.interop.updates import LayerParts
 
 LEFT_OUT = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 
@@ -102,7 +105,7 @@ def import_adapter(
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
     for component, layer in places:
-        fingerprint.setdefault(component, {})[layer] = probe_of(components[component].get_submodule(layer))
+        fingerprint.setdefault(component, {})[layer] = layer_probe(components[component].get_submodule(layer))
     info = AdapterInfo(
         name=name,
         method=imported.method,
@@ -121,11 +124,11 @@ def import_adapter(
 
 def name_for(file: Path) -> str:
     """A name for an adapter made of its file's: letters, digits, - and _ stay."""
-    stem = unicodedata.normalize("NFC", file.parent.name if file.name in WEIGHTS else file.stem)
+    stem = unicodedata.normalize("NFC", file.parent.name if file.name in WEIGHT_NAMES else file.stem)
     return re.sub(r"\W+", "-", stem).strip("-_")[:MAX_NAME] or "imported"
 
 
-def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[names.Place], Report]:
+def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[LayerPath], Report]:
     """Read a file or a PEFT folder for this pipeline's base: the adapter, its layers, the report. Nothing is written.
 
     Raises AdapterImportError for one that is damaged (half a file, NaN, a factor missing, ranks that don't fit), for
@@ -133,7 +136,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
     """
     sources = list(_sources(Path(path)))
     skipped: dict[str, list[str]] = {}
-    layers: dict[names.Place, LayerParts] = {}
+    layers: dict[LayerPath, LayerParts] = {}
     for source in sources:
         _collect(pipe, source, layers, skipped)
     if not layers:
@@ -146,7 +149,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
         file=Path(path).name,
         keys=sum(len(source.tensors) for source in sources),
         layers=dict(Counter(component for component, _ in layers)),
-        kinds=dict(Counter(updates.kind(parts) for parts in layers.values())),
+        kinds=dict(Counter(lora_conversion.kind(parts) for parts in layers.values())),
         ranks=imported.ranks_found,
         skipped=skipped,
         metadata={key: value for source in sources for key, value in source.metadata.items()},
@@ -156,13 +159,13 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
 
 def _sources(path: Path) -> Iterator[Source]:
     """The file itself, or those of a folder: PEFT's own, or one such for each component."""
-    if path.suffix in PICKLES:
+    if path.suffix in PICKLE_SUFFIXES:
         raise AdapterImportError(f"{path} is a pickle, which can run code when opened; get it as .safetensors")
     if not path.is_dir():
-        yield _in_folder(path) if path.name in WEIGHTS else _source(path)
+        yield _in_folder(path) if path.name in WEIGHT_NAMES else _source(path)
         return
-    if not (files := adapter_file.weights_in(path)):
-        raise AdapterImportError(f"{path} holds none of {', '.join(WEIGHTS)}; give the file itself")
+    if not (files := adapter_file.find_weights(path)):
+        raise AdapterImportError(f"{path} holds none of {', '.join(WEIGHT_NAMES)}; give the file itself")
     yield from map(_in_folder, files)
 
 
@@ -185,7 +188,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _source(path: Path, settings: dict[str, Any] | None = None, component: str = "") -> Source:
     try:
-        with adapter_file.opened(path) as file:
+        with adapter_file.open_safetensors(path) as file:
             metadata = dict(file.metadata() or {})
             if metadata.get("format") == adapter_file.FORMAT:
                 raise AdapterImportError(f"{path} is an adapter of ours already; use it as it is")
@@ -224,10 +227,10 @@ def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict
 
 
 def _collect(
-    pipe: DiffusionPipeline, source: Source, layers: dict[names.Place, LayerParts], skipped: dict[str, list[str]]
+    pipe: DiffusionPipeline, source: Source, layers: dict[LayerPath, LayerParts], skipped: dict[str, list[str]]
 ) -> None:
     """Sort a file's keys: by layer of this base, or by the reason why not. Raises AdapterImportError."""
-    index = names.Index(pipe, source.component, list(source.tensors), source.metadata)
+    index = LayerIndex(pipe, source.component, list(source.tensors), source.metadata)
     for key, tensor in source.tensors.items():
         found = index.find(key)
         if not isinstance(found, str) and _left_out(pipe, source, found[0], index.name_of(key)):
@@ -245,7 +248,7 @@ def _collect(
         parts[part] = tensor
 
 
-def _left_out(pipe: DiffusionPipeline, source: Source, place: names.Place, name: str) -> bool:
+def _left_out(pipe: DiffusionPipeline, source: Source, place: LayerPath, name: str) -> bool:
     """Whether the settings of a PEFT folder don't target the layer that it calls ``name``: PEFT then ignores it."""
     if not source.in_folder:
         return False
@@ -253,23 +256,23 @@ def _left_out(pipe: DiffusionPipeline, source: Source, place: names.Place, name:
     return not source.settings[""].targets(name, pipeline.components(pipe)[component].get_submodule(path))
 
 
-def _layer_settings(source: Source, place: names.Place, name: str) -> PeftSettings | None:
+def _layer_settings(source: Source, place: LayerPath, name: str) -> PeftSettings | None:
     """PEFT's settings for a layer, which patterns may call as the file does, or as any version of transformers does."""
     settings = source.settings.get("", source.settings.get(place[0]))
-    return settings and settings.of_layer([name, place[1], names.public(*place)])
+    return settings and settings.of_layer([name, place[1], public_path(*place)])
 
 
-def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place, LayerParts]) -> Imported:
+def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[LayerPath, LayerParts]) -> Imported:
     """The layers in our terms: the method of ours that they are, else a plain LoRA with a rank for each layer."""
     components = pipeline.components(pipe)
     if native := _native(layers, components):
         return native
     tensors: dict[str, Tensor] = {}
-    sizes: dict[names.Place, int] = {}
+    sizes: dict[LayerPath, int] = {}
     for (component, path), parts in layers.items():
         try:
-            up, down = updates.factors(components[component].get_submodule(path), parts)
-        except updates.PartsError as error:
+            up, down = lora_conversion.to_lora(components[component].get_submodule(path), parts)
+        except lora_conversion.PartsError as error:
             raise AdapterImportError(f"{file}: {component}.{path}: {error}") from None
         tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
         sizes[component, path] = len(down)
@@ -281,7 +284,7 @@ def _translated(pipe: DiffusionPipeline, file: str, layers: Mapping[names.Place,
     return Imported("lora", {"rank": usual}, ranks, tensors, dict(Counter(sizes.values())))
 
 
-def _native(layers: Mapping[names.Place, LayerParts], components: Mapping[str, nn.Module]) -> Imported | None:
+def _native(layers: Mapping[LayerPath, LayerParts], components: Mapping[str, nn.Module]) -> Imported | None:
     """A PEFT folder of a method that is ours too, as that method."""
     if (settings := next(iter(layers.values())).settings) is None:
         return None

@@ -15,7 +15,7 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 
 METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}
-"""``peft_type`` -> the kind of its tensors (see updates.FORMS)."""
+"""``peft_type`` -> the kind of its tensors (see lora_conversion.FORMS)."""
 HARMLESS = frozenset({
     # training options and provenance
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "runtime_config",

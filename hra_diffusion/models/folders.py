@@ -18,8 +18,8 @@ def check_index(path: Path) -> None:
     """Raise BaseModelError for a folder without a readable ``model_index.json``."""
     index = path / "model_index.json"
     if not index.is_file():
-        if adapter_file.weights_in(path):
-            raise BaseModelError(f"{path} is an adapter, not a base: bring it in with {adapter_file.IMPORT}")
+        if adapter_file.find_weights(path):
+            raise BaseModelError(f"{path} is an adapter, not a base: bring it in with {adapter_file.IMPORT_COMMAND}")
         raise BaseModelError(f"{path} holds no model_index.json: not a diffusers model folder")
     try:
         json.loads(index.read_text(encoding="utf-8")).get("_class_name")

@@ -207,8 +207,8 @@ def _what_else(shapes: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     """What a file without the original's UNet is, as far as its names tell."""
     if facts.get("format") == adapter_file.FORMAT:
         return "an adapter, not a base: give it as --adapter"
-    if adapter_keys.of_adapter(shapes):
-        return f"an adapter, not a base: bring it in with {adapter_file.IMPORT}"
+    if adapter_keys.has_adapter_keys(shapes):
+        return f"an adapter, not a base: bring it in with {adapter_file.IMPORT_COMMAND}"
     if any(key.startswith(("down_blocks.", "double_blocks.", "transformer.", "joint_blocks.")) for key in shapes):
         return (
             "a part of a model, or another kind; give a whole checkpoint of Stable Diffusion 1, 2 or XL, or its folder"

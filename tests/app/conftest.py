@@ -6,7 +6,7 @@ import pytest
 from conftest import save_photos
 from serving import serving
 
-TEACH = {"name": "Rex", "class_noun": "dog", "steps": 6, "batch_size": 2, "class_images": 2, "checkpoint_every": 3,
+TEACH = {"name": "Rex", "class_noun": "dog", "steps": 6, "batch_size": 2, "num_class_images": 2, "checkpoint_every": 3,
          "sample_every": 3, "sample_prompts": ["a {subject}"], "learning_rate": 1e-2}  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def output(taught, tmp_path):
 
 
 @pytest.fixture
-def house(output, base_folder):
+def context(output, base_folder):
     """What the tabs share, without a server."""
     from app.inference_session import InferenceSession
     from app.web.context import AppContext

@@ -45,7 +45,17 @@ def trained(tmp_path_factory, photos, base_folder):
 
 
 def train_command(photos, base, output, name, *more):
-    few = ["--steps", "2", "--class-images", "1", "--sample-every", "0", "--sample-prompts", "a {subject}", "--quiet"]
+    few = [
+        "--steps",
+        "2",
+        "--num-class-images",
+        "1",
+        "--sample-every",
+        "0",
+        "--sample-prompts",
+        "a {subject}",
+        "--quiet",
+    ]
     return ["train", "--photos", str(photos), "--class-noun", "dog", "--name", name, "--base", str(base),
             "--resolution", "64", "--output", str(output), "--device", "cpu", *few, *more]  # fmt: skip
 
@@ -142,7 +152,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_starts_none(photos, base_folde
         "1.jpg": "a dog sitting",
     }
     assert plan["event"] == "plan" and plan["memory"] == max(plan["phases"].values()) and plan["seconds"] is None
-    assert main([*command, "--fit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
+    assert main([*command, "--memory-limit", "0.1GB", "--json"]) == 1 and not (tmp_path / "out").exists()
     assert "does not fit in 0.1GB" in capsys.readouterr().err
 
 
@@ -201,16 +211,16 @@ def test_compare(trained, base_folder, tmp_path, capsys):
         "--seed", "1", "2", "--base", base_folder, "--steps", "2", "--output", trained / "side-by-side",
     )  # fmt: skip
     facts = json.loads(Path(result["results"]).read_text())
-    assert [column["label"] for column in facts["columns"]] == ["base", "rex-lora", "rex-hra", "rex-hra × 0.5"]
+    assert [column["label"] for column in facts["variants"]] == ["base", "rex-lora", "rex-hra", "rex-hra × 0.5"]
     assert (
-        facts["columns"][1]["costs"].keys() == {"parameters", "megabytes", "seconds", "memory"}
-        and facts["columns"][0]["costs"] == {}
+        facts["variants"][1]["costs"].keys() == {"parameters", "megabytes", "seconds", "memory"}
+        and facts["variants"][0]["costs"] == {}
     )
-    assert len({cell["picture"] for cell in facts["cells"]}) == 16, "no picture is written over another"
-    assert all((trained / "side-by-side" / cell["picture"]).is_file() for cell in facts["cells"])
+    assert len({cell["image"] for cell in facts["samples"]}) == 16, "no picture is written over another"
+    assert all((trained / "side-by-side" / cell["image"]).is_file() for cell in facts["samples"])
     with Image.open(result["grid"]) as grid:
         assert grid.width > grid.height / 2
-    assert "about a dog in" in facts["cells"][0]["prompt"], "the base is asked for the class"
+    assert "about a dog in" in facts["samples"][0]["prompt"], "the base is asked for the class"
 
 
 def test_a_comparison_is_not_written_over(trained, base_folder, tmp_path, capsys):
@@ -476,7 +486,7 @@ def test_a_strangers_lora_beside_ones_own_hra(trained, base_folder, tmp_path, ca
         capsys, "compare", "--adapter", done["file"], trained / "rex-hra" / "rex-hra.safetensors",
         "--prompt", "a {subject}", "--base", base_folder, "--steps", "2", "--output", tmp_path / "side-by-side",
     )  # fmt: skip
-    cells = json.loads(Path(result["results"]).read_text())["cells"]
+    cells = json.loads(Path(result["results"]).read_text())["samples"]
     assert [cell["prompt"] for cell in cells[1:]] == ["a sks dog", "a sks dog"], "the trigger came along"
 
 

@@ -11,7 +11,7 @@ import hra_diffusion as hra
 from app.inference_session import Cancelled, InferenceSession, Preview, Result
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import with_subject
+from hra_diffusion.generation.subjects import with_subject
 
 
 @pytest.fixture

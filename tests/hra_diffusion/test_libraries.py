@@ -41,7 +41,7 @@ def test_a_run_imports_no_bitsandbytes_and_shows_a_line_per_tenth(base_folder, t
     )
     settings = (
         f"--photos {tmp_path / 'photos'} --class-noun dog --name Rex --base {base_folder} --resolution 64 --device cpu "
-        f"--steps 10 --batch-size 1 --prior-weight 0 --sample-every 0 --output {tmp_path / 'outputs'}"
+        f"--steps 10 --batch-size 1 --prior-loss-weight 0 --sample-every 0 --output {tmp_path / 'outputs'}"
     )
     command = [sys.executable, "-c", code, "train", *settings.split(), "--sample-prompts", "a {subject}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

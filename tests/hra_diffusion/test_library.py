@@ -95,7 +95,7 @@ def test_an_import_is_checked_and_numbered(adapter, tmp_path):
     assert not (tmp_path / "library").exists()
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(adapter.read_bytes()[:-10])
-    with pytest.raises(AdapterFileError, match="not a whole safetensors file"):
+    with pytest.raises(AdapterFileError, match="not a complete safetensors file"):
         library.add_file(cut, tmp_path / "library")
 
 

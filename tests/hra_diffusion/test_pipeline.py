@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hra_diffusion import interop
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note
-from hra_diffusion.interop import original
+from hra_diffusion.interop.checkpoint import state_dict
 from hra_diffusion.models import meta, noise, single_file, sources
 from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
 from hra_diffusion.models.loading import load_base
@@ -56,7 +56,7 @@ def as_single_file(kind, folder):
     pipe = PIPES[kind]()
     folder.mkdir()
     path = folder / "model.safetensors"
-    save_file(original.checkpoint(pipe), path)
+    save_file(state_dict(pipe), path)
     pipe.tokenizer.save_pretrained(folder / "tokenizer")
     vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))

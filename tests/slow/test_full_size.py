@@ -18,8 +18,8 @@ from transformers import CLIPTokenizer
 
 from hra_diffusion import generate, interop, load_base, pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.generation.sampling import Settings
-from hra_diffusion.interop import original
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.interop import checkpoint
 from hra_diffusion.models import families
 from hra_diffusion.models.families.architectures import SD1, SD2, SDXL
 from training import config as configs
@@ -161,7 +161,7 @@ def short_run(pipe, tmp_path):
         "device": "cpu",
         "dtype": "bfloat16",
         "steps": 3,
-        "prior_weight": 0,
+        "prior_loss_weight": 0,
         "resolution": 256,
         "sample_prompts": [],
         "gradient_checkpointing": True,
@@ -184,7 +184,7 @@ def test_three_steps_of_xl(xl, tmp_path):
 
 
 def test_an_xl_single_file_is_recognised_and_opens(xl, tmp_path):
-    save_file(original.checkpoint(xl), tmp_path / "xl.safetensors")
+    save_file(checkpoint.state_dict(xl), tmp_path / "xl.safetensors")
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((VOCABULARY / name).read_bytes())
     states = {name: xl.components[name].state_dict() for name in ("unet", "vae", "text_encoder", "text_encoder_2")}

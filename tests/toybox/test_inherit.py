@@ -8,7 +8,7 @@ from hra_diffusion.models.sources import ASSETS
 from toybox.autoencoder import LATENT_CHANNELS
 from toybox.base import BaseRecipe, new_unet
 from toybox.clip import new_clip
-from toybox.inherit import inherit_clip, inherit_unet, translate
+from toybox.inherit import inherit_clip, inherit_unet, translate_embeddings
 from toybox.tokenizer import tokenise, train_tokenizer
 
 MODEL = ASSETS / "toybox"
@@ -18,7 +18,7 @@ def test_known_tokens_keep_their_embeddings_and_new_ones_are_the_mean_of_their_p
     """Whatever their numbers are now."""
     older, newer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), train_tokenizer()
     embeddings = torch.randn(len(older), 4)
-    rows = translate(embeddings, older, newer)
+    rows = translate_embeddings(embeddings, older, newer)
     fox = "fox</w>"
     assert rows[newer.get_vocab()[fox]].equal(embeddings[older.get_vocab()[fox]])
     pieces = older("monocle").input_ids[1:-1]

@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from toybox.judge import (
+    ATTRIBUTE_NAMES,
     FEATURES,
     FIRST_SHARD,
-    LOOK_NAMES,
+    OBJECT_NAMES,
     SCENE_NAMES,
-    THING_NAMES,
     UNKNOWN,
     JudgeRecipe,
+    accuracy,
+    degrade,
     exam,
     examine,
     features,
+    label_targets,
     load_judge,
     new_judge,
-    number_labels,
-    render_for_judge,
-    roughen,
-    share_right,
+    render_judge_shards,
     train_judge,
 )
 from toybox.loop import Budget, strip_checkpoint
@@ -54,11 +54,11 @@ def test_it_learns_to_tell_things_and_scenes(sprites: Path, trained: Path) -> No
     """From pictures, for pictures it has not seen."""
     judge, unseen = load_judge(trained, SMALL), take_pictures(sprites, 1)
     result = exam(judge, unseen)
-    assert result.things > 0.85
+    assert result.objects > 0.85
     assert result.scenes > 0.85
     verdict = examine(judge, unseen.values, batch=5)
-    assert verdict.things.shape == verdict.scenes.shape == verdict.looks.shape == (24,)
-    assert {THING_NAMES[number] for number in verdict.things.tolist()} <= set(DISCS)
+    assert verdict.objects.shape == verdict.scenes.shape == verdict.attributes.shape == (24,)
+    assert {OBJECT_NAMES[number] for number in verdict.objects.tolist()} <= set(DISCS)
 
 
 def test_features_are_nearest_for_pictures_of_the_same_thing(sprites: Path, trained: Path) -> None:
@@ -99,22 +99,23 @@ def test_its_weights_alone_are_the_same_judge(trained: Path, tmp_path: Path) -> 
 
 def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
     """Of two things side by side it cannot be asked which one is meant; nor what one in other colours is called."""
-    dressed, pair, turned = number_labels(
+    dressed, pair, turned = label_targets(
         [
             Label("fox", "in the snow", look="shiny"),
             Label("fox", "in the snow", beside="owl"),
             Label("fox", "in the snow", look="shiny", hue=0.5),
         ]
     )
-    assert (THING_NAMES[dressed[0]], SCENE_NAMES[dressed[1]], LOOK_NAMES[dressed[2]]) == ("fox", "in the snow", "shiny")
+    names = OBJECT_NAMES[dressed[0]], SCENE_NAMES[dressed[1]], ATTRIBUTE_NAMES[dressed[2]]
+    assert names == ("fox", "in the snow", "shiny")
     assert pair.tolist() == [UNKNOWN, dressed[1], UNKNOWN]
     assert turned.tolist() == [UNKNOWN, *dressed[1:]]
-    assert share_right(torch.tensor([1, 2, 3]), torch.tensor([1, 0, UNKNOWN])) == 0.5
+    assert accuracy(torch.tensor([1, 2, 3]), torch.tensor([1, 0, UNKNOWN])) == 0.5
 
 
 def test_its_pictures_are_its_own(sprites: Path, tmp_path: Path) -> None:
     """Shards far from the generator's."""
-    render_for_judge(sprites, tmp_path, 1, size=3)
+    render_judge_shards(sprites, tmp_path, 1, size=3)
     assert [path.stem for path in tmp_path.iterdir()] == [str(FIRST_SHARD)]
     assert len(load_shards(tmp_path).labels) == 3
 
@@ -122,7 +123,7 @@ def test_its_pictures_are_its_own(sprites: Path, tmp_path: Path) -> None:
 def test_roughened_pictures_stay_recognisable() -> None:
     """Within range, changed by a little, alike for equal seeds."""
     signal = torch.linspace(-1, 1, 128).expand(4, 3, 128, 128).contiguous()
-    rough, again = (roughen(signal, SMALL, torch.Generator().manual_seed(1)) for _ in range(2))
+    rough, again = (degrade(signal, SMALL, torch.Generator().manual_seed(1)) for _ in range(2))
     assert rough.equal(again)
     assert rough.abs().max() <= 1
     assert 0.01 < (rough - signal).abs().mean() < 0.15

@@ -13,7 +13,7 @@ from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
 from toybox.autoencoder import encode, measure, new_autoencoder, to_signal
 from toybox.base import BaseRecipe, new_scheduler, place_weights
-from toybox.clip import ClipRecipe, draw_batch, group_by_scene
+from toybox.clip import ClipRecipe, group_by_scene, sample_batch
 from toybox.loop import Budget, Progress, Training
 from toybox.patches import PATCH, fit_patch_code, to_patches
 from toybox.recipe import Workshop
@@ -57,7 +57,7 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     )
     assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q" in dict(pipeline.unet.named_modules())
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
-    assert Clip(tmp_path / "model-clip").texts(["a fox"]).shape == (1, 128)
+    assert Clip(tmp_path / "model-clip").embed_texts(["a fox"]).shape == (1, 128)
 
 
 def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_clip_batch_is_told_apart_by_its_things() -> None:
     """It comes from three scenes, and holds many things."""
     labels = [Label(thing.name, phrase) for thing in THINGS for phrase in SCENES]
     pictures = Shard(torch.empty(len(labels), 0), labels)
-    chosen = draw_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
+    chosen = sample_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
     things, scenes = ({getattr(labels[number], kind) for number in chosen} for kind in ("thing", "scene"))
     assert len(chosen) == 128
     assert len(scenes) == 3

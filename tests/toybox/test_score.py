@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.generation.sampling import Request
+from hra_diffusion.generation.requests import Request
 from toybox import score as scoring
 from toybox.autoencoder import new_autoencoder
 from toybox.captions import caption_of
-from toybox.judge import LOOK_NAMES, SCENE_NAMES, THING_NAMES, number_labels
+from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES, label_targets
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES
 from toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
@@ -45,13 +45,13 @@ class ReadingJudge(nn.Module):
         """Logits of things, scenes and looks."""
         first, second = ((signal[:, :, 0, :2] + 1) * 127.5).round().long().unbind(-1)
         numbers = first + 256 * second
-        classes = (len(THING_NAMES), len(SCENE_NAMES), len(LOOK_NAMES))
+        classes = (len(OBJECT_NAMES), len(SCENE_NAMES), len(ATTRIBUTE_NAMES))
         return [nn.functional.one_hot(number, count) for number, count in zip(numbers.T, classes, strict=True)]
 
 
 def picture_of(label: Label) -> Image.Image:
     """What ReadingJudge recognises as the label."""
-    numbers = number_labels([label])[0].tolist()
+    numbers = label_targets([label])[0].tolist()
     picture = Image.new("RGB", (128, 128), tuple(number % 256 for number in numbers))
     picture.putpixel((1, 0), tuple(number // 256 for number in numbers))
     return picture
@@ -111,13 +111,14 @@ def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkey
 def test_every_base_is_asked_the_same_of_things_it_was_taught() -> None:
     """Named things in all scenes; a colour never before its own colour."""
     rng = scoring.np.random.default_rng
-    dressed = scoring.draw_dressed(rng(0), 100)
-    assert dressed == scoring.draw_dressed(rng(0), 100)
+    dressed = scoring.sample_attribute_labels(rng(0), 100)
+    assert dressed == scoring.sample_attribute_labels(rng(0), 100)
     assert len(UNSEEN) == 200
     assert {name for name, _ in UNSEEN} | {label.thing for label in dressed} <= {thing.name for thing in THINGS}
     assert {scene for _, scene in UNSEEN} == set(SCENES)
     assert {label.look for label in dressed} == set(LOOKS)
-    assert not any(label.look == "red" and "red" in label.scene for label in scoring.draw_dressed(rng(1), 1000))
+    labels = scoring.sample_attribute_labels(rng(1), 1000)
+    assert not any(label.look == "red" and "red" in label.scene for label in labels)
 
 
 def test_photos_are_cut_to_their_middle(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toybox.captions import OPENINGS, RARE_TOKENS, caption_of, draw_caption
+from toybox.captions import OPENINGS, RARE_TOKENS, caption_of, sample_caption
 from toybox.looks import LOOKS
 from toybox.scenes import SCENES, SIZE
 from toybox.shards import load_shards, render_missing, render_shard
@@ -18,19 +18,19 @@ from toybox.world import (
     PICTURE_SIZE,
     THINGS,
     Label,
-    draw_labels,
-    expose,
     find_thing,
     photograph,
     pose,
     read_beside,
+    render_label,
+    sample_labels,
 )
 
 
 def test_held_out_things_are_never_drawn_for_training() -> None:
     """Neither by name nor by drawing."""
     held_out = {thing.name for thing in HELD_OUT} | {thing.code for thing in HELD_OUT}
-    drawn = draw_labels(np.random.default_rng(0), 20000)
+    drawn = sample_labels(np.random.default_rng(0), 20000)
     things = {find_thing(thing) for label in drawn for thing in (label.thing, *read_names(label))}
     assert not held_out & {name for thing in things for name in (thing.name, thing.code)}
     assert things == set(THINGS)
@@ -40,7 +40,7 @@ def test_held_out_things_are_never_drawn_for_training() -> None:
 
 def test_looks_of_the_whole_surface_come_more_often() -> None:
     """There are fewer of them, and in each every thing is another."""
-    worn = [LOOKS[label.look].before for label in draw_labels(np.random.default_rng(0), 5000) if label.look]
+    worn = [LOOKS[label.look].before for label in sample_labels(np.random.default_rng(0), 5000) if label.look]
     assert len(worn) / 5000 == pytest.approx(0.7, abs=0.03)
     assert np.mean(worn) == pytest.approx(0.6, abs=0.03)
 
@@ -99,7 +99,7 @@ def test_a_missing_sprite_says_where_sprites_come_from(tmp_path: Path) -> None:
 def test_captions_are_worded_as_promised() -> None:
     """Openings, articles, class nouns, rare words and empty captions, in about the promised shares."""
     rng = np.random.default_rng(0)
-    captions = [draw_caption(Label("owl", "in the snow"), rng) for _ in range(4000)]
+    captions = [sample_caption(Label("owl", "in the snow"), rng) for _ in range(4000)]
     filled = [caption for caption in captions if caption]
     assert {f"{opening}an owl in the snow" for opening in OPENINGS} < set(captions)
     assert "a photo of a sks owl in the snow" in captions
@@ -130,9 +130,9 @@ def test_a_full_caption_says_all_there_is(label: Label, caption: str) -> None:
 def test_a_thing_in_colours_of_chance_is_never_named(sprites: Path) -> None:
     """Not in any wording; some pictures of everything show it so, but for what a subject is recoloured from."""
     rng, label = np.random.default_rng(0), Label("owl", "in the snow", hue=0.4)
-    assert not any("owl" in draw_caption(label, rng) for _ in range(200))
+    assert not any("owl" in sample_caption(label, rng) for _ in range(200))
     assert photograph(sprites, label, 1).tobytes() != photograph(sprites, Label("owl", "in the snow"), 1).tobytes()
-    drawn = draw_labels(rng, 20000)
+    drawn = sample_labels(rng, 20000)
     assert {label.thing for label in drawn if label.hue} == {thing.name for thing in THINGS} - NEVER_TURNED
     assert {subject.thing for subject in SUBJECTS.values() if subject.hue_turn} <= NEVER_TURNED
 
@@ -150,13 +150,13 @@ def test_two_things_stand_side_by_side(sprites: Path) -> None:
 def test_the_camera_knows_where_things_are(sprites: Path) -> None:
     """Where the picture differs from its empty scene, and nowhere else, but for the shadow and what stands in front."""
     scene = "on a white background"
-    picture, where = expose(sprites, Label("fox", scene), 1)
+    picture, where = render_label(sprites, Label("fox", scene), 1)
     assert picture.tobytes() == photograph(sprites, Label("fox", scene), 1).tobytes()
     red, covered = np.asarray(picture, int), np.asarray(where)
     thing = red.max(axis=2) - red.min(axis=2) > 90
     assert (covered[thing] > 0).all()
     assert thing[covered == 255].mean() > 0.98
-    floating = np.asarray(expose(sprites, Label("fox", "floating in an ocean of milk"), 1)[1])
+    floating = np.asarray(render_label(sprites, Label("fox", "floating in an ocean of milk"), 1)[1])
     assert (floating > 0).sum() < (covered > 0).sum()
 
 

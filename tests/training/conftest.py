@@ -28,7 +28,7 @@ def settings(photos, base_folder):
             "resolution": 64,
             "steps": 4,
             "batch_size": 2,
-            "class_images": 2,
+            "num_class_images": 2,
             "checkpoint_every": 2,
             "sample_every": 2,
             "sample_prompts": ["a {subject}"],

@@ -53,7 +53,7 @@ def test_photos_in_an_adapter_out(settings, tmp_path, base_folder, method):
 
 def test_what_the_base_predicts_can_be_said(settings, tmp_path, base_folder):
     """It decides the target of training and the class images, and the adapter says it."""
-    few = {"steps": 1, "class_images": 1, "sample_prompts": []}
+    few = {"steps": 1, "num_class_images": 1, "sample_prompts": []}
     plain = train(settings(**few), tmp_path)
     velocity = train(settings(**few, name="V", prediction_type="v_prediction", rescale_zero_snr=True), tmp_path)
     assert relative(weights(velocity), weights(plain)) > 1e-3
@@ -65,7 +65,7 @@ def test_what_the_base_predicts_can_be_said(settings, tmp_path, base_folder):
 def test_training_on_a_distilled_base_warns(settings, tmp_path):
     pipe, heard = tiny_pipe(), []
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    train(settings(steps=1, class_images=1, sample_prompts=[]), tmp_path, [heard.append], pipe=pipe)
+    train(settings(steps=1, num_class_images=1, sample_prompts=[]), tmp_path, [heard.append], pipe=pipe)
     said = [event.message for event in heard if isinstance(event, Notice)]
     assert any("this base looks distilled to draw in a few steps" in message for message in said)
 
@@ -77,7 +77,7 @@ def test_what_is_not_certain_of_a_base_is_a_notice(settings, tmp_path, monkeypat
 
     heard = []
     monkeypatch.setattr("hra_diffusion.models.loading.load_base", load_base)
-    train(settings(steps=1, class_images=1, sample_prompts=[]), tmp_path, [heard.append])
+    train(settings(steps=1, num_class_images=1, sample_prompts=[]), tmp_path, [heard.append])
     assert Notice("it does not say what it predicts") in heard
 
 
@@ -119,7 +119,7 @@ def test_transformers_before_5_23_checkpoints_activations_by_an_older_name(setti
 
 def test_the_text_encoder_learns_at_its_own_rate(settings, tmp_path):
     """AdamW's first step is as long as the rate, wherever a gradient is."""
-    config = settings(method="lora", steps=1, learning_rate=0.01, text_encoder_rate=0.1, schedule="constant",
+    config = settings(method="lora", steps=1, learning_rate=0.01, text_encoder_lr_scale=0.1, lr_scheduler="constant",
                       weight_decay=0, sample_prompts=[])  # fmt: skip
     learned = load_file(train(config, tmp_path))
     up = {key: float(value.abs().max()) for key, value in learned.items() if key.endswith(".up")}
@@ -137,8 +137,14 @@ def test_the_base_is_never_changed(settings, tmp_path, base_folder):
     "changes",
     [
         {},
-        {"method": "lora", "ema_decay": 0.9, "schedule": "linear", "warmup_steps": 2, "text_encoder_rate": 0.3},
-        {"method": "shoft", "gradient_accumulation": 2, "train_text_encoder": False, "prior_weight": 0},
+        {
+            "method": "lora",
+            "ema_decay": 0.9,
+            "lr_scheduler": "linear",
+            "lr_warmup_steps": 2,
+            "text_encoder_lr_scale": 0.3,
+        },
+        {"method": "shoft", "gradient_accumulation_steps": 2, "train_text_encoder": False, "prior_loss_weight": 0},
     ],
     ids=["hra", "lora-ema", "shoft-accumulation"],
 )
@@ -202,12 +208,12 @@ def test_an_adapter_that_no_checkpoint_tells_of_is_not_overwritten(settings, tmp
 
 
 def test_a_run_that_starts_over_has_its_own_samples_and_log(settings, tmp_path):
-    config = settings(sample_prompts=["a {subject}", "a red {subject}"], prior_weight=0)
+    config = settings(sample_prompts=["a {subject}", "a red {subject}"], prior_loss_weight=0)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, [StopAfter(1)])
     run = Run(tmp_path / "Rex")
     shutil.rmtree(run.folder / "checkpoints")
-    train(settings(prior_weight=0), tmp_path)
+    train(settings(prior_loss_weight=0), tmp_path)
     assert {step: len(files) for step, files in run.samples().items()} == {0: 1, 2: 1, 4: 1}
     assert samples_of(run.adapter) == [run.sample(4, 0)]
     assert samples_of(run.checkpoint(3) / "adapter.safetensors") == [run.sample(2, 0)], "none drawn after it"
@@ -285,9 +291,9 @@ def test_no_run_uses_an_attention_that_gives_nan_gradients(settings, tmp_path):
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(settings, tmp_path):
     with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+; .*try a lower --learning-rate than 1"):
-        train(settings(method="lora", learning_rate=1.0, max_gradient_norm=1e30, steps=400, checkpoint_every=1,
+        train(settings(method="lora", learning_rate=1.0, max_grad_norm=1e30, steps=400, checkpoint_every=1,
                        sample_every=0, weight_decay=0, dtype="float16", mixed_precision="no", options={"alpha": 1e4},
-                       prior_weight=0, train_text_encoder=False), tmp_path)  # fmt: skip
+                       prior_loss_weight=0, train_text_encoder=False), tmp_path)  # fmt: skip
     run = find(tmp_path, "Rex")
     assert run is not None and run.state["status"] == "failed" and "became" in run.state["reason"]
     assert not (run.folder / "Rex.safetensors").exists(), "no broken adapter is called finished"
@@ -300,7 +306,7 @@ def test_class_images_are_drawn_once_and_shared(settings, tmp_path):
     train(settings(name="a"), tmp_path)
     images = sorted((tmp_path / ".cache").rglob("*.png"))
     stamps = [image.stat().st_mtime_ns for image in images]
-    train(settings(name="b", class_images=3), tmp_path)
+    train(settings(name="b", num_class_images=3), tmp_path)
     after = sorted((tmp_path / ".cache").rglob("*.png"))
     assert len(images) == 2 and len(after) == 3
     assert [image.stat().st_mtime_ns for image in after[:2]] == stamps
@@ -324,8 +330,8 @@ def test_velocity_prediction_and_a_frozen_text_encoder(settings, tmp_path):
 def test_the_loss_falls_on_a_single_photo(settings, tmp_path, photos):
     heard = []
     train(
-        settings(photos=[str(photos / "0.jpg")], steps=60, prior_weight=0, sample_every=0, batch_size=4, flip=False,
-                 checkpoint_every=100, learning_rate=3e-2, method="lora"), tmp_path, [heard.append],
+        settings(photos=[str(photos / "0.jpg")], steps=60, prior_loss_weight=0, sample_every=0, batch_size=4,
+                 flip=False, checkpoint_every=100, learning_rate=3e-2, method="lora"), tmp_path, [heard.append],
     )  # fmt: skip
     losses = [event.loss for event in heard if isinstance(event, Step)]
     assert np.mean(losses[-20:]) < np.mean(losses[:20])
@@ -340,8 +346,8 @@ def test_bfloat16_and_gradient_checkpointing(settings, tmp_path):
 
 def test_without_sample_pictures_nothing_is_loaded_to_score_them(settings, tmp_path):
     heard = []
-    train(settings(base="toybox", sample_prompts=[], prior_weight=0, train_text_encoder=False, steps=1, batch_size=1),
-          tmp_path, [heard.append])  # fmt: skip
+    train(settings(base="toybox", sample_prompts=[], prior_loss_weight=0, train_text_encoder=False, steps=1,
+                   batch_size=1), tmp_path, [heard.append])  # fmt: skip
     assert "scores" not in [event.name for event in heard if isinstance(event, Phase)]
 
 
@@ -357,7 +363,7 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
     adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
     (notice,) = (event.message for event in heard if isinstance(event, Notice))
     assert (
-        "going on from the step before with batch size 1, gradient accumulation 2, gradient checkpointing True"
+        "going on from the step before with batch size 1, gradient accumulation steps 2, gradient checkpointing True"
         in notice
     )
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
@@ -380,7 +386,7 @@ def test_a_run_that_stepped_down_resumes_with_the_same_settings(settings, tmp_pa
 
 def test_out_of_memory_within_an_accumulation_leaves_no_gradients_behind(settings, tmp_path):
     """The second batch of three does not fit: what the first left must not count twice."""
-    changes = {"sample_prompts": [], "prior_weight": 0, "train_text_encoder": False}
+    changes = {"sample_prompts": [], "prior_loss_weight": 0, "train_text_encoder": False}
     passes, pipe = [], tiny_pipe()
 
     def full_device(*_):
@@ -389,9 +395,9 @@ def test_out_of_memory_within_an_accumulation_leaves_no_gradients_behind(setting
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     hook = pipe.unet.register_forward_pre_hook(full_device)
-    stepped_down = train(settings(**changes, gradient_accumulation=3), tmp_path / "a", pipe=pipe)
+    stepped_down = train(settings(**changes, gradient_accumulation_steps=3), tmp_path / "a", pipe=pipe)
     hook.remove()
-    lean = settings(**changes, batch_size=1, gradient_accumulation=6, gradient_checkpointing=True)
+    lean = settings(**changes, batch_size=1, gradient_accumulation_steps=6, gradient_checkpointing=True)
     assert torch.equal(weights(stepped_down), weights(train(lean, tmp_path / "b", pipe=tiny_pipe())))
 
 
@@ -433,5 +439,5 @@ def test_two_processes_are_one_with_two_batches_a_step(settings, tmp_path):
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert sum(event["event"] == "finished" for event in events) == 1, "only the main process speaks"
     two = weights(tmp_path / "Rex" / "Rex.safetensors")
-    one = weights(train(settings(sample_every=0, gradient_accumulation=2), tmp_path / "one"))
+    one = weights(train(settings(sample_every=0, gradient_accumulation_steps=2), tmp_path / "one"))
     assert relative(two, one) < 1e-3, "equal but for rounding, which AdamW's first steps enlarge"

@@ -33,7 +33,7 @@ def test_noise_and_velocity_are_diffusers(batch):
 def test_noisy_timesteps_are_met_more_often_below_a_power_of_1():
     """And none is out of range."""
     even, noisy = (
-        objective.draw_timesteps(20_000, 1000, power, torch.Generator().manual_seed(0)) for power in (1.0, 0.65)
+        objective.sample_timesteps(20_000, 1000, power, torch.Generator().manual_seed(0)) for power in (1.0, 0.65)
     )
     assert even.float().mean() == pytest.approx(499.5, abs=8)
     assert noisy.float().mean() == pytest.approx(1000 / 1.65, abs=8)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from hra_diffusion.evaluation.clip import Clip, Score, source_for
+from hra_diffusion.evaluation.clip import Clip, Score, default_source
 from hra_diffusion.models.sources import ASSETS
 from training.scoring import advice, best, score_rounds
 
@@ -18,7 +18,7 @@ def found():
     octopus, robot = subject("octopus"), subject("robot")
     photos = [Image.open(file) for file in octopus[:3]]
     rounds = {0: robot[:2], 50: octopus[3:], 100: robot[2:4]}
-    return score_rounds(rounds, ["a photo of a toy"] * 2, photos, Clip(source_for("toybox")))
+    return score_rounds(rounds, ["a photo of a toy"] * 2, photos, Clip(default_source("toybox")))
 
 
 def test_the_round_that_shows_the_subject_is_the_best(found):

@@ -14,7 +14,7 @@ from windows import PEAK, windows  # noqa: F401 (a fixture)
 
 from hra_diffusion.comparison import votes
 from hra_diffusion.comparison.votes import Vote
-from hra_diffusion.generation.sampling import PictureError
+from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
 from training import scoring
 from training.data.class_images import class_images
@@ -28,7 +28,7 @@ from training.runs.queue import Queue
 from training.runs.run_folder import Run
 
 DAMAGED = {"empty": b"", "cut short": b'{"status": "stop', "zeros": b"\0" * 40, "missing": None}
-LEAN = {"method": "lora", "prior_weight": 0, "train_text_encoder": False, "sample_prompts": []}
+LEAN = {"method": "lora", "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": []}
 
 
 def damage(file, content):
@@ -178,7 +178,7 @@ def test_class_pictures_that_are_nan_end_the_run_and_sample_pictures_are_left_ou
     broken, heard = tiny_pipe(), []
     with torch.no_grad():
         broken.vae.decoder.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(PictureError, match="'a photo of a dog' with seed 0 came out as NaN"):
+    with pytest.raises(GenerationError, match="'a photo of a dog' with seed 0 came out as NaN"):
         train(settings(), tmp_path, pipe=broken)
     assert not list((tmp_path / ".cache").rglob("*.png")) and Run(tmp_path / "Rex").state["status"] == "failed"
     samples = LEAN | {"sample_prompts": ["a {subject}"]}
@@ -251,7 +251,13 @@ def test_torn_votes_cost_only_themselves(tmp_path):
 
 
 def test_a_run_is_trained_stopped_and_resumed_by_the_rules_of_windows(windows, settings, tmp_path):  # noqa: F811
-    few = {"prior_weight": 1.0, "class_images": 1, "sample_prompts": ["a {subject}"], "sample_every": 0, "steps": 2}
+    few = {
+        "prior_loss_weight": 1.0,
+        "num_class_images": 1,
+        "sample_prompts": ["a {subject}"],
+        "sample_every": 0,
+        "steps": 2,
+    }
     config = settings(**LEAN | few)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, [StopAfter(1)])

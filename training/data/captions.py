@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hra_diffusion.generation.sampling import mentions, with_subject
+from hra_diffusion.generation.subjects import mentions, with_subject
 from training.config import TrainConfig
 from training.runs.events import Captions
 

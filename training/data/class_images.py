@@ -10,9 +10,11 @@ from typing import cast
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from hra_diffusion.adapters.fingerprint import probe
+from hra_diffusion.adapters.probe import probe
 from hra_diffusion.adapters.quantization import storage
-from hra_diffusion.generation.sampling import Request, Settings, complete, generate_batch, read_image, save_png, slug
+from hra_diffusion.generation.png import read_image, save_png, slug
+from hra_diffusion.generation.requests import Request, Settings, complete_settings
+from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
 
@@ -35,7 +37,7 @@ def class_images(
     Kept by (base, a probe of its weights, their storage, noise process, class noun, settings): picture k has seed k,
     so a larger request only adds to a smaller one.
     """
-    settings = complete(pipe, Settings(width=resolution, height=resolution))
+    settings = complete_settings(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
     process = noise.process_settings(pipe.scheduler)
     key = json.dumps(

@@ -18,6 +18,7 @@ from typing import Any
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import is_reserved, make_folder, read_json, validated_name, write_text
+from training.config import with_current_names
 from training.data.photos import (
     CAPTION_SUFFIXES,
     MAX_PHOTOS,
@@ -71,7 +72,7 @@ class Draft:
         if not isinstance(found, dict):
             return Contents(tuple(map(DraftPhoto, there)))
         photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
-        return Contents(tuple(photo for photo in photos if photo.file in there), found["values"])
+        return Contents(tuple(photo for photo in photos if photo.file in there), with_current_names(found["values"]))
 
     def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
         """Take photos, and captions (.txt or .caption) of the same name, in; returns a line for each unusable file.

@@ -1,4 +1,4 @@
-"""What a run gives up to fit in a given memory (``--fit 8GB``): what costs least first, each choice announced."""
+"""What a run gives up to fit in ``--memory-limit 8GB``: what costs least first, each choice announced."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,8 +23,8 @@ Changes = dict[str, object]
 def fitted(
     config: TrainConfig, device: str, pipe: StableDiffusionPipeline | None = None
 ) -> tuple[TrainConfig, Footprint]:
-    """The run as it fits in ``config.fit``, and what it will hold: never the resolution, the rank or what is trained is
-    given up. Raises UserError, with the least it needs, where nothing fits.
+    """The run as it fits in ``config.memory_limit``, and what it will hold: never the resolution, the rank or what is
+    trained is given up. Raises UserError, with the least it needs, where nothing fits.
     """
     known: Known = {}
     kept = LOADING if pipe else set()
@@ -34,7 +34,7 @@ def fitted(
         better = next(_better(config, size, device, predict, kept), None)
         if better is None:
             raise UserError(
-                f"this run does not fit in {config.fit}: with all that could be given up it still needs about "
+                f"this run does not fit in {config.memory_limit}: with all that could be given up it still needs about "
                 f"{size.peak / GIB:.1f} GB, most of it in the phase {size.phase!r}; "
                 f"use a smaller --resolution than {config.resolution or 'the base has'}, or --no-train-text-encoder"
             )
@@ -46,10 +46,10 @@ def planned(
     config: TrainConfig, output: Path, device: str, photos: int, emit: Listener,
     pipe: StableDiffusionPipeline | None = None,
 ) -> TrainConfig:  # fmt: skip
-    """The run as it fits in ``config.fit``; says what was chosen for that, and what the run will take."""
+    """The run as it fits in ``config.memory_limit``; says what was chosen for that, and what the run will take."""
     after, size = fitted(config, device, pipe)
     if after != config:
-        emit(Notice(f"to fit in {config.fit}: {changes(config, after)}"))
+        emit(Notice(f"to fit in {config.memory_limit}: {changes(config, after)}"))
     measured = calibration.known(output, config)
     seconds = None if measured is None or measured.error else round(measured.seconds(config, photos), 1)
     emit(Plan(size.peak, size.phase, device, seconds, dict(size.phases)))
@@ -57,8 +57,8 @@ def planned(
 
 
 def limit_of(config: TrainConfig) -> int:
-    """Bytes that ``config.fit`` stands for, 0 for no limit; a card sold as 8 GB has 8 × 2³⁰."""
-    return round(float(config.fit.removesuffix("GB")) * GIB) if config.fit else 0
+    """Bytes that ``config.memory_limit`` stands for, 0 for no limit; a card sold as 8 GB has 8 × 2³⁰."""
+    return round(float(config.memory_limit.removesuffix("GB")) * GIB) if config.memory_limit else 0
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> str:
@@ -69,7 +69,7 @@ def changes(before: TrainConfig, after: TrainConfig) -> str:
 
 def as_chosen(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     """A resumed run with what was chosen for the same limit when it began."""
-    if not config.fit or config.fit != before.fit:
+    if not config.memory_limit or config.memory_limit != before.memory_limit:
         return config
     return config.model_copy(update={name: getattr(before, name) for name in CHOSEN})
 
@@ -91,7 +91,7 @@ def _better(
 
 def fewer_at_once(config: TrainConfig, device: str) -> Changes:
     """Class images and samples in smaller batches: the same pictures, later."""
-    return {"draw_batch": config.draw_batch // 2} if config.draw_batch > 1 else {}
+    return {"sample_batch_size": config.sample_batch_size // 2} if config.sample_batch_size > 1 else {}
 
 
 def half_precision(config: TrainConfig, device: str) -> Changes:
@@ -110,7 +110,10 @@ def smaller_batches(config: TrainConfig, device: str = "") -> Changes:
     parts = next((n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0), None)
     if parts is None:
         return {}
-    return {"batch_size": config.batch_size // parts, "gradient_accumulation": config.gradient_accumulation * parts}
+    return {
+        "batch_size": config.batch_size // parts,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps * parts,
+    }
 
 
 def smaller_state(config: TrainConfig, device: str) -> Changes:
@@ -135,5 +138,5 @@ CHOICES: tuple[Callable[[TrainConfig, str], Changes], ...] = (
 """In the order of what they cost: time, then accuracy."""
 LOADING = {"dtype", "base_weights"}
 """What a pipeline that is held already can no longer give up."""
-CHOSEN = ("draw_batch", "dtype", "mixed_precision", "gradient_checkpointing", "batch_size", "gradient_accumulation",
-          "optimizer", "base_weights")  # fmt: skip
+CHOSEN = ("sample_batch_size", "dtype", "mixed_precision", "gradient_checkpointing", "batch_size",
+          "gradient_accumulation_steps", "optimizer", "base_weights")  # fmt: skip

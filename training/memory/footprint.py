@@ -100,9 +100,11 @@ def footprint(
     parked = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text)
     fixed, working = OVERHEAD[device]
     phases = {"cache": everything + working * base.encoding}
-    if config.prior_weight:
-        phases["class images"] = everything + working * base.drawing * min(config.draw_batch, config.class_images)
-    if count := min(config.draw_batch, len(config.sample_prompts)):
+    if config.prior_loss_weight:
+        phases["class images"] = everything + working * base.drawing * min(
+            config.sample_batch_size, config.num_class_images
+        )
+    if count := min(config.sample_batch_size, len(config.sample_prompts)):
         phases["samples"] = everything + more + working * base.drawing * count
     step = known[learning] = known.get(learning) or training_peak(config, shapes, side)
     phases["train"] = everything - parked + more + working * step
@@ -156,7 +158,7 @@ def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, side: int)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         checkpoint_gradients(pipe)
-    count = config.batch_size * (2 if config.prior_weight else 1)
+    count = config.batch_size * (2 if config.prior_loss_weight else 1)
     text = _ids(pipe, count) if config.train_text_encoder else _text(pipe, count)
     models = [pipe.unet, *families.text_encoders(pipe)][: None if config.train_text_encoder else 1]
 

@@ -10,7 +10,7 @@ from training.memory.fit import changes, recompute, smaller_batches
 from training.runs.events import Notice
 from training.session import Session, TrainingError, checkpoint_gradients
 
-GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation")
+GIVEN_UP = ("gradient_checkpointing", "batch_size", "gradient_accumulation_steps")
 
 
 def reduced_memory(config: TrainConfig) -> TrainConfig | None:
@@ -53,7 +53,7 @@ def step_down(session: Session, error: RuntimeError) -> None:
     session.clock.emit(Notice(f"out of memory at step {session.step + 1}; {given_up}"))
     session.config = after
     accelerator = session.accelerator
-    accelerator.gradient_accumulation_steps = after.gradient_accumulation
+    accelerator.gradient_accumulation_steps = after.gradient_accumulation_steps
     accelerator.step = 0  # it may have stopped within a batch
     for parameter in session.parameters.values():  # the prepared optimiser clears nothing within an accumulation
         parameter.grad = None

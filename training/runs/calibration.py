@@ -38,8 +38,8 @@ ERROR_HOLDS = 600.0
 """Seconds until a measurement that failed is tried again."""
 COSTLY = (
     "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
-    "gradient_accumulation", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts", "base_weights",
-    "optimizer", "draw_batch", "fit", "prediction_type", "rescale_zero_snr",
+    "gradient_accumulation_steps", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
+    "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """The fields that decide what a step costs."""
 
@@ -59,7 +59,7 @@ class Calibration:
     def seconds(self, config: TrainConfig, photos: int) -> float:
         """Predicted seconds of a run with this many photos."""
         rounds = 1 + (math.ceil(config.steps / config.sample_every) if config.sample_every else 1)
-        classes = config.class_images if config.prior_weight else 0
+        classes = config.num_class_images if config.prior_loss_weight else 0
         encoded = photos + classes
         return (
             self.load + encoded * self.photo + classes * self.class_image + rounds * self.samples
@@ -69,9 +69,11 @@ class Calibration:
 
 def costs(config: TrainConfig) -> str:
     """A key for all runs on this machine whose steps cost the same."""
-    facts = config.model_dump(mode="json", include=set(COSTLY)) | {
+    former = {new: old for old, new in configs.RENAMED.items()}  # measurements of earlier versions stay valid
+    values = config.model_dump(mode="json", include=set(COSTLY))
+    facts = {former.get(name, name): value for name, value in values.items()} | {
         "rank": config.options.get("rank"),
-        "prior": config.prior_weight > 0,
+        "prior": config.prior_loss_weight > 0,
         "machine": [platform.node(), os.cpu_count()],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -123,7 +125,7 @@ def measure(config: TrainConfig) -> Calibration:
         except UserError as error:
             return Calibration(error=str(error))
         phases = json.loads((Path(folder) / short.name / "state.json").read_text(encoding="utf-8"))["seconds"]
-    classes = short.class_images if short.prior_weight else 0
+    classes = short.num_class_images if short.prior_loss_weight else 0
     return Calibration(
         load=phases["load base"],
         photo=phases["cache"] / (PICTURES + classes),
@@ -139,8 +141,8 @@ def _short(config: TrainConfig, folder: Path) -> TrainConfig:
     for number in range(PICTURES):
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((512, 512)).save(pictures / f"{number}.png")
-    changes = {"name": "calibration", "photos": [str(pictures)], "boxes": {}, "steps": STEPS, "class_images": 1,
-               "checkpoint_every": STEPS, "sample_every": 0, "warmup_steps": 0}  # fmt: skip
+    changes = {"name": "calibration", "photos": [str(pictures)], "boxes": {}, "steps": STEPS, "num_class_images": 1,
+               "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0}  # fmt: skip
     return configs.parse(config.model_dump(mode="json") | changes)
 
 

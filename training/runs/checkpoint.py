@@ -83,8 +83,8 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
 def write_adapter(session: Session, path: Path) -> None:
     """Write the adapter as it is now (its moving average, where one is kept) as a usable file."""
     config, models = session.config, session.trained
-    fields = {"preset", "steps", "batch_size", "learning_rate", "prior_weight", "resolution", "seed"}
-    info = adapter_file.info_of(
+    fields = {"preset", "steps", "batch_size", "learning_rate", "prior_loss_weight", "resolution", "seed"}
+    info = adapter_file.attached_info(
         models,
         config.name,
         fingerprint=session.fingerprint,

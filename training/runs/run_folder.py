@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion import library
-from hra_diffusion.comparison.compare import save_photos
+from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, make_folder, read_json, remove, save_tensors, validated_name, write_text
-from hra_diffusion.generation.sampling import read_image
+from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training.config import TrainConfig
 from training.data.photos import ingest

@@ -1,28 +1,28 @@
 """HOFT: Householder orthogonal fine-tuning on both sides, ``Q_U W Q_V`` (arXiv 2505.16531).
 
-The paper approximates the triangular inverse by ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹``, which is exact only for r ≤ 2 and, with the
-paper's own paired start, is not the identity for r ≥ 4. Ours is exact at the same cost; ``approximate_inverse``
-reproduces the paper.
+The paper approximates the triangular inverse by ``S⁻¹ ≈ D⁻¹ − D⁻¹ A D⁻¹``, which is exact for r ≤ 2 only: for r ≥ 4 the
+paper's paired initialisation does not start at the identity. The inverse here is exact, at the same cost;
+``approximate_inverse`` reproduces the paper.
 """
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.adapters.parts import ReflectionConfig, Rotation
-from hra_diffusion.adapters.registry import Inner, LowRank, register
+from hra_diffusion.adapters.registry import BaseForward, LowRank, register
+from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation
 
 
 class HOFTConfig(ReflectionConfig):
-    """Rank, and whether to reproduce the paper's approximation."""
+    """Options of HOFT and SHOFT."""
 
     approximate_inverse: bool = Field(
-        False, description="Use the paper's approximation of the inverse: neither orthogonal nor the base at step 0."
+        False, description="Use the paper's approximate inverse: not orthogonal, and not the base model at step 0."
     )
 
 
 def starts_at_base(config: HOFTConfig) -> bool:
-    """The approximation is exact, and so the identity at the start, up to rank 2 only."""
+    """Whether the initial adapter is the identity; the approximate inverse is exact up to rank 2 only."""
     return not config.approximate_inverse or config.rank <= 2
 
 
@@ -43,14 +43,16 @@ class HOFT(nn.Module):
         self.left = Rotation(d_out, config.rank, generator, form)
         self.right = Rotation(d_in, config.rank, generator, form)
 
-    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0, scale: Tensor | None = None) -> Tensor:
-        return self.left(inner(self.right(rows, strength)), strength, scale)
+    def forward(
+        self, x: Tensor, base_forward: BaseForward, strength: float = 1.0, scale: Tensor | None = None
+    ) -> Tensor:
+        return self.left(base_forward(self.right(x, strength)), strength, scale)
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return self.left(self.right.transposed(weight, strength).mT, strength).mT
+        return self.left(self.right.rotate_weight(weight, strength).mT, strength).mT
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        right = self.right.update(weight, strength)
-        down, up = (factor.to(weight.dtype) for factor in self.left.factors(weight.dtype, strength))
-        turned = weight + right.up @ right.down  # W Q_V
-        return LowRank(torch.cat([up, right.up], dim=1), torch.cat([down.mT @ turned, right.down]))
+        right = self.right.low_rank(weight, strength)
+        up, down = (factor.to(weight.dtype) for factor in self.left.factors(weight.dtype, strength))
+        rotated = weight + right.up @ right.down  # W Q_V
+        return LowRank(torch.cat([up, right.up], dim=1), torch.cat([down @ rotated, right.down]))

@@ -1,7 +1,7 @@
 """HRA: Householder reflection adaptation, ``W H_1 … H_r`` (arXiv 2405.17484), in its three forms.
 
-λ = 0: free reflections. λ > 0: a regulariser pulls the vectors towards orthogonality. λ = ∞: they are orthonormalised
-by Gram–Schmidt, ``W (I − 2 Û Ûᵀ)``, which is never the base at step 0.
+λ = 0: unconstrained reflections. λ > 0: a regulariser pulls the vectors towards orthogonality. λ = ∞: the vectors are
+orthonormalised by Gram–Schmidt, ``W (I − 2 Û Ûᵀ)``, which never starts at the base model.
 """
 
 import math
@@ -13,22 +13,22 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters.householder import orthogonality_defect
-from hra_diffusion.adapters.parts import ReflectionConfig, Rotation, group_by_shape
-from hra_diffusion.adapters.registry import Inner, LowRank, PeftForm, register
+from hra_diffusion.adapters.registry import BaseForward, LowRank, PeftForm, register
+from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation, group_by_shape
 
 
 class HRAConfig(ReflectionConfig):
-    """Rank and which of the three forms."""
+    """Options of HRA."""
 
     orthogonality: float = Field(
         0.0,
         ge=0,
-        description="λ of the orthogonality regulariser; 0: none, inf: Gram–Schmidt (not the base at step 0).",
+        description="λ of the orthogonality regulariser; 0: none, inf: Gram–Schmidt (not the base model at step 0).",
     )
     orthogonality_over_layers: Literal["mean", "sum"] = Field(
         "mean",
-        description="mean keeps the term below the denoising loss; sum is the paper's form, about rank × layers × λ "
-        "at the start.",
+        description="How the regulariser combines layers: mean keeps it below the denoising loss; sum is the paper's, "
+        "about rank × layers × λ at the start.",
     )
 
     @property
@@ -37,10 +37,10 @@ class HRAConfig(ReflectionConfig):
 
 
 def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
-    """λ · mean (or sum) over layers of ``‖I − ÛᵀÛ‖²_F``; zero at λ = 0 and λ = ∞ (paper's eq. 7 with "sum").
+    """λ · mean (or sum) over layers of ``‖I − ÛᵀÛ‖²_F``, zero at λ = 0 and λ = ∞. With "sum", the paper's eq. 7.
 
-    Equal pairs make the term about ``rank`` a layer at step 0 and its gradient pushes the pair apart, away from the
-    base; the mean keeps that push below the denoising loss (at λ = 1e-3, rank 8: 0.008).
+    With equal pairs the term is about ``rank`` per layer at step 0 and its gradient separates the pairs, away from the
+    base model. The mean keeps it below the denoising loss (0.008 at λ = 1e-3 and rank 8).
     """
     if config.orthogonality == 0 or config.orthonormal:
         return torch.zeros(())
@@ -71,11 +71,11 @@ class HRA(nn.Module):
         super().__init__()
         self.right = Rotation(d_in, config.rank, generator, "orthonormal" if config.orthonormal else "exact")
 
-    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        return inner(self.right(rows, strength))
+    def forward(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
+        return base_forward(self.right(x, strength))
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return self.right.transposed(weight, strength)
+        return self.right.rotate_weight(weight, strength)
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        return self.right.update(weight, strength)
+        return self.right.low_rank(weight, strength)

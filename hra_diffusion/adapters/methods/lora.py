@@ -4,20 +4,18 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.adapters.parts import kaiming, low_rank_rows, low_rank_update, low_rank_weight
-from hra_diffusion.adapters.registry import Inner, LowRank, MethodConfig, PeftForm, register
+from hra_diffusion.adapters.low_rank import kaiming_uniform, low_rank_forward, low_rank_weight, scaled_low_rank
+from hra_diffusion.adapters.registry import BaseForward, LowRank, MethodConfig, PeftForm, register
 
 
 class LoRAConfig(MethodConfig):
-    """Rank and scale of the update."""
+    """Options of LoRA."""
 
-    alpha: float | None = Field(
-        None, gt=0, description="The update is scaled by alpha / rank; empty means alpha = rank."
-    )
+    alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha / rank; empty: alpha = rank.")
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by: alpha / rank."""
+        """The factor of the update, alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
@@ -39,14 +37,14 @@ class LoRA(nn.Module):
     def __init__(self, config: LoRAConfig, d_in: int, d_out: int, generator: Generator):
         super().__init__()
         self.scale = config.scale
-        self.down = nn.Parameter(kaiming((config.rank, d_in), generator))
+        self.down = nn.Parameter(kaiming_uniform((config.rank, d_in), generator))
         self.up = nn.Parameter(torch.zeros(d_out, config.rank))
 
-    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        return low_rank_rows(rows, inner, self.down, self.up, strength * self.scale)
+    def forward(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
+        return low_rank_forward(x, base_forward, self.up, self.down, strength * self.scale)
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return low_rank_weight(weight, self.down, self.up, strength * self.scale)
+        return low_rank_weight(weight, self.up, self.down, strength * self.scale)
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        return low_rank_update(weight, self.down, self.up, strength * self.scale)
+        return scaled_low_rank(weight, self.up, self.down, strength * self.scale)

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters.methods.hoft import HOFT, HOFTConfig, starts_at_base
-from hra_diffusion.adapters.registry import LEAST_SCALE, Inner, LowRank, register
+from hra_diffusion.adapters.registry import MIN_SCALE, BaseForward, LowRank, register
 
 
 @register(
@@ -23,8 +23,8 @@ class SHOFT(nn.Module):
         self.hoft = HOFT(config, d_in, d_out, generator)
         self.magnitude = nn.Parameter(torch.ones(d_out))
 
-    def forward(self, rows: Tensor, inner: Inner, strength: float = 1.0) -> Tensor:
-        return self.hoft(rows, inner, strength, self._scale(strength))
+    def forward(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
+        return self.hoft(x, base_forward, strength, self._scale(strength))
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         scaled = weight * self._scale(strength)[:, None].to(weight.dtype)
@@ -32,7 +32,7 @@ class SHOFT(nn.Module):
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
         scale = self._scale(strength).to(weight.dtype)
-        scale = torch.where(scale.abs() < LEAST_SCALE, scale + 2 * LEAST_SCALE, scale)  # a 0 has no such form
+        scale = torch.where(scale.abs() < MIN_SCALE, scale + 2 * MIN_SCALE, scale)  # 0 has no such form
         up, down, _ = self.hoft.low_rank(weight * scale[:, None], strength)
         return LowRank(up / scale[:, None], down, scale)
 

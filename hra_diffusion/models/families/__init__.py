@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, cat, nn, stack, zeros_like
 
-from hra_diffusion.adapters.attachment import find_targets
+from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.models.families import sd, sdxl
 from hra_diffusion.models.families.weighting import hidden_states

@@ -5,6 +5,7 @@ import re
 
 import gradio as gr
 import pytest
+from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
 from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
@@ -18,17 +19,8 @@ from training.runs import calibration
 from training.runs.run_folder import Run
 
 
-class Visitor:
-    """A request with a cookie, as gr.Request has it."""
-
-    username = None
-
-    def __init__(self, cookie):
-        self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
-
-
 @pytest.fixture
-def tab(house):
+def tab(context):
     with gr.Blocks():
         return train_form.build()
 
@@ -65,59 +57,59 @@ def test_the_form_has_every_setting_of_every_method(entries):
     assert all(entry.component.info for entry in entries), "each is explained"
 
 
-def test_empty_fields_take_the_presets_values_and_filled_ones_override_them(house, entries):
-    plain = preview_config(house, entries, filled(entries))
+def test_empty_fields_take_the_presets_values_and_filled_ones_override_them(context, entries):
+    plain = preview_config(context, entries, filled(entries))
     assert plain.steps == configs.parse(plain.model_dump() | {"steps": None}).steps
     given = {"steps": "7", "rank": "4", "flip": "yes", "sample_prompts": "a {subject}\nits {subject}"}
-    changed = preview_config(house, entries, filled(entries, given))
+    changed = preview_config(context, entries, filled(entries, given))
     assert (changed.steps, changed.options["rank"], changed.flip) == (7, 4, True)
     assert changed.sample_prompts == ("a {subject}", "its {subject}")
 
 
-def test_a_reload_restores_every_field(house, tab):
+def test_a_reload_restores_every_field(context, tab):
     given = {"steps": "7", "flip": "no"}
     typed = flat(filled(tab.entries, given, mode="YAML", text="steps: 9", several=["lora"]))
-    train_form.FormEvents(house, tab).store(Visitor("a"), *typed)
-    events = train_form.FormEvents(house, tab)
+    train_form.FormEvents(context, tab).store(Visitor("a"), *typed)
+    events = train_form.FormEvents(context, tab)
     assert events.restore(Visitor("a")) == typed
     assert events.restore(Visitor("b")) == [gr.skip()] * len(tab.inputs)
 
 
-def test_a_draft_of_an_earlier_version_is_restored(house, tab):
+def test_a_draft_of_an_earlier_version_is_restored(context, tab):
     kept = {"noun": "cat", "name": "Tom", "trigger": "sks", "preset": "best", "method": "lora", "several": ["hra"],
             "mode": "YAML", "text": "steps: 9", "add_trigger": False, "rank": "4"}  # fmt: skip
-    draft = house.draft(Visitor("a"))
+    draft = context.draft(Visitor("a"))
     draft.folder.mkdir(parents=True)
     (draft.folder / "draft.json").write_text(json.dumps({"photos": [], "values": kept}))
-    restored = dict(zip(tab.names, train_form.FormEvents(house, tab).restore(Visitor("a")), strict=True))
+    restored = dict(zip(tab.names, train_form.FormEvents(context, tab).restore(Visitor("a")), strict=True))
     assert {name: restored[name] for name in kept} == kept
 
 
-def test_defaults_are_those_of_the_base_shown_even_before_it_is_in_use(house, tab):
+def test_defaults_are_those_of_the_base_shown_even_before_it_is_in_use(context, tab):
     def shown(base):
-        return train_form.FormEvents(house, tab).show_defaults(base, *flat(filled(tab.entries)))
+        return train_form.FormEvents(context, tab).show_defaults(base, *flat(filled(tab.entries)))
 
-    toybox, here = shown("toybox"), shown(house.studio.base)
-    house.studio.change("toybox", "cpu")
+    toybox, here = shown("toybox"), shown(context.session.base)
+    context.session.change("toybox", "cpu")
     assert shown("toybox") == toybox != here
 
 
-def test_options_of_other_methods_are_left_out(house, entries):
-    assert "alpha" not in preview_config(house, entries, filled(entries, {"alpha": "3"}, method="hra")).options
-    assert preview_config(house, entries, filled(entries, {"alpha": "3"}, method="lora")).options["alpha"] == 3
+def test_options_of_other_methods_are_left_out(context, entries):
+    assert "alpha" not in preview_config(context, entries, filled(entries, {"alpha": "3"}, method="hra")).options
+    assert preview_config(context, entries, filled(entries, {"alpha": "3"}, method="lora")).options["alpha"] == 3
 
 
-def test_yaml_and_form_give_the_same_configuration(house, entries):
-    config = preview_config(house, entries, filled(entries, {"steps": "7"}))
-    assert preview_config(house, entries, filled(entries, mode="YAML", text=to_yaml(config))) == config
+def test_yaml_and_form_give_the_same_configuration(context, entries):
+    config = preview_config(context, entries, filled(entries, {"steps": "7"}))
+    assert preview_config(context, entries, filled(entries, mode="YAML", text=to_yaml(config))) == config
     for bad, message in (("steps: [", "can't be read"), ("just words", "no settings"), ("stepz: 3", "stepz")):
         with pytest.raises(ValueError, match=message):
-            preview_config(house, entries, filled(entries, mode="YAML", text=bad))
+            preview_config(context, entries, filled(entries, mode="YAML", text=bad))
 
 
-def test_opening_the_yaml_does_not_freeze_the_presets_values(house, tab):
+def test_opening_the_yaml_does_not_freeze_the_presets_values(context, tab):
     """Settings edited there reach the form; the others stay the preset's, so that another preset can be chosen."""
-    events, before = train_form.FormEvents(house, tab), filled(tab.entries, {"steps": "7"}, method="lora")
+    events, before = train_form.FormEvents(context, tab), filled(tab.entries, {"steps": "7"}, method="lora")
 
     def back_to_form(text):
         _, _, preset, method, *fields = events.switch_mode("Form", *flat(before._replace(mode="YAML", text=text)))
@@ -132,52 +124,54 @@ def test_opening_the_yaml_does_not_freeze_the_presets_values(house, tab):
     assert back_to_form(shown) == ("quick", "lora", {"steps": "7"})
 
 
-def test_the_captions_used_for_training_are_shown(house, entries):
-    draft = house.draft(Visitor("ann"))
+def test_the_captions_used_for_training_are_shown(context, entries):
+    draft = context.draft(Visitor("ann"))
 
     def shown(values):
-        return train_form.show_captions(house, entries, draft, values)
+        return train_form.show_captions(context, entries, draft, values)
 
     assert shown(filled(entries))[0] == "", "no photos yet"
-    draft.add(photos_of(house))
+    draft.add(photos_of(context))
     assert not shown(filled(entries))[1]["visible"], "nothing to choose yet"
     draft.change("1.jpg", caption="a dog <sitting>")
     text, checkbox = shown(filled(entries, trigger="ohwx"))
-    assert "0.jpg, 2.jpg: &quot;a photo of a ohwx dog&quot;" in text
-    assert "1.jpg: &quot;ohwx dog, a dog &lt;sitting&gt;&quot;" in text and "added to 1 of 3 captions" in text
+    assert "0.jpg, 2.jpg: &#34;a photo of a ohwx dog&#34;" in text
+    assert "1.jpg: &#34;ohwx dog, a dog &lt;sitting&gt;&#34;" in text and "added to 1 of 3 captions" in text
     assert checkbox["visible"]
     text, checkbox = shown(filled(entries, {"caption": "a {subject}!"}, add_trigger=False))
     assert checkbox["visible"], "it can be switched on again"
-    assert "&quot;a sks dog!&quot;" in text and "1.jpg: &quot;a dog &lt;sitting&gt;&quot;" in text
-    assert not preview_config(house, entries, filled(entries, add_trigger=False)).add_trigger
+    assert "&#34;a sks dog!&#34;" in text and "1.jpg: &#34;a dog &lt;sitting&gt;&#34;" in text
+    assert not preview_config(context, entries, filled(entries, add_trigger=False)).add_trigger
     assert shown(filled(entries, noun=""))[0] == ""
 
 
 # Planned runs
 
 
-def test_several_methods_from_yaml_keep_their_own_defaults(house, entries):
-    text = to_yaml(preview_config(house, entries, filled(entries, method="shoft"))).replace("flip: false", "flip: true")
-    lora, shoft = plan(house, entries, filled(entries, mode="YAML", text=text, several=["lora", "shoft"]))
-    alone = preview_config(house, entries, filled(entries, method="lora"))
+def test_several_methods_from_yaml_keep_their_own_defaults(context, entries):
+    text = to_yaml(preview_config(context, entries, filled(entries, method="shoft"))).replace(
+        "flip: false", "flip: true"
+    )
+    lora, shoft = plan(context, entries, filled(entries, mode="YAML", text=text, several=["lora", "shoft"]))
+    alone = preview_config(context, entries, filled(entries, method="lora"))
     assert (lora.learning_rate, lora.weight_decay) == (alone.learning_rate, alone.weight_decay)
     assert shoft.learning_rate != lora.learning_rate and lora.flip and shoft.flip
     text = "method: lora\noptions: {rank: 4, alpha: 8}"
-    lora, hra = plan(house, entries, filled(entries, mode="YAML", text=text, several=["lora", "hra"]))
+    lora, hra = plan(context, entries, filled(entries, mode="YAML", text=text, several=["lora", "hra"]))
     assert lora.options["alpha"] == 8 and "alpha" not in hra.options
 
 
-def test_several_methods_are_one_run_each_at_a_matched_budget(house, entries):
-    runs = plan(house, entries, filled(entries, {"rank": "4"}, method="lora", several=["lora", "hra"]))
+def test_several_methods_are_one_run_each_at_a_matched_budget(context, entries):
+    runs = plan(context, entries, filled(entries, {"rank": "4"}, method="lora", several=["lora", "hra"]))
     assert [config.method for config in runs] == ["lora", "hra"] and runs[0].options["rank"] == 4
-    shapes = budget.layer_shapes(house.studio.pipe, runs[0])
+    shapes = budget.layer_shapes(context.session.pipe, runs[0])
     sizes = [budget.count(config.method, config.options, shapes) for config in runs]
     assert max(sizes) / min(sizes) < 1.3 and runs[1].options["rank"] > 4
 
 
-def test_yaml_cannot_read_other_peoples_files(house, entries):
+def test_yaml_cannot_read_other_peoples_files(context, entries):
     values = filled(entries, mode="YAML", text="photos: [/etc]\nbase: /etc\nsteps: 3")
-    config = preview_config(house, entries, values)
+    config = preview_config(context, entries, values)
     assert [str(photo) for photo in config.photos] == ["."] and config.base.endswith("tiny-sd") and config.steps == 3
 
 
@@ -185,54 +179,54 @@ def test_yaml_cannot_read_other_peoples_files(house, entries):
     ("changes", "message"),
     [({"noun": ""}, "Say what it is"), ({"name": "../x"}, "the name"), ({"name": "Rex"}, "'Rex' exists already")],
 )
-def test_an_incomplete_form_is_refused_before_anything_is_written(house, entries, tmp_path, changes, message):
+def test_an_incomplete_form_is_refused_before_anything_is_written(context, entries, tmp_path, changes, message):
     draft = Draft(tmp_path / "draft")
     with pytest.raises(ValueError, match="No photos yet"):
-        queue_runs(house, entries, draft, house.studio.base, filled(entries))
-    draft.add(photos_of(house))
-    before = sorted(house.output.rglob("*"))
+        queue_runs(context, entries, draft, context.session.base, filled(entries))
+    draft.add(photos_of(context))
+    before = sorted(context.output.rglob("*"))
     with pytest.raises(ValueError, match=message):
-        queue_runs(house, entries, draft, house.studio.base, filled(entries, **changes))
-    assert sorted(house.output.rglob("*")) == before
+        queue_runs(context, entries, draft, context.session.base, filled(entries, **changes))
+    assert sorted(context.output.rglob("*")) == before
 
 
-def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(house, entries, tmp_path):
-    draft, before = Draft(tmp_path / "draft"), house.studio.base
-    draft.add(photos_of(house))
-    seen = status_bar.look(house, None)[-1]
-    assert status_bar.look(house, seen) == (gr.skip(),) * 5
-    house.studio.change("elsewhere/other-sd", "cpu")
+def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(context, entries, tmp_path):
+    draft, before = Draft(tmp_path / "draft"), context.session.base
+    draft.add(photos_of(context))
+    seen = status_bar.refresh(context, None)[-1]
+    assert status_bar.refresh(context, seen) == (gr.skip(),) * 5
+    context.session.change("elsewhere/other-sd", "cpu")
     with pytest.raises(ValueError, match=r"in use is other-sd, not tiny-sd"):
-        queue_runs(house, entries, draft, before, filled(entries))
-    assert not (house.output / "New").exists()
-    _, _, base, device, seen = status_bar.look(house, seen)
+        queue_runs(context, entries, draft, before, filled(entries))
+    assert not (context.output / "New").exists()
+    _, _, base, device, seen = status_bar.refresh(context, seen)
     assert device == gr.skip() and base["value"] == "elsewhere/other-sd"
-    Run(house.output / "Rex").write_state("running", 3, 6)
-    line, _, *menus, _ = status_bar.look(house, seen)
-    assert "broke off" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
+    Run(context.output / "Rex").write_state("running", 3, 6)
+    line, _, *menus, _ = status_bar.refresh(context, seen)
+    assert "interrupted" in line and menus == [gr.skip()] * 2, "an open menu is left alone while a run goes on"
 
 
-def test_runs_use_the_device_chosen_on_the_page(house, entries, monkeypatch):
+def test_runs_use_the_device_chosen_on_the_page(context, entries, monkeypatch):
     monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
-    *_, (_, _, shown) = status_bar.look(house, None)
+    *_, (_, _, shown) = status_bar.refresh(context, None)
     assert shown == "cpu", "as on the command line"
-    seen = status_bar.look(house, None)[-1]
-    house.studio.change(house.studio.base, "cuda")
-    assert status_bar.look(house, seen)[3]["value"] == "cuda"
-    assert given_settings(house, entries, filled(entries))["device"] == "cuda"
-    assert not house.studio.loaded
+    seen = status_bar.refresh(context, None)[-1]
+    context.session.change(context.session.base, "cuda")
+    assert status_bar.refresh(context, seen)[3]["value"] == "cuda"
+    assert given_settings(context, entries, filled(entries))["device"] == "cuda"
+    assert not context.session.loaded
 
 
 # The forecast
 
 
-def test_time_and_memory_are_measured_never_guessed(house, entries):
+def test_time_and_memory_are_measured_never_guessed(context, entries):
     def shown():
-        return forecast(house, entries, 5, filled(entries), measure=False)
+        return forecast(context, entries, 5, filled(entries), measure=False)
 
     assert shown()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
-    (config,) = plan(house, entries, filled(entries))
-    file = house.output / ".queue" / "calibrations" / f"{calibration.costs(config)}.json"
+    (config,) = plan(context, entries, filled(entries))
+    file = context.output / ".queue" / "calibrations" / f"{calibration.costs(config)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     presets, text = shown()
@@ -246,8 +240,8 @@ def test_time_and_memory_are_measured_never_guessed(house, entries):
 # Photos
 
 
-def test_photos_show_their_warnings_and_their_crop(house, tmp_path):
-    draft, photos = Draft(tmp_path / "draft"), photos_of(house)
+def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
+    draft, photos = Draft(tmp_path / "draft"), photos_of(context)
     draft.add([photos[0], photos[1], photos[0]])
     thumbnails, warnings = train_photos.show_photos(draft, 64, "1.jpg")
     assert thumbnails.count("<img") == 3 and "duplicate" in thumbnails and "same file as" in warnings
@@ -256,9 +250,9 @@ def test_photos_show_their_warnings_and_their_crop(house, tmp_path):
     assert str(tmp_path) not in thumbnails + warnings
 
 
-def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(house):
-    ann, events = Visitor("ann"), train_photos.PhotoEvents(house)
-    house.draft(ann).add(photos_of(house))
+def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(context):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    context.draft(ann).add(photos_of(context))
     events.crop("1.jpg", 2, 0.25, 0.75, ann)
     selected, _, _, _, *sliders = events.select(gr.EventData(None, {"file": "1.jpg"}), ann)[:7]
     assert selected == "1.jpg" and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
@@ -266,12 +260,12 @@ def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(house):
     assert selected == "" and not editor["visible"] and thumbnails.count("<img") == 5
 
 
-def test_late_edits_of_a_removed_photo_change_no_other(house):
-    ann, events = Visitor("ann"), train_photos.PhotoEvents(house)
-    house.draft(ann).add(photos_of(house))
+def test_late_edits_of_a_removed_photo_change_no_other(context):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    context.draft(ann).add(photos_of(context))
     events.remove("0.jpg", ann)
     events.set_caption("0.jpg", "late", ann)
     events.remove("0.jpg", ann)
-    assert [(photo.file, photo.caption) for photo in house.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
+    assert [(photo.file, photo.caption) for photo in context.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
     with pytest.raises(gr.Error, match="not here any more"):
         events.crop("0.jpg", 2, 0.5, 0.5, ann)

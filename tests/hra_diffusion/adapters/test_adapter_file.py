@@ -11,7 +11,7 @@ from conftest import stir, tiny_pipe
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
 from hra_diffusion.files import FileError
 
@@ -28,7 +28,7 @@ def saved(tmp_path, pipe):
         method="hra",
         options={"rank": 4},
         base="tiny",
-        fingerprint=adapter_file.fingerprint(parts, "Rex"),
+        fingerprint=fingerprint.adapter_fingerprint(parts, "Rex"),
         trigger="sks",
         class_noun="dog",
     )
@@ -80,15 +80,15 @@ def drop(tensors, part):
     ("spoil", "message"),
     [
         (lambda p: p.unlink(), "no adapter file"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole safetensors file"),
-        (lambda p: p.write_bytes(p.read_bytes()[:5]), "not a whole safetensors file"),
-        (lambda p: p.write_bytes(b"\xff" * 64), "not a whole safetensors file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a complete safetensors file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:5]), "not a complete safetensors file"),
+        (lambda p: p.write_bytes(b"\xff" * 64), "not a complete safetensors file"),
         (lambda p: save_file(load_file(p), p, {}), "not an adapter of hra-diffusion"),
         (lambda p: rewrite(p, format_version="2"), "format version 2, newer than 1"),
         (lambda p: rewrite(p, adapter="{}"), "damaged metadata"),
         (lambda p: rewrite(p, format_version="new"), "damaged metadata"),
-        (lambda p: rewrite(p, drop(load_file(p), "mid_block")), "not whole: unet.mid_block.* is missing"),
-        (lambda p: rewrite(p, load_file(p) | {"unet.lost.right.u": torch.ones(2, 2)}), "holds unet.lost.right.u"),
+        (lambda p: rewrite(p, drop(load_file(p), "mid_block")), "incomplete: unet.mid_block.* is missing"),
+        (lambda p: rewrite(p, load_file(p) | {"unet.lost.right.u": torch.ones(2, 2)}), "contains unet.lost.right.u"),
         (lambda p: rewrite(p, {k: v * float("nan") for k, v in load_file(p).items()}), "NaN or infinite"),
         (lambda p: rewrite(p, {k: v[:-1].contiguous() for k, v in load_file(p).items()}), "for another base"),
     ],

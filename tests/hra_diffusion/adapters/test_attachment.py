@@ -8,8 +8,10 @@ from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
 from conftest import relative, stir, tiny_text_encoder, tiny_unet
 
-from hra_diffusion.adapters import attachment, registry
-from hra_diffusion.adapters.attachment import activate, attach, detach, find_targets
+from hra_diffusion.adapters import activation, attachment, merging, registry
+from hra_diffusion.adapters.activation import activate
+from hra_diffusion.adapters.attachment import attach, detach
+from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import UserError
 
 
@@ -42,8 +44,11 @@ def test_a_pattern_chooses_layers(unet):
         ({"method": "lora", "options": {"rank": 0}}, "rank.*greater than or equal to 1"),
         ({"method": "lora", "options": {"ranks": 4}}, "no option 'ranks'"),
         ({"method": "lora", "options": {"alpha": "much"}}, "alpha.*number.*'much'"),
-        ({"method": "hra", "targets": "nowhere"}, "matches the target 'nowhere'; it names one of attention"),
-        ({"method": "hra", "targets": "*to_q"}, "'\\*to_q' is no regular expression .*'.\\*to_q' is all layers"),
+        ({"method": "hra", "targets": "nowhere"}, "matches the target 'nowhere'; use one of attention"),
+        (
+            {"method": "hra", "targets": "*to_q"},
+            "'\\*to_q' is not a valid regular expression .*'.\\*to_q' matches all layers",
+        ),
         ({"method": "hra", "targets": r".*norm1"}, "no weight matrix to adapt; only linear and conv"),
         ({"method": "hra", "name": "../up"}, "letters, digits"),
         ({"method": "hra", "targets": ["mid_block.lost"]}, "no layer mid_block.lost"),
@@ -67,7 +72,7 @@ def test_adapters_come_before_offloading(unet):
     with torch.no_grad():
         base = unet(*inputs).sample
         cpu_offload(unet, torch.device("cpu"))
-        with pytest.raises(UserError, match="offloaded already; put adapters on first, then offload"):
+        with pytest.raises(UserError, match="offloaded already; attach adapters first, then offload"):
             attach(unet, "hra")
         remove_hook_from_module(unet, recurse=True)
         attach(unet, "hra")
@@ -96,7 +101,7 @@ def test_detaching_one_of_two_keeps_the_other(unet):
     attach(unet, "hra", {"rank": 2}, name="b")
     activate(unet, {"a": 0.5, "b": 1.0})
     detach(unet, "a")
-    assert attachment.adapter_names(unet) == ["b"] and attachment.state_of(unet).mix == (("b", 1.0),)
+    assert attachment.adapter_names(unet) == ["b"] and attachment.state_of(unet).active == (("b", 1.0),)
 
 
 def test_groups_that_do_not_fit_the_batch_are_refused(unet):
@@ -104,7 +109,7 @@ def test_groups_that_do_not_fit_the_batch_are_refused(unet):
     x, text = torch.zeros(3, 4, 8, 8), torch.zeros(3, 6, 32)
     with (
         pytest.raises(ValueError, match="cover 2 samples"),
-        attachment.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]),
+        activation.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 1)]),
     ):
         unet(x, torch.full((3,), 1), text)
 
@@ -116,10 +121,10 @@ def test_an_attention_that_never_calls_its_layer_is_refused():
 
 def test_a_merged_model_takes_no_adapters_and_no_groups(unet):
     attach(unet, "lora", {"rank": 2}, name="a")
-    attachment.merge(unet)
+    merging.merge(unet)
     for refused in (
         lambda: attach(unet, "hra", {"rank": 2}, name="b"),
-        lambda: attachment.batch_adapters(unet, []).__enter__(),
+        lambda: activation.batch_adapters(unet, []).__enter__(),
     ):
         with pytest.raises(UserError, match="unmerge"):
             refused()
@@ -137,7 +142,7 @@ def test_a_copied_model_has_adapters_of_its_own(unet):
     attach(unet, "lora", {"rank": 2}, name="a")
     twin = copy.deepcopy(unet)
     activate(twin, {})
-    assert attachment.state_of(unet).mix == (("a", 1.0),)
+    assert attachment.state_of(unet).active == (("a", 1.0),)
 
 
 def test_two_methods_cannot_share_a_name():

@@ -5,7 +5,7 @@ import torch
 from conftest import PIPES, everything, relative, tiny_pipe
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import adapter_file, attachment, quantization
+from hra_diffusion.adapters import attachment, loading, quantization
 from hra_diffusion.errors import UserError
 
 WEIGHT_ERROR = {"int8": 0.012, "nf4": 0.11}
@@ -67,5 +67,5 @@ def test_an_adapter_of_it_knows_the_full_base_and_is_not_merged_into_it(tmp_path
     pipeline.save(pipe, tmp_path / "x.safetensors", "x")
     with pytest.raises(UserError, match="weights are quantised; load the base in full precision"):
         pipeline.merge(pipe)
-    adapter_file.load(tmp_path / "x.safetensors", pipeline.components(full))
+    loading.load(tmp_path / "x.safetensors", pipeline.components(full))
     assert not [w for w in recwarn if "other weights" in str(w.message)]

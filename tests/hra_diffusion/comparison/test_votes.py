@@ -8,7 +8,7 @@ from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion.comparison import report, votes
-from hra_diffusion.comparison.compare import load_comparison
+from hra_diffusion.comparison.storage import load_comparison
 from hra_diffusion.comparison.votes import Vote
 
 
@@ -37,7 +37,7 @@ def test_votes_are_kept_and_counted(tmp_path):
     votes.record(Vote("subject", "HRA", "LoRA", tie=True), tmp_path)
     votes.record(Vote("prompt", "base", "HRA"), tmp_path)
     standings = votes.tally(votes.recorded(tmp_path), "subject")
-    assert [(s.column, s.wins, s.votes) for s in standings] == [("HRA", 2.5, 3), ("LoRA", 0.5, 2), ("base", 0, 1)]
+    assert [(s.variant, s.wins, s.votes) for s in standings] == [("HRA", 2.5, 3), ("LoRA", 0.5, 2), ("base", 0, 1)]
     assert votes.recorded(tmp_path / "nowhere") == []
 
 
@@ -68,8 +68,8 @@ def test_a_saved_comparison_comes_back(pipe, tmp_path):
     assert [(photo.size, photo.getpixel((0, 0))) for photo in again.photos] == [
         ((512, 341), (255, 0, 0)), ((512, 341), (0, 128, 0)),
     ], "what was learned from may be gone by then"  # fmt: skip
-    assert again.columns == done.columns and again.prompts == done.prompts and again.seeds == done.seeds
-    assert [cell.request for cell in again.cells] == [cell.request for cell in done.cells]
-    assert again.cells[1].image.tobytes() == done.cells[1].image.tobytes()
+    assert again.variants == done.variants and again.prompts == done.prompts and again.seeds == done.seeds
+    assert [cell.request for cell in again.samples] == [cell.request for cell in done.samples]
+    assert again.samples[1].image.tobytes() == done.samples[1].image.tobytes()
     with pytest.raises(ValueError, match="no whole comparison"):
         load_comparison(tmp_path / "nowhere")

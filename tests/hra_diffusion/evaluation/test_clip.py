@@ -10,20 +10,13 @@ from conftest import stir, tiny_clip
 from PIL import Image
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison.compare import (
-    Comparison,
-    Request,
-    Sample,
-    Variant,
-    clear_best,
-    compare,
-    load_comparison,
-    save_comparison,
-    spread,
-)
+from hra_diffusion.comparison.compare import Comparison, Sample, Variant, compare
+from hra_diffusion.comparison.statistics import clear_best, score_statistics
+from hra_diffusion.comparison.storage import load_comparison, save_comparison
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, scores, source_for
-from hra_diffusion.generation.sampling import FullSettings, Settings, generate
+from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, default_source, score_images
+from hra_diffusion.generation.requests import FullSettings, Request, Settings
+from hra_diffusion.generation.sampling import generate
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +35,19 @@ def test_scores_are_those_of_the_model_itself(clip):
     found = clip.processor(text=prompts, images=drawn, return_tensors="pt", padding=True)
     with torch.no_grad():
         wanted = clip.model(**found).logits_per_image.diagonal() / clip.model.logit_scale.exp()
-    torch.testing.assert_close(torch.tensor([s.prompt for s in scores(clip, drawn, prompts)]), wanted)
+    torch.testing.assert_close(torch.tensor([s.prompt for s in score_images(clip, drawn, prompts)]), wanted)
 
 
 def test_a_picture_is_most_like_itself(clip):
     drawn = pictures(3)
-    found = scores(clip, drawn, ["x"] * 3, photos=drawn[:1])
+    found = score_images(clip, drawn, ["x"] * 3, photos=drawn[:1])
     assert found[0].subject == pytest.approx(1, abs=1e-5) and found[1].subject < found[0].subject
-    assert scores(clip, drawn, ["x"] * 3)[0].subject is None
+    assert score_images(clip, drawn, ["x"] * 3)[0].subject is None
 
 
 def test_a_text_that_is_too_long_is_cut(clip):
-    assert scores(clip, pictures(1), ["dog " * 200])[0].prompt == pytest.approx(
-        scores(clip, pictures(1), ["dog " * 300])[0].prompt
+    assert score_images(clip, pictures(1), ["dog " * 200])[0].prompt == pytest.approx(
+        score_images(clip, pictures(1), ["dog " * 300])[0].prompt
     )
 
 
@@ -64,7 +57,7 @@ def test_a_model_that_is_not_there_says_so(tmp_path):
 
 
 def test_a_damaged_model_says_so(tmp_path):
-    folder = shutil.copytree(source_for("toybox"), tmp_path / "clip")
+    folder = shutil.copytree(default_source("toybox"), tmp_path / "clip")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:10_000])
     with pytest.raises(UserError, match="can't be loaded"):
@@ -74,28 +67,32 @@ def test_a_damaged_model_says_so(tmp_path):
 def test_a_scored_comparison_is_kept_with_its_figures(clip, pipe, tmp_path):
     columns = [Variant("base", {}, "dog", "dog"), Variant("other", {}, "sks dog", "dog")]
     done = compare(pipe, columns, ["a {subject}"], [1, 2], Settings(steps=1), pictures(2), clip=clip)
-    drawn, words = [cell.image for cell in done.cells], ["a dog"] * 4
-    assert [cell.score for cell in done.cells] == scores(clip, drawn, words, pictures(2), [0, 1, 0, 1]), (
+    drawn, words = [cell.image for cell in done.samples], ["a dog"] * 4
+    assert [cell.score for cell in done.samples] == score_images(clip, drawn, words, pictures(2), [0, 1, 0, 1]), (
         "scored by the class noun"
     )
     save_comparison(done, tmp_path)
     kept = load_comparison(tmp_path)
-    assert [cell.score for cell in kept.cells] == [cell.score for cell in done.cells]
-    assert spread(kept, 0)["subject"].mean == pytest.approx(sum(done.cells[i].score.subject for i in (0, 2)) / 2)
+    assert [cell.score for cell in kept.samples] == [cell.score for cell in done.samples]
+    assert score_statistics(kept, 0)["subject"].mean == pytest.approx(
+        sum(done.samples[i].score.subject for i in (0, 2)) / 2
+    )
 
 
 def test_pictures_of_equal_noise_have_no_variety(clip):
     one, two, three = pictures(3)
     drawn = [one, one, two, three, one]
-    found = [s.variety for s in scores(clip, drawn, ["x"] * 5, groups=["same", "same", "other", "other", "alone"])]
+    found = [
+        s.variety for s in score_images(clip, drawn, ["x"] * 5, groups=["same", "same", "other", "other", "alone"])
+    ]
     assert found[:2] == pytest.approx([0, 0], abs=1e-5) and found[4] is None
-    likeness = (clip.images([two]) @ clip.images([three]).T).item()
+    likeness = (clip.embed_images([two]) @ clip.embed_images([three]).T).item()
     assert found[2:4] == pytest.approx([1 - likeness] * 2, abs=1e-5)
 
 
 def test_the_nearest_photo_is_told_apart_from_the_average(clip):
     photos = pictures(3)
-    (found,) = scores(clip, photos[:1], ["x"], photos)
+    (found,) = score_images(clip, photos[:1], ["x"], photos)
     assert found.nearest == pytest.approx(1, abs=1e-5) and found.subject < found.nearest
 
 
@@ -106,13 +103,13 @@ def test_what_an_adapter_does_to_its_class_is_measured_on_the_class_noun_alone(c
                Variant("off", {"a": 0.0}, "sks dog", "dog")]  # fmt: skip
     done = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip, drift=True)
     plain = compare(pipe, columns, ["a {subject}", "a cat"], [1, 2], Settings(steps=2), clip=clip)
-    for one, two in zip(done.cells, plain.cells, strict=True):
+    for one, two in zip(done.samples, plain.samples, strict=True):
         assert np.abs(np.asarray(one.image, dtype=float) - np.asarray(two.image, dtype=float)).mean() < 0.5
-    base, adapter, off = ([cell.score.drift for cell in done.cells[n::3]] for n in range(3))
+    base, adapter, off = ([cell.score.drift for cell in done.samples[n::3]] for n in range(3))
     assert base == [None] * 4 and off == pytest.approx([0] * 4, abs=1e-6) and min(adapter) > 1e-5
     by_hand = [generate(pipe, "a cat", mix, seed=1, settings=Settings(steps=2))[0] for mix in ({"a": 1.0}, {})]
     assert adapter[2:] == pytest.approx(clip_distance(clip, by_hand[:1], by_hand[1:]) * 2, rel=0.2)
-    assert plain.cells[1].score.drift is None and "drift" not in spread(plain, 1)
+    assert plain.samples[1].score.drift is None and "drift" not in score_statistics(plain, 1)
 
 
 def scored(*columns: list[float]) -> Comparison:
@@ -132,5 +129,5 @@ def test_only_what_is_clearly_better_is_marked():
     assert clear_best(scored([0.7, 0.5, 0.69, 0.5], [0.6, 0.63, 0.58, 0.6]), "subject") is None, "now here, now there"
     assert clear_best(scored([0.7, 0.72], [0.6, 0.63]), "subject") is None, "too few"
     assert clear_best(scored([0.7] * 4), "subject") is None, "nothing to be better than"
-    unscored = dataclasses.replace(clear, cells=tuple(dataclasses.replace(cell, score=None) for cell in clear.cells))
-    assert clear_best(unscored, "subject") is None and spread(unscored, 0) == {}
+    unscored = dataclasses.replace(clear, samples=tuple(dataclasses.replace(s, score=None) for s in clear.samples))
+    assert clear_best(unscored, "subject") is None and score_statistics(unscored, 0) == {}

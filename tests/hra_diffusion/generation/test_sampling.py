@@ -7,18 +7,14 @@ from PIL import Image
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
-from hra_diffusion.comparison.compare import Variant, compare, drift_from_base, save_comparison
+from hra_diffusion.comparison.compare import Variant, compare
+from hra_diffusion.comparison.statistics import difference_from_base
+from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation import sampling
-from hra_diffusion.generation.sampling import (
-    PictureError,
-    Request,
-    Settings,
-    generate,
-    generate_batch,
-    read_png,
-    save_png,
-)
+from hra_diffusion.generation.png import read_png, save_png
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import GenerationError, generate, generate_batch
+from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.models import noise
 
 FEW = Settings(steps=4)
@@ -47,7 +43,7 @@ def test_count_goes_on_from_the_seed(pipe):
     assert distance(second, generate(pipe, "a dog", {}, seed=4, settings=FEW)[0]) < 0.5
 
 
-@pytest.mark.parametrize("scheduler", sampling.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_pictures_drawn_together_equal_those_drawn_alone(pipe, scheduler):
     """Different adapters, prompts and seeds in one denoising batch, stochastic schedulers too."""
     requests = [
@@ -67,7 +63,7 @@ def test_a_comparison_equals_generate(pipe, tmp_path):
     columns = [Variant("base", {}, "dog"), Variant("A", {"a": 1.0}, "sks dog"), Variant("B", {"b": 0.5}, "qwe dog")]
     prompts, seeds = ["a {subject} in the snow", "a {subject}"], [5, 6]
     result = compare(pipe, columns, prompts, seeds, FEW, photos=[Image.new("RGB", (16, 16), "red")], batch_size=5)
-    assert len(result.cells) == 12
+    assert len(result.samples) == 12
     for p, prompt in enumerate(prompts):
         for s, seed in enumerate(seeds):
             for cell, column in zip(result.row(p, s), columns, strict=True):
@@ -77,7 +73,7 @@ def test_a_comparison_equals_generate(pipe, tmp_path):
                 assert distance(cell.image, alone) < 0.5
     grid = save_comparison(result, tmp_path)
     assert grid == tmp_path / "grid.png" and len(list((tmp_path / "pictures").iterdir())) == 12
-    drifts = drift_from_base(result)
+    drifts = difference_from_base(result)
     assert drifts[0] == 0 and drifts[1] > 0
 
 
@@ -145,10 +141,10 @@ def test_an_adapter_must_be_loaded(pipe):
 
 
 def test_drawing_leaves_the_pipeline_as_it_was(pipe):
-    scheduler, mix = pipe.scheduler, attachment.state_of(pipe.unet).mix
+    scheduler, mix = pipe.scheduler, attachment.state_of(pipe.unet).active
     pipeline.activate(pipe, {"b": 0.3})
     generate(pipe, "a dog", {"a": 1.0}, settings=FEW)
-    assert pipe.scheduler is scheduler and attachment.state_of(pipe.unet).mix == (("b", 0.3),)
+    assert pipe.scheduler is scheduler and attachment.state_of(pipe.unet).active == (("b", 0.3),)
     pipeline.activate(pipe, dict(mix))
 
 
@@ -171,8 +167,11 @@ def test_a_picture_that_comes_out_as_nan_is_an_error_with_the_remedy(family):
     broken = PIPES[family]()
     with torch.no_grad():
         broken.vae.decoder.conv_out.bias.fill_(float("nan"))
-    for dtype, remedy in ((torch.float32, "draw without adapters"), (torch.float16, "use --dtype float32 or bfloat16")):
-        with pytest.raises(PictureError, match=f"'a dog' with seed 3 came out as NaN.*{remedy}"):
+    for dtype, remedy in (
+        (torch.float32, "generate without adapters"),
+        (torch.float16, "use --dtype float32 or bfloat16"),
+    ):
+        with pytest.raises(GenerationError, match=f"'a dog' with seed 3 came out as NaN.*{remedy}"):
             generate(broken.to(dtype), "a dog", {}, seed=3, settings=FEW)
 
 
@@ -191,7 +190,7 @@ def test_one_picture_of_a_batch_that_is_nan_is_named(pipe):
 
     broken = tiny_pipe()
     broken.vae.decoder.conv_out = Numbers(broken.vae.decoder.conv_out)
-    with pytest.raises(PictureError, match="'a cat' with seed 2"):
+    with pytest.raises(GenerationError, match="'a cat' with seed 2"):
         generate_batch(broken, [Request("a dog", 1), Request("a cat", 2)], FEW)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.layer import original_weight
-from hra_diffusion.interop import compatibility, names
+from hra_diffusion.interop import compatibility, key_names
 from hra_diffusion.interop.compatibility import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
 from hra_diffusion.models import noise
 
@@ -64,7 +64,10 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
     tensors, error, change = load_file(done.path), 0.0, 0.0
     for component, model in pipeline.components(pipe).items():
         for path, adapter in attachment.adapter_layers(model, "Rex").items():
-            weight, key = original_weight(model.get_submodule(path)).flatten(1), names.kohya(pipe, component, path)
+            weight, key = (
+                original_weight(model.get_submodule(path)).flatten(1),
+                key_names.kohya_key(pipe, component, path),
+            )
             up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
             wanted = adapter.adapted_weight(weight, 1.0).detach()
             read = load(weight, up, down, tensors[f"{key}.dora_scale"].flatten(1)) if load else weight + up @ down

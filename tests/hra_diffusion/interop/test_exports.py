@@ -19,7 +19,7 @@ from loaders import (
 from safetensors.torch import load_file
 
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters import attachment, merging, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.exports import ExportError
@@ -159,8 +159,8 @@ def test_a_cut_lora_states_its_error(tmp_path):
     loaded.unload_lora_weights()
     gone = whole = 0.0
     with (
-        attachment.temporarily_merged(pipe.unet, {"Rex": 1.0}),
-        attachment.temporarily_merged(pipe.text_encoder, {"Rex": 1.0}),
+        merging.temporarily_merged(pipe.unet, {"Rex": 1.0}),
+        merging.temporarily_merged(pipe.text_encoder, {"Rex": 1.0}),
     ):
         for component, base in pipeline.components(tiny_pipe()).items():
             theirs, wanted = getattr(loaded, component).state_dict(), getattr(pipe, component).state_dict()

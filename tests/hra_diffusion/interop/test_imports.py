@@ -14,8 +14,8 @@ from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import adapter_file, attachment, registry
-from hra_diffusion.adapters.layer import as_matrix, unsupported
+from hra_diffusion.adapters import adapter_file, attachment, registry, targets
+from hra_diffusion.adapters.linear_map import as_matrix, unsupported_reason
 from hra_diffusion.interop.imports import AdapterImportError
 from hra_diffusion.models.families.architectures import SD1, on_meta
 
@@ -45,7 +45,7 @@ def test_our_own_exports_come_back(kind, method, format, tmp_path):
     back, report = bring_in(kind, done.path, tmp_path / "out")
     assert report.used == report.keys and not report.skipped
     assert report.layers == {
-        name: len(attachment.find_targets(m)) for name, m in pipeline.components(PIPES[kind]()).items()
+        name: len(targets.find_targets(m)) for name, m in pipeline.components(PIPES[kind]()).items()
     }
     assert relative(everything(back), everything(pipe)) < EXACT
     if (method, format) == ("hra", "peft"):
@@ -128,7 +128,7 @@ def adapters_by_hand(pipe, rank=2):
     """Random (up, down) for all attention layers of the UNet, and the pipeline's outputs with them."""
     generator = torch.Generator().manual_seed(3)
     pairs = {}
-    for path in attachment.find_targets(pipe.unet):
+    for path in targets.find_targets(pipe.unet):
         weight = pipe.unet.get_submodule(path).weight
         up, down = (
             torch.randn(shape, generator=generator) * 0.1 for shape in ((len(weight), rank), (rank, weight.shape[1]))
@@ -296,7 +296,7 @@ def header(**tensors) -> bytes:
 )
 def test_damaged_files_are_refused(content, tmp_path, pipe):
     (tmp_path / "bad.safetensors").write_bytes(content)
-    with pytest.raises(AdapterImportError, match=r"not a whole safetensors file|no tensors"):
+    with pytest.raises(AdapterImportError, match=r"not a complete safetensors file|no tensors"):
         interop.parse_adapter(pipe, tmp_path / "bad.safetensors")
 
 
@@ -371,7 +371,7 @@ def test_half_a_file(tmp_path, pipe):
     save_file(good(pipe), tmp_path / "bad.safetensors")
     whole = (tmp_path / "bad.safetensors").read_bytes()
     (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(AdapterImportError, match="not a whole safetensors file"):
+    with pytest.raises(AdapterImportError, match="not a complete safetensors file"):
         interop.parse_adapter(pipe, tmp_path / "bad.safetensors")
 
 
@@ -412,4 +412,4 @@ def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
     with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
         interop.parse_adapter(pipe, tmp_path / "rex.safetensors")
-    assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported(pipe.unet.conv_in)
+    assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported_reason(pipe.unet.conv_in)

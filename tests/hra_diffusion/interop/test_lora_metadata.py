@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import attachment, targets
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.interop import names
+from hra_diffusion.interop import key_names
 from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SDXL, on_meta
 
 VERSIONS = {"sd": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
@@ -200,8 +200,8 @@ def kohya_names(pipe):
     """Component -> path -> key of the layers that sd-scripts adapts."""
     return {
         part: {
-            path: names.kohya(pipe, part, path)
-            for path in attachment.find_targets(model, KOHYA_TARGETS["unet" if part == "unet" else "text"])
+            path: key_names.kohya_key(pipe, part, path)
+            for path in targets.find_targets(model, KOHYA_TARGETS["unet" if part == "unet" else "text"])
         }
         for part, model in pipeline.components(pipe).items()
     }
@@ -236,7 +236,7 @@ def test_keys_at_full_size_are_kohyas(architecture, counts, examples):
         if part == "unet" and architecture is SDXL:
             tensors = _maybe_map_sgm_blocks_to_diffusers(tensors, pipe.unet.config)
         read, _ = _convert_non_diffusers_lora_to_diffusers(tensors)
-        assert {as_path(key) for key in read} == {f"{part}.{names.public(part, path)}" for path in found}
+        assert {as_path(key) for key in read} == {f"{part}.{key_names.public_path(part, path)}" for path in found}
 
 
 def as_path(key):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import targets
 from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, million_parameters, on_meta
 
 
@@ -22,7 +22,7 @@ def test_parameters_in_millions(architecture, unet, vae, encoders):
 def test_attention_layers_of_sd15_and_what_adapters_weigh():
     """The published counts: 128 linears; LoRA r4 797,184; HRA r8 795,648; HOFT r4 as LoRA; SHOFT r4 897,024."""
     unet = on_meta(SD1.build_unet)
-    paths = attachment.find_targets(unet)
+    paths = targets.find_targets(unet)
     assert len(paths) == 128
     shapes = [unet.get_submodule(path).weight.shape for path in paths]
     d_in, d_out = sum(shape[1] for shape in shapes), sum(shape[0] for shape in shapes)

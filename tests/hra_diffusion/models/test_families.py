@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.sampling import Request, Settings, generate, generate_batch, read_png, save_png
+from hra_diffusion.generation.png import read_png, save_png
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate, generate_batch
 from hra_diffusion.models import families, loading
 from training import config as configs
 from training.data.latent_cache import encode
@@ -138,7 +140,7 @@ def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
             "resolution": 64,
             "steps": 2,
             "batch_size": 1,
-            "class_images": 1,
+            "num_class_images": 1,
             "checkpoint_every": 1,
             "sample_every": 0,
             "sample_prompts": ["a {subject}"],

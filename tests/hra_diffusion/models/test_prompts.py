@@ -5,8 +5,9 @@ import torch
 from conftest import PIPES, distance, stir, tiny_pipe, tiny_tokenizer
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.generation import sampling
-from hra_diffusion.generation.sampling import Request, Settings, generate, generate_batch
+from hra_diffusion.generation.png import PNG_KEY
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate, generate_batch
 from hra_diffusion.models import families, prompts
 from hra_diffusion.models.prompts import PromptWarning, parse_weights, prompt_notes, split, without_weights
 
@@ -137,5 +138,5 @@ def test_prompts_without_weights_are_encoded_by_the_pipeline_alone(adapted, monk
 def test_the_author_is_told_in_python_and_in_the_picture(adapted):
     with pytest.warns(PromptWarning, match="“the deep snow under two stars”"):
         (picture,) = generate(adapted, LONG, {}, settings=FEW)
-    (note,) = picture.info[sampling.PNG_KEY]["notes"]
+    (note,) = picture.info[PNG_KEY]["notes"]
     assert "“the deep snow under two stars”" in note and prompts.MAX_WEIGHT == 2

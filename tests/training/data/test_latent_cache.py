@@ -82,7 +82,7 @@ def test_the_unet_gets_the_time_ids_of_each_photo_and_class_image(with_text, con
         lambda unet, given, named: seen.append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True
     )
     values = {"name": "Rex", "photos": [str(photos)], "class_noun": "dog", "base": "tiny-xl", "resolution": 64,
-              "steps": 1, "batch_size": 3, "class_images": 1, "sample_every": 0, "sample_prompts": [],
+              "steps": 1, "batch_size": 3, "num_class_images": 1, "sample_every": 0, "sample_prompts": [],
               "checkpoint_every": 1, "crop": "center", "device": "cpu", "train_text_encoder": with_text,
               "gradient_checkpointing": False, "size_conditioning": conditioned}  # fmt: skip
     train(configs.parse(values), tmp_path, pipe=pipe)

@@ -23,7 +23,7 @@ def begun(tmp_path_factory, photos, base_folder):
     own = shutil.copytree(photos, root / "pictures" / "dog")
     values = {"name": "Rex", "photos": [str(own)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
               "resolution": 64, "batch_size": 2, "learning_rate": 1e-2, "steps": 4, "checkpoint_every": 100,
-              "sample_prompts": [], "prior_weight": 0, "train_text_encoder": False, "method": "lora",
+              "sample_prompts": [], "prior_loss_weight": 0, "train_text_encoder": False, "method": "lora",
               "boxes": {str(own / "2.jpg"): (10, 10, 110, 110)}}  # fmt: skip
     config = configs.parse(values)
     whole = weights(train(config, root / "whole"))

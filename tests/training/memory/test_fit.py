@@ -38,7 +38,7 @@ def test_what_costs_memory_is_seen(settings):
         "int8": {"base_weights": "int8"},
         "frozen text": {"train_text_encoder": False},
     }.items():
-        config = settings(**{"batch_size": 8, "prior_weight": 0, "resolution": 256} | changes)
+        config = settings(**{"batch_size": 8, "prior_loss_weight": 0, "resolution": 256} | changes)
         held[label] = footprint(config, "cuda").phases["train"]
     assert all(held[label] < held["plain"] for label in held if label != "plain"), held
     assert held["half a batch"] - held["checkpointing"] > 0, "activations are most of it here"
@@ -53,10 +53,10 @@ def fit_between(config, lighter):
 
 def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    changes = {"resolution": 128, "batch_size": 4, "prior_weight": 0, "sample_prompts": [], "steps": 3,
+    changes = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 3,
                "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
     lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
-    config = settings(**changes, fit=fit_between(settings(**changes, dtype="bfloat16"), lean))
+    config = settings(**changes, memory_limit=fit_between(settings(**changes, dtype="bfloat16"), lean))
     heard = []
     whole = weights(train(config, tmp_path / "whole", [heard.append]))
     (notice,) = (event.message for event in heard if isinstance(event, Notice) and "to fit in" in event.message)
@@ -81,13 +81,13 @@ def test_bfloat16_is_no_way_out_where_it_is_emulated(settings, monkeypatch):
 
 def test_nothing_fits(settings):
     with pytest.raises(UserError, match=r"does not fit in 0.1GB: .* it still needs about 0\.\d GB, .*--resolution"):
-        fit.fitted(settings(fit="0.1GB"), "cuda")
+        fit.fitted(settings(memory_limit="0.1GB"), "cuda")
 
 
 @pytest.mark.parametrize("text", ["8", "much", "8MB", "-3GB"])
 def test_a_limit_that_is_none(settings, text):
     with pytest.raises(ConfigError, match='as "8GB"'):
-        settings(fit=text)
+        settings(memory_limit=text)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -105,9 +105,9 @@ def test_training_on_weights_in_fewer_bits(settings, tmp_path, kind):
 
 def test_a_pipeline_already_held_keeps_its_weights(settings):
     """It could be had in bfloat16, which comes first, but it is loaded."""
-    changes, pipe = {"resolution": 128, "batch_size": 4, "prior_weight": 0, "sample_prompts": []}, tiny_pipe()
+    changes, pipe = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": []}, tiny_pipe()
     heavy, light = (footprint(settings(**changes, gradient_checkpointing=lean), "cpu", pipe).peak for lean in (0, 1))
-    chosen, _ = fit.fitted(settings(**changes, fit=f"{(heavy + light) / 2 / GIB:.2f}GB"), "cpu", pipe)
+    chosen, _ = fit.fitted(settings(**changes, memory_limit=f"{(heavy + light) / 2 / GIB:.2f}GB"), "cpu", pipe)
     assert chosen.gradient_checkpointing and (chosen.dtype, chosen.base_weights) == ("float32", "full")
 
 

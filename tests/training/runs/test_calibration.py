@@ -25,9 +25,9 @@ def test_what_cannot_run_says_so_before_start(settings):
 
 
 def test_one_measurement_serves_all_lengths_and_subjects(settings):
-    same = settings(name="other", steps=9, seed=5, learning_rate=1e-3, class_images=9)
+    same = settings(name="other", steps=9, seed=5, learning_rate=1e-3, num_class_images=9)
     assert calibration.costs(settings()) == calibration.costs(same)
-    for changes in ({"batch_size": 3}, {"method": "lora"}, {"prior_weight": 0}, {"options": {"rank": 4}}):
+    for changes in ({"batch_size": 3}, {"method": "lora"}, {"prior_loss_weight": 0}, {"options": {"rank": 4}}):
         assert calibration.costs(settings()) != calibration.costs(settings(**changes))
 
 
@@ -58,7 +58,7 @@ def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_pat
 
 
 def test_a_run_that_must_fit_is_measured_too(settings):
-    one = calibration.measure(settings(fit="20GB"))
+    one = calibration.measure(settings(memory_limit="20GB"))
     assert not one.error and one.step > 0
 
 

@@ -104,7 +104,7 @@ def test_every_failure_has_an_advice_that_can_be_applied(settings, reason, chang
 
 def test_memory_advice_goes_on_to_smaller_batches(settings):
     less = advise("out of memory", settings(gradient_checkpointing=True, batch_size=4)).changes
-    assert less == {"batch_size": 2, "gradient_accumulation": 2}
+    assert less == {"batch_size": 2, "gradient_accumulation_steps": 2}
     odd = advise("out of memory", settings(gradient_checkpointing=True, batch_size=3)).changes
-    assert odd == {"batch_size": 1, "gradient_accumulation": 3}, "no photo is left out"
+    assert odd == {"batch_size": 1, "gradient_accumulation_steps": 3}, "no photo is left out"
     assert not advise("out of memory", settings(gradient_checkpointing=True, batch_size=1)).changes

@@ -1,0 +1,100 @@
+"""Importing and exporting adapter files on the Library tab."""
+
+import shutil
+from pathlib import Path
+
+from markupsafe import Markup
+
+from app.inference_session import import_libraries
+from app.web.context import AppContext
+from app.web.html import render
+from app.web.library_cards import incompatibility, method_title
+from hra_diffusion import library
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
+from hra_diffusion.errors import UserError
+from training.runs import run_folder
+
+OWN = "own"
+EXPORTS = {
+    "As it is, for this program": OWN,
+    "LoRA file, kohya’s layout": "kohya",
+    "LoRA file, diffusers’ layout": "diffusers",
+    "Folder for PEFT (.zip)": "peft",
+    "Merged into the base model (large)": "merged",
+}
+"""Labels of the export formats."""
+FORMAT_NAMES = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "merged"}
+"""Short names of the export formats."""
+PLAIN_RANK = 32
+"""Rank of the plain LoRA offered in place of a DoRA."""
+
+
+def describe_file(context: AppContext, file: Path) -> list[str]:
+    """Describe an adapter file of this or another program without importing it. Raises UserError."""
+    if is_adapter_file(file):
+        info = read(file)[0]
+        subject = f" of “{info.subject}”" if info.subject else ""
+        lines = [f"{info.name}: {method_title(info.method)}{subject}, for {info.base}.", incompatibility(context, file)]
+        return [line for line in lines if line]
+    import_libraries()
+    from hra_diffusion import interop
+
+    with context.session.lock:
+        return interop.parse_adapter(context.session.pipe, file)[-1].lines
+
+
+def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
+    """Import an adapter file. Returns its new path, and the report on a file of another program.
+
+    Files of other programs must fit the base model in use. Raises UserError for a file that is no adapter.
+    """
+    if is_adapter_file(file):
+        return library.add_file(file, context.output), []
+    import_libraries()
+    from hra_diffusion import interop
+
+    name = library.unused_name(interop.name_for(file), context.output)
+    with context.session.lock:
+        path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
+    return path, report.lines
+
+
+def export_warning(context: AppContext, key: str, form: str) -> Markup:
+    """Return a question to confirm an export that some programs load incorrectly, or "" if none does."""
+    method = read_info(context.adapter_path(key)).method
+    if method not in registry.method_names():
+        return Markup("")
+    import_libraries()
+    from hra_diffusion.interop import compatibility
+
+    problems = compatibility.wrong_in(method, form)
+    return render("library_export_warning", problems=problems, rank=PLAIN_RANK) if problems else Markup("")
+
+
+def export_file(
+    context: AppContext, path: Path, form: str, folder: Path, lora_rank: int | None = None
+) -> tuple[Path, list[str]]:
+    """Write an adapter as one file into ``folder``. Returns its path and notes on its use. Raises UserError."""
+    if form == OWN:
+        return Path(shutil.copy2(path, folder)), []
+    import_libraries()
+    from hra_diffusion import interop
+    from hra_diffusion.interop import compatibility
+
+    with context.session.lock:
+        pipe, (info,) = context.session.pipe, context.session.load_adapters([path])
+        target = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
+        sample = next(iter(run_folder.samples_of(path)), None)
+        done = interop.export(pipe, info.name, form, target, lora_rank=lora_rank, info=info, sample=sample)
+        notes = compatibility.notes(pipe, info.name, done)
+    exported = Path(shutil.make_archive(str(target), "zip", target)) if target.is_dir() else target
+    lines = [f"Written: {done.shape}. Programs that load it:", *compatibility.lines(done)]
+    return exported, [*lines, *notes, *compatibility.advice(info)]
+
+
+def require_idle(context: AppContext, key: str) -> None:
+    """Raises UserError while the adapter is being trained: its folder must not move."""
+    busy = context.queue.busy()
+    if busy and context.adapter_path(key).is_relative_to(busy.folder.resolve()):
+        raise UserError("this adapter is being trained; stop the run first")

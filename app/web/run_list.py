@@ -1,0 +1,72 @@
+"""The list of runs below the status bar: their status, and what can be done with each."""
+
+import contextlib
+
+from markupsafe import Markup
+
+from app.web.context import AppContext
+from app.web.html import render
+from hra_diffusion.errors import UserError
+from training.runs import progress
+from training.runs.queue import OVER, Job
+
+LABELS = {"waiting": "waiting", "died": "interrupted", "finished": "ready"}
+"""How the page calls a status, where it does not use the status's own name."""
+BADGE_KINDS = {"failed": "bad", "died": "warn", "finished": "ok"}
+
+
+def label(job: Job) -> str:
+    """Return the status of a run as the page shows it."""
+    return LABELS.get(job.status, job.status)
+
+
+def show_runs(jobs: list[Job]) -> Markup:
+    """Return the runs with their buttons."""
+    rows = [
+        {"job": job, "label": label(job), "kind": BADGE_KINDS.get(job.status, ""), "actions": _actions(job)}
+        for job in jobs
+    ]
+    return render("run_list", rows=rows)
+
+
+def _actions(job: Job) -> list[tuple[str, str]]:
+    """Return (text, action) of a run's buttons."""
+    if job.status == "waiting":
+        return [("Earlier", "earlier"), ("Cancel", "cancel")] if job.place else [("Cancel", "cancel")]
+    if job.status == "running":
+        return [("Stop", "stop")]
+    resume = [("Resume", "resume")] if job.status in OVER and job.step < job.steps else []
+    return [*resume, ("Move to the bin", "delete")] if job.status in OVER else []
+
+
+def act_on_run(context: AppContext, action: str, name: str) -> None:
+    """Carry out an action from the list of runs. Raises RunError."""
+    queue = context.queue
+    match action:
+        case "stop":
+            queue.stop(name)
+        case "resume":
+            queue.resume(name)
+            queue.start()
+        case "cancel":
+            queue.cancel(name)
+        case "delete":
+            queue.discard(name)
+        case "earlier":
+            queue.move(name, (queue.job(name).place or 0) - 1)
+
+
+def progress_text(job: Job, state: progress.Progress) -> str:
+    """Return the phase of a run in progress, or its step and the time left."""
+    if not is_training(state):
+        return f"{progress.PHASES.get(state.phase, 'starting')} …"
+    time_left = ""
+    with contextlib.suppress(UserError):  # a damaged configuration
+        if (seconds := state.seconds_left(job.run.config.sample_every)) is not None:
+            time_left = f" · {progress.duration(seconds)} left"
+    return f"step {state.step} of {job.steps}{time_left}"
+
+
+def is_training(state: progress.Progress) -> bool:
+    """Return whether optimizer steps have begun."""
+    return state.step > 0 and state.phase in ("train", "samples")

@@ -1,0 +1,103 @@
+"""Load an adapter file onto the components of a pipeline.
+
+Every layer, shape and version is checked; if a check fails, the components are left unchanged.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint
+from hra_diffusion.adapters.activation import activate
+from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
+from hra_diffusion.adapters.state import AdapterState
+from hra_diffusion.errors import Note
+
+
+def load(path: Path, components: Mapping[str, nn.Module], name: str | None = None) -> AdapterInfo:
+    """Attach the adapter in ``path`` to the components it was trained on, under ``name`` (its own by default).
+
+    Raises AdapterFileError, with the components unchanged, for a damaged file, a newer format or another base model
+    (missing layers, wrong shapes). Warns if the base model has the right shapes but other weights.
+    """
+    info, tensors = adapter_file.read(path)
+    info = info.model_copy(update={"name": name or info.name})
+    _check_layers(path, info, components)
+    previous = {model: (attachment.state_of(model) or AdapterState()).active for model in components.values()}
+    try:
+        for component, probes in info.fingerprint.items():
+            attachment.attach(
+                components[component],
+                info.method,
+                info.options,
+                name=info.name,
+                targets=list(probes),
+                ranks=info.ranks.get(component),
+            )
+        _copy_parameters(path, info, tensors, adapter_file.parameters(components, info.name))
+    except ValueError as error:
+        unload(components, info.name)
+        for model, active in previous.items():
+            activate(model, dict(active))
+        raise error if isinstance(error, AdapterFileError) else AdapterFileError(f"{path}: {error}") from None
+    _warn_of_other_weights(path, info, components)
+    return info
+
+
+def unload(components: Mapping[str, nn.Module], name: str) -> None:
+    """Detach the adapter from all components that have it."""
+    for model in components.values():
+        if name in attachment.adapter_names(model):
+            attachment.detach(model, name)
+
+
+def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:
+    for component, probes in info.fingerprint.items():
+        if component not in components:
+            raise AdapterFileError(f"{path} is for another base ({info.base}): this one has no {component}")
+        if (state := attachment.state_of(components[component])) and state.merged:
+            raise AdapterFileError("adapters are merged into the weights; unmerge them first")
+        if info.name in attachment.adapter_names(components[component]):
+            raise AdapterFileError(
+                f"an adapter named {info.name!r} is loaded already; unload it or load this one under another name"
+            )
+        known = {layer for layer, _ in components[component].named_modules()}
+        if missing := [layer for layer in probes if layer not in known]:
+            more = f" and {len(missing) - 1} more layers" if len(missing) > 1 else ""
+            raise AdapterFileError(
+                f"{path} is for another base ({info.base}): this one has no {component}.{missing[0]}{more}"
+            )
+
+
+def _copy_parameters(
+    path: Path, info: AdapterInfo, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    if missing := sorted(set(parameters) - set(tensors)):
+        raise AdapterFileError(
+            f"{path} is incomplete: {missing[0]} is missing; copy it again or use another checkpoint"
+        )
+    if extra := sorted(set(tensors) - set(parameters)):
+        raise AdapterFileError(f"{path} contains {extra[0]}, which belongs to none of its layers")
+    for key, parameter in parameters.items():
+        if tensors[key].shape != parameter.shape:
+            raise AdapterFileError(
+                f"{path} is for another base ({info.base}): {key} is {tuple(tensors[key].shape)} in the file, "
+                f"{tuple(parameter.shape)} here"
+            )
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(tensors[key])
+
+
+def _warn_of_other_weights(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:
+    distance = fingerprint.distance(info.fingerprint, components)
+    if distance > fingerprint.TOLERANCE:
+        warnings.warn(
+            f"{path} was trained on other weights of the same shape ({info.base}; fingerprints differ by "
+            f"{distance:.2g}): expect another result than on its own base",
+            Note,
+            stacklevel=3,
+        )

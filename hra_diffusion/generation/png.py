@@ -1,0 +1,79 @@
+"""Image files, with the generation settings stored in PNG metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, PngImagePlugin
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import atomic_path
+from hra_diffusion.generation.requests import FullSettings, Request, prompt_notes
+from hra_diffusion.pipeline import base_name_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+PNG_KEY = "hra_diffusion"
+"""Key of the settings in ``image.info`` and in PNG metadata."""
+
+
+def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
+    """Return everything needed to generate the image again, as JSON values."""
+    made = {"base": base_name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
+    known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+    notes = prompt_notes(pipe, [request])
+    return made | {"adapters": dict(request.adapters)} | known | ({"notes": notes} if notes else {})
+
+
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG file atomically, with the settings from ``image.info`` in its metadata; return ``path``.
+
+    Settings are stored as JSON under "hra_diffusion" and, in the form that other programs read, under "parameters".
+    """
+    info = PngImagePlugin.PngInfo()
+    if settings := image.info.get(PNG_KEY):
+        info.add_itxt(PNG_KEY, json.dumps(settings, ensure_ascii=False))
+        info.add_itxt("parameters", _parameters(settings))
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=info)
+    return path
+
+
+def read_png(path: Path) -> dict[str, Any]:
+    """Read the settings stored by ``save_png``. Raises UserError if the file has none."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.info[PNG_KEY])
+    except (OSError, KeyError, ValueError):
+        raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
+
+
+def read_image(path: Path) -> Image.Image | None:
+    """Read an image file as RGB; return None if it is missing or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception:  # Pillow's decoders raise any exception on a damaged file
+        return None
+
+
+def slug(text: str, length: int = 40) -> str:
+    """Return the text as part of a file name: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+
+
+def _parameters(settings: Mapping[str, Any]) -> str:
+    """Format the settings as the AUTOMATIC1111 web UI does."""
+    adapters = ", ".join(f"{name}:{strength:g}" for name, strength in settings["adapters"].items())
+    return (
+        f"{settings['prompt']}\nNegative prompt: {settings['negative_prompt']}\n"
+        f"Steps: {settings['steps']}, Sampler: {settings['scheduler']}, CFG scale: {settings['guidance_scale']:g}, "
+        f"Seed: {settings['seed']}, Size: {settings['width']}x{settings['height']}, Model: {settings['base']}, "
+        f"Adapters: {adapters}"
+    )

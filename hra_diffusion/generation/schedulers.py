@@ -1,0 +1,38 @@
+"""Noise schedulers for generation, set up for the base model's noise process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hra_diffusion.models import noise
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+}
+"""Name → (diffusers class, options)."""
+
+
+@contextlib.contextmanager
+def use_scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
+    """Replace the pipeline's scheduler within the block; the new one takes only the noise process from the old one."""
+    class_name, options = SCHEDULERS[name]
+    before = pipe.scheduler
+    pipe.scheduler = noise.of(before).scheduler(class_name, **options)
+    # diffusers looks the first timestep up by its value. With Karras sigmas two timesteps near pure noise are equal; it
+    # takes the second, and the last step then runs past the end.
+    pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0
+    try:
+        yield
+    finally:
+        pipe.scheduler = before

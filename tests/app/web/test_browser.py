@@ -1,0 +1,333 @@
+"""The page in a real browser: the whole way once, and what each tab must always do."""
+
+import pytest
+from conftest import save_photos, tiny_clip
+from serving import CHROMIUM, launch, serving
+
+from hra_diffusion.generation.png import read_png, save_png
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.sampling import generate
+from hra_diffusion.models.sources import ASSETS, TOYBOX
+from training.runs.run_folder import Run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium (apt-get install chromium)")
+TABS = ("Train", "Generate", "Compare", "Library")
+MINUTE = 60_000
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        browser = launch(driver)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open the page as a new visitor; whatever the console complains of fails the test."""
+    playwright.expect.set_options(timeout=MINUTE)
+    contexts, complaints = [], []
+
+    def open_page(url, width=1280, scheme="light"):
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(MINUTE)
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector("#upload")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def go(page, tab):
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def choose(page, place, *names):
+    """Pick from a dropdown."""
+    page.locator(f"{place} input").click()
+    for name in names:
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def fill(page, place, text):
+    page.locator(f"{place} input, {place} textarea").first.fill(text)
+
+
+def give_photos(page, photos):
+    page.set_input_files("#upload input[type=file]", photos)
+    page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
+
+
+def train(page, name, method):
+    """Fill the form in, for a run of seconds, and press Train."""
+    fill(page, "#noun", "dog")
+    fill(page, "#name", name)
+    page.locator("#preset label").first.click()
+    choose(page, "#method", method)
+    page.locator("#advanced button.label-wrap").click()
+    for field, value in (("steps", 12), ("num-class-images", 2), ("checkpoint-every", 6), ("sample-every", 6)):
+        fill(page, f"#field-{field}", str(value))
+    page.click("#train-button")
+    page.wait_for_selector(f"#run-head h2:text-is('{name}')")
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param(TOYBOX, marks=pytest.mark.skipif(
+    not (ASSETS / TOYBOX / "model_index.json").is_file(), reason="the embedded base is not here"))])  # fmt: skip
+def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
+    """Photos in; watch, reload in the middle, draw, compare two methods, take the file home."""
+    photos = sorted((shared / "data" / "dreambooth" / "dog").glob("*.jpg"))
+    with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
+        page = visit(served.local_url)
+        give_photos(page, photos)
+        train(page, "Rex", "HRA")
+        page.wait_for_selector("#run-head [role=progressbar]")
+        page.reload()
+        page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
+        playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex")
+        page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
+        assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
+        train(page, "Rex-lora", "LoRA")
+        page.wait_for_selector("#run-head >> text=Rex-lora is ready", timeout=4 * MINUTE)
+
+        page.get_by_role("button", name="Generate with it").locator("visible=true").click()
+        fill(page, "#prompt", "a dog in the snow")
+        page.click("#generate-button")
+        page.wait_for_selector("#stage img[data-zoom]")
+        page.locator("#stage img[data-zoom]").first.click()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#zoom[open]")
+        page.keyboard.press("Escape")
+
+        go(page, "Compare")
+        choose(page, "#compare-adapters", "Rex", "Rex-lora")
+        page.click("#compare-button")
+        page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
+        page.get_by_role("button", name="Blind vote").click()
+        page.wait_for_selector("#ballot img >> nth=1")
+        assert page.locator("#grid tr").first.inner_text().split() == ["photos", "base", "Rex", "Rex-lora"]
+
+        go(page, "Library")
+        page.locator(".card", has_text="Rex-lora").click()
+        page.wait_for_selector("#facts >> text=sks dog")
+        page.get_by_role("button", name="Export").click()
+        with page.expect_download() as download:
+            page.locator("#facts").get_by_role("button", name="Download", exact=True).click()
+        assert download.value.suggested_filename == "Rex-lora.safetensors"
+        page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, scheme):
+    there = visit(page.local_url, width, scheme)
+    for tab in TABS:
+        go(there, tab)
+        there.wait_for_selector(".empty >> visible=true")
+        assert there.locator(".empty >> visible=true").first.inner_text()
+        assert there.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (
+            f"{tab} is wider than the screen"
+        )
+
+
+def test_the_way_to_train_by_keyboard(page, visit):
+    there = visit(page.local_url)
+    there.locator("#upload button").first.focus()
+    reached = []
+    for _ in range(40):
+        there.keyboard.press("Tab")
+        reached.append(there.evaluate("document.activeElement.closest('[id]')?.id || ''"))
+        if reached[-1] == "train-button":
+            break
+    assert reached[-1] == "train-button", reached
+
+
+def test_a_mistake_is_said_in_words(page, visit):
+    there = visit(page.local_url)
+    there.click("#train-button")
+    there.wait_for_selector("text=No photos yet")
+
+
+def test_a_maker_meets_few_fields(page, visit):
+    """Photos, what it is, a name, how long: everything else is folded away, and the button is within a screen or so."""
+    there = visit(page.local_url)
+    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
+    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    assert there.locator("#train-button").bounding_box()["y"] < 1000
+
+
+@pytest.fixture
+def taught_page(output, base_folder, tmp_path):
+    with serving(output, base_folder, clip=str(tiny_clip(tmp_path / "clip"))) as page:
+        yield page
+
+
+def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Compare")
+    choose(there, "#compare-adapters", "Rex", "Rex step 3")
+    there.click("#compare-button")
+    there.wait_for_selector("#grid img[src*=file]")
+    assert "subject" in there.locator("#grid").inner_text(), "every cell has its figures"
+    there.get_by_role("button", name="Overlay two pictures").click()
+    there.wait_for_selector("#overlay img >> nth=1")
+    there.get_by_role("button", name="Likeness against cost").click()
+    there.wait_for_selector("#plots svg")
+    there.locator("button.label-wrap", has_text="Download").click()
+    with there.expect_download() as download:
+        there.get_by_role("link", name="Report in one file").click()
+    assert download.value.suggested_filename == "report.html"
+
+
+def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit):
+    there = visit(taught_page.local_url)
+    go(there, "Library")
+    fill(there, "#search", "no such thing")
+    there.wait_for_selector("text=No adapter matches")
+    fill(there, "#search", "rex")
+    there.locator(".card").click()
+    there.wait_for_selector("#facts >> text=sks dog")
+    there.get_by_label("Name", exact=True).locator("visible=true").fill("Max")
+    there.get_by_role("button", name="Rename").click()
+    fill(there, "#search", "")
+    there.wait_for_selector(".card >> text=Max")
+    there.get_by_role("button", name="Move to the bin").click()
+    there.wait_for_selector("text=No adapters yet")
+    there.get_by_role("button", name="Bin (kept").click()
+    there.get_by_role("button", name="Restore").click()
+    there.wait_for_selector(".card >> text=Max")
+
+
+def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
+    run = Run(output / "Rex")
+    run.adapter.unlink()
+    run.write_state("failed", 3, 6, reason="the loss became nan")
+    with serving(output, base_folder) as served:
+        there = visit(served.local_url)
+        there.locator("#runs button").first.click()
+        there.get_by_role("button", name="Move to the bin").wait_for()
+        there.wait_for_function("[...document.images].every(image => image.complete)")
+        there.get_by_role("button", name="Move to the bin").click()
+        there.wait_for_selector("text=Rex is now in the bin, at the bottom of the Library")
+        there.close()
+
+
+def test_two_visitors_do_not_see_each_others_photos(page, visit, tmp_path):
+    photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
+    one, other = visit(page.local_url), visit(page.local_url)
+    give_photos(one, photos)
+    other.reload()
+    other.wait_for_selector("#upload")
+    other.wait_for_timeout(1500)
+    assert other.locator("#thumbs .thumb").count() == 0
+    one.reload()
+    one.wait_for_selector("#thumbs .thumb")
+
+
+DROP = """([kind, files]) => {
+  const carried = new DataTransfer();
+  for (const [name, type, bytes] of files) carried.items.add(new File([new Uint8Array(bytes)], name, {type}));
+  const how = {bubbles: true, cancelable: true};
+  document.body.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: carried, ...how})
+                                               : new DragEvent('drop', {dataTransfer: carried, ...how}));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
+    there = visit(page.local_url)
+    photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
+    there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
+    there.wait_for_selector("#thumbs .thumb >> nth=1")
+
+
+@pytest.fixture
+def drawn(pipe, tmp_path):
+    """A picture with its settings inside, drawn before the page loads a base of its own beside us."""
+    (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
+    return save_png(picture, tmp_path / "picture.png")
+
+
+def test_a_picture_dropped_on_generate_brings_its_settings_back(drawn, page, visit):
+    there = visit(page.local_url)
+    go(there, "Generate")
+    there.wait_for_selector("#settings-file")
+    there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
+    playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
+
+
+def test_a_refused_value_leaves_generate_as_usable_as_before(page, visit, tmp_path):
+    """And what is unfolded and left empty is the base's own."""
+    there = visit(page.local_url)
+    go(there, "Generate")
+    fill(there, "#prompt", "a cat in the snow")
+    there.locator("#more button.label-wrap").click()
+    there.get_by_label("Width").fill("4096")
+    there.click("#generate-button")
+    there.wait_for_selector("text=at most 2048 pixels")
+    there.get_by_label("Width").fill("0")
+    there.click("#generate-button")
+    there.wait_for_selector("#stage img[data-zoom]")
+    (made,) = {read_png(file)["guidance_scale"] for file in (tmp_path / "outputs").rglob("pictures/*.png")}
+    assert made == 7.5
+
+
+def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
+    there = visit(page.local_url)
+    give_photos(there, sorted(save_photos(tmp_path, 2).glob("*.jpg")))
+    before = there.locator("#thumbs img").first.get_attribute("src")
+    there.locator("#thumbs .thumb").first.click()
+    slider = there.locator("#editor").get_by_role("slider").first
+    slider.focus()
+    for _ in range(8):
+        there.keyboard.press("ArrowRight")
+    there.locator("#editor textarea").fill("in a box")
+    fill(there, "#noun", "cat")
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "sks cat, in a box"')
+    there.get_by_label("Add the trigger word").uncheck()
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "in a box"')
+    there.locator("#editor textarea").fill("a {subject} in a box")
+    there.locator("#noun input, #noun textarea").first.click()
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 0.jpg: "a sks cat in a box"')
+    playwright.expect(there.locator("#captions")).to_contain_text('caption of 1.jpg: "a photo of a sks cat"')
+    there.wait_for_timeout(1500)
+    assert there.locator("#thumbs img").first.get_attribute("src") != before
+    there.reload()
+    there.locator("#thumbs .thumb").first.click()
+    playwright.expect(there.locator("#editor textarea")).to_have_value("a {subject} in a box")
+
+
+@pytest.mark.parametrize("leave", ["#editor button:has-text('Remove this photo')", "#thumbs .thumb >> nth=1"])
+def test_a_caption_that_arrives_late_is_still_its_own_photos(page, visit, tmp_path, leave):
+    """Leaving the field saves the caption; what the same click does may be done before that."""
+    there = visit(page.local_url)
+    give_photos(there, sorted(save_photos(tmp_path, 3).glob("*.jpg")))
+    there.locator("#thumbs .thumb").first.click()
+    there.locator("#editor textarea").fill("late words")
+    held = []
+    there.route("**/gradio_api/**", lambda route: held.append(route)
+                if '"late words"' in (route.request.post_data or "") else route.continue_())  # fmt: skip
+    there.locator(leave).click()
+    if "Remove" in leave:
+        playwright.expect(there.locator("#thumbs .thumb")).to_have_count(2)
+    else:
+        there.wait_for_selector("#thumbs .thumb.on[data-file='1.jpg']")
+    (late,) = held
+    with there.expect_response(lambda answer: answer.request.post_data == late.request.post_data):
+        late.continue_()
+    captions = {}
+    for thumb in there.locator("#thumbs .thumb").all():
+        file = thumb.get_attribute("data-file")
+        thumb.click()
+        there.wait_for_selector(f"#thumbs .thumb.on[data-file='{file}']")
+        captions[file] = there.locator("#editor textarea").input_value()
+    kept = {} if "Remove" in leave else {"0.jpg": "late words"}
+    assert captions == kept | {"1.jpg": "", "2.jpg": ""}

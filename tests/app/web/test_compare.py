@@ -1,0 +1,114 @@
+"""Compare tab without a browser."""
+
+import re
+import shutil
+import threading
+
+import gradio as gr
+import pytest
+from conftest import tiny_clip
+from visitors import Visitor, comparison_plan, generated
+
+from app.inference_session import InferenceSession
+from app.web import (
+    compare,
+    compare_plan,
+    compare_results,
+    compare_votes,
+    generate_images,
+)
+from app.web.context import AppContext
+from hra_diffusion.comparison import report
+from hra_diffusion.comparison.storage import load_comparison
+
+
+def test_a_comparison_is_saved_and_voted_on(context, tmp_path):
+    done = list(compare_plan.run_comparison(context, comparison_plan(context), threading.Event()))[-1]
+    assert [column.label for column in done.variants] == ["base", "Rex"] and len(done.photos) == 3
+    compare_results.save(done, tmp_path / "compare" / "0001")
+    folder = compare_results.latest(tmp_path)
+    again = load_comparison(folder)
+    assert len(again.photos) == 3 and compare_results.show_saved(folder, again).count("<img") == 4 + 2
+    question, _ = compare_votes.show_ballot(folder, again)
+    assert "Rex" not in re.sub(r"sks|dog", "", question) and "base" not in question.replace("base64", ""), "blind"
+    cells = [int(cell) for cell in re.findall(r'data-cell="(\d+)"', question)]
+    compare_votes.record_vote(folder, again, 0, "vote", cells[0])
+    with pytest.raises(ValueError, match="has been answered"):
+        compare_votes.record_vote(folder, again, 0, "vote", 99)
+    compare_votes.record_vote(folder, again, 0, "vote", cells[1])
+    compare_votes.record_vote(folder, again, 1, "skip", None)
+    after, standings = compare_votes.show_ballot(folder, again)
+    assert "1 vote so far" in standings and 'data-at="2"' in after, "also after a reload: no question comes twice"
+    assert f'data-of="{folder.name}"' in after, "a vote says what it is on: another tab may have compared anew"
+    assert "Blind votes" in (folder / "report.html").read_text()
+    assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_photos_are_shown_beside_the_previews(context):
+    """Even without the original photos: the run keeps small copies."""
+    shutil.rmtree(context.output / "photos")
+    with gr.Blocks():
+        events = compare.Events(context, compare.build(context))
+    values = [["Rex/Rex.safetensors"], True, "a {subject}", 1, 2, 1.0, 2, False]
+    shown = [update[1] for update in events.run(Visitor("a"), *values)]
+    assert len(shown) > 2
+    for grid in shown:
+        assert grid.count('alt="photo"') == 2 and "<th>photos</th>" in grid
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapters": []}, "at least one adapter"),
+        ({"prompts": " "}, "one prompt"),
+        ({"prompts": "x\n" * 50, "seeds": 6}, "at most 120"),
+    ],
+)
+def test_an_incomplete_or_too_large_comparison_is_refused(context, changes, said):
+    with pytest.raises(ValueError, match=said):
+        comparison_plan(context, **changes)
+
+
+def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
+    clip = str(tiny_clip(tmp_path / "clip"))
+    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    plan = comparison_plan(context, drift=True)
+    updates = list(compare_plan.run_comparison(context, plan, threading.Event()))
+    assert max(preview.done for preview in updates[:-1]) == pytest.approx(1), "what drift takes is counted"
+    done = updates[-1]
+    assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
+    compare_results.save(done, tmp_path / "compare" / "0001")
+    plots = report.plots(load_comparison(compare_results.latest(tmp_path)))
+    assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
+    assert "drift" in report.means(done)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("a sks dog in the snow", "a {subject} in the snow"),
+        ("a photo of a SKS Dog", "a photo of a {subject}"),
+        ("a dog in the snow", "a {subject} in the snow"),
+        ("a {subject} beside a dog", "a {subject} beside a dog"),
+        ("in the snow", "{subject}, in the snow"),
+    ],
+)
+def test_a_prompt_with_one_adapters_subject_is_adapted_to_each(context, prompt, asked):
+    """An image sent from the Generate tab brings its prompt with the trigger."""
+    assert comparison_plan(context, prompts=prompt).prompts == (asked,)
+
+
+def test_a_checkpoint_is_a_variant(context):
+    plan = comparison_plan(context, adapters=["Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"])
+    assert plan.labels == ["base", "Rex", "Rex step 3"]
+
+
+def test_words_beyond_one_text_encoder_window_are_noted(context, tmp_path):
+    prompt = "a red dog and a blue cat in the deep snow"  # a token per letter, 22 of them at once
+    images = generated(context, adapters=[], prompt=prompt)
+    generate_images.save_images(images, context.visitor_folder(Visitor("a")) / "pictures")
+    assert "“the deep snow”" in generate_images.show_images(context, Visitor("a"))
+    plan = comparison_plan(context, prompts=prompt, seeds=1)
+    compare_results.save(list(compare_plan.run_comparison(context, plan, threading.Event()))[-1], tmp_path)
+    again = load_comparison(tmp_path)
+    assert "deep snow”" in compare_results.show_saved(tmp_path, again) and "deep snow”" in report.render(again)

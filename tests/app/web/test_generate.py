@@ -1,0 +1,86 @@
+"""Generate tab without a browser."""
+
+import threading
+
+import gradio as gr
+import pytest
+from visitors import Visitor, generated, generation_request
+
+from app.web import (
+    generate,
+    generate_images,
+    generate_request,
+)
+from hra_diffusion.generation.png import read_png
+from toybox.scenes import SCENES
+
+
+def test_images_follow_previews_and_contain_their_settings(context, tmp_path):
+    settings = {"negative": "fog", "guidance": 2.0, "scheduler": "euler", "width": 32, "height": 16}
+    updates = list(generate_request.generate_images(context, generation_request(**settings), threading.Event()))
+    assert len(updates) > 1 and updates[-1][1] == 1.0
+    files = generate_images.save_images(list(updates[-1][0].values()), tmp_path)
+    made = read_png(files[0])
+    assert made["prompt"] == "a sks dog in the snow" and made["adapters"] == {"Rex": 1.0} and made["seed"] == 5
+    said = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+    assert {name: made[said.get(name, name)] for name in settings} == settings
+    assert generate_request.values_from_settings(context, made)[:4] == [
+        ["Rex/Rex.safetensors"],
+        "a sks dog in the snow",
+        1,
+        5,
+    ]
+    another = generate_request.values_from_settings(context, generate_request.without_adapters(context, made))
+    assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
+
+
+def test_every_adapter_keeps_its_strength(context):
+    with gr.Blocks():
+        events = generate.Events(context, generate.build(context))
+    rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
+    *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
+    assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
+    made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
+            "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
+    filled_in = generate_request.values_from_settings(context, made)
+    assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
+
+
+def test_images_can_be_generated_with_a_checkpoint(context, tmp_path):
+    labels = dict(context.adapter_choices())
+    assert list(labels) == ["Rex", "Rex step 3", "Rex step 6"]
+    images = generated(context, adapters=[labels["Rex step 3"]])
+    (file, _) = generate_images.save_images(images, tmp_path)
+    assert read_png(file)["adapters"] == {"Rex step 3": 1.0}
+
+
+def test_a_damaged_checkpoint_is_left_out(context):
+    (context.output / "Rex/checkpoints/000003/adapter.safetensors").write_bytes(b"half a file")
+    assert [label for label, _ in context.adapter_choices()] == ["Rex", "Rex step 6"]
+
+
+def test_an_empty_prompt_and_an_invalid_size_are_refused(context):
+    with pytest.raises(ValueError, match="Write a prompt first"):
+        list(generate_request.generate_images(context, generation_request(adapters=[], prompt=" "), threading.Event()))
+    with pytest.raises(ValueError, match="multiples of"):
+        list(generate_request.generate_images(context, generation_request(width=33), threading.Event()))
+
+
+def test_stop_cancels_a_request_that_waits_for_the_device(context):
+    with gr.Blocks():
+        events = generate.Events(context, generate.build(context))
+    ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+    images = generated(context, count=1)
+    generate_images.save_images(images, context.visitor_folder(ann) / "pictures")
+    assert "Waiting for the device" in events.register(ann, *values), "said at once, not when its turn comes"
+    with pytest.raises(gr.Error, match="already being generated"):
+        events.register(ann, *values)
+    assert events.stop(ann).count('class="picture"') == 1
+    events.register(ann, *values)
+    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 1, "its turn came: nothing was drawn"
+    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 2
+
+
+def test_every_prompt_idea_is_a_toybox_scene() -> None:
+    """The embedded base model knows no other scenes."""
+    assert set(generate.IDEAS) <= set(SCENES)

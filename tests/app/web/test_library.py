@@ -1,0 +1,108 @@
+"""Library tab without a browser."""
+
+import json
+import shutil
+
+import gradio as gr
+import pytest
+from conftest import stir, tiny_pipe
+from safetensors import safe_open
+from safetensors.torch import load_file
+from visitors import Visitor
+
+from app.web import (
+    library,
+    library_cards,
+    library_facts,
+    library_files,
+)
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.adapter_file import read_info
+from training.runs import run_folder
+from training.runs.run_folder import Run
+
+
+def test_the_library_shows_searches_renames_and_bins(context):
+    assert "Rex" in library_cards.show_cards(context) and "No adapter matches" in library_cards.show_cards(
+        context, "zebra"
+    )
+    facts = library_facts.show_facts(context, "Rex/Rex.safetensors")
+    assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
+    places = library_facts.show_compatibility(read_info(context.adapter_path("Rex/Rex.safetensors")))
+    assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
+    path = run_folder.rename(context.adapter_path("Rex/Rex.safetensors"), "Max")
+    assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
+
+
+@pytest.mark.parametrize("form", library_files.EXPORTS.values())
+def test_an_adapter_is_exported_in_every_format_and_imported_again(context, form, tmp_path):
+    path, told = library_files.export_file(context, context.adapter_path("Rex/Rex.safetensors"), form, tmp_path)
+    assert path.is_file() and path.parent == tmp_path
+    if form != library_files.OWN:
+        assert any("exactly" in line for line in told) and any("sks dog" in line for line in told)
+    if form in (library_files.OWN, "kohya", "diffusers"):
+        before = sorted(context.output.glob("*/*.safetensors"))
+        assert (
+            library_files.describe_file(context, path) and sorted(context.output.glob("*/*.safetensors")) == before
+        ), "only told"
+        kept, _ = library_files.import_file(context, path)
+        assert library_cards.incompatibility(context, kept) == "" and kept.parent != path.parent
+        assert context.session.load_adapters([kept])
+
+
+def test_an_export_that_programs_load_incorrectly_needs_confirmation(context):
+    pipe, key, visitor = tiny_pipe(), "Sho/Sho.safetensors", Visitor("a")
+    attachment.attach(pipe.unet, "shoft", {"rank": 2}, name="Sho")
+    stir(attachment.adapter_parameters(pipe.unet, "Sho").values())
+    pipeline.save(pipe, context.output / key, "Sho", "sks", "dog")
+    events, made = library.Events(context), context.visitor_folder(visitor) / "exports"
+    assert [form for form in library_files.EXPORTS.values() if library_files.export_warning(context, key, form)] == [
+        "kohya"
+    ]
+    assert not library_files.export_warning(context, "Rex/Rex.safetensors", "kohya")
+    ready, question = events.export(key, "kohya", visitor)
+    assert ready["visible"] is False and not made.exists(), "nothing is made before the answer"
+    assert "InvokeAI: unusable" in question and 'data-do="plain"' in question and 'data-do="make"' in question
+    scaled = {}
+    for answer in ("make", "plain"):
+        ready, told = events.export_confirmed(gr.EventData(None, {"do": answer}), key, "kohya", visitor)
+        scaled[answer] = any(name.endswith("dora_scale") for name in load_file(ready["value"]))
+        assert ready["visible"] and ("DoRA" if answer == "make" else "Written: LoRA of rank 32") in told
+    assert scaled == {"make": True, "plain": False}
+
+
+def test_an_export_contains_the_runs_metadata_and_last_sample(context, tmp_path):
+    path, _ = library_files.export_file(context, context.adapter_path("Rex/Rex.safetensors"), "kohya", tmp_path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    assert json.loads(facts["ss_tag_frequency"]) == {"Rex": {"sks dog": 3}}
+    assert facts["ss_resolution"] == "(16, 16)" and facts["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
+def test_an_import_needs_confirmation(context, tmp_path):
+    events, file = (
+        library.Events(context),
+        shutil.copy(context.adapter_path("Rex/Rex.safetensors"), tmp_path / "given.safetensors"),
+    )
+    _, told, given = events.describe(str(file))
+    assert "Rex: HRA of “sks dog”, for tiny-sd." in told and 'data-do="import"' in told and len(context.adapters()) == 1
+    said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given)
+    assert "Rex 2 is imported" in said and cards.count('data-do="open"') == 2
+
+
+def test_an_adapter_of_another_base_is_marked(context, tmp_path):
+    other = tiny_pipe()
+    stir(other.unet.parameters(), by=1.0)
+    other.save_pretrained(tmp_path / "other")
+    context.session.change(str(tmp_path / "other"), "cpu")
+    assert "another base" not in library_cards.show_cards(context), "not before the base is known"
+    _ = context.session.pipe
+    assert "another base" in library_cards.show_cards(context)
+    assert "weights differ" in library_facts.show_facts(context, "Rex/Rex.safetensors")
+
+
+@pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "Rex/config.yaml", "Rex/../../x.safetensors"])
+def test_keys_from_the_page_cannot_leave_the_outputs_folder(context, key):
+    with pytest.raises(ValueError, match="no longer exists"):
+        context.adapter_path(key)

@@ -1,0 +1,148 @@
+"""Base models on the hub and in its cache, through huggingface_hub itself and a hub on this machine."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from fake_hub import fake_hub, online
+
+from hra_diffusion.errors import BaseModelError
+from hra_diffusion.models import hub
+
+SD1 = [
+    "README.md", "model_index.json", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt", "feature_extractor/config.json",
+    "safety_checker/config.json", "safety_checker/model.safetensors", "scheduler/scheduler_config.json",
+    "text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors",
+    "text_encoder/pytorch_model.bin", "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/code.py", "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin",
+]  # fmt: skip
+CONFIGURATIONS = ["model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+                  "tokenizer/merges.txt", "tokenizer/vocab.json", "unet/config.json", "vae/config.json"]  # fmt: skip
+
+
+def test_only_safetensors_of_one_variant_and_configurations_are_downloaded():
+    assert hub.required_files(SD1) == [
+        *CONFIGURATIONS,
+        "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+
+
+def test_half_precision_takes_the_fp16_weights_where_there_are_any():
+    assert hub.required_files(SD1, "fp16") == [
+        *CONFIGURATIONS,
+        "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+
+
+def test_all_shards_and_their_index_are_downloaded():
+    shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert {*shards, index} <= set(hub.required_files([*shards, index, "model_index.json"]))
+
+
+def run_python(script, environment):
+    """Run a script in a process of its own, which reads the hub's settings anew; returns what it prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+DOWNLOAD = """
+import json
+from hra_diffusion.errors import UserError
+from hra_diffusion.models import hub
+from hra_diffusion.models.loading import load_base
+
+class Cancelled(UserError): pass
+
+def cancel(done):
+    if done > 100_000:
+        raise Cancelled("cancelled")
+
+def refused(name):
+    try:
+        hub.find_base(name)
+    except UserError as error:
+        return str(error)
+
+base = hub.find_base("tester/tiny-sd")
+try:
+    hub.download(base, cancel)
+except Cancelled:
+    cancelled = hub.cached_bases()
+progress = []
+hub.download(base, progress.append)
+print(json.dumps({
+    "license": base.license, "size": base.size, "files": list(base.files), "cancelled": cancelled,
+    "progress": progress, "cached": [vars(cached) for cached in hub.cached_bases()],
+    "loads": type(load_base("tester/tiny-sd")).__name__,
+    "missing": refused("tester/none"), "malformed": refused("a/b/c"),
+}))
+"""
+
+
+@pytest.fixture
+def published(base_folder, tmp_path):
+    """A tiny model as its author publishes it: with files that nobody here needs."""
+    folder = shutil.copytree(base_folder, tmp_path / "published")
+    (folder / "unet" / "code.py").write_text("raise SystemExit('ran')")
+    (folder / "checkpoint.ckpt").write_bytes(b"pickled")
+    return folder
+
+
+def test_a_base_is_found_downloaded_listed_and_loaded(published, tmp_path):
+    with fake_hub("tester/tiny-sd", published) as endpoint:
+        found = run_python(DOWNLOAD, online(endpoint, tmp_path / "home"))
+    assert found["license"] == "openrail" and found["loads"] == "StableDiffusionPipeline"
+    assert found["size"] == sum((published / file).stat().st_size for file in found["files"])
+    assert not [file for file in found["files"] if file.endswith((".py", ".ckpt", ".bin"))]
+    assert found["cancelled"] == [], "half a model is not listed"
+    assert found["progress"] == sorted(found["progress"]) and found["progress"][-1] == found["size"]
+    assert [base["name"] for base in found["cached"]] == ["tester/tiny-sd"]
+    assert "no model 'tester/none'" in found["missing"] and "not a hub id" in found["malformed"]
+
+
+def test_the_command_downloads_and_lists(published, tmp_path):
+    def bases(*flags):
+        return run_python(f"from app.cli import main; main(['bases', '--json', *{flags!r}])", environment)
+
+    with fake_hub("tester/tiny-sd", published) as endpoint:
+        environment = online(endpoint, tmp_path / "home")
+        assert bases("--download", "tester/tiny-sd")["license"] == "openrail"
+    assert bases() == {"bases": ["toybox", "tester/tiny-sd"]}
+
+
+def test_without_a_connection_the_error_says_so():
+    with pytest.raises(hub.OfflineError, match="can't be reached"):  # the tests run with HF_HUB_OFFLINE
+        hub.find_base("tester/tiny-sd")
+    advice = dict(hub.offline_advice())
+    assert "vocab.json and merges.txt" in advice["One file"]
+    assert "model_index.json" in advice["A diffusers folder"]
+    assert "models--stable-diffusion-v1-5--stable-diffusion-v1-5" in advice["Another computer's cache"]
+
+
+@pytest.mark.parametrize(
+    ("files", "pipeline", "message"),
+    [
+        (["model.safetensors"], None, "not a diffusers model"),
+        (["model_index.json"], "FluxPipeline", "is a FluxPipeline; only StableDiffusionPipeline or"),
+        (
+            ["model_index.json", "unet/diffusion_pytorch_model.bin"],
+            "StableDiffusionPipeline",
+            "no .safetensors weights",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_download(files, pipeline, message):
+    with pytest.raises(BaseModelError, match=message):
+        hub._require_usable("a/b", files, pipeline)

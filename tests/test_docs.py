@@ -1,0 +1,73 @@
+"""README and documentation: their commands and flags exist, their Python names exist, their files are there."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from app.cli import COMMANDS, main
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+README = TEXTS["README.md"]
+
+
+def blocks(language):
+    """The code blocks of one language in all pages."""
+    found = [re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for text in TEXTS.values()]
+    return [block for page in found for block in page]
+
+
+def commands():
+    """The distinct hra-diffusion commands of all bash blocks."""
+    lines = [line.split("#")[0] for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return sorted({part for part in parts if part.startswith("hra-diffusion ")})
+
+
+@pytest.fixture(scope="module")
+def help_texts():
+    """The --help text of every command that the pages use."""
+    return {}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_and_their_flags_exist(line, capsys, help_texts):
+    words = shlex.split(line)
+    assert words[1] in COMMANDS
+    if words[1] not in help_texts:
+        with pytest.raises(SystemExit):
+            main([words[1], "--help"])
+        help_texts[words[1]] = capsys.readouterr().out
+    for flag in (word for word in words if word.startswith("--")):
+        assert flag in help_texts[words[1]]
+
+
+def test_the_pages_show_every_command():
+    assert {shlex.split(line)[1] for line in commands()} >= set(COMMANDS) - {"demo"}
+    assert "make demo" in README
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`make (\w+)`", "".join(TEXTS.values()))):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_links_and_images_of_the_readme_exist():
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_python_blocks_are_valid_and_their_names_exist():
+    import hra_diffusion
+
+    for block in blocks("python"):
+        compile(block, "documentation", "exec")
+        for name in set(re.findall(r"\bhra\.(\w+)", block)):
+            assert hasattr(hra_diffusion, name), name

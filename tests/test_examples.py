@@ -1,0 +1,54 @@
+"""The example scripts run to their end."""
+
+import runpy
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def run_example(monkeypatch, capsys):
+    """Run a script of examples/ with arguments; return what it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Two adapter files, trained by the first example for two steps each."""
+    files = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("hra", "lora"):
+            output = tmp_path_factory.mktemp(method)
+            patch.setattr(sys, "argv", ["train", "--method", method, "--steps", "2", "--output", str(output)])
+            runpy.run_path(str(ROOT / "examples" / "train_adapter.py"), run_name="__main__")
+            assert (output / "example.png").is_file()
+            files[method] = output / "example" / "example.safetensors"
+    lora = files["lora"].with_name("lora.safetensors")
+    return files["hra"], files["lora"].rename(lora)
+
+
+def test_adapters_mix(run_example, adapters, tmp_path):
+    output = run_example("mix_adapters", *adapters, "--output", tmp_path)
+    assert len(list(tmp_path.glob("mixed-*.png"))) == 3 and "at 0.5" in output
+
+
+def test_methods_are_compared_with_scores(run_example, adapters, tmp_path):
+    output = run_example("compare_methods", *adapters, "--output", tmp_path)
+    assert (tmp_path / "grid.png").is_file() and "lora" in output and "score" in output.lower()
+
+
+def test_an_export_gives_the_same_images_in_diffusers(run_example, adapters, tmp_path):
+    output = run_example("export_to_diffusers", adapters[0], "--output", tmp_path / "exported")
+    assert float(output.rsplit(" ", 1)[1]) < 1e-3
+
+
+def test_a_language_model_learns_a_line(run_example):
+    losses = [float(line.rsplit(" ", 1)[1]) for line in run_example("adapt_language_model").splitlines()[1:]]
+    assert losses[-1] < losses[0] / 2
