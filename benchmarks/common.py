@@ -26,7 +26,7 @@ from hra_diffusion.files import write_text
 from hra_diffusion.models import loading, sources
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
@@ -267,7 +267,7 @@ def start_session(
     """Set up the trainer on a pipeline, ready for its first step."""
     retain_freed_memory()  # as a run does
     accelerator = make_accelerator(config)
-    album = ingest(config.photos, config.resolution or 128, config.crop, config.boxes)
+    album = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))
 
 

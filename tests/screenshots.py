@@ -1,4 +1,4 @@
-"""Pictures of the page for the README, from what `hra-diffusion demo` made. Needs the system's chromium.
+"""Screenshots of the page for the README, of the outputs of `hra-diffusion demo`. Needs the system's chromium.
 
 python tests/screenshots.py [outputs/demo] [docs/images]
 """
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def open_page(browser: Any, url: str, size: tuple[int, int], dark: bool = False, cookies: Any = ()) -> Page:
-    """The page in a window of this size; with another's cookies, as the same visitor."""
+    """Open the page in a window of this size, as the visitor with these cookies."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light",
         device_scale_factor=1 if size[0] == WIDTH else 2,
@@ -56,7 +56,7 @@ def open_page(browser: Any, url: str, size: tuple[int, int], dark: bool = False,
 
 
 def save(page: Page, file: Path) -> None:
-    """What is to be seen now, as a compact picture, once nothing moves."""
+    """Save a screenshot once nothing moves."""
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement?.blur()")
     page.wait_for_timeout(1500)
@@ -69,7 +69,7 @@ def go(page: Page, tab: str) -> None:
 
 
 def choose(page: Page, place: str, *names: str) -> None:
-    """Pick from a dropdown."""
+    """Choose options of a dropdown."""
     page.locator(f"{place} input").click()
     for name in names:
         page.get_by_role("option", name=name, exact=True).click()
@@ -77,7 +77,7 @@ def choose(page: Page, place: str, *names: str) -> None:
 
 
 def train(page: Page) -> None:
-    """A sample subject in the form, its cost measured; beside it a run that is over."""
+    """A sample subject in the form with its measured cost, beside a finished run."""
     choose(page, "#sample", SUBJECT)
     page.wait_for_selector("#thumbs .thumb >> nth=4")
     page.wait_for_selector("#forecast >> text=measured on this machine")
@@ -85,7 +85,7 @@ def train(page: Page) -> None:
 
 
 def generate(page: Page) -> None:
-    """Pictures of what was taught."""
+    """Images of the trained subject."""
     go(page, "Generate")
     choose(page, "#adapters", ADAPTERS[-1])
     page.get_by_role("button", name="on the beach").click()
@@ -96,7 +96,7 @@ def generate(page: Page) -> None:
 
 
 def compare(page: Page) -> None:
-    """Two methods and the base from the same noise, with figures."""
+    """Two methods and the base model from the same noise, with scores."""
     go(page, "Compare")
     choose(page, "#compare-adapters", *ADAPTERS)
     page.get_by_label("number input for Seeds per prompt").fill("1")
@@ -115,7 +115,7 @@ def library(page: Page) -> None:
 TABS: dict[str, tuple[Callable[[Page], None], int]] = {
     "train": (train, 1230), "generate": (generate, 960), "compare": (compare, 1335), "library": (library, 1200),
 }  # fmt: skip
-"""Each tab: how its sample comes about, and how much of it is to be seen."""
+"""For each tab: the function that prepares it, and the height of the screenshot."""
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The page, really served, for as long as a test needs it."""
+"""A served page and a browser for tests."""
 
 import contextlib
 import shutil
@@ -14,13 +14,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def launch(driver: Any) -> Any:
-    """The system's browser: Playwright brings none of its own."""
+    """Launch the system's browser."""
     return driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
 
 
 @contextlib.contextmanager
 def serving(output: Path, base: Path, **options):
-    """The page at its address, stopped when the block ends."""
+    """Serve the page until the block ends."""
     from app.web import server
 
     with socket.socket() as free:
@@ -31,14 +31,14 @@ def serving(output: Path, base: Path, **options):
         yield page
     finally:
         page.close()
-        stop_runs(output)  # they outlive the page
+        stop_runs(output)  # runs outlive the page
         for thread in threading.enumerate():
-            if thread.name == server.WARMING:  # what is built while it loads a base would have no memory
+            if thread.name == server.WARMING:  # models built while it loads a base would stay on the meta device
                 thread.join()
 
 
 def stop_runs(output: Path) -> None:
-    """End what is being trained in an outputs folder, so that nothing goes on beside the tests that follow."""
+    """Stop all runs of an outputs folder, so that none continues during later tests."""
     queue = Queue(output)
     for name in queue.waiting():
         queue.cancel(name)

@@ -1,4 +1,4 @@
-"""`python -m toybox`: make the embedded base model, stage by stage or all at once, and look at it."""
+"""`python -m toybox`: make the embedded base model, in stages or all at once, and score it."""
 
 import argparse
 import logging
@@ -20,90 +20,90 @@ from toybox.sprites import PACKAGE
 from toybox.subjects import save_photos, take_photos
 
 SHARDS = 40
-"""How many shards the whole recipe draws: at 1,024 pictures each, a few hundred of every thing."""
+"""Shards of the whole recipe, of 1,024 images each: some hundred images of every thing."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one sub-command for each stage."""
+    """Create the parser with a subcommand for each stage."""
     parser = argparse.ArgumentParser(prog="python -m toybox", description=__doc__)
-    parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="pictures, latents, checkpoints")
+    parser.add_argument("--work-dir", type=Path, default=Path("outputs/toybox"), help="renders, latents, checkpoints")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--compile", action="store_true", help="compile the UNet first: it then trains faster")
-    parser.add_argument("--from", type=Path, dest="ancestor", help="start from this pipeline folder's weights")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet, which speeds up training")
+    parser.add_argument("--from", type=Path, dest="ancestor", help="initialise from this pipeline folder")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    render = stages.add_parser("render", help=f"draw the world ahead, in shards of {SHARD_SIZE} pictures")
+    render = stages.add_parser("render", help=f"render the world in shards of {SHARD_SIZE} images")
     add_render_options(render)
     for stage, purpose in (
-        ("clip", "train the CLIP pair, whose text tower is the base's text encoder"),
+        ("clip", "train the CLIP model, whose text encoder is the base model's"),
         ("base", "train the UNet"),
         ("decoder", "train the decoder of the autoencoder"),
     ):
         add_budget(stages.add_parser(stage, help=purpose), stage)
     stages.add_parser("encoder", help="fit the autoencoder's encoder, in closed form")
-    stages.add_parser("encode", help="turn pictures into latents")
+    stages.add_parser("encode", help="encode renders to latents")
     add_output(stages.add_parser("assemble", help="write the pipeline folder"), "assets/toybox")
-    judge = stages.add_parser("judge", help="train the judge, a classifier of its own that scores the base")
+    judge = stages.add_parser("judge", help="train the judge, a classifier that scores the base model")
     add_sprites(judge)
-    judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"of its own (default {JUDGE_SHARDS})")
+    judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"training shards (default {JUDGE_SHARDS})")
     add_budget(judge, "judge")
-    judge.add_argument("--output", type=Path, help="its weights alone, too, as benchmarks/judge.safetensors is")
-    score = stages.add_parser("score", help="ask the judge about the pictures of a pipeline folder; for the model card")
+    judge.add_argument("--output", type=Path, help="also write its weights alone, as benchmarks/judge.safetensors")
+    score = stages.add_parser("score", help="score a pipeline folder with the judge, for the model card")
     score.add_argument("model", type=Path)
     add_sprites(score)
-    score.add_argument("--photos", type=Path, help="real photos to send through the autoencoder, too")
-    everything = stages.add_parser("all", help="every stage in turn, each for its usual time")
+    score.add_argument("--photos", type=Path, help="real photos for the autoencoder's PSNR")
+    everything = stages.add_parser("all", help="run every stage for its default minutes")
     add_render_options(everything)
     add_output(everything, "assets/toybox")
-    sheet = stages.add_parser("sheet", help="draw prompts with a pipeline folder, to look at")
+    sheet = stages.add_parser("sheet", help="generate sample prompts with a pipeline folder")
     sheet.add_argument("model", type=Path)
     sheet.add_argument("--guidance", type=float, default=3.0)
     sheet.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_output(sheet, "sheet.png")
-    subject = stages.add_parser("subject", help="photograph a held-out thing, as training photos")
+    subject = stages.add_parser("subject", help="render training photos of a held-out thing")
     subject.add_argument("name")
     subject.add_argument("--count", type=int, default=5)
     subject.add_argument("--seed", type=int, default=0)
-    subject.add_argument("--hue", type=float, default=0.0, help="turn the colours: 0 to 1 is once round the circle")
+    subject.add_argument("--hue", type=float, default=0.0, help="rotation of the hue, 0 to 1")
     add_sprites(subject)
     add_output(subject, "subject")
     return parser
 
 
 def add_sprites(parser: argparse.ArgumentParser) -> None:
-    """The option that says where sprites are."""
+    """Add --sprites."""
     parser.add_argument("--sprites", type=Path, required=True, help=f"the assets folder of the npm package {PACKAGE}")
 
 
 def add_render_options(parser: argparse.ArgumentParser) -> None:
-    """The options of drawing the world."""
+    """Add the options of rendering the world."""
     add_sprites(parser)
-    parser.add_argument("--shards", type=int, default=SHARDS, help=f"how many in all (default {SHARDS})")
+    parser.add_argument("--shards", type=int, default=SHARDS, help=f"total number of shards (default {SHARDS})")
 
 
 def add_budget(parser: argparse.ArgumentParser, stage: str) -> None:
-    """The options that say how long to train, all sessions together, and in what steps."""
+    """Add the options for length, batch size and learning rate of a training."""
     usual = ", ".join(f"{minutes[stage]} on {device}" for device, minutes in MINUTES.items())
-    parser.add_argument("--minutes", type=float, help=f"over all sessions (default {usual})")
-    parser.add_argument("--steps", type=int, help="a number of steps, in place of minutes")
-    parser.add_argument("--batch", type=int, help="pictures a step; a GPU wants some hundreds")
-    parser.add_argument("--rate", type=float, help="the peak of the learning rate")
+    parser.add_argument("--minutes", type=float, help=f"training minutes over all sessions (default {usual})")
+    parser.add_argument("--steps", type=int, help="number of steps instead of minutes")
+    parser.add_argument("--batch", type=int, help="images per step; some hundred on a GPU")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
 
 
 def budget(chosen: argparse.Namespace) -> Budget:
-    """How long to train: the steps or minutes asked for, or the usual minutes."""
+    """Return the budget: the given steps or minutes, or the stage's default minutes."""
     if chosen.steps:
         return Budget(steps=chosen.steps)
     return Budget(minutes=chosen.minutes or MINUTES[chosen.device.type][chosen.stage])
 
 
 def pace(chosen: argparse.Namespace) -> dict[str, Any]:
-    """A recipe's fields that were asked for: its batch and its rate, if any."""
+    """Return the given batch size and learning rate as fields of a recipe."""
     asked = {"batch": getattr(chosen, "batch", None), "learning_rate": getattr(chosen, "rate", None)}
     return {name: value for name, value in asked.items() if value}
 
 
 def add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    """The option that says where the result goes."""
+    """Add --output."""
     parser.add_argument("--output", type=Path, default=Path(default), help=f"default {default}")
 
 

@@ -222,7 +222,7 @@ def denoise_partially(base: Base, latents: Shard, tokenizer: CLIPTokenizer, reci
     """
     device, scheduler = next(base.parameters()).device, new_scheduler()
     alphas = scheduler.alphas_cumprod
-    generator, redrawn = torch.Generator().manual_seed(recipe.seed), []
+    generator, denoised = torch.Generator().manual_seed(recipe.seed), []
     for first in range(0, len(latents.labels), recipe.batch):
         part = slice(first, first + recipe.batch)
         captions = [caption_of(label) for label in latents.labels[part]]
@@ -243,8 +243,8 @@ def denoise_partially(base: Base, latents: Shard, tokenizer: CLIPTokenizer, reci
             noisy = picture
             if following:
                 noisy = alphas[following].sqrt() * picture + (1 - alphas[following]).sqrt() * noise
-        redrawn.append(noisy.half().cpu())
-    return torch.cat(redrawn)
+        denoised.append(noisy.half().cpu())
+    return torch.cat(denoised)
 
 
 def assemble(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, card: str, folder: Path) -> None:

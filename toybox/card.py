@@ -1,4 +1,4 @@
-"""The model card that goes with the assembled base: its world, its licences, how it was made, and what it cannot do."""
+"""The model card of the base model: its world, scores, training, limits and licences."""
 
 import re
 from dataclasses import dataclass
@@ -82,9 +82,10 @@ its own. {pairs} pairs of a thing and a scene that the base was never shown toge
 
 @dataclass(frozen=True)
 class Figures:
-    """How the base is trained, and what was measured: how far the two trainings came, the round trip's PSNR in dB, the
-    number of parameters, and the judge's score, if it was asked. `history` is what else is to be told of the weights'
-    making, as items of a list.
+    """Facts of the model card.
+
+    Hyperparameters, progress of the base model's and the decoder's training, PSNR of the autoencoder in dB, number of
+    parameters, the judge's score if there is one, and ``history``: further items about the weights' training.
     """
 
     recipe: BaseRecipe
@@ -97,7 +98,7 @@ class Figures:
 
 
 def write_card(figures: Figures) -> str:
-    """The model card as Markdown, its paragraphs wrapped."""
+    """Return the model card as Markdown with wrapped paragraphs."""
     filled = CARD.format(
         parameters=figures.parameters / 1e6,
         things=names(THINGS),
@@ -121,7 +122,7 @@ def write_card(figures: Figures) -> str:
 
 
 def describe(score: Score | None) -> str:
-    """What the judge said, with its table; or that it was not asked."""
+    """Describe the judge and its score, or return "Not scored."."""
     if score is None:
         return "Not scored."
     about = SCORED.format(
@@ -132,7 +133,7 @@ def describe(score: Score | None) -> str:
 
 
 def wrap_paragraph(paragraph: str) -> str:
-    """A Markdown paragraph or list with its lines filled to 118 columns; headings, code and tables as they are."""
+    """Wrap a Markdown paragraph or list to 118 columns; headings, code and tables are left as they are."""
     if paragraph.startswith(("#", "```", "|")):
         return paragraph
     items = re.split(r"\n(?=- )", paragraph)
@@ -143,12 +144,12 @@ def wrap_paragraph(paragraph: str) -> str:
 
 
 def names(things: tuple[Thing, ...]) -> str:
-    """Their names in order, with commas."""
+    """Join the names of things with commas."""
     return ", ".join(thing.name for thing in things)
 
 
 def training_summary(progress: Progress) -> str:
-    """How far a training came, unless there was none."""
+    """Describe the progress of a training, or its absence."""
     if not progress.pictures:
         return "as it was inherited"
     seconds = progress.seconds

@@ -1,9 +1,9 @@
-"""The encoder of the toybox autoencoder: principal components of 8×8 patches, as the weights of an AutoencoderKL.
+"""The encoder: principal components of 8×8 patches, written into the weights of an AutoencoderKL.
 
-They are the best linear code of a patch and known in closed form: seconds of work in place of hours of training. They
-pass through the network unchanged because every residual branch is switched off (its last convolution is zero), strided
-convolutions lay pixels out as channels, and the one norm and SiLU that remain are made linear: beside the signal run
-constants so loud that they alone set the norm's deviation, and a bias lifts the signal to where SiLU is straight.
+Principal components are the optimal linear code of patches and known in closed form: seconds instead of hours of
+training. The encoder's nonlinearities are neutralised: residual branches are off (their last convolution is zero),
+strided convolutions rearrange pixels into channels, large constants beside the signal fix the variance that the last
+norm divides by, and a bias moves the signal into the linear range of the last SiLU.
 """
 
 from dataclasses import dataclass
@@ -15,41 +15,42 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 PATCH = 8
-"""Side of a patch in pixels; one patch becomes one place of the latents."""
+"""Side of a patch in pixels; each patch becomes one latent vector."""
 
 LOUD = 64.0
-"""The constant channels' value, in deviations of the signal: the norm sees the picture as a ripple on it."""
+"""Value of the constant channels, in standard deviations of the signal: they dominate the norm's variance."""
 
 LIFT = 12.0
-"""Where the signal enters SiLU, which is as good as straight from 7 on."""
+"""Bias before SiLU, which is practically linear above 7."""
 
 GROUP = 12
-"""Channels in a norm's group at the encoder's end: 96 channels in 8 groups."""
+"""Channels per group of the last norm: 96 channels in 8 groups."""
 
 LOG_VARIANCE = -9.0
-"""What the encoder says of its own doubt: next to none."""
+"""Log variance of the posterior, practically none."""
 
 
 @dataclass(frozen=True)
 class PatchCode:
-    """A linear code of patches in −1…1, flattened as (row, column, RGB): `latent = (patch − mean) @ weights.T`."""
+    """Linear code of patches in [−1, 1], flattened as (row, column, RGB): ``latent = (patch − mean) @ weights.T``."""
 
     mean: Tensor
     weights: Tensor
 
 
 def to_patches(pictures: Tensor) -> Tensor:
-    """uint8 pictures (N, H, W, 3) as patches in −1…1: (N · H/8 · W/8, 192), each flattened as (row, column, RGB)."""
+    """Split uint8 images (N, H, W, 3) into patches (N·H/8·W/8, 192) in [−1, 1], flattened as (row, column, RGB)."""
     count, height, width, _ = pictures.shape
     grid = pictures.view(count, height // PATCH, PATCH, width // PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
     return grid.reshape(-1, 3 * PATCH**2).float() / 127.5 - 1
 
 
 def fit_patch_code(pictures: Tensor, channels: int) -> PatchCode:
-    """The first `channels` principal components of the pictures' patches.
+    """Fit the first ``channels`` principal components of the images' patches.
 
-    Component c is scaled to the square root of its own deviation (and all to a mean square of 1): loud components stay
-    louder, so noise drowns the fine ones first and a diffusion model draws from coarse to fine.
+    The standard deviation of each component is replaced by its square root (and all scaled to a mean square of 1).
+    Coarse components keep a larger variance, so noise removes fine ones first and a diffusion model generates from
+    coarse to fine.
     """
     patches = to_patches(pictures)
     mean = patches.mean(0)
@@ -62,7 +63,7 @@ def fit_patch_code(pictures: Tensor, channels: int) -> PatchCode:
 
 @torch.no_grad()
 def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
-    """Set the encoder's weights so that its latents are those of `code` (to about one part in a thousand)."""
+    """Set the encoder's weights to compute ``code`` (with a relative error of about 0.001)."""
     encoder = vae.encoder
     for parameter in encoder.parameters():
         parameter.zero_()
@@ -85,19 +86,19 @@ def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
 
 
 def set_centre(convolution: nn.Conv2d, matrix: Tensor) -> None:
-    """Make a convolution apply `matrix` (out, in) at its centre, and nothing elsewhere."""
+    """Set the centre of a convolution's kernel to ``matrix`` (out, in)."""
     middle = convolution.kernel_size[0] // 2
     convolution.weight[: matrix.shape[0], : matrix.shape[1], middle, middle] = matrix
 
 
 def pass_through(block: ResnetBlock2D, wide: int) -> None:
-    """Let the first `wide` channels through a residual block whose own branch is switched off."""
+    """Make a residual block, whose branch is zero, pass its first ``wide`` channels."""
     if block.conv_shortcut is not None:
         set_centre(block.conv_shortcut, torch.eye(wide))
 
 
 def unfold(convolution: nn.Conv2d, wide: int) -> None:
-    """Make a stride-2 convolution lay the 2×2 pixels of `wide` channels side by side as 4 · `wide` channels."""
+    """Make a stride-2 convolution rearrange 2×2 pixels of ``wide`` channels into 4 · ``wide`` channels."""
     for row in range(2):
         for column in range(2):
             first = (2 * row + column) * wide
@@ -105,9 +106,9 @@ def unfold(convolution: nn.Conv2d, wide: int) -> None:
 
 
 def project(convolution: nn.Conv2d, code: PatchCode) -> None:
-    """Make the last stride-2 convolution apply the code, and lay out each pair of its channels for `read_out`.
+    """Make the last stride-2 convolution apply the code, with its channels arranged for ``read_out``.
 
-    A group of channels holds two signals, their negatives and constants of either sign: its mean is 0 everywhere.
+    Each norm group holds two signals, their negatives, and constants of both signs, so that its mean is always 0.
     """
     assert convolution.bias is not None
     channels = len(code.weights)
@@ -123,7 +124,7 @@ def project(convolution: nn.Conv2d, code: PatchCode) -> None:
 
 
 def signal_places(channels: int) -> list[tuple[int, int, int]]:
-    """Where each signal runs: (channel of the code, sign, channel of the network)."""
+    """Return (channel of the code, sign, channel of the network) of each signal."""
     return [
         (channel, sign, channel // 2 * GROUP + channel % 2 + offset)
         for channel in range(channels)
@@ -132,11 +133,11 @@ def signal_places(channels: int) -> list[tuple[int, int, int]]:
 
 
 def read_out(norm: nn.GroupNorm, convolution: nn.Conv2d, channels: int) -> None:
-    """Undo the norm's division and, as half the difference of a signal and its negative, the lift over SiLU."""
+    """Undo the norm's scaling, and the bias by taking half the difference of each signal and its negative."""
     assert convolution.bias is not None
     norm.bias.fill_(LIFT)
     norm.weight.fill_(LOUD * ((GROUP - 4) / GROUP) ** 0.5)
-    # the constants have done their work
+    # the constants are not needed after the norm
     norm.weight.view(-1, GROUP)[:, 4:] = 0
     for channel, sign, place in signal_places(channels):
         convolution.weight[channel, place, 1, 1] = sign / 2

@@ -130,8 +130,8 @@ class Workshop:
 
     def make_decoder(self, budget: Budget) -> None:
         """Train the decoder on renders and on latents denoised by the base model; the encoder doesn't change."""
-        vae, pictures, redrawn = self.load_vae(), self._first_images(), self._denoised()
-        train_decoder(vae, pictures, redrawn, self.folder / "decoder.safetensors", budget, self.decoder_recipe)
+        vae, pictures, denoised = self.load_vae(), self._first_images(), self._denoised()
+        train_decoder(vae, pictures, denoised, self.folder / "decoder.safetensors", budget, self.decoder_recipe)
         self._save_vae(vae)
 
     def assemble(self, output: Path) -> None:

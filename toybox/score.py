@@ -29,7 +29,8 @@ from toybox.scenes import SCENES, Rng
 from toybox.shards import render_held_out, stack
 from toybox.sheet import contact_sheet
 from toybox.world import PICTURE_SIZE, UNSEEN, Label, photograph, sample_pairs
-from training.data.photos import SUFFIXES, load_photo
+from training.data.decoding import load_photo
+from training.data.photo_files import SUFFIXES
 
 SCORE_SEED = 20_27
 STEPS = 25

@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures on one, to look at."""
+"""Contact sheets of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ COLUMNS = 8
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """The pictures (all of one size) row by row on white, `columns` to a row."""
+    """Arrange images of one size in rows of ``columns`` on white."""
     width, height = pictures[0].width + gap, pictures[0].height + gap
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
@@ -39,7 +39,7 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -
 
 
 def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2)) -> Image.Image:
-    """Every prompt of PROMPTS drawn by the pipeline folder `model`, COLUMNS to a row; seed after seed."""
+    """Generate every prompt of PROMPTS with the pipeline folder ``model``, for each seed."""
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []

@@ -1,8 +1,8 @@
-"""Sprites: the pictures of things that the toy world is built from.
+"""Sprites: the drawings that the toy world is rendered from.
 
 They come from the npm package `@lobehub/fluent-emoji-3d` (MIT; the drawings are Microsoft's Fluent emoji, MIT): 256×256
-WebP files with transparency, named by code point. Unpack the package and pass its `assets` folder. Only re-making the
-world needs them; the finished model and the sample subjects do not.
+WebP files with transparency, named by code point. Unpack the package and pass its ``assets`` folder. Only rendering the
+world needs them; the model and the sample subjects do not.
 """
 
 from functools import cache
@@ -15,14 +15,14 @@ PACKAGE = "@lobehub/fluent-emoji-3d"
 
 
 class SpritesMissingError(FileNotFoundError):
-    """The sprite folder, or a sprite in it, is not there."""
+    """The sprite folder or a sprite in it is missing."""
 
 
 @cache
 def load_sprite(folder: Path, code: str) -> Image.Image:
-    """The RGBA sprite `code` (a code point such as "1f98a"), cropped to what is visible of it.
+    """Load the RGBA sprite ``code`` (a code point such as "1f98a"), cropped to its visible part.
 
-    Raises SpritesMissingError, saying where sprites come from, when the file is absent.
+    Raises SpritesMissingError with the source of the sprites if the file is missing.
     """
     path = folder / f"{code}.webp"
     if not path.is_file():
@@ -34,7 +34,7 @@ def load_sprite(folder: Path, code: str) -> Image.Image:
 
 
 def recolour(sprite: Image.Image, hue_turn: float) -> Image.Image:
-    """The same drawing, a thing nobody has seen: every hue turned by `hue_turn` (1 is once round the colour circle)."""
+    """Rotate the hue of a sprite by ``hue_turn`` turns of the colour circle."""
     hue, saturation, value = sprite.convert("RGB").convert("HSV").split()
     turned = (np.asarray(hue, np.int32) + round(hue_turn * 256)) % 256
     recoloured = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGBA")

@@ -1,8 +1,7 @@
-"""Subjects: things the base has never seen, a few photos of each, and the prompts that ask for them elsewhere.
+"""Subjects that the base model has never seen: their photos, and the prompts of the DreamBooth benchmark.
 
-A subject is a held-out thing, or one put together from known drawings that is no drawing of the world: a thing in other
-colours, a body under another's head. The prompts are those of the DreamBooth benchmark (arXiv 2208.12242): 25 for live
-subjects, 25 for objects.
+A subject is a held-out thing, or a new combination of known drawings: a thing in other colours, or a body with another
+thing's head. The prompts are those of arXiv 2208.12242: 25 for live subjects, 25 for objects.
 """
 
 from collections.abc import Iterator
@@ -23,19 +22,19 @@ NOTICE = (
 )
 
 HEAD_SHARE = 0.66
-"""Width of another's head on a body, as a part of the body's."""
+"""Width of a replaced head as a fraction of the body's."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one of the benchmark's prompts asks of a subject: the phrase of a scene or of a look, "" for the other."""
+    """A prompt of the benchmark: the phrase of a scene or of a look, "" for the other."""
 
     scene: str = ""
     look: str = ""
 
     @property
     def text(self) -> str:
-        """In words: "a {subject} in the jungle"."""
+        """The prompt as text: "a {subject} in the jungle"."""
         return phrase("{subject}", self.look, self.scene)
 
 
@@ -104,9 +103,9 @@ LIVE_PROMPTS: tuple[Prompt, ...] = (
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to teach: its name, class noun and list of prompts, and the thing it is drawn as.
+    """A subject: its name, class noun, prompt list (``live`` or object), and the thing it is rendered from.
 
-    `hue_turn` turns that thing's colours; `head` is the name of another thing, which stands in for its head.
+    ``hue_turn`` rotates the thing's hue; ``head`` names another thing that replaces its head.
     """
 
     name: str
@@ -118,11 +117,11 @@ class Subject:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The benchmark's prompts for it."""
+        """The benchmark's prompts for this subject."""
         return LIVE_PROMPTS if self.live else OBJECT_PROMPTS
 
     def draw(self, sprites: Path) -> Image.Image:
-        """Its sprite."""
+        """Create the subject's sprite."""
         sprite = load_sprite(sprites, find_thing(self.thing).code)
         if self.head:
             sprite = behead(sprite, load_sprite(sprites, find_thing(self.head).code))
@@ -130,7 +129,7 @@ class Subject:
 
 
 LIVE = ("t rex", "hedgehog", "monkey", "penguin")
-"""Held-out things that are live subjects; the others are objects."""
+"""Held-out things that use the prompts for live subjects."""
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
@@ -144,7 +143,7 @@ SUBJECTS: dict[str, Subject] = {
 
 
 def behead(body: Image.Image, head: Image.Image) -> Image.Image:
-    """The body with another head over its own: both RGBA, their tops and middles in one place."""
+    """Paste another head over a body's, both RGBA, aligned at the top and centre."""
     width = round(HEAD_SHARE * body.width)
     head = head.resize((width, round(head.height * width / head.width)), Image.Resampling.BILINEAR)
     joined = body.copy()
@@ -153,43 +152,43 @@ def behead(body: Image.Image, head: Image.Image) -> Image.Image:
 
 
 def find_subject(name: str, hue_turn: float = 0.0) -> Subject:
-    """The subject called `name`, or the thing of that name with its colours turned.
+    """Return the subject called ``name``, or the thing of that name with its hue rotated.
 
-    Raises ValueError for something the base was trained on, unless its colours are turned: that is no new subject.
+    Raises ValueError for a thing that the base model was trained on, unless its hue is rotated.
     """
     if name in SUBJECTS and not hue_turn:
         return SUBJECTS[name]
     thing = find_thing(name)
     if not hue_turn:
         raise ValueError(
-            f"the base knows {name!r} already: choose one of {', '.join(SUBJECTS)}, or turn its colours with --hue"
+            f"the base was trained on {name!r}: choose one of {', '.join(SUBJECTS)}, or turn its colours with --hue"
         )
     return Subject(name, thing.noun, name in LIVE, name, hue_turn)
 
 
 def photograph_subject(sprites: Path, subject: Subject, scene: str, look: str = "", seed: int | Rng = 0) -> Image.Image:
-    """One picture of a subject in a scene, perhaps in a look; equal seeds give equal pictures."""
+    """Render a subject in a scene, optionally in a look; equal seeds give equal images."""
     rng = np.random.default_rng(seed)
     return render([apply_look(subject.draw(sprites), look, rng)], find_scene(scene), rng)
 
 
 def photo_scenes(rng: Rng, count: int) -> list[str]:
-    """Phrases of `count` scenes in an order of chance, none twice as long as there are enough."""
+    """Sample the phrases of ``count`` scenes, without repetition as long as there are enough."""
     chosen, phrases = rng.permutation(len(SCENES)), list(SCENES)
     return [phrases[chosen[index % len(phrases)]] for index in range(count)]
 
 
 def take_photos(sprites: Path, name: str, count: int, seed: int = 0, hue_turn: float = 0.0) -> list[Image.Image]:
-    """`count` pictures of the subject called `name`, each in a scene of its own (as long as there are enough).
+    """Render ``count`` photos of the subject called ``name``, each in another scene as long as there are enough.
 
-    Raises ValueError as `find_subject` does.
+    Raises ValueError as ``find_subject`` does.
     """
     subject, rng = find_subject(name, hue_turn), np.random.default_rng(seed)
     return [photograph_subject(sprites, subject, scene, seed=rng) for scene in photo_scenes(rng, count)]
 
 
 def save_photos(photos: list[Image.Image], folder: Path) -> None:
-    """Write the pictures as 1.png, 2.png, … with a NOTICE of where the drawing is from."""
+    """Write photos as 1.png, 2.png, … with a NOTICE about the drawing's source."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, photo in enumerate(photos, start=1):
         photo.save(folder / f"{number}.png", optimize=True)

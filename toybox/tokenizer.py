@@ -1,8 +1,8 @@
-"""The toybox tokenizer: a small byte-level BPE of CLIP's kind, trained on the world's own words.
+"""The tokenizer: a small byte-level BPE as CLIP's, trained on the words of the toy world.
 
-Its vocabulary is laid out as CLIP's is (256 bytes, the same 256 closing a word, merges, two special tokens last), so
-any text has tokens and none is unknown; `CLIPTokenizer` reads its two files. A new word in the world renumbers tokens:
-a base trained before needs training anew.
+Its vocabulary has CLIP's layout (256 bytes, the same 256 at the end of a word, merges, two special tokens), so it
+covers any text, and ``CLIPTokenizer`` loads its two files. A new word in the world renumbers the tokens, which
+invalidates trained models.
 """
 
 from collections import Counter
@@ -23,15 +23,15 @@ MAX_LENGTH = 32
 
 
 def corpus() -> Counter[str]:
-    """Every word that deserves a token, and its weight: the world's words weigh more, so they are merged first."""
+    """Return the words to train on with their weights; words of the world weigh more, so they are merged first."""
     world = " ".join([*OPENINGS, *SCENES, *LOOKS, BESIDE, *WORDS, *RARE_TOKENS])
     return Counter(world.lower().split() * 10 + common_words())
 
 
 def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
-    """BPE merges (Sennrich et al. 2016, algorithm 1) until every word (plain ASCII) is one token.
+    """Learn BPE merges (Sennrich et al. 2016, algorithm 1) until every word (ASCII) is one token.
 
-    Of equally frequent pairs the alphabetically first is merged, so the same words always give the same merges.
+    Ties are resolved alphabetically, so the merges are deterministic.
     """
     spellings = {(*word[:-1], word[-1] + CLOSE): weight for word, weight in words.items()}
     merges = []
@@ -43,7 +43,7 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
 
 
 def count_pairs(spellings: dict[tuple[str, ...], int]) -> Counter[tuple[str, str]]:
-    """How often two tokens stand side by side."""
+    """Count adjacent pairs of tokens, weighted."""
     pairs: Counter[tuple[str, str]] = Counter()
     for spelling, weight in spellings.items():
         for pair in pairwise(spelling):
@@ -52,7 +52,7 @@ def count_pairs(spellings: dict[tuple[str, ...], int]) -> Counter[tuple[str, str
 
 
 def merge(spelling: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """`spelling` with every occurrence of `pair` made one token."""
+    """Merge every occurrence of ``pair`` in ``spelling``."""
     merged: list[str] = []
     for token in spelling:
         if merged and (merged[-1], token) == pair:
@@ -63,29 +63,29 @@ def merge(spelling: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Token to number: bytes, closing bytes, merges in order, then start and end of text."""
+    """Map tokens to ids: bytes, bytes at the end of a word, merges in order, then the special tokens."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*bytes_, *(byte + CLOSE for byte in bytes_), *("".join(pair) for pair in merges), START, END]
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of the toy world; the same one every time."""
+    """Train the tokenizer of the toy world; the result is deterministic."""
     merges = learn_merges(corpus())
     return CLIPTokenizer(
         vocab=build_vocabulary(merges),
-        merges=merges,  # pyright: ignore[reportArgumentType] - it takes nothing but pairs
+        merges=merges,  # pyright: ignore[reportArgumentType] - it needs pairs
         model_max_length=MAX_LENGTH,
     )
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the tokenizer with CLIP's own vocab.json and merges.txt beside what transformers writes."""
+    """Save the tokenizer, with CLIP's vocab.json and merges.txt beside the files of transformers."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token numbers (N, MAX_LENGTH), padded and cut as StableDiffusionPipeline does it."""
+    """Return token ids (N, MAX_LENGTH), padded and truncated as in StableDiffusionPipeline."""
     padded = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
     return padded.input_ids

@@ -1,4 +1,4 @@
-"""Common English words that get a token of their own, beside the world's: prompts are written by people."""
+"""Common English words that get their own token in addition to the world's, because users write the prompts."""
 
 DREAMBOOTH = """
 backpack stuffed animal plushie bowl berry can candle cat clock sneaker dog boot fancy toy duck glasses sunglasses
@@ -57,5 +57,5 @@ princess knight pirate astronaut superhero
 
 
 def common_words() -> list[str]:
-    """Every word of the lists above once, in order of first appearance."""
+    """Return the words of the lists above without duplicates."""
     return list(dict.fromkeys(f"{DREAMBOOTH} {COMMON}".split()))

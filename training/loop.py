@@ -33,7 +33,8 @@ from training import objective, scoring
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.captions import final_captions
-from training.data.photos import Dataset, find_photos, ingest
+from training.data.dataset import Dataset, load_dataset
+from training.data.photo_files import find_photos
 from training.memory import fit, savings
 from training.memory.measure import forget_peak
 from training.runs.checkpoint import averaged, restore_latest, save_checkpoint, write_adapter
@@ -131,10 +132,10 @@ def train(
     with clock.phase("read photos"):
         size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
-            album = moved_photos.ingest_kept(photos, run, config, size)
+            album = moved_photos.load_resumed_dataset(photos, run, config, size)
             config = moved_photos.with_present_paths(config, photos, run)
         else:
-            album = ingest(config.photos, size, config.crop, config.boxes)
+            album = load_dataset(config.photos, size, config.crop, config.boxes)
     clock.emit(final_captions(config, {photo.path: photo.caption for photo in album.photos}))
     require_room(config, pipe)
     cores = sharing_cores(accelerator.device.type)

@@ -26,12 +26,12 @@ from hra_diffusion.models.families import Text
 from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import split, without_weights
-from training.budget import adapted_layers
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
+from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, photo_time_ids
-from training.data.photos import Dataset
+from training.rank_matching import layers_to_adapt
 from training.runs.events import Event, Listener, Notice, Phase
 from training.runs.run_folder import Run
 
@@ -241,7 +241,7 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     require_room(config, pipe)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
-    for number, (model, targets) in enumerate(adapted_layers(config, pipe)):
+    for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
         )
@@ -251,7 +251,7 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
 def require_room(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raises TrainingError if the base can't hold the adapter: an odd target, a rank too large, a name in use."""
     try:
-        for model, targets in adapted_layers(config, pipe):
+        for model, targets in layers_to_adapt(config, pipe):
             attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be put on {config.base}: {error}") from error

@@ -28,7 +28,7 @@ from hra_diffusion.evaluation.clip import Clip, find_clip
 from hra_diffusion.files import make_folder, next_numbered_folder
 from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.library import training_costs
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 from training.runs.run_folder import photos_of
 
 if TYPE_CHECKING:
@@ -106,4 +106,4 @@ def reference_photos(
 ) -> list[Image.Image]:
     """The photos to show and to score against: those given, cut to size, or the copies that the run keeps."""
     size = complete_settings(pipe, Settings()).width
-    return [photo.image for photo in ingest(given, size).photos] if given else photos_of(adapter, size)
+    return [photo.image for photo in load_dataset(given, size).photos] if given else photos_of(adapter, size)

@@ -16,7 +16,7 @@ from hra_diffusion.libraries import hide_loading_bars
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
-from training.data.photos import read_captions
+from training.data.photo_files import read_captions
 from training.runs import run_folder
 from training.runs.events import Bar, Event, Listener, Plan, print_json
 from training.runs.progress import PHASES

@@ -17,7 +17,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
-from training.data.photos import MIN_SIDE
+from training.data.photo import MIN_SIDE
 from training.runs.queue import Queue
 
 COOKIE = "hra_visitor"

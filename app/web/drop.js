@@ -1,13 +1,13 @@
-// Files dropped or pasted anywhere go where the open tab takes files in; a browser would open a dropped one instead.
+// Files dropped or pasted anywhere go to the open tab's upload field; the browser would open a dropped file instead.
 (() => {
-  const places = ['#upload', '#settings-file', '#import'];
-  const inside = place => place.querySelector('input[type=file]') || place.parentElement.querySelector('input[type=file]');
-  const open = () => {
-    const place = places.map(place => document.querySelector(place)).find(place => place?.offsetParent);
-    return place && inside(place);
+  const fields = ['#upload', '#settings-file', '#import'];
+  const inputOf = field => field.querySelector('input[type=file]') || field.parentElement.querySelector('input[type=file]');
+  const visibleInput = () => {
+    const field = fields.map(id => document.querySelector(id)).find(element => element?.offsetParent);
+    return field && inputOf(field);
   };
-  const hand = files => {
-    const input = open();
+  const upload = files => {
+    const input = visibleInput();
     if (!input || !files.length) return false;
     const transfer = new DataTransfer();
     [...files].slice(0, input.multiple ? undefined : 1).forEach(file => transfer.items.add(file));
@@ -15,14 +15,14 @@
     input.dispatchEvent(new Event('change', {bubbles: true}));
     return true;
   };
-  const carries = event => [...(event.dataTransfer?.types || [])].includes('Files');
-  document.addEventListener('dragover', event => { if (carries(event)) event.preventDefault(); });
+  const hasFiles = event => [...(event.dataTransfer?.types || [])].includes('Files');
+  document.addEventListener('dragover', event => { if (hasFiles(event)) event.preventDefault(); });
   document.addEventListener('drop', event => {
-    if (!carries(event) || event.defaultPrevented) return;
+    if (!hasFiles(event) || event.defaultPrevented) return;
     event.preventDefault();
-    hand(event.dataTransfer.files);
+    upload(event.dataTransfer.files);
   });
   document.addEventListener('paste', event => {
-    if (event.clipboardData?.files.length && hand(event.clipboardData.files)) event.preventDefault();
+    if (event.clipboardData?.files.length && upload(event.clipboardData.files)) event.preventDefault();
   });
 })();

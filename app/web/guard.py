@@ -1,4 +1,4 @@
-"""In front of the page: refuses foreign host names and roundabout addresses, gives each browser its own cookie."""
+"""Middleware in front of the page: checks host names and paths, and gives each browser its own cookie."""
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,20 +16,20 @@ POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
-"""Nothing may be loaded from elsewhere. Gradio's own pages need inline scripts and eval."""
+"""Content security policy of the page: nothing from other hosts. Gradio's pages need inline scripts and eval."""
 FILE_POLICY = "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"
-"""For files that visitors made or uploaded: opened by themselves, they are shown and run nothing."""
+"""Content security policy of files made or uploaded by visitors: opened on their own, they run no scripts."""
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
 FILES = ("/gradio_api/file", "/file")
-ROUNDABOUT = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/runs", "/monitoring")
-"""Gradio's addresses that fetch from elsewhere, or show what others did; nothing here needs them."""
+BLOCKED = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/runs", "/monitoring")
+"""Gradio's paths that fetch from other hosts or show other visitors' runs; the page uses none of them."""
 
 
 class Guard:
-    """ASGI middleware. ``hosts``: the names this server answers to; None for any (then a login protects it)."""
+    """ASGI middleware. ``hosts`` are the accepted host names; None accepts any, for servers protected by logins."""
 
     def __init__(self, app: Any, hosts: frozenset[str] | None):
         self.app, self.hosts = app, hosts
@@ -38,27 +38,27 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if not self._welcome(scope):
+        if not self._is_allowed(scope):
             await _refuse(send)
             return
         cookie = None if cookie_parser(_header(scope, b"cookie")).get(COOKIE) else secrets.token_urlsafe(16)
-        if cookie:  # known from the very first request on
+        if cookie:  # the application sees it from the first request on
             before = _header(scope, b"cookie")
             given = f"{before}; {COOKIE}={cookie}" if before else f"{COOKIE}={cookie}"
             others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
             scope["headers"] = [*others, (b"cookie", given.encode())]
         policy = FILE_POLICY if scope["path"].startswith(FILES) else POLICY
-        await self.app(scope, receive, _answering(send, policy, cookie))
+        await self.app(scope, receive, _with_headers(send, policy, cookie))
 
-    def _welcome(self, scope: Scope) -> bool:
-        if any(scope["path"].startswith(start) for start in ROUNDABOUT):
+    def _is_allowed(self, scope: Scope) -> bool:
+        if any(scope["path"].startswith(start) for start in BLOCKED):
             return False
         host = _header(scope, b"host").rsplit(":", 1)[0] if "]" not in _header(scope, b"host") else "[::1]"
         return self.hosts is None or host.lower() in self.hosts
 
 
-def _answering(send: Send, policy: str, cookie: str | None) -> Send:
-    """``send`` with our headers, and the new visitor's cookie."""
+def _with_headers(send: Send, policy: str, cookie: str | None) -> Send:
+    """Wrap ``send`` to add the security headers and a new visitor's cookie."""
 
     async def answer(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -80,4 +80,4 @@ def _header(scope: Scope, name: bytes) -> str:
 
 async def _refuse(send: Send) -> None:
     await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"not here"})
+    await send({"type": "http.response.body", "body": b"forbidden"})

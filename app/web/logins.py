@@ -1,4 +1,4 @@
-"""Logins: names with salted scrypt hashes in a file, one a line. Passwords are kept nowhere."""
+"""Logins: a file with one name and salted scrypt hash per line. Passwords are not stored."""
 
 import base64
 import hashlib
@@ -12,19 +12,19 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import validated_name, write_text
 
 N, R, P = 2**15, 8, 1
-"""scrypt's cost: 32 MiB and about a tenth of a second a try."""
-SHORTEST = 8
+"""Cost of scrypt: 32 MiB and about 0.1 s per attempt."""
+MIN_LENGTH = 8
 LOGIN = re.compile(r"[^:]+:scrypt\$[\w+/=]{24}\$[\w+/=]{88}", re.ASCII)
-"""A line of the file: a name, 16 bytes of salt and 64 of the hash in base64."""
+"""A line of the file: name, 16 bytes of salt and 64 bytes of hash in base64."""
 
 
 def add_user(file: Path, name: str, password: str) -> None:
-    """Put a login into the file, in place of an earlier one of that name; only its owner can read the file.
+    """Add a login to the file, or replace the one of that name. Only the file's owner can read it.
 
     Raises UserError for a password that is too short.
     """
-    if len(password) < SHORTEST:
-        raise UserError(f"the password must have at least {SHORTEST} characters")
+    if len(password) < MIN_LENGTH:
+        raise UserError(f"the password must have at least {MIN_LENGTH} characters")
     salt = secrets.token_bytes(16)
     logins = _read(file) if file.exists() else {}
     logins[validated_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
@@ -33,22 +33,22 @@ def add_user(file: Path, name: str, password: str) -> None:
 
 
 def check(file: Path, name: str, password: str) -> bool:
-    """Whether the login is in the file. Takes as long for a name that is not."""
+    """Return whether the name and password match a login. Takes equally long for unknown names."""
     secret = _read(file).get(unicodedata.normalize("NFC", name), f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
-    _, salt, wanted = secret.split("$")
-    return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(wanted))
+    _, salt, expected = secret.split("$")
+    return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(expected))
 
 
 def require_logins(file: Path) -> None:
-    """Raises UserError if the file holds no login."""
+    """Check the file. Raises UserError if it has no login or a damaged line."""
     if not file.is_file() or not _read(file):
-        raise UserError(f"{file} holds no logins; make one: hra-diffusion app --auth-file {file} --add-user NAME")
+        raise UserError(f"{file} has no logins; create one: hra-diffusion app --auth-file {file} --add-user NAME")
 
 
 def _read(file: Path) -> dict[str, str]:
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if bad := next((number for number, line in enumerate(lines, 1) if not LOGIN.fullmatch(line)), None):
-        raise UserError(f"{file}, line {bad} is no login; lines are made by hra-diffusion app --add-user NAME")
+        raise UserError(f"{file}, line {bad} is not a login; create one: hra-diffusion app --add-user NAME")
     return dict(line.split(":", 1) for line in lines)
 
 

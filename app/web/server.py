@@ -1,4 +1,4 @@
-"""Serve the page."""
+"""The web server of the page."""
 
 import contextlib
 import gc
@@ -11,20 +11,20 @@ from typing import Any
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
-"""What in the outputs folder is nobody's to fetch."""
+"""Entries of the outputs folder that are never served."""
 MAX_UPLOAD = "2gb"
-"""A stranger's adapter for Stable Diffusion XL; a photo may have less (training.data.drafts)."""
+"""Enough for an adapter for Stable Diffusion XL; photos have their own limit (training.data.drafts)."""
 WARMING = "warming"
-"""The thread that loads the base behind the page."""
+"""Name of the thread that loads the base model in the background."""
 
 
-def prepare_surroundings(output: Path) -> None:
-    """What Gradio reads from the environment when it is imported: no reports home, its files inside ours."""
+def prepare_environment(output: Path) -> None:
+    """Set the environment that Gradio reads on import: no telemetry, its files inside the outputs folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(output.resolve() / ".gradio")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("GRADIO_SHARE", "GRADIO_SERVER_NAME", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
-        os.environ.pop(name, None)  # what is served, and where, is said on our command line only
+        os.environ.pop(name, None)  # only our command line decides what is served, and where
 
 
 def serve(
@@ -41,9 +41,9 @@ def serve(
     prediction_type: str | None = None,
     rescale_zero_snr: bool | None = None,
 ) -> Any:
-    """Start the page; returns the launched blocks when ``block`` is off. The base is loaded behind the page."""
-    gc.disable()  # until all is imported: looking for garbage there takes a seventh of the wait and finds none
-    prepare_surroundings(output)
+    """Start the page and load the base model in the background. Returns the blocks if ``block`` is False."""
+    gc.disable()  # until all imports are done: collections take a seventh of the start and free nothing
+    prepare_environment(output)
     from app.inference_session import InferenceSession
     from app.web.blocks import build
     from app.web.context import AppContext
@@ -54,20 +54,20 @@ def serve(
     trash.empty(output)
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
     context = AppContext(output, session, tuple(bases))
-    _ = context.salt  # before visitors come: two at once would each make one
+    _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
     _listen(page, output, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
-    context.queue.start()  # runs that waited when the machine went down
+    context.queue.start()  # runs that were waiting when the machine went down
     if block:
         page.block_thread()
     return page
 
 
 def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | None, share: bool) -> None:
-    """Answer at this address. Raises UserError if that can't be."""
+    """Listen at this address. Raises UserError if that is not possible."""
     from starlette.middleware import Middleware
 
     from app.web import logins, theme
@@ -100,24 +100,24 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
         )
     except OSError as error:
         raise UserError(
-            f"can't listen on {host}, port {port or 'any from 7860 on'}: it is taken, or no address of this machine; "
-            "give another --port or --host"
+            f"can't listen on {host}, port {port or 'any from 7860 on'}: it is in use, or not an address of "
+            "this machine; choose another --port or --host"
         ) from error
 
 
 def _warm(session: Any) -> None:
-    """Load the base behind the page. What is wrong with it is said when somebody draws."""
+    """Load the base model. Errors are shown when an image is requested."""
     from app.inference_session import import_libraries
     from hra_diffusion.errors import UserError
     from hra_diffusion.libraries import hide_loading_bars
     from hra_diffusion.models.prompts import PromptWarning
 
-    warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the pictures
+    warnings.simplefilter("ignore", PromptWarning)  # the page shows them with the images
     try:
         import_libraries()
         hide_loading_bars()
         with contextlib.suppress(UserError):
             _ = session.pipe
     finally:
-        gc.freeze()  # what is imported stays: no later search goes through it
+        gc.freeze()  # imported modules stay: later collections skip them
         gc.enable()

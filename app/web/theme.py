@@ -1,4 +1,4 @@
-"""The looks: one warm accent on quiet greys, system fonts only, light and dark; and the few scripts of the page."""
+"""The page's theme (one warm accent on greys, system fonts, light and dark), styles and scripts."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """Our theme on Gradio's base; no font is fetched."""
+    """Return the theme, based on Gradio's. It loads no web fonts."""
     return gr.themes.Base(
         primary_hue=EMBER, secondary_hue=EMBER, neutral_hue=gr.themes.colors.stone,
         radius_size=gr.themes.sizes.radius_md, font=FONT, font_mono=MONO,
@@ -81,15 +81,15 @@ element.addEventListener('click', event => {
   if (button) trigger('click', {...button.dataset});
 });
 """
-"""A gr.HTML whose buttons carry data-do (and more data-…) tells Python of clicks on them."""
+"""Script of a gr.HTML that reports clicks on its buttons to Python, with their data-… attributes (data-do first)."""
 
 
 def css() -> str:
-    """The page's own styles."""
+    """Return the page's styles."""
     return (HERE / "page.css").read_text(encoding="utf-8")
 
 
 def head() -> str:
-    """The page's scripts: pictures that open large, files that may be dropped and pasted anywhere."""
+    """Return the page's scripts: enlarging images, dropping and pasting files anywhere."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("zoom.js", "drop.js")]
     return "".join(f"<script>{script}</script>" for script in scripts)

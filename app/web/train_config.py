@@ -11,10 +11,10 @@ from app.web.context import AppContext
 from app.web.status_bar import base_name
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import TOYBOX
-from training import budget
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_album
+from training.rank_matching import count_parameters, layer_shapes, matched_rank
 
 NOT_FROM_YAML = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
 """Settings that YAML typed on the page cannot change."""
@@ -135,8 +135,8 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
     by_hand = (
         {*form.ELSEWHERE, *changed_settings(context, entries, values, first)} if values.mode == "YAML" else {*settings}
     )
-    shapes = budget.layer_shapes(context.session.pipe, first)
-    size = budget.count(first.method, first.options, shapes)
+    shapes = layer_shapes(context.session.pipe, first)
+    size = count_parameters(first.method, first.options, shapes)
     runs = []
     for method in values.several:
         same = method == first.method
@@ -146,7 +146,7 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
             if value not in ("", None) and (same or (key in by_hand and key != "options"))
         }
         config = _parse({**own, "method": method})
-        rank = budget.matched_rank(method, config.options, shapes, size)
+        rank = matched_rank(method, config.options, shapes, size)
         runs.append(config.model_copy(update={"options": config.options | {"rank": rank}}))
     return runs
 

@@ -11,8 +11,10 @@ from app.web.events import HIDDEN, MINE, QUIET, clicked, user_errors
 from app.web.html import note, render, step_title
 from app.web.theme import CLICKS
 from hra_diffusion.models.sources import ASSETS
+from training.data.caption_files import CAPTION_SUFFIXES
+from training.data.decoding import load_photo
 from training.data.drafts import Draft, zoom_of, zoomed
-from training.data.photos import CAPTION_SUFFIXES, MAX_PHOTOS, load_photo
+from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
     "blurred": "blurred",

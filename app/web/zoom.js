@@ -1,4 +1,4 @@
-// A picture with data-zoom opens large; arrow keys go to its neighbours in the same data-group.
+// An image with data-zoom opens large on a click; arrow keys show its neighbours in the same data-group.
 (() => {
   let images = [], at = 0;
   const box = () => {

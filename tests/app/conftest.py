@@ -1,4 +1,4 @@
-"""The page, really served, on a tiny real base."""
+"""A served page and a trained adapter on a tiny base model."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import save_photos
 from serving import serving
 
-TEACH = {"name": "Rex", "class_noun": "dog", "steps": 6, "batch_size": 2, "num_class_images": 2, "checkpoint_every": 3,
+CONFIG = {"name": "Rex", "class_noun": "dog", "steps": 6, "batch_size": 2, "num_class_images": 2, "checkpoint_every": 3,
          "sample_every": 3, "sample_prompts": ["a {subject}"], "learning_rate": 1e-2}  # fmt: skip
 
 
@@ -18,14 +18,14 @@ def page(tmp_path, base_folder):
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory, base_folder):
-    """An outputs folder with an adapter that was really trained."""
+    """An outputs folder with a trained adapter."""
     from training import config as configs
     from training.loop import train
 
     folder = tmp_path_factory.mktemp("taught")
     (folder / "photos" / "Rex").mkdir(parents=True)
     photos = save_photos(folder / "photos" / "Rex", 3)
-    train(configs.parse(TEACH | {"photos": [str(photos)], "base": str(base_folder), "device": "cpu"}), folder)
+    train(configs.parse(CONFIG | {"photos": [str(photos)], "base": str(base_folder), "device": "cpu"}), folder)
     return folder
 
 
@@ -36,7 +36,7 @@ def output(taught, tmp_path):
 
 @pytest.fixture
 def context(output, base_folder):
-    """What the tabs share, without a server."""
+    """The state that the tabs share, without a server."""
     from app.inference_session import InferenceSession
     from app.web.context import AppContext
 

@@ -1,4 +1,4 @@
-"""Sprites made on the spot, so that no test needs the real ones."""
+"""Generated sprites, so that tests don't need the real ones."""
 
 import colorsys
 from pathlib import Path
@@ -11,7 +11,7 @@ from toybox.world import HELD_OUT, THINGS
 
 @pytest.fixture(scope="session")
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a coloured disc on a transparent ground for every thing, in the real package's naming."""
+    """Create a folder with a coloured disc as the sprite of every thing."""
     folder = tmp_path_factory.mktemp("sprites")
     for index, thing in enumerate((*THINGS, *HELD_OUT)):
         sprite = Image.new("RGBA", (64, 64))

@@ -1,4 +1,4 @@
-"""The judge: it learns to tell what pictures show, goes on after a stop, and has an opinion of every picture."""
+"""Tests of the judge: training, resuming, features and targets."""
 
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def trained(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint
 
 
-def test_it_learns_to_tell_things_and_scenes(sprites: Path, trained: Path) -> None:
-    """From pictures, for pictures it has not seen."""
+def test_judge_learns_objects_and_scenes(sprites: Path, trained: Path) -> None:
+    """It generalises to new renders."""
     judge, unseen = load_judge(trained, SMALL), take_pictures(sprites, 1)
     result = exam(judge, unseen)
     assert result.objects > 0.85
@@ -61,8 +61,8 @@ def test_it_learns_to_tell_things_and_scenes(sprites: Path, trained: Path) -> No
     assert {OBJECT_NAMES[number] for number in verdict.objects.tolist()} <= set(DISCS)
 
 
-def test_features_are_nearest_for_pictures_of_the_same_thing(sprites: Path, trained: Path) -> None:
-    """Unit vectors; the nearest shows the same thing, wherever it stands."""
+def test_nearest_features_are_of_the_same_object(sprites: Path, trained: Path) -> None:
+    """In any scene; features are normalized."""
     judge = load_judge(trained, SMALL)
     known, asked = take_pictures(sprites, 0), take_pictures(sprites, 1)
     vectors = features(judge, asked.values)
@@ -79,8 +79,8 @@ def assert_same_judge(*checkpoints: Path) -> None:
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: Path) -> None:
-    """One step and two more give what three at once give."""
+def test_resumed_training_gives_the_same_bits(sprites: Path, tmp_path: Path) -> None:
+    """One step and two more equal three in one session."""
     pictures, in_parts, at_once = take_pictures(sprites, 0), tmp_path / "in parts", tmp_path / "at once"
     assert train_judge(pictures, in_parts, Budget(steps=1), CPU, SMALL).step == 1
     for checkpoint in (in_parts, at_once):
@@ -89,16 +89,16 @@ def test_a_stopped_training_goes_on_with_the_same_bits(sprites: Path, tmp_path: 
     assert_same_judge(at_once, in_parts)
 
 
-def test_its_weights_alone_are_the_same_judge(trained: Path, tmp_path: Path) -> None:
-    """What is published: a smaller file that answers alike."""
+def test_stripped_checkpoint_predicts_the_same(trained: Path, tmp_path: Path) -> None:
+    """The published file is smaller and gives the same predictions."""
     published = tmp_path / "published.safetensors"
     strip_checkpoint(trained, published)
     assert published.stat().st_size < 0.5 * trained.stat().st_size
     assert_same_judge(trained, published)
 
 
-def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
-    """Of two things side by side it cannot be asked which one is meant; nor what one in other colours is called."""
+def test_label_targets_are_class_indices() -> None:
+    """The object is UNKNOWN if an image shows two, or one in other colours."""
     dressed, pair, turned = label_targets(
         [
             Label("fox", "in the snow", look="shiny"),
@@ -113,15 +113,15 @@ def test_labels_have_numbers_that_their_names_can_be_read_from() -> None:
     assert accuracy(torch.tensor([1, 2, 3]), torch.tensor([1, 0, UNKNOWN])) == 0.5
 
 
-def test_its_pictures_are_its_own(sprites: Path, tmp_path: Path) -> None:
-    """Shards far from the generator's."""
+def test_judge_has_shards_of_its_own(sprites: Path, tmp_path: Path) -> None:
+    """Their numbers are above the generator's."""
     render_judge_shards(sprites, tmp_path, 1, size=3)
     assert [path.stem for path in tmp_path.iterdir()] == [str(FIRST_SHARD)]
     assert len(load_shards(tmp_path).labels) == 3
 
 
-def test_roughened_pictures_stay_recognisable() -> None:
-    """Within range, changed by a little, alike for equal seeds."""
+def test_degraded_images_stay_similar() -> None:
+    """In range, slightly changed, and equal for equal seeds."""
     signal = torch.linspace(-1, 1, 128).expand(4, 3, 128, 128).contiguous()
     rough, again = (degrade(signal, SMALL, torch.Generator().manual_seed(1)) for _ in range(2))
     assert rough.equal(again)
@@ -129,8 +129,8 @@ def test_roughened_pictures_stay_recognisable() -> None:
     assert 0.01 < (rough - signal).abs().mean() < 0.15
 
 
-def test_without_a_judge_it_says_which_stage_makes_one(tmp_path: Path) -> None:
-    """By the stage's name; a new judge is about as large as promised."""
+def test_missing_judge_names_the_stage_that_trains_it(tmp_path: Path) -> None:
+    """A new judge has about 1.1 M parameters."""
     with pytest.raises(FileNotFoundError, match="`judge` stage"):
         load_judge(tmp_path / "judge.safetensors")
     assert sum(parameter.numel() for parameter in new_judge(JudgeRecipe()).parameters()) == pytest.approx(

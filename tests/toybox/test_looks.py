@@ -29,8 +29,8 @@ def disc(width: int = 120, height: int = 100) -> Image.Image:
     return sprite
 
 
-def test_looks_are_called_what_the_benchmark_calls_them() -> None:
-    """Each of its phrases is there; what a thing is like stands before the noun, what it wears after it."""
+def test_looks_cover_the_benchmarks_phrases() -> None:
+    """Surface looks precede the noun, worn ones follow it."""
     assert {phrase for line in BENCHMARK for phrase in line} <= set(LOOKS)
     for phrase, look in LOOKS.items():
         assert look.phrase == phrase
@@ -38,8 +38,8 @@ def test_looks_are_called_what_the_benchmark_calls_them() -> None:
 
 
 @pytest.mark.parametrize("phrase", LOOKS)
-def test_a_look_changes_the_picture_and_can_be_drawn_again(phrase: str) -> None:
-    """Equal seeds give equal sprites, the sprite passed in is left alone, and most of the new one is visible."""
+def test_looks_change_the_sprite_deterministically(phrase: str) -> None:
+    """Equal seeds give equal sprites, the input is unchanged, and most of the result is visible."""
     sprite = disc()
     before = sprite.tobytes()
     first, again, other = (LOOKS[phrase].wear(sprite, np.random.default_rng(seed)) for seed in (1, 1, 2))
@@ -52,16 +52,16 @@ def test_a_look_changes_the_picture_and_can_be_drawn_again(phrase: str) -> None:
 
 @pytest.mark.parametrize("phrase", LOOKS)
 @pytest.mark.parametrize("size", [(12, 200), (200, 12), (256, 256)])
-def test_a_look_suits_every_outline(phrase: str, size: tuple[int, int]) -> None:
-    """Thin and flat ones too."""
+def test_looks_support_every_aspect_ratio(phrase: str, size: tuple[int, int]) -> None:
+    """Including very narrow and very flat sprites."""
     assert LOOKS[phrase].wear(disc(*size), np.random.default_rng(0)).getbbox() is not None
 
 
 @pytest.mark.parametrize(
     ("phrase", "hue"), [("red", 0), ("yellow", 48), ("green", 133), ("blue", 221), ("purple", 275)]
 )
-def test_a_colour_is_that_colour(phrase: str, hue: int) -> None:
-    """In hue (degrees) and clearly so; outline, light and dark stay."""
+def test_colour_looks_have_the_right_hue(phrase: str, hue: int) -> None:
+    """Hue in degrees; outline and brightness are kept."""
     sprite = disc()
     seen = LOOKS[phrase].wear(sprite, np.random.default_rng(0))
     assert seen.getchannel("A").tobytes() == sprite.getchannel("A").tobytes()
@@ -84,7 +84,7 @@ def test_a_hat_reaches_above_the_head(phrase: str) -> None:
     assert 0.25 < across < 0.75
 
 
-def test_an_unknown_look_lists_the_known_ones() -> None:
-    """So that a typing error is soon mended."""
+def test_unknown_look_lists_the_valid_ones() -> None:
+    """The error names all phrases."""
     with pytest.raises(ValueError, match=r"'in a cook outfit'.*in a chef outfit"):
         find_look("in a cook outfit")

@@ -1,4 +1,4 @@
-"""The whole recipe, small: real networks, a few steps each, from sprites to a pipeline that draws."""
+"""Tests of the whole recipe with small networks and a few steps, from sprites to a pipeline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +43,8 @@ def make_workshop(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return make
 
 
-def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
-    """A StableDiffusionPipeline folder in float16, loaded as any other."""
+def test_recipe_makes_a_working_pipeline(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
+    """A float16 StableDiffusionPipeline folder."""
     workshop = make_workshop()
     workshop.make_base(Budget(steps=2))
     workshop.make_decoder(Budget(steps=2))
@@ -60,8 +60,8 @@ def test_the_recipe_makes_a_pipeline_that_draws(make_workshop: Callable[[], Work
     assert Clip(tmp_path / "model-clip").embed_texts(["a fox"]).shape == (1, 128)
 
 
-def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
-    """A base that was trained on since wants to be scored anew."""
+def test_card_omits_a_score_of_other_weights(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
+    """Further training invalidates the score."""
     workshop, share = make_workshop(), Share(0.75, 0.7, 0.8, 0.95)
     workshop.make_base(Budget(steps=1))
     for unet, told in (("0" * 12, "Not scored."), ("", "| Thing right | 75.0% |")):
@@ -72,8 +72,8 @@ def test_a_score_of_other_weights_is_not_told(make_workshop: Callable[[], Worksh
         assert told in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_what_the_base_is_scored_on_is_kept_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the CLIP pair nor the UNet sees a thing in a scene of an unseen pair, alone or beside another."""
+def test_unseen_pairs_are_excluded_from_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the CLIP model and of the UNet, for single things and two side by side."""
     thing, scene = min(UNSEEN)
     elsewhere = next(phrase for phrase in SCENES if not {(thing, phrase), ("fox", phrase)} & UNSEEN)
     here = next(other.name for other in THINGS if (other.name, scene) not in UNSEEN)
@@ -97,8 +97,8 @@ def test_what_the_base_is_scored_on_is_kept_from_it(tmp_path: Path, monkeypatch:
     assert [shard.values.tolist() for shard in seen] == [[1, 3]] * 2
 
 
-def test_a_clip_batch_is_told_apart_by_its_things() -> None:
-    """It comes from three scenes, and holds many things."""
+def test_clip_batch_has_few_scenes_and_many_things() -> None:
+    """Three scenes by default."""
     labels = [Label(thing.name, phrase) for thing in THINGS for phrase in SCENES]
     pictures = Shard(torch.empty(len(labels), 0), labels)
     chosen = sample_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
@@ -108,8 +108,8 @@ def test_a_clip_batch_is_told_apart_by_its_things() -> None:
     assert len(things) > len(chosen) / 2
 
 
-def test_a_stopped_training_continues_with_the_same_bits(make_workshop: Callable[[], Workshop]) -> None:
-    """Two steps and two more give what four at once give, in weights, average and optimiser."""
+def test_resumed_training_gives_the_same_bits(make_workshop: Callable[[], Workshop]) -> None:
+    """Two steps and two more equal four in one session, in weights, average and optimiser."""
     at_once, in_parts = make_workshop(), make_workshop()
     budget = Budget(steps=4)
     at_once.make_base(budget)
@@ -123,8 +123,8 @@ def test_a_stopped_training_continues_with_the_same_bits(make_workshop: Callable
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_a_training_that_falls_apart_says_so_and_keeps_what_was_good(tmp_path: Path) -> None:
-    """The checkpoint is the one of before; no weight in it is NaN."""
+def test_non_finite_loss_raises_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    """The last checkpoint is kept and has no NaN."""
     model, checkpoint = torch.nn.Linear(2, 1), tmp_path / "model.safetensors"
     training = Training("model", {"model": model}, list(model.parameters()), checkpoint, peak_rate=0.1, batch=1)
 
@@ -152,8 +152,8 @@ def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
     patch.setattr(loop, "SAVE_SECONDS", 0)
 
 
-def test_errors_count_more_where_things_are_and_beside_them() -> None:
-    """Four times as much, by the recipe; alike everywhere while nobody knows where things are."""
+def test_loss_weights_are_higher_on_things_and_neighbours() -> None:
+    """Four times by default; uniform if covers are unknown."""
     covers = torch.zeros(1, 6, 6, dtype=torch.uint8)
     covers[0, 2, 2] = 200
     weights = place_weights(covers, 4.0)[0, 0]
@@ -163,8 +163,8 @@ def test_errors_count_more_where_things_are_and_beside_them() -> None:
     assert place_weights(None, 4.0).unique().tolist() == [1.0]
 
 
-def test_where_things_are_goes_with_their_latents(make_workshop: Callable[[], Workshop]) -> None:
-    """From the world's camera to what the UNet learns from."""
+def test_covers_are_kept_with_latents(make_workshop: Callable[[], Workshop]) -> None:
+    """From rendering to the UNet's training data."""
     workshop = make_workshop()
     pictures, latents = (load_shards(folder) for folder in (workshop.renders, workshop.latents))
     assert pictures.covers is not None
@@ -173,8 +173,8 @@ def test_where_things_are_goes_with_their_latents(make_workshop: Callable[[], Wo
     assert latents.covers.shape == (8, *latents.values.shape[-2:])
 
 
-def test_the_encoder_gives_the_patch_code(sprites: Path) -> None:
-    """Through all its norms and convolutions, to about one part in a hundred, at unit size."""
+def test_encoder_computes_the_patch_code(sprites: Path) -> None:
+    """Within about 1 %, with unit variance."""
     pictures = render_shard(sprites, 0, 8).values
     code = fit_patch_code(pictures, 12)
     vae = new_autoencoder(pictures)
@@ -187,10 +187,8 @@ def test_the_encoder_gives_the_patch_code(sprites: Path) -> None:
     assert torch.allclose(encode(vae, pictures), posterior.mean, atol=0.15)
 
 
-def test_training_the_decoder_helps_and_leaves_latents_alone(
-    make_workshop: Callable[[], Workshop], sprites: Path
-) -> None:
-    """A few steps gain decibels; the encoder's bits stay."""
+def test_decoder_training_raises_psnr_and_keeps_latents(make_workshop: Callable[[], Workshop], sprites: Path) -> None:
+    """The encoder's weights are unchanged."""
     workshop = make_workshop()
     workshop.make_base(Budget(steps=1))
     pictures = render_shard(sprites, 0, 8).values
@@ -201,8 +199,8 @@ def test_training_the_decoder_helps_and_leaves_latents_alone(
     assert encode(after, pictures).equal(encode(before, pictures))
 
 
-def test_the_noise_schedule_ends_in_pure_noise() -> None:
-    """Or flat backgrounds would come out in a colour between all."""
+def test_noise_schedule_has_zero_terminal_snr() -> None:
+    """Otherwise flat backgrounds would be grey."""
     assert new_scheduler().alphas_cumprod[-1] < 1e-6
 
 

@@ -1,4 +1,4 @@
-"""The score: asks what it promises, counts rightly, and shows its figures."""
+"""Tests of the score: prompts, shares and table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +70,8 @@ def test_shares_are_counted_over_seeds() -> None:
     assert scenes == Share(1.0, 1.0, 1.0, 0.75)
 
 
-def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that draws every prompt rightly but for foxes and looks at one seed; pictures are kept to look at."""
+def test_score_counts_correct_images(sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a base model that fails on foxes and, for one seed, on looks; the contact sheet is written."""
     asked: dict[str, Label] = {}
     requests_seen: list[Request] = []
 
@@ -108,8 +108,8 @@ def test_a_base_is_scored_by_what_it_draws(sprites: Path, tmp_path: Path, monkey
     assert Image.open(tmp_path / "sheet.png").size == (20 * 130 - 2, 15 * 130 - 2)
 
 
-def test_every_base_is_asked_the_same_of_things_it_was_taught() -> None:
-    """Named things in all scenes; a colour never before its own colour."""
+def test_scored_labels_are_fixed_and_of_known_things() -> None:
+    """Things in all scenes; no colour look on a background of that colour."""
     rng = scoring.np.random.default_rng
     dressed = scoring.sample_attribute_labels(rng(0), 100)
     assert dressed == scoring.sample_attribute_labels(rng(0), 100)
@@ -141,8 +141,8 @@ def test_a_score_is_kept(tmp_path: Path) -> None:
     assert load_score(tmp_path / "score.json") == BASE_SCORE
 
 
-def test_the_table_shows_figures_spreads_ceilings_and_bars() -> None:
-    """A row for each; photos only where there were any."""
+def test_table_shows_figures_ranges_ceilings_and_targets() -> None:
+    """One row each; photos only if there are any."""
     rows = table(BASE_SCORE, {"things": 0.7, "seconds": 1.0}).splitlines()
     assert "| Thing right | 75.0% | 70.0%–80.0% | 95.0% | ≥ 70% |" in rows
     assert "| Look right | 50.0% | 40.0%–60.0% | 90.0% |  |" in rows

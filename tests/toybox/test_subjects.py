@@ -82,8 +82,8 @@ def test_the_ceiling_is_a_render_of_every_prompt(sprites: Path) -> None:
     assert all(one.tobytes() != another.tobytes() for one, another in zip(first, other, strict=True))
 
 
-def test_a_picture_is_of_what_its_features_are_nearest_to() -> None:
-    """By the mean of each thing's pictures, however long that mean is."""
+def test_nearest_name_by_mean_features() -> None:
+    """Means are normalized first."""
     references = References.of({"fox": torch.eye(3)[[0, 0]], "owl": torch.eye(3)[[1, 2]]})
     described = torch.tensor([[0.9, 0.3, 0.3], [0.5, 0.6, 0.6], [0.6, 0.8, 0.0]])
     assert references.nearest(described) == ["fox", "owl", "fox"]
@@ -115,8 +115,8 @@ def test_scenes_and_looks_are_counted_among_the_prompts_that_name_them() -> None
     }
 
 
-def test_the_table_tells_mean_and_spread_over_seeds_and_which_bars_are_met() -> None:
-    """For what was trained; of renders and of the base the figures alone; of two seeds no verdict."""
+def test_table_shows_mean_range_and_verdicts() -> None:
+    """Verdicts for trained methods only, and none for two seeds."""
     rows = [row(Case("octopus", "renders", seed), 25, 20, 5) for seed in range(3)]
     rows += [row(Case("octopus", "lora", seed), 20 + seed, 16, 2, 80.0 + 5 * seed) for seed in range(3)]
     rows += [row(Case("robot", "lora", seed), 20 + seed, 16, 2, 80.0 + 5 * seed) for seed in range(3)]
@@ -132,8 +132,8 @@ def test_the_table_tells_mean_and_spread_over_seeds_and_which_bars_are_met() -> 
     assert "| robot |  | 0.84 / 0.80 |  |" in said
 
 
-def test_a_stopped_benchmark_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    """Every finished run is kept, and none is run twice."""
+def test_interrupted_benchmark_continues(tmp_path: Path) -> None:
+    """Finished runs are kept and not repeated."""
     output, ran = tmp_path / "results" / "subjects.json", []
     cases = [Case("octopus", method, seed) for seed in range(2) for method in ("lora", "hra")]
 
@@ -185,8 +185,8 @@ def test_the_sweep_keeps_what_shows_the_subject_most_while_scenes_stay() -> None
     assert sweep.best_rate(swept({low: 14, high: 10}), "lora") == low
 
 
-def test_it_says_how_it_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what it needs; the judge is here."""
+def test_benchmarks_print_their_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Including required options; the judge is part of the repository."""
     monkeypatch.setattr("sys.argv", ["subjects", "--help"])
     with pytest.raises(SystemExit, match="0"):
         benchmark.main()

@@ -1,4 +1,4 @@
-"""The toy world: what is in it, what is held out, and that it can be drawn again."""
+"""Tests of the toy world: things, captions, rendering and shards."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from toybox.world import (
 )
 
 
-def test_held_out_things_are_never_drawn_for_training() -> None:
-    """Neither by name nor by drawing."""
+def test_held_out_things_are_excluded_from_training() -> None:
+    """By name and by sprite."""
     held_out = {thing.name for thing in HELD_OUT} | {thing.code for thing in HELD_OUT}
     drawn = sample_labels(np.random.default_rng(0), 20000)
     things = {find_thing(thing) for label in drawn for thing in (label.thing, *read_names(label))}
@@ -127,8 +127,8 @@ def test_a_full_caption_says_all_there_is(label: Label, caption: str) -> None:
     assert caption_of(label) == caption
 
 
-def test_a_thing_in_colours_of_chance_is_never_named(sprites: Path) -> None:
-    """Not in any wording; some pictures of everything show it so, but for what a subject is recoloured from."""
+def test_captions_omit_names_of_things_with_random_hue(sprites: Path) -> None:
+    """All things but NEVER_TURNED get random hues."""
     rng, label = np.random.default_rng(0), Label("owl", "in the snow", hue=0.4)
     assert not any("owl" in sample_caption(label, rng) for _ in range(200))
     assert photograph(sprites, label, 1).tobytes() != photograph(sprites, Label("owl", "in the snow"), 1).tobytes()
@@ -137,8 +137,8 @@ def test_a_thing_in_colours_of_chance_is_never_named(sprites: Path) -> None:
     assert {subject.thing for subject in SUBJECTS.values() if subject.hue_turn} <= NEVER_TURNED
 
 
-def test_two_things_stand_side_by_side(sprites: Path) -> None:
-    """One in each half, in either order."""
+def test_two_things_are_side_by_side(sprites: Path) -> None:
+    """One in each half, in random order."""
     scene = "on a white background"
     alone, beside = (photograph(sprites, Label("fox", scene, beside=other), 1) for other in ("", "apple"))
     empty = np.asarray(SCENES[scene].draw(np.random.default_rng(1)).image.reduce(2), int)
@@ -147,8 +147,8 @@ def test_two_things_stand_side_by_side(sprites: Path) -> None:
     assert alone.tobytes() != beside.tobytes()
 
 
-def test_the_camera_knows_where_things_are(sprites: Path) -> None:
-    """Where the picture differs from its empty scene, and nowhere else, but for the shadow and what stands in front."""
+def test_mask_covers_the_things(sprites: Path) -> None:
+    """It marks where the image differs from the empty scene, except for shadows and the foreground."""
     scene = "on a white background"
     picture, where = render_label(sprites, Label("fox", scene), 1)
     assert picture.tobytes() == photograph(sprites, Label("fox", scene), 1).tobytes()
@@ -160,8 +160,8 @@ def test_the_camera_knows_where_things_are(sprites: Path) -> None:
     assert (floating > 0).sum() < (covered > 0).sum()
 
 
-def test_shards_are_drawn_once_and_alike(sprites: Path, tmp_path: Path) -> None:
-    """A shard depends on its number alone, and one that is there is left alone."""
+def test_shards_are_deterministic_and_rendered_once(sprites: Path, tmp_path: Path) -> None:
+    """A shard depends on its number alone; existing ones are kept."""
     assert render_shard(sprites, 1, 3).values.equal(render_shard(sprites, 1, 3).values)
     render_missing(sprites, tmp_path, range(1), 2)
     before = (tmp_path / "00000.safetensors").stat().st_mtime_ns
@@ -176,12 +176,12 @@ def test_a_subject_is_five_photos_with_their_licence(sprites: Path, tmp_path: Pa
     photos = sorted(tmp_path.glob("*.png"))
     assert len({photo.read_bytes() for photo in photos}) == 5
     assert "MIT" in (tmp_path / "NOTICE").read_text()
-    with pytest.raises(ValueError, match="knows 'fox' already"):
+    with pytest.raises(ValueError, match="trained on 'fox'"):
         take_photos(sprites, "fox", 1)
     assert len(take_photos(sprites, "fox", 2, hue_turn=0.5)) == 2
 
 
-def test_an_unknown_thing_lists_the_known_ones() -> None:
-    """So that a typing error is soon mended."""
+def test_unknown_thing_lists_the_valid_ones() -> None:
+    """The error names all things."""
     with pytest.raises(ValueError, match=r"'octopuss'.*octopus"):
         find_thing("octopuss")

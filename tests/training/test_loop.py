@@ -21,7 +21,7 @@ from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
 from training import config as configs
 from training.data.class_images import class_images
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 from training.loop import train
 from training.runs.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.runs.run_folder import Run, RunError, find, photos_of, samples_of
@@ -103,7 +103,7 @@ def test_the_runs_folder(settings, tmp_path, base_folder):
 def test_an_adapter_or_a_checkpoint_finds_the_photos_it_learned_from(settings, tmp_path):
     config, run = settings(crop="letterbox"), Run(tmp_path / "Rex")
     configs.write(config, run.folder / "config.yaml")
-    seen = [photo.image.tobytes() for photo in ingest(config.photos, 64, "letterbox").photos]
+    seen = [photo.image.tobytes() for photo in load_dataset(config.photos, 64, "letterbox").photos]
     for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == seen
     assert photos_of(tmp_path / "loose.safetensors", 64) == []

@@ -19,19 +19,12 @@ from typing import Any
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import is_reserved, make_folder, read_json, validated_name, write_text
 from training.config import with_current_names
-from training.data.photos import (
-    CAPTION_SUFFIXES,
-    MAX_PHOTOS,
-    MIN_SIDE,
-    SUFFIXES,
-    Box,
-    CropMode,
-    Photo,
-    PhotoError,
-    PhotoWarning,
-    compare_photos,
-    ingest,
-)
+from training.data.caption_files import CAPTION_SUFFIXES
+from training.data.checks import check_together
+from training.data.cropping import CropMode
+from training.data.dataset import load_dataset
+from training.data.photo import MIN_SIDE, Box, Photo, PhotoError, PhotoWarning
+from training.data.photo_files import MAX_PHOTOS, SUFFIXES
 
 CAPTION_LENGTH = 300
 MAX_MEGABYTES = 100
@@ -153,7 +146,7 @@ class Draft:
                 else:
                     photos.append(taken)
                     notes += own
-        return photos, [*notes, *compare_photos(photos)]
+        return photos, [*notes, *check_together(photos)]
 
     def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
         """One of them. Raises PhotoError if it is not there any more."""
@@ -186,7 +179,7 @@ class Draft:
             raise PhotoError(
                 f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
             )
-        ingest([path], MIN_SIDE)  # refused here, not when training starts
+        load_dataset([path], MIN_SIDE)  # refused here, not when training starts
         # a caption has its photo's stem; disks of Windows and macOS ignore case
         taken = {Path(photo.file).stem.casefold() for photo in others}
         stem = next(stem for stem in _stems(path, len(others)) if stem.casefold() not in taken)
@@ -254,7 +247,7 @@ def _ingested(
 ) -> tuple[Photo, Sequence[PhotoWarning]]:
     """Decoding a phone's photo takes a moment: once for each way of cutting it."""
     try:
-        album = ingest([path], resolution, crop, {path: box} if box else None)
+        album = load_dataset([path], resolution, crop, {path: box} if box else None)
     except UserError as error:
         raise PhotoError(str(error).replace(str(path), path.name)) from error
     return album.photos[0], album.warnings

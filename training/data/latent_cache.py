@@ -12,7 +12,7 @@ from torch import Tensor
 from hra_diffusion.models import families
 from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
-from training.data.photos import Photo
+from training.data.photo import Photo
 from training.objective import batch_indices, stream
 
 

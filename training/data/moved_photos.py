@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.config import TrainConfig
-from training.data.photos import SUFFIXES, Dataset, find_photos, ingest
+from training.data.dataset import Dataset, load_dataset
+from training.data.photo_files import SUFFIXES, find_photos
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
@@ -45,14 +46,14 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     return photos
 
 
-def ingest_kept(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
+def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
     """The photos that ``find`` returned, with the crops and frames that the run began with.
 
     A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.
     """
     if not (kept := run.photos):
-        return ingest(photos, resolution, config.crop, config.boxes)
-    album = ingest(photos, resolution, config.crop, _boxes(photos, run))
+        return load_dataset(photos, resolution, config.crop, config.boxes)
+    album = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
     taken = {photo.path: photo for photo in album.photos}
     same = (
         replace(

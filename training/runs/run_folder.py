@@ -30,7 +30,7 @@ from hra_diffusion.files import atomic_path, make_folder, read_json, remove, sav
 from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training.config import TrainConfig
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 
 FILES = ("state.json", "config.yaml")
 """A folder with one of these is a run's."""
@@ -221,7 +221,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
         return kept
     with contextlib.suppress(UserError):
         config = run.config
-        return [photo.image for photo in ingest(config.photos, size, config.crop, config.boxes).photos]
+        return [photo.image for photo in load_dataset(config.photos, size, config.crop, config.boxes).photos]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: the whole way once, and what each tab must always do."""
+"""The page in a browser: the whole workflow once, then each tab."""
 
 import pytest
 from conftest import save_photos, tiny_clip
@@ -26,16 +26,16 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Open the page as a new visitor; whatever the console complains of fails the test."""
+    """Open the page as a new visitor. Errors in the console fail the test."""
     playwright.expect.set_options(timeout=MINUTE)
-    contexts, complaints = [], []
+    contexts, errors = [], []
 
     def open_page(url, width=1280, scheme="light"):
         contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.set_default_timeout(MINUTE)
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
         page.wait_for_selector("#upload")
         return page
@@ -43,7 +43,7 @@ def visit(chromium):
     yield open_page
     for context in contexts:
         context.close()
-    assert not complaints
+    assert not errors
 
 
 def go(page, tab):
@@ -51,7 +51,7 @@ def go(page, tab):
 
 
 def choose(page, place, *names):
-    """Pick from a dropdown."""
+    """Choose options of a dropdown."""
     page.locator(f"{place} input").click()
     for name in names:
         page.get_by_role("option", name=name, exact=True).click()
@@ -68,7 +68,7 @@ def give_photos(page, photos):
 
 
 def train(page, name, method):
-    """Fill the form in, for a run of seconds, and press Train."""
+    """Fill in the form for a run of seconds and press Train."""
     fill(page, "#noun", "dog")
     fill(page, "#name", name)
     page.locator("#preset label").first.click()
@@ -82,8 +82,8 @@ def train(page, name, method):
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param(TOYBOX, marks=pytest.mark.skipif(
     not (ASSETS / TOYBOX / "model_index.json").is_file(), reason="the embedded base is not here"))])  # fmt: skip
-def test_the_whole_way(kind, visit, base_folder, tmp_path, shared):
-    """Photos in; watch, reload in the middle, draw, compare two methods, take the file home."""
+def test_the_whole_workflow(kind, visit, base_folder, tmp_path, shared):
+    """Add photos, train, reload meanwhile, generate, compare two methods, export."""
     photos = sorted((shared / "data" / "dreambooth" / "dog").glob("*.jpg"))
     with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
         page = visit(served.local_url)
@@ -138,7 +138,7 @@ def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, sch
         )
 
 
-def test_the_way_to_train_by_keyboard(page, visit):
+def test_train_is_reached_by_keyboard(page, visit):
     there = visit(page.local_url)
     there.locator("#upload button").first.focus()
     reached = []
@@ -150,14 +150,14 @@ def test_the_way_to_train_by_keyboard(page, visit):
     assert reached[-1] == "train-button", reached
 
 
-def test_a_mistake_is_said_in_words(page, visit):
+def test_missing_photos_are_reported(page, visit):
     there = visit(page.local_url)
     there.click("#train-button")
     there.wait_for_selector("text=No photos yet")
 
 
-def test_a_maker_meets_few_fields(page, visit):
-    """Photos, what it is, a name, how long: everything else is folded away, and the button is within a screen or so."""
+def test_the_form_starts_with_few_fields(page, visit):
+    """Photos, class noun, name, preset; everything else is collapsed, and the button is near the first screen."""
     there = visit(page.local_url)
     fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
     assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
@@ -170,7 +170,7 @@ def taught_page(output, base_folder, tmp_path):
         yield page
 
 
-def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
+def test_a_comparison_is_inspected_and_downloaded(taught_page, visit):
     there = visit(taught_page.local_url)
     go(there, "Compare")
     choose(there, "#compare-adapters", "Rex", "Rex step 3")
@@ -187,7 +187,7 @@ def test_a_comparison_is_looked_at_closely_and_taken_home(taught_page, visit):
     assert download.value.suggested_filename == "report.html"
 
 
-def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit):
+def test_an_adapter_is_found_renamed_deleted_and_restored(taught_page, visit):
     there = visit(taught_page.local_url)
     go(there, "Library")
     fill(there, "#search", "no such thing")
@@ -206,7 +206,7 @@ def test_an_adapter_is_found_renamed_binned_and_brought_back(taught_page, visit)
     there.wait_for_selector(".card >> text=Max")
 
 
-def test_a_run_that_is_put_away_says_where_it_is(output, base_folder, visit):
+def test_a_deleted_run_is_announced(output, base_folder, visit):
     run = Run(output / "Rex")
     run.adapter.unlink()
     run.write_state("failed", 3, 6, reason="the loss became nan")
@@ -242,7 +242,7 @@ DROP = """([kind, files]) => {
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
+def test_photos_are_dropped_or_pasted_anywhere(page, visit, tmp_path, kind):
     there = visit(page.local_url)
     photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
     there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
@@ -251,12 +251,12 @@ def test_photos_may_come_down_anywhere(page, visit, tmp_path, kind):
 
 @pytest.fixture
 def drawn(pipe, tmp_path):
-    """A picture with its settings inside, drawn before the page loads a base of its own beside us."""
+    """An image with its settings inside, generated before the page loads its own base model."""
     (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
     return save_png(picture, tmp_path / "picture.png")
 
 
-def test_a_picture_dropped_on_generate_brings_its_settings_back(drawn, page, visit):
+def test_an_image_dropped_on_generate_fills_in_its_settings(drawn, page, visit):
     there = visit(page.local_url)
     go(there, "Generate")
     there.wait_for_selector("#settings-file")
@@ -264,8 +264,8 @@ def test_a_picture_dropped_on_generate_brings_its_settings_back(drawn, page, vis
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 
-def test_a_refused_value_leaves_generate_as_usable_as_before(page, visit, tmp_path):
-    """And what is unfolded and left empty is the base's own."""
+def test_generate_works_after_a_refused_value(page, visit, tmp_path):
+    """Fields left empty in an open accordion keep the base model's defaults."""
     there = visit(page.local_url)
     go(there, "Generate")
     fill(there, "#prompt", "a cat in the snow")
@@ -306,8 +306,8 @@ def test_crop_and_caption_of_a_photo(page, visit, tmp_path):
 
 
 @pytest.mark.parametrize("leave", ["#editor button:has-text('Remove this photo')", "#thumbs .thumb >> nth=1"])
-def test_a_caption_that_arrives_late_is_still_its_own_photos(page, visit, tmp_path, leave):
-    """Leaving the field saves the caption; what the same click does may be done before that."""
+def test_a_late_caption_belongs_to_its_photo(page, visit, tmp_path, leave):
+    """Leaving the field saves the caption; the same click's other effects may come first."""
     there = visit(page.local_url)
     give_photos(there, sorted(save_photos(tmp_path, 3).glob("*.jpg")))
     there.locator("#thumbs .thumb").first.click()

@@ -53,9 +53,8 @@ def test_a_failed_run_shows_its_reason_and_advice(context):
 def test_an_interrupted_run_can_be_resumed(context):
     Run(context.output / "Rex").write_state("running", 3, 6)
     jobs = context.queue.jobs()
-    assert "interrupted" in status_bar.show_status(jobs) and 'data-do="resume"' in status_bar.running_line(
-        context, jobs
-    )
+    line = status_bar.show_status(jobs)
+    assert "interrupted" in line and 'data-do="resume"' in line
     assert "Resume continues" in run_view.refresh(context, "Rex", None)[0]
 
 

@@ -1,4 +1,4 @@
-"""Safe by default: who may come in, and what is given to them."""
+"""Safe by default: logins, host names, cookies, served files, escaping."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from training.runs.run_folder import Run
 PASSWORD = "correct horse"
 
 
-def test_a_login_is_a_salted_hash_that_only_its_owner_can_read(tmp_path):
+def test_a_login_is_a_salted_hash_that_only_the_files_owner_can_read(tmp_path):
     file = tmp_path / "logins"
     logins.add_user(file, "ann", PASSWORD)
     logins.add_user(file, "bob", PASSWORD)
@@ -40,12 +40,12 @@ def test_a_login_is_a_salted_hash_that_only_its_owner_can_read(tmp_path):
         logins.add_user(file, "carl", "short")
 
 
-def test_a_damaged_login_file_is_named(tmp_path):
+def test_a_damaged_login_file_is_reported(tmp_path):
     file = tmp_path / "logins"
-    with pytest.raises(ValueError, match="holds no logins"):
+    with pytest.raises(ValueError, match="has no logins"):
         logins.require_logins(file)
     file.write_text("ann:secret\n")
-    with pytest.raises(ValueError, match="line 1 is no login"):
+    with pytest.raises(ValueError, match="line 1 is not a login"):
         logins.require_logins(file)
 
 
@@ -57,24 +57,24 @@ def test_a_damaged_login_file_is_named(tmp_path):
         (["--add-user", "ann"], "--add-user needs --auth-file"),
     ],
 )
-def test_others_are_not_let_in_by_accident(flags, said, capsys, tmp_path, monkeypatch):
+def test_other_machines_need_a_login_file(flags, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["app", *flags]) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "outputs").exists()
 
 
-def test_the_environment_cannot_open_it(tmp_path, monkeypatch):
-    from app.web.server import prepare_surroundings
+def test_the_environment_cannot_share_the_page(tmp_path, monkeypatch):
+    from app.web.server import prepare_environment
 
     monkeypatch.setenv("GRADIO_SHARE", "True")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
-    prepare_surroundings(tmp_path)
+    prepare_environment(tmp_path)
     assert "GRADIO_SHARE" not in os.environ and "GRADIO_SERVER_NAME" not in os.environ
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 
 def answer(path="/", headers=(), hosts=frozenset({"localhost"})):
-    """Status and headers of a request through the guard, and the headers its application saw."""
+    """Return status and headers of a request through the guard, and the headers its application received."""
     sent, seen = [], {}
 
     async def application(scope, receive, send):
@@ -90,18 +90,18 @@ def answer(path="/", headers=(), hosts=frozenset({"localhost"})):
     return sent[0]["status"], dict(sent[0]["headers"]), seen
 
 
-def test_only_our_own_names_are_answered():
+def test_only_known_host_names_are_answered():
     assert answer(headers=[("host", "localhost:7860")])[0] == 200
-    assert answer(headers=[("host", "evil.example")])[0] == 403, "a page elsewhere that resolves to us"
+    assert answer(headers=[("host", "evil.example")])[0] == 403, "a foreign host name that resolves to this server"
     assert answer(headers=[("host", "evil.example")], hosts=None)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/file=http://x", "/gradio_api/proxy=http://x", "/monitoring"])
-def test_nothing_is_fetched_on_behalf_of_a_visitor(path):
+def test_paths_that_fetch_from_other_hosts_are_blocked(path):
     assert answer(path, [("host", "localhost")])[0] == 403
 
 
-def test_each_browser_gets_a_cookie_of_its_own_and_nothing_from_elsewhere():
+def test_each_browser_gets_a_cookie_and_a_content_security_policy():
     _, headers, seen = answer(headers=[("host", "localhost")])
     cookie = headers[b"set-cookie"].decode()
     assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and cookie.split(";")[0] in seen["cookie"]
@@ -111,29 +111,29 @@ def test_each_browser_gets_a_cookie_of_its_own_and_nothing_from_elsewhere():
 
 
 @pytest.mark.parametrize("foreign", ['a={"x":1}', "name[0]=1", "a=b c", "=; a"])
-def test_other_programs_cookies_do_not_make_a_new_visitor(foreign):
-    """All ports of a host share their cookies."""
+def test_other_programs_cookies_create_no_new_visitor(foreign):
+    """All ports of a host share cookies."""
     for given in (f"{foreign}; {COOKIE}=abc", f"{COOKIE}=abc; {foreign}"):
         _, headers, seen = answer(headers=[("host", "localhost"), ("cookie", given)])
         assert b"set-cookie" not in headers and seen["cookie"] == given
 
 
-def test_a_port_that_is_taken_is_said_in_words(capsys, tmp_path, monkeypatch):
+def test_a_port_in_use_is_reported(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["app", "--port", str(port)]) == 1
-    assert f"can't listen on 127.0.0.1, port {port}: it is taken" in capsys.readouterr().err
+    assert f"can't listen on 127.0.0.1, port {port}: it is in use" in capsys.readouterr().err
 
 
-def test_an_uploaded_page_runs_nothing():
+def test_an_uploaded_page_runs_no_scripts():
     _, headers, _ = answer("/gradio_api/file=outputs/x.html", [("host", "localhost")])
     assert headers[b"content-security-policy"].decode().startswith("sandbox; default-src 'none'")
 
 
-def test_what_is_served(page, tmp_path):
+def test_only_public_files_are_served(page, tmp_path):
     output, web = tmp_path / "outputs", httpx.Client(base_url=page.local_url)
-    assert (output / ".salt").is_file(), "made once, not by the first visitors at the same time"
+    assert (output / ".salt").is_file(), "created at the start, not by the first visitors at the same time"
     (output / "photos" / "Rex").mkdir(parents=True)
     secret, shown = output / "photos" / "Rex" / "1.jpg", output / "Rex.txt"
     secret.write_text("private")
@@ -147,7 +147,7 @@ def test_what_is_served(page, tmp_path):
     assert "fonts.googleapis" not in text and "https://cdn" not in text
 
 
-def test_a_login_is_asked_for(tmp_path, base_folder):
+def test_a_login_is_required(tmp_path, base_folder):
     file = tmp_path / "logins"
     logins.add_user(file, "ann", PASSWORD)
     with serving(tmp_path / "outputs", base_folder, auth=file) as page:

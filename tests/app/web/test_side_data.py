@@ -1,4 +1,4 @@
-"""Files that the page wrote itself and that were damaged since: it opens all the same, and says what is wrong."""
+"""Damaged files of the page: it opens all the same and reports what is wrong."""
 
 import json
 from types import SimpleNamespace
@@ -17,23 +17,23 @@ from training.runs.run_folder import Run
 
 
 @pytest.mark.parametrize("content", ["", "abc", "zz" * 32])
-def test_a_damaged_secret_is_made_again(context, content):
-    """An empty one would let visitors' folders be guessed."""
+def test_a_damaged_salt_is_replaced(context, content):
+    """With an empty one, visitors' folders could be guessed."""
     (context.output / ".salt").write_text(content)
     assert len(context.salt) == 32 and (context.output / ".salt").read_text() == context.salt.hex()
     assert context.visitor_folder(Visitor()).parent == context.output / "visitors"
 
 
 @pytest.mark.parametrize("cut", [5, 30, 80])
-def test_a_login_that_was_cut_short_is_named_before_anybody_comes(tmp_path, cut):
+def test_a_truncated_login_is_reported_at_the_start(tmp_path, cut):
     logins.add_user(tmp_path / "logins", "ann", "correct horse")
     logins.require_logins(tmp_path / "logins")
     (tmp_path / "logins").write_text((tmp_path / "logins").read_text()[:cut])
-    with pytest.raises(ValueError, match="line 1 is no login"):
+    with pytest.raises(ValueError, match="line 1 is not a login"):
         logins.require_logins(tmp_path / "logins")
 
 
-def test_a_damaged_picture_is_left_out_of_the_stage(context):
+def test_a_damaged_image_is_left_out(context):
     folder = context.visitor_folder(Visitor()) / "pictures"
     info = PngImagePlugin.PngInfo()
     info.add_itxt(PNG_KEY, json.dumps({"prompt": "a dog", "seed": 1}))
@@ -47,7 +47,7 @@ def test_a_damaged_picture_is_left_out_of_the_stage(context):
 
 @pytest.fixture
 def compared(context, pipe):
-    """A comparison of this visitor's, as the tab keeps it."""
+    """The folder of a saved comparison."""
     folder = context.visitor_folder(Visitor()) / "compare" / "0001"
     photos = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
     done = run_compare(pipe, [Variant("base", {}, "dog")], ["a {subject}"], [1, 2], Settings(steps=1), photos)
@@ -55,29 +55,29 @@ def compared(context, pipe):
     return folder
 
 
-def bring_back(context):
+def restore(context):
     parts = SimpleNamespace(shown=[None] * 10)
     return compare.Events(context, parts).restore(Visitor())
 
 
-def test_a_comparison_without_one_of_its_photos_is_shown(context, compared):
+def test_a_comparison_with_a_damaged_photo_is_shown(context, compared):
     (compared / "photos" / "00.png").write_bytes(b"\x89PNG")
-    assert bring_back(context)[0].count("<img") == 4
+    assert restore(context)[0].count("<img") == 4
     assert len(load_comparison(compared).photos) == 1
 
 
 @pytest.mark.parametrize("file", ["results.json", "pictures/000-a-dog-seed1-base.png"])
 @pytest.mark.parametrize("content", [b"", b'{"cells": [', b"{}", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDRxxxx"])
-def test_a_damaged_comparison_says_so_and_the_tab_opens(context, compared, file, content):
+def test_a_damaged_comparison_is_reported_and_the_tab_opens(context, compared, file, content):
     assert (compared / file).exists()
     (compared / file).write_bytes(content)
-    shown = bring_back(context)
+    shown = restore(context)
     assert "0001 holds no whole comparison" in shown[0] and len(shown) == 10
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "state.json", "events.jsonl", "photos.json", "photos/00.png"])
 @pytest.mark.parametrize("content", [b"", b'{"na', b"\0\0"])
-def test_the_page_shows_every_run_whatever_became_of_its_files(context, file, content):
+def test_a_run_with_damaged_files_is_shown(context, file, content):
     (context.output / "Rex" / file).write_bytes(content)
     status_bar.refresh(context, None)
     run_view.refresh(context, "Rex", None)
@@ -85,7 +85,7 @@ def test_the_page_shows_every_run_whatever_became_of_its_files(context, file, co
     assert compare_plan.photos_of(Run(context.output / "Rex").adapter, 64)
 
 
-def test_a_broken_configuration_of_the_run_in_progress_stops_no_strip(context):
+def test_the_status_bar_shows_a_run_with_a_damaged_configuration(context):
     run = Run(context.output / "Rex")
     run.write_state("running", 2, 6)
     with run.locked():

@@ -1,4 +1,4 @@
-"""What the page needs before it can show itself."""
+"""Starting the page and the command line without the heavy libraries."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ import sys
 from conftest import ROOT
 
 
-def test_the_page_is_built_before_the_heavy_libraries_are_imported():
+def test_building_the_page_imports_no_heavy_library():
     code = (
-        "import sys, pathlib; from app.web import server; server.prepare_surroundings(pathlib.Path('outputs'))\n"
+        "import sys, pathlib; from app.web import server; server.prepare_environment(pathlib.Path('outputs'))\n"
         "from app.web.blocks import build\n"
         "from app.web.context import AppContext; from app.inference_session import InferenceSession\n"
         "build(AppContext(pathlib.Path('outputs'), InferenceSession('toybox'), ('toybox',)))\n"
@@ -18,7 +18,7 @@ def test_the_page_is_built_before_the_heavy_libraries_are_imported():
     assert done.stdout.strip() == "[]"
 
 
-def test_no_commands_help_waits_for_the_heavy_libraries():
+def test_help_imports_no_heavy_library():
     code = (
         "import argparse, importlib, keyword, sys; from app.cli import COMMANDS\n"
         "modules = [f'app.commands.{name}' + '_' * keyword.iskeyword(name) for name in COMMANDS]\n"
@@ -29,8 +29,8 @@ def test_no_commands_help_waits_for_the_heavy_libraries():
     assert done.stdout.strip() == "[]"
 
 
-def test_who_draws_while_the_page_warms_up_waits_for_the_libraries():
-    """Two threads that import transformers at the same time see it half made."""
+def test_generating_during_the_start_waits_for_the_libraries():
+    """Two threads that import transformers at the same time see it partly initialized."""
     code = (
         "import threading; from app.web.server import _warm; from app.inference_session import InferenceSession\n"
         "session = InferenceSession('toybox')\n"

@@ -12,9 +12,9 @@ from app.web.train_config import FormValues, given_settings, plan, preview_confi
 from app.web.train_forecast import duration, forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
-from training import budget
 from training import config as configs
 from training.data.drafts import Draft
+from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
 from training.runs.run_folder import Run
 
@@ -164,8 +164,8 @@ def test_several_methods_from_yaml_keep_their_own_defaults(context, entries):
 def test_several_methods_are_one_run_each_at_a_matched_budget(context, entries):
     runs = plan(context, entries, filled(entries, {"rank": "4"}, method="lora", several=["lora", "hra"]))
     assert [config.method for config in runs] == ["lora", "hra"] and runs[0].options["rank"] == 4
-    shapes = budget.layer_shapes(context.session.pipe, runs[0])
-    sizes = [budget.count(config.method, config.options, shapes) for config in runs]
+    shapes = layer_shapes(context.session.pipe, runs[0])
+    sizes = [count_parameters(config.method, config.options, shapes) for config in runs]
     assert max(sizes) / min(sizes) < 1.3 and runs[1].options["rank"] > 4
 
 

@@ -6,8 +6,10 @@ import pytest
 from conftest import save_photos
 from PIL import Image
 
+from training.data.dataset import load_dataset
 from training.data.drafts import Draft, free_album, zoom_of, zoomed
-from training.data.photos import MAX_PHOTOS, PhotoError, ingest
+from training.data.photo import PhotoError
+from training.data.photo_files import MAX_PHOTOS
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_photo_of_any_suffix_reaches_the_run(draft, files, tmp_path):
     odd += [files[1].rename(tmp_path / "in" / "saved.jfif")]
     assert draft.add(odd) == []
     draft.settle(tmp_path / "album")
-    assert [photo.path.name for photo in ingest([tmp_path / "album"], 64).photos] == ["saved.jfif", "shared.jpg"]
+    assert [photo.path.name for photo in load_dataset([tmp_path / "album"], 64).photos] == ["saved.jfif", "shared.jpg"]
 
 
 def test_photos_of_one_stem_keep_their_own_captions(draft, files, tmp_path):

@@ -7,8 +7,8 @@ from conftest import tiny_xl_pipe
 from PIL import Image, ImageOps
 
 from training import config as configs
+from training.data.dataset import load_dataset
 from training.data.latent_cache import LatentCache, photo_time_ids
-from training.data.photos import ingest
 from training.loop import train
 
 
@@ -38,7 +38,7 @@ def diffusers_time_ids(path, size):
 def test_time_ids_are_those_of_diffusers_script(tmp_path, width, height, orientation):
     """Up to a pixel of the crop: it is rounded once there and at another place here."""
     path = save(tmp_path / "a.jpg", width, height, orientation)
-    (photo,) = ingest([path], 64, "center").photos
+    (photo,) = load_dataset([path], 64, "center").photos
     wanted = torch.tensor(diffusers_time_ids(path, 64)).float()  # of the mirrored photo too: it is its middle
     for view in photo_time_ids(photo, flip=True):
         assert (view - wanted).abs().max() <= 1 and torch.equal(view[[0, 1, 4, 5]], wanted[[0, 1, 4, 5]])
@@ -50,16 +50,16 @@ def test_a_mirrored_photos_crop_is_counted_from_its_other_edge(tmp_path):
     image = Image.new("RGB", (384, 128), "gray")  # all detail is on the left
     image.paste(Image.open(save(tmp_path / "detail.png", 128, 128)), (0, 0))
     image.save(path)
-    (photo,) = ingest([path], 64, "smart").photos
+    (photo,) = load_dataset([path], 64, "smart").photos
     plain, mirrored = photo_time_ids(photo, flip=True)[:, 3].tolist()
     assert plain == 0.5 * photo.crop[0] < mirrored and plain + 64 + mirrored == 384 / 2
 
 
 def test_what_is_cropped_by_hand_counts_as_a_smaller_photo(tmp_path):
     path = save(tmp_path / "a.jpg", 400, 300)
-    (photo,) = ingest([path], 128, "center", {path: (100, 50, 300, 150)}).photos
+    (photo,) = load_dataset([path], 128, "center", {path: (100, 50, 300, 150)}).photos
     assert photo_time_ids(photo, flip=True).tolist() == [[100, 200, 0, 64, 128, 128]] * 2
-    (whole,) = ingest([path], 128, "letterbox").photos
+    (whole,) = load_dataset([path], 128, "letterbox").photos
     assert photo_time_ids(whole, flip=False).tolist() == [[300, 400, 0, 0, 128, 128]], "nothing is cut off"
 
 

@@ -9,7 +9,7 @@ from conftest import StopAfter, weights
 from PIL import Image
 
 from training import config as configs
-from training.data.photos import ingest
+from training.data.dataset import load_dataset
 from training.loop import train
 from training.runs.events import Notice
 from training.runs.run_folder import Run, RunError, photos_of
@@ -29,7 +29,7 @@ def begun(tmp_path_factory, photos, base_folder):
     whole = weights(train(config, root / "whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config, root / "out", [StopAfter(2)])
-    seen = [photo.image.tobytes() for photo in ingest(config.photos, 64, config.crop, config.boxes).photos]
+    seen = [photo.image.tobytes() for photo in load_dataset(config.photos, 64, config.crop, config.boxes).photos]
     kept = own.rename(root / "out" / "kept")
     return config, root / "out", kept, whole, seen
 

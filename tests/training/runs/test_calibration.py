@@ -1,16 +1,11 @@
-"""Predictions before Start come from real steps; budgets are matched by counting real adapters."""
+"""Predictions before Start come from real steps."""
 
 import os
-from collections import Counter
 
 import pytest
-from conftest import tiny_pipe, tiny_xl_pipe
 
-from hra_diffusion.adapters import registry
-from training import budget
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.session import add_adapter
 
 
 def test_a_measurement_is_of_real_steps(settings, tmp_path):
@@ -60,33 +55,3 @@ def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_pat
 def test_a_run_that_must_fit_is_measured_too(settings):
     one = calibration.measure(settings(memory_limit="20GB"))
     assert not one.error and one.step > 0
-
-
-@pytest.mark.parametrize("method", registry.method_names())
-@pytest.mark.parametrize("make", [tiny_pipe, tiny_xl_pipe])
-@pytest.mark.parametrize("texts", [False, True])
-def test_counts_are_those_of_the_adapter_that_learns(settings, method, make, texts):
-    pipe, config = make(), settings(method=method, train_text_encoder=texts)
-    counted = budget.count(method, config.options, budget.layer_shapes(pipe, config))
-    assert counted == sum(parameter.numel() for parameter in add_adapter(config, pipe).values())
-
-
-@pytest.mark.parametrize("method", registry.method_names())
-def test_ranks_are_matched_to_a_budget(method):
-    shapes = Counter({(64, 64): 6, (64, 48): 2})
-    wanted = budget.count("lora", {"rank": 8}, shapes)
-    rank = budget.matched_rank(method, {}, shapes, wanted)
-    found = budget.count(method, {"rank": rank}, shapes)
-    others = [
-        budget.count(method, {"rank": r}, shapes) for r in range(max(1, rank - 4), rank + 5) if allowed(method, r)
-    ]
-    assert abs(found - wanted) == min(abs(other - wanted) for other in others)
-    assert abs(found - wanted) < 0.2 * wanted
-
-
-def allowed(method, rank):
-    try:
-        registry.get_method(method).parse({"rank": rank})
-    except ValueError:
-        return False
-    return True

@@ -1,0 +1,58 @@
+"""One photo, and what can be wrong with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from hra_diffusion.errors import UserError
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom, in pixels of the upright photo."""
+WarningKind = Literal["blurred", "small", "duplicate", "different", "ignored"]
+
+MIN_SIDE = 64
+"""Shortest side, in pixels, that a photo and its crop box may have."""
+
+
+class PhotoError(UserError):
+    """A photo or caption cannot be used. The message names the file, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class PhotoWarning:
+    """A possible problem with one photo, for a person to look at. ``message`` starts with the file name."""
+
+    kind: WarningKind
+    photo: Path
+    message: str
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo ready for training.
+
+    Attributes:
+        path: Resolved path of the file.
+        image: The cropped photo, RGB in sRGB, resolution × resolution pixels.
+        caption: Text of the caption file, or None if there is none.
+        crop: The part of the upright photo that ``image`` shows.
+        frame: The part that ``crop`` was chosen from: the photo's crop box, or the whole photo.
+        size: Width and height of the upright photo in pixels.
+        sha256: SHA-256 of the file in hexadecimal.
+    """
+
+    path: Path
+    image: Image.Image
+    caption: str | None
+    crop: Box
+    frame: Box
+    size: tuple[int, int]
+    sha256: str
+
+
+def unreadable(path: Path, error: Exception) -> PhotoError:
+    """Return the error to raise for a file or folder that the operating system refuses to read."""
+    reason = getattr(error, "strerror", None) or error
+    return PhotoError(f"{path}: cannot be read ({reason}). Check its permissions, or copy it elsewhere.")
