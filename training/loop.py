@@ -35,8 +35,10 @@ from training.data import moved_photos
 from training.data.captions import final_captions
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
-from training.memory import fit, savings
 from training.memory.measure import forget_peak
+from training.memory.savings import as_chosen, as_reduced, out_of_memory
+from training.planning import planned
+from training.recovery import reduce_memory
 from training.runs.checkpoint import averaged, restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Sample, Scored, Step, Stopped
 from training.runs.run_folder import Run
@@ -87,7 +89,7 @@ def stop_signals() -> Iterator[StopFlag]:
 
 
 DISTILLED = (
-    "Training undoes the distillation, and the subject may not show at few steps; train on the base it was distilled "
+    "Training undoes the distillation, and the subject may not show at few steps; train on the base it was distillation_sign "
     "from, and use the adapter on this one"
 )
 
@@ -111,7 +113,7 @@ def train(
     """
     run = Run(output / config.name)
     if run.checkpoints():
-        config = savings.as_lightened(fit.as_chosen(config, run.config), run.config)
+        config = as_reduced(as_chosen(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
@@ -122,13 +124,13 @@ def train(
     photos = moved_photos.find(run, config, clock.emit) if run.checkpoints() else find_photos(config.photos)
     forget_peak(str(accelerator.device))
     if plan or (config.memory_limit and not run.checkpoints()):
-        asked, config = config, fit.planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
+        asked, config = config, planned(config, output, accelerator.device.type, len(photos), clock.emit, pipe)
         if config != asked:  # precision or accumulation may be what was given up
             accelerator = make_accelerator(config)
     with clock.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), clock)
     if reason := distillation_sign(pipe):
-        clock.emit(Notice(f"this base looks distilled to draw in a few steps: {reason}. {DISTILLED}"))
+        clock.emit(Notice(f"this base looks distillation_sign to draw in a few steps: {reason}. {DISTILLED}"))
     with clock.phase("read photos"):
         size = complete_settings(pipe, DrawSettings(width=config.resolution, height=config.resolution)).width
         if run.checkpoints():
@@ -152,9 +154,9 @@ def train(
             try:
                 return learn(session, stop)
             except RuntimeError as error:
-                if not savings.out_of_memory(error):
+                if not out_of_memory(error):
                     raise
-                savings.step_down(session, error)
+                reduce_memory(session, error)
             return learn(session, stop)
 
 

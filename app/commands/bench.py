@@ -18,11 +18,12 @@ from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
+from training import measurement
 from training.config import TrainConfig
 from training.memory import measure
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.runs.queue import held
+from training.runs.locks import held
 
 PHOTOS = 5
 FLOOR, PICTURE = "base alone", "a picture"
@@ -68,11 +69,11 @@ def config(method: str, arguments: argparse.Namespace) -> TrainConfig:
 
 def plan(one: TrainConfig, arguments: argparse.Namespace) -> Calibration:
     """A few steps of the very run in a process of its own, kept where the page looks for it."""
-    key, folder = calibration.costs(one), make_folder(arguments.output / ".queue" / "calibrations")
+    key, folder = calibration.cost_key(one), make_folder(calibration.folder_of(arguments.output))
     configs.write(one, folder / f"{key}.yaml")
     wait_for(folder / ".lock", arguments.quiet)
     try:
-        measure.in_subprocess(calibration.main, arguments.output, key)
+        measure.in_subprocess(measurement.main, arguments.output, key)
     except (RuntimeError, Timeout) as error:  # one method's: as when the system ends its process for want of memory
         return Calibration(error=f"could not be measured: {error}")
     return calibration.known(arguments.output, one) or Calibration(error="was not measured")

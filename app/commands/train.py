@@ -63,7 +63,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Tell the listeners what a run would take, and start none."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.memory import fit
+    from training.planning import planned
     from training.session import make_accelerator
 
     def emit(event: Event) -> None:
@@ -75,7 +75,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
-    fit.planned(config, output, make_accelerator(config).device.type, len(captions), emit)
+    planned(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:

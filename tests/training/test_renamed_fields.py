@@ -72,4 +72,4 @@ def test_a_measurement_of_an_earlier_version_is_found(monkeypatch):
         "sample_prompts": ["a {subject}"], "gradient_accumulation_steps": 2, "sample_batch_size": 4,
         "prior_loss_weight": 0,
     }  # fmt: skip
-    assert calibration.costs(configs.parse(values)) == "e1e8d7e3f218fe3b"
+    assert calibration.cost_key(configs.parse(values)) == "e1e8d7e3f218fe3b"

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import StopAfter, save_photos, tiny_pipe, weights
+from filelock import FileLock
 from PIL import Image
 from windows import PEAK, windows  # noqa: F401 (a fixture)
 
@@ -16,12 +18,12 @@ from hra_diffusion.comparison import votes
 from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
-from training import scoring
+from training import scoring, worker
 from training.data.class_images import class_images
 from training.data.drafts import Draft
 from training.loop import train
 from training.memory import measure
-from training.runs import calibration, progress, queue
+from training.runs import calibration, dispatch, progress
 from training.runs.calibration import Calibration
 from training.runs.events import Notice
 from training.runs.queue import Queue
@@ -113,10 +115,10 @@ def test_sample_pictures_that_cannot_be_read_are_not_scored(tmp_path):
     files[1].write_bytes(files[1].read_bytes()[:60])
 
     class Judge:
-        def images(self, images):
+        def embed_images(self, images):
             return torch.ones(len(images), 1)
 
-        def texts(self, texts):
+        def embed_texts(self, texts):
             return torch.ones(len(texts), 1)
 
     rounds = {0: files[:1], 2: files[:2], 4: files[2:], 6: [tmp_path / "gone.png"]}
@@ -154,19 +156,19 @@ def test_a_damaged_note_of_the_run_in_progress_stops_no_worker(settings, tmp_pat
     damage(tmp_path / ".queue" / "current.json", DAMAGED[how])
     assert [job.status for job in queue.jobs()] == ["waiting"]
     damage(tmp_path / ".queue" / "waiting.json", b"[]")
-    queue.work()
+    dispatch.dispatch(queue)
     assert not (tmp_path / ".queue" / "current.json").exists() and run.state["status"] == "waiting"
 
 
 @pytest.mark.parametrize("how", DAMAGED)
 def test_a_damaged_measurement_is_none(settings, tmp_path, how):
-    config, place = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.costs(settings())}.json"
+    config, place = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.cost_key(settings())}.json"
     place.parent.mkdir(parents=True)
     damage(place, DAMAGED[how])
     assert calibration.known(tmp_path, config) is None
     place.write_text('{"of_another_version": 1}')
     assert calibration.known(tmp_path, config) is None
-    calibration._keep(Calibration(step=1.0), place)
+    calibration.save(Calibration(step=1.0), place)
     assert calibration.known(tmp_path, config) == Calibration(step=1.0)
 
 
@@ -278,26 +280,26 @@ def test_memory_is_known_on_windows(windows):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(-9, "killed, most likely for want of memory"), (-11, "ended by signal SIGSEGV"), (1, "ended with code 1"),
+    [(-9, "killed, most likely for lack of memory"), (-11, "ended by signal SIGSEGV"), (1, "ended with code 1"),
      (0xC0000005, "ended with code 3221225477")],
 )  # fmt: skip
 def test_why_a_process_ended_is_said_everywhere(windows, code, said):  # noqa: F811
-    assert said in queue._cause(code)
+    assert said in dispatch.cause(code)
 
 
 def test_a_stop_needs_no_signal_from_another_process(settings, tmp_path):
     """What the queue asks for is a file, which every system has; the process does the rest itself."""
     own, number = Queue(tmp_path), signal.SIGTERM
     run = own.add(settings())
-    own._write_current("Rex", 1)
+    own.write_current("Rex", 1)
     before = signal.getsignal(number)
     try:
         signal.signal(number, signal.default_int_handler)
-        with queue.FileLock(tmp_path / ".queue" / "worker.lock"), pytest.raises(KeyboardInterrupt):
+        with FileLock(own.dispatcher_lock), pytest.raises(KeyboardInterrupt):
             own.stop("Rex")
-            queue.watch_for_stop(own, "Rex")
+            worker.watch_for_stop(own, "Rex")
             for _ in range(100):
-                queue.time.sleep(0.05)
+                time.sleep(0.05)
     finally:
         signal.signal(number, before)
     assert run.state["status"] == "waiting"

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.config import TrainConfig
+from training.memory.savings import recompute, smaller_batches
 
-MEMORY = ("out of memory", "want of memory")
+MEMORY = ("out of memory", "want of memory", "lack of memory")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,6 @@ def advise(reason: str, config: TrainConfig) -> Advice:
 
 
 def _less_memory(config: TrainConfig) -> Advice:
-    from training.memory.fit import recompute, smaller_batches  # takes seconds, and the page shows itself before
-
     if changes := recompute(config):
         return Advice("Take less memory, a third slower: gradient checkpointing.", changes)
     if changes := smaller_batches(config):

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from hra_diffusion import files
 from hra_diffusion.allocator import retain_freed_memory
 from hra_diffusion.libraries import hide_bitsandbytes
-from hra_diffusion.models import families
 
 T = TypeVar("T")
 ENOUGH = 3
@@ -135,7 +134,7 @@ def unet_inputs(unet: Any, batch_size: int, side: int | None = None) -> tuple[tu
     text = torch.randn(batch_size, 77, config.cross_attention_dim, **place)
     timesteps = torch.randint(1000, (batch_size,), device=unet.device)
     more = {}
-    if families.size_conditioned(config):
+    if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         kinds = {
             "text_embeds": torch.randn(batch_size, pooled, **place),

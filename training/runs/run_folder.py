@@ -31,11 +31,10 @@ from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training.config import TrainConfig
 from training.data.dataset import load_dataset
+from training.runs.locks import LOCK_TIMEOUT
 
 FILES = ("state.json", "config.yaml")
 """A folder with one of these is a run's."""
-LOCK_TIMEOUT = 2.0
-"""Seconds to wait for a lock before it counts as held: others take it for an instant to see whether it is."""
 
 
 class RunError(UserError):

@@ -226,7 +226,7 @@ def test_time_and_memory_are_measured_never_guessed(context, entries):
 
     assert shown()[1] == '<p class="soft">Time and memory on this machine are measured once there are photos.</p>'
     (config,) = plan(context, entries, filled(entries))
-    file = context.output / ".queue" / "calibrations" / f"{calibration.costs(config)}.json"
+    file = context.output / ".queue" / "calibrations" / f"{calibration.cost_key(config)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     presets, text = shown()

@@ -9,7 +9,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.models.meta import meta_pipeline
 from training.config import ConfigError
 from training.loop import train
-from training.memory import fit
+from training.memory import fit, savings
 from training.memory.footprint import GIB, footprint, training_peak
 from training.runs.events import Notice, Plan
 from training.runs.run_folder import find
@@ -76,7 +76,7 @@ def test_bfloat16_is_no_way_out_where_it_is_emulated(settings, monkeypatch):
     config = settings()
     for capability, changed in {"AVX512": {"dtype": "bfloat16", "mixed_precision": "no"}, "AVX2": {}}.items():
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
-        assert fit.half_precision(config, "cpu") == changed
+        assert savings.half_precision(config, "cpu") == changed
 
 
 def test_nothing_fits(settings):

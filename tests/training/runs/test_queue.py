@@ -28,9 +28,9 @@ def queue(tmp_path):
     yield queue
     for name in queue.waiting():
         queue.cancel(name)
-    if (current := queue._current()) and current["pid"]:
+    if (current := queue.current()) and current["pid"]:
         os.kill(current["pid"], signal.SIGKILL)
-    wait_for(lambda: queue._current() is None)
+    wait_for(lambda: queue.current() is None)
 
 
 def test_runs_are_trained_in_order_by_processes_of_their_own(queue, settings):
@@ -42,7 +42,7 @@ def test_runs_are_trained_in_order_by_processes_of_their_own(queue, settings):
     assert queue.job("b").status == "waiting", "one run at a time"
     wait_for(lambda: queue.job("b").status == "finished")
     assert queue.job("a").run.adapter.is_file() and queue.job("b").run.adapter.is_file()
-    wait_for(lambda: queue._current() is None)
+    wait_for(lambda: queue.current() is None)
 
 
 def test_the_waiting_can_be_moved_and_cancelled(queue, settings):
@@ -81,7 +81,7 @@ def test_stop_keeps_what_was_learned_and_resume_goes_on(queue, settings):
 def test_stop_while_it_still_loads_is_no_failure(queue, settings):
     queue.add(settings())
     queue.start()
-    wait_for(lambda: queue._current() and queue._current()["pid"])
+    wait_for(lambda: queue.current() and queue.current()["pid"])
     time.sleep(0.5)  # Python is up, the base is not
     queue.stop("Rex")
     wait_for(lambda: queue.job("Rex").status in ("stopped", "failed", "finished"))
@@ -93,9 +93,9 @@ def test_a_killed_run_says_so_and_the_next_one_is_trained(queue, settings):
     queue.add(settings(name="next"))
     queue.start()
     wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
-    os.kill(queue._current()["pid"], signal.SIGKILL)
+    os.kill(queue.current()["pid"], signal.SIGKILL)
     wait_for(lambda: queue.job("Rex").status == "failed")
-    assert "killed, most likely for want of memory; try a smaller batch" in queue.job("Rex").reason
+    assert "killed, most likely for lack of memory; try a smaller batch" in queue.job("Rex").reason
     wait_for(lambda: queue.job("next").status == "finished")
 
 
@@ -131,7 +131,7 @@ def test_a_run_of_the_command_line_is_seen_and_not_stopped_from_here(queue, sett
     def look(event):
         if isinstance(event, Step) and event.step == 2:
             seen.append(queue.job("Rex").status)
-            with pytest.raises(RunError, match=r"stopped there, by Ctrl-C"):
+            with pytest.raises(RunError, match=r"stop a run of the command line there"):
                 queue.stop("Rex")
 
     train(settings(), tmp_path, [look])

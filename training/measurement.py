@@ -1,0 +1,79 @@
+"""Measure what a run costs: four steps of the training code on two noise images, in a process of its own.
+
+``python -m training.measurement OUTPUT KEY`` measures for the configuration ``KEY.yaml`` in the folder of measurements
+and saves ``KEY.json`` beside it. The process of its own makes its peak memory the run's.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import make_folder
+from hra_diffusion.libraries import hide_bitsandbytes
+from training import config as configs
+from training.config import TrainConfig
+from training.runs.calibration import Calibration, calibration_lock, folder_of, save
+from training.runs.events import Step
+from training.runs.locks import LOCK_TIMEOUT
+
+STEPS, IMAGES = 4, 2
+
+
+def measure(config: TrainConfig) -> Calibration:
+    """Train for a few steps and return what each part took. A UserError becomes ``error``."""
+    from accelerate import PartialState
+
+    from training.loop import train  # after bitsandbytes is hidden
+    from training.memory.measure import peak_memory
+
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        short = _short(config, Path(folder))
+        try:
+            train(short, Path(folder), [lambda event: times.append(event.seconds) if isinstance(event, Step) else None])
+        except UserError as error:
+            return Calibration(error=str(error))
+        phases = json.loads((Path(folder) / short.name / "state.json").read_text(encoding="utf-8"))["seconds"]
+    classes = short.num_class_images if short.prior_loss_weight else 0
+    return Calibration(
+        load=phases["load base"],
+        photo=phases["cache"] / (IMAGES + classes),
+        class_image=phases.get("class images", 0.0) / max(1, classes),
+        samples=phases.get("samples", 0.0) / 2,
+        step=statistics.median(times[1:]),  # the first one warms up
+        memory=peak_memory(str(PartialState().device)),
+    )
+
+
+def _short(config: TrainConfig, folder: Path) -> TrainConfig:
+    images = make_folder(folder / "images")
+    for number in range(IMAGES):
+        noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((512, 512)).save(images / f"{number}.png")
+    changes = {"name": "calibration", "photos": [str(images)], "boxes": {}, "steps": STEPS, "num_class_images": 1,
+               "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0}  # fmt: skip
+    return configs.parse(config.model_dump(mode="json") | changes)
+
+
+def main(output: Path, key: str) -> None:
+    """Measure for the configuration ``key`` and save the result. A failure is saved too, so that it is not repeated."""
+    folder = folder_of(output)
+    with contextlib.suppress(Timeout), FileLock(calibration_lock(output), timeout=LOCK_TIMEOUT):  # or one is running
+        try:
+            found = measure(configs.read(folder / f"{key}.yaml"))
+        except Exception as error:
+            found = Calibration(error=str(error).partition("\n")[0] or type(error).__name__)
+        save(found, folder / f"{key}.json")
+
+
+if __name__ == "__main__":
+    hide_bitsandbytes()
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,36 @@
+"""Out of memory: change once what costs only time, and continue from the last step."""
+
+import gc
+
+import torch
+
+from training import config as configs
+from training.memory.savings import changes, reduced_memory
+from training.runs.events import Notice
+from training.session import Session, TrainingError, checkpoint_gradients
+
+
+def reduce_memory(session: Session, error: RuntimeError) -> None:
+    """Reduce the memory of a running session and emit a notice; training continues from the last whole step.
+
+    Raises TrainingError, with what else could be changed, if nothing is left.
+    """
+    before, after = session.config, reduced_memory(session.config)
+    if after is None:
+        raise TrainingError(
+            f"out of memory at step {session.step + 1}, with nothing left to save; try a smaller --resolution or "
+            "--rank, --dtype bfloat16, --base-weights int8, or --no-train-text-encoder, under another --name"
+        ) from error
+    going_on = f"continuing from the previous step with {changes(before, after)}"
+    session.clock.emit(Notice(f"out of memory at step {session.step + 1}; {going_on}"))
+    session.config = after
+    accelerator = session.accelerator
+    accelerator.gradient_accumulation_steps = after.gradient_accumulation_steps
+    accelerator.step = 0  # it may have stopped within a batch
+    for parameter in session.parameters.values():  # the prepared optimiser clears nothing within an accumulation
+        parameter.grad = None
+    checkpoint_gradients(session.pipe)
+    if accelerator.is_main_process:
+        configs.write(after, session.run.folder / "config.yaml")
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,24 @@
+"""Locks between processes: files that the operating system frees when their holder dies."""
+
+import threading
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for a lock before it counts as held; ``held`` takes a lock for an instant to test it."""
+_probing = threading.Lock()  # two concurrent probes would each see the other as the holder
+
+
+def held(lock: Path) -> bool:
+    """Return whether a living process holds this lock file.
+
+    The probe takes the lock for an instant, so holders must wait up to ``LOCK_TIMEOUT`` for it.
+    """
+    if not lock.exists():
+        return False
+    try:
+        with _probing, FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
