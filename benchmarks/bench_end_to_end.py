@@ -27,10 +27,11 @@ from benchmarks.common import PEFT, SUBJECT, Report, Target, arguments, load_pip
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
-from training.loop import train, train_step
+from training.loop import train
 from training.memory.measure import interleaved, ratios, spread, twin
 from training.presets import defaults
 from training.runs.events import Event, Step
+from training.step import train_step
 
 FASTER, SAME_LOSS, WARM_UP = 1.5, 0.01, 3
 METHODS = {"lora": "PEFT LoRA", "hra": "PEFT HRA"}
@@ -97,7 +98,7 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
         loop = plain_steps(theirs, config, Path(folder) / "plain")
         steps = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
         spent = interleaved(steps, given.large_rounds, minutes=given.minutes)
-    caching, count = session.clock.phases["cache"], defaults("sd1", method, "quick")["steps"]
+    caching, count = session.timer.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])
     faster = [count * plain / (caching + count * ours) for ours, plain in zip(*spent.values(), strict=True)]

@@ -30,7 +30,10 @@ from training.data.dataset import load_dataset
 from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
-from training.session import PhaseTimer, Session, make_accelerator, set_up
+from training.session.devices import make_accelerator
+from training.session.phase_timer import PhaseTimer
+from training.session.setup import set_up
+from training.session.state import Session
 
 RESULTS = Path(__file__).parent / "results"
 SUBJECT = sources.ASSETS / "subjects" / "octopus"

@@ -89,6 +89,13 @@ def tiny_clip(folder: Path) -> Path:
     return folder
 
 
+def random_images(count: int) -> list[Image.Image]:
+    """Images of noise, the same on every call."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (count, 40, 32, 3), generator=generator, dtype=torch.uint8)
+    return [Image.fromarray(image.numpy()) for image in pixels]
+
+
 def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(

@@ -64,7 +64,7 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     from training.data import moved_photos
     from training.data.captions import final_captions
     from training.planning import planned
-    from training.session import make_accelerator
+    from training.session.devices import make_accelerator
 
     def emit(event: Event) -> None:
         for listener in listeners:

@@ -24,7 +24,7 @@ EXPORTS = {
     "Merged into the base model (large)": "merged",
 }
 """Labels of the export formats."""
-FORMAT_NAMES = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "merged"}
+FORMAT_NAMES = {OWN: "as it is", "kohya": "kohya", "diffusers": "diffusers", "peft": "PEFT", "merged": "merged"}
 """Short names of the export formats."""
 PLAIN_RANK = 32
 """Rank of the plain LoRA offered in place of a DoRA."""

@@ -1,1 +1,1 @@
-"""Images of several adapters from the same initial noise: comparison, votes, plots, report."""
+"""Comparisons of adapters and the base model from the same noise: run, statistics, grid, report, votes."""

@@ -1,1 +1,1 @@
-"""How good pictures are, in numbers that are proxies and say so."""
+"""Scores of images. They are proxies of what a person sees."""

@@ -1,1 +1,1 @@
-"""From requests to images."""
+"""Image generation: requests, settings, schedulers, batches, previews, and PNG files."""

@@ -187,7 +187,7 @@ def test_class_pictures_that_are_nan_end_the_run_and_sample_pictures_are_left_ou
     adapter = train(settings(**samples, steps=2), tmp_path, [heard.append], pipe=tiny_pipe_with(broken.vae))
     assert adapter.is_file() and not Run(tmp_path / "Rex").samples()
     said = [event.message for event in heard if isinstance(event, Notice)]
-    assert [message.partition(":")[0] for message in said] == [f"no sample pictures of step {n}" for n in (0, 2)]
+    assert [message.partition(":")[0] for message in said] == [f"no sample images at step {n}" for n in (0, 2)]
 
 
 def tiny_pipe_with(vae):

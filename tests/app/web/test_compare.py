@@ -79,7 +79,7 @@ def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
     assert done.samples[1].score.drift is not None and done.variants[1].costs["megabytes"] > 0
     compare_results.save(done, tmp_path / "compare" / "0001")
     plots = report.plots(load_comparison(compare_results.latest(tmp_path)))
-    assert plots.count("<svg") == 1 and "likeness to the prompt" in plots, "against costs it takes two adapters"
+    assert plots.count("<svg") == 1 and "similarity to the prompt" in plots, "against costs it takes two adapters"
     assert "drift" in report.means(done)
 
 

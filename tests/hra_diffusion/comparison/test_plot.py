@@ -1,4 +1,4 @@
-"""Plots: what is unbeaten, and that every point and label is where it can be seen."""
+"""Scatter plots: Pareto-optimal points, and every point and label in view."""
 
 import re
 from xml.etree import ElementTree
@@ -6,15 +6,15 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hra_diffusion.comparison.plot import HEIGHT, WIDTH, Point, scatter, unbeaten
+from hra_diffusion.comparison.plot import HEIGHT, WIDTH, Point, pareto_optimal, scatter
 
 
-def test_what_nothing_beats_in_both():
+def test_pareto_optimal_points():
     points = [Point("base", 0.8, 0.1), Point("a", 0.6, 0.5), Point("b", 0.5, 0.4), Point("c", 0.4, 0.6)]
-    assert unbeaten(points) == [True, True, False, True]
+    assert pareto_optimal(points) == [True, True, False, True]
     seconds = [Point("a", 30, 0.5), Point("b", 60, 0.5), Point("c", 20, 0.2)]
-    assert unbeaten(seconds, less=True) == [True, False, True]
-    assert unbeaten([Point("a", 1, 1), Point("b", 1, 1)]) == [True, True]
+    assert pareto_optimal(seconds, minimize_x=True) == [True, False, True]
+    assert pareto_optimal([Point("a", 1, 1), Point("b", 1, 1)]) == [True, True]
 
 
 values = st.floats(-1e6, 1e6, allow_nan=False)
@@ -22,15 +22,16 @@ values = st.floats(-1e6, 1e6, allow_nan=False)
 
 @given(st.lists(st.builds(Point, st.text("a<&\"b", max_size=4), values, values, st.just(0.5), st.just(0.0)), min_size=2,
                 max_size=8))  # fmt: skip
-def test_every_point_is_inside_whatever_the_numbers(points):
-    drawn = ElementTree.fromstring(scatter(points, "x", "y"))
-    circles = drawn.findall("circle")
+def test_every_point_is_inside_the_plot(points):
+    svg = ElementTree.fromstring(scatter(points, "x", "y"))
+    circles = svg.findall("circle")
     assert len(circles) == len(points)
     for circle in circles:
         assert 0 <= float(circle.get("cx")) <= WIDTH and 0 <= float(circle.get("cy")) <= HEIGHT
 
 
-def test_labels_do_not_cover_each_other():
+def test_labels_do_not_overlap():
     points = [Point(f"run {n}", 1.0 + 0.001 * n, 0.5) for n in range(5)]
     heights = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*font-weight', scatter(points, "x", "y"))]
+    assert len(heights) == 5
     assert all(later - earlier >= 13 for earlier, later in zip(sorted(heights), sorted(heights)[1:], strict=False))
