@@ -68,7 +68,7 @@ def export_warning(context: AppContext, key: str, form: str) -> Markup:
     import_libraries()
     from hra_diffusion.interop import compatibility
 
-    problems = compatibility.wrong_in(method, form)
+    problems = compatibility.incompatible_programs(method, form)
     return render("library_export_warning", problems=problems, rank=PLAIN_RANK) if problems else Markup("")
 
 

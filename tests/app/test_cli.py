@@ -463,7 +463,7 @@ def test_export_tells_the_truth_in_words(trained, base_folder, tmp_path, capsys)
     command = ["export", f"{adapter}:0.5", "--format", "kohya", "--base", base_folder, "--lora-rank", "2"]
     assert main([*map(str, command), "--output", str(tmp_path / "rex.safetensors")]) == 0
     told = capsys.readouterr().out
-    assert "LoRA of rank 2, cut: error" in told and "diffusers: approximately, error" in told
+    assert "LoRA of rank 2, truncated: error" in told and "diffusers: approximately, error" in told
     assert "ComfyUI: approximately, error" in told and "OneTrainer: approximately, error" in told
     assert 'In prompts the subject is "sks dog"' in told and "Exact on tiny-sd only" in told
 

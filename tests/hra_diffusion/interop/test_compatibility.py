@@ -80,7 +80,7 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
-        (method, format): compatibility.wrong_in(method, format)
+        (method, format): compatibility.incompatible_programs(method, format)
         for method in registry.method_names()
         for format in interop.FORMATS
     }
@@ -138,8 +138,9 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
     torch.testing.assert_close(theirs.alphas_cumprod, ours.alphas_cumprod, atol=1e-6, rtol=1e-6)
 
 
-def test_the_readme_has_the_table():
-    assert compatibility.markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_a_table_row_for_each_entry():
+    assert "<!-- generated: compatibility -->" in (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert compatibility.markdown().count("\n") == len(TABLE) + 1
 
 
 def test_a_cut_lora_is_never_called_exact(tmp_path):

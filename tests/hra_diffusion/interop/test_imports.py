@@ -260,12 +260,12 @@ def spoiled(tensors, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, k: t.pop(k), "up is missing; the file is not whole"),
+        (lambda t, k: t.pop(k), "up is missing; the file is incomplete"),
         (lambda t, k: t.pop(k.replace("up", "down", 1)), "missing|its up and down"),
-        (lambda t, k: t.update({k: t[k][:, :1].contiguous()}), "are not of one rank"),
+        (lambda t, k: t.update({k: t[k][:, :1].contiguous()}), "have different ranks"),
         (lambda t, k: t.update({k: t[k][:-1].contiguous()}), "it is for another base"),
         (lambda t, k: t.update({k: t[k] * float("nan")}), "NaN or infinite values"),
-        (lambda t, k: t.update({k: t[k].flatten()}), "not of one rank|don't fit"),
+        (lambda t, k: t.update({k: t[k].flatten()}), "different ranks|don't fit"),
         (lambda t, k: t.update({k.replace("lora_unet_", "lycoris_"): t[k].clone()}), "twice"),
     ],
     ids=["no up", "no down", "rank", "shape", "nan", "flat", "twice"],
@@ -397,7 +397,7 @@ def test_a_file_of_another_base_says_so(tmp_path, pipe):
     attachment.attach(xl.text_encoder_2, "lora", {"rank": 2}, name="Rex")
     interop.export(xl, "Rex", "kohya", tmp_path / "xl.safetensors")
     with pytest.raises(
-        AdapterImportError, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
+        AdapterImportError, match=r"contains no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
     ):
         interop.parse_adapter(pipe, tmp_path / "xl.safetensors")
 
@@ -410,6 +410,6 @@ def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
         interop.parse_adapter(pipe, tmp_path / "lora.pt")
     attachment.attach(pipe.unet, "lora", name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
-    with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
+    with pytest.raises(AdapterImportError, match="is an adapter of hra-diffusion already"):
         interop.parse_adapter(pipe, tmp_path / "rex.safetensors")
     assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported_reason(pipe.unet.conv_in)

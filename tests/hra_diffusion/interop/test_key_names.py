@@ -205,5 +205,5 @@ def test_our_own_adapter_is_no_base_either(pipe, tmp_path):
     with pytest.raises(ValueError, match="is an adapter, not a base: give it as --adapter"):
         loading.load_base(str(tmp_path / "rex.safetensors"))
     assert load_file(tmp_path / "rex.safetensors")
-    with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
+    with pytest.raises(AdapterImportError, match="is an adapter of hra-diffusion already"):
         interop.parse_adapter(pipe, tmp_path / "rex.safetensors")
