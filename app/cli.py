@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command, arguments: argparse.Namespace) -> int:
     """Run a parsed command; report errors that the user can fix, and return the exit code."""
     from hra_diffusion.errors import Note, UserError
-    from hra_diffusion.files import reader_may_leave
+    from hra_diffusion.files import ignore_broken_pipe
 
     try:
-        with reader_may_leave(), warnings.catch_warnings():
+        with ignore_broken_pipe(), warnings.catch_warnings():
             warnings.simplefilter("ignore" if getattr(arguments, "quiet", False) else "always", Note)
             warnings.showwarning = _show_warning
             command.run(arguments)

@@ -21,7 +21,7 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
-from hra_diffusion.allocator import keep_memory
+from hra_diffusion.allocator import retain_freed_memory
 from hra_diffusion.files import write_text
 from hra_diffusion.models import loading, sources
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
@@ -268,7 +268,7 @@ def start_session(
     pipe: StableDiffusionPipeline, config: configs.TrainConfig, folder: Path, listeners: Sequence[Listener] = ()
 ) -> Session:
     """Set up the trainer on a pipeline, ready for its first step."""
-    keep_memory()  # as a run does
+    retain_freed_memory()  # as a run does
     accelerator = make_accelerator(config)
     dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, list(listeners)))

@@ -12,17 +12,17 @@ MOST, GROWN = 2**31 - 1, 32 * 2**20
 
 
 @contextlib.contextmanager
-def memory_kept() -> Iterator[None]:
+def freed_memory_retained() -> Iterator[None]:
     """Within the block freed memory waits for the next step (with the GNU C library; elsewhere nothing changes)."""
-    keep_memory()
+    retain_freed_memory()
     try:
         yield
     finally:
         _set_thresholds(2 * GROWN, GROWN)
-        give_back()
+        release_freed_memory()
 
 
-def keep_memory() -> None:
+def retain_freed_memory() -> None:
     """Have the C library keep what is freed, from now on.
 
     It hands large blocks back to the kernel, which clears them page by page when they are asked for again: at every
@@ -31,7 +31,7 @@ def keep_memory() -> None:
     _set_thresholds(MOST, MOST)
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Hand what is free to the kernel, holes between what is in use included."""
     if library := _gnu_library():
         library.malloc_trim(0)

@@ -34,7 +34,7 @@ class FileError(UserError, OSError):
     """A file or folder can't be used: what, where and what to do."""
 
 
-def checked_name(name: str) -> str:
+def validated_name(name: str) -> str:
     """``name`` in Unicode's composed form (NFC), if it is safe as an adapter's and a folder's name.
 
     Letters and digits of any language, spaces, ``-`` and ``_``; starts with a letter or digit; at most 64 characters.
@@ -71,9 +71,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         _readable(temporary)
         flush(temporary)
-        put(temporary, path)
+        replace(temporary, path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise to_file_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
@@ -101,7 +101,7 @@ def _files(path: Path) -> list[Path]:
     return [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
 
 
-def put(temporary: Path, path: Path) -> None:
+def replace(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``; a folder that stands there steps aside first and is then deleted."""
     if not path.is_dir():
         move(temporary, path)
@@ -119,12 +119,12 @@ def put(temporary: Path, path: Path) -> None:
 def move(source: Path, target: Path) -> None:
     """Rename a file, in place of one that is there, or a folder. Raises FileError."""
     try:
-        _while_busy(lambda: source.replace(target))
+        _retry_while_busy(lambda: source.replace(target))
     except OSError as error:
-        raise explained(error, target) from error
+        raise to_file_error(error, target) from error
 
 
-def _while_busy(action: Callable[[], T]) -> T:
+def _retry_while_busy(action: Callable[[], T]) -> T:
     """The result of ``action``. On Windows it is tried for a second while another process has the file open.
 
     pip does the same (pip/_internal/utils/filesystem.py): virus scanners and readers hold files for an instant.
@@ -142,12 +142,12 @@ def _while_busy(action: Callable[[], T]) -> T:
 def remove(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     if path.is_dir():
-        _while_busy(lambda: shutil.rmtree(path))
+        _retry_while_busy(lambda: shutil.rmtree(path))
     else:
-        _while_busy(lambda: path.unlink(missing_ok=True))
+        _retry_while_busy(lambda: path.unlink(missing_ok=True))
 
 
-def free_folder(parent: Path) -> Path:
+def next_numbered_folder(parent: Path) -> Path:
     """The first of parent/0001, parent/0002, … that is not there."""
     return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
 
@@ -161,7 +161,7 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file of ours; None if it is missing, empty or damaged, as a power cut can leave it."""
     try:
-        return json.loads(_while_busy(lambda: path.read_text(encoding="utf-8")))
+        return json.loads(_retry_while_busy(lambda: path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -169,13 +169,13 @@ def read_json(path: Path) -> Any:
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file. A line that a power cut tore is ended first. Raises FileError."""
     try:
-        with _while_busy(lambda: path.open("ab+")) as file:
+        with _retry_while_busy(lambda: path.open("ab+")) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
             torn = file.read(1) not in (b"", b"\n")
             file.write(("\n" * torn + line + "\n").encode())
     except OSError as error:
-        raise explained(error, path) from error
+        raise to_file_error(error, path) from error
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -224,11 +224,11 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise explained(error, folder) from error
+        raise to_file_error(error, folder) from error
     return folder
 
 
-def explained(error: OSError, path: Path) -> FileError:
+def to_file_error(error: OSError, path: Path) -> FileError:
     """The system's error as a sentence with the place and the remedy."""
     if isinstance(error, FileError):
         return error
@@ -244,7 +244,7 @@ def explained(error: OSError, path: Path) -> FileError:
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
+def ignore_broken_pipe() -> Iterator[None]:
     """Within the block standard output may lose its reader: what is written from then on goes nowhere."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Saved adapters: found by name or file, put on a pipeline, renamed, binned, imported."""
+"""Saved adapters: found by name or file, replace on a pipeline, renamed, binned, imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, move, put
+from hra_diffusion.files import make_folder, move, replace, validated_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -50,7 +50,7 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
         return given
     if given.suffix in (".safetensors", *PICKLE_SUFFIXES) or given.name != name_or_file:
         raise UserError(_no_file(given))
-    name = checked_name(name_or_file)
+    name = validated_name(name_or_file)
     decomposed = unicodedata.normalize("NFD", name)  # as earlier versions may have written it
     for root, spelling in itertools.product(roots, dict.fromkeys((name, decomposed))):
         checkpoints = sorted(root.glob(f"{spelling}/checkpoints/[0-9]*/adapter.safetensors"), reverse=True)
@@ -96,7 +96,7 @@ def count_parameters(path: Path) -> int:
         return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
 
 
-def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
+def training_costs(path: Path, info: AdapterInfo) -> dict[str, float]:
     """What an adapter took: "parameters", "megabytes" of the file and, where that says so, "seconds" of training and
     the most "memory" held in it, in GiB: the accelerator's, or the whole process's on a CPU."""
     seconds, memory = sum(info.training.get("seconds", {}).values()), info.training.get("memory", 0) / 2**30
@@ -104,15 +104,15 @@ def costs(path: Path, info: AdapterInfo) -> dict[str, float]:
     return taken | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
 
 
-def known_as(path: Path) -> str:
+def display_name(path: Path) -> str:
     """How an adapter file is called: its own name, and for a checkpoint the step: "Rex step 50"."""
     name = read_info(path).name
     return f"{name} step {int(path.parent.name)}" if path.parent.parent.name == "checkpoints" else name
 
 
 def load_unique(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
-    """Load an adapter under its name (see ``known_as``), or "name 2" where that is on the pipeline already."""
-    name = known_as(path)
+    """Load an adapter under its name (see ``display_name``), or "name 2" where that is on the pipeline already."""
+    name = display_name(path)
     taken, number, free = pipeline.loaded(pipe), 2, name
     while free in taken:
         free, number = f"{name} {number}", number + 1
@@ -124,7 +124,7 @@ def rename(path: Path, name: str) -> Path:
 
     Raises UserError for a name that can't be, or is taken.
     """
-    info, old, name = read_info(path), path.stem, checked_name(name)
+    info, old, name = read_info(path), path.stem, validated_name(name)
     own_folder = path.parent.name == old
     folder = path.parent.with_name(name) if own_folder else path.parent
     new = folder / f"{name}.safetensors"
@@ -137,9 +137,9 @@ def rename(path: Path, name: str) -> Path:
     return new
 
 
-def free_name(name: str, root: Path) -> str:
+def unused_name(name: str, root: Path) -> str:
     """The name, or a numbered one where it is taken. Raises UserError for a name that no adapter can have."""
-    free, number = checked_name(name), 2
+    free, number = validated_name(name), 2
     while (root / free).exists():
         free, number = f"{name} {number}", number + 1
     return free
@@ -151,10 +151,10 @@ def add_file(file: Path, root: Path) -> Path:
     Raises AdapterFileError for anything that is not a whole adapter of ours: nothing is copied then.
     """
     info = adapter_file.read(file)[0]
-    name = free_name(info.name, root)
+    name = unused_name(info.name, root)
     copy = root / name / f"{name}.safetensors"
     temporary = make_folder(copy.parent) / ".import.tmp"
     shutil.copyfile(file, temporary)
     adapter_file.rewrite_info(temporary, info.model_copy(update={"name": name}))
-    put(temporary, copy)
+    replace(temporary, copy)
     return copy

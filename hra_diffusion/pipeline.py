@@ -22,7 +22,7 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The components of a pipeline that take adapters."""
 
 
-def name_of(pipe: DiffusionPipeline) -> str:
+def base_name_of(pipe: DiffusionPipeline) -> str:
     """How files name the base of a pipeline, loaded by us or by the person."""
     return getattr(pipe, "base_name", None) or base_name(str(pipe.config.get("_name_or_path") or "unknown"))
 
@@ -50,7 +50,7 @@ def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     for component, probes in info.fingerprint.items():
         layers = dict(models[component].named_modules()) if component in models else {}
         if any(path not in layers for path in probes):
-            return f"made for another base model, {info.base}: it can't be used with {name_of(pipe)}"
+            return f"made for another base model, {info.base}: it can't be used with {base_name_of(pipe)}"
     if fingerprint.distance(info.fingerprint, models) > fingerprint.TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"
     return noise_incompatibility(info, pipe)
@@ -60,18 +60,18 @@ def noise_incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
     if not info.prediction_type:
         return ""
-    here = noise.stated(cast(Any, pipe).scheduler)
+    here = noise.process_settings(cast(Any, pipe).scheduler)
     if here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
         return ""
-    trained, used = noise.in_words(info.prediction_type, info.zero_snr), noise.in_words(**here)
+    trained, used = noise.describe(info.prediction_type, info.zero_snr), noise.describe(**here)
     return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
 
 
 def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
     """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
     require_loaded(pipe, [name])
-    facts = {"base": name_of(pipe), "trigger": trigger, "class_noun": class_noun}
-    facts |= noise.stated(cast(Any, pipe).scheduler)
+    facts = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
+    facts |= noise.process_settings(cast(Any, pipe).scheduler)
     adapter_file.save(Path(file), components(pipe), adapter_file.attached_info(components(pipe), name, **facts))
 
 

@@ -204,7 +204,9 @@ def everything(pipe) -> torch.Tensor:
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a dog", "a teapot in the snow"]))
-        out = pipe.unet(noise, torch.full((2,), 10), text["hidden"], **family.conditions(text, 16)).sample
+        out = pipe.unet(
+            noise, torch.full((2,), 10), text["hidden"], added_cond_kwargs=family.added_cond_kwargs(text, 16)
+        ).sample
     return torch.cat([part.flatten() for part in (out, *text.values())])
 
 

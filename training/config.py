@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, write_text
+from hra_diffusion.files import validated_name, write_text
 from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.sources import TOYBOX
 from training.presets import PRESETS, defaults
@@ -170,7 +170,7 @@ class TrainConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        return checked_name(name)
+        return validated_name(name)
 
     @field_validator("class_noun", "trigger")
     @classmethod

@@ -9,12 +9,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
-from hra_diffusion.allocator import memory_kept
+from hra_diffusion.allocator import freed_memory_retained
 from hra_diffusion.errors import Note
 from hra_diffusion.generation.requests import Settings as GenerationSettings
 from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import loading
-from hra_diffusion.models.noise import distilled
+from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
@@ -87,7 +87,7 @@ def train(
             accelerator = make_accelerator(config)
     with timer.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), timer)
-    if reason := distilled(pipe):
+    if reason := distillation_sign(pipe):
         timer.emit(Notice(f"this base looks distilled to generate in a few steps: {reason}. {DISTILLED}"))
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
@@ -95,7 +95,12 @@ def train(
     timer.emit(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}))
     check_adapter(config, pipe)
     cores = sharing_cores(accelerator.device.type)
-    with run_context(run, config, dataset, resume, accelerator, timer), restore_eval(pipe), memory_kept(), cores:
+    with (
+        run_context(run, config, dataset, resume, accelerator, timer),
+        restore_eval(pipe),
+        freed_memory_retained(),
+        cores,
+    ):
         session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
             restore_latest(session)

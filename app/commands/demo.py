@@ -77,7 +77,7 @@ def compare_methods(adapters: Sequence[Path], arguments: argparse.Namespace) -> 
     variants = [Variant(BASE, {}, CLASS_NOUN)]
     for method, adapter in zip(METHODS, adapters, strict=True):
         info = library.load_unique(pipe, adapter)
-        title, costs = registry.get_method(method).title, library.costs(adapter, info)
+        title, costs = registry.get_method(method).title, library.training_costs(adapter, info)
         variants.append(Variant(title, {info.name: 1.0}, info.subject, CLASS_NOUN, costs))
     photos, clip = reference_photos(pipe, adapters[0]), load_clip(None, arguments)
     return compare(pipe, variants, PROMPTS, (arguments.seed,), photos=photos, clip=clip)

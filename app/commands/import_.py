@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import WINDOWS, checked_name
+from hra_diffusion.files import WINDOWS, validated_name
 from hra_diffusion.models.sources import TOYBOX
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # slow; not needed for --help
 
-    name = checked_name(arguments.name or interop.name_for(arguments.file))
+    name = validated_name(arguments.name or interop.name_for(arguments.file))
     path = arguments.output / f"{name}.safetensors"
     if path.exists() and not arguments.dry_run:
         raise UserError(f"{path} exists already; choose another --name")

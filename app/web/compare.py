@@ -31,7 +31,7 @@ from hra_diffusion.comparison import report
 from hra_diffusion.comparison.compare import Comparison
 from hra_diffusion.comparison.storage import load_comparison
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import free_folder
+from hra_diffusion.files import next_numbered_folder
 
 NO_PLOTS = "The plots need at least two variants, the training photos, and a CLIP model."
 PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the beach"
@@ -173,7 +173,7 @@ class Events:
                         grid = show_previews(plan, update.images)
                         yield _progress(update, start), grid, gr.skip(), *unchanged
                         continue
-                    folder = free_folder(self.context.visitor_folder(request) / "compare")
+                    folder = next_numbered_folder(self.context.visitor_folder(request) / "compare")
                     save(update, folder)
                     yield self.done_text(update), *self.show(folder, update)
             except UserError as error:

@@ -71,7 +71,7 @@ class Plan:
         first_noun = [self.infos[0].class_noun] if self.infos else [""]
         subjects = first_noun * self.base + [info.subject for info in self.infos]
         nouns = first_noun * self.base + [info.class_noun for info in self.infos]
-        costs = [{}] * self.base + [library.costs(*pair) for pair in zip(self.files, self.infos, strict=True)]
+        costs = [{}] * self.base + [library.training_costs(*pair) for pair in zip(self.files, self.infos, strict=True)]
         adapters = [{}] * self.base + list(strengths)
         return [Variant(*fields) for fields in zip(self.labels, adapters, subjects, nouns, costs, strict=True)]
 
@@ -88,7 +88,7 @@ def make_plan(context: AppContext, values: Sequence[Any]) -> Plan:
     infos = tuple(read_info(file) for file in files)
     prompts = tuple(insert_placeholder(prompt, infos[0]) for prompt in prompts)
     seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
-    names = tuple(library.known_as(file) for file in files)
+    names = tuple(library.display_name(file) for file in files)
     plan = Plan(files, names, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)), drift)
     if plan.sample_count > MAX_SAMPLES:
         raise UserError(

@@ -73,7 +73,7 @@ class AppContext:
         finished, found = [saved.path for saved in self.adapters()], []
         for path in [*finished, *sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))]:
             with contextlib.suppress(AdapterFileError):
-                found.append((library.known_as(path), self.key(path)))
+                found.append((library.display_name(path), self.key(path)))
         return found
 
     def key(self, path: Path) -> str:

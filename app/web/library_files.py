@@ -54,7 +54,7 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
     import_libraries()
     from hra_diffusion import interop
 
-    name = library.free_name(interop.name_for(file), context.output)
+    name = library.unused_name(interop.name_for(file), context.output)
     with context.session.lock:
         path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
     return path, report.lines

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, write_text
+from hra_diffusion.files import validated_name, write_text
 
 N, R, P = 2**15, 8, 1
 """Cost of scrypt: 32 MiB and about 0.1 s per attempt."""
@@ -27,7 +27,7 @@ def add_user(file: Path, name: str, password: str) -> None:
         raise UserError(f"the password must have at least {MIN_LENGTH} characters")
     salt = secrets.token_bytes(16)
     logins = _read(file) if file.exists() else {}
-    logins[checked_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
+    logins[validated_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
     write_text(file, "".join(f"{user}:{secret}\n" for user, secret in logins.items()))
     file.chmod(0o600)
 

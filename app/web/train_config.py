@@ -166,7 +166,7 @@ def queue_runs(
     runs = plan(context, entries, values)
     names = [f"{name}-{config.method}" for config in runs] if values.several else [name]
     for new in names:
-        if (context.output / configs.checked_name(new)).exists():
+        if (context.output / configs.validated_name(new)).exists():
             raise UserError(f"{new!r} exists already; choose another name")
     photos = free_photo_folder(context.output, name).resolve()
     boxes = {str(path): box for path, box in draft.copy_photos(photos).items()}

@@ -19,7 +19,7 @@ from hra_diffusion.adapters.rotation import Rotation, precompute_factors
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules, find_targets, target_layer
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name
+from hra_diffusion.files import validated_name
 
 
 def attach(
@@ -44,7 +44,7 @@ def attach(
     Returns the paths of the adapted layers. Raises UserError for an unknown method, an invalid option, a rank too large
     for a layer, a name in use, or a model that is offloaded already.
     """
-    chosen, name = registry.get_method(method), checked_name(name)
+    chosen, name = registry.get_method(method), validated_name(name)
     configs = plan_attachment(model, method, options, name=name, targets=targets, ranks=ranks)
     state = state_of(model) or AdapterState()
     freeze(model)
@@ -75,7 +75,7 @@ def plan_attachment(
     Raises UserError as ``attach`` does.
     """
     config = registry.get_method(method).parse(cast(dict, options or {}))
-    name = checked_name(name)
+    name = validated_name(name)
     if state := state_of(model):
         state.require_unmerged()
     if name in adapter_names(model):

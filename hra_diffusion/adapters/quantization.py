@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from hra_diffusion.adapters.probe import probe
-from hra_diffusion.allocator import give_back
+from hra_diffusion.allocator import release_freed_memory
 
 BLOCK = 64
 SKIPPED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj")
@@ -97,7 +97,7 @@ def quantise(model: nn.Module, kind: str) -> None:
         layer.kind, layer.probe = kind, 0.0 if weight.is_meta else probe(weight)
         layer.weight_shape, layer.weight_dtype = weight.shape, weight.dtype
         layer.__class__ = _quantised_class(type(layer))
-    give_back()  # the freed full weights fragment the heap
+    release_freed_memory()  # the freed full weights fragment the heap
 
 
 def storage(model: nn.Module) -> str:

@@ -53,7 +53,7 @@ class Sample:
 class Comparison:
     """A finished comparison. ``samples`` are ordered by prompt, then seed, then variant.
 
-    ``photos`` are the reference photos; ``notes`` are those of prompts.notes; ``seconds`` is the time of generation.
+    ``photos`` are the reference photos; ``notes`` are the prompt notes; ``seconds`` is the time of generation.
     """
 
     variants: tuple[Variant, ...]

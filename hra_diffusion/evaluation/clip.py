@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.loading import LOADING, UNREADABLE
-from hra_diffusion.models.prompts import plain
+from hra_diffusion.models.prompts import without_weights
 from hra_diffusion.models.sources import ASSETS, TOYBOX
 from hra_diffusion.threads import sharing_cores
 
@@ -112,7 +112,7 @@ def score_images(
     Prompts should name the class noun, not the trigger. ``groups`` holds one value per image, equal for images that
     differ only in their noise; ``variety`` is measured within each group.
     """
-    embeddings, texts = clip.embed_images(images), clip.embed_texts([plain(prompt) for prompt in prompts])
+    embeddings, texts = clip.embed_images(images), clip.embed_texts([without_weights(prompt) for prompt in prompts])
     prompt_scores = (embeddings * texts).sum(dim=1).tolist()
     unknown = [None] * len(prompt_scores)
     similarities = embeddings @ clip.embed_images(photos).T if photos else None

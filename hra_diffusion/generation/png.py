@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.generation.requests import FullSettings, Request, prompt_notes
-from hra_diffusion.pipeline import name_of
+from hra_diffusion.pipeline import base_name_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -25,7 +25,7 @@ PNG_KEY = "hra_diffusion"
 
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Return everything needed to generate the image again, as JSON values."""
-    made = {"base": name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
+    made = {"base": base_name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
     known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     notes = prompt_notes(pipe, [request])
     return made | {"adapters": dict(request.adapters)} | known | ({"notes": notes} if notes else {})

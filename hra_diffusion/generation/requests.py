@@ -11,7 +11,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.models import families, noise, prompts
 from hra_diffusion.models.sources import TOYBOX
-from hra_diffusion.pipeline import name_of
+from hra_diffusion.pipeline import base_name_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -79,7 +79,7 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
     Raises UserError if the settings are invalid or do not suit the base model.
     """
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    guidance_scale = GUIDANCE_SCALE.get(name_of(pipe), families.of(pipe).guidance_scale)
+    guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), families.of(pipe).guidance_scale)
     full = FullSettings(
         settings.steps,
         guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
@@ -93,10 +93,10 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
 
 
 def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> list[str]:
-    """Return notes on the requests' prompts (see prompts.notes), without repetitions."""
+    """Return notes on the requests' prompts (see prompts.prompt_notes), without repetitions."""
     texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
     tokenizer = families.tokenizer(pipe)
-    return list(dict.fromkeys(note for text in texts for note in prompts.notes(tokenizer, text)))
+    return list(dict.fromkeys(note for text in texts for note in prompts.prompt_notes(tokenizer, text)))
 
 
 def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
@@ -115,9 +115,9 @@ def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
 def _size_conditioning(pipe: StableDiffusionPipeline, settings: Settings | FullSettings, size: Pair) -> dict[str, Pair]:
     """Return the size conditioning for an image of this size (height, width); {} if the base model takes none."""
     given = {name: tuple(value) for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None}
-    if not families.size_conditioned(pipe):
+    if not families.size_conditioned(pipe.unet.config):
         if given:
-            raise UserError(f"{name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
+            raise UserError(f"{base_name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
         return {}
     for name, numbers in given.items():
         least = 0 if name == "crops_coords_top_left" else 1

@@ -80,7 +80,7 @@ def generate_batch(
     """Generate the requested images and return them in order.
 
     An image depends only on its request and the settings (up to rounding), not on the rest of the batch: its noise is
-    sampled on the CPU from its seed. Prompts may be of any length and have weights (see prompts.fragments); a
+    sampled on the CPU from its seed. Prompts may be of any length and have weights (see prompts.parse_weights); a
     PromptWarning names those that are cut or encoded in several windows. If memory runs out, smaller batches are tried.
 
     Args:
@@ -137,7 +137,7 @@ def _encode_weighted(
 
     @functools.cache
     def encode(prompt: str, negative: str, adapters: ActiveAdapters) -> Embeddings | None:
-        if families.reads_as_is(pipe, prompt) and families.reads_as_is(pipe, negative):
+        if families.is_plain_prompt(pipe, prompt) and families.is_plain_prompt(pipe, negative):
             return None
         with _batch_adapters(pipe, [(adapters, 1)]):
             return families.encode_weighted(pipe, prompt, negative if settings.guidance_scale > 1 else None)
@@ -191,7 +191,7 @@ def _batch_embeddings(
     if encoded := [own for own in embeddings if own]:
         return {key: torch.cat([own[key] for own in encoded]) for key, part in encoded[0].items() if part is not None}
     negative = [request.negative_prompt for request in requests] if settings.guidance_scale > 1 else None
-    return families.of(pipe).encode(pipe, [request.prompt for request in requests], negative)
+    return families.of(pipe).encode_prompts(pipe, [request.prompt for request in requests], negative)
 
 
 def _require_finite(pipe: StableDiffusionPipeline, requests: list[Request], pixels: np.ndarray) -> None:

@@ -214,7 +214,7 @@ def _provenance(job: ExportJob) -> dict[str, str]:
     method, options = job.method.name, job.config.model_dump_json()
     facts = {"name": job.name, "method": method, "options": options, "strength": str(job.strength)}
     provenance = {
-        f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.name_of(job.pipe)}).items()
+        f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.base_name_of(job.pipe)}).items()
     }
     subject = job.info.subject if job.info else ""
     return provenance | ({"modelspec.trigger_phrase": subject} if subject else {})
@@ -224,6 +224,6 @@ def _lora_metadata(job: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]
     """Metadata of a LoRA or DoRA file in any layout."""
     facts = lora_metadata.base_version(job.pipe) | _provenance(job)
     if isinstance(job.config, ReflectionConfig):
-        base = pipeline.name_of(job.pipe)
+        base = pipeline.base_name_of(job.pipe)
         facts["modelspec.description"] = f"{job.method.title} adapter, exact on {base} at strength 1"
     return facts | lora_metadata.model_spec(job.pipe, job.name, job.info, job.sample, tensors)

@@ -21,7 +21,7 @@ from hra_diffusion.adapters import adapter_file, registry
 from hra_diffusion.adapters.adapter_file import MAX_RANK, WEIGHT_NAMES, AdapterInfo
 from hra_diffusion.adapters.fingerprint import layer_probe
 from hra_diffusion.adapters.linear_map import as_matrix
-from hra_diffusion.files import MAX_NAME, checked_name
+from hra_diffusion.files import MAX_NAME, validated_name
 from hra_diffusion.interop import lora_conversion
 from hra_diffusion.interop.adapter_source import AdapterImportError, AdapterSource, read_sources
 from hra_diffusion.interop.key_names import LayerPath, public_path
@@ -86,7 +86,7 @@ def import_adapter(
 
     Returns the saved file and the report. Raises AdapterImportError, FileError, or UserError for an invalid name.
     """
-    name = checked_name(name)
+    name = validated_name(name)
     imported, layers, report = parse_adapter(pipe, path)
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
@@ -97,7 +97,7 @@ def import_adapter(
         method=imported.method,
         options=imported.options,
         ranks=imported.ranks,
-        base=pipeline.name_of(pipe),
+        base=pipeline.base_name_of(pipe),
         fingerprint=fingerprint,
         targets="imported",
         trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
@@ -122,7 +122,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
     if not layers:
         reasons = "; ".join(f"{reason} ({len(keys)} keys)" for reason, keys in skipped.items())
         raise AdapterImportError(
-            f"{path} contains no adapter for {pipeline.name_of(pipe)}: {reasons or 'it has no tensors'}"
+            f"{path} contains no adapter for {pipeline.base_name_of(pipe)}: {reasons or 'it has no tensors'}"
         )
     imported = _convert(pipe, str(path), layers)
     report = Report(

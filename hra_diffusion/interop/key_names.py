@@ -12,7 +12,7 @@ LayerPath = tuple[str, str]
 PEFT_PREFIX = "base_model.model."
 """Prefix of layer names in PEFT's files."""
 COMPONENT_PREFIXES = {
-    **{f"{prefix}_": component for family in families.FAMILIES for component, prefix in family.kohya},
+    **{f"{prefix}_": component for family in families.FAMILIES for component, prefix in family.kohya_prefixes},
     "lycoris_": "unet",
     "oft_unet_": "unet",  # networks/oft.py of sd-scripts 48d368fa
     "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
@@ -40,7 +40,7 @@ def kohya_key(pipe: DiffusionPipeline, component: str, path: str) -> str:
     family, path = families.of(pipe), public_path(component, path)
     if component == "unet" and family.original_unet_names:
         path = checkpoint_keys.unet_key(path, pipe.unet.config)
-    return f"{dict(family.kohya)[component]}_{path}".replace(".", "_")
+    return f"{dict(family.kohya_prefixes)[component]}_{path}".replace(".", "_")
 
 
 def all_names(pipe: DiffusionPipeline, component: str, path: str) -> list[str]:

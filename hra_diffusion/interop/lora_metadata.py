@@ -68,7 +68,7 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
     """kohya's keys, except ``base_version``. A DoRA names LyCORIS' network module, since kohya's has no magnitudes."""
     facts = {"ss_network_module": "lycoris.kohya" if dora else "networks.lora", "ss_network_dim": str(rank),
              "ss_network_alpha": str(float(rank)), "ss_output_name": name,
-             "ss_sd_model_name": pipeline.name_of(pipe)}  # fmt: skip
+             "ss_sd_model_name": pipeline.base_name_of(pipe)}  # fmt: skip
     if dora:
         facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
@@ -88,7 +88,11 @@ def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
 def _prediction(pipe: Any) -> dict[str, str]:
     """ModelSpec's prediction type; it has none for models that predict the sample."""
     names = {"epsilon": "epsilon", "v_prediction": "v"}
-    return {PREDICTION_KEY: names[kind]} if (kind := noise.stated(pipe.scheduler)["prediction_type"]) in names else {}
+    return (
+        {PREDICTION_KEY: names[kind]}
+        if (kind := noise.process_settings(pipe.scheduler)["prediction_type"]) in names
+        else {}
+    )
 
 
 def _thumbnail(path: Path) -> str:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from hra_diffusion.errors import BaseModelError
-from hra_diffusion.files import explained, read_json
+from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
 from hra_diffusion.models.folders import MODELS
 
@@ -190,7 +190,7 @@ def _download_file(name: str, file: str, bar: Any) -> None:
         ) from None
     except CONNECTION_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # the disk's, not the connection's
-            raise explained(error, Path(constants.HF_HUB_CACHE)) from error
+            raise to_file_error(error, Path(constants.HF_HUB_CACHE)) from error
         raise OfflineError(f"the download of {name} was interrupted ({_reason(error)}); start it again") from error
 
 

@@ -59,7 +59,7 @@ def load_base(
         for family in families.FAMILIES:
             families.pipeline_class(family)
     pipe = _read(source, DTYPES[dtype], prediction_type)
-    pipe.scheduler = noise.overridden(pipe.scheduler, prediction_type, rescale_zero_snr)
+    pipe.scheduler = noise.override(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
         quantise(pipe.unet, weights)
     pipe.to(device_for(device))
@@ -80,7 +80,7 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
             )
         from hra_diffusion.models import single_file
 
-        return _open(source, single_file.read, path, dtype, prediction_type)
+        return _open(source, single_file.load, path, dtype, prediction_type)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if path.is_dir():
         folders.check_index(path)
@@ -104,14 +104,14 @@ def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
 
     local = {key: options[key] for key in ("local_files_only",) if key in options}
     index = cast(dict, DiffusionPipeline.load_config(place, **local))
-    kind = index.get("_class_name")
-    family = next((family for family in families.FAMILIES if family.pipeline == kind), None)
-    if family is None:
-        known = " or ".join(family.pipeline for family in families.FAMILIES)
-        raise BaseModelError(f"{place} is a {kind}; only {known} can be used")
+    family = families.by_pipeline_name(index.get("_class_name"), place)
     config = cast(dict, DDIMScheduler.load_config(place, subfolder="scheduler", **local))
-    scheduler = noise.read(index["scheduler"][1], config)  # first: what is refused is refused before its weights load
-    return families.pipeline_class(family).from_pretrained(place, scheduler=scheduler, **options, **family.loading)
+    scheduler = noise.load_scheduler(
+        index["scheduler"][1], config
+    )  # first: what is refused is refused before its weights load
+    return families.pipeline_class(family).from_pretrained(
+        place, scheduler=scheduler, **options, **family.from_pretrained_kwargs
+    )
 
 
 def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
@@ -136,6 +136,6 @@ def _unusable(pipe: Any) -> str | None:
         return "its UNet takes more than latents: an inpainting, depth or editing model, not text to image"
     if any(getattr(pipe, name, None) is None for name, _ in families.of(pipe).encoders):
         return "a text encoder is missing: an SDXL refiner, not a base"
-    if pipe.unet.config.addition_embed_type not in families.of(pipe).additions:
+    if pipe.unet.config.addition_embed_type not in families.of(pipe).addition_embed_types:
         return f"its UNet wants {pipe.unet.config.addition_embed_type!r} conditioning, which its kind of pipeline lacks"
     return None

@@ -11,7 +11,7 @@ from torch import nn
 
 from hra_diffusion.errors import BaseModelError, UserError
 from hra_diffusion.models import families, single_file
-from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, Architecture, on_meta
+from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
 from hra_diffusion.models.loading import UNREADABLE
 from hra_diffusion.models.sources import ASSETS, TOYBOX, base_version, cached_folder
 
@@ -28,14 +28,14 @@ def meta_pipeline(
     ``prediction_type`` overrides what a single file states, as in ``load_base``.
     """
     made = architecture(base, prediction_type) if isinstance(base, str) else _of_pipeline(base)
-    family: Any = next(family for family in families.FAMILIES if family.pipeline == made.pipeline)
+    family: Any = families.by_pipeline_name(made.pipeline, made.name)
     parts: dict[str, Any] = {"unet": on_meta(made.build_unet), "vae": on_meta(made.build_vae)}
     for (encoder, _), built in zip(family.encoders, on_meta(made.build_encoders), strict=True):
         parts[encoder] = built
     for part in parts.values():
         nn.Module.to(part.requires_grad_(False).eval(), dtype)
     absent = dict.fromkeys(("scheduler", "feature_extractor", *(name for _, name in family.encoders)))
-    return families.pipeline_class(family)(**parts, **absent, **family.loading)
+    return families.pipeline_class(family)(**parts, **absent, **family.from_pretrained_kwargs)
 
 
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:
@@ -44,19 +44,19 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     folder = path if path.is_dir() else cached_folder(base)
     try:
         if path.is_file():
-            return single_file.recognise(path, prediction_type)
+            return single_file.detect_architecture(path, prediction_type)
         if folder and (path.is_dir() or (folder / "vae" / "config.json").is_file()):
             return _of_folder(folder)
     except UserError:
         raise
     except UNREADABLE as error:
         raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
-    return {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}[base_version(base)]
+    return RELEASED[base_version(base)]
 
 
 def _of_folder(folder: Path) -> Architecture:
     index = _json(folder / "model_index.json")
-    family = next((f for f in families.FAMILIES if f.pipeline == index.get("_class_name")), families.FAMILIES[0])
+    family = families.by_pipeline_name(index.get("_class_name"), str(folder))
     encoders = tuple(_json(folder / name / "config.json") for name, _ in family.encoders)
     unet, vae = (_json(folder / name / "config.json") for name in ("unet", "vae"))
     return Architecture(folder.name, family.pipeline, unet, vae, encoders, ("", {}), ())

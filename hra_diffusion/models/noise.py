@@ -63,7 +63,7 @@ class NoiseProcess:
 def of(scheduler: Any) -> NoiseProcess:
     """The noise process of a diffusers scheduler. Raises BaseModelError if it has none that is discrete and usable."""
     require_discrete(_name(scheduler), scheduler.config)
-    facts = stated(scheduler)
+    facts = process_settings(scheduler)
     if facts == {"prediction_type": "epsilon", "zero_snr": True}:
         raise BaseModelError(
             "the base's noise scheduler has zero terminal SNR and predicts noise, which says nothing about a picture "
@@ -73,7 +73,7 @@ def of(scheduler: Any) -> NoiseProcess:
     return NoiseProcess(scheduler.betas.cpu(), **facts)
 
 
-def stated(scheduler: Any) -> dict[str, Any]:
+def process_settings(scheduler: Any) -> dict[str, Any]:
     """What a scheduler says of its noise process, as adapter files record it: of any scheduler, also one that ``of``
     refuses."""
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
@@ -104,7 +104,7 @@ def require_discrete(name: str, config: Mapping[str, Any]) -> None:
     raise BaseModelError(f"this base can be neither trained nor drawn with: its noise scheduler, {name}, {reason}")
 
 
-def read(name: str, config: dict[str, Any]) -> Any:
+def load_scheduler(name: str, config: dict[str, Any]) -> Any:
     """The scheduler of a saved base, by class name and configuration; DDIM of the same noise process in place of one
     that needs a package that is missing (scipy, torchsde). Raises BaseModelError (see ``require_discrete``)."""
     import diffusers
@@ -116,7 +116,7 @@ def read(name: str, config: dict[str, Any]) -> Any:
         return diffusers.DDIMScheduler.from_config(config, clip_sample=False)
 
 
-def overridden(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool | None) -> Any:
+def override(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool | None) -> Any:
     """The scheduler with another prediction type, or with or without zero terminal SNR, where these are given; as DDIM
     if its class has no zero terminal SNR.
 
@@ -137,12 +137,12 @@ def overridden(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bo
     return scheduler
 
 
-def in_words(prediction_type: str, zero_snr: bool | None) -> str:
+def describe(prediction_type: str, zero_snr: bool | None) -> str:
     """A noise process for reading: "v_prediction with zero terminal SNR"."""
     return prediction_type + " with zero terminal SNR" * bool(zero_snr)
 
 
-def distilled(pipe: Any) -> str:
+def distillation_sign(pipe: Any) -> str:
     """Why a base looks distilled for few steps, or "". Only its configuration is read: a single file has none."""
     if pipe.unet.config.time_cond_proj_dim is not None:
         return "its UNet takes the guidance scale as an input, as LCMs do"

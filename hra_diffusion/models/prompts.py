@@ -19,7 +19,7 @@ class PromptWarning(Note):
     """A prompt exceeds the text encoder's length, or has weights that are read as text."""
 
 
-def fragments(prompt: str) -> list[Fragment]:
+def parse_weights(prompt: str) -> list[Fragment]:
     r"""Split a prompt into text and weights.
 
     ``(text:number)`` weights the text, with a number from 0 to 2; weights of nested groups are multiplied. Every other
@@ -46,9 +46,9 @@ def fragments(prompt: str) -> list[Fragment]:
     return [(text, weight) for text, weight in joined if text.strip()] or [("", 1.0)]
 
 
-def plain(prompt: str) -> str:
+def without_weights(prompt: str) -> str:
     """The prompt's text without its weights."""
-    return "".join(text for text, _ in fragments(prompt))
+    return "".join(text for text, _ in parse_weights(prompt))
 
 
 def split(tokenizer: Any, text: str) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def split(tokenizer: Any, text: str) -> tuple[str, str]:
     return " ".join(words[:fitting]), " ".join(words[fitting:])
 
 
-def notes(tokenizer: Any, prompt: str) -> list[str]:
+def prompt_notes(tokenizer: Any, prompt: str) -> list[str]:
     """What the author of a prompt should know: numbers that are no weights, words that are encoded apart."""
     groups = re.finditer(rf"(?<!\\)\([^()]*{_NUMBER}\)", prompt)
     found = [
@@ -72,7 +72,7 @@ def notes(tokenizer: Any, prompt: str) -> list[str]:
         for group in groups
         if float(group[1]) > MAX_WEIGHT
     ]
-    if beyond := split(tokenizer, plain(prompt))[1]:
+    if beyond := split(tokenizer, without_weights(prompt))[1]:
         found.append(
             f"the text encoder reads {tokenizer.model_max_length - 2} tokens at once; these words of the prompt are "
             f"encoded separately and may count for less: “{beyond}”"

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from hra_diffusion.adapters import adapter_file, adapter_keys
 from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.models import families
-from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, RELEASED, SD2, SD2_BASE, SDXL, Architecture
 
 UNET = "model.diffusion_model."
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -42,7 +42,7 @@ SD2_MARK, SD2_SPREAD = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bia
 
 
 @dataclass(frozen=True)
-class Noise:
+class DetectedNoise:
     """What a checkpoint says of its noise process. ``note``: what is not certain about it."""
 
     prediction_type: str
@@ -50,21 +50,21 @@ class Noise:
     note: str = ""
 
 
-def read(path: Path, dtype: torch.dtype, prediction_type: str | None = None) -> DiffusionPipeline:
+def load(path: Path, dtype: torch.dtype, prediction_type: str | None = None) -> DiffusionPipeline:
     """The checkpoint as a pipeline; ``prediction_type`` overrides what it says. Warns (Note) where that is not certain.
 
     Raises BaseModelError for one that is no base, one of another noise process, or where there is no vocabulary.
     """
-    architecture = recognise(path, prediction_type)
-    noise = stated_noise(path, architecture, prediction_type)
+    architecture = detect_architecture(path, prediction_type)
+    noise = detect_noise(path, architecture, prediction_type)
     if noise.note:
         warnings.warn(noise.note, Note, stacklevel=2)
-    return build(path, architecture.predicting(noise.prediction_type, noise.zero_snr), dtype)
+    return load_with_architecture(path, architecture.predicting(noise.prediction_type, noise.zero_snr), dtype)
 
 
-def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> DiffusionPipeline:
+def load_with_architecture(path: Path, architecture: Architecture, dtype: torch.dtype) -> DiffusionPipeline:
     """The checkpoint's weights in this architecture."""
-    family: Any = next(f for f in families.FAMILIES if f.pipeline == architecture.pipeline)
+    family: Any = families.by_pipeline_name(architecture.pipeline, architecture.name)
     names = [tokenizer for _, tokenizer in family.encoders]
     tokenizers = {
         name: load_vocabulary(path, pad, encoder["max_position_embeddings"])
@@ -73,12 +73,12 @@ def build(path: Path, architecture: Architecture, dtype: torch.dtype) -> Diffusi
     with tempfile.TemporaryDirectory() as folder:
         architecture.write(Path(folder))
         return families.pipeline_class(family).from_single_file(
-            str(path), config=folder, dtype=dtype, local_files_only=True, **tokenizers, **family.loading
+            str(path), config=folder, dtype=dtype, local_files_only=True, **tokenizers, **family.from_pretrained_kwargs
         )
 
 
-def recognise(path: Path, prediction_type: str | None = None) -> Architecture:
-    """Which released architecture a checkpoint has; the versions 2 differ in what they predict (see ``stated_noise``).
+def detect_architecture(path: Path, prediction_type: str | None = None) -> Architecture:
+    """Which released architecture a checkpoint has; the versions 2 differ in what they predict (see ``detect_noise``).
 
     Raises BaseModelError, saying what it is if that can be seen.
     """
@@ -86,12 +86,12 @@ def recognise(path: Path, prediction_type: str | None = None) -> Architecture:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
         facts = file.metadata() or {}
     architecture = _architecture(path, shapes, facts)
-    if architecture is SD2 and stated_noise(path, SD2, prediction_type).prediction_type == "epsilon":
+    if architecture is SD2 and detect_noise(path, SD2, prediction_type).prediction_type == "epsilon":
         return SD2_BASE
     return architecture
 
 
-def stated_noise(path: Path, architecture: Architecture, prediction_type: str | None = None) -> Noise:
+def detect_noise(path: Path, architecture: Architecture, prediction_type: str | None = None) -> DetectedNoise:
     """The noise process of a checkpoint: by ``prediction_type`` if given, else by its marks, else the released base's.
 
     Marks are the tensor keys "v_pred" and "ztsnr", then the metadata of Stability AI's Model Metadata Standard. The
@@ -131,7 +131,7 @@ def stated_noise(path: Path, architecture: Architecture, prediction_type: str | 
             f"{path.name} has the mark ztsnr (zero terminal SNR) but predicts {found}, so the mark is ignored; if its "
             "pictures are noise, add --prediction-type v_prediction --rescale-zero-snr"
         )
-    return Noise(found, zero_snr, note)
+    return DetectedNoise(found, zero_snr, note)
 
 
 def _by_weights(path: Path, biases: torch.Tensor) -> tuple[str, str]:
@@ -165,11 +165,11 @@ def _architecture(path: Path, shapes: dict[str, Any], facts: Mapping[str, str]) 
     if any(key.startswith("conditioner.") for key in shapes):
         raise BaseModelError(f"{path} is an SDXL refiner, not a base")
     width = shapes.get(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", [0, 0])[1]
-    if width not in (768, 1024):
+    if families.VERSIONS.get(width) not in ("sd1", "sd2"):
         raise BaseModelError(f"{path} is no Stable Diffusion 1, 2 or XL: its text is {width} wide, not 768 or 1024")
     if not any(key.startswith("cond_stage_model.") for key in shapes):
         raise BaseModelError(f"{path} has no text encoder; get the whole checkpoint, not the UNet alone")
-    return SD1 if width == 768 else SD2
+    return RELEASED[families.VERSIONS[width]]
 
 
 def load_vocabulary(path: Path, pad: str, length: int) -> CLIPTokenizer:

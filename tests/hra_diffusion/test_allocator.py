@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hra_diffusion.allocator import memory_kept
+from hra_diffusion.allocator import freed_memory_retained
 
 NUMBERS = 2**24
 PAGES = 4 * NUMBERS // resource.getpagesize()
@@ -28,7 +28,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library's allocator")
 def test_a_run_takes_its_memory_from_the_kernel_once():
-    with memory_kept():
+    with freed_memory_retained():
         fresh, held = fresh_pages(20), resident()
     # a small block taken from a large one's place moves the next large one: now and then, not at every step
     assert fresh < 20 * PAGES / 2

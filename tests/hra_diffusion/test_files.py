@@ -12,7 +12,7 @@ from windows import windows  # noqa: F401 (a fixture)
 from hra_diffusion import files, library, pipeline, trash
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import FileError, append_line, checked_name, move, read_json, save_tensors, write_text
+from hra_diffusion.files import FileError, append_line, move, read_json, save_tensors, validated_name, write_text
 
 
 def saved_adapter(folder, name="Rex"):
@@ -92,12 +92,12 @@ def test_elsewhere_a_refusal_is_told_at_once(tmp_path, monkeypatch):
 def test_names_that_windows_reserves(name):
     """Microsoft, Naming Files, Paths, and Namespaces: also with the superscript digits ¹, ² and ³."""
     with pytest.raises(UserError, match="can't be used for a folder"):
-        checked_name(name)
+        validated_name(name)
 
 
 @pytest.mark.parametrize("name", ["console", "com10", "Rex²", "aux 2"])
 def test_names_that_only_look_like_them(name):
-    assert checked_name(name) == name
+    assert validated_name(name) == name
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": [1', b"\0\0\0\0", b"\xff\xfe", None])

@@ -77,7 +77,7 @@ def tiny_architecture(kind, pipe):
 def test_a_merged_single_file_comes_back_with_its_noise_process(kind, process, tmp_path):
     """Written by export, read by our loader; the empty tensors are where ComfyUI, AUTOMATIC1111 and Forge look."""
     pipe, place, architecture = as_single_file(kind, tmp_path / "single")
-    pipe.scheduler = noise.overridden(pipe.scheduler, *process)
+    pipe.scheduler = noise.override(pipe.scheduler, *process)
     attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
     path = interop.export(pipe, "Rex", "merged", place.parent / "merged.safetensors").path
     velocity, zero_snr = process[0] == "v_prediction", process[1]
@@ -85,9 +85,9 @@ def test_a_merged_single_file_comes_back_with_its_noise_process(kind, process, t
         assert ("v_pred" in file.keys(), "ztsnr" in file.keys()) == (velocity, zero_snr)  # noqa: SIM118
         assert file.metadata()[PREDICTION_KEY] == ("v" if velocity else "epsilon")
     shape = {"sd": SD1, "sd2": SD2, "sdxl": SDXL}[kind]
-    found = single_file.stated_noise(path, shape)
+    found = single_file.detect_noise(path, shape)
     assert (found.prediction_type, found.zero_snr, found.note) == (*process, "")
-    loaded = single_file.build(path, architecture.predicting(*process), torch.float32)
+    loaded = single_file.load_with_architecture(path, architecture.predicting(*process), torch.float32)
     assert torch.equal(everything(loaded), everything(pipe))
     back, wanted = noise.of(loaded.scheduler), noise.of(pipe.scheduler)
     assert (back.prediction_type, back.zero_snr) == process
@@ -97,7 +97,7 @@ def test_a_merged_single_file_comes_back_with_its_noise_process(kind, process, t
 @pytest.mark.parametrize("kind", PIPES)
 def test_a_single_file_opens_without_a_network(kind, tmp_path):
     pipe, path, architecture = as_single_file(kind, tmp_path / "single")
-    loaded = single_file.build(path, architecture, torch.float32)
+    loaded = single_file.load_with_architecture(path, architecture, torch.float32)
     assert torch.equal(everything(loaded), everything(pipe))
     assert loaded.scheduler.config.prediction_type == ("v_prediction" if kind == "sd2" else "epsilon")
     assert loaded.tokenizer("a dog").input_ids == pipe.tokenizer("a dog").input_ids
@@ -106,7 +106,7 @@ def test_a_single_file_opens_without_a_network(kind, tmp_path):
 def test_a_base_knows_its_single_file(tmp_path, base_folder, monkeypatch):
     """Export takes from it what diffusers does not load."""
     _, path, architecture = as_single_file("sd", tmp_path / "single")
-    monkeypatch.setattr(single_file, "recognise", lambda *_: architecture)
+    monkeypatch.setattr(single_file, "detect_architecture", lambda *_: architecture)
     assert load_base(str(path), "cpu").base_file == path.resolve()
     assert load_base(str(base_folder), "cpu").base_file is None
 
@@ -115,7 +115,7 @@ def test_without_a_vocabulary_it_says_where_to_put_one(tmp_path):
     _, path, architecture = as_single_file("sd", tmp_path / "single")
     shutil.rmtree(path.parent / "tokenizer")
     with pytest.raises(BaseModelError, match=r"put CLIP's vocab.json and merges.txt beside it"):
-        single_file.build(path, architecture, torch.float32)
+        single_file.load_with_architecture(path, architecture, torch.float32)
 
 
 UNET = "model.diffusion_model."
@@ -169,18 +169,18 @@ V, V_ZERO, EPSILON = ("v_prediction", False), ("v_prediction", True), ("epsilon"
 )
 def test_a_single_file_says_its_noise_process(architecture, facts, marks, expected, tmp_path):
     path = checkpoint(tmp_path / "model-512.safetensors", architecture, facts, marks)
-    noise = single_file.stated_noise(path, architecture)
+    noise = single_file.detect_noise(path, architecture)
     assert (noise.prediction_type, noise.zero_snr) == expected
     assert ("the mark is ignored" in noise.note) == ("ztsnr" in marks and not noise.zero_snr), noise.note
-    asked = single_file.stated_noise(path, architecture, "v_prediction" if expected == EPSILON else "epsilon")
+    asked = single_file.detect_noise(path, architecture, "v_prediction" if expected == EPSILON else "epsilon")
     assert asked.prediction_type != noise.prediction_type, "what is asked for goes before what is said"
     small = architecture is SD2 and expected == EPSILON
-    assert single_file.recognise(path) is (SD2_BASE if small else architecture)
+    assert single_file.detect_architecture(path) is (SD2_BASE if small else architecture)
 
 
 def test_a_tensor_goes_before_metadata_and_that_is_said(tmp_path):
     path = checkpoint(tmp_path / "a.safetensors", SDXL, {PREDICTION_KEY: "epsilon"}, ["v_pred"])
-    noise = single_file.stated_noise(path, SDXL)
+    noise = single_file.detect_noise(path, SDXL)
     assert noise.prediction_type == "v_prediction" and "its metadata epsilon; v_prediction is used" in noise.note
 
 
@@ -211,14 +211,14 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
     tensors[f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"] = torch.tensor([-spread, spread]).half()
     path = tmp_path / f"{name}.safetensors"
     save_file(tensors, path)
-    assert single_file.recognise(path) is expected and sources.base_version(str(path)) == "sd2"
+    assert single_file.detect_architecture(path) is expected and sources.base_version(str(path)) == "sd2"
     assert (
-        f"If its pictures are noise or flat, add --prediction-type {other}" in single_file.stated_noise(path, SD2).note
+        f"If its pictures are noise or flat, add --prediction-type {other}" in single_file.detect_noise(path, SD2).note
     )
     with pytest.warns(Note, match="does not say what it predicts"), pytest.raises(BaseModelError):
         load_base(str(path), "cpu")  # there is no more of it than this
     save_file(tensors | {"ztsnr": torch.empty(0)}, path)
-    assert single_file.stated_noise(path, SD2).zero_snr == (expected is SD2), "its mark counts beside the weights"
+    assert single_file.detect_noise(path, SD2).zero_snr == (expected is SD2), "its mark counts beside the weights"
 
 
 def test_a_prediction_type_that_is_given_counts_for_the_shapes_and_the_version_too(tmp_path):
@@ -232,8 +232,8 @@ def test_a_prediction_type_that_is_given_counts_for_the_shapes_and_the_version_t
 @pytest.mark.parametrize("kind", ["stable-diffusion-v2-512", "stable-diffusion-v2-768-v"])
 def test_a_version_2_may_be_told_by_its_architecture(kind, tmp_path):
     path = checkpoint(tmp_path / "a.safetensors", SD2, {"modelspec.architecture": kind})
-    assert single_file.recognise(path) is (SD2_BASE if kind.endswith("512") else SD2)
-    assert not single_file.stated_noise(path, SD2).note
+    assert single_file.detect_architecture(path) is (SD2_BASE if kind.endswith("512") else SD2)
+    assert not single_file.detect_noise(path, SD2).note
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_photos_whose_names_differ_in_case_or_accents_alone_are_two_files(draft,
         Image.new("RGB", (90, 90), (0, 50 * number, 0)).save(tmp_path / name)
         draft.add([tmp_path / name])
     stems = [photo.file.rpartition(".")[0] for photo in draft.read().photos]
-    assert len({configs.checked_name(stem).casefold() for stem in stems}) == 8
+    assert len({configs.validated_name(stem).casefold() for stem in stems}) == 8
 
 
 def test_torn_votes_cost_only_themselves(tmp_path):

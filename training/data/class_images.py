@@ -16,7 +16,7 @@ from hra_diffusion.generation.png import read_image, save_png, slug
 from hra_diffusion.generation.requests import Request, Settings, complete_settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
-from hra_diffusion.pipeline import name_of
+from hra_diffusion.pipeline import base_name_of
 
 
 def class_prompt(class_noun: str) -> str:
@@ -39,8 +39,10 @@ def load_class_images(
     """
     settings = complete_settings(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
-    process = noise.stated(pipe.scheduler)
-    key = json.dumps([name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)])
+    process = noise.process_settings(pipe.scheduler)
+    key = json.dumps(
+        [base_name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)]
+    )
     cache = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [cache / f"{seed:04d}.png" for seed in range(count)]
     images = [_cached(path, (settings.width, settings.height)) for path in paths]

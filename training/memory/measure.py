@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion import files
-from hra_diffusion.allocator import keep_memory
+from hra_diffusion.allocator import retain_freed_memory
 from hra_diffusion.libraries import hide_bitsandbytes
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def training_step(
 
     ``side``: of the latents; the base's own by default. ``penalty``: the method's regulariser (attachment.penalty).
     """
-    keep_memory()  # as a run does
+    retain_freed_memory()  # as a run does
     inputs, more = unet_inputs(unet, batch_size, side)
     noise, parameters = torch.randn_like(inputs[0]), list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
@@ -118,7 +118,7 @@ def bare_pass(unet: Any, batch_size: int, side: int | None = None) -> Callable[[
     """
     from diffusers.models.attention_processor import Attention  # takes seconds, and no command's --help waits for it
 
-    keep_memory()
+    retain_freed_memory()
     inputs, more = unet_inputs(unet, batch_size, side)
     spark = torch.zeros((), device=unet.device, requires_grad=True)
     first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))

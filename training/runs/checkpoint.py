@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import noise
-from hra_diffusion.pipeline import name_of
+from hra_diffusion.pipeline import base_name_of
 from training.memory.measure import peak_memory
 from training.runs import run_folder
 from training.runs.events import Checkpoint, Notice
@@ -88,11 +88,11 @@ def write_adapter(session: Session, path: Path) -> None:
         models,
         config.name,
         fingerprint=session.fingerprint,
-        base=name_of(session.pipe),
+        base=base_name_of(session.pipe),
         targets=config.targets,
         trigger=config.trigger,
         class_noun=config.class_noun,
-        **noise.stated(session.pipe.scheduler),
+        **noise.process_settings(session.pipe.scheduler),
         training={
             "step": session.step,
             "photos": len(session.photos.mean),

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hra_diffusion.files import append_line, reader_may_leave
+from hra_diffusion.files import append_line, ignore_broken_pipe
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,6 @@ class Bar:
 
 def print_json(event: Event) -> None:
     """Listener of the ``--json`` mode: one line of JSON an event on standard output, as long as someone reads it."""
-    with reader_may_leave():
+    with ignore_broken_pipe():
         sys.stdout.write(as_json(event) + "\n")
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from hra_diffusion import trash
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import checked_name, make_folder, read_json, remove, write_text
+from hra_diffusion.files import make_folder, read_json, remove, validated_name, write_text
 from training import config as configs
 from training.config import TrainConfig
 from training.runs.locks import held
@@ -129,7 +129,7 @@ class Queue:
 
     def job(self, name: str) -> Job:
         """Return one run's status. A run recorded as running or waiting that no process knows of has died."""
-        run = Run(self.output / checked_name(name))
+        run = Run(self.output / validated_name(name))
         if not any((run.folder / file).is_file() for file in FILES):
             raise RunError(f"there is no run called {name!r} in {self.output}")
         state = run.state

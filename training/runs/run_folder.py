@@ -26,7 +26,7 @@ from torch import Tensor
 from hra_diffusion import library
 from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, checked_name, make_folder, read_json, remove, save_tensors, write_text
+from hra_diffusion.files import atomic_path, make_folder, read_json, remove, save_tensors, validated_name, write_text
 from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training.config import TrainConfig
@@ -187,7 +187,7 @@ class Run:
 
 def find(output: Path, name: str) -> Run | None:
     """The run called ``name`` in ``output``, if there is one."""
-    run = Run(output / checked_name(name))
+    run = Run(output / validated_name(name))
     return run if (run.folder / "config.yaml").is_file() else None
 
 

@@ -30,8 +30,8 @@ class Denoiser(nn.Module):
         dtype = next(self.unet.parameters()).dtype
         # time ids stay in float32: bfloat16 would round an image size
         text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
-        more = self.family.conditions(text, latents.shape[-1] * self.pixels)
-        return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
+        added = self.family.added_cond_kwargs(text, latents.shape[-1] * self.pixels)
+        return self.unet(latents.to(dtype), timesteps, text["hidden"], added_cond_kwargs=added).sample
 
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:

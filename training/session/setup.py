@@ -11,8 +11,8 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.models import families, noise
-from hra_diffusion.models.families.sdxl import uncropped
-from hra_diffusion.models.prompts import plain, split
+from hra_diffusion.models.families.sdxl import uncropped_time_ids
+from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.captions import final_captions
@@ -73,9 +73,9 @@ def build_caches(
             arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
             generated = list(class_images.load_class_images(pipe, *arguments))
     photo_ids = class_ids = None
-    if config.size_conditioning and families.size_conditioned(pipe):
+    if config.size_conditioning and families.size_conditioned(pipe.unet.config):
         photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-        class_ids = uncropped(size).float().expand(len(generated), 1, -1)
+        class_ids = uncropped_time_ids(size).float().expand(len(generated), 1, -1)
     with timer.phase("cache"):
         photo_cache = encode(pipe, images, captions, config.flip, embed, photo_ids)
         prompts = [class_images.class_prompt(config.class_noun)] * len(generated)
@@ -90,7 +90,7 @@ def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions:
     for caption in captions:
         if cut := split(families.tokenizer(pipe), caption)[1]:
             notices.append(f"a caption is longer than the text encoder reads; these words are cut off: “{cut}”")
-        if plain(caption) != caption:
+        if without_weights(caption) != caption:
             notices.append(f"prompt weights have no effect in captions; “{caption}” is trained as it is written")
     samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
     return list(dict.fromkeys([*notices, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))

@@ -162,9 +162,10 @@ SDXL = Architecture(
     ("EulerDiscreteScheduler", _NOISE | {"prediction_type": "epsilon", "timestep_spacing": "leading"}),
     ("<|endoftext|>", "!"),
 )  # fmt: skip
+RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 
 
-def count(module: nn.Module) -> float:
+def million_parameters(module: nn.Module) -> float:
     """Parameters in millions."""
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 

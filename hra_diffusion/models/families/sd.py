@@ -1,6 +1,6 @@
-"""Stable Diffusion 1 and 2: one text encoder (CLIP, or OpenCLIP in the same class), nothing beside the text.
+"""Stable Diffusion 1 and 2: one text encoder (CLIP, or OpenCLIP in the same class), conditioned on the text alone.
 
-What else is different in version 2, velocity prediction and widths, its configurations say themselves.
+Velocity prediction and the layer widths of version 2 come from the model's own configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,35 @@ from torch import Tensor, nn
 
 
 class StableDiffusion:
-    """Stable Diffusion 1.x and 2.x, and what is built like them."""
+    """Stable Diffusion 1.x and 2.x, and models of the same architecture."""
 
     name = "sd"
     pipeline = "StableDiffusionPipeline"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
-    kohya: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
-    hidden_states = "LAST_HIDDEN_STATES_NORMALIZED"
+    kohya_prefixes: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
+    embeddings_type = "LAST_HIDDEN_STATES_NORMALIZED"
     guidance_scale = 7.5
-    additions: tuple[str | None, ...] = (None, "text")  # "text" pools the caption by itself, as toybox's UNet does
-    loading: Mapping[str, Any] = MappingProxyType({"safety_checker": None, "requires_safety_checker": False})
+    addition_embed_types: tuple[str | None, ...] = (
+        None,
+        "text",
+    )  # with "text" the UNet pools the prompt itself, as toybox does
+    from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType(
+        {"safety_checker": None, "requires_safety_checker": False}
+    )
     original_unet_names = False
 
-    def encode(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
-        """Keyword arguments of the pipeline's call."""
+    def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
+        """Encode prompts as the pipeline's call does."""
         positive, other = pipe.encode_prompt(prompts, pipe.device, 1, negative is not None, negative)
         return {"prompt_embeds": positive, "negative_prompt_embeds": other}
 
     def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> dict[str, Tensor]:
-        """Ids (B, 1, L) to the last hidden state (B, L, d)."""
+        """Map token ids (B, 1, L) to the last hidden state (B, L, d)."""
         return {"hidden": encoders[0](ids[:, 0])[0]}
 
-    def unseen(self, component: str, encoder: Any) -> str:
-        """All layers count."""
-        return ""
+    def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
+        """The UNet reads the last hidden state, so every layer is used."""
+        return ()
 
-    def conditions(self, text: dict[str, Tensor], pixels: int) -> dict[str, Any]:
-        """These bases are conditioned on the text alone."""
-        return {}
+    def added_cond_kwargs(self, text: dict[str, Tensor], pixels: int) -> None:
+        """The UNet is conditioned on the text alone."""

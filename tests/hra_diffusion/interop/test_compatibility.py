@@ -125,7 +125,7 @@ def test_settings_for_a_noise_process_are_listed(case, tmp_path):
     """In diffusers the printed line, with the released base's configuration, gives our noise process."""
     kind, *process = case
     pipe, _ = adapted(kind, "lora")
-    pipe.scheduler = noise.overridden(pipe.scheduler, *process)
+    pipe.scheduler = noise.override(pipe.scheduler, *process)
     done = interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     needs = compatibility.noise_settings(done)
     assert list(needs) == NEEDS[case].split()

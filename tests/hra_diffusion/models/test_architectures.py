@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hra_diffusion.adapters import targets
-from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, count, on_meta
+from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, million_parameters, on_meta
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, count, o
     ids=["sd1", "sd2", "sdxl"],
 )
 def test_parameters_in_millions(architecture, unet, vae, encoders):
-    assert count(on_meta(architecture.build_unet)) == pytest.approx(unet, abs=0.05)
-    assert count(on_meta(architecture.build_vae)) == pytest.approx(vae, abs=0.05)
-    assert [count(e) for e in on_meta(architecture.build_encoders)] == pytest.approx(encoders, abs=0.05)
+    assert million_parameters(on_meta(architecture.build_unet)) == pytest.approx(unet, abs=0.05)
+    assert million_parameters(on_meta(architecture.build_vae)) == pytest.approx(vae, abs=0.05)
+    assert [million_parameters(e) for e in on_meta(architecture.build_encoders)] == pytest.approx(encoders, abs=0.05)
 
 
 def test_attention_layers_of_sd15_and_what_adapters_weigh():

@@ -60,7 +60,7 @@ def saved_schedulers(**process):
                 made = kind(**BETAS, **process, **option)
             except (NotImplementedError, ValueError):  # not with its other options
                 continue
-            yield name, option, noise.read(name, json.loads(made.to_json_string()))
+            yield name, option, noise.load_scheduler(name, json.loads(made.to_json_string()))
 
 
 def sampled(scheduler, steps=3):
@@ -159,7 +159,7 @@ def test_betas_that_only_some_schedulers_can_make_are_carried_over(schedule):
 def test_a_scheduler_that_needs_a_missing_package_is_read_as_ddim(name):
     if not hasattr(getattr(diffusers, name), "_backends"):
         pytest.skip("its package is installed")
-    scheduler = noise.read(name, BETAS | {"prediction_type": "v_prediction", "use_karras_sigmas": True})
+    scheduler = noise.load_scheduler(name, BETAS | {"prediction_type": "v_prediction", "use_karras_sigmas": True})
     assert noise.of(scheduler).prediction_type == "v_prediction" and not scheduler.config.clip_sample
     torch.testing.assert_close(scheduler.betas, DDIMScheduler(**BETAS).betas)
 
@@ -207,7 +207,7 @@ def test_flags_override_what_the_base_says(base_folder):
     pipe = load_base(str(base_folder), "cpu", prediction_type="v_prediction", rescale_zero_snr=True)
     process = noise.of(pipe.scheduler)
     assert (process.prediction_type, process.alphas_cumprod[-1]) == ("v_prediction", 0)
-    plain = noise.overridden(pipe.scheduler, "epsilon", False)
+    plain = noise.override(pipe.scheduler, "epsilon", False)
     torch.testing.assert_close(noise.of(plain).alphas_cumprod, DDIMScheduler(**BETAS).alphas_cumprod)
     with pytest.raises(BaseModelError, match="unknown prediction type 'velocity'; use one of epsilon"):
         load_base(str(base_folder), "cpu", prediction_type="velocity")
@@ -215,7 +215,7 @@ def test_flags_override_what_the_base_says(base_folder):
 
 def test_a_scheduler_without_zero_terminal_snr_is_replaced_where_it_is_asked_for(pipe):
     before = PNDMScheduler.from_config(pipe.scheduler.config)
-    after = noise.overridden(before, "v_prediction", True)
+    after = noise.override(before, "v_prediction", True)
     assert after.alphas_cumprod[-1] == 0 and not after.config.clip_sample
     assert after.config.timestep_spacing == "trailing"
 
@@ -247,13 +247,13 @@ def test_euler_a_can_not_draw_what_predicts_the_sample(pipe):
 
 
 def test_distilled_bases_are_known_by_their_configuration(pipe):
-    assert noise.distilled(pipe) == ""
+    assert noise.distillation_sign(pipe) == ""
     pipe.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")  # as SD Turbo's and SDXL Turbo's
-    assert "'trailing'" in noise.distilled(pipe)
+    assert "'trailing'" in noise.distillation_sign(pipe)
     pipe.scheduler = DDIMScheduler(**BETAS, **ZERO_SNR, timestep_spacing="trailing")
-    assert noise.distilled(pipe) == "", "this is what zero terminal SNR needs"
+    assert noise.distillation_sign(pipe) == "", "this is what zero terminal SNR needs"
     pipe.register_modules(unet=altered(pipe.unet, time_cond_proj_dim=8))  # as LCMs
-    assert "guidance scale" in noise.distilled(pipe)
+    assert "guidance scale" in noise.distillation_sign(pipe)
 
 
 def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):

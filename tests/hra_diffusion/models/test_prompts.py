@@ -9,7 +9,7 @@ from hra_diffusion.generation.png import PNG_KEY
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate, generate_batch
 from hra_diffusion.models import families, prompts
-from hra_diffusion.models.prompts import PromptWarning, fragments, notes, plain, split
+from hra_diffusion.models.prompts import PromptWarning, parse_weights, prompt_notes, split, without_weights
 
 FEW = Settings(steps=4)
 LONG = "a red dog and a blue cat in the deep snow under two stars"
@@ -31,7 +31,7 @@ LONG = "a red dog and a blue cat in the deep snow under two stars"
     ],
 )
 def test_weights_are_read(prompt, expected):
-    found = fragments(prompt)
+    found = parse_weights(prompt)
     assert [text for text, _ in found] == [text for text, _ in expected]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
 
@@ -42,7 +42,7 @@ def test_weights_are_read(prompt, expected):
      "a (b:c)", "(aspect 16:9)", "1:1)", "(-:-1)"],
 )  # fmt: skip
 def test_other_prompts_are_text_to_the_last_character(prompt):
-    assert fragments(prompt) == [(prompt, 1.0)] and plain(prompt) == prompt
+    assert parse_weights(prompt) == [(prompt, 1.0)] and without_weights(prompt) == prompt
 
 
 def test_the_words_that_are_too_many_are_named():
@@ -50,10 +50,10 @@ def test_the_words_that_are_too_many_are_named():
     assert split(tokenizer, "a dog in the snow") == ("a dog in the snow", "")
     assert split(tokenizer, LONG) == ("a red dog and a blue cat in", "the deep snow under two stars")
     assert split(tokenizer, "x" * 30) == ("", "x" * 30)
-    assert notes(tokenizer, "a (dog:1.4) in the snow") == []
-    (cut,) = notes(tokenizer, LONG.replace("dog", "(dog:1.3)"))
+    assert prompt_notes(tokenizer, "a (dog:1.4) in the snow") == []
+    (cut,) = prompt_notes(tokenizer, LONG.replace("dog", "(dog:1.3)"))
     assert "22 tokens" in cut and "“the deep snow under two stars”" in cut
-    (text,) = notes(tokenizer, "(size 16:9)")
+    (text,) = prompt_notes(tokenizer, "(size 16:9)")
     assert "“(size 16:9)” is read as text" in text
 
 
@@ -78,7 +78,7 @@ def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
     weight = torch.ones(1, 24, 1)
     weight[:, 2:5] = 1.4  # start, "a", "d", "o", "g"
     torch.testing.assert_close(encoded["prompt_embeds"], (state - nothing) * weight + nothing)
-    own = families.of(pipe).encode(pipe, ["a dog"], [""])
+    own = families.of(pipe).encode_prompts(pipe, ["a dog"], [""])
     torch.testing.assert_close(encoded["negative_prompt_embeds"], own["negative_prompt_embeds"])
 
     encoded = families.encode_weighted(pipe, LONG, "a cat")
@@ -89,7 +89,7 @@ def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
     torch.testing.assert_close(encoded["prompt_embeds"], expected)
     assert encoded["negative_prompt_embeds"].shape == expected.shape
     if family == "sdxl":
-        own = families.of(pipe).encode(pipe, [head], ["a cat"])
+        own = families.of(pipe).encode_prompts(pipe, [head], ["a cat"])
         assert all(encoded[key].equal(own[key]) for key in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds"))
 
 
