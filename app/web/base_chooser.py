@@ -18,8 +18,6 @@ from hra_diffusion.models import hub
 from hra_diffusion.models.devices import computes_bfloat16, device_for
 from hra_diffusion.models.loading import DTYPES
 
-PRECISIONS = {"float32": "float32", "float16": "float16 (half the memory)", "bfloat16": "bfloat16 (half the memory)"}
-
 
 @dataclass
 class BaseChooser:
@@ -27,7 +25,7 @@ class BaseChooser:
 
     notice: gr.HTML
     open: gr.Button
-    panel: gr.Group
+    panel: gr.Column
     dtype: gr.Radio
     known: gr.HTML
     elsewhere: gr.Column
@@ -44,27 +42,28 @@ class BaseChooser:
 def build(context: AppContext) -> BaseChooser:
     """Lay the chooser out, closed."""
     notice = gr.HTML(elem_id="base-notice")
-    open_ = gr.Button("Choose a base model", size="sm", elem_id="choose-base")
-    with gr.Group(visible=False, elem_id="base-chooser") as panel, gr.Column():
+    open_ = gr.Button("Choose a base model", size="md", elem_id="choose-base")
+    with gr.Column(visible=False, elem_id="base-chooser") as panel:
         known = gr.HTML(js_on_load=CLICKS, elem_id="known-bases")
         dtype = gr.Radio(
-            [(PRECISIONS[name], name) for name in DTYPES], value=_suggested_dtype(context), label="Precision",
-            info="Half precision is for GPUs.",
+            list(DTYPES), value=_suggested_dtype(context), label="Precision",
+            info="float16 and bfloat16 need half the memory; they are for GPUs.",
         )  # fmt: skip
         with gr.Column(visible=context.local) as elsewhere:
             with gr.Row(elem_classes="entry"):
                 path = gr.Textbox(
-                    label="From a folder or file", placeholder="/models/stable-diffusion-v1-5 or …/model.safetensors",
-                    info="A diffusers folder, or a whole checkpoint as .safetensors.", scale=4, elem_id="base-path",
+                    label="From a folder or file", placeholder="/models/stable-diffusion-v1-5",
+                    info="A diffusers folder, or a whole checkpoint as .safetensors.", scale=4, min_width=240,
+                    elem_id="base-path",
                 )  # fmt: skip
-                use_path = gr.Button("Use", size="sm", scale=0, min_width=90)
+                use_path = gr.Button("Use", size="md", scale=0, min_width=100)
             with gr.Row(elem_classes="entry"):
                 name = gr.Dropdown(
-                    list(hub.SUGGESTIONS), value=hub.SUGGESTIONS[0], allow_custom_value=True, scale=4,
+                    list(hub.SUGGESTIONS), value=hub.SUGGESTIONS[0], allow_custom_value=True, scale=4, min_width=240,
                     label="From the Hugging Face hub", info="owner/name. Its licence and size are shown first.",
                     elem_id="base-id",
                 )  # fmt: skip
-                look_up = gr.Button("Look up", size="sm", scale=0, min_width=90)
+                look_up = gr.Button("Look up", size="md", scale=0, min_width=100)
             found = gr.HTML(js_on_load=CLICKS, elem_id="found-base")
             download = gr.HTML(js_on_load=CLICKS, elem_id="base-download")
         close = gr.Button("Close", size="sm")

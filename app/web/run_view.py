@@ -85,7 +85,7 @@ def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> lis
     job = find(context, name)
     if job is None:
         text = "Add a few photos, say what they show, and press Train. You can follow the training here."
-        return _only(empty_state("No runs yet", text), seen)
+        return _only(empty_state("No runs yet", text, "demo"), seen)
     try:
         state, config = progress.read(job.run), job.run.config
     except UserError as error:  # a configuration edited by hand, or of another version

@@ -230,21 +230,21 @@ def offline_advice() -> list[tuple[str, str, str]]:
     return [
         (
             "One file",
-            "a whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
-            "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Give the "
+            "A whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
+            "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Enter the "
             "path of the file.",
             "",
         ),
         (
             "A diffusers folder",
-            "model_index.json; unet, vae and text_encoder, each with config.json and a .safetensors file; tokenizer "
-            "with vocab.json and merges.txt; scheduler with scheduler_config.json (SDXL: also text_encoder_2 and "
-            "tokenizer_2). Give the folder's path. On a machine with a connection, this fills such a folder:",
+            "One with model_index.json; unet, vae and text_encoder, each with config.json and a .safetensors file; "
+            "tokenizer with vocab.json and merges.txt; scheduler with scheduler_config.json (SDXL: also text_encoder_2 "
+            "and tokenizer_2). Enter the folder's path. On a machine with a connection, this fills such a folder:",
             f'hf download {name} --local-dir FOLDER --include "*.json" "*.txt" "*/*.safetensors"',
         ),
         (
             "Another computer's cache",
-            f"copy its folder ~/.cache/huggingface/hub/models--{name.replace('/', '--')} into "
+            f"Copy its folder ~/.cache/huggingface/hub/models--{name.replace('/', '--')} into "
             f"{constants.HF_HUB_CACHE}. The model then appears in the list of known ones.",
             "",
         ),
