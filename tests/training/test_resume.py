@@ -89,9 +89,7 @@ def test_a_restarted_run_clears_samples_and_log(settings, tmp_path):
     train(settings(prior_loss_weight=0), tmp_path)
     assert {step: len(files) for step, files in run.samples().items()} == {0: 1, 2: 1, 4: 1}
     assert samples_of(run.adapter) == [run.sample(4, 0)]
-    assert samples_of(run.checkpoint(3) / "adapter.safetensors") == [run.sample(2, 0)], (
-        "those before it"
-    )
+    assert samples_of(run.checkpoint(3) / "adapter.safetensors") == [run.sample(2, 0)], "those before it"
     assert samples_of(tmp_path / "elsewhere.safetensors") == []
     names = [json.loads(line)["event"] for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert names.count("step") == 4 and "stopped" not in names
