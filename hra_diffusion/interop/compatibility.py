@@ -164,8 +164,8 @@ def advice(info: AdapterInfo) -> list[str]:
     lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
     if issubclass(get_method(info.method).config, ReflectionConfig):
         lines.append(
-            f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other tools "
-            "blend linearly and leave the rotations; export NAME:0.7 to have 0.7 on them."
+            f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "
+            "linearly between strengths, which is not a rotation; for strength 0.7 export NAME:0.7."
         )
     return lines
 
@@ -225,6 +225,6 @@ def _missing_text_layer(exported: Exported) -> list[str]:
 
 
 def markdown() -> str:
-    """The whole table in Markdown."""
+    """The table in Markdown."""
     head = ["| `--format` | as a | in | loads | how |", "|---|---|---|---|---|"]
     return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.verdict} | {r.how} |" for r in TABLE])

@@ -141,9 +141,9 @@ def _first_factor(size: int, factor: int) -> int:
 
 
 def _kronecker_factor(tensors: LayerTensors, number: int) -> Factors:
-    whole, left, right = (f"lokr_w{number}{end}" for end in ("", "_a", "_b"))
-    if whole in tensors.by_part:
-        return full_rank_factors(tensors.get(whole).flatten(1))
+    full, left, right = (f"lokr_w{number}{end}" for end in ("", "_a", "_b"))
+    if full in tensors.by_part:
+        return full_rank_factors(tensors.get(full).flatten(1))
     if number == 2 and "lokr_t2" in tensors.by_part:
         return full_rank_factors(_tucker(tensors, "lokr_t2", left, right))
     return tensors.get(left), tensors.get(right).flatten(1)

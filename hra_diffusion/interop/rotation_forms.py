@@ -94,11 +94,11 @@ def _check_oft(tensors: LayerTensors, inputs: int, number: int, size: int) -> No
         raise disagreement("block_share", settings.block_share, not settings.block_share)
 
 
-def _divisor_near(size: int, wanted: int) -> int:
-    """The divisor of ``size`` nearest to ``wanted``, the lower one of two, as PEFT chooses it."""
-    if wanted >= size:
+def _divisor_near(size: int, target: int) -> int:
+    """The divisor of ``size`` nearest to ``target``, the lower one of two, as PEFT chooses it."""
+    if target >= size:
         return size
-    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - wanted), d))
+    return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - target), d))
 
 
 def _skew(vectors: Tensor) -> Tensor:
