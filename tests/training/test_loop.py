@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 import hra_diffusion
 from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.errors import Note
+from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
 from training.data.dataset import load_dataset
 from training.errors import TrainingError
@@ -236,3 +237,24 @@ def test_two_processes_equal_two_accumulated_batches(settings, tmp_path):
     two = weights(tmp_path / "Rex" / "Rex.safetensors")
     one = weights(train(settings(sample_every=0, gradient_accumulation_steps=2), tmp_path / "one"))
     assert relative(two, one) < 1e-3, "equal up to rounding, which AdamW's first steps amplify"
+
+
+def test_nan_class_images_fail_the_run_and_nan_samples_do_not(settings, tmp_path):
+    """Training would learn from black class images; it does not need sample images."""
+    broken, events = tiny_pipe(), []
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="'a photo of a dog' with seed 0 came out as NaN"):
+        train(settings(), tmp_path, pipe=broken)
+    assert not list((tmp_path / ".cache").rglob("*.png")) and Run(tmp_path / "Rex").state["status"] == "failed"
+    without_classes = settings(method="lora", prior_loss_weight=0, train_text_encoder=False, steps=2)
+    adapter = train(without_classes, tmp_path, [events.append], pipe=tiny_pipe_with(broken.vae))
+    assert adapter.is_file() and not Run(tmp_path / "Rex").samples()
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert [message.partition(":")[0] for message in messages] == [f"no sample images at step {n}" for n in (0, 2)]
+
+
+def tiny_pipe_with(vae):
+    pipe = tiny_pipe()
+    pipe.register_modules(vae=vae)
+    return pipe

@@ -1,6 +1,7 @@
 """Scores of sample images by toybox's CLIP model, on its sample subjects."""
 
 import pytest
+import torch
 from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, default_source
@@ -42,3 +43,21 @@ def test_a_high_subject_score_does_not_make_up_for_a_low_prompt_score():
 
 def test_step_0_is_never_best():
     assert best_step({0: Score(0.9, 0.9)}) is None and best_step({}) is None and advice({0: Score(0.9, 0.9)}) == ""
+
+
+def test_rounds_with_unreadable_images_are_not_scored(tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file in files:
+        Image.new("RGB", (40, 40), "red").save(file)
+    files[1].write_bytes(files[1].read_bytes()[:60])
+
+    class Judge:
+        def embed_images(self, images):
+            return torch.ones(len(images), 1)
+
+        def embed_texts(self, texts):
+            return torch.ones(len(texts), 1)
+
+    rounds = {0: files[:1], 2: files[:2], 4: files[2:], 6: [tmp_path / "gone.png"]}
+    scores = score_rounds(rounds, ["a", "b"], [Image.new("RGB", (40, 40))], Judge())
+    assert sorted(scores) == [0, 4]

@@ -44,3 +44,13 @@ def test_a_ballot_counts_once_and_voting_resumes_after_the_last(tmp_path):
     votes.record(Vote("subject", "LoRA", "HRA", at=0), tmp_path)
     assert votes.upcoming(tmp_path) == 2, "a skipped ballot is not asked again"
     assert [vote.winner for vote in votes.recorded(tmp_path)] == ["HRA"]
+
+
+def test_invalid_lines_of_the_votes_are_skipped(tmp_path):
+    votes.record(Vote("subject", "HRA", "LoRA", at=0), tmp_path)
+    with (tmp_path / "votes.jsonl").open("ab") as file:
+        file.write(b'{"question": "prom')
+    assert votes.upcoming(tmp_path) == 1
+    votes.record(Vote("prompt", "HRA", "LoRA", at=1), tmp_path)
+    (tmp_path / "votes.jsonl").write_bytes(b"\0\0\n[1]\n{}\n" + (tmp_path / "votes.jsonl").read_bytes())
+    assert [vote.at for vote in votes.recorded(tmp_path)] == [0, 1]

@@ -1,0 +1,105 @@
+"""Damaged, truncated and missing files of runs and of the queue."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import StopAfter, weights
+from damage import DAMAGED, damage
+
+from training import config as configs
+from training.loop import train
+from training.runs import calibration, dispatch, progress
+from training.runs.calibration import Calibration
+from training.runs.queue import Queue
+from training.runs.run_folder import Run
+
+SHORT = {"method": "lora", "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": []}
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory, photos, base_folder):
+    """The configuration and folder of a run stopped at step 3 of 5, with checkpoints of steps 2 and 3, and the weights
+    of the same run without the stop."""
+    root = tmp_path_factory.mktemp("stopped")
+    values = {"name": "Rex", "photos": [str(photos)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
+              "resolution": 64, "batch_size": 2, "learning_rate": 1e-2, "steps": 5, "checkpoint_every": 2}  # fmt: skip
+    config = configs.parse(values | SHORT)
+    uninterrupted = weights(train(config, root / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, root / "out", [StopAfter(3)])
+    return config, root / "out" / "Rex", uninterrupted
+
+
+@pytest.fixture
+def stopped_copy(stopped_run, tmp_path):
+    """The stopped run in a copy of its folder."""
+    config, folder, uninterrupted = stopped_run
+    return config, Run(shutil.copytree(folder, tmp_path / "out" / "Rex")), uninterrupted
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_resume_with_damaged_state_and_log(stopped_copy, tmp_path, how):
+    config, run, uninterrupted = stopped_copy
+    damage(run.folder / "state.json", DAMAGED[how])
+    damage(run.folder / "events.jsonl", DAMAGED[how])
+    (job,) = Queue(tmp_path / "out").jobs()
+    assert (job.status, job.step, job.steps) == ("died", 3, 5), "read from its checkpoints and configuration"
+    assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
+    assert list(progress.read(run).losses) == [4, 5] and run.finished
+    damage(run.folder / "state.json", DAMAGED[how])
+    assert run.finished and Queue(tmp_path / "out").job("Rex").status == "finished"
+
+
+@pytest.mark.parametrize("file", ["training", "adapter"])
+def test_resume_with_a_damaged_checkpoint_file(stopped_copy, tmp_path, file):
+    config, run, uninterrupted = stopped_copy
+    broken = run.checkpoint(3) / f"{file}.safetensors"
+    broken.write_bytes(broken.read_bytes()[:300])
+    assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
+    assert any("can't be read" in notice for notice in progress.read(run).notices)
+
+
+def test_invalid_log_lines_are_skipped(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "events.jsonl").write_bytes(b'3\n[1]\n"x"\n\0\0\0\nnull\n{"event": "notice", "message": "here"}\n')
+    assert progress.read(run).notices == ["here"]
+
+
+def test_a_damaged_queue_is_rebuilt_from_the_runs(settings, tmp_path):
+    queue = Queue(tmp_path)
+    for name in ("b", "a", "c"):
+        queue.add(settings(name=name))
+    os.utime(tmp_path / "b" / "state.json", (1, 1))
+    Run(tmp_path / "c").write_state("stopped", 0, 4)
+    for content in (b"", b'["b", "a', b"\0\0", b'{"a": 1}'):
+        (tmp_path / ".queue" / "waiting.json").write_bytes(content)
+        assert queue.waiting() == ["b", "a"], "oldest first"
+        assert [job.status for job in queue.jobs()] == ["waiting", "waiting", "stopped"]
+    queue.move("a", 0)
+    assert json.loads((tmp_path / ".queue" / "waiting.json").read_text()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_dispatch_with_a_damaged_record_of_the_current_run(settings, tmp_path, how):
+    queue = Queue(tmp_path)
+    run = queue.add(settings(**SHORT, steps=1))
+    damage(tmp_path / ".queue" / "current.json", DAMAGED[how])
+    assert [job.status for job in queue.jobs()] == ["waiting"]
+    damage(tmp_path / ".queue" / "waiting.json", b"[]")
+    dispatch.dispatch(queue)
+    assert not (tmp_path / ".queue" / "current.json").exists() and run.state["status"] == "waiting"
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_calibration_is_ignored(settings, tmp_path, how):
+    config, file = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.cost_key(settings())}.json"
+    file.parent.mkdir(parents=True)
+    damage(file, DAMAGED[how])
+    assert calibration.known(tmp_path, config) is None
+    file.write_text('{"of_another_version": 1}')
+    assert calibration.known(tmp_path, config) is None
+    calibration.save(Calibration(step=1.0), file)
+    assert calibration.known(tmp_path, config) == Calibration(step=1.0)
