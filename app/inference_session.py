@@ -124,11 +124,15 @@ class InferenceSession:
                 self._clip, self.unscored = find_clip(self.base, self.clip_source, str(self.pipe.device))
             return self._clip
 
-    def change(self, base: str, device: str | None) -> None:
-        """Switch to another base model or device. The model is loaded on next use, without adapters."""
+    def change(self, base: str, device: str | None, dtype: str | None = None) -> None:
+        """Switch to another base model, device or precision (``dtype`` None: the current one).
+
+        The model is loaded on next use, without adapters.
+        """
         with self.lock:
-            if (base, device) != (self.base, self.device):
-                self.base, self.device = base, device
+            dtype = dtype or self.dtype
+            if (base, device, dtype) != (self.base, self.device, self.dtype):
+                self.base, self.device, self.dtype = base, device, dtype
                 self._pipe, self._adapters, self._clip, self.unscored = None, {}, _NOT_LOADED, ""
 
     def load_adapters(self, paths: list[Path]) -> list[AdapterInfo]:

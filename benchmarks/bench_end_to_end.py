@@ -27,10 +27,11 @@ from benchmarks.common import PEFT, SUBJECT, Report, Target, arguments, load_pip
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
-from training.loop import train, train_step
+from training.loop import train
 from training.memory.measure import interleaved, ratios, spread, twin
 from training.presets import defaults
 from training.runs.events import Event, Step
+from training.step import train_step
 
 FASTER, SAME_LOSS, WARM_UP = 1.5, 0.01, 3
 METHODS = {"lora": "PEFT LoRA", "hra": "PEFT HRA"}
@@ -97,7 +98,7 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
         loop = plain_steps(theirs, config, Path(folder) / "plain")
         steps = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
         spent = interleaved(steps, given.large_rounds, minutes=given.minutes)
-    caching, count = session.clock.phases["cache"], defaults("sd1", method, "quick")["steps"]
+    caching, count = session.timer.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])
     faster = [count * plain / (caching + count * ours) for ours, plain in zip(*spent.values(), strict=True)]
@@ -139,7 +140,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     for step in range(config.steps):
         latents, text = encode_batch(pipe, config, step)
-        generator, scheduler = objective.stream(config.seed, "noise", step), pipe.scheduler
+        generator, scheduler = objective.seeded_generator(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         total = scheduler.config.num_train_timesteps
         timesteps = objective.sample_timesteps(len(latents), total, config.timestep_bias, generator).to(latents.device)
@@ -172,7 +173,7 @@ def encode_batch(pipe: Any, config: TrainConfig, step: int) -> tuple[Tensor, Ten
     """A batch's latents and text, from the photos' files and the caption."""
     photos, size = sorted(SUBJECT.glob("*.png")), config.batch_size
     picks = objective.batch_indices(len(photos), size, step, config.seed)
-    generator = objective.stream(config.seed, "photos", "latents", step)
+    generator = objective.seeded_generator(config.seed, "photos", "latents", step)
     flips = torch.randint(2, (size,), generator=generator).tolist()
     pixels = torch.stack([read(photos[i], config.resolution, flip) for i, flip in zip(picks, flips, strict=True)])
     posterior = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import load_pipe, publish_ratios, sd1_arguments, start_session, steps, train_config
-from training.loop import train_step
 from training.memory.measure import bare_pass, interleaved, twin
+from training.step import train_step
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 

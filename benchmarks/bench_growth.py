@@ -27,7 +27,6 @@ from benchmarks.common import (
 )
 from hra_diffusion.adapters import attachment
 from training.data.latent_cache import LatentCache
-from training.loop import train_step
 from training.memory.measure import (
     bare_pass,
     forget_peak,
@@ -39,6 +38,7 @@ from training.memory.measure import (
     training_step,
     twin,
 )
+from training.step import train_step
 
 RANKS, LOADED, PHOTOS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
 METHODS = ("lora", "hra")

@@ -30,7 +30,10 @@ from training.data.dataset import load_dataset
 from training.memory import measure
 from training.runs.events import Listener
 from training.runs.run_folder import Run
-from training.session import PhaseTimer, Session, make_accelerator, set_up
+from training.session.devices import make_accelerator
+from training.session.phase_timer import PhaseTimer
+from training.session.setup import set_up
+from training.session.state import Session
 
 RESULTS = Path(__file__).parent / "results"
 SUBJECT = sources.ASSETS / "subjects" / "octopus"
@@ -267,8 +270,8 @@ def start_session(
     """Set up the trainer on a pipeline, ready for its first step."""
     keep_memory()  # as a run does
     accelerator = make_accelerator(config)
-    album = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
-    return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))
+    dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
+    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, list(listeners)))
 
 
 def attach_random(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What every registered method promises, on every kind of model it can live on."""
+"""Contract of all registered methods, on all kinds of models."""
 
 import copy
 
@@ -35,16 +35,16 @@ def tokens_input(model, batch=2):
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-HOSTS = {
+MODELS = {
     "unet": (tiny_unet, unet_input),
     "text_encoder": (tiny_text_encoder, tokens_input),
     "llama": (tiny_llama, tokens_input),
 }
 
 
-@pytest.fixture(params=HOSTS)
-def host_model(request):
-    build, run = HOSTS[request.param]
+@pytest.fixture(params=MODELS)
+def model_and_run(request):
+    build, run = MODELS[request.param]
     torch.manual_seed(0)
     return build().eval(), run
 
@@ -55,14 +55,14 @@ def unet():
     return tiny_unet().eval()
 
 
-def put_on(model, method, options, name="a", seed=0):
+def attach_trained(model, method, options, name="a", seed=0):
     attach(model, method, options, name=name, seed=seed)
     stir(attachment.adapter_parameters(model, name).values(), seed)
 
 
 @each_variant
-def test_starts_at_the_base_where_promised(host_model, method, options):
-    model, run = host_model
+def test_starts_at_the_base_where_promised(model_and_run, method, options):
+    model, run = model_and_run
     with torch.no_grad():
         base = run(model)
         attach(model, method, options)
@@ -72,9 +72,9 @@ def test_starts_at_the_base_where_promised(host_model, method, options):
 
 
 @each_variant
-def test_gradients_reach_every_adapter_parameter_and_nothing_else(host_model, method, options):
-    model, run = host_model
-    put_on(model, method, options)
+def test_gradients_reach_every_adapter_parameter_and_nothing_else(model_and_run, method, options):
+    model, run = model_and_run
+    attach_trained(model, method, options)
     (run(model).square().mean() + (attachment.penalty(model, "a") or 0)).backward()
     adapters = attachment.adapter_parameters(model, "a")
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.values())
@@ -83,15 +83,15 @@ def test_gradients_reach_every_adapter_parameter_and_nothing_else(host_model, me
 
 
 @each_variant
-def test_detach_leaves_no_trace(host_model, method, options):
-    model, run = host_model
+def test_detach_restores_the_model(model_and_run, method, options):
+    model, run = model_and_run
     before = {key: value.clone() for key, value in model.state_dict().items()}
     classes = [type(m) for m in model.modules()]
     trainable = [p.requires_grad for p in model.parameters()]
     with torch.no_grad():
         base = run(model)
-        put_on(model, method, options)
-        assert set(before) <= set(model.state_dict()), "the base's own names stay while adapters are on"
+        attach_trained(model, method, options)
+        assert set(before) <= set(model.state_dict()), "the base's own names don't change while adapters are attached"
         detach(model)
         assert torch.equal(run(model), base)
     assert [type(m) for m in model.modules()] == classes
@@ -102,68 +102,68 @@ def test_detach_leaves_no_trace(host_model, method, options):
 
 @each_variant
 @pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_it_leaves_exactly(host_model, method, options, strength):
-    """W′ = diag(scale) (W + up · down): a plain LoRA, or a DoRA where there is a scale."""
-    model, _ = host_model
-    put_on(model, method, options)
+def test_the_low_rank_update_is_exact(model_and_run, method, options, strength):
+    """W′ = diag(scale) (W + up · down)."""
+    model, _ = model_and_run
+    attach_trained(model, method, options)
     for path, adapter in attachment.adapter_layers(model, "a").items():
         weight = as_matrix(model.get_submodule(path)).detach().double()
         with torch.no_grad():
             up, down, scale = adapter.low_rank(weight, strength)
-            wanted = adapter.adapted_weight(weight, strength)
+            expected = adapter.adapted_weight(weight, strength)
         scale = torch.ones(len(weight)) if scale is None else scale
-        assert relative(scale[:, None] * (weight + up @ down), wanted) < 1e-6
+        assert relative(scale[:, None] * (weight + up @ down), expected) < 1e-6
         assert up.shape[1] == down.shape[0] <= 2 * adapter.config.rank
 
 
 @each_variant
 @pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_weight_path_equals_activation_path(host_model, method, options, strength):
-    model, run = host_model
-    put_on(model, method, options)
+def test_weight_path_equals_activation_path(model_and_run, method, options, strength):
+    model, run = model_and_run
+    attach_trained(model, method, options)
     activate(model, {"a": strength})
-    recorded = run(model).detach()
+    with_gradients = run(model).detach()
     with torch.no_grad():
         live = run(model)
         merging.merge(model)
         merged = run(model)
     assert relative(merged, live) < 2e-5
-    assert relative(merged, recorded) < 2e-5
+    assert relative(merged, with_gradients) < 2e-5
 
 
 @each_variant
 @pytest.mark.parametrize("targets", ["attention", "attention+conv"])
-def test_pictures_show_what_was_trained(unet, method, options, targets):
-    """Without gradients a mix runs as one low-rank update: the same outputs, also after a parameter has changed."""
+def test_inference_equals_training(unet, method, options, targets):
+    """Without gradients adapters run as one low-rank update, with the same outputs, also after a parameter changes."""
 
     def both_ways():
         with activation.batch_adapters(unet, [({"a": 0.7, "b": 1.0}, 1), ({}, 1), ({"b": -0.5}, 2)]):
-            recorded = unet_input(unet, 4).detach()
+            with_gradients = unet_input(unet, 4).detach()
             with torch.no_grad():
-                drawn = unet_input(unet, 4)
-        assert relative(drawn, recorded) < 2e-5
-        return drawn
+                without = unet_input(unet, 4)
+        assert relative(without, with_gradients) < 2e-5
+        return without
 
-    def put(name, kind, chosen, seed):
+    def attach_moved(name, kind, chosen, seed):
         attach(unet, kind, chosen, name=name, seed=seed, targets=targets)
         stir(attachment.adapter_parameters(unet, name).values(), seed)
 
-    put("a", method, options, 0)
-    put("b", "shoft", {"rank": 2}, 1)
+    attach_moved("a", method, options, 0)
+    attach_moved("b", "shoft", {"rank": 2}, 1)
     first = both_ways()
     stir(attachment.adapter_parameters(unet, "a").values(), 2)
     second = both_ways()
     detach(unet, "b")
-    put("b", "hoft", {"rank": 2}, 3)
+    attach_moved("b", "hoft", {"rank": 2}, 3)
     third = both_ways()
     assert relative(second[:1], first[:1]) > 1e-3 and torch.equal(second[1:], first[1:])
     assert relative(third[2:], second[2:]) > 1e-3
 
 
 @each_variant
-def test_unmerge_restores_the_bits(unet, method, options):
+def test_unmerge_restores_the_weights_bit_for_bit(unet, method, options):
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    put_on(unet, method, options)
+    attach_trained(unet, method, options)
     merging.merge(unet)
     assert any(not torch.equal(unet.state_dict()[key], value) for key, value in before.items())
     with pytest.raises(ValueError, match="unmerge"):
@@ -173,15 +173,15 @@ def test_unmerge_restores_the_bits(unet, method, options):
 
 
 def test_a_cast_while_merged_reaches_the_original_weights(unet):
-    put_on(unet, "lora", {"rank": 2})
+    attach_trained(unet, "lora", {"rank": 2})
     merging.merge(unet)
     unet.to(torch.float16)
     merging.unmerge(unet)
     assert {parameter.dtype for name, parameter in unet.named_parameters() if "@" not in name} == {torch.float16}
 
 
-def test_the_fingerprint_is_the_bases_also_while_merged(unet):
-    put_on(unet, "lora", {"rank": 2})
+def test_the_fingerprint_does_not_change_while_merged(unet):
+    attach_trained(unet, "lora", {"rank": 2})
     before = fingerprint.adapter_fingerprint({"unet": unet}, "a")
     merging.merge(unet)
     assert fingerprint.adapter_fingerprint({"unet": unet}, "a") == before
@@ -191,7 +191,7 @@ def test_the_fingerprint_is_the_bases_also_while_merged(unet):
 def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, options):
     with torch.no_grad():
         base = unet_input(unet)
-        put_on(unet, method, options)
+        attach_trained(unet, method, options)
         full = unet_input(unet)
         activate(unet, {"a": 0.0})
         assert torch.equal(unet_input(unet), base)
@@ -201,14 +201,14 @@ def test_strength_zero_is_the_base_exactly_and_one_the_adapter(unet, method, opt
 
 
 @pytest.mark.parametrize(("magnitude", "strength"), [(0.0, 1.0), (0.5, 2.0), (-1.0, 0.5)])
-def test_outputs_that_shoft_scales_to_nothing_are_drawn_as_they_learned(unet, magnitude, strength):
-    put_on(unet, "shoft", {"rank": 4})
+def test_outputs_that_shoft_scales_to_zero_are_the_same_at_inference(unet, magnitude, strength):
+    attach_trained(unet, "shoft", {"rank": 4})
     for layer in attachment.adapter_layers(unet, "a").values():
         layer.magnitude.data[::2] = magnitude
     activate(unet, {"a": strength})
-    learned = unet_input(unet)
+    trained = unet_input(unet)
     with torch.no_grad():
-        assert relative(unet_input(unet), learned) < 1e-3
+        assert relative(unet_input(unet), trained) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -217,18 +217,18 @@ def test_outputs_that_shoft_scales_to_nothing_are_drawn_as_they_learned(unet, ma
 )
 @pytest.mark.parametrize("strength", [-0.5, 0.3, 0.7, 1.0, 1.2])
 def test_orthogonal_methods_stay_orthogonal_at_every_strength(unet, method, options, strength):
-    put_on(unet, method, options)
+    attach_trained(unet, method, options)
     for _, layer in attachment.adapted_layers(unet):
         weight = as_matrix(layer).double()
         adapted = layer.adapted_weight((("a", strength),)).double()
         before, after = (torch.linalg.svdvals(w) for w in (weight, adapted))
-        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5, msg="singular values of W are kept")
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5, msg="the singular values of W don't change")
 
 
 @each_variant
 def test_save_and_load(tmp_path, unet, method, options):
     other = copy.deepcopy(unet)
-    put_on(unet, method, options)
+    attach_trained(unet, method, options)
     config = registry.get_method(method).parse(options)
     info = adapter_file.AdapterInfo(
         name="a",
@@ -252,7 +252,7 @@ def test_save_and_load(tmp_path, unet, method, options):
 def test_a_base_in_low_precision(unet, method, options, dtype):
     """Casting the model leaves its adapters in float32."""
     with torch.no_grad():
-        put_on(unet, method, options)
+        attach_trained(unet, method, options)
         exact = unet_input(unet)
         unet.to(dtype)
         assert {p.dtype for p in attachment.adapter_parameters(unet, "a").values()} == {torch.float32}
@@ -262,7 +262,7 @@ def test_a_base_in_low_precision(unet, method, options, dtype):
 @each_variant
 def test_autocast(unet, method, options):
     with torch.no_grad():
-        put_on(unet, method, options)
+        attach_trained(unet, method, options)
         exact = unet_input(unet)
         with torch.autocast("cpu", torch.bfloat16):
             assert relative(unet_input(unet).float(), exact) < 5e-2
@@ -274,7 +274,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, options):
     for checkpointing in (False, True):
         torch.manual_seed(0)
         unet = tiny_unet().train()
-        put_on(unet, method, options)
+        attach_trained(unet, method, options)
         if checkpointing:
             unet.enable_gradient_checkpointing()
         unet_input(unet).square().mean().backward()
@@ -285,25 +285,25 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, options):
 
 @each_variant
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
-def test_what_is_worked_out_for_all_layers_at_once_is_what_each_would(unet, method, options, dtype, tolerance):
-    """Outputs and gradients, those of two accumulated batches, are those of a copy whose layers work for themselves."""
-    put_on(unet.to(dtype), method, options)
-    alone = copy.deepcopy(unet)
-    for hook in attachment.state_of(alone).hooks.values():
+def test_factors_precomputed_together_equal_those_of_each_layer(unet, method, options, dtype, tolerance):
+    """Outputs and gradients of two accumulated batches, against a copy without the precomputation."""
+    attach_trained(unet.to(dtype), method, options)
+    separate = copy.deepcopy(unet)
+    for hook in attachment.state_of(separate).hooks.values():
         hook.remove()
     outputs = []
-    for model in (unet, alone):
+    for model in (unet, separate):
         for _ in range(2):
             outputs.append(unet_input(model))
             outputs[-1].float().square().mean().backward()
     assert relative(outputs[1], outputs[3]) < tolerance
-    parameters = attachment.adapter_parameters(alone, "a")
+    parameters = attachment.adapter_parameters(separate, "a")
     for key, parameter in attachment.adapter_parameters(unet, "a").items():
         assert relative(parameter.grad, parameters[key].grad) < tolerance, key
 
 
-def test_what_was_worked_out_in_bfloat16_serves_no_float32(unet):
-    put_on(unet.to(torch.bfloat16), "hoft", {"rank": 4})
+def test_factors_precomputed_in_bfloat16_are_not_used_in_float32(unet):
+    attach_trained(unet.to(torch.bfloat16), "hoft", {"rank": 4})
     unet_input(unet)
     unet.float()
     with torch.no_grad():
@@ -311,12 +311,12 @@ def test_what_was_worked_out_in_bfloat16_serves_no_float32(unet):
     assert relative(unet_input(unet), exact) < 1e-5
 
 
-def test_a_checkpointed_text_encoder_learns_the_same():
+def test_a_checkpointed_text_encoder_has_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         encoder = tiny_text_encoder().train()
-        put_on(encoder, "hra", {"rank": 4})
+        attach_trained(encoder, "hra", {"rank": 4})
         if checkpointing:
             encoder.activation_checkpointing_enable()
         tokens_input(encoder).square().mean().backward()
@@ -327,12 +327,12 @@ def test_a_checkpointed_text_encoder_learns_the_same():
 
 @each_variant
 def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
-    put_on(unet, method, options)
-    put_on(unet, "lora", {"rank": 2}, name="b", seed=3)
+    attach_trained(unet, method, options)
+    attach_trained(unet, "lora", {"rank": 2}, name="b", seed=3)
     alone = []
     with torch.no_grad():
-        for mix in ({}, {"a": 1.0}, {"b": 0.5}):
-            activate(unet, mix)
+        for strengths in ({}, {"a": 1.0}, {"b": 0.5}):
+            activate(unet, strengths)
             alone.append(unet_input(unet, 4))
         with activation.batch_adapters(unet, [({}, 1), ({"a": 1.0}, 2), ({"b": 0.5}, 1)]):
             together = unet_input(unet, 4)
@@ -345,8 +345,8 @@ def test_groups_of_a_batch_have_their_own_adapters(unet, method, options):
 
 @each_variant
 def test_adapters_compose_in_order(unet, method, options):
-    put_on(unet, method, options)
-    put_on(unet, "hra", {"rank": 2}, name="b", seed=3)
+    attach_trained(unet, method, options)
+    attach_trained(unet, "hra", {"rank": 2}, name="b", seed=3)
     activate(unet, {"a": 0.7, "b": 1.0})
     with torch.no_grad():
         live = unet_input(unet)
@@ -355,7 +355,7 @@ def test_adapters_compose_in_order(unet, method, options):
 
 
 @each_variant
-def test_seed_decides_the_start(method, options):
+def test_the_seed_determines_the_initial_values(method, options):
     def start(seed):
         torch.manual_seed(0)
         unet = tiny_unet()
@@ -368,7 +368,7 @@ def test_seed_decides_the_start(method, options):
 @each_variant
 @pytest.mark.parametrize("targets", ["attention+feed-forward", "attention+conv"])
 def test_feed_forward_and_conv_layers(unet, method, options, targets):
-    if targets == "attention+conv":  # its stride, padding and dilation are taken from the layer, whatever they are
+    if targets == "attention+conv":  # stride, padding and dilation must be those of the layer
         conv = unet.down_blocks[0].resnets[0].conv2
         conv.dilation, conv.padding = (2, 1), (2, 1)
     paths = attach(unet, method, options, name="a", targets=targets)
@@ -381,7 +381,7 @@ def test_feed_forward_and_conv_layers(unet, method, options, targets):
 
 
 def test_parameter_counts_are_the_published_ones():
-    """methods.md's counts over Σd_in and Σd_out, here of the tiny UNet."""
+    """The published counts over Σd_in and Σd_out, for the tiny UNet."""
     rows = {"lora": 1, "moslora": 1, "hoft": 1, "hra": 0, "shoft": 1}
     for method, both_sides in rows.items():
         unet = tiny_unet()

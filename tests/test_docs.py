@@ -71,3 +71,25 @@ def test_python_blocks_are_valid_and_their_names_exist():
         compile(block, "documentation", "exec")
         for name in set(re.findall(r"\bhra\.(\w+)", block)):
             assert hasattr(hra_diffusion, name), name
+
+
+def test_the_worked_example_is_a_method():
+    """The method in docs/adding-a-method.md keeps the contract: activations, weight and factors agree."""
+    import torch
+
+    from hra_diffusion.adapters import registry
+
+    (block,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/adding-a-method.md"], re.DOTALL)
+    try:
+        exec(compile(block, "adding-a-method.md", "exec"), {"__name__": "example"})
+        method = registry.get_method("output_scale")
+        adapter = method.build(method.parse({"rank": 2}), 6, 4, torch.Generator())
+        with torch.no_grad():
+            adapter.scale.uniform_(0.5, 2.0)
+        weight, x = torch.randn(4, 6), torch.randn(3, 6)
+        adapted = adapter.adapted_weight(weight, 0.7)
+        low_rank = adapter.low_rank(weight, 0.7)
+        assert torch.allclose(adapter(x, lambda rows: rows @ weight.T, 0.7), x @ adapted.T, atol=1e-6)
+        assert torch.allclose(low_rank.scale[:, None] * (weight + low_rank.up @ low_rank.down), adapted, atol=1e-6)
+    finally:
+        registry._methods.pop("output_scale", None)

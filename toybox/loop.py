@@ -124,7 +124,7 @@ class Training:
         ``loss_of(step, spent)`` returns the loss of a step's batch; ``after_step(step)`` is called after the optimiser.
         Raises ArithmeticError if the loss isn't finite; the last checkpoint is kept.
         """
-        # as in training.session: the backward pass of cuDNN attention yields NaN on some GPUs
+        # as in training.session.devices: the backward pass of cuDNN attention yields NaN on some GPUs
         torch.backends.cuda.enable_cudnn_sdp(False)
         optimiser = torch.optim.AdamW(self.trained, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         progress = load_checkpoint(self.checkpoint, self.modules, optimiser) if self.checkpoint.exists() else Progress()

@@ -5,9 +5,11 @@ import gc
 import torch
 
 from training import config as configs
+from training.errors import TrainingError
 from training.memory.savings import changes, reduced_memory
 from training.runs.events import Notice
-from training.session import Session, TrainingError, checkpoint_gradients
+from training.session.model import enable_gradient_checkpointing
+from training.session.state import Session
 
 
 def reduce_memory(session: Session, error: RuntimeError) -> None:
@@ -22,14 +24,14 @@ def reduce_memory(session: Session, error: RuntimeError) -> None:
             "--rank, --dtype bfloat16, --base-weights int8, or --no-train-text-encoder, under another --name"
         ) from error
     going_on = f"continuing from the previous step with {changes(before, after)}"
-    session.clock.emit(Notice(f"out of memory at step {session.step + 1}; {going_on}"))
+    session.timer.emit(Notice(f"out of memory at step {session.step + 1}; {going_on}"))
     session.config = after
     accelerator = session.accelerator
     accelerator.gradient_accumulation_steps = after.gradient_accumulation_steps
     accelerator.step = 0  # it may have stopped within a batch
     for parameter in session.parameters.values():  # the prepared optimiser clears nothing within an accumulation
         parameter.grad = None
-    checkpoint_gradients(session.pipe)
+    enable_gradient_checkpointing(session.pipe)
     if accelerator.is_main_process:
         configs.write(after, session.run.folder / "config.yaml")
     gc.collect()

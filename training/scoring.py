@@ -1,6 +1,6 @@
-"""Which checkpoint is best: every round of sample pictures in the eyes of a CLIP model, once the run is over.
+"""CLIP scores of a run's sample images, and the checkpoint they favour.
 
-The figures are proxies from a few pictures a round: advice where to look, no verdict.
+The scores come from a few images per round: a hint about which checkpoint to try, not a measurement.
 """
 
 import statistics
@@ -13,44 +13,49 @@ from hra_diffusion.evaluation.clip import Clip, Score, score_images
 from hra_diffusion.generation.png import read_image
 
 MARGIN = 1.03
-"""Figures from a few pictures a round are not told apart more finely."""
+"""Ratio up to which the scores of two rounds count as equal."""
 
 
 def score_rounds(
     rounds: Mapping[int, Sequence[Path]], prompts: Sequence[str], photos: Sequence[Image.Image], clip: Clip
 ) -> dict[int, Score]:
-    """The mean figures of each round, by step: its files, one a prompt (the class noun in it), against all photos.
+    """Return the mean scores of each round by its step. Rounds with an unreadable image are left out.
 
-    A round with a picture that can't be read has none.
+    Args:
+        rounds: the image files of each round by step, one per prompt.
+        prompts: the sample prompts, with the class noun for the subject.
+        photos: the photos that the subject score compares with.
     """
-    found = {}
+    scores = {}
     for step, files in rounds.items():
-        pictures = [picture for file in files if (picture := read_image(file))]
-        if len(pictures) < len(files):
+        images = [image for file in files if (image := read_image(file))]
+        if len(images) < len(files):
             continue
-        own = score_images(clip, pictures, prompts[: len(pictures)], photos)
-        subject = statistics.mean(score.subject or 0.0 for score in own)
-        found[step] = Score(subject, statistics.mean(score.prompt for score in own))
-    return found
+        each = score_images(clip, images, prompts[: len(images)], photos)
+        subject = statistics.mean(score.subject or 0.0 for score in each)
+        scores[step] = Score(subject, statistics.mean(score.prompt for score in each))
+    return scores
 
 
-def best(found: Mapping[int, Score]) -> int | None:
-    """The step after the start whose likeness to photos and to prompts have the highest product: neither is bought
-    with the other. None where nothing was drawn but the base's own idea."""
-    return max((step for step in found if step), key=lambda step: _worth(found[step]), default=None)
+def best_step(scores: Mapping[int, Score]) -> int | None:
+    """Return the step with the highest product of subject and prompt score, or None without trained rounds.
+
+    The product favours neither score at the expense of the other. Step 0, the base model, does not count.
+    """
+    return max((step for step in scores if step), key=lambda step: _product(scores[step]), default=None)
 
 
-def _worth(score: Score) -> float:
+def _product(score: Score) -> float:
     return max(0.0, score.subject or 0.0) * max(0.0, score.prompt)
 
 
-def advice(found: Mapping[int, Score]) -> str:
-    """What the figures say in favour of an earlier round than the last; empty where that one is about as good."""
-    first, last = best(found), max(found, default=0)
-    if first is None or _worth(found[first]) <= MARGIN * _worth(found[last]):
+def advice(scores: Mapping[int, Score]) -> str:
+    """Return a sentence if an earlier round scores better than the last by more than MARGIN, else ""."""
+    best, last = best_step(scores), max(scores, default=0)
+    if best is None or _product(scores[best]) <= MARGIN * _product(scores[last]):
         return ""
-    figures = [f"{100 * (found[step].subject or 0):.0f} and {100 * found[step].prompt:.0f}" for step in (first, last)]
+    figures = [f"{100 * (scores[step].subject or 0):.0f} and {100 * scores[step].prompt:.0f}" for step in (best, last)]
     return (
-        f"step {first} may serve better than the last: likeness to photos and to prompts {figures[0]} of 100 there, "
-        f"{figures[1]} at step {last} (by CLIP, from the sample pictures: proxies)"
+        f"step {best} may be better than the last: its samples score {figures[0]} of 100 for likeness to photos and to "
+        f"prompts, those of step {last} {figures[1]} (CLIP proxies from a few images)"
     )

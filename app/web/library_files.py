@@ -24,7 +24,7 @@ EXPORTS = {
     "Merged into the base model (large)": "merged",
 }
 """Labels of the export formats."""
-FORMAT_NAMES = {OWN: "as it is", "kohya": "kohya’s", "diffusers": "diffusers’", "peft": "PEFT’s", "merged": "merged"}
+FORMAT_NAMES = {OWN: "as it is", "kohya": "kohya", "diffusers": "diffusers", "peft": "PEFT", "merged": "merged"}
 """Short names of the export formats."""
 PLAIN_RANK = 32
 """Rank of the plain LoRA offered in place of a DoRA."""
@@ -68,7 +68,7 @@ def export_warning(context: AppContext, key: str, form: str) -> Markup:
     import_libraries()
     from hra_diffusion.interop import compatibility
 
-    problems = compatibility.wrong_in(method, form)
+    problems = compatibility.incompatible_programs(method, form)
     return render("library_export_warning", problems=problems, rank=PLAIN_RANK) if problems else Markup("")
 
 

@@ -141,8 +141,8 @@ def explain(error: ValidationError) -> str:
 
 
 def _explain_one(item) -> str:
-    place = ".".join(str(part) for part in item["loc"])
+    field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"there is no option {place!r}"
+        return f"there is no option {field!r}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message} (given: {item['input']!r})" if place else message
+    return f"{field}: {message} (given: {item['input']!r})" if field else message

@@ -1,4 +1,4 @@
-"""How other programs load an export: the rows that it prints, tested by their loaders; the README has them all."""
+"""Compatibility table: how other programs load each kind of export. The rows are tested with the programs' loaders."""
 
 import functools
 import re
@@ -25,8 +25,8 @@ EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "b
 class Row:
     """How one program loads one form of one format.
 
-    ``loads``: "exactly", "not exactly" or "unusable" where the program's own loader was run, "by file format" where it
-    was not. ``checked``: how, for a program whose loader the test suite does not run.
+    ``loads`` is "exactly", "not exactly" or "unusable" if the program's own loader was run, otherwise "by file format".
+    ``checked`` is the version and method of the check for programs whose loader is not part of the test suite.
     """
 
     format: str
@@ -38,14 +38,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """How it loads, with the version that was checked."""
+        """How the program loads the file, with the version that was checked."""
         return f"{self.loads}, {self.checked}" if self.checked else self.loads
 
 
 _REMEDY = "--lora-rank N, or --format merged"
 _BASE_NORM = (
-    "it divides by the norms of the base's weights, not of the changed ones: about 5 % of the change off, more of a "
-    f"large one; {_REMEDY}"
+    "it divides by the norms of the base's weights, not of the changed ones: an error of about 5 % of the change, more "
+    f"for a large change; {_REMEDY}"
 )
 _INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
@@ -81,7 +81,7 @@ TABLE = (
 
 
 def rows(exported: Exported) -> list[Row]:
-    """The rows that are about what was written."""
+    """The rows that apply to this export."""
     form = exported.form
     if exported.format == "merged":
         form = "single file" if exported.path.suffix == ".safetensors" else "folder"
@@ -89,21 +89,21 @@ def rows(exported: Exported) -> list[Row]:
 
 
 def expected_exports(method: str) -> list[Row]:
-    """The rows that are about what a method's adapters can be written as, whole and at strength 1."""
+    """The rows that apply to exports of a method without a rank limit and at strength 1."""
     form, native = _form(method), get_method(method).title if get_method(method).peft else _form(method)
     forms = {"kohya": (form,), "diffusers": (form,), "peft": (native,), "merged": ("folder", "single file")}
     return [row for row in TABLE if row.form in forms[row.format]]
 
 
-def wrong_in(method: str, format: str) -> list[str]:
-    """The programs that load a method's adapters wrongly from this format, a line for each."""
+def incompatible_programs(method: str, format: str) -> list[str]:
+    """One line per program that loads a method's adapters wrongly from this format."""
     rows = [row for row in expected_exports(method) if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
     return [f"{row.program}: {row.verdict} ({row.how})" for row in rows]
 
 
 @functools.cache
 def _form(method: str) -> str:
-    """A plain LoRA, or a DoRA where the method scales outputs: as a tiny adapter of it says."""
+    """ "LoRA", or "DoRA" if the method scales outputs, as a tiny adapter of the method shows."""
     adapter = cast(
         AdapterModule, get_method(method).build(get_method(method).parse({"rank": 2}), 4, 4, torch.Generator())
     )
@@ -111,23 +111,23 @@ def _form(method: str) -> str:
 
 
 def verdict(exported: Exported, row: Row) -> str:
-    """How a program loads this export; a cut LoRA is never exact."""
+    """How a program loads this export. A truncated LoRA is never exact."""
     if row.loads == EXACTLY and exported.error > 0:
         return f"approximately, error {exported.error:.1%}"
     return row.verdict
 
 
 def lines(exported: Exported) -> list[str]:
-    """How each program loads this export, a line for each, and what a merged file's noise process needs there."""
-    loads = [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
-    needs = noise_settings(exported)
-    return loads + [f"{program}, for the noise process: {what}" for program, what in needs.items()]
+    """One line per program on how it loads this export, and on the settings for a merged file's noise process."""
+    programs = [f"{row.program}: {verdict(exported, row)} ({row.how})" for row in rows(exported)]
+    settings = noise_settings(exported)
+    return programs + [f"{program}, for the noise process: {text}" for program, text in settings.items()]
 
 
 def noise_settings(exported: Exported) -> dict[str, str]:
-    """What a person must set, by program, so that it draws a merged single file by the right noise process.
+    """The settings, by program, with which it uses the noise process of a merged single file.
 
-    By these programs' sources: diffusers 0.42 (loaders/single_file_utils.py: the configuration of the released base),
+    Sources: diffusers 0.42 (loaders/single_file_utils.py: the configuration of the released base),
     ComfyUI a125cd84 (comfy/supported_models.py), AUTOMATIC1111 1.10.1 (modules/sd_models_config.py) and its pull
     requests 16567 and 16569, Forge dfdcbab6 (backend/loader.py), InvokeAI 8e71a8a5 (model_manager/configs/main.py),
     sd-scripts 48d368fa (library/train_util.py).
@@ -136,54 +136,54 @@ def noise_settings(exported: Exported) -> dict[str, str]:
     if process is None or not version:
         return {}
     velocity, zero_snr = process.prediction_type == "v_prediction", process.zero_snr
-    unusual = velocity != (version == "SD 2")  # another prediction type than the released base's
-    needs = {}
-    if unusual or zero_snr:
+    nonstandard = velocity != (version == "SD 2")  # not the prediction type of the released base model
+    settings = {}
+    if nonstandard or zero_snr:
         options = f'clip_sample=False, prediction_type="{process.prediction_type}"'
         options += ', rescale_betas_zero_snr=True, timestep_spacing="trailing"' if zero_snr else ""
-        needs["diffusers"] = f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {options})"
-        setting = f"set the model's Prediction Type to {process.prediction_type}" if unusual else ""
+        settings["diffusers"] = f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {options})"
+        setting = f"set the model's Prediction Type to {process.prediction_type}" if nonstandard else ""
         missing = "it has no zero terminal SNR" if zero_snr else ""
-        needs["InvokeAI"] = "; ".join(filter(None, [setting, missing]))
+        settings["InvokeAI"] = "; ".join(filter(None, [setting, missing]))
     if (zero_snr and version != "SDXL") or (velocity and version == "SD 1"):
-        needs["ComfyUI"] = f"the node ModelSamplingDiscrete with v_prediction and zsnr {'on' if zero_snr else 'off'}"
+        settings["ComfyUI"] = f"the node ModelSamplingDiscrete with v_prediction and zsnr {'on' if zero_snr else 'off'}"
     if velocity and version != "SD 2":
         yaml = "sd_xl_v.yaml of its dev branch" if version == "SDXL" else "v1-inference.yaml with parameterization: v"
-        needs["AUTOMATIC1111"] = f"a copy of {yaml} beside the file, under its name"
-        needs["Forge"] = "" if version == "SDXL" else needs["AUTOMATIC1111"]
+        settings["AUTOMATIC1111"] = f"a copy of {yaml} beside the file, under its name"
+        settings["Forge"] = "" if version == "SDXL" else settings["AUTOMATIC1111"]
     if zero_snr:
         setting = "Settings, Noise schedule for sampling: Zero Terminal SNR"
-        needs["AUTOMATIC1111"] = "; ".join(filter(None, [needs.get("AUTOMATIC1111"), setting]))
+        settings["AUTOMATIC1111"] = "; ".join(filter(None, [settings.get("AUTOMATIC1111"), setting]))
     if velocity:
-        needs["sd-scripts"] = "--v_parameterization" + " --zero_terminal_snr" * zero_snr
-    return {program: what for program, what in needs.items() if what}
+        settings["sd-scripts"] = "--v_parameterization" + " --zero_terminal_snr" * zero_snr
+    return {program: text for program, text in settings.items() if text}
 
 
 def advice(info: AdapterInfo) -> list[str]:
-    """What to know before using an adapter's export elsewhere."""
+    """Advice on using an adapter's export in other programs."""
     lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
     if issubclass(get_method(info.method).config, ReflectionConfig):
         lines.append(
-            f"Exact on {info.base} only: the file was computed from its weights. At strengths other than 1 other tools "
-            "blend linearly and leave the rotations; export NAME:0.7 to have 0.7 on them."
+            f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "
+            "linearly between strengths, which is not a rotation; for strength 0.7 export NAME:0.7."
         )
     return lines
 
 
 _SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\.\d+|self_attn|mlp)\..+")
-"""The layers that sd-scripts' ``networks.lora`` creates, by diffusers' paths (48d368fa, networks/lora.py)."""
+"""diffusers' paths of the layers that sd-scripts' ``networks.lora`` creates (48d368fa, networks/lora.py)."""
 
 
 def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
-    """What single programs do not load of this export of the adapter ``name``, and what to do."""
+    """What some programs don't load of this export of the adapter ``name``, and what to do."""
     if exported.format == "kohya":
         models = pipeline.components(pipe).items()
-        parts = {key: model for key, model in models if name in attachment.adapter_names(model)}
-        layers = {key: list(attachment.adapter_layers(model, name)) for key, model in parts.items()}
-        encoders = [layers[key] for key, model in parts.items() if key != "unet" and checkpoint.is_open_clip(model)]
+        adapted = {key: model for key, model in models if name in attachment.adapter_names(model)}
+        layers = {key: list(attachment.adapter_layers(model, name)) for key, model in adapted.items()}
+        encoders = [layers[key] for key, model in adapted.items() if key != "unet" and checkpoint.is_open_clip(model)]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
-        return _text_layers(exported)
+        return _missing_text_layer(exported)
     return []
 
 
@@ -197,7 +197,7 @@ def _not_in_sd_scripts(layers: dict[str, list[str]]) -> list[str]:
 
 
 def _not_in_automatic1111(encoders: list[list[str]]) -> list[str]:
-    """By extensions-builtin/Lora/networks.py of AUTOMATIC1111 1.10.1, network_apply_weights."""
+    """Source: ``network_apply_weights`` in extensions-builtin/Lora/networks.py of AUTOMATIC1111 1.10.1."""
     incomplete = 0
     for paths in encoders:
         projections = defaultdict(set)
@@ -213,18 +213,18 @@ def _not_in_automatic1111(encoders: list[list[str]]) -> list[str]:
     ]
 
 
-def _text_layers(exported: Exported) -> list[str]:
+def _missing_text_layer(exported: Exported) -> list[str]:
     with safe_open(exported.path, "pt") as file:
         layers = {found[1] for key in file.keys() if (found := re.match(checkpoint_keys.SD2_LAYER, key))}  # noqa: SIM118
     if len(layers) != 23:
         return []
     return [
         "The file holds 23 of OpenCLIP's 24 text layers, as its base does: ComfyUI warns of missing keys. "
-        "Stable Diffusion 2 does not use the last layer, so pictures are the same."
+        "Stable Diffusion 2 does not use the last layer, so images are the same."
     ]
 
 
 def markdown() -> str:
-    """The whole table as the README has it."""
+    """The table in Markdown."""
     head = ["| `--format` | as a | in | loads | how |", "|---|---|---|---|---|"]
     return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.verdict} | {r.how} |" for r in TABLE])

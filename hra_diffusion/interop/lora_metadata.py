@@ -1,7 +1,7 @@
-"""What a LoRA file says of itself: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
+"""Metadata of a LoRA file: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
 
-AUTOMATIC1111 and Forge tell the base's version by them; AUTOMATIC1111 hides a file of another version. Sources of the
-keys and their values: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
+AUTOMATIC1111 and Forge recognise the base model's version by them; AUTOMATIC1111 hides files of another version.
+Sources: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
 """
 
 import base64
@@ -23,17 +23,17 @@ from hra_diffusion.models import noise
 from hra_diffusion.models.families.architectures import PREDICTION_KEY
 
 THUMBNAIL = 256
-"""The longer side of a thumbnail in pixels."""
+"""Longer side of a thumbnail in pixels."""
 _RELEASES = {
     768: ("sd_v1", "stable-diffusion-v1", "diffusers"),
     1024: ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
     2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
 }
-"""Width of the text -> kohya's version, ModelSpec's architecture and its implementation."""
+"""``cross_attention_dim`` -> kohya's version, ModelSpec's architecture and implementation."""
 
 
 def base_version(pipe: Any) -> dict[str, str]:
-    """The base's version and architecture; nothing for a base that is no Stable Diffusion 1, 2 or XL."""
+    """Version and architecture of the base model; empty if it is not Stable Diffusion 1, 2 or XL."""
     width, velocity = pipe.unet.config.cross_attention_dim, "v" in _prediction(pipe).values()
     if width not in _RELEASES:
         return {}
@@ -52,7 +52,7 @@ def base_version(pipe: Any) -> dict[str, str]:
 def model_spec(
     pipe: Any, name: str, info: AdapterInfo | None, sample: Path | None, tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """ModelSpec's keys of a file with these tensors, but for the version's; ``sample``: a picture for the thumbnail."""
+    """ModelSpec's keys of a file with these tensors, except ``base_version``. The thumbnail shows ``sample``."""
     size = _resolution(pipe, info)
     facts = {
         "title": name,
@@ -65,7 +65,7 @@ def model_spec(
 
 
 def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool) -> dict[str, str]:
-    """kohya's keys, but for the version's. A DoRA's network module is LyCORIS': kohya's own has no magnitudes."""
+    """kohya's keys, except ``base_version``. A DoRA names LyCORIS' network module, since kohya's has no magnitudes."""
     facts = {"ss_network_module": "lycoris.kohya" if dora else "networks.lora", "ss_network_dim": str(rank),
              "ss_network_alpha": str(float(rank)), "ss_output_name": name,
              "ss_sd_model_name": pipeline.name_of(pipe)}  # fmt: skip
@@ -80,21 +80,21 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
 
 
 def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
-    """Side of the training pictures in pixels: the base's own unless the run had another."""
+    """Side of the training images in pixels, by default the base model's."""
     own = pipe.unet.config.sample_size * pipe.vae_scale_factor
     return info.training.get("resolution") or own if info else own
 
 
 def _prediction(pipe: Any) -> dict[str, str]:
-    """ModelSpec has no word for a base that predicts the sample."""
+    """ModelSpec's prediction type; it has none for models that predict the sample."""
     names = {"epsilon": "epsilon", "v_prediction": "v"}
     return {PREDICTION_KEY: names[kind]} if (kind := noise.stated(pipe.scheduler)["prediction_type"]) in names else {}
 
 
-def _thumbnail(picture: Path) -> str:
-    """The picture as a small JPEG in a data URL; "" for one that can't be read."""
+def _thumbnail(path: Path) -> str:
+    """The image as a small JPEG in a data URL, or "" if it can't be read."""
     jpeg = io.BytesIO()
-    with contextlib.suppress(OSError), Image.open(picture) as image:
+    with contextlib.suppress(OSError), Image.open(path) as image:
         small = image.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         small.save(jpeg, "JPEG", quality=85)

@@ -1,7 +1,7 @@
-"""PEFT's settings of an adapter (``adapter_config.json``, or diffusers' metadata in a file): what its tensors mean.
+"""PEFT's settings of an adapter, from ``adapter_config.json`` or the metadata that diffusers writes.
 
-The rules are those of PEFT 0.21.2: ``tuners/tuners_utils.py`` (which layers), ``utils/other.py`` (patterns) and each
-method's ``layer.py`` (scales). A setting is honoured, is known to change no weight, or is refused.
+They follow PEFT 0.21.2: ``tuners/tuners_utils.py`` (layers), ``utils/other.py`` (patterns) and each method's
+``layer.py`` (scales). Each setting is honoured, ignored because it does not change a weight, or refused.
 """
 
 import re
@@ -15,53 +15,53 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 
 METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}
-"""``peft_type`` -> the kind of its tensors (see lora_conversion.FORMS)."""
-HARMLESS = frozenset({
+"""``peft_type`` -> name of the method in ``lora_conversion.FORMS``."""
+IGNORED = frozenset({
     # training options and provenance
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "runtime_config",
     "lora_dropout", "module_dropout", "rank_dropout", "rank_dropout_scale", "init_weights",
-    # used only together with another setting, which decides
+    # used only together with another setting
     "megatron_core", "qalora_group_size", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
-    # PEFT ignores it for the layers that adapters here can be on, linear and convolutional
+    # ignored by PEFT for linear and convolution layers
     "fan_in_fan_out", "ensure_weight_tying",
 })  # fmt: skip
-"""Settings that change no weight of a linear layer or convolution."""
+"""Settings that don't change the weight of a linear or convolution layer."""
 REFUSED = {
     "bias": "it trains biases, and adapters here change weights only",
     "lora_bias": "it trains biases, and adapters here change weights only",
     "modules_to_save": "it replaces whole modules, and adapters here change linear and conv weights",
     "trainable_token_indices": "it trains token embeddings, and adapters here change linear and conv weights",
-    "target_parameters": "it adapts parameters that belong to no layer",
+    "target_parameters": "it adapts parameters outside of layers",
     "layer_replication": "it builds a model of repeated layers",
     "megatron_config": "it is for layers split over several machines",
     "use_qalora": "its factors are for a quantised base with pooled inputs",
-    "alora_invocation_tokens": "it acts on some tokens only, which no weight can",
+    "alora_invocation_tokens": "it acts on some tokens only, which a change of weights can't",
     "arrow_config": "it chooses among several adapters for each token",
-    "monteclora_config": "it draws its weights at random",
+    "monteclora_config": "its weights are random",
     "use_bdlora": "its factors are stored as blocks",
-    "velora_config": "VeLoRA is not read",
+    "velora_config": "VeLoRA is not supported",
     "kasa_config": "it truncates the base's own weights",
 }
-"""Settings that are not honoured, and why."""
+"""Settings that are refused, with the reason."""
 RESIDUAL_STARTS = {"pissa", "olora"}
-"""Initialisations that take their start out of the base; they can be computed again from it."""
+"""Initialisations that subtract the initial factors from the base weight, from which they can be recomputed."""
 LINEAR_STARTS = {"eva", "orthogonal", "mica", *RESIDUAL_STARTS}
-"""Initialisations that PEFT has for linear layers only; the others of them leave the base as it is."""
-LOST_STARTS = {
+"""Initialisations that PEFT supports for linear layers only."""
+IRREVERSIBLE_STARTS = {
     "pissa_niter": "its start is random, and the base was changed by it",
     "corda": "the base was changed by data that is not in the folder",
     "loftq": "the base was quantised for it",
     "lora_ga": "the base was changed by gradients that are not in the folder",
 }
-"""Initialisations that change the base in a way that can't be reconstructed from the folder."""
+"""Initialisations that change the base weight in a way that can't be reconstructed, with the reason."""
 
 
 class SettingsError(UserError):
-    """A setting that can't be honoured: its name, value and the reason."""
+    """A setting can't be honoured."""
 
 
 class PeftSettings(BaseModel):
-    """The settings that decide what an adapter's tensors mean; the defaults are PEFT's."""
+    """The settings that determine the meaning of an adapter's tensors, with PEFT's defaults."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,42 +105,41 @@ class PeftSettings(BaseModel):
     @model_validator(mode="after")
     def _check_layers(self) -> "PeftSettings":
         if self.layers_pattern and self.layers_to_transform == []:
-            raise ValueError("layers_pattern: it needs layers_to_transform")
+            raise ValueError("layers_pattern requires layers_to_transform")
         if self.layers_to_transform != [] and isinstance(self.target_modules, str):
-            raise ValueError("layers_to_transform: it needs target_modules to be a list")
+            raise ValueError("layers_to_transform requires target_modules to be a list")
         return self
 
     def of_layer(self, names: Sequence[str]) -> "PeftSettings":
-        """The settings of one layer, which goes by any of ``names``: the first pattern that matches gives its rank and
-        alpha."""
+        """The settings of one layer. The first pattern that matches any of its names gives its rank and alpha."""
         rank = _first_match(self.rank_pattern, names, self.r)
         return self.model_copy(update={"r": rank, "alpha": _first_match(self.alpha_pattern, names, self.alpha)})
 
     def targets(self, name: str, layer: nn.Module) -> bool:
-        """Whether PEFT puts an adapter on the layer of this name."""
-        if _named(name, self.exclude_modules):
+        """Whether PEFT adapts the layer of this name."""
+        if _matches(name, self.exclude_modules):
             return False
         if self.target_modules is None:
             return True
         if str(self.target_modules).lower() == "all-linear":
             return isinstance(layer, nn.Linear)
-        return _named(name, self.target_modules) and self._transforms(name)
+        return _matches(name, self.target_modules) and self._transforms(name)
 
     def _transforms(self, name: str) -> bool:
-        """Whether ``layers_to_transform`` holds the number of the layer's block, the first number in its name."""
+        """Whether ``layers_to_transform`` contains the index of the layer's block, the first number in its name."""
         if self.layers_to_transform == []:
             return True
         given = self.layers_pattern
         patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in ([given] if isinstance(given, str) else given) if p]
         found = next(filter(None, (re.match(p, name) for p in patterns or [r".*?\.[^.]*\.(\d+)\."])), None)
-        wanted = self.layers_to_transform
-        return found is not None and int(found[1]) in (wanted if isinstance(wanted, list) else [wanted])
+        indices = self.layers_to_transform
+        return found is not None and int(found[1]) in (indices if isinstance(indices, list) else [indices])
 
 
 def read(given: Mapping[str, Any]) -> PeftSettings:
-    """Settings as PEFT wrote them, checked.
+    """Parse and check settings as written by PEFT.
 
-    Raises SettingsError for one that can't be honoured or is not known, ValueError for a wrong value.
+    Raises SettingsError for a setting that can't be honoured or is unknown, and ValueError for an invalid value.
     """
     given = {"peft_version": "0", **{"alpha" if name == "lora_alpha" else name: value for name, value in given.items()}}
     for name, value in given.items():
@@ -156,41 +155,45 @@ def read(given: Mapping[str, Any]) -> PeftSettings:
 def _refusal(name: str, value: Any, given: Mapping[str, Any]) -> str:
     """Why a setting can't be honoured, or ""."""
     if name == "peft_type":
-        return "" if value in (None, "", *METHODS) else f"of PEFT's methods {', '.join(METHODS.values())} are read"
+        return (
+            "" if value in (None, "", *METHODS) else f"the supported methods of PEFT are {', '.join(METHODS.values())}"
+        )
     if name == "peft_version":
         return _old_oft(str(value)) if given.get("peft_type") == "OFT" and given.get("use_cayley_neumann") else ""
     if name == "init_lora_weights" and isinstance(value, str):
         start = re.sub(r"_niter_\d+$", "_niter", value.lower())
         if start == "mica" and given.get("use_dora"):
-            return "PEFT does not have it together with use_dora"
+            return "PEFT does not support it together with use_dora"
         known = start == "gaussian" or start in LINEAR_STARTS
-        return "" if known else LOST_STARTS.get(start, "this initialisation is not known, and may change the base")
-    if name in PeftSettings.model_fields or name in HARMLESS or not value or (name, value) == ("bias", "none"):
+        return (
+            "" if known else IRREVERSIBLE_STARTS.get(start, "this initialisation is not known, and may change the base")
+        )
+    if name in PeftSettings.model_fields or name in IGNORED or not value or (name, value) == ("bias", "none"):
         return ""
     return REFUSED.get(name, "this setting is not known, and may change what the tensors mean")
 
 
 def _old_oft(version: str) -> str:
-    """PEFT warns of the change when it loads such a folder (``tuners/oft/config.py``)."""
+    """Why an OFT of this version can't be read, or "". Source: ``tuners/oft/config.py``, which warns of the change."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
     return "" if numbers >= [0, 18] else "before PEFT 0.18 the tensors of OFT had another meaning"
 
 
-def _first_match(patterns: Mapping[str, Any], names: Sequence[str], usual: Any) -> Any:
+def _first_match(patterns: Mapping[str, Any], names: Sequence[str], default: Any) -> Any:
     for pattern, value in patterns.items():
         if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
             return value
-    return usual
+    return default
 
 
-def _named(name: str, wanted: list[str] | str) -> bool:
-    if isinstance(wanted, str):
-        return bool(wanted) and re.fullmatch(wanted, name) is not None
-    return any(name == end or name.endswith(f".{end}") for end in wanted)
+def _matches(name: str, modules: list[str] | str) -> bool:
+    if isinstance(modules, str):
+        return bool(modules) and re.fullmatch(modules, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in modules)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(f"({pattern})")
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no pattern: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None

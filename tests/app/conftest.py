@@ -17,12 +17,12 @@ def page(tmp_path, base_folder):
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory, base_folder):
+def trained(tmp_path_factory, base_folder):
     """An outputs folder with a trained adapter."""
     from training import config as configs
     from training.loop import train
 
-    folder = tmp_path_factory.mktemp("taught")
+    folder = tmp_path_factory.mktemp("trained")
     (folder / "photos" / "Rex").mkdir(parents=True)
     photos = save_photos(folder / "photos" / "Rex", 3)
     train(configs.parse(CONFIG | {"photos": [str(photos)], "base": str(base_folder), "device": "cpu"}), folder)
@@ -30,8 +30,8 @@ def taught(tmp_path_factory, base_folder):
 
 
 @pytest.fixture
-def output(taught, tmp_path):
-    return shutil.copytree(taught, tmp_path / "outputs")
+def output(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "outputs")
 
 
 @pytest.fixture
@@ -40,4 +40,4 @@ def context(output, base_folder):
     from app.inference_session import InferenceSession
     from app.web.context import AppContext
 
-    return AppContext(output, InferenceSession(str(base_folder), "cpu"), (str(base_folder),))
+    return AppContext(output, InferenceSession(str(base_folder), "cpu"), [str(base_folder)])

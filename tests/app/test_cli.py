@@ -264,7 +264,7 @@ def test_a_run_of_an_earlier_version_resumes_with_its_own_flags(trained, photos,
     """Even if their defaults have changed since."""
     output = shutil.copytree(trained, tmp_path / "old")
     file = output / "rex-hra" / "config.yaml"
-    saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER]
+    saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
     file.write_text("\n".join(saved).replace("flip: false", "flip: true"))
     command = train_command(photos, base_folder, output, "rex-hra", "--method", "hra", "--resume")
     assert main(command) == 0
@@ -358,7 +358,7 @@ def test_bad_flags(case, photos, base_folder, tmp_path, capsys):
 
 def test_missing_flags_are_named(capsys):
     assert main(["train", "--method", "hra"]) == 1
-    assert "missing: --photos, --class-noun, --name" in capsys.readouterr().err
+    assert "missing settings: --photos, --class-noun, --name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_export_prints_which_programs_load_it(trained, base_folder, tmp_path, ca
     command = ["export", f"{adapter}:0.5", "--format", "kohya", "--base", base_folder, "--lora-rank", "2"]
     assert main([*map(str, command), "--output", str(tmp_path / "rex.safetensors")]) == 0
     output = capsys.readouterr().out
-    assert "LoRA of rank 2, cut: error" in output and "diffusers: approximately, error" in output
+    assert "LoRA of rank 2, truncated: error" in output and "diffusers: approximately, error" in output
     assert "ComfyUI: approximately, error" in output and "OneTrainer: approximately, error" in output
     assert 'In prompts the subject is "sks dog"' in output and "Exact on tiny-sd only" in output
 

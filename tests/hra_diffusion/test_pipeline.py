@@ -21,7 +21,7 @@ from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2
 from hra_diffusion.models.loading import load_base
 from training import config as configs
 from training import loop
-from training.session import PhaseTimer
+from training.session.phase_timer import PhaseTimer
 
 
 def test_a_diffusers_folder(base_folder):

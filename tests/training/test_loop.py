@@ -20,12 +20,12 @@ from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
 from training import config as configs
-from training.data.class_images import class_images
+from training.data.class_images import load_class_images
 from training.data.dataset import load_dataset
+from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Checkpoint, Finished, Notice, Phase, Sample, Step
 from training.runs.run_folder import Run, RunError, find, photos_of, samples_of
-from training.session import TrainingError
 
 
 @pytest.mark.parametrize("method", registry.method_names())
@@ -67,7 +67,7 @@ def test_training_on_a_distilled_base_warns(settings, tmp_path):
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     train(settings(steps=1, num_class_images=1, sample_prompts=[]), tmp_path, [heard.append], pipe=pipe)
     said = [event.message for event in heard if isinstance(event, Notice)]
-    assert any("this base looks distilled to draw in a few steps" in message for message in said)
+    assert any("this base looks distilled to generate in a few steps" in message for message in said)
 
 
 def test_what_is_not_certain_of_a_base_is_a_notice(settings, tmp_path, monkeypatch):
@@ -192,8 +192,8 @@ def test_what_captions_and_sample_prompts_lose_is_said_once(settings, tmp_path):
     sample = "a {subject} and a blue cat in the snow"
     train(settings(photos=[str(photos)], sample_prompts=[sample], steps=2), tmp_path, [heard.append])
     cut, literal, apart = [event.message for event in heard if isinstance(event, Notice)][-3:]
-    assert "are cut: “snow under two stars”" in cut
-    assert "captions carry no weights" in literal and "sample prompts" in apart and "the snow”" in apart
+    assert "are cut off: “snow under two stars”" in cut
+    assert "prompt weights have no effect in captions" in literal and "sample prompts" in apart and "the snow”" in apart
 
 
 def test_an_adapter_that_no_checkpoint_tells_of_is_not_overwritten(settings, tmp_path):
@@ -316,7 +316,7 @@ def test_class_images_of_a_base_in_fewer_bits_are_its_own(tmp_path):
     full, packed = tiny_pipe(), tiny_pipe()
     quantise(packed.unet, "nf4")
     for pipe in (full, packed):
-        list(class_images(pipe, "dog", 1, 16, tmp_path))
+        list(load_class_images(pipe, "dog", 1, 16, tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -362,10 +362,8 @@ def test_out_of_memory_steps_down_once_and_says_so(settings, tmp_path):
 
     adapter = train(settings(sample_every=0), tmp_path / "a", [full_device])
     (notice,) = (event.message for event in heard if isinstance(event, Notice))
-    assert (
-        "going on from the step before with batch size 1, gradient accumulation steps 2, gradient checkpointing True"
-        in notice
-    )
+    saved = "batch size 1, gradient accumulation steps 2, gradient checkpointing True"
+    assert f"continuing from the previous step with {saved}" in notice
     assert [event.step for event in heard if isinstance(event, Step)] == [1, 2, 3, 4]
     assert weights(adapter).isfinite().all() and find(tmp_path / "a", "Rex").config.batch_size == 1
 
@@ -407,12 +405,12 @@ def test_out_of_memory_with_nothing_left_gives_advice(settings, tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     lean = settings(gradient_checkpointing=True, batch_size=1)
-    with pytest.raises(TrainingError, match="nothing left to give up; try a smaller --resolution"):
+    with pytest.raises(TrainingError, match="nothing left to save; try a smaller --resolution"):
         train(lean, tmp_path, [full_device])
 
 
 def test_a_rank_the_base_cannot_hold(settings, tmp_path):
-    with pytest.raises(TrainingError, match=r"hra can't be put on .*: rank 64 is too large"):
+    with pytest.raises(TrainingError, match=r"hra can't be attached to .*: rank 64 is too large"):
         train(settings(options={"rank": 64}), tmp_path)
     train(settings(), tmp_path)  # a run that failed before its first checkpoint does not block its name
 

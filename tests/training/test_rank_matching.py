@@ -7,7 +7,7 @@ from conftest import tiny_pipe, tiny_xl_pipe
 
 from hra_diffusion.adapters import registry
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
-from training.session import add_adapter
+from training.session.model import add_adapter
 
 
 @pytest.mark.parametrize("method", registry.method_names())

@@ -5,7 +5,7 @@ from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, default_source
 from hra_diffusion.models.sources import ASSETS
-from training.scoring import advice, best, score_rounds
+from training.scoring import advice, best_step, score_rounds
 
 
 def subject(name):
@@ -23,7 +23,7 @@ def found():
 
 def test_the_round_that_shows_the_subject_is_the_best(found):
     assert found[50].subject > found[100].subject + 0.2
-    assert best(found) == 50
+    assert best_step(found) == 50
     assert "step 50" in advice(found) and "step 100" in advice(found) and "proxies" in advice(found)
 
 
@@ -37,8 +37,8 @@ def test_what_reads_the_same_is_no_advice():
 
 
 def test_likeness_is_not_bought_with_the_prompt():
-    assert best({0: Score(0.1, 0.9), 50: Score(0.6, 0.3), 100: Score(0.7, 0.05)}) == 50
+    assert best_step({0: Score(0.1, 0.9), 50: Score(0.6, 0.3), 100: Score(0.7, 0.05)}) == 50
 
 
 def test_the_bases_own_idea_is_no_checkpoint():
-    assert best({0: Score(0.9, 0.9)}) is None and best({}) is None and advice({0: Score(0.9, 0.9)}) == ""
+    assert best_step({0: Score(0.9, 0.9)}) is None and best_step({}) is None and advice({0: Score(0.9, 0.9)}) == ""

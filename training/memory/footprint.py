@@ -30,7 +30,7 @@ from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.meta import meta_pipeline
 from training import objective
 from training.config import TrainConfig
-from training.session import Denoiser, add_adapter, checkpoint_gradients
+from training.session.model import Denoiser, add_adapter, enable_gradient_checkpointing
 
 GIB = 2**30
 OVERHEAD = {"cpu": (0.5 * GIB, 1.5), "cuda": (0.6 * GIB, 1.1), "mps": (0.6 * GIB, 1.2)}
@@ -157,7 +157,7 @@ def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, side: int)
     """Peak of a step, its gradients included."""
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
-        checkpoint_gradients(pipe)
+        enable_gradient_checkpointing(pipe)
     count = config.batch_size * (2 if config.prior_loss_weight else 1)
     text = _ids(pipe, count) if config.train_text_encoder else _text(pipe, count)
     models = [pipe.unet, *families.text_encoders(pipe)][: None if config.train_text_encoder else 1]

@@ -17,7 +17,7 @@ from training.memory.measure import peak_memory
 from training.runs import run_folder
 from training.runs.events import Checkpoint, Notice
 from training.runs.run_folder import RunError
-from training.session import Session
+from training.session.state import Session
 
 
 def save_checkpoint(session: Session) -> None:
@@ -26,7 +26,7 @@ def save_checkpoint(session: Session) -> None:
         folder = session.run.checkpoint(session.step)
         run_folder.write_checkpoint(folder, lambda path: write_adapter(session, path), training_state(session))
         session.run.write_state("running", session.step, session.config.steps)
-        session.clock.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
+        session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
     session.accelerator.wait_for_everyone()
 
 
@@ -39,7 +39,7 @@ def training_state(session: Session) -> dict[str, Tensor]:
         for moment, value in moments.get(parameter, {}).items():
             # a copy, since the 8-bit optimiser shares its tables among the parameters; its step is a plain number
             state[f"moment/{moment}/{key}"] = torch.as_tensor(value).clone()
-    state |= {f"average/{key}": average for key, average in session.averages.items()}
+    state |= {f"average/{key}": average for key, average in session.moving_averages.items()}
     scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
     return state | {f"scaler/{key}": torch.tensor(value) for key, value in scaler.items()}
 
@@ -51,11 +51,11 @@ def restore_latest(session: Session) -> None:
             state = load_file(folder / "training.safetensors")
             seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
         except (OSError, SafetensorError, UserError) as error:
-            session.clock.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
+            session.timer.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
             continue
         if (processes := int(state["processes"])) != session.accelerator.num_processes:
             raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with as many")
-        session.clock.go_on_from(seconds)
+        session.timer.add_earlier(seconds)
         return restore(session, state)
     raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run under another --name")
 
@@ -74,7 +74,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
             parameter = session.parameters[key]
             number = value.dim() == 0 and not value.is_floating_point()
             moments[parameter][moment] = value.item() if number else value.to(parameter.device)
-    for key, average in session.averages.items():
+    for key, average in session.moving_averages.items():
         average.copy_(state[f"average/{key}"])
     if scaler := session.accelerator.scaler:
         scaler.load_state_dict({key: state[f"scaler/{key}"].item() for key in scaler.state_dict()})
@@ -82,7 +82,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
 
 def write_adapter(session: Session, path: Path) -> None:
     """Write the adapter as it is now (its moving average, where one is kept) as a usable file."""
-    config, models = session.config, session.trained
+    config, models = session.config, session.trained_components
     fields = {"preset", "steps", "batch_size", "learning_rate", "prior_loss_weight", "resolution", "seed"}
     info = adapter_file.attached_info(
         models,
@@ -96,19 +96,19 @@ def write_adapter(session: Session, path: Path) -> None:
         training={
             "step": session.step,
             "photos": len(session.photos.mean),
-            "seconds": session.clock.seconds(),
+            "seconds": session.timer.seconds(),
             "memory": peak_memory(str(session.accelerator.device)),
             **config.model_dump(mode="json", include=fields),
         },
     )
-    adapter_file.save(path, models, info, session.averages or None)
+    adapter_file.save(path, models, info, session.moving_averages or None)
 
 
 @contextlib.contextmanager
 def averaged(session: Session) -> Iterator[None]:
     """Within the block the adapter's parameters are their moving averages, where these are kept."""
-    kept = {key: session.parameters[key].detach().clone() for key in session.averages}
-    _assign(session.parameters, session.averages)
+    kept = {key: session.parameters[key].detach().clone() for key in session.moving_averages}
+    _assign(session.parameters, session.moving_averages)
     try:
         yield
     finally:

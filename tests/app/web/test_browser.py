@@ -165,13 +165,13 @@ def test_the_form_starts_with_few_fields(page, visit):
 
 
 @pytest.fixture
-def taught_page(output, base_folder, tmp_path):
+def trained_page(output, base_folder, tmp_path):
     with serving(output, base_folder, clip=str(tiny_clip(tmp_path / "clip"))) as page:
         yield page
 
 
-def test_a_comparison_is_inspected_and_downloaded(taught_page, visit):
-    there = visit(taught_page.local_url)
+def test_a_comparison_is_inspected_and_downloaded(trained_page, visit):
+    there = visit(trained_page.local_url)
     go(there, "Compare")
     choose(there, "#compare-adapters", "Rex", "Rex step 3")
     there.click("#compare-button")
@@ -187,8 +187,8 @@ def test_a_comparison_is_inspected_and_downloaded(taught_page, visit):
     assert download.value.suggested_filename == "report.html"
 
 
-def test_an_adapter_is_found_renamed_deleted_and_restored(taught_page, visit):
-    there = visit(taught_page.local_url)
+def test_an_adapter_is_found_renamed_deleted_and_restored(trained_page, visit):
+    there = visit(trained_page.local_url)
     go(there, "Library")
     fill(there, "#search", "no such thing")
     there.wait_for_selector("text=No adapter matches")
@@ -250,17 +250,17 @@ def test_photos_are_dropped_or_pasted_anywhere(page, visit, tmp_path, kind):
 
 
 @pytest.fixture
-def drawn(pipe, tmp_path):
+def saved(pipe, tmp_path):
     """An image with its settings inside, generated before the page loads its own base model."""
     (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
     return save_png(picture, tmp_path / "picture.png")
 
 
-def test_an_image_dropped_on_generate_fills_in_its_settings(drawn, page, visit):
+def test_an_image_dropped_on_generate_fills_in_its_settings(saved, page, visit):
     there = visit(page.local_url)
     go(there, "Generate")
     there.wait_for_selector("#settings-file")
-    there.evaluate(DROP, ["drop", [[drawn.name, "image/png", list(drawn.read_bytes())]]])
+    there.evaluate(DROP, ["drop", [[saved.name, "image/png", list(saved.read_bytes())]]])
     playwright.expect(there.locator("#prompt textarea, #prompt input").first).to_have_value("a cat in the snow")
 
 

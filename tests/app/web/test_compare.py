@@ -39,7 +39,7 @@ def test_a_comparison_is_saved_and_voted_on(context, tmp_path):
     compare_votes.record_vote(folder, again, 1, "skip", None)
     after, standings = compare_votes.show_ballot(folder, again)
     assert "1 vote so far" in standings and 'data-at="2"' in after, "also after a reload: no question comes twice"
-    assert f'data-of="{folder.name}"' in after, "a vote says what it is on: another tab may have compared anew"
+    assert f'data-of="{folder.name}"' in after, "a vote names its comparison: another tab may have made a newer one"
     assert "Blind votes" in (folder / "report.html").read_text()
     assert {"grid.png", "report.html", "pictures.zip", "results.json"} <= {path.name for path in folder.iterdir()}
 
@@ -71,7 +71,7 @@ def test_an_incomplete_or_too_large_comparison_is_refused(context, changes, said
 
 def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
-    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), (str(base_folder),))
+    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)])
     plan = comparison_plan(context, drift=True)
     updates = list(compare_plan.run_comparison(context, plan, threading.Event()))
     assert max(preview.progress for preview in updates[:-1]) == pytest.approx(1), "what drift takes is counted"

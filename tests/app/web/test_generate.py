@@ -72,12 +72,12 @@ def test_stop_cancels_a_request_that_waits_for_the_device(context):
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
     images = generated(context, count=1)
     generate_images.save_images(images, context.visitor_folder(ann) / "pictures")
-    assert "Waiting for the device" in events.register(ann, *values), "said at once, not when its turn comes"
+    assert "Waiting for the device" in events.register(ann, *values), "shown at once, not when it runs"
     with pytest.raises(gr.Error, match="already being generated"):
         events.register(ann, *values)
     assert events.stop(ann).count('class="picture"') == 1
     events.register(ann, *values)
-    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 1, "its turn came: nothing was drawn"
+    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 1, "cancelled before it ran"
     assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 2
 
 

@@ -37,15 +37,15 @@ def test_the_library_shows_searches_renames_and_bins(context):
 
 @pytest.mark.parametrize("form", library_files.EXPORTS.values())
 def test_an_adapter_is_exported_in_every_format_and_imported_again(context, form, tmp_path):
-    path, told = library_files.export_file(context, context.adapter_path("Rex/Rex.safetensors"), form, tmp_path)
+    path, text = library_files.export_file(context, context.adapter_path("Rex/Rex.safetensors"), form, tmp_path)
     assert path.is_file() and path.parent == tmp_path
     if form != library_files.OWN:
-        assert any("exactly" in line for line in told) and any("sks dog" in line for line in told)
+        assert any("exactly" in line for line in text) and any("sks dog" in line for line in text)
     if form in (library_files.OWN, "kohya", "diffusers"):
         before = sorted(context.output.glob("*/*.safetensors"))
         assert (
             library_files.describe_file(context, path) and sorted(context.output.glob("*/*.safetensors")) == before
-        ), "only told"
+        ), "described, not imported"
         kept, _ = library_files.import_file(context, path)
         assert library_cards.incompatibility(context, kept) == "" and kept.parent != path.parent
         assert context.session.load_adapters([kept])
@@ -66,9 +66,9 @@ def test_an_export_that_programs_load_incorrectly_needs_confirmation(context):
     assert "InvokeAI: unusable" in question and 'data-do="plain"' in question and 'data-do="make"' in question
     scaled = {}
     for answer in ("make", "plain"):
-        ready, told = events.export_confirmed(gr.EventData(None, {"do": answer}), key, "kohya", visitor)
+        ready, text = events.export_confirmed(gr.EventData(None, {"do": answer}), key, "kohya", visitor)
         scaled[answer] = any(name.endswith("dora_scale") for name in load_file(ready["value"]))
-        assert ready["visible"] and ("DoRA" if answer == "make" else "Written: LoRA of rank 32") in told
+        assert ready["visible"] and ("DoRA" if answer == "make" else "Written: LoRA of rank 32") in text
     assert scaled == {"make": True, "plain": False}
 
 
@@ -85,8 +85,8 @@ def test_an_import_needs_confirmation(context, tmp_path):
         library.Events(context),
         shutil.copy(context.adapter_path("Rex/Rex.safetensors"), tmp_path / "given.safetensors"),
     )
-    _, told, given = events.describe(str(file))
-    assert "Rex: HRA of “sks dog”, for tiny-sd." in told and 'data-do="import"' in told and len(context.adapters()) == 1
+    _, text, given = events.describe(str(file))
+    assert "Rex: HRA of “sks dog”, for tiny-sd." in text and 'data-do="import"' in text and len(context.adapters()) == 1
     said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given)
     assert "Rex 2 is imported" in said and cards.count('data-do="open"') == 2
 

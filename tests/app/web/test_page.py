@@ -51,16 +51,16 @@ def test_bars_have_a_name_for_screen_readers():
 
 def test_every_event_that_raises_user_errors_is_queued(context):
     """The browser shows no errors of events outside the queue."""
-    told = [event for event in build(context).fns.values() if hasattr(event.fn, "__wrapped__")]
-    assert len(told) > 20 and [event.name for event in told if event.queue is False] == []
+    events = [event for event in build(context).fns.values() if hasattr(event.fn, "__wrapped__")]
+    assert len(events) > 20 and [event.name for event in events if event.queue is False] == []
 
 
 def test_the_api_generates_and_compares(output, base_folder):
     with serving(output, base_folder) as page:
         client = Client(page.local_url, verbose=False)
-        stage, seed = client.predict(["Rex/Rex.safetensors"], "a dog", 1, 3, True, "", 2, None, "ddim", None, None,
+        images, seed = client.predict(["Rex/Rex.safetensors"], "a dog", 1, 3, True, "", 2, None, "ddim", None, None,
                                      1, 1, 1, 1, api_name="/generate")  # fmt: skip
-        assert stage.count("<img") == 1 and seed == 3 and "sks dog" in stage
+        assert images.count("<img") == 1 and seed == 3 and "sks dog" in images
         status, grid, *_ = client.predict(
             ["Rex/Rex.safetensors"], True, "a {subject}", 0, 1, 1.0, 2, api_name="/compare"
         )
@@ -76,9 +76,9 @@ def test_eight_visitors_see_only_their_own(output, base_folder):
 
         def visit(number):
             client = Client(page.local_url, verbose=False)
-            drawn = [[], f"prompt of visitor {number}", 1, number, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
-            stage, _ = client.predict(*drawn, api_name="/generate")
-            found[number] = set(re.findall(r"prompt of visitor (\d)", stage))
+            values = [[], f"prompt of visitor {number}", 1, number, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+            images, _ = client.predict(*values, api_name="/generate")
+            found[number] = set(re.findall(r"prompt of visitor (\d)", images))
 
         threads = [threading.Thread(target=visit, args=(number,)) for number in range(8)]
         for thread in threads:

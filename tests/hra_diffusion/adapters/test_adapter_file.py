@@ -1,4 +1,4 @@
-"""Adapter files: what they hold, and every way one can be wrong."""
+"""Adapter files: contents, loading, and errors for damaged or incompatible files."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from hra_diffusion.files import FileError
 
 @pytest.fixture
 def saved(tmp_path, pipe):
-    """An HRA adapter of UNet and text encoder, saved from the tiny pipeline."""
+    """File of an HRA adapter of the UNet and the text encoder of the tiny pipeline."""
     parts = pipeline.components(pipe)
     for model in parts.values():
         attachment.attach(model, "hra", {"rank": 4}, name="Rex")
@@ -37,7 +37,7 @@ def saved(tmp_path, pipe):
 
 
 def rewrite(path, tensors=None, **metadata):
-    """The file again with other tensors or metadata."""
+    """Write the file again with other tensors or metadata."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     save_file(tensors or load_file(path), path, header["__metadata__"] | metadata)
@@ -51,20 +51,20 @@ def test_keys_name_component_layer_and_parameter(saved):
     assert (info.name, info.method, info.subject, info.base) == ("Rex", "hra", "sks dog", "tiny")
 
 
-def test_loads_on_the_same_base_without_a_word(saved):
+def test_loads_on_the_same_base_without_warnings(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline.load(tiny_pipe(), saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_base_in_low_precision_is_the_same_base(saved, dtype):
+def test_a_base_in_low_precision_loads_without_warnings(saved, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline.load(tiny_pipe().to(dtype), saved)
 
 
-def test_other_weights_of_the_same_shape_are_told(saved):
+def test_other_weights_of_the_same_shape_give_a_warning(saved):
     other = tiny_pipe()
     stir([p for p in other.unet.parameters() if p.dim() > 1], by=0.1)
     with pytest.warns(UserWarning, match="trained on other weights of the same shape"):
@@ -77,7 +77,7 @@ def drop(tensors, part):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda p: p.unlink(), "no adapter file"),
         (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a complete safetensors file"),
@@ -93,17 +93,17 @@ def drop(tensors, part):
         (lambda p: rewrite(p, {k: v[:-1].contiguous() for k, v in load_file(p).items()}), "for another base"),
     ],
 )
-def test_a_wrong_file_is_refused_and_leaves_the_pipeline_alone(saved, spoil, message):
+def test_an_invalid_file_is_refused_and_the_pipeline_does_not_change(saved, damage, message):
     fresh = tiny_pipe()
     pipeline.load(fresh, saved, "other")
     pipeline.activate(fresh, {"other": 0.7})
-    spoil(saved)
+    damage(saved)
     with pytest.raises(AdapterFileError, match=message):
         pipeline.load(fresh, saved)
     assert pipeline.loaded(fresh) == ["other"] and pipeline.active(fresh) == {"other": 0.7}
 
 
-def test_another_architecture_is_named(saved):
+def test_another_architecture_is_refused_with_both_shapes(saved):
     narrow = tiny_pipe(cross_attention_dim=16)
     with pytest.raises(
         AdapterFileError, match=r"for another base \(tiny\).*attn2.to_k.*\(32, 4\) in the file, \(16, 4\) here"
@@ -112,7 +112,7 @@ def test_another_architecture_is_named(saved):
     assert pipeline.loaded(narrow) == []
 
 
-def test_the_same_name_twice_needs_another_name(saved):
+def test_a_name_in_use_is_refused(saved):
     fresh = tiny_pipe()
     pipeline.load(fresh, saved)
     with pytest.raises(AdapterFileError, match="loaded already"):
@@ -121,7 +121,7 @@ def test_the_same_name_twice_needs_another_name(saved):
     assert pipeline.loaded(fresh) == ["Rex", "Rex 2"]
 
 
-def test_a_merged_pipeline_takes_no_more(saved):
+def test_a_merged_pipeline_refuses_to_load(saved):
     fresh = tiny_pipe()
     pipeline.load(fresh, saved)
     pipeline.merge(fresh)
@@ -131,15 +131,15 @@ def test_a_merged_pipeline_takes_no_more(saved):
     assert pipeline.loaded(fresh) == ["Rex"]
 
 
-def test_an_adapter_put_on_by_hand_can_be_saved(saved, tmp_path):
-    hand, again = tiny_pipe(), tiny_pipe()
-    attachment.attach(hand.unet, "moslora", {"rank": 2}, name="Mo")
-    pipeline.save(hand, tmp_path / "mo.safetensors", "Mo", trigger="qwe", class_noun="cat")
-    info = pipeline.load(again, tmp_path / "mo.safetensors")
+def test_an_adapter_attached_without_the_pipeline_can_be_saved(saved, tmp_path):
+    pipe, other = tiny_pipe(), tiny_pipe()
+    attachment.attach(pipe.unet, "moslora", {"rank": 2}, name="Mo")
+    pipeline.save(pipe, tmp_path / "mo.safetensors", "Mo", trigger="qwe", class_noun="cat")
+    info = pipeline.load(other, tmp_path / "mo.safetensors")
     assert (info.method, info.subject, info.base) == ("moslora", "qwe cat", "tiny")
 
 
-def test_unload_leaves_the_pipeline_as_it_was(saved):
+def test_unload_restores_the_pipeline(saved):
     fresh, untouched = tiny_pipe(), tiny_pipe()
     pipeline.load(fresh, saved)
     pipeline.unload(fresh, "Rex")
@@ -148,7 +148,7 @@ def test_unload_leaves_the_pipeline_as_it_was(saved):
         assert all(torch.equal(value, expected[key]) for key, value in part.state_dict().items())
 
 
-def test_a_full_disk_leaves_nothing_behind():
+def test_a_full_disk_leaves_no_file():
     from pathlib import Path
 
     if not Path("/dev/full").exists():
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing_behind():
     assert not place.exists() and not list(place.parent.glob(".hra-diffusion-test*"))
 
 
-def test_threads_that_write_the_same_file_do_not_tear_it(tmp_path):
+def test_threads_that_write_the_same_file_don_t_mix_their_contents(tmp_path):
     from hra_diffusion.files import atomic_path
 
     both, place = Barrier(2, timeout=30), tmp_path / "state.json"

@@ -1,4 +1,4 @@
-"""The WY kernel: orthogonality, the chain of reflections it stands for, and every trap of the start."""
+"""Householder chains in WY form: equality with the chain of reflections, orthogonality, initialisation, powers."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def rotated(rows, factors):
 
 
 def chain(u):
-    """H_1 … H_r multiplied out, one reflection after another."""
+    """H_1 … H_r as a product of dense matrices."""
     q = torch.eye(u.shape[0], dtype=u.dtype)
     for column in u.mT:
         unit = column / column.norm()
@@ -52,7 +52,7 @@ def test_coincident_and_nearly_parallel_vectors(d, pairs, seed, apart):
 
 @given(cases, st.floats(0.01, 100))
 @settings(deadline=None, max_examples=20)
-def test_only_directions_count(case, scale):
+def test_only_directions_matter(case, scale):
     u = vectors(*case)
     torch.testing.assert_close(householder.wy_factor(u * scale), householder.wy_factor(u), atol=1e-10, rtol=1e-10)
 
@@ -84,24 +84,24 @@ def test_paired_columns_are_the_identity_with_gradients():
     assert u.grad is not None and u.grad.norm() > 0.1
 
 
-def test_moving_one_of_a_pair_turns_a_plane_to_first_order():
+def test_moving_one_of_a_pair_rotates_a_plane_to_first_order():
     u, step = torch.zeros(6, 2, dtype=torch.float64), 1e-6
     u[0] = 1
     u[1, 1] = step
-    turned = dense(*householder.reflection_chain(u)) - torch.eye(6, dtype=torch.float64)
+    rotated_by = dense(*householder.reflection_chain(u)) - torch.eye(6, dtype=torch.float64)
     plane = torch.zeros(6, 6, dtype=torch.float64)
     plane[0, 1], plane[1, 0] = 2 * step, -2 * step
-    torch.testing.assert_close(turned, plane, atol=1e-11, rtol=0)
+    torch.testing.assert_close(rotated_by, plane, atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize(("rank", "stated"), [(4, 0.73), (8, 2.62), (16, 6.13)])
-def test_hofts_published_approximation_is_not_the_identity_beyond_rank_two(rank, stated):
-    """The stated distances ‖Q − I‖ are single draws; twenty draws spread around them."""
+@pytest.mark.parametrize(("rank", "published"), [(4, 0.73), (8, 2.62), (16, 6.13)])
+def test_hofts_published_approximation_is_not_the_identity_beyond_rank_two(rank, published):
+    """The published distances ‖Q − I‖ are single samples, within the range of twenty samples."""
     distances = []
     for seed in range(20):
         basis, core = householder.approximate_chain(paired((320, rank), torch.Generator().manual_seed(seed)).double())
         distances.append(float((basis @ core @ basis.mT).norm()))
-    assert min(distances) < stated < max(distances)
+    assert min(distances) < published < max(distances)
     basis, core = householder.approximate_chain(paired((320, 2), torch.Generator().manual_seed(0)).double())
     assert float((basis @ core @ basis.mT).norm()) < 1e-12
 
@@ -137,16 +137,16 @@ def test_power_is_the_base_at_zero_and_the_adapter_at_one(build):
 
 
 def test_half_turns_at_infinite_lambda_pair_consecutive_columns():
-    """Also through float32, where rounding would otherwise choose the planes."""
+    """Also in float32, where rounding would otherwise choose the planes."""
     basis, core = householder.gram_schmidt_chain(vectors(320, 6, 0, torch.float32))
     inside = basis.mT @ dense(*householder.power(basis, core, 0.5)) @ basis
     blocks = torch.block_diag(*[torch.ones(2, 2)] * 3)
-    assert (inside * (1 - blocks)).abs().max() < 1e-5, "columns 1 and 2 turn together, 3 and 4, 5 and 6"
+    assert (inside * (1 - blocks)).abs().max() < 1e-5, "columns 1 and 2 rotate together, 3 and 4, 5 and 6"
     torch.testing.assert_close(inside @ inside, -torch.eye(6), atol=1e-5, rtol=0)
 
 
 def test_small_moves_survive_a_basis_in_bfloat16():
-    """Equal pairs act through their differences: these are taken before the basis is rounded."""
+    """Equal pairs act through their differences, which are computed before the basis is rounded."""
     u = paired((320, 8), torch.Generator().manual_seed(0))
     u = u + 0.003 * u.norm() / u.numel() ** 0.5 * vectors(320, 8, 1, torch.float32)
     rows = vectors(64, 320, 2, torch.float32).bfloat16()

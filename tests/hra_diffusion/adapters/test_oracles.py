@@ -1,4 +1,4 @@
-"""Somebody else's code as the judge: PEFT's LoRA and HRA, with the same parameters, on the same model."""
+"""Comparison with PEFT's LoRA and HRA, with the same parameters on the same model."""
 
 import copy
 
@@ -19,7 +19,7 @@ def run(unet):
 
 
 def pair(config, method, options):
-    """The same tiny UNet twice: with PEFT's adapter, and with ours."""
+    """Two copies of a tiny UNet: with our adapter, and with PEFT's."""
     torch.manual_seed(0)
     ours = tiny_unet().eval()
     theirs = inject_adapter_in_model(config, copy.deepcopy(ours), "default").eval()
@@ -29,7 +29,7 @@ def pair(config, method, options):
 
 
 def compare_outputs_and_gradients(ours, theirs, counterparts):
-    """``counterparts``: our parameter -> (PEFT's parameter, transposed?)."""
+    """``counterparts``: our parameter -> (PEFT's parameter, whether it is transposed)."""
     with torch.no_grad():
         for mine, (other, transposed) in counterparts.items():
             other.copy_(mine.mT if transposed else mine)
@@ -42,7 +42,7 @@ def compare_outputs_and_gradients(ours, theirs, counterparts):
         torch.testing.assert_close(mine.grad, other.grad.mT if transposed else other.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_lora_is_pefts_lora():
+def test_lora_equals_pefts_lora():
     ours, theirs = pair(LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS), "lora", {"rank": 4, "alpha": 8})
     counterparts = {}
     for path, adapter in attachment.adapter_layers(ours, "a").items():
@@ -52,7 +52,7 @@ def test_lora_is_pefts_lora():
     compare_outputs_and_gradients(ours, theirs, counterparts)
 
 
-def test_hra_is_pefts_hra():
+def test_hra_equals_pefts_hra():
     ours, theirs = pair(HRAConfig(r=4, target_modules=TARGETS), "hra", {"rank": 4})
     counterparts = {
         adapter.right.u: (theirs.get_submodule(path).hra_u["default"], False)
@@ -61,7 +61,7 @@ def test_hra_is_pefts_hra():
     compare_outputs_and_gradients(ours, theirs, counterparts)
 
 
-def test_gram_schmidt_hra_is_pefts_from_an_unpaired_start():
+def test_gram_schmidt_hra_equals_pefts_from_an_unpaired_start():
     ours, theirs = pair(
         HRAConfig(r=4, apply_GS=True, target_modules=TARGETS), "hra", {"rank": 4, "orthogonality": float("inf")}
     )
@@ -73,7 +73,7 @@ def test_gram_schmidt_hra_is_pefts_from_an_unpaired_start():
 
 
 @pytest.mark.parametrize("method", ["lora", "hra"])
-def test_language_models_too(method):
+def test_language_models(method):
     torch.manual_seed(0)
     ours = tiny_llama().eval()
     names = ["q_proj", "k_proj", "v_proj", "o_proj"]

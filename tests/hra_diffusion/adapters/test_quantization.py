@@ -1,4 +1,4 @@
-"""Frozen weights in fewer bits: how far off they are, that gradients are those of the weights they read as."""
+"""Quantised weights: their error, and gradients equal to those of the unpacked weights."""
 
 import pytest
 import torch
@@ -9,42 +9,42 @@ from hra_diffusion.adapters import attachment, loading, quantization
 from hra_diffusion.errors import UserError
 
 WEIGHT_ERROR = {"int8": 0.012, "nf4": 0.11}
-"""RMS error of normal weights: a step of 2·3.5σ/254 over √12 is 0.8 %; NF4's is 9 % in its paper's blocks of 64."""
+"""RMS error for normal weights: a step of 2·3.5σ/254 over √12 gives 0.8 %, NF4 gives 9 % with blocks of 64."""
 OUTPUT_ERROR = {"int8": 0.03, "nf4": 0.25}
-"""Of a UNet's prediction, twice what toybox's (1.5 %, 10 %) has, since rounding adds up otherwise in a tiny one."""
+"""Error of a UNet's prediction: twice that of toybox (1.5 %, 10 %); errors accumulate differently in a tiny UNet."""
 
 
 @pytest.mark.parametrize("kind", WEIGHT_ERROR)
 @pytest.mark.parametrize("shape", [(48, 64), (24, 9 * 10)])
-def test_a_weight_there_and_back(kind, shape):
+def test_pack_and_unpack(kind, shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     codes, scales = quantization.pack(weight, kind)
     assert codes.nbytes <= {"int8": 1.0, "nf4": 0.52}[kind] * weight.numel()
     back = quantization.unpack(codes, scales, kind, weight.shape, torch.float32)
     assert relative(back, weight) < WEIGHT_ERROR[kind]
     again = quantization.unpack(*quantization.pack(back, kind), kind, weight.shape, torch.float32)
-    assert relative(again, back) < 1e-6, "what is stored reads as itself"
+    assert relative(again, back) < 1e-6, "packing unpacked values is exact"
 
 
-def test_nf4_is_that_of_bitsandbytes():
+def test_nf4_quantiles_equal_those_of_bitsandbytes():
     functional = pytest.importorskip("bitsandbytes.functional")
     assert (functional.get_4bit_type("nf4", device="cpu") - quantization.quantiles()).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", OUTPUT_ERROR)
 @pytest.mark.parametrize("family", PIPES)
-def test_a_base_says_about_the_same_in_fewer_bits(kind, family):
+def test_a_quantised_base_has_similar_outputs(kind, family):
     pipe = PIPES[family]()
     before, size = everything(pipe), sum(p.nbytes for p in pipe.unet.parameters())
     quantization.quantise(pipe.unet, kind)
-    held = sum(t.nbytes for t in (*pipe.unet.parameters(), *pipe.unet.buffers()))
-    assert held < 0.6 * size, "tiny: what stays as it is weighs more than in a real UNet"
+    stored = sum(t.nbytes for t in (*pipe.unet.parameters(), *pipe.unet.buffers()))
+    assert stored < 0.6 * size, "layers that are not quantised have a larger share than in a real UNet"
     assert 1e-5 < relative(everything(pipe), before) < OUTPUT_ERROR[kind]
 
 
 @pytest.mark.parametrize("kind", OUTPUT_ERROR)
-def test_gradients_are_those_of_the_weights_it_reads_as(kind):
-    """On linear and conv layers: the same network with the unpacked weights, in full."""
+def test_gradients_equal_those_of_the_unpacked_weights(kind):
+    """For linear and convolution layers, against a network with the unpacked weights."""
     packed, plain = tiny_pipe().unet, tiny_pipe().unet
     quantization.quantise(packed, kind)
     for path, layer in packed.named_modules():
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_weights_it_reads_as(kind):
     assert gradients[0].abs().max() > 0 and relative(*gradients) < 1e-5
 
 
-def test_an_adapter_of_it_knows_the_full_base_and_is_not_merged_into_it(tmp_path, recwarn):
+def test_an_adapter_of_a_quantised_base_fits_the_full_base_and_can_t_be_merged(tmp_path, recwarn):
     pipe, full = tiny_pipe(), tiny_pipe()
     quantization.quantise(pipe.unet, "nf4")
     attachment.attach(pipe.unet, "lora", {"rank": 4}, name="x")

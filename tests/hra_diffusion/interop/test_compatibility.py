@@ -1,4 +1,4 @@
-"""The truth table: every row that can be run here is run, with that program's own loader; the README has the table."""
+"""The compatibility table: rows whose loader can run here are tested with the program's own loader."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ RUN = [row for row in TABLE if (row.format, row.program, row.form) in LOADERS]
 
 
 @pytest.mark.parametrize("row", RUN, ids=lambda row: f"{row.format}-{row.form}-{row.program}".replace(" ", "-"))
-def test_a_row_is_what_its_loader_says(row, tmp_path):
+def test_a_row_agrees_with_its_loader(row, tmp_path):
     pipe, ours = adapted("sd", METHODS[row.form])
     file = row.format in ("kohya", "diffusers") or row.form == "single file"
     done = interop.export(pipe, "Rex", row.format, tmp_path / ("rex.safetensors" if file else "rex"))
@@ -28,20 +28,20 @@ def test_a_row_is_what_its_loader_says(row, tmp_path):
     assert (error < EXACT) == (row.loads == EXACTLY)
 
 
-def test_rows_that_are_not_run_here_say_how_they_were_checked():
+def test_rows_without_a_test_state_how_they_were_checked():
     assert all(row.loads == BY_FORMAT or row.checked for row in TABLE if row not in RUN)
     assert not any(row.checked or row.loads == BY_FORMAT for row in RUN)
 
 
 def as_comfyui(weight, up, down, magnitude):
     """``weight_decompose`` of ComfyUI a125cd84 (comfy/weight_adapter/base.py) and of Forge dfdcbab6
-    (backend/patcher/lora.py) for a magnitude by output: the norm is the base's."""
+    (backend/patcher/lora.py) for a magnitude per output: divides by the base's norm."""
     return (weight + up @ down) * magnitude / weight.norm(dim=1, keepdim=True)
 
 
 def as_invokeai(weight, up, down, magnitude):
     """``DoRALayer.get_weight`` of InvokeAI 8e71a8a5 (invokeai/backend/patches/layers/dora_layer.py) and
-    ``apply_weight_decompose`` of AUTOMATIC1111 1.10.1 (extensions-builtin/Lora/network.py): the norm is by input."""
+    ``apply_weight_decompose`` of AUTOMATIC1111 1.10.1 (extensions-builtin/Lora/network.py): the norm is per input."""
     changed = weight + up @ down
     return changed * magnitude / changed.norm(dim=0, keepdim=True)
 
@@ -57,8 +57,8 @@ def as_onetrainer(weight, up, down, magnitude):
     [("OneTrainer", as_onetrainer, 0, 1e-5), ("ComfyUI", as_comfyui, 0.01, 0.5), ("Forge", as_comfyui, 0.01, 0.5),
      ("InvokeAI", as_invokeai, 0.5, 10), ("AUTOMATIC1111", as_invokeai, 0.5, 10), ("sd-scripts", None, 0.1, 1)],
 )  # fmt: skip
-def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp_path):
-    """The error of each program's formula, relative to the adapter's change, is what the table says of it."""
+def test_the_error_of_each_programs_dora_formula(program, load, least, most, tmp_path):
+    """The error relative to the adapter's change agrees with the table."""
     pipe, _ = adapted("sd", "shoft", "attention+conv")
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     tensors, error, change = load_file(done.path), 0.0, 0.0
@@ -69,9 +69,9 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
                 key_names.kohya_key(pipe, component, path),
             )
             up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in ("up", "down"))
-            wanted = adapter.adapted_weight(weight, 1.0).detach()
+            expected = adapter.adapted_weight(weight, 1.0).detach()
             read = load(weight, up, down, tensors[f"{key}.dora_scale"].flatten(1)) if load else weight + up @ down
-            error, change = error + (read - wanted).square().sum(), change + (wanted - weight).square().sum()
+            error, change = error + (read - expected).square().sum(), change + (expected - weight).square().sum()
     assert least <= float((error / change).sqrt()) < most
     (row,) = [row for row in compatibility.rows(done) if row.program == program]
     assert (row.loads == EXACTLY) == (most < EXACT) and (row.loads == UNUSABLE) == (load is as_invokeai)
@@ -80,7 +80,7 @@ def test_the_norms_by_which_programs_read_a_dora(program, load, least, most, tmp
 
 def test_only_a_kohya_dora_is_loaded_wrongly():
     wrong = {
-        (method, format): compatibility.wrong_in(method, format)
+        (method, format): compatibility.incompatible_programs(method, format)
         for method in registry.method_names()
         for format in interop.FORMATS
     }
@@ -95,10 +95,12 @@ def test_every_export_has_rows(tmp_path):
 
 
 @pytest.mark.parametrize("method", registry.method_names())
-def test_what_is_foreseen_of_a_method_is_what_its_export_says(method, tmp_path):
+def test_expected_exports_agree_with_the_exports(method, tmp_path):
     pipe, _ = adapted("sd", method)
-    places = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
-    done = [interop.export(pipe, "Rex", format.replace("single file", "merged"), at) for format, at in places.items()]
+    paths = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
+    done = [
+        interop.export(pipe, "Rex", format.replace("single file", "merged"), path) for format, path in paths.items()
+    ]
     assert sorted(
         (row for one in done for row in compatibility.rows(one)), key=TABLE.index
     ) == compatibility.expected_exports(method)
@@ -115,12 +117,12 @@ NEEDS = {
     ("sdxl", "v_prediction", False): "diffusers InvokeAI AUTOMATIC1111 sd-scripts",
     ("sdxl", "v_prediction", True): "diffusers InvokeAI AUTOMATIC1111 sd-scripts",
 }
-"""Programs in which a person must set something, for a merged single file of each noise process."""
+"""Programs that need settings for a merged single file, by noise process."""
 
 
 @pytest.mark.parametrize("case", NEEDS, ids=str)
-def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
-    """In diffusers, beside the released base's configuration, the line that is printed gives our noise process."""
+def test_settings_for_a_noise_process_are_listed(case, tmp_path):
+    """In diffusers the printed line, with the released base's configuration, gives our noise process."""
     kind, *process = case
     pipe, _ = adapted(kind, "lora")
     pipe.scheduler = noise.overridden(pipe.scheduler, *process)
@@ -138,17 +140,18 @@ def test_what_must_be_set_for_a_noise_process_is_said(case, tmp_path):
     torch.testing.assert_close(theirs.alphas_cumprod, ours.alphas_cumprod, atol=1e-6, rtol=1e-6)
 
 
-def test_the_readme_has_the_table():
-    assert compatibility.markdown() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_a_table_row_for_each_entry():
+    assert "<!-- generated: compatibility -->" in (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert compatibility.markdown().count("\n") == len(TABLE) + 1
 
 
-def test_a_cut_lora_is_never_called_exact(tmp_path):
+def test_a_truncated_lora_is_never_called_exact(tmp_path):
     done = interop.export(adapted("sd", "shoft")[0], "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=2)
-    said = {row.program: compatibility.verdict(done, row) for row in compatibility.rows(done)}
-    assert said["diffusers"] == f"approximately, error {done.error:.1%}" and done.error > 0.1
+    verdicts = {row.program: compatibility.verdict(done, row) for row in compatibility.rows(done)}
+    assert verdicts["diffusers"] == f"approximately, error {done.error:.1%}" and done.error > 0.1
 
 
-def noted(kind, targets, text_targets, folder):
+def export_notes(kind, targets, text_targets, folder):
     pipe = PIPES[kind]()
     for component, model in pipeline.components(pipe).items():
         attachment.attach(
@@ -158,29 +161,29 @@ def noted(kind, targets, text_targets, folder):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_layers_that_every_program_loads_need_no_note(kind, tmp_path):
-    assert noted(kind, "attention+conv", "attention+feed-forward", tmp_path) == []
+def test_layers_that_all_programs_load_have_no_note(kind, tmp_path):
+    assert export_notes(kind, "attention+conv", "attention+feed-forward", tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", PIPES)
 def test_layers_that_sd_scripts_never_loads_are_named(kind, tmp_path):
-    """It creates LoRA in Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D alone."""
+    """sd-scripts creates LoRA in Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D only."""
     loaded = r"|.*resnets.*time_emb_proj|.*samplers\.0\.conv|.*attentions.*ff\.net\.2"
-    (note,) = noted(kind, rf"conv_in|conv_out|time_embedding\.linear_[12]{loaded}", "attention", tmp_path)
+    (note,) = export_notes(kind, rf"conv_in|conv_out|time_embedding\.linear_[12]{loaded}", "attention", tmp_path)
     layers = "unet.time_embedding.linear_1, unet.time_embedding.linear_2"
     assert note.startswith("sd-scripts (networks.lora) never loads these layers") and "--format merged" in note
     assert layers in note and "unet.conv_in" in note and "unet.conv_out" in note and "resnets" not in note
 
 
 @pytest.mark.parametrize(("kind", "attentions"), [("sd", 0), ("sd2", 2), ("sdxl", 2)])
-def test_openclip_attention_that_automatic1111_ignores_is_told(kind, attentions, tmp_path):
-    """CLIP's attention has four matrices there, OpenCLIP's is one module of them all."""
-    told = noted(kind, "attention", r".*(q_proj|v_proj|mlp\.fc1)", tmp_path)
-    assert [f"ignores {attentions} of" in note for note in told] == ([True] if attentions else [])
+def test_openclip_attention_that_automatic1111_ignores_is_noted(kind, attentions, tmp_path):
+    """In AUTOMATIC1111, CLIP's attention has four modules, OpenCLIP's only one."""
+    notes = export_notes(kind, "attention", r".*(q_proj|v_proj|mlp\.fc1)", tmp_path)
+    assert [f"ignores {attentions} of" in note for note in notes] == ([True] if attentions else [])
 
 
 def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
-    """diffusers reads 23 of 24 and no projection; a base's single file lends what is not read, a folder has none."""
+    """diffusers loads 23 of 24 and no projection; the rest is copied from the base's single file, if there is one."""
     pipe = PIPES["sd2"]()
     pipe.register_modules(text_encoder=tiny_text_encoder(hidden_act="gelu", num_hidden_layers=23))
     attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
@@ -207,5 +210,5 @@ def test_a_merged_sd2_file_has_the_text_layers_of_its_base(tmp_path):
     )
     assert all(torch.equal(written[key], tensor) for key, tensor in base.items()), "the rest is the pipeline's"
     pipe.base_file.unlink()
-    gone = interop.export(pipe, "Rex", "merged", tmp_path / "gone.safetensors")
-    assert load_file(gone.path).keys() == base.keys(), "without its file the base has 23"
+    without = interop.export(pipe, "Rex", "merged", tmp_path / "gone.safetensors")
+    assert load_file(without.path).keys() == base.keys(), "without its file the base has 23"

@@ -1,4 +1,4 @@
-"""Exports, judged by somebody else's loaders: none of them is patched, all must give our own outputs to 1e-4."""
+"""Exports, loaded by other programs' unpatched loaders: their outputs must equal ours to 1e-4."""
 
 import logging
 
@@ -30,7 +30,7 @@ PLAIN = [name for name in registry.method_names() if name != "shoft"]
 
 @pytest.fixture
 def diffusers_log(caplog):
-    """What diffusers' loader complains of."""
+    """Log of diffusers' loader."""
     logger = logging.getLogger("diffusers")
     before = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_warning()
@@ -43,7 +43,7 @@ def diffusers_log(caplog):
 @pytest.mark.parametrize("kind", PIPES)
 @pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-def test_diffusers_loads_it_exactly_and_without_a_word(kind, method, format, tmp_path, diffusers_log):
+def test_diffusers_loads_exports_exactly_and_without_warnings(kind, method, format, tmp_path, diffusers_log):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", format, tmp_path / "rex.safetensors")
     assert (done.form, done.error) == ("LoRA", 0.0)
@@ -62,7 +62,7 @@ def test_diffusers_loads_shoft_as_a_dora_exactly(kind, tmp_path, diffusers_log):
 
 @pytest.mark.parametrize("kind", PIPES)
 def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
-    """Why a DoRA wants --format diffusers there: the truth table says so."""
+    """The compatibility table therefore recommends --format diffusers."""
     pipe, ours = adapted(kind, "shoft")
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     assert relative(everything(with_diffusers(kind, done.path)), ours) > 100 * EXACT
@@ -70,7 +70,7 @@ def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", PIPES)
 @pytest.mark.parametrize("method", registry.method_names())
-def test_peft_loads_it_exactly(kind, method, tmp_path):
+def test_peft_loads_exports_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "peft", tmp_path / "rex")
     assert done.form == {"hra": "HRA", "shoft": "DoRA"}.get(method, "LoRA")
@@ -79,7 +79,7 @@ def test_peft_loads_it_exactly(kind, method, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sd", "sd2"])
 @pytest.mark.parametrize("method", registry.method_names())
-def test_lycoris_loads_it_exactly(kind, method, tmp_path):
+def test_lycoris_loads_exports_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     assert relative(everything(with_lycoris(kind, done.path)), ours) < EXACT
@@ -95,7 +95,7 @@ def test_merged_weights_load_exactly(kind, method, load, tmp_path):
     assert interop.export(pipe, "Rex", "merged", place).form == "weights"
     (tmp_path / "plain").touch()
     modes = {file.stat().st_mode for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()}
-    assert modes == {(tmp_path / "plain").stat().st_mode}, "others may read it as they may any new file"
+    assert modes == {(tmp_path / "plain").stat().st_mode}, "file permissions are those of any new file"
     loaded = load(kind, place)
     assert relative(everything(loaded), ours) < EXACT
     assert pipeline.components(loaded).keys() == pipeline.components(pipe).keys()
@@ -107,7 +107,7 @@ def test_merged_weights_load_exactly(kind, method, load, tmp_path):
 
 
 @pytest.mark.parametrize("method", registry.method_names())
-def test_rotations_of_a_base_in_fewer_bits_do_not_leave_as_if_it_were_whole(method, tmp_path):
+def test_rotations_of_a_quantised_base_are_not_exported(method, tmp_path):
     pipe = tiny_pipe()
     quantise(pipe.unet, "int8")
     attachment.attach(pipe.unet, method, {"rank": 4}, name="Rex")
@@ -119,10 +119,10 @@ def test_rotations_of_a_base_in_fewer_bits_do_not_leave_as_if_it_were_whole(meth
     pipeline.activate(pipe, {"Rex": 0.5})
     with pytest.raises(UserError, match="quantised"):
         interop.export(pipe, "Rex", "merged", tmp_path / "base")
-    assert pipeline.active(pipe) == {"Rex": 0.5}, "as it was"
+    assert pipeline.active(pipe) == {"Rex": 0.5}, "unchanged"
 
 
-def test_the_vae_of_a_single_file_is_the_same(tmp_path):
+def test_the_vae_of_a_single_file_does_not_change(tmp_path):
     pipe, _ = adapted("sd", "lora")
     interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     loaded = with_from_single_file("sd", tmp_path / "rex.safetensors").vae.state_dict()
@@ -131,7 +131,7 @@ def test_the_vae_of_a_single_file_is_the_same(tmp_path):
 
 @pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
-def test_convolutions_leave_too(method, format, tmp_path):
+def test_convolutions_are_exported(method, format, tmp_path):
     pipe, ours = adapted("sd", method, "attention+conv")
     done = interop.export(pipe, "Rex", format, tmp_path / ("rex" if format == "peft" else "rex.safetensors"))
     load = {"peft": with_peft, "kohya": with_lycoris, "diffusers": with_diffusers}[format]
@@ -149,30 +149,30 @@ def test_another_strength_becomes_strength_one(method, format, tmp_path):
     assert relative(everything(load("sd", done.path)), ours) < EXACT
 
 
-def test_a_cut_lora_states_its_error(tmp_path):
-    """The error stated is the one that the weights have: SHOFT's, as a plain LoRA of a rank too small for it."""
+def test_a_truncated_lora_states_its_error(tmp_path):
+    """For SHOFT as a LoRA of too small a rank, the stated error is that of the weights."""
     pipe, ours = adapted("sd", "shoft")
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors", lora_rank=6)
     assert done.form == "LoRA" and done.rank == 6
     loaded = with_diffusers("sd", done.path)
     loaded.fuse_lora()
     loaded.unload_lora_weights()
-    gone = whole = 0.0
+    lost = total = 0.0
     with (
         merging.temporarily_merged(pipe.unet, {"Rex": 1.0}),
         merging.temporarily_merged(pipe.text_encoder, {"Rex": 1.0}),
     ):
         for component, base in pipeline.components(tiny_pipe()).items():
-            theirs, wanted = getattr(loaded, component).state_dict(), getattr(pipe, component).state_dict()
+            theirs, expected = getattr(loaded, component).state_dict(), getattr(pipe, component).state_dict()
             for key, value in base.state_dict().items():
-                gone += float((theirs[key] - wanted[key]).square().sum())
-                whole += float((wanted[key] - value).square().sum())
-    assert 0.01 < done.error < 1 and done.error == pytest.approx((gone / whole) ** 0.5, rel=1e-3)
+                lost += float((theirs[key] - expected[key]).square().sum())
+                total += float((expected[key] - value).square().sum())
+    assert 0.01 < done.error < 1 and done.error == pytest.approx((lost / total) ** 0.5, rel=1e-3)
     enough = interop.export(pipe, "Rex", "kohya", tmp_path / "all.safetensors", lora_rank=32)
     assert enough.error < 1e-6 and relative(everything(with_diffusers("sd", enough.path)), ours) < EXACT
 
 
-def test_an_output_of_magnitude_zero_is_no_dora(tmp_path):
+def test_an_output_of_magnitude_zero_is_refused_as_a_dora(tmp_path):
     pipe, _ = adapted("sd", "shoft")
     with torch.no_grad():
         next(iter(attachment.adapter_layers(pipe.unet, "Rex").values())).magnitude[3] = 0
@@ -181,8 +181,8 @@ def test_an_output_of_magnitude_zero_is_no_dora(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_names_are_those_that_other_tools_read(tmp_path):
-    """Of SD 1 and 2 as diffusers names them, of SDXL as the original does; text encoders with "text_model"."""
+def test_keys_are_those_that_other_programs_read(tmp_path):
+    """diffusers' names for SD 1 and 2, the original names for SDXL, text encoders with "text_model"."""
     keys = {}
     for kind in PIPES:
         interop.export(adapted(kind, "lora")[0], "Rex", "kohya", tmp_path / f"{kind}.safetensors")
@@ -196,7 +196,7 @@ def test_names_are_those_that_other_tools_read(tmp_path):
     assert "lora_te2_text_model_encoder_layers_1_self_attn_out_proj" in keys["sdxl"]
 
 
-def test_unknown_names_and_formats(tmp_path, pipe):
+def test_unknown_adapters_and_formats_are_refused(tmp_path, pipe):
     with pytest.raises(ValueError, match="no adapter named 'Rex' is loaded"):
         interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     attachment.attach(pipe.unet, "lora", name="Rex")
@@ -207,33 +207,33 @@ def test_unknown_names_and_formats(tmp_path, pipe):
 
 @pytest.mark.skipif(not (sources.ASSETS / "toybox").is_dir(), reason="the embedded base is still being trained")
 @pytest.mark.parametrize(("method", "format"), [("hra", "kohya"), ("hoft", "diffusers"), ("shoft", "diffusers")])
-def test_from_toybox_diffusers_draws_the_same_picture(method, format, tmp_path):
-    """Trained weights, and a whole picture from the same noise instead of one step."""
+def test_diffusers_generates_the_same_image_from_toybox(method, format, tmp_path):
+    """With trained weights, and all denoising steps from the same noise."""
     ours, theirs = (loading.load_base("toybox", "cpu") for _ in range(2))
     for model in pipeline.components(ours).values():
         attachment.attach(model, method, {"rank": 4}, name="Rex")
         stir(attachment.adapter_parameters(model, "Rex").values(), by=0.05)
     theirs.load_lora_weights(str(interop.export(ours, "Rex", format, tmp_path / "rex.safetensors").path))
-    pictures = []
+    images = []
     for pipe in (ours, theirs):
         generator = torch.Generator().manual_seed(1)
-        pictures.append(pipe("a dog", num_inference_steps=4, output_type="np", generator=generator).images)
-    assert abs(pictures[0] - pictures[1]).max() < 1e-3
+        images.append(pipe("a dog", num_inference_steps=4, output_type="np", generator=generator).images)
+    assert abs(images[0] - images[1]).max() < 1e-3
 
 
 @pytest.mark.parametrize("scheduler", [{"beta_schedule": "linear"}, {"prediction_type": "sample"}])
-def test_a_noise_process_that_a_single_file_can_not_say_is_refused(scheduler, tmp_path, pipe):
+def test_a_noise_process_without_a_marker_is_refused_in_a_single_file(scheduler, tmp_path, pipe):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **scheduler)
     attachment.attach(pipe.unet, "lora", name="Rex")
-    with pytest.raises(UserError, match=r"can't say what noise this base was trained with.*save a diffusers folder"):
+    with pytest.raises(UserError, match=r"can't describe this base's noise process.*save a diffusers folder"):
         interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     assert not list(tmp_path.iterdir())
     loaded = with_from_pretrained("sd", interop.export(pipe, "Rex", "merged", tmp_path / "rex").path)
     torch.testing.assert_close(loaded.scheduler.betas, pipe.scheduler.betas)
 
 
-def test_what_the_original_layout_has_no_place_for_is_refused(tmp_path, pipe):
-    """As toybox, whose UNet pools the caption: merged into a folder, not into a single file."""
+def test_layers_without_a_place_in_the_original_layout_are_refused(tmp_path, pipe):
+    """A UNet that pools the prompt, such as toybox's, can be merged into a folder only."""
     pipe.register_modules(unet=altered(pipe.unet, addition_embed_type="text", addition_embed_type_num_heads=4))
     attachment.attach(pipe.unet, "lora", name="Rex")
     with pytest.raises(UserError, match=r"no place for the UNet's add_embedding.*; save a diffusers folder instead"):

@@ -1,4 +1,4 @@
-"""Strangers' files: made by somebody else's code, or by the plain formula, and imported to the same outputs."""
+"""Imports of files made by other programs' code, or by the formula of the method, with the same outputs."""
 
 import functools
 import json
@@ -23,10 +23,10 @@ EXACT = 1e-4
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def bring_in(kind, path, output):
-    """Import a file for a fresh tiny pipeline, load it there; the pipeline and the report."""
+def import_and_load(kind, path, output):
+    """Import a file for a new tiny pipeline and load it. Returns the pipeline and the report."""
     pipe = PIPES[kind]()
-    place, report = interop.import_adapter(pipe, path, output, "Stranger")
+    place, report = interop.import_adapter(pipe, path, output, "Other")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline.load(pipe, place)
@@ -36,13 +36,13 @@ def bring_in(kind, path, output):
 @pytest.mark.parametrize("kind", PIPES)
 @pytest.mark.parametrize("method", registry.method_names())
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
-def test_our_own_exports_come_back(kind, method, format, tmp_path):
+def test_exports_can_be_imported(kind, method, format, tmp_path):
     pipe = PIPES[kind]()
     for model in pipeline.components(pipe).values():
         attachment.attach(model, method, {"rank": 4}, name="Rex")
         stir(attachment.adapter_parameters(model, "Rex").values())
     done = interop.export(pipe, "Rex", format, tmp_path / ("rex" if format == "peft" else "rex.safetensors"))
-    back, report = bring_in(kind, done.path, tmp_path / "out")
+    back, report = import_and_load(kind, done.path, tmp_path / "out")
     assert report.used == report.keys and not report.skipped
     assert report.layers == {
         name: len(targets.find_targets(m)) for name, m in pipeline.components(PIPES[kind]()).items()
@@ -78,7 +78,7 @@ def test_our_own_exports_come_back(kind, method, format, tmp_path):
     ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
 )
 def test_lycoris_files(algorithm, options, tmp_path):
-    """Every algorithm, on linear and conv layers, by LyCORIS' own modules."""
+    """All algorithms on linear and convolution layers, from LyCORIS' own modules."""
     lycoris = pytest.importorskip("lycoris", reason="needs lycoris-lora")
     pipe = tiny_pipe()
     lycoris.LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
@@ -91,7 +91,7 @@ def test_lycoris_files(algorithm, options, tmp_path):
     network.eval()
     theirs = everything(pipe)
     network.save_weights(str(tmp_path / "a.safetensors"), torch.float32, {})
-    back, report = bring_in("sd", tmp_path / "a.safetensors", tmp_path)
+    back, report = import_and_load("sd", tmp_path / "a.safetensors", tmp_path)
     assert set(report.skipped) <= {"it changes biases; adapters here change weights only"}
     assert relative(everything(back), theirs) < EXACT and relative(everything(tiny_pipe()), theirs) > 10 * EXACT
 
@@ -120,11 +120,11 @@ def test_peft_folders(config, tmp_path):
     pipe.register_modules(unet=model.get_base_model())
     theirs = everything(pipe)
     model.save_pretrained(tmp_path / "peft")
-    back, report = bring_in("sd", tmp_path / "peft", tmp_path)
+    back, report = import_and_load("sd", tmp_path / "peft", tmp_path)
     assert not report.skipped and relative(everything(back), theirs) < EXACT
 
 
-def adapters_by_hand(pipe, rank=2):
+def random_factors(pipe, rank=2):
     """Random (up, down) for all attention layers of the UNet, and the pipeline's outputs with them."""
     generator = torch.Generator().manual_seed(3)
     pairs = {}
@@ -156,17 +156,17 @@ STYLES = {
 
 @pytest.mark.parametrize("style", STYLES)
 def test_older_diffusers_files(style, tmp_path, pipe):
-    pairs, wanted = adapters_by_hand(pipe)
+    pairs, expected = random_factors(pipe)
     tensors = {}
     for path, (up, down) in pairs.items():
         tensors |= {STYLES[style](path).format("up"): up, STYLES[style](path).format("down"): down}
     save_file(tensors, tmp_path / "old.safetensors")
-    back, report = bring_in("sd", tmp_path / "old.safetensors", tmp_path)
-    assert report.used == report.keys == 2 * len(pairs) and relative(everything(back), wanted) < EXACT
+    back, report = import_and_load("sd", tmp_path / "old.safetensors", tmp_path)
+    assert report.used == report.keys == 2 * len(pairs) and relative(everything(back), expected) < EXACT
 
 
 def test_kohya_with_alphas_and_mixed_ranks_in_half_precision(tmp_path, pipe):
-    pairs, _ = adapters_by_hand(pipe)
+    pairs, _ = random_factors(pipe)
     tensors, plain = {}, {}
     for number, (path, (up, down)) in enumerate(pairs.items()):
         if number % 2:
@@ -176,20 +176,20 @@ def test_kohya_with_alphas_and_mixed_ranks_in_half_precision(tmp_path, pipe):
             f"{key}.lora_up.weight": up.half().contiguous(),
             f"{key}.lora_down.weight": down.half().contiguous(),
         }
-        tensors[f"{key}.alpha"] = torch.tensor(float(number))  # 0 stands for the rank
+        tensors[f"{key}.alpha"] = torch.tensor(float(number))  # 0 means alpha = rank
         plain[path] = (up.half().float() @ down.half().float()) * ((number or len(down)) / len(down))
     save_file(tensors, tmp_path / "kohya.safetensors", {"ss_steps": "100", "modelspec.trigger_phrase": "zwx"})
-    back, report = bring_in("sd", tmp_path / "kohya.safetensors", tmp_path)
+    back, report = import_and_load("sd", tmp_path / "kohya.safetensors", tmp_path)
     assert sorted(report.ranks) == [1, 2] and report.kinds == {"LoRA": len(pairs)}
     for path, change in plain.items():
         layer = back.unet.get_submodule(path)
-        assert relative(layer.adapted_weight((("Stranger", 1.0),)) - layer.weight, change) < EXACT
+        assert relative(layer.adapted_weight((("Other", 1.0),)) - layer.weight, change) < EXACT
     info = adapter_file.read_info(tmp_path / "Stranger.safetensors")
     assert info.training["metadata"]["ss_steps"] == "100" and info.trigger == "zwx"
 
 
-def test_an_import_of_mixed_ranks_is_saved_and_leaves_again(tmp_path, pipe):
-    pairs, _ = adapters_by_hand(pipe, rank=3)
+def test_an_import_of_mixed_ranks_can_be_saved_and_exported(tmp_path, pipe):
+    pairs, _ = random_factors(pipe, rank=3)
     tensors = {
         f"unet.{p}.lora.{k}.weight": t for p, (up, down) in pairs.items() for k, t in (("up", up), ("down", down))
     }
@@ -197,18 +197,18 @@ def test_an_import_of_mixed_ranks_is_saved_and_leaves_again(tmp_path, pipe):
     tensors |= {f"unet.{first}.lora.up.weight": torch.ones(pairs[first][0].shape[0], 7) / 9,
                 f"unet.{first}.lora.down.weight": torch.ones(7, pairs[first][1].shape[1]) / 9}  # fmt: skip
     save_file(tensors, tmp_path / "a.safetensors")
-    back, _ = bring_in("sd", tmp_path / "a.safetensors", tmp_path)
-    pipeline.save(back, tmp_path / "again.safetensors", "Stranger")
+    back, _ = import_and_load("sd", tmp_path / "a.safetensors", tmp_path)
+    pipeline.save(back, tmp_path / "again.safetensors", "Other")
     again = tiny_pipe()
     pipeline.load(again, tmp_path / "again.safetensors")
     assert relative(everything(again), everything(back)) < 1e-6
     other = tiny_pipe()
-    other.load_lora_weights(str(interop.export(back, "Stranger", "kohya", tmp_path / "out.safetensors").path))
+    other.load_lora_weights(str(interop.export(back, "Other", "kohya", tmp_path / "out.safetensors").path))
     assert relative(everything(other), everything(back)) < EXACT
 
 
 def full_size_sd15():
-    """Stable Diffusion 1.5 as shapes alone, in the parts that an import looks at."""
+    """The components of Stable Diffusion 1.5 that an import needs, on the meta device."""
     unet, (encoder,) = on_meta(SD1.build_unet), on_meta(SD1.build_encoders)
     return SimpleNamespace(unet=unet, text_encoder=encoder, base_name="sd15")
 
@@ -220,8 +220,8 @@ def full_size_sd15():
         ("cloneofsimo_analog_svd_rank4.safetensors", {"unet": 144, "text_encoder": 48}),
     ],
 )
-def test_every_key_of_the_real_files_is_understood(shared, file, layers):
-    """256 of 256 and 384 of 384; a layer put in the wrong place would not fit in shape."""
+def test_all_keys_of_real_files_are_used(shared, file, layers):
+    """256 of 256 and 384 of 384 keys; a wrongly matched layer would have another shape."""
     path = shared / "data" / "adapters" / file
     imported, _, report = interop.parse_adapter(full_size_sd15(), path)
     assert report.used == report.keys == 2 * sum(layers.values()) and report.layers == layers
@@ -229,7 +229,7 @@ def test_every_key_of_the_real_files_is_understood(shared, file, layers):
 
 
 def test_numbered_layers_are_in_the_order_of_the_old_library(shared):
-    """Feed-forward before cross-attention, the middle last, keys before values before queries in text encoders."""
+    """Feed-forward before cross-attention, the middle block last; keys, values, queries in text encoders."""
     path = shared / "data" / "adapters" / "cloneofsimo_analog_svd_rank4.safetensors"
     imported, _, _ = interop.parse_adapter(full_size_sd15(), path)
     theirs, block = load_file(path), "unet.down_blocks.0.attentions.0.transformer_blocks.0"
@@ -243,7 +243,7 @@ def test_numbered_layers_are_in_the_order_of_the_old_library(shared):
 
 
 def good(pipe):
-    pairs, _ = adapters_by_hand(pipe)
+    pairs, _ = random_factors(pipe)
     return {
         f"lora_unet_{path.replace('.', '_')}.lora_{kind}.weight": tensor
         for path, (up, down) in pairs.items()
@@ -251,7 +251,7 @@ def good(pipe):
     }
 
 
-def spoiled(tensors, change):
+def damaged(tensors, change):
     tensors = dict(tensors)
     change(tensors, next(iter(tensors)))
     return tensors
@@ -260,18 +260,18 @@ def spoiled(tensors, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, k: t.pop(k), "up is missing; the file is not whole"),
+        (lambda t, k: t.pop(k), "up is missing; the file is incomplete"),
         (lambda t, k: t.pop(k.replace("up", "down", 1)), "missing|its up and down"),
-        (lambda t, k: t.update({k: t[k][:, :1].contiguous()}), "are not of one rank"),
+        (lambda t, k: t.update({k: t[k][:, :1].contiguous()}), "have different ranks"),
         (lambda t, k: t.update({k: t[k][:-1].contiguous()}), "it is for another base"),
         (lambda t, k: t.update({k: t[k] * float("nan")}), "NaN or infinite values"),
-        (lambda t, k: t.update({k: t[k].flatten()}), "not of one rank|don't fit"),
+        (lambda t, k: t.update({k: t[k].flatten()}), "different ranks|don't fit"),
         (lambda t, k: t.update({k.replace("lora_unet_", "lycoris_"): t[k].clone()}), "twice"),
     ],
     ids=["no up", "no down", "rank", "shape", "nan", "flat", "twice"],
 )
-def test_malformed_files_are_refused_with_the_layer(change, message, tmp_path, pipe):
-    save_file(spoiled(good(pipe), change), tmp_path / "bad.safetensors")
+def test_malformed_files_are_refused_with_the_name_of_the_layer(change, message, tmp_path, pipe):
+    save_file(damaged(good(pipe), change), tmp_path / "bad.safetensors")
     with pytest.raises(AdapterImportError, match=message):
         interop.import_adapter(pipe, tmp_path / "bad.safetensors", tmp_path / "out", "Bad")
     assert not (tmp_path / "out").exists()
@@ -345,8 +345,8 @@ SETTINGS = st.dictionaries(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(st.dictionaries(st.sampled_from(SUFFIXES), TENSORS, min_size=1, max_size=5), st.none() | SETTINGS)
-def test_no_file_crashes_an_import(tmp_path_factory, tensors, peft):
-    """Any tensors under any names: a report, an adapter that loads, or an error that names the place."""
+def test_no_file_crashes_the_import(tmp_path_factory, tensors, peft):
+    """Any tensors under any names give an adapter that loads and a report, or an error that names the layer."""
     folder = tmp_path_factory.mktemp("fuzz")
     save_file({f"{LAYER}.{suffix}": tensor for suffix, tensor in tensors.items()}, folder / "adapter_model.safetensors")
     if peft is not None:
@@ -367,7 +367,7 @@ def fuzzed_pipe():
     return tiny_pipe()
 
 
-def test_half_a_file(tmp_path, pipe):
+def test_a_truncated_file_is_refused(tmp_path, pipe):
     save_file(good(pipe), tmp_path / "bad.safetensors")
     whole = (tmp_path / "bad.safetensors").read_bytes()
     (tmp_path / "bad.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -375,8 +375,8 @@ def test_half_a_file(tmp_path, pipe):
         interop.parse_adapter(pipe, tmp_path / "bad.safetensors")
 
 
-def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
-    """Another base's parts, biases, normalisation, inversions: skipped, said, and the rest imported."""
+def test_skipped_keys_are_reported_with_the_reason(tmp_path, pipe):
+    """Missing components, biases, normalisation layers and textual inversions are skipped; the rest is imported."""
     strange = {
         "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "this base has no text_encoder_2",
         "lora_unet_no_such_layer.lora_up.weight": "this base has no such layer in its unet",
@@ -392,17 +392,17 @@ def test_what_is_not_understood_is_named_with_its_reason(tmp_path, pipe):
     assert report.used == report.keys - len(strange) == len(good(tiny_pipe()))
 
 
-def test_a_file_of_another_base_says_so(tmp_path, pipe):
+def test_a_file_for_another_base_is_refused(tmp_path, pipe):
     xl = PIPES["sdxl"]()
     attachment.attach(xl.text_encoder_2, "lora", {"rank": 2}, name="Rex")
     interop.export(xl, "Rex", "kohya", tmp_path / "xl.safetensors")
     with pytest.raises(
-        AdapterImportError, match=r"holds no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
+        AdapterImportError, match=r"contains no adapter for tiny: this base has no text_encoder_2 \(24 keys\)"
     ):
         interop.parse_adapter(pipe, tmp_path / "xl.safetensors")
 
 
-def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
+def test_pickles_and_adapter_files_of_hra_diffusion_are_not_imported(tmp_path, pipe):
     (tmp_path / "lora.pt").write_bytes(b"PK")
     with pytest.raises(
         AdapterImportError, match=r"is a pickle, which can run code when opened; get it as .safetensors"
@@ -410,6 +410,6 @@ def test_pickles_and_our_own_files_are_not_imported(tmp_path, pipe):
         interop.parse_adapter(pipe, tmp_path / "lora.pt")
     attachment.attach(pipe.unet, "lora", name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
-    with pytest.raises(AdapterImportError, match="is an adapter of ours already"):
+    with pytest.raises(AdapterImportError, match="is an adapter of hra-diffusion already"):
         interop.parse_adapter(pipe, tmp_path / "rex.safetensors")
     assert as_matrix(pipe.unet.conv_in).ndim == 2 and not unsupported_reason(pipe.unet.conv_in)

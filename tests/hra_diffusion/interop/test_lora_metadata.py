@@ -1,4 +1,4 @@
-"""The metadata and the keys of exported LoRA files, read by the rules of other programs, restated from their source."""
+"""Metadata and keys of exported LoRA files, read by the rules of other programs, reimplemented from their source."""
 
 import base64
 import hashlib
@@ -49,7 +49,7 @@ def forge(facts):
 
 
 def invokeai(tensors):
-    """``lora_token_vector_length`` and ``_get_base_or_raise`` of InvokeAI 8e71a8a5: the width of the text decides.
+    """``lora_token_vector_length`` and ``_get_base_or_raise`` of InvokeAI 8e71a8a5: the text's width decides.
 
     Sources: invokeai/backend/model_manager/util/model_util.py and configs/lora.py. It stops at the first width found.
     """
@@ -71,7 +71,7 @@ def invokeai(tensors):
 
 
 def of_real_width(kind):
-    """A tiny pipeline whose text is as wide as the released model's: what version rules read."""
+    """A tiny pipeline with the released model's width of text embeddings, which the version rules read."""
     pipe = PIPES[kind]()
     width = {"sd": 768, "sd2": 1024, "sdxl": 2048}[kind]
     pipe.register_modules(unet=altered(pipe.unet, cross_attention_dim=width))
@@ -94,14 +94,14 @@ def exported(pipe, path, method="lora", format="kohya", targets="attention", **m
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
 @pytest.mark.parametrize("kind", PIPES)
-def test_every_program_finds_the_version(kind, format, tmp_path):
+def test_every_program_detects_the_version(kind, format, tmp_path):
     facts, tensors = exported(of_real_width(kind), tmp_path, format=format, targets=r".*(to_k|to_q|time_emb_proj)")
     assert automatic1111(facts) == forge(facts) == VERSIONS[kind]
     if format == "kohya":
         assert invokeai(tensors) == VERSIONS[kind]
 
 
-def test_versions_are_named_as_sd_scripts_names_them(tmp_path):
+def test_version_names_are_those_of_sd_scripts(tmp_path):
     """get_model_version_str_for_sd1_sd2 (library/model_util.py), determine_architecture and determine_implementation
     (library/sai_model_spec.py) of sd-scripts 48d368fa."""
     found = {}
@@ -123,20 +123,20 @@ def test_versions_are_named_as_sd_scripts_names_them(tmp_path):
     }
 
 
-def test_a_base_of_another_architecture_claims_no_version(tmp_path):
+def test_a_base_of_another_architecture_has_no_version(tmp_path):
     facts, _ = exported(PIPES["sd"](), tmp_path)
     assert not facts.keys() & {"ss_base_model_version", "ss_v2", "modelspec.architecture"}
     assert facts["modelspec.title"] == "Rex"
 
 
-def test_a_base_that_predicts_the_sample_claims_no_other_prediction(tmp_path):
+def test_a_base_that_predicts_the_sample_has_no_prediction_type(tmp_path):
     pipe = PIPES["sd"]()
     pipe.scheduler.register_to_config(prediction_type="sample")
     facts, _ = exported(pipe, tmp_path)
     assert PREDICTION_KEY not in facts
 
 
-def test_the_metadata_is_what_kohyas_trainer_writes(tmp_path):
+def test_the_metadata_are_those_of_kohyas_trainer(tmp_path):
     Image.new("RGB", (640, 320), "red").save(tmp_path / "sample.png")
     info = AdapterInfo(
         name="Rex", method="hra", options={}, base="tiny", fingerprint={}, trigger="sks", class_noun="dog",
@@ -160,7 +160,7 @@ def test_the_metadata_is_what_kohyas_trainer_writes(tmp_path):
     assert (kind, thumbnail.format, thumbnail.size) == ("data:image/jpeg;base64", "JPEG", (256, 128))
 
 
-def test_what_is_not_known_is_left_out(tmp_path):
+def test_unknown_values_are_omitted(tmp_path):
     (tmp_path / "sample.png").write_bytes(b"no picture")
     facts, _ = exported(of_real_width("sd"), tmp_path, sample=tmp_path / "sample.png")
     gone = {"ss_tag_frequency", "ss_resolution", "modelspec.trigger_phrase", "modelspec.thumbnail", "modelspec.author"}
@@ -168,18 +168,18 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert facts["modelspec.resolution"] == "16x16", "the base's own"
 
 
-def test_a_dora_names_the_module_that_reads_its_magnitudes(tmp_path):
+def test_a_dora_names_a_network_module_with_magnitudes(tmp_path):
     facts, tensors = exported(of_real_width("sd"), tmp_path, "shoft")
     assert any(key.endswith("dora_scale") for key in tensors) and facts["ss_network_module"] == "lycoris.kohya"
     arguments = {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
     assert json.loads(facts["ss_network_args"]) == arguments
 
 
-# Keys at full size, from shapes alone
+# Keys at full size, on the meta device
 
 
 def full_size(architecture):
-    """The released model without weights, as far as keys are concerned."""
+    """The components of the released model that have keys, on the meta device."""
     parts = {"unet": on_meta(architecture.build_unet), "vae": None, "scheduler": None}
     for number, encoder in zip(("", "_2"), on_meta(architecture.build_encoders), strict=False):
         parts |= {f"text_encoder{number}": encoder, f"tokenizer{number}": None}
@@ -225,7 +225,7 @@ def kohya_names(pipe):
     ids=["sd1", "sd2", "sdxl"],
 )  # fmt: skip
 def test_keys_at_full_size_are_kohyas(architecture, counts, examples):
-    """As many as sd-scripts says that it creates, and diffusers' reader maps each back to the layer it is from."""
+    """Their number is that of sd-scripts, and diffusers' reader maps each key back to its layer."""
     pipe = full_size(architecture)
     keys = kohya_names(pipe)
     assert [len(set(found.values())) for found in keys.values()] == counts
@@ -240,7 +240,7 @@ def test_keys_at_full_size_are_kohyas(architecture, counts, examples):
 
 
 def as_path(key):
-    """The layer that a key of diffusers' reader means: it gives attention the names of its older processors."""
+    """The layer of a key of diffusers' reader, which uses the attention names of older processors."""
     key = re.sub(r"(\.lora|\.lora_linear_layer)?\.(down|up)\.weight$", "", key)
     if not (found := re.fullmatch(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora", key)):
         return key
@@ -251,7 +251,7 @@ def as_path(key):
 
 
 def test_sdxl_blocks_are_those_of_the_original_configuration():
-    """Attention where channels are halved once or twice, 2 and 10 blocks deep: sd_xl_base.yaml of generative-models."""
+    """Attention at the second and third resolution, with 2 and 10 blocks: sd_xl_base.yaml of generative-models."""
     pipe = full_size(SDXL)
     found = {}
     for key in kohya_names(pipe)["unet"].values():
@@ -260,5 +260,5 @@ def test_sdxl_blocks_are_those_of_the_original_configuration():
         ):
             found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
     depth = {"input": {4: 2, 5: 2, 7: 10, 8: 10}, "output": {0: 10, 1: 10, 2: 10, 3: 2, 4: 2, 5: 2}}
-    wanted = {f"{way}_blocks_{block}_1": deep for way, blocks in depth.items() for block, deep in blocks.items()}
-    assert found == wanted | {"middle_block_1": 10}
+    expected = {f"{way}_blocks_{block}_1": deep for way, blocks in depth.items() for block, deep in blocks.items()}
+    assert found == expected | {"middle_block_1": 10}

@@ -1,4 +1,4 @@
-"""Every setting of every PEFT method that is imported: honoured as PEFT's own code does, or refused by name."""
+"""All settings of the imported PEFT methods are honoured as by PEFT's own code, or refused by name."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ LAYERS = {
 
 
 def tiny_base():
-    """A pipeline of which an import sees just a few layers named as a UNet's; all biases are there."""
+    """A pipeline with a few layers that have the names of a UNet's, all with biases."""
     torch.manual_seed(0)
     unet = nn.Module()
     unet.config = {"layers_per_block": 1, "up_block_types": ()}
@@ -67,7 +67,7 @@ AGAIN = {
     "LoRA on linear layers": {"init_lora_weights", "use_bdlora", "kasa_config", "velora_config", "arrow_config"},
     "DoRA": {"r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "init_lora_weights"},
 }
-"""The settings worth a second look where a method stands twice in the table; the first time it is all of them."""
+"""Settings to test for the further configurations of a method; all settings are tested for the first one."""
 EVERY = {
     "task_type": ["FEATURE_EXTRACTION"],
     "peft_type": ["BOFT", "OFT", "LORA", "LOHA", "LOKR", "HRA", "ADALORA"],
@@ -91,7 +91,7 @@ EVERY = {
     "use_effective_conv2d": [True],
     "fan_in_fan_out": [True],
 }
-"""Setting -> values to try, for every method that has it."""
+"""Setting -> values to test, for every method that has it."""
 MORE = {
     LoraConfig: {
         "lora_alpha": [1, 0, 32],
@@ -140,9 +140,9 @@ MORE = {
     },
 }  # fmt: skip
 WRITTEN_ANYHOW = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
-"""Settings with which the training is the same; they are only changed in the file."""
+"""Settings without an effect on training; they are changed in the file only."""
 WITH = {"layers_pattern": {"layers_to_transform": [1]}, "eps": {"coft": True}, "r": {"oft_block_size": 0}}
-"""What else has to be set for a setting to mean anything."""
+"""Other settings that a setting requires to have an effect."""
 
 
 def _with(config, setting):
@@ -151,14 +151,16 @@ def _with(config, setting):
 
 
 def values(config, setting):
-    """The values to try; for a setting that this table does not know, of a newer PEFT, one that no default is. What the
-    methods share is tried at all values with the first of them."""
+    """The values to test. A setting that the table does not list, of a newer PEFT, gets a value that is no default.
+
+    Settings that methods share are tested at all values with the first method only.
+    """
     shared = EVERY.get(setting, ["something new"])
     return MORE[config].get(setting, shared if config is LoraConfig else shared[:2])
 
 
 def write_folder(config, folder):
-    """A folder of PEFT's own with trained weights, for the tiny base."""
+    """Write a PEFT folder with trained weights for the tiny base."""
     model = get_peft_model(copy.deepcopy(tiny_base().unet), config)
     stir([p for n, p in sorted(model.named_parameters()) if p.requires_grad or "lora_" in n], by=0.1)
     model.save_pretrained(folder)
@@ -170,7 +172,7 @@ def edit(folder, **settings):
 
 
 def theirs(folder):
-    """All parameters with the folder loaded and merged by PEFT, or None where PEFT can't load it."""
+    """All parameters after PEFT loads and merges the folder, or None if PEFT can't load it."""
     try:
         merged = PeftModel.from_pretrained(copy.deepcopy(tiny_base().unet), folder).merge_and_unload()
     except Exception:
@@ -179,7 +181,7 @@ def theirs(folder):
 
 
 def ours(folder, output):
-    """All parameters with the folder imported and merged, or the words of the refusal."""
+    """All parameters after import and merge, or the error message."""
     pipe = tiny_base()
     try:
         place, _ = interop.import_adapter(pipe, folder, output, "Any")
@@ -190,25 +192,27 @@ def ours(folder, output):
     return {key: value for key, value in pipe.unet.state_dict().items() if "adapters" not in key}
 
 
-def judge(setting, found, wanted):
-    """What is wrong with the outcome, or "": equal to PEFT's, or refused naming the setting."""
+def problem(setting, found, expected):
+    """ "" if the result equals PEFT's or the error names the setting; otherwise the problem."""
     if isinstance(found, str):
         return "" if re.search(rf"\b{setting}\b", found) else f"refused, but without naming it: {found}"
-    if wanted is None:
+    if expected is None:
         return "PEFT does not load it, the import does"
-    distance = max(float((found[k] - w).norm() / w.norm()) for k, w in wanted.items())
+    distance = max(float((found[k] - w).norm() / w.norm()) for k, w in expected.items())
     return "" if distance < EXACT else f"{distance:.2g} from PEFT's"
 
 
 @pytest.fixture(autouse=True)
 def no_model_cards(monkeypatch):
-    """Half the time of PEFT's saving goes into a README."""
+    """PEFT spends half of its saving time on a README."""
     monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda model, folder: None)
 
 
 def folders(config, plain, setting, value, output):
-    """Folders with a setting at a value: trained so, and changed in the file of one that was not; by the way it was
-    made. PEFT does not make all of them on every base."""
+    """Folders with a setting at a value, by how they were made: trained with it, or changed in the file afterwards.
+
+    PEFT can't make all of them for every base.
+    """
     for way, options in (("trained", plain | _with(config, setting) | {setting: value}), ("edited", None)):
         folder = output / f"{way}-{setting}-{len(list(output.iterdir()))}"
         if options is not None and setting in WRITTEN_ANYHOW:
@@ -227,7 +231,7 @@ def folders(config, plain, setting, value, output):
 @pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.filterwarnings("ignore")
 def test_every_setting_is_honoured_or_refused_by_name(method, tmp_path):
-    """Each field of PEFT's class at other values: the import equals what PEFT loads, or names the setting."""
+    """For each field of PEFT's class at other values, the import equals what PEFT loads, or names the field."""
     config, plain = PLAIN[method]
     write_folder(config(**plain), tmp_path / "plain")
     wrong, honoured = {}, set()
@@ -235,8 +239,8 @@ def test_every_setting_is_honoured_or_refused_by_name(method, tmp_path):
     for setting in sorted(settings & AGAIN.get(method, settings)):
         for value in values(config, setting):
             for way, folder in folders(config, plain, setting, value, tmp_path):
-                found, wanted = ours(folder, tmp_path), theirs(folder)
-                if reason := judge(setting, found, wanted):
+                found, expected = ours(folder, tmp_path), theirs(folder)
+                if reason := problem(setting, found, expected):
                     wrong[f"{setting}={value!r}, {way}"] = reason
                 elif not isinstance(found, str):
                     honoured.add(setting)
@@ -248,7 +252,7 @@ def test_every_setting_is_honoured_or_refused_by_name(method, tmp_path):
 
 
 def changes(pipe, source):
-    """What an import changes of each layer's weight, by path."""
+    """The change of each layer's weight by an import, by path."""
     imported, places, _ = interop.parse_adapter(pipe, source)
     return {
         path: imported.tensors[f"{component}.{path}.up"] @ imported.tensors[f"{component}.{path}.down"]
@@ -257,8 +261,8 @@ def changes(pipe, source):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_weights_named_instead_of_their_folder(tmp_path):
-    """The settings beside them count all the same: alpha here, orthonormalised reflections there."""
+def test_the_weight_file_instead_of_its_folder(tmp_path):
+    """The settings in the same folder are read as well: alpha, and orthonormalised reflections."""
     write_folder(LoraConfig(r=4, lora_alpha=16, target_modules=ALL), tmp_path / "lora")
     whole, alone = (changes(tiny_base(), tmp_path / "lora" / end) for end in ("", "adapter_model.safetensors"))
     assert whole and all(torch.equal(alone[path], change) for path, change in whole.items())
@@ -268,7 +272,7 @@ def test_the_weights_named_instead_of_their_folder(tmp_path):
 
 
 def wrapped(encoder):
-    """A text encoder as transformers 4 has it: within ``text_model``."""
+    """A text encoder within ``text_model``, as in transformers 4."""
     model = nn.Module()
     model.text_model = encoder
     return model
@@ -276,8 +280,7 @@ def wrapped(encoder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_patterns_written_by_transformers_4(pipe, tmp_path):
-    """They name layers with the "text_model." that transformers 5 dropped; the first match counts, in the order of the
-    file, in which PEFT sorts them."""
+    """They name layers with the "text_model." that transformers 5 removed. The first match in the file decides."""
     options = {
         "alpha_pattern": {r"^text_model\.encoder\.layers\.0\.self_attn\.q_proj": 3, "q_proj": 30, "self_attn.*": 7},
         "rank_pattern": {r"text_model\.encoder\.layers\.1\..*": 2, "v_proj": 5},
@@ -296,8 +299,8 @@ def test_patterns_written_by_transformers_4(pipe, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("whole", [True, False], ids=["pipeline", "single model"])
-def test_settings_kept_as_metadata_in_a_file(whole, pipe, tmp_path):
-    """As diffusers writes them, for a pipeline with the component's name, for a single model without."""
+def test_settings_in_the_metadata_of_a_file(whole, pipe, tmp_path):
+    """As written by diffusers: with the component's name for a pipeline, without it for a single model."""
     config = LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR, use_rslora=True,
                         alpha_pattern={"attn1.to_q": 3, "to_q": 50}, rank_pattern={"to_k": 2})  # fmt: skip
     before = copy.deepcopy(pipe.unet.state_dict())

@@ -21,7 +21,7 @@ from hra_diffusion.models import families, loading
 from training import config as configs
 from training.data.latent_cache import encode
 from training.loop import train
-from training.session import Denoiser
+from training.session.model import Denoiser
 
 SETTINGS = Settings(steps=3, guidance_scale=4.0, width=16, height=16)
 

@@ -13,7 +13,7 @@ from training.memory import fit, savings
 from training.memory.footprint import GIB, footprint, training_peak
 from training.runs.events import Notice, Plan
 from training.runs.run_folder import find
-from training.session import add_adapter
+from training.session.model import add_adapter
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "method": "shoft"}], ids=["plain", "lean"])

@@ -1,0 +1,158 @@
+"""The layers of one adapter as factors of a LoRA or a DoRA, ready to be written to a file.
+
+Every method is exported as ``diag(scale) (W + up · down)``. Without a scale this is exactly a LoRA, with one a DoRA of
+magnitude ``scale · ‖W + up · down‖`` per output. The factors of orthogonal methods depend on W, so the file is exact
+for this base model only.
+"""
+
+import copy
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.layer import original_weight
+from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.registry import MIN_SCALE, LowRank
+from hra_diffusion.adapters.rotation import Rotation
+from hra_diffusion.errors import UserError
+
+ROUNDING = 1e-6
+"""Relative error below which a LoRA counts as exact: float32 rounding."""
+
+
+class ExportError(UserError):
+    """An adapter can't be exported in this form."""
+
+
+@dataclass(frozen=True)
+class ExportLayer:
+    """Factors of one adapted layer in float32. All layers have the same rank r.
+
+    ``up`` (d_out, r) and ``down`` (r, d_in), for a convolution (c_out, r, 1, 1) and (r, c_in, k, k). ``magnitude``
+    (d_out,), or None for a LoRA: DoRA's norm of each output's weight.
+    """
+
+    component: str
+    path: str
+    up: Tensor
+    down: Tensor
+    magnitude: Tensor | None
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """An adapter on a pipeline, with the options of its export."""
+
+    pipe: DiffusionPipeline
+    name: str
+    strength: float
+    lora_rank: int | None
+    info: AdapterInfo | None
+    sample: Path | None
+
+    @functools.cached_property
+    def components(self) -> dict[str, nn.Module]:
+        """The pipeline's components that have the adapter."""
+        models = pipeline.components(self.pipe)
+        return {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
+
+    @functools.cached_property
+    def adapters(self) -> dict[tuple[str, str], nn.Module]:
+        """The adapter's modules by (component, layer path)."""
+        found = {name: attachment.adapter_layers(model, self.name) for name, model in self.components.items()}
+        return {(name, path): adapter for name, layers in found.items() for path, adapter in layers.items()}
+
+    @property
+    def method(self) -> registry.Method:
+        """The adapter's method."""
+        return registry.get_method(cast(Any, self._first_adapter).method)
+
+    @property
+    def config(self) -> registry.MethodConfig:
+        """The configuration of the adapter's first layer."""
+        return cast(Any, self._first_adapter).config
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have the same configuration. Imported adapters may have a rank per layer."""
+        return len({cast(Any, adapter).config.model_dump_json() for adapter in self.adapters.values()}) == 1
+
+    @property
+    def _first_adapter(self) -> nn.Module:
+        return next(iter(self.adapters.values()))
+
+    def layers(self) -> tuple[list[ExportLayer], float]:
+        """The factors of all layers, and the relative error of their truncation to ``lora_rank``."""
+        if self.lora_rank is None:
+            updates, error = {layer: self._update(*layer) for layer in self.adapters}, 0.0
+        else:
+            truncated = {layer: _truncate(self._delta(*layer), self.lora_rank) for layer in self.adapters}
+            updates = {layer: update for layer, (update, *_) in truncated.items()}
+            lost, total = (sum(norms) for norms in zip(*(norms for _, *norms in truncated.values()), strict=True))
+            error = (lost / total) ** 0.5 if total else 0.0
+        rank = max(update.up.shape[1] for update in updates.values())
+        layers = [self._export_layer(component, path, update, rank) for (component, path), update in updates.items()]
+        return layers, error if error > ROUNDING else 0.0
+
+    def _adapter(self, component: str, path: str) -> Any:
+        """A copy of one layer's adapter on the CPU."""
+        return copy.deepcopy(self.adapters[component, path]).cpu()
+
+    def _update(self, component: str, path: str) -> LowRank:
+        """The update of one layer in float64."""
+        with torch.no_grad():
+            return self._adapter(component, path).low_rank(self._weight(component, path), self.strength)
+
+    def _delta(self, component: str, path: str) -> Tensor:
+        """W′ − W of one layer in float64."""
+        weight = self._weight(component, path)
+        with torch.no_grad():
+            return self._adapter(component, path).adapted_weight(weight, self.strength) - weight
+
+    def _weight(self, component: str, path: str) -> Tensor:
+        """The base weight of one layer in float64. Raises ExportError if a rotation needs a quantised weight."""
+        layer = self.components[component].get_submodule(path)
+        rotates = any(isinstance(part, Rotation) for part in self.adapters[component, path].modules())
+        if rotates and isinstance(layer, Quantised):
+            raise ExportError(f"{self.method.title} rotates the base's weights, and this base's are stored as "
+                              f"{layer.kind}; load the base in full precision to export for it")  # fmt: skip
+        return original_weight(layer).detach().flatten(1).cpu().double()
+
+    def _export_layer(self, component: str, path: str, update: LowRank, rank: int) -> ExportLayer:
+        magnitude = None
+        if update.scale is not None:
+            magnitude = (update.scale * (self._weight(component, path) + update.up @ update.down).norm(dim=1)).float()
+        up, down = _pad(update, rank)
+        layer = self.components[component].get_submodule(path)
+        if isinstance(layer, nn.Conv2d):
+            up, down = up[..., None, None], down.unflatten(1, (layer.in_channels, *layer.kernel_size))
+        zero_output = update.scale is not None and bool((update.scale.abs() <= 3 * MIN_SCALE).any())
+        if zero_output or not all(
+            t.isfinite().all() for t in (up, down, update.up if magnitude is None else magnitude)
+        ):
+            raise ExportError(f"{component}.{path} can't be written as a DoRA: an output has magnitude 0; "
+                              "export a plain LoRA with --lora-rank, or --format merged")  # fmt: skip
+        return ExportLayer(component, path, up, down, magnitude)
+
+
+def _truncate(delta: Tensor, rank: int) -> tuple[LowRank, float, float]:
+    """The best LoRA of this rank for ``delta``, and the squared norms of what is lost and of ``delta``."""
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    root = S[:rank].sqrt()
+    lost, total = S[rank:].square().sum(), S.square().sum()
+    return LowRank(U[:, :rank] * root, root[:, None] * Vh[:rank]), float(lost), float(total)
+
+
+def _pad(update: LowRank, rank: int) -> tuple[Tensor, Tensor]:
+    """(up, down) padded with zeros to ``rank``, because many loaders read mixed ranks wrongly."""
+    missing = rank - update.up.shape[1]
+    up = nn.functional.pad(update.up, (0, missing))
+    return up.float(), nn.functional.pad(update.down, (0, 0, 0, missing)).float()

@@ -1,0 +1,73 @@
+"""Generate a run's sample images, and score them once the run has finished."""
+
+import warnings
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation.clip import Clip, default_source
+from hra_diffusion.generation.png import PNG_KEY, describe, save_png
+from hra_diffusion.generation.requests import Request, complete_settings
+from hra_diffusion.generation.requests import Settings as GenerationSettings
+from hra_diffusion.generation.sampling import GenerationError, generate_batch
+from hra_diffusion.models.prompts import PromptWarning
+from training import scoring
+from training.runs.checkpoint import averaged
+from training.runs.events import Notice, Sample, Scored
+from training.session.devices import onload
+from training.session.state import Session
+
+SAMPLE_STEPS = 15
+"""Denoising steps of sample images: a second or two per round on the embedded base model."""
+
+
+def samples_due(session: Session) -> bool:
+    """Return whether to generate sample images after this step, as configured or requested from the page."""
+    every = session.config.sample_every
+    return (every > 0 and session.step % every == 0) or (
+        session.accelerator.is_main_process and session.run.samples_asked()
+    )
+
+
+def generate_samples(session: Session) -> None:
+    """Generate an image for each sample prompt: at step 0 with the base model, later with the current adapter."""
+    config, pipe = session.config, session.pipe
+    if not session.accelerator.is_main_process or not config.sample_prompts:
+        return
+    side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
+    settings = complete_settings(pipe, GenerationSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    weights = ((config.name, 1.0),) if session.step else ()
+    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
+    requests = [Request(prompt, config.seed, weights) for prompt in prompts]
+    try:
+        with session.timer.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
+            warnings.simplefilter("ignore", PromptWarning)  # emitted as notices at the start of the run
+            images = generate_batch(pipe, requests, settings, config.sample_batch_size)
+    except GenerationError as error:  # the adapter may be usable nevertheless
+        session.timer.emit(Notice(f"no sample images at step {session.step}: {error}"))
+        return
+    for number, (request, image) in enumerate(zip(requests, images, strict=True)):
+        image.info[PNG_KEY] = describe(pipe, request, settings)
+        save_png(image, session.run.sample(session.step, number))
+    paths = tuple(str(session.run.sample(session.step, number)) for number in range(len(images)))
+    session.timer.emit(Sample(session.step, paths))
+
+
+def score_samples(session: Session) -> None:
+    """Emit the CLIP scores of each round of sample images, and a notice if an earlier checkpoint scores better.
+
+    Does nothing without sample images or without a local CLIP model: none is downloaded.
+    """
+    config, run = session.config, session.run
+    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint(step).is_dir()}
+    if not rounds:
+        return
+    try:
+        clip = Clip(default_source(config.base), local_files_only=True)
+    except UserError:
+        return
+    with session.timer.phase("scores"):
+        prompts = [prompt.replace("{subject}", config.class_noun) for prompt in config.sample_prompts]
+        scores = scoring.score_rounds(rounds, prompts, [photo.image for photo in session.dataset.photos], clip)
+    for step, score in scores.items():
+        session.timer.emit(Scored(step, round(score.subject or 0.0, 4), round(score.prompt, 4)))
+    if message := scoring.advice(scores):
+        session.timer.emit(Notice(message))

@@ -1,0 +1,73 @@
+"""Devices of a run: the accelerator, and moving components off it while they are not used."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from hra_diffusion.models import families
+from training.config import TrainConfig
+from training.errors import TrainingError
+from training.session.model import disable_gradient_checkpointing
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Create the Accelerator of a run. Raises TrainingError for a device or precision that is not available."""
+    # cuDNN's attention in bfloat16 can give NaN gradients where the number of tokens fills no whole tile, on GPUs where
+    # PyTorch prefers it (github.com/pytorch/pytorch/issues/196678); the other kernels take as long
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
+    try:
+        accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            # the other processes wait while the main process generates class images
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        )
+    except ValueError as error:
+        raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error
+    if config.device and accelerator.device.type != config.device:
+        raise TrainingError(f"no {config.device} device is available here; use --device cpu")
+    return accelerator
+
+
+def offload(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    """Move the VAE and frozen text encoders to the CPU and free their memory on the accelerator."""
+    for model in _idle(pipe, config):
+        model.to("cpu")
+    if pipe.unet.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
+    """Within the block, the offloaded components are on the UNet's device."""
+    for model in _idle(pipe, config):
+        model.to(pipe.unet.device)
+    try:
+        yield
+    finally:
+        offload(pipe, config)
+
+
+@contextlib.contextmanager
+def restore_eval(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """After the block, put all components on the UNet's device, in eval mode and without gradient checkpointing."""
+    try:
+        yield
+    finally:
+        for model in (pipe.unet, *families.text_encoders(pipe), pipe.vae):
+            model.to(pipe.unet.device).eval()
+        disable_gradient_checkpointing(pipe)
+
+
+def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:
+    return [pipe.vae] if config.train_text_encoder else [pipe.vae, *families.text_encoders(pipe)]

@@ -1,0 +1,75 @@
+"""The model that a run trains: UNet and text encoders with a new adapter."""
+
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.models import families
+from hra_diffusion.models.families import Text
+from training.config import TrainConfig
+from training.errors import TrainingError
+from training.rank_matching import layers_to_adapt
+
+
+class Denoiser(nn.Module):
+    """UNet and trained text encoders as one module, which Accelerate wraps once for several processes."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, with_text: bool):
+        super().__init__()
+        self.family, self.pixels = families.of(pipe), pipe.vae_scale_factor
+        self.unet = pipe.unet
+        self.encoders = nn.ModuleList(families.text_encoders(pipe) if with_text else [])
+
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """Return the prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
+        if self.encoders:
+            text = text | self.family.embed(list(self.encoders), text["ids"])
+        dtype = next(self.unet.parameters()).dtype
+        # time ids stay in float32: bfloat16 would round an image size
+        text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
+        more = self.family.conditions(text, latents.shape[-1] * self.pixels)
+        return self.unet(latents.to(dtype), timesteps, text["hidden"], **more).sample
+
+
+def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
+    """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does."""
+    check_adapter(config, pipe)
+    for encoder in families.text_encoders(pipe):
+        attachment.freeze(encoder)
+    for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
+        attachment.attach(
+            model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
+        )
+    return adapter_file.parameters(pipeline.components(pipe), config.name)
+
+
+def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
+    """Raise TrainingError if the adapter can't be attached: an unknown target, too large a rank, a name in use."""
+    try:
+        for model, targets in layers_to_adapt(config, pipe):
+            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
+    except ValueError as error:
+        raise TrainingError(f"{config.method} can't be attached to {config.base}: {error}") from error
+
+
+def enable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+    """Recompute activations of UNet and text encoders in the backward pass: less memory, more time."""
+    pipe.unet.enable_gradient_checkpointing()
+    for encoder in families.text_encoders(pipe):
+        _set_activation_checkpointing(encoder, "enable")
+
+
+def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+    """Undo ``enable_gradient_checkpointing``."""
+    pipe.unet.disable_gradient_checkpointing()
+    for encoder in families.text_encoders(pipe):
+        _set_activation_checkpointing(encoder, "disable")
+
+
+def _set_activation_checkpointing(encoder: Any, verb: str) -> None:
+    """Call transformers' method for "enable" or "disable"; versions before 5.23 have only the deprecated name."""
+    switch = getattr(encoder, f"activation_checkpointing_{verb}", None)
+    (switch or getattr(encoder, f"gradient_checkpointing_{verb}"))()

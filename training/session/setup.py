@@ -1,0 +1,96 @@
+"""Set up the state of a run: caches, adapter, optimiser."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from hra_diffusion import pipeline
+from hra_diffusion.adapters.fingerprint import adapter_fingerprint
+from hra_diffusion.generation.requests import Request, prompt_notes
+from hra_diffusion.models import families, noise
+from hra_diffusion.models.families.sdxl import uncropped
+from hra_diffusion.models.prompts import plain, split
+from training.config import TrainConfig
+from training.data import class_images
+from training.data.captions import final_captions
+from training.data.dataset import Dataset
+from training.data.latent_cache import LatentCache, encode, photo_time_ids
+from training.runs.events import Notice
+from training.runs.run_folder import Run
+from training.session.devices import offload
+from training.session.model import Denoiser, add_adapter, enable_gradient_checkpointing
+from training.session.optimizer import make_optimizer
+from training.session.phase_timer import PhaseTimer
+from training.session.state import Session
+
+
+def set_up(
+    config: TrainConfig,
+    run: Run,
+    accelerator: Accelerator,
+    pipe: StableDiffusionPipeline,
+    dataset: Dataset,
+    timer: PhaseTimer,
+) -> Session:
+    """Build the latent caches, attach the adapter and create the optimiser."""
+    for warning in dataset.warnings:
+        timer.emit(Notice(warning.message))
+    photos, classes = build_caches(config, run, accelerator, pipe, dataset, timer)
+    parameters = add_adapter(config, pipe)
+    denoiser = Denoiser(pipe, config.train_text_encoder).train()
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(pipe)
+    denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
+    averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
+    fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
+    return Session(
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, classes, averages, fingerprint,
+        dataset, noise.of(pipe.scheduler),
+    )  # fmt: skip
+
+
+def build_caches(
+    config: TrainConfig,
+    run: Run,
+    accelerator: Accelerator,
+    pipe: StableDiffusionPipeline,
+    dataset: Dataset,
+    timer: PhaseTimer,
+) -> tuple[LatentCache, LatentCache | None]:
+    """Encode the photos and, for prior preservation, the class images; generate the class images that are missing."""
+    captions = list(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}).captions.values())
+    for note in prompt_notices(config, pipe, captions):
+        timer.emit(Notice(note))
+    images, embed = [photo.image for photo in dataset.photos], not config.train_text_encoder
+    size = images[0].size[0]
+    generated: list[Image.Image] = []
+    if config.prior_loss_weight:
+        with timer.phase("class images"), accelerator.main_process_first():
+            folder = run.folder.parent / ".cache" / "class-images"
+            arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
+            generated = list(class_images.load_class_images(pipe, *arguments))
+    photo_ids = class_ids = None
+    if config.size_conditioning and families.size_conditioned(pipe):
+        photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
+        class_ids = uncropped(size).float().expand(len(generated), 1, -1)
+    with timer.phase("cache"):
+        photo_cache = encode(pipe, images, captions, config.flip, embed, photo_ids)
+        prompts = [class_images.class_prompt(config.class_noun)] * len(generated)
+        class_cache = encode(pipe, generated, prompts, False, embed, class_ids) if generated else None
+    offload(pipe, config)
+    return photo_cache, class_cache
+
+
+def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:
+    """Return notices about captions and sample prompts: text that is cut off, weights that have no effect."""
+    notices = []
+    for caption in captions:
+        if cut := split(families.tokenizer(pipe), caption)[1]:
+            notices.append(f"a caption is longer than the text encoder reads; these words are cut off: “{cut}”")
+        if plain(caption) != caption:
+            notices.append(f"prompt weights have no effect in captions; “{caption}” is trained as it is written")
+    samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
+    return list(dict.fromkeys([*notices, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))

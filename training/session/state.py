@@ -1,0 +1,55 @@
+"""Everything a run holds while it trains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from hra_diffusion import pipeline
+from hra_diffusion.models.noise import NoiseProcess
+from training.config import TrainConfig
+from training.data.dataset import Dataset
+from training.data.latent_cache import LatentCache
+from training.runs.run_folder import Run
+from training.session.phase_timer import PhaseTimer
+
+
+@dataclass
+class Session:
+    """The state of a training run on one process.
+
+    Attributes:
+        denoiser: the prepared ``Denoiser`` (see ``training.session.model``).
+        parameters: the adapter's parameters, by their key in the adapter file.
+        photos: cached latents and text of the photos.
+        class_images: the same of the class images, or None without prior preservation.
+        moving_averages: exponential moving averages of ``parameters``; empty without ``ema_decay``.
+        fingerprint: fingerprint of the base model's weights, saved with the adapter.
+        step: number of optimiser steps done.
+        skipped_steps: steps in a row that the float16 loss scaler has just skipped.
+    """
+
+    config: TrainConfig
+    run: Run
+    accelerator: Accelerator
+    timer: PhaseTimer
+    pipe: StableDiffusionPipeline
+    denoiser: nn.Module
+    parameters: dict[str, nn.Parameter]
+    optimizer: Any
+    photos: LatentCache
+    class_images: LatentCache | None
+    moving_averages: dict[str, Tensor]
+    fingerprint: dict[str, dict[str, float]]
+    dataset: Dataset
+    noise_process: NoiseProcess
+    step: int = 0
+    skipped_steps: int = 0
+
+    @property
+    def trained_components(self) -> dict[str, nn.Module]:
+        """The components with trained adapters, by name."""
+        models = pipeline.components(self.pipe)
+        return models if self.config.train_text_encoder else {"unet": models["unet"]}

@@ -1,0 +1,51 @@
+"""Stop a run: Ctrl-C and SIGTERM, agreed between processes."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from training.session.state import Session
+
+
+@dataclass
+class StopFlag:
+    """Whether a signal has asked this process to stop."""
+
+    is_set: bool = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Within the block the first Ctrl-C or SIGTERM sets the flag and the second raises KeyboardInterrupt.
+
+    Outside the main thread no signal can be handled, and the flag stays unset.
+    """
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if flag.is_set:
+            raise KeyboardInterrupt
+        flag.is_set = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop_requested(session: Session, stop: StopFlag) -> bool:
+    """Return whether any process was asked to stop. All processes get the same answer after the same step."""
+    if session.accelerator.num_processes == 1:
+        return stop.is_set
+    flag = torch.tensor(float(stop.is_set), device=session.accelerator.device)
+    return bool(session.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
