@@ -125,7 +125,7 @@ class InferenceSession:
             return self._clip
 
     def change(self, base: str, device: str | None, dtype: str | None = None) -> None:
-        """Switch to another base model, device or dtype (None: the same dtype).
+        """Switch to another base model, device or precision (``dtype`` None: the current one).
 
         The model is loaded on next use, without adapters.
         """
