@@ -121,11 +121,15 @@ class InferenceSession:
                 self._clip, self.unscored = find_clip(self.base, self.scorer, str(self.pipe.device))
             return self._clip
 
-    def change(self, base: str, device: str | None) -> None:
-        """Hold another base, or the same on another device, from now on; it is loaded when first needed."""
+    def change(self, base: str, device: str | None, dtype: str | None = None) -> None:
+        """Use another base model, device or precision from now on (``dtype`` None: the same one).
+
+        It is loaded when first needed.
+        """
         with self.lock:
-            if (base, device) != (self.base, self.device):
-                self.base, self.device = base, device
+            dtype = dtype or self.dtype
+            if (base, device, dtype) != (self.base, self.device, self.dtype):
+                self.base, self.device, self.dtype = base, device, dtype
                 self._pipe, self._kept, self._clip, self.unscored = None, {}, _UNTRIED, ""
 
     def load_adapters(self, paths: list[Path]) -> list[AdapterInfo]:

@@ -140,7 +140,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     for step in range(config.steps):
         latents, text = encode_batch(pipe, config, step)
-        generator, scheduler = objective.stream(config.seed, "noise", step), pipe.scheduler
+        generator, scheduler = objective.seeded_generator(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         total = scheduler.config.num_train_timesteps
         timesteps = objective.sample_timesteps(len(latents), total, config.timestep_bias, generator).to(latents.device)
@@ -173,7 +173,7 @@ def encode_batch(pipe: Any, config: TrainConfig, step: int) -> tuple[Tensor, Ten
     """A batch's latents and text, from the photos' files and the caption."""
     photos, size = sorted(SUBJECT.glob("*.png")), config.batch_size
     picks = objective.batch_indices(len(photos), size, step, config.seed)
-    generator = objective.stream(config.seed, "photos", "latents", step)
+    generator = objective.seeded_generator(config.seed, "photos", "latents", step)
     flips = torch.randint(2, (size,), generator=generator).tolist()
     pixels = torch.stack([read(photos[i], config.resolution, flip) for i, flip in zip(picks, flips, strict=True)])
     posterior = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist

@@ -270,8 +270,8 @@ def start_session(
     """Set up the trainer on a pipeline, ready for its first step."""
     retain_freed_memory()  # as a run does
     accelerator = make_accelerator(config)
-    album = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
-    return set_up(config, Run(folder / config.name), accelerator, pipe, album, PhaseTimer(True, list(listeners)))
+    dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
+    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, list(listeners)))
 
 
 def attach_random(pipe: StableDiffusionPipeline, methods: Sequence[str], rank: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""One typed configuration of a training run: from flags, a form or YAML, to YAML."""
+"""Configuration of a training run, read from flags, a form or YAML and written as YAML."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from training.presets import PRESETS, defaults
 
 
 class ConfigError(UserError):
-    """A training configuration can't be used: which field, what is wrong, what is allowed."""
+    """A training configuration is invalid. The message names the field, the problem and the allowed values."""
 
 
 RENAMED = {
@@ -33,7 +33,7 @@ RENAMED = {
     "gradient_accumulation": "gradient_accumulation_steps",
     "text_encoder_rate": "text_encoder_lr_scale",
 }
-"""Field names of earlier versions and what they are called now. Files and callers may use either."""
+"""Field names of earlier versions by their current names. Files and callers may use either."""
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,91 +42,116 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run. Fields left out take the preset's value for this base and method."""
+    """Everything that determines a training run.
+
+    Fields that are not given take the preset's value for the base model and method.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", validate_default=True)
 
-    name: str = Field(description="Name of the adapter and of the run's folder.")
-    photos: tuple[Path, ...] = Field(min_length=1, description="Photos, or folders of photos, of the subject.")
-    class_noun: str = Field(min_length=1, max_length=60, description='What it is, in a word: "dog", "teapot", "toy".')
-    trigger: str = Field("sks", min_length=1, max_length=40, description="Rare word that will stand for the subject.")
+    name: str = Field(description="Name of the adapter and of the run folder.")
+    photos: tuple[Path, ...] = Field(min_length=1, description="Photos of the subject, or folders that contain them.")
+    class_noun: str = Field(
+        min_length=1, max_length=60, description='Class of the subject, in a word: "dog", "teapot", "toy".'
+    )
+    trigger: str = Field(
+        "sks", min_length=1, max_length=40, description="Rare word that stands for the subject in prompts."
+    )
     caption: str = Field(
-        "a photo of a {subject}", description="Caption of photos that have no .txt or .caption file beside them."
+        "a photo of a {subject}", description="Caption of photos without a .txt or .caption file beside them."
     )
     add_trigger: bool = Field(
-        True, description='Put the subject before captions that lack the trigger: "sks dog, a dog sitting".'
+        True, description='Prepend the subject to captions that lack the trigger: "sks dog, a dog sitting".'
     )
-    crop: Literal["smart", "center", "letterbox"] = Field("smart", description="How photos become square.")
-
+    crop: Literal["smart", "center", "letterbox"] = Field(
+        "smart",
+        description="Square crop: around the most detail, in the centre, or none, with the photo padded to a square.",
+    )
     boxes: dict[Path, tuple[int, int, int, int]] = Field(
         default_factory=dict,
-        description="The part of a photo to use: left, top, right, bottom in pixels of the upright photo, by its file.",
+        description="Part of each photo to use: left, top, right, bottom in pixels of the upright photo, by file.",
     )
 
-    base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file, a hub id.")
-    dtype: str = Field("float32", description=f"Precision of the frozen base: {', '.join(DTYPES)}.")
+    base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file or a hub id.")
+    dtype: str = Field("float32", description=f"Precision of the frozen base model: {', '.join(DTYPES)}.")
     base_weights: Literal["full", "int8", "nf4"] = Field(
-        "full", description="Storage of the UNet's frozen weights: as its precision says, in 8 bits, or in 4."
+        "full",
+        description="Storage of the frozen UNet weights: full precision, 8 bits or 4 bits. Fewer bits save memory.",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
-        None, description="Overrides the prediction type saved with the base."
+        None, description="Overrides the prediction type saved with the base model."
     )
-    rescale_zero_snr: bool | None = Field(None, description="Overrides whether the base has zero terminal SNR.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the arithmetic.")
-    device: Literal["cpu", "cuda", "mps"] | None = Field(None, description="The best there is by default.")
+    rescale_zero_snr: bool | None = Field(None, description="Overrides whether the base model has zero terminal SNR.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of autocast arithmetic.")
+    device: Literal["cpu", "cuda", "mps"] | None = Field(
+        None, description="Device to train on. By default the fastest available."
+    )
 
-    preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to learn.")
+    preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to train.")
     method: str = Field("hra", description="Adapter method.")
-    options: dict[str, Any] = Field(default_factory=dict, description="The method's own options.")
-    targets: str = Field("attention", description="Layers of the UNet to adapt: a named set or a pattern.")
-    train_text_encoder: bool = Field(description="Adapt the text encoder too.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter method.")
+    targets: str = Field(
+        "attention", description="Layers of the UNet to adapt: a named set or a pattern of layer names."
+    )
+    train_text_encoder: bool = Field(description="Also train an adapter for the text encoder.")
     text_encoder_lr_scale: float = Field(
-        1.0, gt=0, le=10, description="The text encoder's learning rate, as a part of the UNet's."
+        1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the UNet."
     )
 
-    steps: int = Field(ge=1, le=100_000, description="Optimiser steps.")
-    batch_size: int = Field(ge=1, le=64, description="Photos a step (on each device).")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=64, description="Batches accumulated for one optimiser step.")
-    learning_rate: float = Field(gt=0, le=1, description="Learning rate of AdamW.")
+    steps: int = Field(ge=1, le=100_000, description="Number of optimizer steps.")
+    batch_size: int = Field(ge=1, le=64, description="Photos per batch, on each device.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=64, description="Batches per optimizer step.")
+    learning_rate: float = Field(gt=0, le=1, description="Peak learning rate of AdamW.")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        description="Learning rate schedule after the warmup: constant, or decaying to 0 along a line or a cosine."
+        description="Learning rate after the warmup: constant, or linear or cosine decay to 0."
     )
-    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises at the start.")
+    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises to its peak.")
     weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
     timestep_bias: float = Field(
-        1.0, gt=0, le=4, description="Timesteps are a uniform number's power of this; below 1, noisier ones."
+        1.0,
+        gt=0,
+        le=4,
+        description="Exponent of the timestep distribution. 1 is uniform; lower values sample noisier timesteps.",
     )
-    min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting; 0 switches it off.")
+    min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting. 0 disables it; 5 is usual.")
     min_snr_formula: Literal["standard", "plus-one"] = Field(
-        description="Min-SNR weight of v-prediction: min(SNR, γ)/(SNR + 1), or (min(SNR, γ) + 1)/(SNR + 1)."
+        description="Min-SNR weight for v-prediction: min(SNR, γ)/(SNR + 1) or (min(SNR, γ) + 1)/(SNR + 1)."
     )
-    prior_loss_weight: float = Field(ge=0, le=10, description="Weight of prior preservation; 0 switches it off.")
-    num_class_images: int = Field(ge=1, le=1000, description="Class images the base draws once for prior preservation.")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="Decay of the weights' moving average; 0 switches it off.")
-    flip: bool = Field(
-        description="Also learn from mirrored photos. Text, logos and faces are then learned mirrored too."
+    prior_loss_weight: float = Field(ge=0, le=10, description="Weight of the prior preservation loss. 0 disables it.")
+    num_class_images: int = Field(
+        ge=1, le=1000, description="Class images for prior preservation, generated once by the base model."
     )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the exponential moving average of the weights. 0 disables it."
+    )
+    flip: bool = Field(description="Also train on mirrored photos. Disable it for subjects with text, logos or faces.")
     size_conditioning: bool = Field(
-        True, description="Condition Stable Diffusion XL on each photo's original size and crop."
+        True, description="Condition Stable Diffusion XL on the original size and crop of each photo."
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory, about a third slower.")
-    sample_batch_size: int = Field(8, ge=1, le=8, description="Class images, or sample pictures, drawn at once.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    sample_batch_size: int = Field(8, ge=1, le=8, description="Class images or samples generated at once.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="AdamW, or one that keeps its state in 8 bits (needs bitsandbytes)."
+        "adamw", description="AdamW, or AdamW with its state in 8 bits (requires bitsandbytes)."
     )
     memory_limit: str | None = Field(
         None,
-        description='Memory that training may use, as "8GB". Slower or smaller settings are chosen until it fits.',
+        description='Memory that training may use, such as "8GB". Settings that save memory are enabled until it fits.',
     )
-    resolution: int | None = Field(None, ge=64, le=2048, description="Side of the training pictures in pixels.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Decides everything random.")
+    resolution: int | None = Field(
+        None, ge=64, le=2048, description="Side of the training images in pixels. By default that of the base model."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
 
     checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
-    sample_every: int = Field(ge=0, description="Steps between rounds of sample pictures; 0: only before and after.")
+    sample_every: int = Field(
+        ge=0, description="Steps between rounds of samples. 0 generates them only before and after training."
+    )
     sample_prompts: tuple[str, ...] = Field(
         ("a photo of a {subject}", "a {subject} in the snow", "a {subject} on the beach"),
-        description="Prompts of the sample pictures.",
+        description="Prompts of the samples.",
     )
 
     @model_validator(mode="before")
@@ -135,7 +160,7 @@ class TrainConfig(BaseModel):
         given = {field: value for field, value in with_current_names(given).items() if value is not None}
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
-        preset = preset if preset in PRESETS else "balanced"  # a wrong one is refused with the other fields
+        preset = preset if preset in PRESETS else "balanced"  # validated with the other fields
         filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
         options = given.get("options", {})
         if not isinstance(options, dict):
@@ -149,10 +174,10 @@ class TrainConfig(BaseModel):
 
     @field_validator("class_noun", "trigger")
     @classmethod
-    def _check_words(cls, words: str) -> str:
-        if not words.isprintable() or not words.strip():
+    def _check_text(cls, text: str) -> str:
+        if not text.isprintable() or not text.strip():
             raise ValueError("must be plain words")
-        return words.strip()
+        return text.strip()
 
     @field_validator("dtype")
     @classmethod
@@ -170,16 +195,16 @@ class TrainConfig(BaseModel):
 
     @property
     def subject(self) -> str:
-        """How prompts call the subject: "sks dog"."""
+        """The subject as it appears in prompts, such as "sks dog"."""
         return f"{self.trigger} {self.class_noun}"
 
     def adapter_options(self) -> registry.MethodConfig:
-        """The method's own, validated configuration."""
+        """Return the validated configuration of the adapter method."""
         return registry.get_method(self.method).parse(self.options)
 
 
 def parse(values: dict[str, Any]) -> TrainConfig:
-    """A configuration from plain values. Raises ConfigError naming every field that is wrong."""
+    """Return the configuration with these values. Raises ConfigError that names every invalid field."""
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -187,24 +212,24 @@ def parse(values: dict[str, Any]) -> TrainConfig:
 
 
 def read(path: Path) -> TrainConfig:
-    """A configuration from a YAML file. Raises ConfigError for a missing, unreadable or wrong one."""
+    """Read a configuration from a YAML file. Raises ConfigError if it is missing, unreadable or invalid."""
     return parse(read_values(path))
 
 
-EARLIER = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
-"""The behaviour of earlier versions, which did not have these fields."""
+EARLIER_DEFAULTS = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
+"""Values of fields that earlier versions did not have, to reproduce their behaviour."""
 
 
 def read_run(path: Path) -> TrainConfig:
-    """A run's own configuration; fields that its version did not have keep that version's behaviour."""
-    return parse(EARLIER | read_values(path))
+    """Read the configuration of a run. Missing fields take ``EARLIER_DEFAULTS``."""
+    return parse(EARLIER_DEFAULTS | read_values(path))
 
 
-_SHAPES = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}
+_EXPECTED = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML file. Raises ConfigError for one that is missing or no mapping, or wrong in shape."""
+    """Read the plain values of a YAML file. Raises ConfigError if it is unreadable or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -213,10 +238,10 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no settings; expected lines like 'name: Rex'")
     for field, kind in (("photos", list), ("options", dict), ("base", str)):
         if not isinstance(values.get(field, kind()), kind):
-            raise ConfigError(f"{path}: {field} must be {_SHAPES[kind]}, not {values[field]!r}")
+            raise ConfigError(f"{path}: {field} must be {_EXPECTED[kind]}, not {values[field]!r}")
     return with_current_names(values)
 
 
 def write(config: TrainConfig, path: Path) -> None:
-    """Write the whole configuration, presets filled in, as YAML."""
+    """Write the configuration as YAML, including the values of the preset."""
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -115,7 +115,7 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     if not run.checkpoints():
         return config, load_dataset(config.photos, size, config.crop, config.boxes)
     dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
-    return moved_photos.with_present_paths(config, photos, run), dataset
+    return moved_photos.with_current_paths(config, photos, run), dataset
 
 
 def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiffusionPipeline:

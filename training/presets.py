@@ -1,8 +1,8 @@
-"""What a run takes where nothing is said, by base family, preset and method.
+"""Default values of training settings by base model family, preset and method.
 
-Toybox's rates are those that ``benchmarks/sweep.py`` kept for Balanced (its table: ``benchmarks/results/sweep.md``).
-Stable Diffusion's are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) for version 1 and are not yet
-measured here; versions 2 and XL take them over, for want of published ones at these settings.
+The learning rates for toybox were chosen by ``benchmarks/sweep.py`` (table: ``benchmarks/results/sweep.md``). Those for
+Stable Diffusion 1 are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and have not been measured
+here. Stable Diffusion 2 and XL use the same values: none are published for these settings.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from hra_diffusion.models.sources import TOYBOX, base_version
 PRESETS = ("quick", "balanced", "best")
 
 _COMMON = {"weight_decay": 1e-2, "prior_loss_weight": 1.0, "train_text_encoder": False}
-_FAMILY: dict[str, dict[str, dict[str, Any]]] = {
+_PRESET: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
-        # class images take half of every step: a tiny base spends it better on the subject, unless there is time
+        # class images take half of every step; short runs spend it better on the subject
         "quick": {"steps": 80, "prior_loss_weight": 0.0, "checkpoint_every": 40, "sample_every": 40},
         "balanced": {"steps": 280, "prior_loss_weight": 0.0, "checkpoint_every": 70, "sample_every": 140},
         "best": {"steps": 600, "num_class_images": 64, "checkpoint_every": 100, "sample_every": 100},
@@ -36,7 +36,7 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
     "toybox": {
         "lora": {"learning_rate": 2e-3, "options": {"rank": 16}},
         "moslora": {"learning_rate": 2e-3, "options": {"rank": 16}},
-        # no decay: it would only turn reflections faster, and pull SHOFT's magnitudes from 1 towards 0
+        # weight decay would make reflections rotate faster, and pull the magnitudes of SHOFT from 1 towards 0
         "hra": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "hoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "shoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
@@ -49,23 +49,23 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
     },
 }
-_EXCEPTION: dict[tuple[str, str, str], dict[str, Any]] = {
-    # as many seconds as HOFT's 280, for a step of HRA is faster; what it gains is small
+_COMBINATION: dict[tuple[str, str, str], dict[str, Any]] = {
+    # takes as long as 280 steps of HOFT, since a step of HRA is faster; the gain is small
     ("toybox", "balanced", "hra"): {"steps": 360, "checkpoint_every": 90, "sample_every": 180},
 }
-_OTHER: dict[str, dict[str, Any]] = {
+_BASE: dict[str, dict[str, Any]] = {
     "toybox": {
         "lr_scheduler": "cosine",
         "batch_size": 8,
         "num_class_images": 32,
-        # a tiny base has few layers to learn a new shape with
+        # attention layers alone are too few in a tiny base model to learn a new shape
         "targets": "attention+feed-forward",
-        # at the UNet's rate it would forget the scenes
+        # at the learning rate of the UNet the text encoder forgets the scenes
         "train_text_encoder": True,
         "text_encoder_lr_scale": 0.3,
-        # as the base itself was trained: outlines are settled at noisy timesteps
+        # as in the training of the base model: noisy timesteps determine the outlines
         "timestep_bias": 0.65,
-        # the standard formula gives pure noise no weight, where this base settles the composition
+        # the standard formula gives weight 0 to pure noise, where this base model determines the composition
         "min_snr_formula": "plus-one",
         "flip": True,
     },
@@ -73,19 +73,19 @@ _OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-_FAMILIES = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
-"""Families without figures of their own: Stable Diffusion 1's, and what differs."""
+_VARIANTS = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
+"""Families that use the values of Stable Diffusion 1, and where they differ."""
 
 
 def family(base: str) -> str:
-    """Which defaults a base takes: "toybox", "sd1", "sd2" or "sdxl"."""
+    """Return the family of a base model, which selects its defaults: "toybox", "sd1", "sd2" or "sdxl"."""
     return "toybox" if base == TOYBOX else base_version(base)
 
 
 def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
-    """Default values of a run's fields for this base, method and preset; a method without figures takes LoRA's."""
-    own = family(base)
-    column = own if own in _METHOD else "sd1"
-    figures = _METHOD[column].get(method, _METHOD[column]["lora"])
-    exception = _EXCEPTION.get((column, preset, method), {})
-    return _COMMON | _OTHER[column] | _FAMILY[column][preset] | figures | exception | _FAMILIES.get(own, {})
+    """Return the default values of TrainConfig fields. Methods without values of their own use those of LoRA."""
+    variant = family(base)
+    values = variant if variant in _METHOD else "sd1"
+    of_method = _METHOD[values].get(method, _METHOD[values]["lora"])
+    of_combination = _COMBINATION.get((values, preset, method), {})
+    return _COMMON | _BASE[values] | _PRESET[values][preset] | of_method | of_combination | _VARIANTS.get(variant, {})

@@ -52,12 +52,12 @@ def batch_loss(session: Session, position: int) -> Tensor:
     latents = torch.cat([latents for latents, _ in batches])
     text = {key: torch.cat([text[key] for _, text in batches]) for key in batches[0][1]}
     alphas, kind = session.noise_process.alphas_cumprod, session.noise_process.prediction_type
-    generator = objective.stream(config.seed, "noise", position)
+    generator = objective.seeded_generator(config.seed, "noise", position)
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = objective.sample_timesteps(len(latents), len(alphas), config.timestep_bias, generator)
-    target = objective.target(latents, noise, timesteps, alphas, kind)
+    target = objective.prediction_target(latents, noise, timesteps, alphas, kind)
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
-    latents = objective.noisy(latents, noise, timesteps, alphas)
+    latents = objective.add_noise(latents, noise, timesteps, alphas)
     device = accelerator.device
     text = {key: value.to(device) for key, value in text.items()}
     prediction = session.denoiser(latents.to(device), timesteps.to(device), text)

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def list_bases(arguments: argparse.Namespace) -> None:
     """Print the embedded base model and those in the local hub cache."""
-    from hra_diffusion.models.hub import cached_bases
+    from hra_diffusion.models.hub import cached_bases, gigabytes
 
     found = cached_bases()
     lines = [f"{TOYBOX:52} embedded", *(f"{base.name:52} {gigabytes(base.size)} in the hub cache" for base in found)]
@@ -34,12 +34,7 @@ def download(arguments: argparse.Namespace) -> None:
     base = hub.find_base(arguments.download, arguments.dtype)
     silent = arguments.json or arguments.quiet
     if not silent:
-        print(f"{base.name}: {gigabytes(base.size)}, licence {base.license}")
+        print(f"{base.name}: {hub.gigabytes(base.size)}, licence {base.license}")
     hub.download(base, (lambda done: None) if silent else None)
     facts = {"base": base.name, "license": base.license, "bytes": base.size, "files": list(base.files)}
     say(arguments, f"downloaded; use it with --base {base.name}", facts)
-
-
-def gigabytes(size: int) -> str:
-    """Return a size in GB, or MB below one."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""hra-diffusion train: photos in, an adapter out. Flags come from the configuration's and the methods' own fields."""
+"""hra-diffusion train: train an adapter on photos. The flags come from TrainConfig and the methods' options."""
 
 import argparse
 import sys
@@ -24,19 +24,19 @@ from training.runs.progress import PHASES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags override them")
-    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="where the run's folder goes")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly; "
-                        "photos that have moved are found by their content, or given anew by --photos")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="only say what the run would take, by phase, and "
-                        "the captions it would use")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="folder for runs")
+    parser.add_argument("--resume", action="store_true", help="continue exactly from the last checkpoint; photos "
+                        "that have moved are found by their content, or in --photos")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the predicted memory and time of the run "
+                        "and its captions, without training")  # fmt: skip
     add_output_mode(parser)
-    group = parser.add_argument_group("settings (those left out follow --preset, base and method)")
+    group = parser.add_argument_group("settings (defaults depend on --preset, --base and --method)")
     for name, field in TrainConfig.model_fields.items():
         if name == "method":
             group.add_argument(
                 "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
             )
-        elif name not in ("options", "boxes"):  # no flag can hold these; YAML can
+        elif name not in ("options", "boxes"):  # mappings, given by YAML only
             _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
         parser.add_argument(
@@ -52,15 +52,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = read_config(arguments)
     hide_loading_bars()
     if arguments.dry_run:
-        foresee(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
+        dry_run(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
     else:
-        from training.loop import train  # takes seconds, and --help waits for none
+        from training.loop import train  # takes seconds to import
 
         train(config, arguments.output, listeners, arguments.resume, plan=True)
 
 
-def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
-    """Tell the listeners what a run would take, and start none."""
+def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
+    """Emit the captions of a run and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
     from training.planning import planned
@@ -79,26 +79,30 @@ def foresee(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
 
 
 def print_phases(event: Event) -> None:
-    """Listener of ``--dry-run``: the predicted memory of each phase, on standard output."""
+    """Print the predicted memory of each phase on standard output, as a listener."""
     if isinstance(event, Plan):
-        for phase, held in event.phases.items():
-            print(f"{held / 2**30:6.1f} GB  {PHASES.get(phase, phase)}")
+        for phase, memory in event.phases.items():
+            print(f"{memory / 2**30:6.1f} GB  {PHASES.get(phase, phase)}")
 
 
 def read_config(arguments: argparse.Namespace) -> TrainConfig:
-    """Flags over the YAML file; with ``--resume`` both over the run's own configuration."""
+    """Return the configuration from the flags and the YAML file; flags take precedence.
+
+    With ``--resume``, the configuration of the run fills in the rest. Raises ConfigError if a required setting is
+    missing.
+    """
     given = {name: value for name, value in vars(arguments).items() if name in TrainConfig.model_fields}
     known = registry.options()
     options = {name: value for name, value in vars(arguments).items() if name in known}
-    own = configs.read_values(arguments.config) if arguments.config else {}
-    name = given.get("name", own.get("name"))
+    from_file = configs.read_values(arguments.config) if arguments.config else {}
+    name = given.get("name", from_file.get("name"))
     run = run_folder.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
-    values = (run.config.model_dump(mode="json") if run else {}) | own
+    values = (run.config.model_dump(mode="json") if run else {}) | from_file
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
-        raise ConfigError(f"still needed: {', '.join(map(_flag, missing))}")
+        raise ConfigError(f"missing settings: {', '.join(map(_flag, missing))}")
     values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
@@ -111,7 +115,7 @@ def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:
 
 
 class _RenamedFlag(argparse.Action):
-    """A flag of earlier versions: store its value under the new name and say so on standard error."""
+    """Store the value of a flag of earlier versions under its current name, with a note on standard error."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
@@ -130,22 +134,22 @@ def _add_flag(group: Any, name: str, field: FieldInfo, text: str) -> None:
     if kind in (bool, bool | None):
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
-    several = typing.get_origin(kind) is tuple
+    multiple = typing.get_origin(kind) is tuple
     group.add_argument(
         flag,
         dest=name,
         default=argparse.SUPPRESS,
         help=text,
-        metavar=_shown(kind),
-        **({"nargs": "+", "action": "extend"} if several else {}),
+        metavar=_metavar(kind),
+        **({"nargs": "+", "action": "extend"} if multiple else {}),
     )
 
 
-def _shown(kind: Any) -> str:
+def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(typing.get_args(kind)) + "}"
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return _shown(typing.get_args(kind)[0])
+        return _metavar(typing.get_args(kind)[0])
     if typing.get_origin(kind) is tuple:
-        return _shown(typing.get_args(kind)[0])
+        return _metavar(typing.get_args(kind)[0])
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")

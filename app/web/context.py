@@ -29,7 +29,10 @@ class AppContext:
 
     output: Path
     session: InferenceSession
-    bases: tuple[str, ...]
+    bases: list[str]
+    """Base models of the command line, and those chosen on the page since."""
+    local: bool = False
+    """Whether only this machine reaches the page: then visitors may choose any base model."""
 
     @property
     def queue(self) -> Queue:

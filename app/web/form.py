@@ -1,4 +1,4 @@
-"""The advanced settings as form fields, made from the metadata of the configuration and of each method's options."""
+"""Form of the advanced settings, generated from the fields of TrainConfig and the options of the methods."""
 
 import types
 import typing
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from hra_diffusion.adapters import registry
 from training.config import TrainConfig
 
-ELSEWHERE = (
+NOT_IN_FORM = (
     "name",
     "photos",
     "boxes",
@@ -28,12 +28,12 @@ ELSEWHERE = (
     "prediction_type",
     "rescale_zero_snr",
 )
-"""Fields that have their own place on the page, or are chosen when it is started."""
+"""Fields with a place of their own on the page, or set when the page starts."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One field of the form. ``methods``: those that have it, for an option of methods; empty for the run's own."""
+    """A field of the form. ``methods`` are the methods with this option, empty for fields of TrainConfig."""
 
     name: str
     info: FieldInfo
@@ -42,20 +42,20 @@ class Entry:
 
 
 def build() -> list[Entry]:
-    """Lay all fields out; empty ones mean the preset's value, which they show."""
+    """Create the fields. An empty field stands for the default, which it shows as a placeholder."""
     entries = []
     with gr.Row(equal_height=True):
         for name, (field, methods) in registry.options().items():
             entries.append(Entry(name, field, tuple(methods), _component(name, field)))
     with gr.Row(equal_height=True):
         for name, field in TrainConfig.model_fields.items():
-            if name not in ELSEWHERE:
+            if name not in NOT_IN_FORM:
                 entries.append(Entry(name, field, (), _component(name, field)))
     return entries
 
 
 def collect(entries: Sequence[Entry], values: Sequence[Any], method: str) -> dict[str, Any]:
-    """The filled-in fields as values of a configuration; options only those of the method."""
+    """Return the values of the non-empty fields as settings, with the options of the method only."""
     given: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for entry, value in zip(entries, values, strict=True):
@@ -69,20 +69,20 @@ def collect(entries: Sequence[Entry], values: Sequence[Any], method: str) -> dic
     return given | ({"options": options} if options else {})
 
 
-def refreshed(entries: Sequence[Entry], config: TrainConfig) -> list[Any]:
-    """Updates that show what empty fields stand for under this configuration, and hide other methods' options."""
+def placeholder_updates(entries: Sequence[Entry], config: TrainConfig) -> list[Any]:
+    """Return updates that show the defaults in empty fields and hide the options of other methods."""
     updates = []
     for entry in entries:
         if entry.methods and config.method not in entry.methods:
             updates.append(gr.update(visible=False))
             continue
         value = config.options.get(entry.name) if entry.methods else getattr(config, entry.name)
-        updates.append(gr.update(visible=True, **_stand_in(entry, value)))
+        updates.append(gr.update(visible=True, **_placeholder(entry, value)))
     return updates
 
 
-def filled(entries: Sequence[Entry], given: dict[str, Any]) -> list[Any]:
-    """Updates that put a configuration's given values into the fields, and empty the others."""
+def value_updates(entries: Sequence[Entry], given: dict[str, Any]) -> list[Any]:
+    """Return updates that fill in the given settings and empty the other fields."""
     updates = []
     for entry in entries:
         value = given.get("options", {}).get(entry.name) if entry.methods else given.get(entry.name)
@@ -95,13 +95,13 @@ def _component(name: str, field: FieldInfo) -> Any:
     common: dict[str, Any] = {"label": label, "info": field.description, "min_width": 250, "interactive": True}
     common["elem_id"] = f"field-{name.replace('_', '-')}"
     if kind in (bool, Literal):
-        choices = ["yes", "no"] if kind is bool else [str(choice) for choice in typing.get_args(_plain(field))]
-        return gr.Dropdown([("as the preset says", ""), *((c, c) for c in choices)], value="", **common)
+        choices = ["yes", "no"] if kind is bool else [str(choice) for choice in typing.get_args(_type(field))]
+        return gr.Dropdown([("default", ""), *((c, c) for c in choices)], value="", **common)
     return gr.Textbox(value="", lines=3 if kind is tuple else 1, **common)
 
 
-def _plain(field: FieldInfo) -> Any:
-    """The field's type without "or None"."""
+def _type(field: FieldInfo) -> Any:
+    """Return the type of the field without None."""
     kind = field.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return next(part for part in typing.get_args(kind) if part is not types.NoneType)
@@ -109,14 +109,14 @@ def _plain(field: FieldInfo) -> Any:
 
 
 def _kind(field: FieldInfo) -> Any:
-    plain = _plain(field)
+    plain = _type(field)
     return typing.get_origin(plain) or plain
 
 
-def _stand_in(entry: Entry, value: Any) -> dict[str, Any]:
+def _placeholder(entry: Entry, value: Any) -> dict[str, Any]:
     text = _as_text(entry.info, value)
     if _kind(entry.info) in (bool, Literal):
-        choices = ["yes", "no"] if _kind(entry.info) is bool else list(typing.get_args(_plain(entry.info)))
+        choices = ["yes", "no"] if _kind(entry.info) is bool else list(typing.get_args(_type(entry.info)))
         return {"choices": [(f"default: {text or 'automatic'}", ""), *((str(c), str(c)) for c in choices)]}
     return {"placeholder": text or "automatic"}
 

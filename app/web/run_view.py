@@ -169,7 +169,7 @@ class Events:
     @user_errors
     def train_again(self, name: str, request: gr.Request) -> str:
         new = train_again(self.context, self.current(name))
-        self.context.draft(request).keep(watching=new)
+        self.context.draft(request).save_values(watching=new)
         return new
 
     @user_errors
@@ -177,7 +177,7 @@ class Events:
         if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
         name = self.context.queue.job(clicked(event)["run"]).run.name
-        self.context.draft(request).keep(watching=name)
+        self.context.draft(request).save_values(watching=name)
         return name, None, gr.Tabs(selected="train")
 
     @user_errors

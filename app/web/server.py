@@ -53,7 +53,7 @@ def serve(
     make_folder(output)
     trash.empty(output)
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
-    context = AppContext(output, session, tuple(bases))
+    context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
     _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)

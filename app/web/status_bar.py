@@ -92,7 +92,10 @@ def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     if not new_digest and selection == tuple(selected):
         return (gr.skip(),) * 5
     updates = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(selection, selected, strict=True))
-    return line, runs, *updates, (new_digest or digest, *selection)
+    base, device = updates
+    if base != gr.skip():  # it may have been chosen after the page was built
+        base |= {"choices": [(base_name(name), name) for name in context.bases], "interactive": len(context.bases) > 1}
+    return line, runs, base, device, (new_digest or digest, *selection)
 
 
 def base_name(base: str) -> str:

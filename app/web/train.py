@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.web import run_view, train_form, train_photos
+from app.web import base_chooser, run_view, train_form, train_photos
 from app.web.context import AppContext
 from app.web.events import MINE, QUIET, user_errors
 from app.web.status_bar import StatusBar
@@ -17,6 +17,7 @@ class TrainTab:
     """Components of the tab."""
 
     photos: train_photos.PhotoEditor
+    base: base_chooser.BaseChooser
     form: train_form.TrainForm
     start: gr.Button
     run: run_view.RunView
@@ -27,11 +28,12 @@ def build(context: AppContext) -> TrainTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             photos = train_photos.build()
+            base = base_chooser.build(context)
             form = train_form.build()
             start = gr.Button("Train", variant="primary", size="lg", elem_id="train-button")
         with gr.Column(scale=6, min_width=320):
             run = run_view.build()
-    return TrainTab(photos, form, start, run)
+    return TrainTab(photos, base, form, start, run)
 
 
 def connect(
@@ -41,6 +43,7 @@ def connect(
     """Wire the tab."""
     form = tab.form
     train_photos.connect(context, page, tab.photos, form.noun, form.name)
+    base_chooser.connect(context, page, tab.base, tab.photos, status)
     train_form.connect(context, page, form, status)
     train_form.connect_captions(context, form, tab.photos)
     run_view.connect(context, page, tabs, tab.run, status, generating, comparing)
@@ -49,7 +52,7 @@ def connect(
     def start(request: gr.Request, base: str, *values: Any) -> str:
         draft = context.draft(request)
         names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
-        draft.keep(watching=names[0])
+        draft.save_values(watching=names[0])
         gr.Info(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
         return names[0]
 

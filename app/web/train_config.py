@@ -13,7 +13,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
-from training.data.drafts import Draft, free_album
+from training.data.drafts import Draft, free_photo_folder
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
 
 NOT_FROM_YAML = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
@@ -88,7 +88,7 @@ def parse_yaml(text: str) -> dict[str, Any]:
 
 def to_yaml(config: TrainConfig) -> str:
     """Return a configuration as YAML, without the settings that have their own place on the page."""
-    hidden: set[str] = {*form.ELSEWHERE} - {"method", "options", "preset"}
+    hidden: set[str] = {*form.NOT_IN_FORM} - {"method", "options", "preset"}
     return yaml.safe_dump(config.model_dump(mode="json", exclude=hidden), sort_keys=False, allow_unicode=True)
 
 
@@ -133,7 +133,9 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
     settings = given_settings(context, entries, values)
     # YAML contains every setting, the form only those that were filled in
     by_hand = (
-        {*form.ELSEWHERE, *changed_settings(context, entries, values, first)} if values.mode == "YAML" else {*settings}
+        {*form.NOT_IN_FORM, *changed_settings(context, entries, values, first)}
+        if values.mode == "YAML"
+        else {*settings}
     )
     shapes = layer_shapes(context.session.pipe, first)
     size = count_parameters(first.method, first.options, shapes)
@@ -166,11 +168,11 @@ def queue_runs(
     for new in names:
         if (context.output / configs.validated_name(new)).exists():
             raise UserError(f"{new!r} exists already; choose another name")
-    album = free_album(context.output, name).resolve()
-    boxes = {str(path): box for path, box in draft.settle(album).items()}
+    photos = free_photo_folder(context.output, name).resolve()
+    boxes = {str(path): box for path, box in draft.copy_photos(photos).items()}
     for new, config in zip(names, runs, strict=True):
         settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
-        context.queue.add(configs.parse(settings | {"photos": [str(album)], "boxes": boxes}))
+        context.queue.add(configs.parse(settings | {"photos": [str(photos)], "boxes": boxes}))
     context.queue.start()
     return names
 

@@ -142,7 +142,7 @@ class FormEvents:
         self.context, self.form = context, form_
 
     def store(self, request: gr.Request, *values: Any) -> None:
-        self.context.draft(request).keep(**dict(zip(self.form.names, values, strict=True)))
+        self.context.draft(request).save_values(**dict(zip(self.form.names, values, strict=True)))
 
     def restore(self, request: gr.Request) -> list[Any]:
         stored = self.context.draft(request).read().values
@@ -158,7 +158,10 @@ class FormEvents:
             config = preview_config(self.context, self.form.entries, defaults, base)
         except UserError:
             return [gr.skip()] * (1 + len(self.form.entries))
-        return [gr.update(info=registry.get_method(config.method).summary), *form.refreshed(self.form.entries, config)]
+        return [
+            gr.update(info=registry.get_method(config.method).summary),
+            *form.placeholder_updates(self.form.entries, config),
+        ]
 
     def show_forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         photos = len(self.context.draft(request).read().photos)
@@ -180,7 +183,7 @@ class FormEvents:
             return [gr.update(visible=False), gr.update(visible=True, value=text), *unchanged]
         given = given._replace(mode="YAML")
         config = preview_config(self.context, self.form.entries, given)  # invalid YAML is refused here
-        fields = form.filled(self.form.entries, changed_settings(self.context, self.form.entries, given, config))
+        fields = form.value_updates(self.form.entries, changed_settings(self.context, self.form.entries, given, config))
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 

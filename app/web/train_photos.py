@@ -13,7 +13,7 @@ from app.web.theme import CLICKS
 from hra_diffusion.models.sources import ASSETS
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.decoding import load_photo
-from training.data.drafts import Draft, zoom_of, zoomed
+from training.data.drafts import Draft, box_from_zoom, zoom_from_box
 from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
@@ -124,8 +124,8 @@ class PhotoEvents:
         if name not in SAMPLE_SUBJECTS:
             return *[gr.skip()] * 6, ""
         draft = self.context.draft(request)
-        draft.add(sample_photos(name), anew=True)
-        draft.keep(noun=SAMPLE_SUBJECTS[name], name=name.capitalize())
+        draft.add(sample_photos(name), replace_all=True)
+        draft.save_values(noun=SAMPLE_SUBJECTS[name], name=name.capitalize())
         shown = self.refresh(request)
         return "", gr.update(visible=False), *shown, SAMPLE_SUBJECTS[name], name.capitalize(), ""
 
@@ -133,15 +133,15 @@ class PhotoEvents:
     def select(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
         file = clicked(event)["file"]
-        caption, photo = draft.find(file).caption, draft.photo(file, resolution)
-        sliders = [round(value, 2) for value in zoom_of(photo.size, photo.crop)]
+        caption, photo = draft.get(file).caption, draft.photo(file, resolution)
+        sliders = [round(value, 2) for value in zoom_from_box(photo.size, photo.crop)]
         whole = show_crop(draft, resolution, file)
         return file, gr.update(visible=True), whole, caption, *sliders, *self.refresh(request, file)
 
     @user_errors
     def crop(self, selected: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
-        draft.change(selected, box=zoomed(draft.photo(selected, resolution).size, zoom, across, down))
+        draft.change(selected, box=box_from_zoom(draft.photo(selected, resolution).size, zoom, across, down))
         return show_crop(draft, resolution, selected), *self.refresh(request, selected)
 
     def set_caption(self, selected: str, caption: str, request: gr.Request) -> None:

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
+from hra_diffusion.models.folders import MODELS
 
 INDEX = "model_index.json"
-MODELS = ("unet", "text_encoder", "text_encoder_2", "vae")
-"""Folders of a diffusers model with the weights of a component."""
 CONFIGURATIONS = (*MODELS, "scheduler", "tokenizer", "tokenizer_2")
 """Folders whose small text files are needed."""
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
@@ -215,13 +214,18 @@ def _reason(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def gigabytes(size: int) -> str:
+    """Return a size in GB, or MB below one."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE is set."""
     return constants.HF_HUB_OFFLINE
 
 
-def offline_advice() -> list[tuple[str, str]]:
-    """Return what to put where on a machine without a connection, as (title, text) pairs."""
+def offline_advice() -> list[tuple[str, str, str]]:
+    """Return what to put where on a machine without a connection, as (title, text, command) tuples."""
     name = SUGGESTIONS[0]
     return [
         (
@@ -229,17 +233,19 @@ def offline_advice() -> list[tuple[str, str]]:
             "a whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
             "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Give the "
             "path of the file.",
+            "",
         ),
         (
             "A diffusers folder",
             "model_index.json; unet, vae and text_encoder, each with config.json and a .safetensors file; tokenizer "
             "with vocab.json and merges.txt; scheduler with scheduler_config.json (SDXL: also text_encoder_2 and "
-            "tokenizer_2). Give the folder's path. With a connection, this command fills such a folder: "
+            "tokenizer_2). Give the folder's path. On a machine with a connection, this fills such a folder:",
             f'hf download {name} --local-dir FOLDER --include "*.json" "*.txt" "*/*.safetensors"',
         ),
         (
             "Another computer's cache",
             f"copy its folder ~/.cache/huggingface/hub/models--{name.replace('/', '--')} into "
             f"{constants.HF_HUB_CACHE}. The model then appears in the list of known ones.",
+            "",
         ),
     ]

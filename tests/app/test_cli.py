@@ -264,7 +264,7 @@ def test_an_earlier_versions_run_goes_on_with_the_flags_it_was_begun_with(traine
     """Though the defaults of some are others now."""
     output = shutil.copytree(trained, tmp_path / "old")
     file = output / "rex-hra" / "config.yaml"
-    saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER]
+    saved = [line for line in file.read_text().splitlines() if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
     file.write_text("\n".join(saved).replace("flip: false", "flip: true"))
     command = train_command(photos, base_folder, output, "rex-hra", "--method", "hra", "--resume")
     assert main(command) == 0
@@ -356,7 +356,7 @@ def test_bad_flags(case, photos, base_folder, tmp_path, capsys):
 
 def test_missing_flags_are_named(capsys):
     assert main(["train", "--method", "hra"]) == 1
-    assert "still needed: --photos, --class-noun, --name" in capsys.readouterr().err
+    assert "missing settings: --photos, --class-noun, --name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Configurations: presets fill in, YAML goes round, nonsense is named."""
+"""Training configurations: presets, YAML round trips, error messages."""
 
 import pytest
 
@@ -18,46 +18,46 @@ def test_every_method_has_defaults_for_every_preset_and_base(method, preset, bas
     assert config.adapter_options().rank % 2 == 0
 
 
-def test_longer_presets_learn_longer():
+def test_longer_presets_have_more_steps():
     quick, balanced, best = (configs.parse({**GIVEN, "preset": preset}).steps for preset in PRESETS)
     assert quick < balanced < best
 
 
-def test_what_is_given_wins_over_the_preset():
+def test_given_values_take_precedence_over_the_preset():
     config = configs.parse({**GIVEN, "steps": 7, "options": {"rank": 2}, "method": "lora"})
     assert config.steps == 7 and config.options["rank"] == 2
 
 
-def test_the_papers_rates_for_stable_diffusion():
-    """methods.md's table; HRA's is the released code's, whose start and norm ours has."""
+def test_learning_rates_for_stable_diffusion_are_the_papers():
+    """That of HRA is from the released code, which has the same initialization and normalization."""
     rates = {m: configs.parse({**GIVEN, "base": "a/b", "method": m}).learning_rate for m in registry.method_names()}
     assert rates == {"lora": 1e-4, "moslora": 1e-4, "hra": 1e-4, "hoft": 5e-4, "shoft": 5e-4}
 
 
-def test_real_bases_take_the_standard_and_toybox_what_its_presets_have():
+def test_min_snr_formula_and_flip_depend_on_the_base_model():
     toybox, real = configs.parse(GIVEN), configs.parse({**GIVEN, "base": "a/b"})
     assert (real.min_snr_formula, real.flip) == ("standard", False)
     assert (toybox.min_snr_formula, toybox.flip) == ("plus-one", True)
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_as_it_was(tmp_path):
+def test_runs_of_earlier_versions_take_the_earlier_defaults(tmp_path):
     configs.write(configs.parse({**GIVEN, "base": "a/b", "flip": True}), tmp_path / "c.yaml")
     now = configs.read_run(tmp_path / "c.yaml")
     assert (now.min_snr_formula, now.size_conditioning, now.add_trigger) == ("standard", True, True)
     lines = (tmp_path / "c.yaml").read_text().splitlines()
-    kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER]
+    kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
     assert len(kept) == len(lines) - 3
     (tmp_path / "c.yaml").write_text("\n".join(kept))
     before = configs.read_run(tmp_path / "c.yaml")
     assert (before.min_snr_formula, before.size_conditioning, before.add_trigger) == ("plus-one", False, False)
-    assert before.flip and configs.read(tmp_path / "c.yaml").add_trigger, "a person's own YAML takes today's defaults"
+    assert before.flip and configs.read(tmp_path / "c.yaml").add_trigger, "other YAML files take the current defaults"
 
 
-def test_yaml_there_and_back(tmp_path):
+def test_yaml_round_trip(tmp_path):
     config = configs.parse({**GIVEN, "options": {"orthogonality": float("inf")}, "sample_prompts": ["ein Hündchen"]})
     configs.write(config, tmp_path / "c.yaml")
     assert configs.read(tmp_path / "c.yaml") == config
-    assert set(TrainConfig.model_fields) == set(configs.read_values(tmp_path / "c.yaml")), "everything is written out"
+    assert set(TrainConfig.model_fields) == set(configs.read_values(tmp_path / "c.yaml")), "every field is written"
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_yaml_there_and_back(tmp_path):
         ({"learning_rate": -1}, "learning_rate"),
     ],
 )
-def test_nonsense_is_named(change, message):
+def test_invalid_values_are_named(change, message):
     with pytest.raises(ConfigError, match=message):
         configs.parse({**GIVEN, **change})
 
 
-def test_names_of_any_language_are_fine():
+def test_names_may_be_in_any_language():
     for name in ("Zoë", "ポチ", "Rex 2", "my_dog-1"):
         assert configs.parse({**GIVEN, "name": name}).name == name
 
 
 @pytest.mark.parametrize("text", ["", "just words", ": ["])
-def test_a_file_that_is_no_configuration(tmp_path, text):
+def test_a_file_without_a_configuration_is_rejected(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         configs.read(tmp_path / "c.yaml")

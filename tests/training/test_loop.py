@@ -20,7 +20,7 @@ from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import Note
 from training import config as configs
-from training.data.class_images import class_images
+from training.data.class_images import load_class_images
 from training.data.dataset import load_dataset
 from training.errors import TrainingError
 from training.loop import train
@@ -316,7 +316,7 @@ def test_class_images_of_a_base_in_fewer_bits_are_its_own(tmp_path):
     full, packed = tiny_pipe(), tiny_pipe()
     quantise(packed.unet, "nf4")
     for pipe in (full, packed):
-        list(class_images(pipe, "dog", 1, 16, tmp_path))
+        list(load_class_images(pipe, "dog", 1, 16, tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -19,7 +19,7 @@ from hra_diffusion.comparison.votes import Vote
 from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
 from training import scoring, worker
-from training.data.class_images import class_images
+from training.data.class_images import load_class_images
 from training.data.drafts import Draft
 from training.loop import train
 from training.memory import measure
@@ -44,7 +44,7 @@ def damage(file, content):
 
 def test_class_pictures_that_are_cut_short_empty_or_of_another_size_are_drawn_anew(tmp_path):
     pipe = tiny_pipe()
-    good = [np.asarray(image, dtype=int) for image in class_images(pipe, "dog", 7, 16, tmp_path)]
+    good = [np.asarray(image, dtype=int) for image in load_class_images(pipe, "dog", 7, 16, tmp_path)]
     (folder,) = tmp_path.iterdir()
     files = sorted(folder.iterdir())
     files[0].write_bytes(files[0].read_bytes()[:-60])
@@ -55,7 +55,7 @@ def test_class_pictures_that_are_cut_short_empty_or_of_another_size_are_drawn_an
     files[3].write_bytes(broken)
     Image.new("RGB", (16, 16)).save(files[4])  # of NaN
     kept = {file: file.stat().st_mtime_ns for file in files[5:]}
-    again = [np.asarray(image, dtype=int) for image in class_images(pipe, "dog", 7, 16, tmp_path)]
+    again = [np.asarray(image, dtype=int) for image in load_class_images(pipe, "dog", 7, 16, tmp_path)]
     assert all(np.abs(new - old).mean() < 0.5 for new, old in zip(again, good, strict=True)), "but for float rounding"
     assert all(np.array_equal(Image.open(file), new) for file, new in zip(files, again, strict=True))
     assert {file: file.stat().st_mtime_ns for file in files[5:]} == kept, "the good ones are kept"
@@ -204,7 +204,7 @@ def draft(tmp_path):
     (tmp_path / "in").mkdir()
     draft = Draft(tmp_path / "draft")
     draft.add(sorted(save_photos(tmp_path / "in", 3).glob("*.jpg")))
-    draft.keep(noun="dog")
+    draft.save_values(noun="dog")
     return draft
 
 
@@ -212,7 +212,7 @@ def draft(tmp_path):
 def test_a_draft_without_its_list_keeps_its_photos(draft, how):
     damage(draft.folder / "draft.json", DAMAGED[how])
     assert [photo.file for photo in draft.read().photos] == ["0.jpg", "1.jpg", "2.jpg"]
-    draft.keep(noun="cat")
+    draft.save_values(noun="cat")
     assert draft.read().values == {"noun": "cat"} and len(draft.photos(64)[0]) == 3
 
 
@@ -223,10 +223,10 @@ def test_photos_of_a_draft_that_are_gone_or_damaged_are_left_out_and_named(draft
     photos, warnings = draft.photos(64)
     assert [photo.path.name for photo in photos] == ["2.jpg"]
     assert [warning.message for warning in warnings if warning.message.startswith("1.jpg: is ")]
-    draft.settle(tmp_path / "album")
-    assert [path.name for path in (tmp_path / "album").iterdir()] == ["2.jpg"]
+    draft.copy_photos(tmp_path / "copies")
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["2.jpg"]
     for file in ("0.jpg", "gone.jpg"):
-        with pytest.raises(ValueError, match="not here any more"):
+        with pytest.raises(ValueError, match="has been removed"):
             draft.photo(file, 64)
 
 

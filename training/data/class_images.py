@@ -1,4 +1,4 @@
-"""Class images for prior preservation: drawn by the base once, kept, shared by all runs with the same request."""
+"""Class images for prior preservation: generated once by the base model and shared between runs."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ from hra_diffusion.pipeline import base_name_of
 
 
 def class_prompt(class_noun: str) -> str:
-    """The prompt that shows the class without the subject."""
+    """Return the prompt for the class without the subject."""
     return f"a photo of {with_article(class_noun)}"
 
 
 def with_article(noun: str) -> str:
-    """``noun`` with the indefinite article before it: "a fox", "an owl"."""
+    """Return the noun with its indefinite article: "a fox", "an owl"."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def class_images(
+def load_class_images(
     pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
-    """``count`` square pictures of the class, ``resolution`` pixels wide; those that ``folder`` lacks are drawn.
+    """Yield ``count`` square images of the class, ``resolution`` pixels wide, generating those missing in ``folder``.
 
-    Kept by (base, a probe of its weights, their storage, noise process, class noun, settings): picture k has seed k,
-    so a larger request only adds to a smaller one.
+    The cache key is the base model, a probe of its weights, their storage, the noise process, the class noun and the
+    settings. Image k has seed k, so that a larger count reuses the images of a smaller one.
     """
     settings = complete_settings(pipe, Settings(width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
@@ -43,9 +43,9 @@ def class_images(
     key = json.dumps(
         [base_name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)]
     )
-    place = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    paths = [place / f"{seed:04d}.png" for seed in range(count)]
-    images = [_kept(path, (settings.width, settings.height)) for path in paths]
+    cache = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    paths = [cache / f"{seed:04d}.png" for seed in range(count)]
+    images = [_cached(path, (settings.width, settings.height)) for path in paths]
     missing = [seed for seed, image in enumerate(images) if image is None]
     for start in range(0, len(missing), batch_size):
         requests = [Request(class_prompt(class_noun), seed) for seed in missing[start : start + batch_size]]
@@ -55,7 +55,10 @@ def class_images(
     yield from cast(list[Image.Image], images)
 
 
-def _kept(path: Path, size: tuple[int, int]) -> Image.Image | None:
-    """A cached picture; None if it is missing, damaged, of another size, or black (earlier versions saved NaN so)."""
+def _cached(path: Path, size: tuple[int, int]) -> Image.Image | None:
+    """Return a cached image, or None if it is missing, damaged, of another size or black.
+
+    Earlier versions saved NaN as black images.
+    """
     image = read_image(path)
     return image if image is not None and image.size == size and image.getbbox() is not None else None

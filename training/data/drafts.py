@@ -1,9 +1,9 @@
-"""A subject in preparation: photos as they came, what is said about them, and how they will be cut; all in one folder.
+"""Draft of a subject on the page: the uploaded photos, their crop boxes and captions, and the values of the form.
 
-{folder}/draft.json          the photos in order, their boxes and captions, and the form's values
-{folder}/photos/0001 a.jpg   each photo as it was given
+{folder}/draft.json      the photos in order with their boxes and captions, and the values of the form
+{folder}/photos/a.jpg    each photo as uploaded
 
-Nothing in it is a run yet; ``settle`` copies it to where runs read their photos.
+A draft is not a run: ``copy_photos`` copies its photos to where runs read them.
 """
 
 import functools
@@ -28,16 +28,16 @@ from training.data.photo_files import MAX_PHOTOS, SUFFIXES
 
 CAPTION_LENGTH = 300
 MAX_MEGABYTES = 100
-"""Of one photo: 150 megapixels as JPEG or HEIC."""
+"""Largest file of a photo: 150 megapixels as JPEG or HEIC."""
 
 
-_changing = threading.Lock()
-"""A page's events come several at a time; each must see what the one before it wrote, and all of it."""
+_lock = threading.Lock()
+"""Held while a draft is read or changed: the page sends several events at a time."""
 
 
 @dataclass(frozen=True)
 class DraftPhoto:
-    """One photo: its file's name in the draft, the part of it to use (None: all), its caption ("": none)."""
+    """A photo of a draft: file name, crop box (None for the whole photo) and caption ("" for none)."""
 
     file: str
     box: Box | None = None
@@ -46,7 +46,7 @@ class DraftPhoto:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a draft holds. ``values``: the form's fields, plain values."""
+    """The photos of a draft and the plain ``values`` of the form."""
 
     photos: tuple[DraftPhoto, ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
@@ -54,23 +54,23 @@ class Contents:
 
 @dataclass(frozen=True)
 class Draft:
-    """The folder of a subject in preparation."""
+    """A draft in a folder."""
 
     folder: Path
 
     def read(self) -> Contents:
-        """What is in it; an empty draft where nothing is. Where draft.json is damaged, the photos without the rest."""
-        there = sorted(path.name for path in self.folder.glob("photos/*"))
+        """Return the contents: empty without a folder, only the photos if draft.json is damaged."""
+        files = sorted(path.name for path in self.folder.glob("photos/*"))
         found = read_json(self.folder / "draft.json")
         if not isinstance(found, dict):
-            return Contents(tuple(map(DraftPhoto, there)))
+            return Contents(tuple(map(DraftPhoto, files)))
         photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
-        return Contents(tuple(photo for photo in photos if photo.file in there), with_current_names(found["values"]))
+        return Contents(tuple(photo for photo in photos if photo.file in files), with_current_names(found["values"]))
 
-    def add(self, files: Sequence[Path], anew: bool = False) -> list[str]:
-        """Take photos, and captions (.txt or .caption) of the same name, in; returns a line for each unusable file.
+    def add(self, files: Sequence[Path], replace_all: bool = False) -> list[str]:
+        """Copy photos, and caption files of the same names, into the draft. Return a message per unusable file.
 
-        ``anew``: in place of the photos that are there.
+        ``replace_all`` removes the present photos first.
         """
         photos_given = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
         given = {path.stem for path in photos_given}
@@ -78,88 +78,88 @@ class Draft:
         refused: list[str] = []
         for path in (path for suffix in CAPTION_SUFFIXES for path in files if path.suffix.lower() == suffix):
             if (used := captions.setdefault(path.stem, path)) != path:
-                refused.append(f"{path.name}: {used.name} is the caption of this photo, and this one is left out")
-        with _changing:
-            if anew:
+                refused.append(f"{path.name}: {used.name} is the caption of this photo, so this file is ignored")
+        with _lock:
+            if replace_all:
                 shutil.rmtree(self.folder / "photos", ignore_errors=True)
-            photos = [] if anew else list(self.read().photos)
+            photos = [] if replace_all else list(self.read().photos)
             for path in photos_given:
                 try:
-                    photos.append(self._take(path, photos, captions.get(path.stem)))
+                    photos.append(self._add_photo(path, photos, captions.get(path.stem)))
                 except PhotoError as error:
                     refused.append(str(error).replace(str(path), path.name))
-            for path in (path for stem, path in captions.items() if stem not in given):  # of photos that came before
+            for path in (path for stem, path in captions.items() if stem not in given):  # of photos added before
                 stem = next(_stems(path, 0))
                 if (at := next((i for i, photo in enumerate(photos) if Path(photo.file).stem == stem), None)) is None:
-                    refused.append(f"{path.name}: there is no photo of this name to put the caption to")
+                    refused.append(f"{path.name}: no photo has this name")
                 else:
                     photos[at] = replace(photos[at], caption=_caption(path))
             self._write(replace(self.read(), photos=tuple(photos)))
         return refused
 
-    def find(self, file: str) -> DraftPhoto:
-        """A photo by its file's name. Raises PhotoError if it is not there any more."""
+    def get(self, file: str) -> DraftPhoto:
+        """Return the photo with this file name. Raises PhotoError if it has been removed."""
         for photo in self.read().photos:
             if photo.file == file:
                 return photo
-        raise PhotoError("this photo is not here any more; choose another")
+        raise PhotoError("this photo has been removed; choose another")
 
     def remove(self, file: str) -> None:
-        """Take one photo out again; nothing happens to the others if it is out already."""
-        with _changing:
+        """Remove a photo, if it is still in the draft."""
+        with _lock:
             contents = self.read()
             for photo in (photo for photo in contents.photos if photo.file == file):
                 (self.folder / "photos" / photo.file).unlink(missing_ok=True)
             self._write(replace(contents, photos=tuple(photo for photo in contents.photos if photo.file != file)))
 
     def change(self, file: str, **changes: Any) -> None:
-        """Give one photo another box or caption, if it is still there."""
+        """Change the crop box or caption of a photo, if it is still in the draft."""
         if "caption" in changes:
             changes["caption"] = _one_line(changes["caption"])
-        with _changing:
+        with _lock:
             contents = self.read()
             photos = [replace(photo, **changes) if photo.file == file else photo for photo in contents.photos]
             self._write(replace(contents, photos=tuple(photos)))
 
-    def keep(self, **values: Any) -> None:
-        """Remember values of the form."""
-        with _changing:
+    def save_values(self, **values: Any) -> None:
+        """Store values of the form."""
+        with _lock:
             contents = self.read()
-            if (now := contents.values | values) != contents.values:
-                self._write(replace(contents, values=now))
+            if (merged := contents.values | values) != contents.values:
+                self._write(replace(contents, values=merged))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete the draft."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
-        """The photos as they will be learned from, and what to look at in them; damaged ones are only named."""
+        """Return the photos as cropped for training, with warnings. Damaged photos give only a warning."""
         photos: list[Photo] = []
-        notes: list[PhotoWarning] = []
-        with _changing:
+        warnings: list[PhotoWarning] = []
+        with _lock:
             for photo in self.read().photos:
                 path = self.folder / "photos" / photo.file
                 try:
-                    taken, own = _ingest_one(path, resolution, crop, photo.box)
+                    loaded, own = _load_one(path, resolution, crop, photo.box)
                 except PhotoError as error:
-                    notes.append(PhotoWarning("ignored", path, str(error)))
+                    warnings.append(PhotoWarning("ignored", path, str(error)))
                 else:
-                    photos.append(taken)
-                    notes += own
-        return photos, [*notes, *check_together(photos)]
+                    photos.append(loaded)
+                    warnings += own
+        return photos, [*warnings, *check_together(photos)]
 
     def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
-        """One of them. Raises PhotoError if it is not there any more."""
-        with _changing:
-            return _ingest_one(self.folder / "photos" / file, resolution, crop, self.find(file).box)[0]
+        """Return one photo as cropped for training. Raises PhotoError if it has been removed."""
+        with _lock:
+            return _load_one(self.folder / "photos" / file, resolution, crop, self.get(file).box)[0]
 
-    def settle(self, folder: Path) -> dict[Path, Box]:
-        """Copy photos and captions into a new folder that runs can read; returns the boxes by the copies' paths.
+    def copy_photos(self, folder: Path) -> dict[Path, Box]:
+        """Copy the photos and captions to a new folder for a run. Return the crop boxes by path of the copies.
 
-        Damaged photos stay behind. Raises PhotoError if there are no others.
+        Damaged photos are not copied. Raises PhotoError if no photo is left.
         """
-        whole, boxes = {photo.path.name for photo in self.photos(MIN_SIDE)[0]}, {}
-        photos = [photo for photo in self.read().photos if photo.file in whole]
+        usable, boxes = {photo.path.name for photo in self.photos(MIN_SIDE)[0]}, {}
+        photos = [photo for photo in self.read().photos if photo.file in usable]
         if not photos:
             raise PhotoError("No photos yet. Drop 3 to 10 photos of the subject first.")
         make_folder(folder)
@@ -172,18 +172,18 @@ class Draft:
                 boxes[copy] = photo.box
         return boxes
 
-    def _take(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
+    def _add_photo(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
         if len(others) == MAX_PHOTOS:
-            raise PhotoError(f"{path.name}: {MAX_PHOTOS} photos are the most; it was left out")
+            raise PhotoError(f"{path.name}: the limit is {MAX_PHOTOS} photos; this one was not added")
         if (size := path.stat().st_size / 1e6) > MAX_MEGABYTES:
             raise PhotoError(
-                f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most: save it smaller"
+                f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most. Save a smaller copy."
             )
-        load_dataset([path], MIN_SIDE)  # refused here, not when training starts
-        # a caption has its photo's stem; disks of Windows and macOS ignore case
+        load_dataset([path], MIN_SIDE)  # raise now rather than when training starts
+        # captions are found by stem, and file systems of Windows and macOS ignore case
         taken = {Path(photo.file).stem.casefold() for photo in others}
         stem = next(stem for stem in _stems(path, len(others)) if stem.casefold() not in taken)
-        # a folder is searched by suffix; what the photo is, its content decides
+        # load_dataset finds photos by suffix, but detects the format from the content
         file = f"{stem}{suffix if (suffix := path.suffix.lower()) in SUFFIXES else '.jpg'}"
         make_folder(self.folder / "photos")
         shutil.copyfile(path, self.folder / "photos" / file)
@@ -194,31 +194,33 @@ class Draft:
         write_text(self.folder / "draft.json", json.dumps(asdict(contents), ensure_ascii=False))
 
 
-def free_album(output: Path, name: str) -> Path:
-    """A folder for the photos of a new subject: ``{output}/photos/{name}``, numbered where that is taken."""
-    root, number, place = output / "photos", 2, validated_name(name)
-    while (root / place).exists():
-        place, number = f"{name} {number}", number + 1
-    return root / place
+def free_photo_folder(output: Path, name: str) -> Path:
+    """Return the path of a new folder for photos: ``{output}/photos/{name}``, numbered if that exists."""
+    root, number, candidate = output / "photos", 2, validated_name(name)
+    while (root / candidate).exists():
+        candidate, number = f"{name} {number}", number + 1
+    return root / candidate
 
 
-def zoomed(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:
-    """The square box of a photo of this size: ``zoom`` 1 takes the whole short side, 2 half of it; ``across`` and
-    ``down`` (0 to 1) say where."""
+def box_from_zoom(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:
+    """Return a square crop box in a photo of this size.
+
+    ``zoom`` is the ratio of the short side to the side of the box. ``across`` and ``down`` give its position, 0 to 1.
+    """
     side = max(MIN_SIDE, round(min(size) / zoom))
     left, top = round((size[0] - side) * across), round((size[1] - side) * down)
     return left, top, left + side, top + side
 
 
-def zoom_of(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
-    """The zoom, across and down by which ``zoomed`` makes this box of a photo of this size."""
+def zoom_from_box(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
+    """Return the zoom, across and down for which ``box_from_zoom`` returns this box."""
     side = box[2] - box[0]
     across, down = ((start / room if (room := whole - side) else 0.5) for start, whole in zip(box, size, strict=False))
     return min(size) / side, across, down
 
 
 def _stems(path: Path, number: int) -> Iterator[str]:
-    """Names for a photo's copy, without suffix: its own, made harmless, then numbered ones."""
+    """Yield file stems for a photo: its own with unsafe characters replaced, then numbered variants."""
     stem = unicodedata.normalize("NFC", path.stem)
     stem = "".join(c if c.isalnum() or c in "-_ " else "-" for c in stem)[:40].strip() or "photo"
     yield f"{stem} photo" if is_reserved(stem) else stem
@@ -235,19 +237,19 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:CAPTION_LENGTH]
 
 
-def _ingest_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:
+def _load_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:
     if not path.is_file():
-        raise PhotoError("this photo is not here any more; choose another")
-    return _ingested(path, path.stat().st_mtime_ns, resolution, crop, box)
+        raise PhotoError("this photo has been removed; choose another")
+    return _load_cached(path, path.stat().st_mtime_ns, resolution, crop, box)
 
 
 @functools.lru_cache(maxsize=200)
-def _ingested(
-    path: Path, changed: int, resolution: int, crop: CropMode, box: Box | None
+def _load_cached(
+    path: Path, modified: int, resolution: int, crop: CropMode, box: Box | None
 ) -> tuple[Photo, Sequence[PhotoWarning]]:
-    """Decoding a phone's photo takes a moment: once for each way of cutting it."""
+    """Load a photo. Cached by file and crop, since decoding a large photo takes about a second."""
     try:
-        album = load_dataset([path], resolution, crop, {path: box} if box else None)
+        dataset = load_dataset([path], resolution, crop, {path: box} if box else None)
     except UserError as error:
         raise PhotoError(str(error).replace(str(path), path.name)) from error
-    return album.photos[0], album.warnings
+    return dataset.photos[0], dataset.warnings

@@ -1,4 +1,4 @@
-"""Latents and text embeddings, computed once: what every training step reads instead of photos and captions."""
+"""Cache of latents and text embeddings, encoded once before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ from hra_diffusion.models import families
 from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
 from training.data.photo import Photo
-from training.objective import batch_indices, stream
+from training.objective import batch_indices, seeded_generator
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """N encoded pictures. ``mean``, ``std`` (N, views, C, h, w): the scaled latent distribution of each picture and,
-    as second view, of its mirror image; ``text``: token ids, or embeddings if they stand still (see families);
-    ``time_ids`` (N, views, 6): Stable Diffusion XL's size conditioning."""
+    """Latents and text of N images.
+
+    Attributes:
+        mean, std: Scaled latent distribution (N, views, C, h, w). The optional second view is the mirrored image.
+        text: Token ids, or embeddings if the text encoders are frozen (see ``families``).
+        time_ids: Size conditioning of Stable Diffusion XL (N, views, 6).
+    """
 
     mean: Tensor
     std: Tensor
@@ -28,9 +32,9 @@ class LatentCache:
     time_ids: Tensor | None = None
 
     def batch(self, size: int, position: int, seed: int, label: str) -> tuple[Tensor, Text]:
-        """Batch number ``position``: latents (size, C, h, w) drawn from their distribution, and their text."""
+        """Return batch ``position``: latents (size, C, h, w), sampled from their distribution, and their text."""
         picks = torch.tensor(batch_indices(len(self.mean), size, position, seed, label))
-        generator = stream(seed, label, "latents", position)
+        generator = seeded_generator(seed, label, "latents", position)
         view = torch.randint(self.mean.shape[1], (size,), generator=generator)
         mean, std = self.mean[picks, view], self.std[picks, view]
         text = {key: value[picks] for key, value in self.text.items()}
@@ -43,24 +47,24 @@ def encode(
     pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool,
     time_ids: Tensor | None = None,
 ) -> LatentCache:  # fmt: skip
-    """Encode square RGB images with their captions; ``embed`` also runs the (frozen) text encoder."""
+    """Encode square RGB images and their captions. ``embed`` also runs the (frozen) text encoders."""
     views = [[image, ImageOps.mirror(image)] if flip else [image] for image in images]
     with torch.no_grad():
-        moments = [[_moments(pipe, view) for view in both] for both in views]
+        moments = [[_moments(pipe, view) for view in image_views] for image_views in views]
         ids = families.tokenize(pipe, captions)
         text = {"ids": ids} if not embed else _embedded(pipe, ids)
-    mean, std = (torch.stack([torch.stack([m[i] for m in both]) for both in moments]) for i in (0, 1))
+    mean, std = (torch.stack([torch.stack([m[i] for m in image]) for image in moments]) for i in (0, 1))
     return LatentCache(mean, std, text, time_ids)
 
 
 def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
-    """Stable Diffusion XL's time ids of a photo and, with ``flip``, of its mirror image (views, 6).
+    """Return the time ids of Stable Diffusion XL for a photo and, with ``flip``, its mirror image (views, 6).
 
-    Original height and width, crop top and left, target height and width, as diffusers' train_dreambooth_lora_sdxl.py
-    computes them (huggingface/diffusers 58eb52c): the size of the upright photo before it is resized, and the crop in
-    pixels of the resized photo, which is mirrored before it is cropped. (sd-scripts 48d368f passes the same size, but
-    centres a virtual crop in the bucket, wherever the real one is.) A photo with a box counts as cropped by hand
-    beforehand: the size of its box, else enlarged details would pass for those of a large photo.
+    They are the original height and width, the crop's top and left, and the target height and width, as in diffusers'
+    train_dreambooth_lora_sdxl.py (huggingface/diffusers 58eb52c): the original size is that of the upright photo, and
+    the crop is in pixels of the resized photo, which is mirrored before it is cropped. (sd-scripts 48d368f passes the
+    same size, but always centres the crop.) For a photo with a crop box, the original size is that of the box, so that
+    enlarged details do not count as those of a large photo.
     """
     frame, crop, side = photo.frame, photo.crop, photo.image.width
     scale = side / max(crop[2] - crop[0], crop[3] - crop[1])
@@ -70,7 +74,7 @@ def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
 
 
 def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:
-    """Token ids (N, encoders, L) through the text encoders, one caption at a time, in float32 on the CPU."""
+    """Embed token ids (N, encoders, L), one caption at a time. Returns float32 on the CPU."""
     family, encoders = families.of(pipe), families.text_encoders(pipe)
     rows = [family.embed(encoders, row[None].to(pipe.device)) for row in ids]
     return {key: torch.cat([row[key].float().cpu() for row in rows]) for key in rows[0]}

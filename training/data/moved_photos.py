@@ -1,4 +1,4 @@
-"""Find a resumed run's photos by the hashes of their files."""
+"""Find the photos of a resumed run by the hashes of their files."""
 
 import contextlib
 import hashlib
@@ -14,60 +14,60 @@ from training.data.photo_files import SUFFIXES, find_photos
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
-MOST_SEARCHED = 1000
-"""Files that are read in search of moved photos."""
+MAX_SEARCHED = 1000
+"""Most files to hash when searching for moved photos."""
 
 
 def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[Path]:
-    """The photos that the run began with, in its order, where they are now: found by the hashes kept in its folder.
+    """Return the current paths of the photos that the run started with, in the same order.
 
-    They are looked for in ``config.photos``, then near those places and in the folder of the page's photos.
-    Raises RunError if a photo is not found.
+    Photos are identified by the SHA-256 stored in the run folder. They are searched for in ``config.photos``, then in
+    the folders nearby and in the folder to which the page copies photos. Raises RunError if a photo is not found.
     """
-    if not (kept := run.photos):
-        emit(Notice(f"{run.folder / 'photos.json'} is damaged: the photos are taken as they are now, unchecked"))
+    if not (stored := run.photos):
+        emit(Notice(f"{run.folder / 'photos.json'} is damaged: the photos cannot be verified and are used as they are"))
         return find_photos(config.photos)
-    hashes, given = [photo["sha256"] for photo in kept], list(_files(config.photos))
+    hashes, given = [photo["sha256"] for photo in stored], list(_files(config.photos))
     found = _match(hashes, given)
     if None in found:
         near = _files(_folders_near([*config.photos, run.folder.parent / "photos" / run.name]))
-        found = _match(hashes, [*given, *itertools.islice(near, MOST_SEARCHED)])
+        found = _match(hashes, [*given, *itertools.islice(near, MAX_SEARCHED)])
     if missing := found.count(None):
         places = ", ".join(map(str, config.photos))
         raise RunError(
-            f"{missing} of the {len(found)} photos that {run.folder} began with are neither in {places} nor near it; "
-            "say where they are by --photos, or start a new run under another --name"
+            f"{missing} of the {len(found)} photos that {run.folder} started with were not found in or near {places}; "
+            "give their folder with --photos, or start a new run with another --name"
         )
     photos = [path for path in found if path is not None]
     if moved := sorted({str(path.parent) for path in photos if path not in given}):
         emit(Notice(f"the photos have moved; found by their content in {', '.join(moved)}"))
     if others := [path.name for path in given if path not in photos]:
-        emit(Notice(f"not part of this run, and left out: {', '.join(others)}; a new run would learn from them too"))
+        emit(Notice(f"not part of this run, and ignored: {', '.join(others)}; start a new run to train on them too"))
     return photos
 
 
 def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
-    """The photos that ``find`` returned, with the crops and frames that the run began with.
+    """Load the photos that ``find`` returned, with the crops and frames that the run started with.
 
-    A photo without a caption file gets its kept caption; ``Run.begin`` checks that no other caption has changed.
+    A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
     """
-    if not (kept := run.photos):
+    if not (stored := run.photos):
         return load_dataset(photos, resolution, config.crop, config.boxes)
-    album = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
-    taken = {photo.path: photo for photo in album.photos}
-    same = (
+    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
+    loaded = {photo.path: photo for photo in dataset.photos}
+    restored = (
         replace(
-            taken[path],
-            caption=taken[path].caption or entry["caption"],
-            frame=tuple(entry.get("frame", taken[path].frame)),
+            loaded[path],
+            caption=loaded[path].caption or entry["caption"],
+            frame=tuple(entry.get("frame", loaded[path].frame)),
         )
-        for path, entry in zip(photos, kept, strict=True)
+        for path, entry in zip(photos, stored, strict=True)
     )
-    return replace(album, photos=tuple(same))
+    return replace(dataset, photos=tuple(restored))
 
 
-def with_present_paths(config: TrainConfig, photos: list[Path], run: Run) -> TrainConfig:
-    """The configuration with the photos' present places, where they are others than it says."""
+def with_current_paths(config: TrainConfig, photos: list[Path], run: Run) -> TrainConfig:
+    """Return the configuration with the current paths of the photos."""
     given = [*_files(config.photos)]
     if config.photos == run.config.photos and all(path in given for path in photos):
         return config
@@ -79,28 +79,28 @@ def _boxes(photos: list[Path], run: Run) -> dict[Path, tuple[int, int, int, int]
 
 
 def _match(hashes: Iterable[str], files: Iterable[Path]) -> list[Path | None]:
-    """A file of each hash, no file twice; None where there is none."""
-    places: defaultdict[str, list[Path]] = defaultdict(list)
+    """Return a file for each hash, or None if there is none. No file is returned twice."""
+    matches: defaultdict[str, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
         with contextlib.suppress(OSError), file.open("rb") as stream:
-            places[hashlib.file_digest(stream, "sha256").hexdigest()].append(file)
-    return [places[wanted].pop(0) if places[wanted] else None for wanted in hashes]
+            matches[hashlib.file_digest(stream, "sha256").hexdigest()].append(file)
+    return [matches[sha256].pop(0) if matches[sha256] else None for sha256 in hashes]
 
 
-def _files(places: Iterable[Path]) -> Iterator[Path]:
-    """The files among the places, and those in their folders that have a photo's suffix; resolved."""
-    for place in places:
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files among the paths, and the photos in the folders among them, resolved."""
+    for path in paths:
         inside: list[Path] = []
-        with contextlib.suppress(OSError):  # a folder that may not be read
-            inside = sorted(place.iterdir()) if place.is_dir() else [place]
+        with contextlib.suppress(OSError):  # folders without read permission
+            inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
-            if file.is_file() and (file == place or file.suffix.lower() in SUFFIXES):
+            if file.is_file() and (file == path or file.suffix.lower() in SUFFIXES):
                 yield file.resolve()
 
 
-def _folders_near(places: Iterable[Path]) -> Iterator[Path]:
-    """The nearest folder above each place that is still there, and the folders in it."""
-    above = (next((folder for folder in place.absolute().parents if folder.is_dir()), None) for place in places)
+def _folders_near(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the nearest existing parent folder of each path, and the folders in it."""
+    above = (next((folder for folder in path.absolute().parents if folder.is_dir()), None) for path in paths)
     for folder in dict.fromkeys(above):
         if folder is not None:
             yield folder

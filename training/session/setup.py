@@ -71,7 +71,7 @@ def build_caches(
         with timer.phase("class images"), accelerator.main_process_first():
             folder = run.folder.parent / ".cache" / "class-images"
             arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
-            generated = list(class_images.class_images(pipe, *arguments))
+            generated = list(class_images.load_class_images(pipe, *arguments))
     photo_ids = class_ids = None
     if config.size_conditioning and families.size_conditioned(pipe.unet.config):
         photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])

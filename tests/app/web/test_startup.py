@@ -11,7 +11,7 @@ def test_building_the_page_imports_no_heavy_library():
         "import sys, pathlib; from app.web import server; server.prepare_environment(pathlib.Path('outputs'))\n"
         "from app.web.blocks import build\n"
         "from app.web.context import AppContext; from app.inference_session import InferenceSession\n"
-        "build(AppContext(pathlib.Path('outputs'), InferenceSession('toybox'), ('toybox',)))\n"
+        "build(AppContext(pathlib.Path('outputs'), InferenceSession('toybox'), ['toybox']))\n"
         "print(sorted({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

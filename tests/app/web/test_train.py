@@ -53,7 +53,7 @@ def test_the_form_has_every_setting_of_every_method(entries):
     names = {entry.name for entry in entries}
     for method in registry.method_names():
         assert set(registry.get_method(method).config.model_fields) <= names
-    assert set(configs.TrainConfig.model_fields) - set(form.ELSEWHERE) <= names
+    assert set(configs.TrainConfig.model_fields) - set(form.NOT_IN_FORM) <= names
     assert all(entry.component.info for entry in entries), "each is explained"
 
 
@@ -267,5 +267,5 @@ def test_late_edits_of_a_removed_photo_change_no_other(context):
     events.set_caption("0.jpg", "late", ann)
     events.remove("0.jpg", ann)
     assert [(photo.file, photo.caption) for photo in context.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
-    with pytest.raises(gr.Error, match="not here any more"):
+    with pytest.raises(gr.Error, match="has been removed"):
         events.crop("0.jpg", 2, 0.5, 0.5, ann)

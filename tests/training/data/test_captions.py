@@ -1,4 +1,4 @@
-"""The rule by which captions get the trigger."""
+"""Adding the trigger to captions."""
 
 from pathlib import Path
 
@@ -24,18 +24,18 @@ from training.runs.events import Captions, caption_lines
         ("sksy dog", "sks dog, sksy dog"),
     ],
 )
-def test_a_caption_without_the_trigger_gets_it(caption, final):
+def test_the_subject_is_added_to_captions_without_the_trigger(caption, final):
     assert final_caption(caption, "sks", "dog") == final
     assert final_caption(caption, "sks", "dog", add_trigger=False) == caption.replace("{subject}", "sks dog")
 
 
-def test_a_trigger_may_be_any_characters():
+def test_triggers_may_contain_any_characters():
     assert final_caption("a [V] dog", "[V]", "dog") == "a [V] dog"
     assert final_caption("a V dog", "[V]", "dog") == "[V] dog, a V dog"
     assert final_caption("ein Hündchen", "übi", "hund") == "übi hund, ein Hündchen"
 
 
-def test_a_run_says_which_captions_it_uses():
+def test_final_captions_of_a_run():
     given = {Path("0.jpg"): None, Path("1.jpg"): "a dog sitting", Path("2.jpg"): "a sks dog", Path("3.jpg"): None}
     values = {"name": "Rex", "photos": ["."], "class_noun": "dog"}
     used = final_captions(configs.parse(values), given)
@@ -50,5 +50,5 @@ def test_a_run_says_which_captions_it_uses():
     off = final_captions(configs.parse({**values, "add_trigger": False}), given)
     assert off.captions["1.jpg"] == "a dog sitting" and off.added == ()
     own = final_captions(configs.parse({**values, "caption": "a photo"}), {Path("0.jpg"): None})
-    assert own.captions == {"0.jpg": "sks dog, a photo"}, "the caption of photos without a file is no exception"
+    assert own.captions == {"0.jpg": "sks dog, a photo"}, "the default caption gets the trigger too"
     assert caption_lines(Captions({"a/0.jpg": "a cat", "a/1.jpg": "a cat"}, ())) == ['caption of every photo: "a cat"']

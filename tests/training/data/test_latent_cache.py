@@ -1,4 +1,4 @@
-"""Size conditioning of Stable Diffusion XL, from the photos to the UNet."""
+"""Size conditioning of Stable Diffusion XL, from the photos to the UNet, against diffusers."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def save(path, width, height, orientation=1):
 
 
 def diffusers_time_ids(path, size):
-    """What DreamBoothDataset and compute_time_ids of diffusers' train_dreambooth_lora_sdxl.py (58eb52c) make of a photo
-    that is cropped in the middle; torchvision's Resize makes the short side ``size`` and cuts off the other's fraction.
+    """Return the time ids of DreamBoothDataset and compute_time_ids in diffusers' train_dreambooth_lora_sdxl.py
+    (58eb52c) for a centre crop. torchvision's Resize makes the short side ``size`` and truncates the long side.
     """
     image = ImageOps.exif_transpose(Image.open(path))
     original = [image.height, image.width]
@@ -35,17 +35,17 @@ def diffusers_time_ids(path, size):
 @pytest.mark.parametrize(
     ("width", "height", "orientation"), [(256, 192, 1), (100, 300, 1), (640, 427, 1), (300, 200, 6), (128, 128, 1)]
 )
-def test_time_ids_are_those_of_diffusers_script(tmp_path, width, height, orientation):
-    """Up to a pixel of the crop: it is rounded once there and at another place here."""
+def test_time_ids_match_diffusers(tmp_path, width, height, orientation):
+    """Up to one pixel of the crop, because of different rounding."""
     path = save(tmp_path / "a.jpg", width, height, orientation)
     (photo,) = load_dataset([path], 64, "center").photos
-    wanted = torch.tensor(diffusers_time_ids(path, 64)).float()  # of the mirrored photo too: it is its middle
+    wanted = torch.tensor(diffusers_time_ids(path, 64)).float()  # a centre crop is the same when mirrored
     for view in photo_time_ids(photo, flip=True):
         assert (view - wanted).abs().max() <= 1 and torch.equal(view[[0, 1, 4, 5]], wanted[[0, 1, 4, 5]])
     assert photo_time_ids(photo, flip=False).shape == (1, 6)
 
 
-def test_a_mirrored_photos_crop_is_counted_from_its_other_edge(tmp_path):
+def test_the_crop_of_a_mirrored_photo_is_mirrored(tmp_path):
     path = tmp_path / "a.png"
     image = Image.new("RGB", (384, 128), "gray")  # all detail is on the left
     image.paste(Image.open(save(tmp_path / "detail.png", 128, 128)), (0, 0))
@@ -55,28 +55,28 @@ def test_a_mirrored_photos_crop_is_counted_from_its_other_edge(tmp_path):
     assert plain == 0.5 * photo.crop[0] < mirrored and plain + 64 + mirrored == 384 / 2
 
 
-def test_what_is_cropped_by_hand_counts_as_a_smaller_photo(tmp_path):
+def test_a_crop_box_reduces_the_original_size(tmp_path):
     path = save(tmp_path / "a.jpg", 400, 300)
     (photo,) = load_dataset([path], 128, "center", {path: (100, 50, 300, 150)}).photos
     assert photo_time_ids(photo, flip=True).tolist() == [[100, 200, 0, 64, 128, 128]] * 2
     (whole,) = load_dataset([path], 128, "letterbox").photos
-    assert photo_time_ids(whole, flip=False).tolist() == [[300, 400, 0, 0, 128, 128]], "nothing is cut off"
+    assert photo_time_ids(whole, flip=False).tolist() == [[300, 400, 0, 0, 128, 128]], "nothing is cropped"
 
 
-def test_every_view_comes_with_its_own():
+def test_each_view_has_its_own_time_ids():
     mean = torch.arange(4.0).reshape(2, 2, 1, 1, 1)
     ids = mean.reshape(2, 2, 1).expand(2, 2, 6)
-    examples = LatentCache(mean, torch.zeros_like(mean), {"ids": torch.zeros(2, 1)}, ids)
+    cache = LatentCache(mean, torch.zeros_like(mean), {"ids": torch.zeros(2, 1)}, ids)
     seen = set()
     for position in range(8):
-        latents, text = examples.batch(2, position, 0, "photos")
+        latents, text = cache.batch(2, position, 0, "photos")
         assert torch.equal(latents.flatten(), text["time_ids"][:, 0])
         seen |= set(latents.flatten().tolist())
     assert len(seen) == 4
 
 
 @pytest.mark.parametrize(("with_text", "conditioned"), [(False, True), (True, True), (False, False)])
-def test_the_unet_gets_the_time_ids_of_each_photo_and_class_image(with_text, conditioned, photos, tmp_path):
+def test_the_unet_receives_the_time_ids_of_photos_and_class_images(with_text, conditioned, photos, tmp_path):
     pipe, seen = tiny_xl_pipe(), []
     pipe.unet.register_forward_pre_hook(
         lambda unet, given, named: seen.append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True

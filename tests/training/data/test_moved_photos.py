@@ -1,4 +1,4 @@
-"""A run goes on with its own photos, wherever they are now: they are known by their content."""
+"""A resumed run finds its photos by their content, wherever they have moved."""
 
 import json
 import shutil
@@ -17,8 +17,11 @@ from training.runs.run_folder import Run, RunError, photos_of
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, photos, base_folder):
-    """A run that was stopped after two of its four steps, one photo cut by hand; its photos, which are not where its
-    configuration says; and the weights it comes to without a stop."""
+    """A run stopped after two of four steps, with a crop box for one photo and its photos moved elsewhere.
+
+    Returns the configuration, the output folder, the folder of the photos, the weights of an uninterrupted run and the
+    cropped photos.
+    """
     root = tmp_path_factory.mktemp("begun")
     own = shutil.copytree(photos, root / "pictures" / "dog")
     values = {"name": "Rex", "photos": [str(own)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
@@ -36,33 +39,33 @@ def begun(tmp_path_factory, photos, base_folder):
 
 @pytest.fixture
 def run(begun, tmp_path):
-    """A copy of its folder."""
+    """A copy of the stopped run."""
     return Run(shutil.copytree(begun[1] / "Rex", tmp_path / "out" / "Rex"))
 
 
 def shuffled(source, target):
-    """The photos under other names, in another order, with a further photo and without captions."""
+    """Copy the photos under other names, in another order, with an additional photo and without captions."""
     target.mkdir(parents=True)
     for number, photo in enumerate(sorted(source.glob("*.jpg"), reverse=True)):
         shutil.copy(photo, target / f"IMG_{number}.jpg")
-    Image.new("RGB", (90, 90), "red").save(target / "A further one.png")
+    Image.new("RGB", (90, 90), "red").save(target / "Additional.png")
 
 
-def test_photos_given_anew_are_taken_by_their_content(begun, run, tmp_path):
+def test_photos_in_a_given_folder_are_found_by_content(begun, run, tmp_path):
     config, _, kept, whole, _ = begun
     shuffled(kept, tmp_path / "new")
     heard = []
     given = config.model_copy(update={"photos": (tmp_path / "new",)})
     assert torch.equal(weights(train(given, tmp_path / "out", [heard.append], resume=True)), whole)
     said = [event.message for event in heard if isinstance(event, Notice)]
-    assert any("A further one.png" in message and "not part of this run" in message for message in said)
+    assert any("Additional.png" in message and "not part of this run" in message for message in said)
     assert {path.parent for path in run.config.photos} == {tmp_path / "new"} and len(run.config.photos) == 3
 
 
 @pytest.mark.parametrize("renamed", [True, False])
 def test_moved_photos_are_found_near_their_old_place(begun, run, tmp_path, renamed):
     config, _, kept, whole, _ = begun
-    near = config.photos[0].with_name("renamed") if renamed else tmp_path / "out" / "photos" / "an album of the page"
+    near = config.photos[0].with_name("renamed") if renamed else tmp_path / "out" / "photos" / "copied by the page"
     shuffled(kept, near)
     heard = []
     try:
@@ -73,17 +76,17 @@ def test_moved_photos_are_found_near_their_old_place(begun, run, tmp_path, renam
     assert any(str(near) in event.message for event in heard if isinstance(event, Notice))
 
 
-def test_other_photos_are_refused_whatever_their_names(begun, run, tmp_path):
+def test_different_photos_are_rejected_whatever_their_names(begun, run, tmp_path):
     config, _, kept, _, _ = begun
     new = shutil.copytree(kept, tmp_path / "far" / "away" / "new")
     Image.new("RGB", (90, 90), "red").save(new / "1.jpg")
     for places, missing in ((config.photos, 3), ((new,), 1)):
-        with pytest.raises(RunError, match=rf"{missing} of the 3 photos .* began with .*--photos"):
+        with pytest.raises(RunError, match=rf"{missing} of the 3 photos .* started with .*--photos"):
             train(config.model_copy(update={"photos": places}), tmp_path / "out", resume=True)
-    assert run.config == config, "nothing was changed"
+    assert run.config == config, "the run is unchanged"
 
 
-def test_a_damaged_list_of_photos_is_made_again_and_said(begun, run, tmp_path):
+def test_a_damaged_photos_json_is_rewritten_with_a_notice(begun, run, tmp_path):
     config, _, kept, _, _ = begun
     before, heard = json.loads((run.folder / "photos.json").read_text()), []
     (run.folder / "photos.json").write_text('[{"sha256": "0')
@@ -96,8 +99,8 @@ def test_a_damaged_list_of_photos_is_made_again_and_said(begun, run, tmp_path):
     assert any("photos.json is damaged" in event.message for event in heard if isinstance(event, Notice))
 
 
-def test_a_run_keeps_small_copies_of_its_photos(begun, run):
-    """Compare shows them beside the pictures, wherever the photos are now."""
+def test_a_run_stores_small_copies_of_its_photos(begun, run):
+    """A comparison shows them beside the generated images."""
     for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == begun[4]
     (run.folder / "photos" / "01.png").write_bytes(b"\x89PNG")

@@ -1,0 +1,191 @@
+"""Choosing the base model on the page: what toybox is for, known bases, a folder or file, a download from the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.web import base_view
+from app.web.base_download import Download, show_download
+from app.web.context import AppContext
+from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, user_errors
+from app.web.status_bar import StatusBar, base_name
+from app.web.theme import CLICKS
+from app.web.train_photos import PhotoEditor
+from hra_diffusion.errors import UserError
+from hra_diffusion.models import hub
+from hra_diffusion.models.devices import computes_bfloat16, device_for
+from hra_diffusion.models.loading import DTYPES
+
+PRECISIONS = {"float32": "float32", "float16": "float16 (half the memory)", "bfloat16": "bfloat16 (half the memory)"}
+
+
+@dataclass
+class BaseChooser:
+    """Components. ``seen``: signature of the download that the visitor has been sent."""
+
+    notice: gr.HTML
+    open: gr.Button
+    panel: gr.Group
+    dtype: gr.Radio
+    known: gr.HTML
+    elsewhere: gr.Column
+    path: gr.Textbox
+    use_path: gr.Button
+    name: gr.Dropdown
+    look_up: gr.Button
+    found: gr.HTML
+    download: gr.HTML
+    close: gr.Button
+    seen: gr.State
+
+
+def build(context: AppContext) -> BaseChooser:
+    """Lay the chooser out, closed."""
+    notice = gr.HTML(elem_id="base-notice")
+    open_ = gr.Button("Choose a base model", size="sm", elem_id="choose-base")
+    with gr.Group(visible=False, elem_id="base-chooser") as panel, gr.Column():
+        known = gr.HTML(js_on_load=CLICKS, elem_id="known-bases")
+        dtype = gr.Radio(
+            [(PRECISIONS[name], name) for name in DTYPES], value=_suggested_dtype(context), label="Precision",
+            info="Half precision is for GPUs.",
+        )  # fmt: skip
+        with gr.Column(visible=context.local) as elsewhere:
+            with gr.Row(elem_classes="entry"):
+                path = gr.Textbox(
+                    label="From a folder or file", placeholder="/models/stable-diffusion-v1-5 or …/model.safetensors",
+                    info="A diffusers folder, or a whole checkpoint as .safetensors.", scale=4, elem_id="base-path",
+                )  # fmt: skip
+                use_path = gr.Button("Use", size="sm", scale=0, min_width=90)
+            with gr.Row(elem_classes="entry"):
+                name = gr.Dropdown(
+                    list(hub.SUGGESTIONS), value=hub.SUGGESTIONS[0], allow_custom_value=True, scale=4,
+                    label="From the Hugging Face hub", info="owner/name. Its licence and size are shown first.",
+                    elem_id="base-id",
+                )  # fmt: skip
+                look_up = gr.Button("Look up", size="sm", scale=0, min_width=90)
+            found = gr.HTML(js_on_load=CLICKS, elem_id="found-base")
+            download = gr.HTML(js_on_load=CLICKS, elem_id="base-download")
+        close = gr.Button("Close", size="sm")
+    return BaseChooser(
+        notice, open_, panel, dtype, known, elsewhere, path, use_path, name, look_up, found, download, close, gr.State()
+    )
+
+
+def _suggested_dtype(context: AppContext) -> str:
+    """Half precision on CUDA, otherwise the precision the page was started with."""
+    if device_for(context.session.device) != "cuda":
+        return context.session.dtype
+    return "bfloat16" if computes_bfloat16("cuda") else "float16"
+
+
+def use_base(context: AppContext, base: str, dtype: str) -> None:
+    """Load another base model in place of the one in use, which is kept if that fails.
+
+    Raises UserError if this page may not choose it, or BaseModelError if it can't be loaded.
+    """
+    if base not in context.bases and not context.local:
+        raise UserError(base_view.SHARED)
+    session = context.session
+    before = session.base, session.device, session.dtype
+    session.change(base, session.device, dtype)
+    try:
+        _ = session.pipe
+    except UserError:
+        session.change(*before)
+        raise
+    if base not in context.bases:
+        context.bases.append(base)
+
+
+def checked_path(text: str) -> str:
+    """Return the absolute path of a folder or file. Raises UserError if there is none."""
+    path = Path(text.strip().strip("\"'")).expanduser()
+    if not text.strip() or not path.exists():
+        raise UserError(f"there is no folder or file {text.strip()!r} on the machine that serves this page")
+    return str(path.resolve())
+
+
+class ChooserEvents:
+    """Callbacks of the chooser. All visitors share one download at a time."""
+
+    def __init__(self, context: AppContext):
+        self.context = context
+        self.current: Download | None = None
+        self.found: dict[str, hub.HubBase] = {}
+
+    def open(self) -> tuple[Any, ...]:
+        offline = base_view.show_offline("This machine is offline (HF_HUB_OFFLINE is set).") if hub.is_offline() else ""
+        return gr.update(visible=True), base_view.show_known(self.context), offline
+
+    def notice(self, request: gr.Request) -> tuple[str, Any]:
+        return base_view.show_notice(self.context, self.context.draft(request))
+
+    @user_errors
+    def use(self, dtype: str, event: gr.EventData) -> Any:
+        return self._use(clicked(event)["base"], dtype)
+
+    @user_errors
+    def use_path(self, path: str, dtype: str) -> Any:
+        self._require_local()
+        return self._use(checked_path(path), dtype)
+
+    def _use(self, base: str, dtype: str) -> Any:
+        use_base(self.context, base, dtype)
+        gr.Info(f"The base model in use is {base_name(base)}.")
+        return gr.update(visible=False)
+
+    @user_errors
+    def look_up(self, name: str, dtype: str, request: gr.Request) -> str:
+        self._require_local()
+        try:
+            found = hub.find_base((name or "").strip(), dtype)
+        except hub.OfflineError as error:
+            return base_view.show_offline(f"{error}.")
+        self.found[str(request.session_hash)] = found
+        return base_view.show_found(found)
+
+    @user_errors
+    def download(self, request: gr.Request) -> tuple[str, str]:
+        self._require_local()
+        if self.current and self.current.state == "running":
+            raise UserError(f"{self.current.base.name} is being downloaded; wait for it or stop it first")
+        self.current = Download(self.found[str(request.session_hash)])
+        self.current.start()
+        return "", show_download(self.current)
+
+    @user_errors
+    def act_on_download(self, dtype: str, event: gr.EventData) -> Any:
+        if clicked(event)["do"] == "use":
+            return self._use(clicked(event)["base"], dtype)
+        if self.current:
+            self.current.stopped.set()
+        return gr.skip()
+
+    def watch(self, seen: str | None) -> tuple[Any, Any]:
+        text = show_download(self.current)
+        now = changed(text, seen)
+        return (text, now) if now else (gr.skip(), gr.skip())
+
+    def _require_local(self) -> None:
+        if not self.context.local:
+            raise UserError(base_view.SHARED)
+
+
+def connect(context: AppContext, page: gr.Blocks, chooser: BaseChooser, photos: PhotoEditor, status: StatusBar) -> None:
+    """Wire the chooser."""
+    events = ChooserEvents(context)
+    noticing: dict[str, Any] = {"fn": events.notice, "outputs": [chooser.notice, chooser.open], **QUIET}
+    chooser.open.click(events.open, None, [chooser.panel, chooser.known, chooser.found], **QUIET)
+    chooser.close.click(lambda: gr.update(visible=False), None, chooser.panel, **QUIET)
+    for event, function, inputs in (
+        (chooser.known.click, events.use, [chooser.dtype]),
+        (chooser.use_path.click, events.use_path, [chooser.path, chooser.dtype]),
+        (chooser.download.click, events.act_on_download, [chooser.dtype]),
+    ):
+        event(function, inputs, chooser.panel, **MINE).success(**noticing)
+    chooser.look_up.click(events.look_up, [chooser.name, chooser.dtype], chooser.found, **MINE)
+    chooser.found.click(events.download, None, [chooser.found, chooser.download], **HIDDEN)
+    status.timer.tick(events.watch, chooser.seen, [chooser.download, chooser.seen], **QUIET)
+    gr.on([page.load, photos.thumbnails.change, status.base.change], **noticing)
