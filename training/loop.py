@@ -94,13 +94,8 @@ def train(
         config, dataset = read_photos(config, run, photos, size)
     timer.emit(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}))
     check_adapter(config, pipe)
-    cores = sharing_cores(accelerator.device.type)
-    with (
-        run_context(run, config, dataset, resume, accelerator, timer),
-        restore_eval(pipe),
-        freed_memory_retained(),
-        cores,
-    ):
+    context = run_context(run, config, dataset, resume, accelerator, timer)
+    with context, restore_eval(pipe), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
             restore_latest(session)
