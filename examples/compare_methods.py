@@ -24,7 +24,7 @@ def main() -> None:
     variants = [hra.Variant("base", {}, noun, noun)]
     variants += [hra.Variant(info.name, {info.name: 1.0}, info.subject, info.class_noun) for info in infos]
 
-    clip, _ = clips.find(given.base)
+    clip, _ = clips.find_clip(given.base)
     comparison = hra.compare(
         pipe,
         variants,

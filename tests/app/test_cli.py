@@ -585,7 +585,7 @@ def test_moved_photos_can_be_given_when_resuming(trained, photos, tmp_path, caps
     moved = shutil.copytree(photos, tmp_path / "far" / "away" / "photos")
     command = ["train", "--resume", "--name", "rex-lora", "--output", str(tmp_path / "out")]
     assert main(command) == 1
-    assert "say where they are by --photos" in capsys.readouterr().err
+    assert "give their folder with --photos" in capsys.readouterr().err
     assert main([*command, "--photos", str(moved), "--quiet"]) == 0 and (run / "rex-lora.safetensors").is_file()
 
 

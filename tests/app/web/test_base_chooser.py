@@ -23,8 +23,8 @@ def toybox(tmp_path):
 
 
 @pytest.fixture
-def own_photos(taught):
-    return sorted((taught / "photos" / "Rex").glob("*.jpg"))
+def own_photos(trained):
+    return sorted((trained / "photos" / "Rex").glob("*.jpg"))
 
 
 def test_own_photos_on_toybox_get_a_prominent_notice_and_sample_photos_do_not(toybox, own_photos, tmp_path):
