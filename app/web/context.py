@@ -23,7 +23,7 @@ from training.runs.queue import Queue
 COOKIE = "hra_visitor"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashable by identity, for caches
 class AppContext:
     """One outputs folder and one base model at a time, shared by all visitors."""
 
