@@ -88,7 +88,7 @@ def test_score_counts_correct_images(sprites: Path, tmp_path: Path, monkeypatch:
     held_out = render_held_out(sprites).values
     monkeypatch.setattr(scoring, "render_held_out", lambda _: SimpleNamespace(values=held_out[:2]))
     monkeypatch.setattr(scoring, "caption_of", describe)
-    monkeypatch.setattr(scoring, "draw", draw)
+    monkeypatch.setattr(scoring, "generate_batch", draw)
     monkeypatch.setattr(scoring, "photograph", lambda _, label, rng: picture_of(label))
     monkeypatch.setattr(
         scoring, "load_base", lambda _: SimpleNamespace(unet=nn.Linear(1, 1), vae=new_autoencoder(held_out))
