@@ -36,8 +36,8 @@ def main() -> None:
     )
     grid = hra.save_comparison(comparison, given.output)
     print(f"grid: {grid}")
-    for sample in comparison.cells:
-        print(f"{sample.column}: {sample.request.prompt!r}, seed {sample.request.seed}: {sample.score}")
+    for sample in comparison.samples:
+        print(f"{sample.variant}: {sample.request.prompt!r}, seed {sample.request.seed}: {sample.score}")
 
 
 if __name__ == "__main__":

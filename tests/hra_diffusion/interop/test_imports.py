@@ -49,7 +49,7 @@ def test_exports_can_be_imported(kind, method, format, tmp_path):
     }
     assert relative(everything(back), everything(pipe)) < EXACT
     if (method, format) == ("hra", "peft"):
-        assert adapter_file.read_info(tmp_path / "out" / "Stranger.safetensors").method == "hra", "it stays what it is"
+        assert adapter_file.read_info(tmp_path / "out" / "Other.safetensors").method == "hra", "it stays what it is"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_kohya_with_alphas_and_mixed_ranks_in_half_precision(tmp_path, pipe):
     for path, change in plain.items():
         layer = back.unet.get_submodule(path)
         assert relative(layer.adapted_weight((("Other", 1.0),)) - layer.weight, change) < EXACT
-    info = adapter_file.read_info(tmp_path / "Stranger.safetensors")
+    info = adapter_file.read_info(tmp_path / "Other.safetensors")
     assert info.training["metadata"]["ss_steps"] == "100" and info.trigger == "zwx"
 
 
