@@ -41,14 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.parse_args(argv or ["--help"])
         return 2
     _silence_libraries()
-    module = f"{argv[0]}_" if keyword.iskeyword(argv[0]) else argv[0]
-    command = importlib.import_module(f"app.commands.{module}")
-    parser = argparse.ArgumentParser(f"hra-diffusion {argv[0]}", description=COMMANDS[argv[0]].capitalize() + ".")
-    command.add_arguments(parser)
+    command, parser = load_command(argv[0])
     arguments = parser.parse_args(argv[1:])
     if getattr(arguments, "json", False):
         _set_output(encoding="utf-8")  # required by JSON
     return run(command, arguments)
+
+
+def load_command(name: str) -> tuple[Any, argparse.ArgumentParser]:
+    """Import the module of a command; return it with its argument parser."""
+    command = importlib.import_module(f"app.commands.{name}_" if keyword.iskeyword(name) else f"app.commands.{name}")
+    parser = argparse.ArgumentParser(f"hra-diffusion {name}", description=COMMANDS[name].capitalize() + ".")
+    command.add_arguments(parser)
+    return command, parser
 
 
 def run(command, arguments: argparse.Namespace) -> int:

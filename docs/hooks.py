@@ -2,8 +2,7 @@
 
 import argparse
 import ast
-import importlib
-import keyword
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -42,13 +41,11 @@ def on_post_build(**_: object) -> None:
 
 def command_line() -> str:
     """The reference of all commands, from their argument parsers."""
-    from app.cli import COMMANDS
+    from app.cli import COMMANDS, load_command
 
     parts = ["# Command line\n\n`hra-diffusion COMMAND --help` prints the same text. Generated from the parsers.\n"]
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"app.commands.{name}_" if keyword.iskeyword(name) else f"app.commands.{name}")
-        parser = argparse.ArgumentParser(f"hra-diffusion {name}")
-        module.add_arguments(parser)
+        _, parser = load_command(name)
         parts.append(f"## {name}\n\n{summary[:1].upper()}{summary[1:]}.\n")
         parts += [_options(group) for group in parser._action_groups]
     return "\n".join(part for part in parts if part)
@@ -59,18 +56,17 @@ def _options(group: argparse._ArgumentGroup) -> str:
     for action in group._group_actions:
         if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
             continue
-        value = "" if action.nargs == 0 else f" {action.metavar or '{' + ','.join(map(str, action.choices)) + '}'}" if (
-            action.metavar or action.choices) else f" {action.dest.upper()}"  # fmt: skip
+        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else ""
+        value = action.metavar or choices or action.dest.upper()
+        takes_value = action.option_strings and action.nargs != 0
         names = ", ".join(action.option_strings) or (action.metavar or action.dest)
-        flag = f"{names}{value if action.option_strings else ''}"
+        flag = f"{names} {value}" if takes_value else str(names)
         text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
         rows.append(f"| `{_cell(flag)}` | {_cell(_escape(text))} |")
-    title = {"positional arguments": "Arguments", "options": "Options"}.get(group.title or "", group.title or "")
-    return (
-        f"**{title[:1].upper()}{title[1:]}**\n\n| flag | meaning |\n|---|---|\n" + "\n".join(rows) + "\n"
-        if rows
-        else ""
-    )
+    if not rows:
+        return ""
+    title = "Arguments" if group.title == "positional arguments" else group.title or ""
+    return "\n".join([f"**{title[:1].upper()}{title[1:]}**\n", "| flag | meaning |", "|---|---|", *rows, ""])
 
 
 def compatibility(_: str) -> str:
@@ -96,11 +92,13 @@ def method_options(_: str) -> str:
 def errors(prefixes: str) -> str:
     """The error messages raised in files whose path starts with one of the prefixes."""
     found = error_messages()
-    rows = [text for file in sorted(found) if file.startswith(tuple(prefixes.split())) for text in found[file]]
-    listed = "\n".join(f"    - {_escape(text)}" for text in dict.fromkeys(rows))
-    return f'??? note "All messages ({len(dict.fromkeys(rows))})"\n\n{listed}\n'
+    files = [file for file in sorted(found) if file.startswith(tuple(prefixes.split()))]
+    messages = dict.fromkeys(text for file in files for text in found[file])
+    listed = "\n".join(f"    - {_escape(text)}" for text in messages)
+    return f'??? note "All messages ({len(messages)})"\n\n{listed}\n'
 
 
+@functools.cache  # every section of the page takes its part
 def error_messages() -> dict[str, list[str]]:
     """The messages of every UserError raised, by file; "…" stands for a value."""
     trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))

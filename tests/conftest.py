@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from hra_diffusion.adapters import attachment
 from hra_diffusion.models import families
 from training.runs.events import Step
 
@@ -246,6 +247,17 @@ def stir(parameters, seed: int = 0, by: float = 0.3) -> None:
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(by * torch.randn(parameter.shape, generator=generator) * (parameter.abs().mean() + 0.1))
+
+
+def pipe_with_two_adapters() -> StableDiffusionPipeline:
+    """A tiny pipeline with two adapters on it: "a" on UNet and text encoder, "b" on the UNet alone."""
+    pipe = tiny_pipe()
+    for name, parts, method in (("a", ("unet", "text_encoder"), "hra"), ("b", ("unet",), "lora")):
+        for part in parts:
+            model = getattr(pipe, part)
+            attachment.attach(model, method, {"rank": 4}, name=name)
+            stir(attachment.adapter_parameters(model, name).values(), by=1.0)
+    return pipe
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

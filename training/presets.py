@@ -8,7 +8,7 @@ here. Stable Diffusion 2 and XL use the same values: none are published for thes
 from typing import Any
 
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
-from hra_diffusion.models.sources import TOYBOX, base_version
+from hra_diffusion.models.sources import base_version
 
 PRESETS = ("quick", "balanced", "best")
 
@@ -77,14 +77,9 @@ _VARIANTS = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
 """Families that use the values of Stable Diffusion 1, and where they differ."""
 
 
-def family(base: str) -> str:
-    """Return the family of a base model, which selects its defaults: "toybox", "sd1", "sd2" or "sdxl"."""
-    return "toybox" if base == TOYBOX else base_version(base)
-
-
 def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
     """Return the default values of TrainConfig fields. Methods without values of their own use those of LoRA."""
-    variant = family(base)
+    variant = base_version(base)
     values = variant if variant in _METHOD else "sd1"
     of_method = _METHOD[values].get(method, _METHOD[values]["lora"])
     of_combination = _COMBINATION.get((values, preset, method), {})

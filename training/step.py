@@ -32,9 +32,8 @@ def train_step(session: Session, learning_rate: float) -> float:
                 if config.mixed_precision != "fp16":  # where the loss scaler skips such steps
                     require_finite(session, "gradient", float(cast(Tensor, norm)))
             session.optimizer.step()
-            increment_version(
-                list(session.parameters.values())
-            )  # a fused optimiser leaves the version unchanged, and cached factors depend on it
+            # a fused optimiser leaves the version unchanged, and cached factors depend on it
+            increment_version(list(session.parameters.values()))
             session.optimizer.zero_grad()
     session.step += 1
     if not step_skipped(session):

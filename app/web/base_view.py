@@ -31,7 +31,7 @@ def show_notice(context: AppContext, draft: Draft) -> tuple[Markup, Any]:
     """
     session = context.session
     toybox = session.base == TOYBOX
-    warn = toybox and bool(draft.read().photos) and not only_samples(draft)
+    warn = toybox and not only_samples(draft)
     size = f"{context.resolution} px" if session.loaded else "loaded when first needed"
     purpose = TOYBOX_PURPOSE if toybox else f"{size}, {session.dtype}."
     text = render("base_notice", warn=warn, name=base_name(session.base), purpose=purpose)
@@ -41,7 +41,7 @@ def show_notice(context: AppContext, draft: Draft) -> tuple[Markup, Any]:
 
 
 def only_samples(draft: Draft) -> bool:
-    """Whether all photos of a draft are bundled sample photos."""
+    """Whether all photos of a draft, if any, are bundled sample photos."""
     samples = [photo for name in SAMPLE_SUBJECTS for photo in sample_photos(name)]
     files = [draft.folder / "photos" / photo.file for photo in draft.read().photos]
     return all(any(filecmp.cmp(file, sample, shallow=False) for sample in samples) for file in files)

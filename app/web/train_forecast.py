@@ -26,8 +26,9 @@ def forecast(
         runs = plan(context, entries, values) if not values.several or context.session.loaded else []
     except UserError as error:
         return gr.skip(), note(str(error), "bad")
-    known = [(config, found) for config in runs if (found := calibration.known(context.output, config))]
-    missing = [config for config in runs if calibration.known(context.output, config) is None]
+    measured = [(config, calibration.known(context.output, config)) for config in runs]
+    known = [(config, found) for config, found in measured if found]
+    missing = [config for config, found in measured if not found]
     if missing or not runs:
         return gr.skip(), _not_measured(context, missing, measure)
     if error := next((found.error for _, found in known if found.error), ""):

@@ -20,29 +20,30 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.files import tensors_hash
 from hra_diffusion.models import noise
+from hra_diffusion.models.families import VERSIONS
 from hra_diffusion.models.families.architectures import PREDICTION_KEY
 
 THUMBNAIL = 256
 """Longer side of a thumbnail in pixels."""
 _RELEASES = {
-    768: ("sd_v1", "stable-diffusion-v1", "diffusers"),
-    1024: ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
-    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
+    "sd1": ("sd_v1", "stable-diffusion-v1", "diffusers"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512", "diffusers"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
 }
-"""``cross_attention_dim`` -> kohya's version, ModelSpec's architecture and implementation."""
+"""Version of Stable Diffusion -> kohya's version, ModelSpec's architecture and implementation."""
 
 
 def base_version(pipe: Any) -> dict[str, str]:
     """Version and architecture of the base model; empty if it is not Stable Diffusion 1, 2 or XL."""
-    width, velocity = pipe.unet.config.cross_attention_dim, "v" in _prediction(pipe).values()
-    if width not in _RELEASES:
+    release, velocity = VERSIONS.get(pipe.unet.config.cross_attention_dim), "v" in _prediction(pipe).values()
+    if release is None:
         return {}
-    version, architecture, implementation = _RELEASES[width]
-    if velocity and width == 1024:
+    version, architecture, implementation = _RELEASES[release]
+    if velocity and release == "sd2":
         architecture = "stable-diffusion-v2-768-v"
     return {
-        "ss_base_model_version": version + ("_v" if velocity and width != 2048 else ""),
-        "ss_v2": str(width == 1024),
+        "ss_base_model_version": version + ("_v" if velocity and release != "sdxl" else ""),
+        "ss_v2": str(release == "sd2"),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,

@@ -41,19 +41,23 @@ def check_weights(path: Path, source: str) -> None:
     if pickled := ", ".join(part for part in parts if any((path / part).glob("*.bin"))):
         raise BaseModelError(
             f"{source} holds {pickled} as pickles (.bin), which can run code and are not opened: get the same model as "
-            ".safetensors, or convert it (the README says how)"
+            ".safetensors, or convert it (docs/bases.md says how)"
         )
 
 
-def only_variant(folder: Path, source: str) -> str | None:
-    """The variant ("fp16") to load if a part of the model has no plain weights, with a warning; else None.
+def variant_of(file: str) -> str:
+    """Return the variant of a weights file, "" for plain weights.
 
-    File names are those of diffusers and transformers: "model.fp16-00001-of-00002.safetensors".
+    The name is one of diffusers' or transformers': "model.fp16-00001-of-00002.safetensors" belongs to "fp16".
     """
+    return re.sub(r"-\d+-of-\d+$", "", file.removesuffix(".safetensors")).partition(".")[2]
+
+
+def only_variant(folder: Path, source: str) -> str | None:
+    """The variant ("fp16") to load if a part of the model has no plain weights, with a warning; else None."""
     found: dict[str, set[str]] = {}
     for part in MODELS:
-        names = [file.name.removesuffix(".safetensors") for file in (folder / part).glob("*.safetensors")]
-        variants = {re.sub(r"-\d+-of-\d+$", "", name).partition(".")[2] for name in names}
+        variants = {variant_of(file.name) for file in (folder / part).glob("*.safetensors")}
         if variants and "" not in variants:
             found[part] = variants
     if not found:

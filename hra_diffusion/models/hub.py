@@ -1,6 +1,5 @@
 """Base models on the Hugging Face hub and in its local cache."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
-from hra_diffusion.models.folders import MODELS
+from hra_diffusion.models.folders import MODELS, variant_of
 
 INDEX = "model_index.json"
 CONFIGURATIONS = (*MODELS, "scheduler", "tokenizer", "tokenizer_2")
@@ -78,13 +77,10 @@ def cached_bases() -> list[CachedBase]:
 def _usable(folder: Path) -> bool:
     """Whether a model folder holds a known pipeline and weights of all its components."""
     index = read_json(folder / INDEX)
-    if not isinstance(index, dict) or not _known(index.get("_class_name")):
+    known = [family.pipeline for family in families.FAMILIES]
+    if not isinstance(index, dict) or index.get("_class_name") not in known:
         return False
     return all(any((folder / part).glob("*.safetensors")) for part in MODELS if part in index)
-
-
-def _known(pipeline: object) -> bool:
-    return any(family.pipeline == pipeline for family in families.FAMILIES)
 
 
 def find_base(name: str, dtype: str = "float32") -> HubBase:
@@ -117,9 +113,7 @@ def _require_usable(name: str, files: Collection[str], pipeline: str | None) -> 
             f"{name} is not a diffusers model: it has no {INDEX}. If it holds a whole checkpoint as one .safetensors "
             "file, download that file and give its path"
         )
-    if not _known(pipeline):
-        known = " or ".join(family.pipeline for family in families.FAMILIES)
-        raise BaseModelError(f"{name} is a {pipeline or 'model of unknown kind'}; only {known} can be used")
+    families.by_pipeline_name(pipeline or "model of unknown kind", name)
     if pickled := [part for part in MODELS if _folder(files, part) and not _weights(files, part)]:
         raise BaseModelError(
             f"{name} has no .safetensors weights of {', '.join(pickled)}; pickled weights can run code and are never "
@@ -151,12 +145,11 @@ def _folder(files: Collection[str], part: str) -> list[str]:
 
 
 def _weights(files: Collection[str], part: str) -> dict[str, list[str]]:
-    """Return a component's safetensors files by variant: "model.fp16-00001-of-00002.safetensors" belongs to "fp16"."""
+    """Return a component's safetensors files by variant (see ``variant_of``)."""
     variants: dict[str, list[str]] = {}
     for file in _folder(files, part):
         if file.endswith(".safetensors"):
-            stem = re.sub(r"-\d+-of-\d+$", "", Path(file).name.removesuffix(".safetensors"))
-            variants.setdefault(stem.partition(".")[2], []).append(file)
+            variants.setdefault(variant_of(Path(file).name), []).append(file)
     return variants
 
 

@@ -75,8 +75,8 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
         if path.suffix != ".safetensors":
             raise BaseModelError(
                 f"{path} is not a .safetensors file; pickled checkpoints can run code and are not opened: get the same "
-                "model as .safetensors, or convert it (the README says how); an adapter is no base, it comes in with "
-                f"{adapter_file.IMPORT_COMMAND} once it is .safetensors"
+                "model as .safetensors, or convert it (docs/bases.md says how); an adapter is no base, it comes in "
+                f"with {adapter_file.IMPORT_COMMAND} once it is .safetensors"
             )
         from hra_diffusion.models import single_file
 

@@ -303,7 +303,7 @@ def test_not_stable_diffusion(tmp_path, index, message):
 
 def test_a_pickled_checkpoint_is_not_opened(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    with pytest.raises(BaseModelError, match=r"pickled checkpoints can run code and are not opened.*README"):
+    with pytest.raises(BaseModelError, match=r"pickled checkpoints can run code and are not opened.*docs/bases\.md"):
         load_base(str(tmp_path / "model.ckpt"), "cpu")
 
 
@@ -396,7 +396,7 @@ def test_weights_that_are_pickles_get_the_remedy_in_one_line(cached, tmp_path, m
         (place / "refs" / "main").write_text("abc")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     save_variant(folder, safe_serialization=False)
-    with pytest.raises(BaseModelError, match=rf"{source} holds unet, vae as pickles .*the README says") as error:
+    with pytest.raises(BaseModelError, match=rf"{source} holds unet, vae as pickles .*docs/bases.md says") as error:
         load_base(source, "cpu")
     assert "\n" not in str(error.value)
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from hra_diffusion.files import make_folder, remove
 from training.runs.calibration import calibration_lock
 from training.runs.locks import LOCK_TIMEOUT, held
-from training.runs.queue import Queue, terminated
+from training.runs.queue import STOPPED, Queue
 from training.runs.run_folder import Run
 
 KILLED = -getattr(signal, "SIGKILL", 9)
@@ -73,7 +73,7 @@ def _record_end(run: Run, code: int) -> None:
     """Record the end of a process that could not do so itself (killed, out of memory)."""
     state = run.state
     if state["status"] in ("running", "waiting"):
-        if terminated(code):
+        if code in (STOPPED, -signal.SIGTERM):  # SIGTERM itself ends a Python that is still starting
             run.write_state("stopped", state["step"], state["steps"])
         else:
             run.fail(cause(code))

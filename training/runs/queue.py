@@ -7,7 +7,6 @@ its own, and ends when none is left. Any number of pages and command lines can r
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -233,8 +232,3 @@ def _ended(run: Run) -> Status:
 def _require(name: str, waiting: list[str]) -> None:
     if name not in waiting:
         raise RunError(f"{name!r} does not wait in the queue")
-
-
-def terminated(code: int) -> bool:
-    """Whether a training process ended because it was asked to stop (SIGTERM: while Python was still starting)."""
-    return code in (STOPPED, -signal.SIGTERM)

@@ -1,10 +1,9 @@
 """Comparisons equal single generations."""
 
 import pytest
-from conftest import distance, stir, tiny_pipe
+from conftest import distance, pipe_with_two_adapters
 from PIL import Image
 
-from hra_diffusion.adapters import attachment
 from hra_diffusion.comparison.compare import Variant, compare
 from hra_diffusion.comparison.statistics import difference_from_base
 from hra_diffusion.comparison.storage import save_comparison
@@ -16,14 +15,7 @@ FEW = Settings(steps=4)
 
 @pytest.fixture(scope="module")
 def pipe():
-    """A tiny pipeline with two adapters on it: "a" on UNet and text encoder, "b" on the UNet alone."""
-    pipe = tiny_pipe()
-    for name, parts, method in (("a", ("unet", "text_encoder"), "hra"), ("b", ("unet",), "lora")):
-        for part in parts:
-            model = getattr(pipe, part)
-            attachment.attach(model, method, {"rank": 4}, name=name)
-            stir(attachment.adapter_parameters(model, name).values(), by=1.0)
-    return pipe
+    return pipe_with_two_adapters()
 
 
 def test_a_comparison_equals_generate(pipe, tmp_path):

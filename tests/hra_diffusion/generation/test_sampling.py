@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import PIPES, distance, stir, tiny_pipe
+from conftest import PIPES, distance, pipe_with_two_adapters, tiny_pipe
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
@@ -17,14 +17,7 @@ FEW = Settings(steps=4)
 
 @pytest.fixture(scope="module")
 def pipe():
-    """A tiny pipeline with two adapters on it: "a" on UNet and text encoder, "b" on the UNet alone."""
-    pipe = tiny_pipe()
-    for name, parts, method in (("a", ("unet", "text_encoder"), "hra"), ("b", ("unet",), "lora")):
-        for part in parts:
-            model = getattr(pipe, part)
-            attachment.attach(model, method, {"rank": 4}, name=name)
-            stir(attachment.adapter_parameters(model, name).values(), by=1.0)
-    return pipe
+    return pipe_with_two_adapters()
 
 
 def test_the_seed_determines_the_image(pipe):
