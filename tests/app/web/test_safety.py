@@ -53,7 +53,7 @@ def test_a_damaged_login_file_is_reported(tmp_path):
     ("flags", "said"),
     [
         (["--host", "0.0.0.0"], "--auth-file FILE"),
-        (["--share"], "give --auth-file too"),
+        (["--share"], "add --auth-file FILE"),
         (["--add-user", "ann"], "--add-user needs --auth-file"),
     ],
 )
