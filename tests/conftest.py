@@ -38,6 +38,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hra_diffusion.adapters import attachment
 from hra_diffusion.models import families
+from training import samples
+from training.data import class_images
 from training.runs.events import Step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,6 +211,15 @@ def everything(pipe) -> torch.Tensor:
             noise, torch.full((2,), 10), text["hidden"], added_cond_kwargs=family.added_cond_kwargs(text, 16)
         ).sample
     return torch.cat([part.flatten() for part in (out, *text.values())])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_denoising_steps():
+    """Runs spend two denoising steps on samples and class images. Modules that look at them redefine this fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE_STEPS", 2)
+        patch.setattr(class_images, "CLASS_IMAGE_STEPS", 2)
+        yield
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = shutil.copytree(given.source, Path(folder) / "outputs")
-        with serving(output, Path("toybox")) as served, sync_playwright() as driver:
+        with serving(output, Path("toybox"), measure=True) as served, sync_playwright() as driver:
             browser = launch(driver)
             desk = open_page(browser, served.local_url, (WIDTH, 900))
             for name, (show, height) in TABS.items():

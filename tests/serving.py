@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from training.runs import calibration
 from training.runs.queue import Queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -19,22 +22,25 @@ def launch(driver: Any) -> Any:
 
 
 @contextlib.contextmanager
-def serving(output: Path, base: Path, **options):
-    """Serve the page until the block ends."""
+def serving(output: Path, base: Path, measure: bool = False, **options):
+    """Serve the page until the block ends. ``measure``: it may measure what a run costs on this machine."""
     from app.web import server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = server.serve(output, [str(base)], "cpu", "float32", port=port, block=False, **options)
-    try:
-        yield page
-    finally:
-        page.close()
-        stop_runs(output)  # runs outlive the page
-        for thread in threading.enumerate():
-            if thread.name == server.WARMING:  # models built while it loads a base would stay on the meta device
-                thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        if not measure:
+            patch.setattr(calibration, "start", lambda output, config: None)
+        page = server.serve(output, [str(base)], "cpu", "float32", port=port, block=False, **options)
+        try:
+            yield page
+        finally:
+            page.close()
+            stop_runs(output)  # runs outlive the page
+            for thread in threading.enumerate():
+                if thread.name == server.WARMING:  # models built while it loads a base would stay on the meta device
+                    thread.join()
 
 
 def stop_runs(output: Path) -> None:

@@ -48,7 +48,9 @@ def test_the_assets_are_inside_the_package(installed):
 
 
 def test_the_installed_copy_finds_its_assets_and_starts(installed):
-    code = "from hra_diffusion.models.sources import ASSETS; print(ASSETS); from app.cli import main; main(['--version'])"
+    code = (
+        "from hra_diffusion.models.sources import ASSETS; print(ASSETS); from app.cli import main; main(['--version'])"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=installed, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True
     )

@@ -20,6 +20,11 @@ FOLDER = ASSETS / "toybox"
 SEEDS = 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_denoising_steps():
+    """Samples and class images take as many steps as in the program."""
+
+
 @pytest.fixture(scope="module")
 def pipe():
     return hra.load_base("toybox", "cpu")

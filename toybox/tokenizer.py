@@ -6,6 +6,7 @@ invalidates trained models.
 """
 
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,8 +39,15 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
     while pairs := count_pairs(spellings):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        spellings = {merge(spelling, best): weight for spelling, weight in spellings.items()}
+        merged = ((merge(spelling, best), weight) for spelling, weight in spellings.items())
+        spellings = {spelling: weight for spelling, weight in merged if len(spelling) > 1}
     return merges
+
+
+@cache
+def world_merges() -> list[tuple[str, str]]:
+    """Return the merges of the toy world's words: they take seconds to learn."""
+    return learn_merges(corpus())
 
 
 def count_pairs(spellings: dict[tuple[str, ...], int]) -> Counter[tuple[str, str]]:
@@ -71,7 +79,7 @@ def build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 def train_tokenizer() -> CLIPTokenizer:
     """Train the tokenizer of the toy world; the result is deterministic."""
-    merges = learn_merges(corpus())
+    merges = world_merges()
     return CLIPTokenizer(
         vocab=build_vocabulary(merges),
         merges=merges,  # pyright: ignore[reportArgumentType] - it needs pairs

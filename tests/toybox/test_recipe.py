@@ -1,6 +1,8 @@
 """Tests of the whole recipe with small networks and a few steps, from sprites to a pipeline."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +28,26 @@ TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
 
 @pytest.fixture(scope="module")
-def make_workshop(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workshop]:
-    """Makes fresh workshops that have pictures, an encoder, latents and a CLIP pair."""
+def prepared(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A workshop that has images, an encoder, latents, a CLIP model and a base model of one step."""
+    folder = tmp_path_factory.mktemp("work")
+    workshop = Workshop(folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8)
+    workshop.render(sprites, 1)
+    workshop.make_encoder()
+    workshop.encode()
+    workshop.make_clip(Budget(steps=2))
+    workshop.make_base(Budget(steps=1))
+    return workshop
+
+
+@pytest.fixture
+def make_workshop(prepared: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Workshop]:
+    """Copies the prepared workshop."""
 
     def make() -> Workshop:
-        folder = tmp_path_factory.mktemp("work")
-        workshop = Workshop(
-            folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8
-        )
-        workshop.render(sprites, 1)
-        workshop.make_encoder()
-        workshop.encode()
-        workshop.make_clip(Budget(steps=2))
-        return workshop
+        folder = tmp_path_factory.mktemp("copy")
+        shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
+        return replace(prepared, folder=folder)
 
     return make
 
@@ -46,7 +55,6 @@ def make_workshop(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def test_recipe_makes_a_working_pipeline(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
     """A float16 StableDiffusionPipeline folder."""
     workshop = make_workshop()
-    workshop.make_base(Budget(steps=2))
     workshop.make_decoder(Budget(steps=2))
     workshop.assemble(tmp_path / "model")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
@@ -63,7 +71,6 @@ def test_recipe_makes_a_working_pipeline(make_workshop: Callable[[], Workshop], 
 def test_card_omits_a_score_of_other_weights(make_workshop: Callable[[], Workshop], tmp_path: Path) -> None:
     """Further training invalidates the score."""
     workshop, share = make_workshop(), Share(0.75, 0.7, 0.8, 0.95)
-    workshop.make_base(Budget(steps=1))
     for unet, told in (("0" * 12, "Not scored."), ("", "| Thing right | 75.0% |")):
         if not unet:
             unet = digest(StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None).unet)
@@ -190,7 +197,6 @@ def test_encoder_computes_the_patch_code(sprites: Path) -> None:
 def test_decoder_training_raises_psnr_and_keeps_latents(make_workshop: Callable[[], Workshop], sprites: Path) -> None:
     """The encoder's weights are unchanged."""
     workshop = make_workshop()
-    workshop.make_base(Budget(steps=1))
     pictures = render_shard(sprites, 0, 8).values
     before = workshop.load_vae()
     workshop.make_decoder(Budget(steps=24))

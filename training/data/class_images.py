@@ -18,6 +18,9 @@ from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
 
+CLASS_IMAGE_STEPS = 25
+"""Denoising steps of class images."""
+
 
 def class_prompt(class_noun: str) -> str:
     """Return the prompt for the class without the subject."""
@@ -37,7 +40,7 @@ def load_class_images(
     The cache key is the base model, a probe of its weights, their storage, the noise process, the class noun and the
     settings. Image k has seed k, so that a larger count reuses the images of a smaller one.
     """
-    settings = complete_settings(pipe, Settings(width=resolution, height=resolution))
+    settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=resolution, height=resolution))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
     process = noise.process_settings(pipe.scheduler)
     key = json.dumps(

@@ -7,7 +7,7 @@ from serving import CHROMIUM, launch, serving
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import generate
-from hra_diffusion.models.sources import ASSETS, TOYBOX
+from hra_diffusion.models.sources import TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
@@ -80,12 +80,10 @@ def train(page, name, method):
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
 
 
-@pytest.mark.parametrize("kind", ["tiny", pytest.param(TOYBOX, marks=pytest.mark.skipif(
-    not (ASSETS / TOYBOX / "model_index.json").is_file(), reason="the embedded base is not here"))])  # fmt: skip
-def test_the_whole_workflow(kind, visit, base_folder, tmp_path, shared):
+def test_the_whole_workflow(visit, tmp_path, shared):
     """Add photos, train, reload meanwhile, generate, compare two methods, export."""
     photos = sorted((shared / "data" / "dreambooth" / "dog").glob("*.jpg"))
-    with serving(tmp_path / "outputs", TOYBOX if kind == TOYBOX else base_folder) as served:
+    with serving(tmp_path / "outputs", TOYBOX, measure=True) as served:
         page = visit(served.local_url)
         give_photos(page, photos)
         train(page, "Rex", "HRA")
