@@ -1,0 +1,104 @@
+"""Model folders: variants, shards and damage."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from conftest import everything, tiny_pipe
+
+from hra_diffusion.errors import BaseModelError
+from hra_diffusion.models.loading import load_base
+from training import config as configs
+from training import loop
+from training.session.phase_timer import PhaseTimer
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(BaseModelError, match=r"no model_index.json: not a diffusers model folder"):
+        load_base(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"), [('{"_class_name": "FluxPipeline"}', "is a FluxPipeline"), ("[", "damaged")]
+)
+def test_not_stable_diffusion(tmp_path, index, message):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(BaseModelError, match=message):
+        load_base(str(tmp_path), "cpu")
+
+
+def save_variant(folder, **options):
+    """A tiny base saved in another way; its UNet's weights."""
+    pipe = tiny_pipe()
+    pipe.save_pretrained(folder, **options)
+    return pipe
+
+
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "300KB"}])
+def test_a_folder_that_holds_one_variant_only_is_loaded_by_it_and_says_so(options, tmp_path):
+    pipe = save_variant(tmp_path / "base", **options)
+    with pytest.warns(UserWarning, match=r"base holds its weights as variant fp16 only"):
+        loaded = load_base(str(tmp_path / "base"), "cpu")
+    assert torch.equal(everything(loaded), everything(pipe))
+
+
+def test_one_part_in_another_variant_is_enough(base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.warns(UserWarning, match="variant fp16 only: vae"):
+        assert load_base(str(folder), "cpu").base_name == "base"
+
+
+def test_a_hub_cache_that_holds_one_variant_only(tmp_path, monkeypatch):
+    place = tmp_path / "models--someone--tiny"
+    save_variant(place / "snapshots" / "abc", variant="fp16")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"someone/tiny holds its weights as variant fp16 only"):
+        assert load_base("someone/tiny", "cpu").base_name == "someone/tiny"
+
+
+def test_a_run_says_so_in_a_notice(tmp_path):
+    save_variant(tmp_path / "base", variant="fp16")
+    config = configs.parse({"name": "Rex", "photos": ["."], "class_noun": "dog", "base": str(tmp_path / "base")})
+    heard = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.load_base(config, "cpu", PhaseTimer(True, [heard.append]))
+    assert ["variant fp16 only" in event.message for event in heard] == [True]
+
+
+def test_a_folder_in_shards_is_loaded_and_a_missing_shard_is_named(tmp_path):
+    pipe = save_variant(tmp_path / "base", max_shard_size="300KB")
+    assert torch.equal(everything(load_base(str(tmp_path / "base"), "cpu")), everything(pipe))
+    shard = sorted((tmp_path / "base" / "unet").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(BaseModelError, match=rf"unet/{shard.name} is missing; copy the model again") as error:
+        load_base(str(tmp_path / "base"), "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["[1]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}', "{"])
+def test_a_damaged_index_of_shards_is_named(damage, base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    (folder / "unet" / "x.safetensors.index.json").write_text(damage)
+    with pytest.raises(BaseModelError, match=r"x\.safetensors\.index\.json is damaged; copy the model again"):
+        load_base(str(folder), "cpu")
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["folder", "cache"])
+def test_weights_that_are_pickles_get_the_remedy_in_one_line(cached, tmp_path, monkeypatch):
+    folder, source = tmp_path / "base", str(tmp_path / "base")
+    if cached:
+        place, source = tmp_path / "models--someone--tiny", "someone/tiny"
+        folder = place / "snapshots" / "abc"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("abc")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    save_variant(folder, safe_serialization=False)
+    with pytest.raises(BaseModelError, match=rf"{source} holds unet, vae as pickles .*docs/bases.md says") as error:
+        load_base(source, "cpu")
+    assert "\n" not in str(error.value)
