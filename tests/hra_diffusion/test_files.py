@@ -5,24 +5,11 @@ import time
 
 import pytest
 import torch
-from conftest import stir, tiny_pipe
-from safetensors.torch import load_file
 from windows import windows  # noqa: F401 (a fixture)
 
-from hra_diffusion import files, library, pipeline, trash
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion import files
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import FileError, append_line, move, read_json, save_tensors, validated_name, write_text
-
-
-def saved_adapter(folder, name="Rex"):
-    """A small adapter's file in a folder of its own."""
-    pipe = tiny_pipe()
-    attachment.attach(pipe.unet, "lora", {"rank": 2}, name=name)
-    stir(attachment.adapter_parameters(pipe.unet, name).values())
-    path = folder / name / f"{name}.safetensors"
-    pipeline.save(pipe, path, name, "sks", "dog")
-    return path
 
 
 def test_every_write_works_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
@@ -36,20 +23,6 @@ def test_every_write_works_by_the_rules_of_windows(windows, tmp_path):  # noqa: 
     assert (tmp_path / "folder" / "b.txt").read_bytes() == "α\nβ".encode()
     append_line(tmp_path / "log", "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder", "log", "t.safetensors"]
-
-
-def test_an_adapter_is_renamed_binned_and_restored_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
-    """Its file is mapped into memory while its tensors are read, and must not be when it is written again."""
-    path = saved_adapter(tmp_path)
-    before = load_file(path)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"].clone()
-    path = library.rename(path, "Max")
-    assert adapter_file.read_info(path).name == "Max" and path == tmp_path / "Max" / "Max.safetensors"
-    key = trash.move_to_trash(path, tmp_path)
-    assert trash.restore(key, tmp_path) == tmp_path / "Max"
-    copy = library.add_file(path, tmp_path)
-    assert copy.stem == "Max 2"
-    assert torch.equal(load_file(copy)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"], before)
-    assert not windows, "no file was in use when it was replaced or deleted"
 
 
 def test_a_file_that_another_program_reads_at_that_moment_is_replaced_a_moment_later(windows, tmp_path):  # noqa: F811
@@ -114,19 +87,3 @@ def test_a_line_is_never_added_to_a_torn_one(tmp_path):
     append_line(tmp_path / "log", "two")
     append_line(tmp_path / "log", "três")
     assert (tmp_path / "log").read_bytes() == 'one\n{"to\ntwo\ntrês\n'.encode()
-
-
-# The bin
-
-
-@pytest.mark.parametrize("kept", ["", None, "../../elsewhere"])
-def test_what_is_in_the_bin_comes_back_though_its_note_is_damaged(tmp_path, kept):
-    path = saved_adapter(tmp_path)
-    key = trash.move_to_trash(path, tmp_path)
-    (tmp_path / ".bin" / "notes-of-mine").write_text("x")
-    origin = tmp_path / ".bin" / f"{key}.from"
-    origin.unlink() if kept is None else origin.write_text(kept)
-    assert trash.keys(tmp_path) == [key]
-    trash.empty(tmp_path, days=1)
-    assert trash.restore(key, tmp_path) == tmp_path / "Rex" and path.is_file()
-    assert trash.keys(tmp_path) == []

@@ -3,7 +3,6 @@
 import inspect
 import json
 import shutil
-import warnings
 
 import diffusers
 import numpy as np
@@ -18,8 +17,6 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import generate
@@ -254,21 +251,3 @@ def test_distilled_bases_are_known_by_their_configuration(pipe):
     assert noise.distillation_sign(pipe) == "", "this is what zero terminal SNR needs"
     pipe.register_modules(unet=altered(pipe.unet, time_cond_proj_dim=8))  # as LCMs
     assert "guidance scale" in noise.distillation_sign(pipe)
-
-
-def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
-    pipe = load_base(str(base_folder), "cpu", prediction_type="v_prediction", rescale_zero_snr=True)
-    attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
-    pipeline.save(pipe, tmp_path / "Rex.safetensors", "Rex")
-    pipeline.unload(pipe, "Rex")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        info = pipeline.load(pipe, tmp_path / "Rex.safetensors")
-    assert (info.prediction_type, info.zero_snr) == ("v_prediction", True)
-    other = load_base(str(base_folder), "cpu")
-    said = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
-    with pytest.warns(Note, match=said):
-        pipeline.load(other, tmp_path / "Rex.safetensors")
-    assert said in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
-    older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
-    assert pipeline.incompatibility(older, other) == "", "older files do not say it"
