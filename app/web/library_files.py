@@ -13,6 +13,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import unused_name
 from training.runs import run_folder
 
 OWN = "own"
@@ -54,7 +55,7 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
     import_libraries()
     from hra_diffusion import interop
 
-    name = library.unused_name(interop.name_for(file), context.output)
+    name = unused_name(interop.name_for(file), context.output)
     with context.session.lock:
         path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
     return path, report.lines
