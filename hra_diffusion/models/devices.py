@@ -1,4 +1,4 @@
-"""Devices that models run on, and the dtypes they compute in."""
+"""Devices, and the dtypes that they support."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from hra_diffusion.errors import BaseModelError
 
 
-def devices() -> list[str]:
-    """The kinds of device that models can be on here, the best first."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [name for name, found in there.items() if found]
+def available() -> list[str]:
+    """Return the available device types, fastest first."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_available in found.items() if is_available]
 
 
 def device_for(name: str | None) -> str:
-    """The device of this name, the best there is for none. Raises BaseModelError if it is not here."""
+    """Return ``name``, or the fastest available device for None. Raises BaseModelError if it is not available."""
     kind = (name or "cpu").split(":")[0]
-    if kind in ("cuda", "mps") and kind not in devices():
+    if kind in ("cuda", "mps") and kind not in available():
         raise BaseModelError(f"no {kind.upper()} device is available here; use --device cpu")
-    return name or devices()[0]
+    return name or available()[0]
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether a device ("cuda", "cpu", …) computes in bfloat16 itself.
+    """Whether a device type ("cuda", "cpu", …) has bfloat16 instructions.
 
-    A CPU whose widest instructions are AVX2 emulates it: 2048² matrices multiply at 0.3 GFLOP/s, in float32 at 138.
+    A CPU with AVX2 only emulates them: it multiplies 2048² matrices at 0.3 GFLOP/s, and at 138 in float32.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -37,12 +37,15 @@ def computes_bfloat16(device: str) -> bool:
 
 @contextlib.contextmanager
 def vae_upcast(vae: Any) -> Iterator[Any]:
-    """The autoencoder in a precision that holds its values: SDXL's overflows in float16 and says so."""
-    narrow = vae.dtype == torch.float16 and vae.config.force_upcast
-    if narrow:
+    """Within the block, hold a float16 autoencoder in float32 if its config sets ``force_upcast``.
+
+    SDXL's does: its activations overflow in float16.
+    """
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
         vae.float()
     try:
         yield vae
     finally:
-        if narrow:
+        if upcast:
             vae.half()

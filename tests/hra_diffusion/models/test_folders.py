@@ -38,7 +38,7 @@ def save_variant(folder, **options):
 @pytest.mark.parametrize("options", [{"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "300KB"}])
 def test_a_folder_that_holds_one_variant_only_is_loaded_by_it_and_says_so(options, tmp_path):
     pipe = save_variant(tmp_path / "base", **options)
-    with pytest.warns(UserWarning, match=r"base holds its weights as variant fp16 only"):
+    with pytest.warns(UserWarning, match=r"base contains weights of variant fp16 only, for unet, .*vae"):
         loaded = load_base(str(tmp_path / "base"), "cpu")
     assert torch.equal(everything(loaded), everything(pipe))
 
@@ -47,7 +47,7 @@ def test_one_part_in_another_variant_is_enough(base_folder, tmp_path):
     folder = shutil.copytree(base_folder, tmp_path / "base")
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.warns(UserWarning, match="variant fp16 only: vae"):
+    with pytest.warns(UserWarning, match="variant fp16 only, for vae"):
         assert load_base(str(folder), "cpu").base_name == "base"
 
 
@@ -57,7 +57,7 @@ def test_a_hub_cache_that_holds_one_variant_only(tmp_path, monkeypatch):
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.warns(UserWarning, match=r"someone/tiny holds its weights as variant fp16 only"):
+    with pytest.warns(UserWarning, match=r"someone/tiny contains weights of variant fp16 only"):
         assert load_base("someone/tiny", "cpu").base_name == "someone/tiny"
 
 
@@ -99,6 +99,6 @@ def test_weights_that_are_pickles_get_the_remedy_in_one_line(cached, tmp_path, m
         (place / "refs" / "main").write_text("abc")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     save_variant(folder, safe_serialization=False)
-    with pytest.raises(BaseModelError, match=rf"{source} holds unet, vae as pickles .*docs/bases.md says") as error:
+    with pytest.raises(BaseModelError, match=rf"{source} contains unet, vae as pickles .*docs/bases.md says") as error:
         load_base(source, "cpu")
     assert "\n" not in str(error.value)
