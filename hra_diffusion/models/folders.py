@@ -7,7 +7,7 @@ import re
 import warnings
 from pathlib import Path
 
-from hra_diffusion.adapters import adapter_file
+from hra_diffusion.adapters.adapter_file import IMPORT_COMMAND, find_weights
 from hra_diffusion.errors import BaseModelError, Note
 
 INDEX = "model_index.json"
@@ -18,8 +18,8 @@ def check_index(path: Path) -> None:
     """Raise BaseModelError for a folder without a valid ``model_index.json``."""
     index = path / INDEX
     if not index.is_file():
-        if adapter_file.find_weights(path):
-            raise BaseModelError(f"{path} is an adapter, not a base: import it with {adapter_file.IMPORT_COMMAND}")
+        if find_weights(path):
+            raise BaseModelError(f"{path} is an adapter, not a base model: import it with {IMPORT_COMMAND}")
         raise BaseModelError(f"{path} contains no {INDEX}: not a diffusers model folder")
     try:
         json.loads(index.read_text(encoding="utf-8")).get("_class_name")

@@ -107,10 +107,10 @@ def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> DiffusionPip
     """Load a folder or a hub id. The scheduler is checked before the weights are loaded."""
     from diffusers import DDIMScheduler, DiffusionPipeline
 
-    local = {key: options[key] for key in ("local_files_only",) if key in options}
-    index = cast(dict, DiffusionPipeline.load_config(name_or_path, **local))
+    local = options.get("local_files_only", False)
+    index = cast(dict, DiffusionPipeline.load_config(name_or_path, local_files_only=local))
     family = families.by_pipeline_name(index.get("_class_name"), name_or_path)
-    config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", **local))
+    config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", local_files_only=local))
     scheduler = noise.load_scheduler(index["scheduler"][1], config)
     return families.pipeline_class(family).from_pretrained(
         name_or_path, scheduler=scheduler, **options, **family.from_pretrained_kwargs
@@ -139,9 +139,7 @@ def _unsupported(pipe: Any) -> str | None:
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         return "its UNet takes more than latents: an inpainting, depth or editing model, not a text-to-image model"
     if any(getattr(pipe, name, None) is None for name, _ in families.of(pipe).encoders):
-        return "a text encoder is missing: an SDXL refiner, not a base"
-    if pipe.unet.config.addition_embed_type not in families.of(pipe).addition_embed_types:
-        return (
-            f"its UNet takes {pipe.unet.config.addition_embed_type!r} conditioning, which its pipeline does not provide"
-        )
+        return "a text encoder is missing: an SDXL refiner, not a base model"
+    if (kind := pipe.unet.config.addition_embed_type) not in families.of(pipe).addition_embed_types:
+        return f"its UNet takes {kind!r} conditioning, which its pipeline does not provide"
     return None

@@ -76,7 +76,7 @@ def test_a_file_that_is_not_there_is_said_so_with_those_near(given, near, adapte
 def test_another_programs_folder_points_to_import(tmp_path):
     (tmp_path / "my peft").mkdir()
     (tmp_path / "my peft" / "adapter_model.safetensors").touch()
-    with pytest.raises(UserError, match=r"another program's folder; bring it in with hra-diffusion import '.*my peft'"):
+    with pytest.raises(UserError, match=r"another program's folder; import it with hra-diffusion import '.*my peft'"):
         library.find_adapter(str(tmp_path / "my peft"), [])
 
 

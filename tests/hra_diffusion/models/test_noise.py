@@ -162,11 +162,11 @@ def test_a_scheduler_that_needs_a_missing_package_is_read_as_ddim(name):
 
 
 FOREIGN = {
-    "EDMEulerScheduler": ({}, "not one of a discrete diffusion process"),
-    "EDMDPMSolverMultistepScheduler": ({}, "not one of a discrete diffusion process"),
-    "FlowMatchEulerDiscreteScheduler": ({}, "not one of a discrete diffusion process"),
-    "CMStochasticIterativeScheduler": ({}, "not one of a discrete diffusion process"),
-    "IPNDMScheduler": ({}, "not one of a discrete diffusion process"),
+    "EDMEulerScheduler": ({}, "has no discrete diffusion process"),
+    "EDMDPMSolverMultistepScheduler": ({}, "has no discrete diffusion process"),
+    "FlowMatchEulerDiscreteScheduler": ({}, "has no discrete diffusion process"),
+    "CMStochasticIterativeScheduler": ({}, "has no discrete diffusion process"),
+    "IPNDMScheduler": ({}, "has no discrete diffusion process"),
     "LCMScheduler": ({}, "for a distilled model"),
     "TCDScheduler": ({}, "for a distilled model"),
     "UniPCMultistepScheduler": ({"prediction_type": "flow_prediction"}, "flow matching"),
@@ -185,7 +185,7 @@ def test_another_kind_of_process_is_refused_when_loading_drawing_and_training(na
     scheduler.save_pretrained(base / "scheduler")
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", name]}))
-    message = f"neither trained nor drawn with: its noise scheduler, {name}, .*{reason}"
+    message = f"this base model can't be used: its noise scheduler, {name}, .*{reason}"
     with pytest.raises(BaseModelError, match=message):
         load_base(str(base), "cpu")
     with pytest.raises(BaseModelError, match=message):

@@ -91,14 +91,14 @@ WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 HEADERS = {
     "inpainting": ({f"{UNET}input_blocks.0.0.weight": (2, 9, 3, 3)}, "takes 9 channels, not 4: an inpainting"),
     "refiner": (LATENTS | {"conditioner.embedders.0.model.ln_final.weight": (2,)}, "an SDXL refiner"),
-    "another width": (LATENTS | {WIDTH: (2, 640)}, "its text is 640 wide, not 768 or 1024"),
+    "another width": (LATENTS | {WIDTH: (2, 640)}, "its text embeddings have width 640, not 768 or 1024"),
     "no text encoder": (LATENTS | {WIDTH: (2, 768)}, "has no text encoder"),
     "an adapter": (
         {"lora_unet_x.lora_up.weight": (2, 2)},
-        "an adapter, not a base: bring it in with hra-diffusion import",
+        "an adapter, not a base model: import it with hra-diffusion import",
     ),
-    "a diffusers part": ({"down_blocks.0.resnets.0.conv1.weight": (2, 2)}, "a part of a model"),
-    "something": ({"weight": (2,)}, "no checkpoint in the original layout"),
+    "a diffusers part": ({"down_blocks.0.resnets.0.conv1.weight": (2, 2)}, "one component, or another kind of model"),
+    "something": ({"weight": (2,)}, "not a checkpoint in the original layout"),
 }
 
 
@@ -138,7 +138,7 @@ def test_a_single_file_says_its_noise_process(architecture, facts, marks, expect
     path = checkpoint(tmp_path / "model-512.safetensors", architecture, facts, marks)
     noise = single_file.detect_noise(path, architecture)
     assert (noise.prediction_type, noise.zero_snr) == expected
-    assert ("the mark is ignored" in noise.note) == ("ztsnr" in marks and not noise.zero_snr), noise.note
+    assert ("so ztsnr is ignored" in noise.note) == ("ztsnr" in marks and not noise.zero_snr), noise.note
     asked = single_file.detect_noise(path, architecture, "v_prediction" if expected == EPSILON else "epsilon")
     assert asked.prediction_type != noise.prediction_type, "what is asked for goes before what is said"
     small = architecture is SD2 and expected == EPSILON
@@ -182,7 +182,7 @@ def test_a_version_2_without_marks_is_decided_by_its_weights_and_that_is_said(na
     assert (
         f"If its pictures are noise or flat, add --prediction-type {other}" in single_file.detect_noise(path, SD2).note
     )
-    with pytest.warns(Note, match="does not say what it predicts"), pytest.raises(BaseModelError):
+    with pytest.warns(Note, match="does not state what it predicts"), pytest.raises(BaseModelError):
         load_base(str(path), "cpu")  # there is no more of it than this
     save_file(tensors | {"ztsnr": torch.empty(0)}, path)
     assert single_file.detect_noise(path, SD2).zero_snr == (expected is SD2), "its mark counts beside the weights"
