@@ -12,7 +12,7 @@ from hra_diffusion.errors import Note
 from hra_diffusion.models.loading import load_base
 
 
-def test_another_base_is_noticed_without_loading(adapter):
+def test_another_base_model_is_incompatible(adapter):
     info = read_info(adapter)
     assert pipeline.incompatibility(info, tiny_pipe()) == ""
     other = tiny_pipe(cross_attention_dim=32)
@@ -22,7 +22,7 @@ def test_another_base_is_noticed_without_loading(adapter):
     assert "made for another base model" in pipeline.incompatibility(renamed, other)
 
 
-def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
+def test_another_noise_process_is_incompatible(base_folder, tmp_path):
     pipe = load_base(str(base_folder), "cpu", prediction_type="v_prediction", rescale_zero_snr=True)
     attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
     pipeline.save(pipe, tmp_path / "Rex.safetensors", "Rex")
@@ -32,9 +32,9 @@ def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
         info = pipeline.load(pipe, tmp_path / "Rex.safetensors")
     assert (info.prediction_type, info.zero_snr) == ("v_prediction", True)
     other = load_base(str(base_folder), "cpu")
-    said = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
-    with pytest.warns(Note, match=said):
+    message = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
+    with pytest.warns(Note, match=message):
         pipeline.load(other, tmp_path / "Rex.safetensors")
-    assert said in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
+    assert message in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
     older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
-    assert pipeline.incompatibility(older, other) == "", "older files do not say it"
+    assert pipeline.incompatibility(older, other) == "", "older files do not record it"

@@ -10,11 +10,11 @@ from training import config as configs
 @pytest.mark.parametrize(
     ("name", "kind"), [("a/sd-xl-base", "sdxl"), ("a/stable-diffusion-2-1", "sd2"), ("a/b", "sd1")]
 )
-def test_a_hub_id_that_is_not_here_is_known_by_its_name(name, kind):
+def test_version_of_an_uncached_hub_id(name, kind):
     assert sources.base_version(name) == kind and sources.base_version("toybox") == "toybox"
 
 
-def test_a_folder_is_known_by_its_unet(tmp_path):
+def test_version_of_a_folder(tmp_path):
     tiny_xl_pipe().save_pretrained(tmp_path / "xl")
     assert sources.base_version(str(tmp_path / "xl")) == "sdxl"
     config = configs.parse({"name": "a", "photos": ["b"], "class_noun": "dog", "base": str(tmp_path / "xl")})
