@@ -11,3 +11,8 @@ class Note(UserWarning):
 
 class BaseModelError(UserError):
     """A base model can't be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 300 characters, or its class name if it has none."""
+    return next((line[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

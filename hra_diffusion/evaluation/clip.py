@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.models.loading import LOAD_ERRORS, LOAD_LOCK
 from hra_diffusion.models.prompts import without_weights
 from hra_diffusion.models.sources import ASSETS, TOYBOX
@@ -60,8 +60,9 @@ class Clip:
             self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=local_files_only)
         except LOAD_ERRORS as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"the CLIP model {source}, which scores pictures, can't be loaded: {reason}") from None
+            raise UserError(
+                f"the CLIP model {source}, which scores pictures, can't be loaded: {first_line(error)}"
+            ) from None
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:

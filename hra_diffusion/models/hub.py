@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from hra_diffusion.errors import BaseModelError
+from hra_diffusion.errors import BaseModelError, first_line
 from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
 from hra_diffusion.models.folders import COMPONENTS_WITH_WEIGHTS, INDEX, variant_of
@@ -98,7 +98,7 @@ def find_base(name: str, dtype: str = "float32") -> HubBase:
             f"the hub has no model {name!r}, or it is private; check the spelling, or log in with: hf auth login"
         ) from None
     except CONNECTION_ERRORS as error:
-        raise OfflineError(f"the Hugging Face hub can't be reached: {_reason(error)}") from error
+        raise OfflineError(f"the Hugging Face hub can't be reached: {first_line(error)}") from error
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     pipeline = ((info.config or {}).get("diffusers") or {}).get("_class_name")
     _require_usable(name, files, pipeline)
@@ -182,7 +182,7 @@ def _download_file(name: str, file: str, bar: Any) -> None:
     except CONNECTION_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the connection
             raise to_file_error(error, Path(constants.HF_HUB_CACHE)) from error
-        raise OfflineError(f"the download of {name} was interrupted ({_reason(error)}); start it again") from error
+        raise OfflineError(f"the download of {name} was interrupted ({first_line(error)}); start it again") from error
 
 
 def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
@@ -198,11 +198,6 @@ def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
             on_progress(self.bytes)
 
     return Bar
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def gigabytes(size: int) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.quantization import quantise
-from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.models import families, folders, noise
 from hra_diffusion.models.devices import device_for
@@ -127,8 +127,7 @@ def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDi
     except UserError:
         raise
     except (*LOAD_ERRORS, SingleFileComponentError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
+        raise BaseModelError(f"the base model {source!r} can't be loaded: {first_line(error)}") from error
     if reason := _unsupported(pipe):
         raise BaseModelError(f"{source!r} can't be used: {reason}")
     return cast("StableDiffusionPipeline", pipe)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.models import families, single_file
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
 from hra_diffusion.models.folders import INDEX
@@ -50,7 +50,7 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     except UserError:
         raise
     except LOAD_ERRORS as error:
-        raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
+        raise BaseModelError(f"the base model {base!r} can't be read: {first_line(error)}") from error
     return RELEASED[base_version(base)]
 
 
