@@ -21,8 +21,7 @@ from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
 from hra_diffusion.models.folders import COMPONENTS_WITH_WEIGHTS, INDEX, variant_of
 
-CONFIGURATIONS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
-"""Folders whose configuration files are downloaded."""
+CONFIG_FOLDERS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 """Well-known base models; the one with the lowest memory requirement first."""
 CONNECTION_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
@@ -68,7 +67,8 @@ def cached_bases() -> list[CachedBase]:
     bases = [
         CachedBase(repository.repo_id, repository.size_on_disk)
         for repository in repositories
-        if repository.repo_type == "model" and any(_is_complete(it.snapshot_path) for it in repository.revisions)
+        if repository.repo_type == "model"
+        and any(_is_complete(revision.snapshot_path) for revision in repository.revisions)
     ]
     return sorted(bases, key=lambda base: base.name)
 
@@ -129,7 +129,7 @@ def required_files(files: Collection[str], variant: str = "") -> list[str]:
     configurations = [
         file
         for file in files
-        if file == INDEX or (Path(file).parent.name in CONFIGURATIONS and Path(file).suffix in (".json", ".txt"))
+        if file == INDEX or (Path(file).parent.name in CONFIG_FOLDERS and Path(file).suffix in (".json", ".txt"))
     ]
     by_component = [found for part in COMPONENTS_WITH_WEIGHTS if (found := _weights(files, part))]
     common = Counter(name for found in by_component for name in found)
@@ -200,7 +200,7 @@ def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
     return Bar
 
 
-def gigabytes(size: int) -> str:
+def format_size(size: int) -> str:
     """Format a size in bytes as GB, or as MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 

@@ -19,9 +19,9 @@ from hra_diffusion.errors import BaseModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESCALE = "rescale_betas_zero_snr"
+ZERO_SNR = "rescale_betas_zero_snr"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-DISCRETE = {
+DISCRETE_SCHEDULERS = {
     "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
@@ -29,7 +29,7 @@ DISCRETE = {
     "SASolverScheduler", "UniPCMultistepScheduler",
 }  # fmt: skip
 """Schedulers in diffusers with a discrete diffusion process. The others define their own noise levels or timesteps."""
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +82,20 @@ def process_settings(scheduler: Any) -> dict[str, Any]:
     """Return "prediction_type" and "zero_snr" of a scheduler, as recorded in adapter files; unsupported ones too."""
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
     rescaled = betas is not None and bool(betas[-1] >= 1)  # rescaled betas may be given as trained_betas
-    return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(RESCALE))}
+    return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(ZERO_SNR))}
 
 
 def _class_name(scheduler: Any) -> str:
-    """Return the class name of a scheduler; for a subclass of a scheduler in DISCRETE, that scheduler's."""
+    """Return the class name of a scheduler; for a subclass of a scheduler in DISCRETE_SCHEDULERS, that scheduler's."""
     names = [kind.__name__ for kind in type(scheduler).__mro__]
-    return next((name for name in names if name in DISCRETE), names[0])
+    return next((name for name in names if name in DISCRETE_SCHEDULERS), names[0])
 
 
 def require_discrete(name: str, config: Mapping[str, Any]) -> None:
     """Raise BaseModelError unless a scheduler, given by class name and configuration, has a discrete process."""
-    if name in DISTILLED:
+    if name in DISTILLED_SCHEDULERS:
         reason = "samples a few fixed timesteps, for a distilled model: use the base model it was distilled from"
-    elif name not in DISCRETE:
+    elif name not in DISCRETE_SCHEDULERS:
         reason = "has no discrete diffusion process with betas, as Stable Diffusion's schedulers have"
     elif config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         reason = "is set up for flow matching"
@@ -130,12 +130,12 @@ def override(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool
     """
     from diffusers import DDIMScheduler
 
-    options = {"prediction_type": prediction_type, RESCALE: rescale_zero_snr}
+    options = {"prediction_type": prediction_type, ZERO_SNR: rescale_zero_snr}
     changes = {key: value for key, value in options.items() if value is not None}
     if changes:
         require_discrete(_class_name(scheduler), scheduler.config)
         changes |= {"timestep_spacing": "trailing"} if rescale_zero_snr else {}
-        if rescale_zero_snr is None or RESCALE in type(scheduler)().config:
+        if rescale_zero_snr is None or ZERO_SNR in type(scheduler)().config:
             scheduler = scheduler.from_config(scheduler.config, **changes)
         else:
             scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)

@@ -46,7 +46,7 @@ def saved_schedulers(**process):
 
     The configurations are complete, as ``save_pretrained`` writes them.
     """
-    for name in sorted(noise.DISCRETE - NEED_PACKAGES):
+    for name in sorted(noise.DISCRETE_SCHEDULERS - NEED_PACKAGES):
         kind = getattr(diffusers, name)
         known = inspect.signature(kind.__init__).parameters
         if not process.keys() <= known.keys():
