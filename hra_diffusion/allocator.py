@@ -1,4 +1,4 @@
-"""Freed memory in the GNU C library's allocator: retained during training, returned to the operating system after."""
+"""Freed memory in the GNU C library's allocator: retained during training, returned to the operating system."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""mallopt parameters: free bytes at the end of the heap before it is trimmed, and size of a block to be mmapped."""
+"""Parameters of mallopt: free bytes at the top of the heap that trigger a trim, and block size from which to mmap."""
 MAX_THRESHOLD = 2**31 - 1
 MAX_DYNAMIC_THRESHOLD = 32 * 2**20
 """Bytes up to which glibc raises its mmap threshold as large blocks are freed; the trim threshold is twice that."""

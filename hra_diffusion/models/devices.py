@@ -28,7 +28,8 @@ def device_for(name: str | None) -> str:
 def computes_bfloat16(device: str) -> bool:
     """Whether a device type ("cuda", "cpu", …) has bfloat16 instructions.
 
-    A CPU with AVX2 only emulates them: it multiplies 2048² matrices at 0.3 GFLOP/s, and at 138 in float32.
+    A CPU with no instructions beyond AVX2 emulates them: 2048² matrices multiply at 0.3 GFLOP/s, against 138 in
+    float32.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -37,9 +38,9 @@ def computes_bfloat16(device: str) -> bool:
 
 @contextlib.contextmanager
 def vae_upcast(vae: Any) -> Iterator[Any]:
-    """Within the block, hold a float16 autoencoder in float32 if its config sets ``force_upcast``.
+    """Within the block, convert a float16 VAE to float32 if its config sets ``force_upcast``.
 
-    SDXL's does: its activations overflow in float16.
+    SDXL's does, since its activations overflow in float16.
     """
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast
     if upcast:

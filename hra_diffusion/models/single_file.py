@@ -33,7 +33,7 @@ HUB_VOCABULARIES = (
     ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"),
     ("stabilityai/stable-diffusion-2-1", "tokenizer"),
 )
-"""Hub repositories, with a subfolder, that have this vocabulary. Only the first is downloaded from."""
+"""Hub repositories, with a subfolder, that have this vocabulary. Only the first is downloaded."""
 PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 """Values of ``PREDICTION_KEY``, and the prediction types they stand for in diffusers."""
 SD2_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
