@@ -54,7 +54,7 @@ which mean nothing and are free to name a subject.
   patches, written into an `AutoencoderKL`. Decoder: {decoder}, every other step on latents as the UNet redraws them.
   Round trip of pictures of held-out things: {decibels:.1f} dB.
 - Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
-- `../toybox-clip/`: the whole pair, to score pictures with (similarity to photos, CLIP-I, and to a prompt, CLIP-T). It
+- `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
   uniform number's power of {power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
