@@ -1,4 +1,4 @@
-"""What the C library does with freed memory: kept while a run lasts, handed back where much of it lies about."""
+"""Freed memory in the GNU C library's allocator: retained during training, returned to the operating system."""
 
 import contextlib
 import ctypes
@@ -6,33 +6,34 @@ import sys
 from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""mallopt's names for: how much may be free at the heap's end, and from what size on a block is the kernel's."""
-MOST, GROWN = 2**31 - 1, 32 * 2**20
-"""Bytes: the largest threshold there is, and what the C library's own rule comes to once large blocks were freed."""
+"""Parameters of mallopt: free bytes at the top of the heap that trigger a trim, and block size from which to mmap."""
+MAX_THRESHOLD = 2**31 - 1
+MAX_DYNAMIC_THRESHOLD = 32 * 2**20
+"""Bytes up to which glibc raises its mmap threshold as large blocks are freed; the trim threshold is twice that."""
 
 
 @contextlib.contextmanager
 def freed_memory_retained() -> Iterator[None]:
-    """Within the block freed memory waits for the next step (with the GNU C library; elsewhere nothing changes)."""
+    """Retain freed memory within the block; afterwards return it to the operating system."""
     retain_freed_memory()
     try:
         yield
     finally:
-        _set_thresholds(2 * GROWN, GROWN)
+        _set_thresholds(2 * MAX_DYNAMIC_THRESHOLD, MAX_DYNAMIC_THRESHOLD)
         release_freed_memory()
 
 
 def retain_freed_memory() -> None:
-    """Have the C library keep what is freed, from now on.
+    """Retain freed memory from now on. No effect without the GNU C library.
 
-    It hands large blocks back to the kernel, which clears them page by page when they are asked for again: at every
-    step, a fifth of a step's time at Stable Diffusion 1.5's size on two cores. The peak is the same either way.
+    By default it returns large blocks to the kernel, which clears their pages when they are allocated again: at every
+    step, a fifth of a step's time at Stable Diffusion 1.5's size on two cores. Peak memory is the same either way.
     """
-    _set_thresholds(MOST, MOST)
+    _set_thresholds(MAX_THRESHOLD, MAX_THRESHOLD)
 
 
 def release_freed_memory() -> None:
-    """Hand what is free to the kernel, holes between what is in use included."""
+    """Return freed heap memory to the operating system (``malloc_trim``)."""
     if library := _gnu_library():
         library.malloc_trim(0)
 

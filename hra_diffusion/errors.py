@@ -1,13 +1,18 @@
-"""What a person can put right. Everything else that is raised is a fault of the program."""
+"""Errors and warnings for the user. Any other exception is a bug."""
 
 
 class UserError(ValueError):
-    """Something given can't be used: the message says what is wrong, where, and what to do."""
+    """An input can't be used. The message says what is wrong, where, and what to do."""
 
 
 class Note(UserWarning):
-    """Something a person should know that stops nothing."""
+    """A warning for the user; the program continues."""
 
 
 class BaseModelError(UserError):
-    """A base model can't be used: what is wrong, where, and what to do."""
+    """A base model can't be used."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 300 characters, or its class name if it has none."""
+    return next((line[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

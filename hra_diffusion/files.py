@@ -1,4 +1,4 @@
-"""Names and files from outside, checked; and files written whole or not at all."""
+"""Validated names and atomic file operations."""
 
 import contextlib
 import errno
@@ -24,52 +24,64 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WINDOWS = os.name == "nt"
 BUSY_SECONDS = 1.0
-"""How long a file that another process has open on Windows is tried again."""
+"""On Windows, how long to retry while another process has a file open."""
 MAX_NAME = 64
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789¹²³")}
-"""Names of devices on Windows, with or without a suffix (Microsoft, Naming Files, Paths, and Namespaces)."""
+"""Device names on Windows, with or without a suffix (Microsoft, Naming Files, Paths, and Namespaces)."""
 
 
 class FileError(UserError, OSError):
-    """A file or folder can't be used: what, where and what to do."""
+    """A file or folder can't be read or written."""
 
 
 def validated_name(name: str) -> str:
-    """``name`` in Unicode's composed form (NFC), if it is safe as an adapter's and a folder's name.
+    """Return ``name`` in Unicode's composed form (NFC). Raises UserError unless it is safe as a folder's name.
 
-    Letters and digits of any language, spaces, ``-`` and ``_``; starts with a letter or digit; at most 64 characters.
-    Raises ValueError saying what is wrong.
+    A safe name has 1 to 64 letters and digits of any language, spaces, ``-`` and ``_``, and starts with a letter or
+    digit.
     """
     name = unicodedata.normalize("NFC", name)
     shown = repr(name if len(name) <= MAX_NAME else name[:20] + "…")
     if not name or len(name) > MAX_NAME:
         raise UserError(f"the name {shown} has {len(name)} characters; use 1 to {MAX_NAME}")
-    wrong = next((c for c in name if not (c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") or c in " -_")), None)
-    if wrong is not None:
-        raise UserError(f"the name {shown} has {wrong!r} in it; use letters, digits, spaces, - and _")
+    if invalid := [c for c in name if not (c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") or c in " -_")]:
+        raise UserError(f"the name {shown} contains {invalid[0]!r}; use letters, digits, spaces, - and _")
     if not name[0].isalnum() or name[-1] == " " or is_reserved(name):
-        raise UserError(f"the name {shown} can't be used for a folder; start with a letter or digit, end without space")
+        raise UserError(
+            f"the name {shown} can't be used for a folder; start with a letter or digit, and don't end with a space"
+        )
     return name
 
 
 def is_reserved(stem: str) -> bool:
-    """Whether Windows takes a file of this name, without its suffix, for a device."""
+    """Whether a file name without its suffix is a device name on Windows."""
     return stem.casefold() in _RESERVED
+
+
+def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the first of "name", "name 2", "name 3", … that is not taken."""
+    names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+    return next(free for free in names if not is_taken(free))
+
+
+def unused_name(name: str, folder: Path) -> str:
+    """Return ``name``, numbered if ``folder`` has an entry of that name. Raises UserError for an invalid name."""
+    return first_free(validated_name(name), lambda free: (folder / free).exists())
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` for a file or a folder; on success it takes the place of ``path``.
+    """Yield a temporary path beside ``path`` for a file or folder, which replaces ``path`` if the block succeeds.
 
-    On failure nothing is left behind. Makes parent folders. Raises FileError for a full disk, a read-only folder, a
-    file where a folder must be.
+    If it fails, the temporary file or folder is deleted. Creates parent folders. Raises FileError for a full disk, a
+    read-only folder, or a file in the place of a folder.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
     try:
         make_folder(path.parent)
         remove(temporary)
         yield temporary
-        _readable(temporary)
+        _apply_default_mode(temporary)
         flush(temporary)
         replace(temporary, path)
     except OSError as error:
@@ -79,8 +91,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
-def _readable(path: Path) -> None:
-    """Give files that their writer keeps for their owner alone, as safetensors does, the mode of any new file here."""
+def _apply_default_mode(path: Path) -> None:
+    """Give files that only their owner can read, as safetensors writes them, the default mode of new files."""
     private = [file for file in _files(path) if not file.stat().st_mode & 0o077]
     if private:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mode.") as folder:
@@ -91,9 +103,9 @@ def _readable(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file, or all of a folder, on the disk now: a power cut must not leave a renamed blank."""
+    """Flush a file, or all files of a folder, to disk: renamed unflushed files may be empty after a power cut."""
     for file in _files(path):
-        with file.open("r+b") as stream:  # Windows flushes only what is open for writing
+        with file.open("r+b") as stream:  # Windows flushes only files open for writing
             os.fsync(stream.fileno())
 
 
@@ -102,7 +114,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``; a folder that stands there steps aside first and is then deleted."""
+    """Move ``temporary`` to ``path``. A folder at ``path`` is moved aside first and deleted afterwards."""
     if not path.is_dir():
         move(temporary, path)
         return
@@ -117,7 +129,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file, in place of one that is there, or a folder. Raises FileError."""
+    """Move a folder, or a file, which replaces an existing one. Raises FileError."""
     try:
         _retry_while_busy(lambda: source.replace(target))
     except OSError as error:
@@ -125,22 +137,22 @@ def move(source: Path, target: Path) -> None:
 
 
 def _retry_while_busy(action: Callable[[], T]) -> T:
-    """The result of ``action``. On Windows it is tried for a second while another process has the file open.
+    """Return the result of ``action``. On Windows, retry for a second while another process has the file open.
 
-    pip does the same (pip/_internal/utils/filesystem.py): virus scanners and readers hold files for an instant.
+    Virus scanners and readers open files briefly; pip retries, too (pip/_internal/utils/filesystem.py).
     """
-    end = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             return action()
         except PermissionError:
-            if not WINDOWS or time.monotonic() > end:
+            if not WINDOWS or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
+    """Delete a file or a folder if it exists."""
     if path.is_dir():
         _retry_while_busy(lambda: shutil.rmtree(path))
     else:
@@ -148,18 +160,18 @@ def remove(path: Path) -> None:
 
 
 def next_numbered_folder(parent: Path) -> Path:
-    """The first of parent/0001, parent/0002, … that is not there."""
+    """Return the first of parent/0001, parent/0002, … that does not exist."""
     return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of ours; None if it is missing, empty or damaged, as a power cut can leave it."""
+    """Return the content of a JSON file; None if it is missing, empty or damaged, as after a power cut."""
     try:
         return json.loads(_retry_while_busy(lambda: path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -167,19 +179,19 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file. A line that a power cut tore is ended first. Raises FileError."""
+    """Append a line to a text file. An incomplete last line, as after a power cut, is ended first. Raises FileError."""
     try:
         with _retry_while_busy(lambda: path.open("ab+")) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(("\n" * torn + line + "\n").encode())
+            incomplete = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * incomplete + line + "\n").encode())
     except OSError as error:
         raise to_file_error(error, path) from error
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of one JSON object a line; lines that are none (torn by a power cut) are passed over."""
+    """Yield the objects in a JSON Lines file (see ``json_objects``); none if it is missing."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
@@ -188,22 +200,22 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The JSON objects among lines; others (torn by a power cut) are passed over."""
+    """Yield the JSON objects among lines; other lines, such as incomplete ones after a power cut, are skipped."""
     for line in lines:
         with contextlib.suppress(ValueError):
-            if isinstance(found := json.loads(line), dict):
-                yield found
+            if isinstance(value := json.loads(line), dict):
+                yield value
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, as float32 where they are floating point, to a safetensors file whole or not at all."""
+    """Write tensors to a safetensors file atomically; floating-point tensors as float32."""
     data = _serialised(tensors, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def tensors_hash(tensors: "Mapping[str, Tensor]") -> str:
-    """SHA-256 of what ``save_tensors`` writes after the file's header, in hexadecimal."""
+    """Return the SHA-256, in hexadecimal, of what ``save_tensors`` writes after the file's header."""
     data = memoryview(_serialised(tensors))
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
@@ -220,7 +232,7 @@ def _storable(tensor: "Tensor") -> "Tensor":
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder with its parents. Raises FileError saying why it can't be."""
+    """Create a folder and its parents. Raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -229,7 +241,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def to_file_error(error: OSError, path: Path) -> FileError:
-    """The system's error as a sentence with the place and the remedy."""
+    """Return a FileError for an operating-system error, with the path and what to do."""
     if isinstance(error, FileError):
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -245,12 +257,12 @@ def to_file_error(error: OSError, path: Path) -> FileError:
 
 @contextlib.contextmanager
 def ignore_broken_pipe() -> Iterator[None]:
-    """Within the block standard output may lose its reader: what is written from then on goes nowhere."""
+    """If the reader of standard output goes away within the block, discard further output."""
     try:
         yield
     except OSError as error:
-        # on Windows it is EINVAL (CPython's subprocess.Popen._stdin_write)
-        lost = isinstance(error, BrokenPipeError) or (WINDOWS and error.errno == errno.EINVAL and not error.filename)
-        if not lost:
+        # EINVAL on Windows (CPython's subprocess.Popen._stdin_write)
+        broken = isinstance(error, BrokenPipeError) or (WINDOWS and error.errno == errno.EINVAL and not error.filename)
+        if not broken:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

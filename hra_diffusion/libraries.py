@@ -13,28 +13,27 @@ BITSANDBYTES = "bitsandbytes"
 
 @contextlib.contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Within the block diffusers, transformers and bitsandbytes log errors only; afterwards their levels are as before.
+    """Within the block, let diffusers, transformers and bitsandbytes log errors only, unless their level was changed.
 
-    For imports: transformers then logs that torchvision is missing, and bitsandbytes that a CPU kernel is. Levels that
-    somebody has changed are left alone.
+    On import transformers would log that torchvision is missing, and bitsandbytes that a CPU kernel is.
     """
     for name in ("diffusers", "transformers"):
         importlib.import_module(f"{name}.utils.logging")  # sets the library's level
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", BITSANDBYTES)]
-    quietened = {logger: logger.level for logger in loggers if logger.getEffectiveLevel() == logging.WARNING}
-    for logger in quietened:
+    levels = {logger: logger.level for logger in loggers if logger.getEffectiveLevel() == logging.WARNING}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in quietened.items():
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
 def hide_bitsandbytes() -> None:
-    """For programs: prevent imports of bitsandbytes until ``import_bitsandbytes`` is called.
+    """Prevent imports of bitsandbytes in this process until ``import_bitsandbytes`` is called.
 
-    diffusers imports it wherever it is installed, which takes time and may look for CPU kernels on the network.
+    diffusers imports it if it is installed, which takes time and may look for CPU kernels on the network.
     """
     sys.modules.setdefault(BITSANDBYTES, None)  # type: ignore[arg-type]  # None makes an import fail
 
@@ -45,7 +44,7 @@ def bitsandbytes_installed() -> bool:
 
 
 def import_bitsandbytes() -> Any:
-    """bitsandbytes, hidden until now or not. Raises ImportError where it is not installed."""
+    """Import bitsandbytes, hidden or not. Raises ImportError if it is not installed."""
     if BITSANDBYTES in sys.modules and sys.modules[BITSANDBYTES] is None:
         del sys.modules[BITSANDBYTES]
     with only_errors_logged():
@@ -53,7 +52,7 @@ def import_bitsandbytes() -> Any:
 
 
 def hide_loading_bars() -> None:
-    """For programs: the loading bars of the libraries below are not shown from now on."""
+    """Disable the progress bars of diffusers and transformers in this process."""
     import diffusers
     import transformers
 

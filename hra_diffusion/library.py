@@ -1,4 +1,4 @@
-"""Saved adapters: found by name or file, replace on a pipeline, renamed, binned, imported."""
+"""Saved adapters: find, list, load, rename and copy their files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, move, replace, validated_name
+from hra_diffusion.files import first_free, make_folder, move, replace, unused_name, validated_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter file and what it says of itself."""
+    """An adapter file and its metadata."""
 
     path: Path
     info: AdapterInfo
 
 
 def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
-    """The file of an adapter given by path, or by name in one of the ``roots``.
+    """Return the file of an adapter given by path, or by name in one of the ``roots``.
 
-    A run that is not finished gives its newest checkpoint. Raises UserError saying where was looked.
+    For an unfinished run this is its newest checkpoint. Raises UserError if there is no such adapter.
     """
     given = Path(name_or_file)
     if given.is_file():
@@ -51,7 +51,7 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
     if given.suffix in (".safetensors", *PICKLE_SUFFIXES) or given.name != name_or_file:
         raise UserError(_no_file(given))
     name = validated_name(name_or_file)
-    decomposed = unicodedata.normalize("NFD", name)  # as earlier versions may have written it
+    decomposed = unicodedata.normalize("NFD", name)  # earlier versions may have written this form
     for root, spelling in itertools.product(roots, dict.fromkeys((name, decomposed))):
         checkpoints = sorted(root.glob(f"{spelling}/checkpoints/[0-9]*/adapter.safetensors"), reverse=True)
         for path in (root / spelling / f"{spelling}.safetensors", root / f"{spelling}.safetensors", *checkpoints):
@@ -60,22 +60,24 @@ def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
     if given.is_dir():
         raise UserError(_no_file(given))
     known = ", ".join(sorted({adapter.info.name for adapter in list_adapters(roots)})) or "none"
-    places = ", ".join(str(root) for root in roots)
-    raise UserError(f"no adapter named {name!r} in {places} (there: {known}); give its file, or its folder by --output")
+    searched = ", ".join(str(root) for root in roots)
+    raise UserError(
+        f"no adapter named {name!r} in {searched} (found: {known}); give its file, or its output folder with --output"
+    )
 
 
 def _no_file(path: Path) -> str:
-    """The message for a path that is no adapter file; names similar files, or `import` for another program's folder."""
+    """Return the message for a missing adapter file: similar files, or how to import another program's folder."""
     if path.is_dir() and adapter_file.find_weights(path):
-        return f"{path} is another program's folder; bring it in with {IMPORT_COMMAND} {shlex.quote(str(path))}"
+        return f"{path} is another program's folder; import it with {IMPORT_COMMAND} {shlex.quote(str(path))}"
     files = [file for pattern in ("*.safetensors", "*/*.safetensors") for file in path.parent.glob(pattern)]
     by_stem = {file.stem: str(file) for file in files}
-    near = [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=3)]
-    return f"there is no adapter file {path}" + (f"; similar files: {', '.join(near)}" if near else "")
+    similar = [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=3)]
+    return f"there is no adapter file {path}" + (f"; similar files: {', '.join(similar)}" if similar else "")
 
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
-    """Every finished adapter in the roots, by name; files that are not ours are passed over."""
+    """Yield the finished adapters in the ``roots``, sorted by file name; other files are skipped."""
     paths = {
         path.resolve()
         for root in roots
@@ -91,45 +93,43 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
 
 @functools.lru_cache(maxsize=200)
 def count_parameters(path: Path) -> int:
-    """How many trained numbers an adapter file holds."""
+    """Return the number of parameters in an adapter file."""
     with safe_open(path, "pt") as file:
         return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (not a dict)
 
 
 def training_costs(path: Path, info: AdapterInfo) -> dict[str, float]:
-    """What an adapter took: "parameters", "megabytes" of the file and, where that says so, "seconds" of training and
-    the most "memory" held in it, in GiB: the accelerator's, or the whole process's on a CPU."""
+    """Return an adapter's costs: "parameters", "megabytes" of its file and, if recorded, "seconds" and "memory".
+
+    "seconds": training time. "memory": peak memory in GiB, of the accelerator or, on a CPU, of the process.
+    """
     seconds, memory = sum(info.training.get("seconds", {}).values()), info.training.get("memory", 0) / 2**30
-    taken: dict[str, float] = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
-    return taken | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
+    costs: dict[str, float] = {"parameters": count_parameters(path), "megabytes": path.stat().st_size / 1e6}
+    return costs | {key: value for key, value in (("seconds", seconds), ("memory", memory)) if value}
 
 
 def display_name(path: Path) -> str:
-    """How an adapter file is called: its own name, and for a checkpoint the step: "Rex step 50"."""
+    """Return the name in an adapter file; for a checkpoint, with its step: "Rex step 50"."""
     name = read_info(path).name
     return f"{name} step {int(path.parent.name)}" if path.parent.parent.name == "checkpoints" else name
 
 
 def load_unique(pipe: DiffusionPipeline, path: Path) -> AdapterInfo:
-    """Load an adapter under its name (see ``display_name``), or "name 2" where that is on the pipeline already."""
-    name = display_name(path)
-    taken, number, free = pipeline.loaded(pipe), 2, name
-    while free in taken:
-        free, number = f"{name} {number}", number + 1
-    return pipeline.load(pipe, path, free)
+    """Load an adapter under its ``display_name``, or "name 2" and so on if that name is on the pipeline already."""
+    return pipeline.load(pipe, path, first_free(display_name(path), pipeline.loaded(pipe).__contains__))
 
 
 def rename(path: Path, name: str) -> Path:
-    """Give an adapter another name: inside its file, the file's own, and its folder's where that had the old one.
+    """Rename an adapter in its metadata, its file and, if that has the same name, its folder; returns the new file.
 
-    Raises UserError for a name that can't be, or is taken.
+    Raises UserError for an invalid name or one in use.
     """
     info, old, name = read_info(path), path.stem, validated_name(name)
     own_folder = path.parent.name == old
     folder = path.parent.with_name(name) if own_folder else path.parent
     new = folder / f"{name}.safetensors"
     if new.exists() or (own_folder and folder.exists()):
-        raise UserError(f"there is an adapter called {name!r} already; take another name")
+        raise UserError(f"there is an adapter named {name!r} already; choose another name")
     adapter_file.rewrite_info(path, info.model_copy(update={"name": name}))
     move(path, path.with_name(new.name))
     if own_folder:
@@ -137,18 +137,10 @@ def rename(path: Path, name: str) -> Path:
     return new
 
 
-def unused_name(name: str, root: Path) -> str:
-    """The name, or a numbered one where it is taken. Raises UserError for a name that no adapter can have."""
-    free, number = validated_name(name), 2
-    while (root / free).exists():
-        free, number = f"{name} {number}", number + 1
-    return free
-
-
 def add_file(file: Path, root: Path) -> Path:
-    """Copy an adapter file into a folder of its own, under its own name or a numbered one; returns the copy.
+    """Copy an adapter file into a new folder in ``root``, numbered if its name is in use; returns the copy.
 
-    Raises AdapterFileError for anything that is not a whole adapter of ours: nothing is copied then.
+    Raises AdapterFileError, and copies nothing, unless it is a complete adapter file of this project.
     """
     info = adapter_file.read(file)[0]
     name = unused_name(info.name, root)

@@ -23,19 +23,20 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def base_name_of(pipe: DiffusionPipeline) -> str:
-    """How files name the base of a pipeline, loaded by us or by the person."""
+    """Return the name that files record for the base model of a pipeline, loaded by ``load_base`` or by diffusers."""
     return getattr(pipe, "base_name", None) or base_name(str(pipe.config.get("_name_or_path") or "unknown"))
 
 
 def components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The parts of the pipeline that adapters live on, by name."""
-    return {name: part for name in COMPONENTS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    """Return the components of a pipeline that take adapters, by name."""
+    return {name: model for name in COMPONENTS if isinstance(model := getattr(pipe, name, None), nn.Module)}
 
 
 def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> AdapterInfo:
-    """Put a saved adapter on a pipeline and make it the active one. Raises AdapterFileError (see loading.load).
+    """Load an adapter file onto a pipeline and make it the only active adapter, at strength 1.
 
-    Warns (Note) if it was trained for another noise process.
+    ``name``: name on the pipeline; by default the one in the file. Raises AdapterFileError (see ``loading.load``).
+    Warns (Note) if the adapter was trained for another noise process.
     """
     info = loading.load(Path(file), components(pipe), name)
     if reason := noise_incompatibility(info, pipe):
@@ -45,7 +46,7 @@ def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> 
 
 
 def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
-    """Why an adapter does not belong to this base, in a sentence; "" if it does."""
+    """Return why an adapter is incompatible with this base model, or "" if it is compatible."""
     models = components(pipe)
     for component, probes in info.fingerprint.items():
         layers = dict(models[component].named_modules()) if component in models else {}
@@ -57,65 +58,65 @@ def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
 
 
 def noise_incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
-    """How the noise process an adapter was trained for differs from this base's; "" if it does not, or is unknown."""
+    """Return how this base model's noise process differs from the one in training, or "" if equal or unknown."""
     if not info.prediction_type:
         return ""
-    here = noise.process_settings(cast(Any, pipe).scheduler)
-    if here == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
+    settings = noise.process_settings(cast(Any, pipe).scheduler)
+    if settings == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
         return ""
-    trained, used = noise.describe(info.prediction_type, info.zero_snr), noise.describe(**here)
+    trained, used = noise.describe(info.prediction_type, info.zero_snr), noise.describe(**settings)
     return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
 
 
 def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
-    """Write an adapter that is on the pipeline to a file. Raises UserError for an unknown one, or FileError."""
+    """Save an adapter on the pipeline to a file. Raises UserError for an unknown name, or FileError."""
     require_loaded(pipe, [name])
-    facts = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
-    facts |= noise.process_settings(cast(Any, pipe).scheduler)
-    adapter_file.save(Path(file), components(pipe), adapter_file.attached_info(components(pipe), name, **facts))
+    metadata = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
+    metadata |= noise.process_settings(cast(Any, pipe).scheduler)
+    adapter_file.save(Path(file), components(pipe), adapter_file.attached_info(components(pipe), name, **metadata))
 
 
 def unload(pipe: DiffusionPipeline, name: str) -> None:
-    """Take an adapter off the pipeline; with the last one the pipeline is as it was."""
+    """Remove an adapter. Without its last adapter the pipeline has its original layers again."""
     loading.unload(components(pipe), name)
 
 
 def loaded(pipe: DiffusionPipeline) -> list[str]:
-    """Names of the adapters on the pipeline."""
+    """Return the names of the adapters on the pipeline, active or not."""
     return list(dict.fromkeys(name for model in components(pipe).values() for name in attachment.adapter_names(model)))
 
 
 def require_loaded(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
-    """Raises UserError naming the first adapter that is not on the pipeline, and those that are."""
-    here = loaded(pipe)
-    if unknown := sorted(set(names) - set(here)):
-        raise UserError(f"no adapter named {unknown[0]!r} is loaded; loaded: {', '.join(here) or 'none'}")
+    """Raise UserError for the first name without an adapter on the pipeline."""
+    known = loaded(pipe)
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(f"no adapter named {unknown[0]!r} is loaded; loaded: {', '.join(known) or 'none'}")
 
 
 def active(pipe: DiffusionPipeline) -> dict[str, float]:
-    """The adapters in use and their strengths, in order."""
+    """Return the active adapters and their strengths, in order of application."""
     states = [attachment.state_of(model) for model in components(pipe).values()]
     return {name: strength for state in states if state for name, strength in state.active}
 
 
 def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
-    """Apply these adapters at these strengths, in this order; an empty mapping is the base.
+    """Apply these adapters at these strengths, in this order; with an empty mapping, the base model alone.
 
-    Raises ValueError for a name that is not on the pipeline.
+    Raises UserError for a name without an adapter on the pipeline.
     """
     require_loaded(pipe, strengths)
     for model in components(pipe).values():
-        here = attachment.adapter_names(model)
-        activation.activate(model, {name: strength for name, strength in strengths.items() if name in here})
+        names = attachment.adapter_names(model)
+        activation.activate(model, {name: strength for name, strength in strengths.items() if name in names})
 
 
 def merge(pipe: DiffusionPipeline) -> None:
-    """Write the active adapters into the weights of all components."""
+    """Merge the active adapters into the weights of all components."""
     for model in components(pipe).values():
         merging.merge(model)
 
 
 def unmerge(pipe: DiffusionPipeline) -> None:
-    """Bring back the bits that ``merge`` replaced."""
+    """Restore the weights that ``merge`` replaced, bit for bit."""
     for model in components(pipe).values():
         merging.unmerge(model)

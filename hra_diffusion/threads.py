@@ -1,7 +1,7 @@
-"""CPU threads of several processes: idle ones sleep soon, and processes that compute at the same time share the cores.
+"""Share the CPU cores between processes: limit the spinning of idle threads, and divide the cores.
 
-A waiting OpenMP thread spins before it sleeps. On a CPU that two processes share, the spinning threads of one keep the
-working threads of the other off the cores, and both slow down many times over (``benchmarks/bench_contention.py``).
+A waiting OpenMP thread spins before it sleeps. When two processes share a CPU, the spinning threads of one keep the
+working threads of the other off the cores, and both become many times slower (``benchmarks/bench_contention.py``).
 """
 
 import contextlib
@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SPIN_COUNT = "16000"
-"""Iterations that an idle thread of GNU's OpenMP spins before it sleeps; its own default is 300,000.
+"""Iterations that an idle thread of GNU OpenMP spins before it sleeps (GNU's default: 300,000).
 
-Fewer help more beside other busy programs but cost a process that is alone: at 4,000 its steps took 1.5 × as long on a
-virtual machine with two cores, at 16,000 1.07 ×. Our own processes share the cores at any count.
+A lower count helps other busy programs but slows a process that runs alone: on a virtual machine with two cores its
+steps took 1.5 × as long at 4,000, and 1.07 × at 16,000. The project's own processes divide the cores at any count.
 """
-SAME_START = 60.0
-"""Seconds by which two readings of a process's start may differ: they shift when the system's clock is set."""
+START_TOLERANCE = 60.0
+"""Seconds by which two readings of a process's start time may differ: setting the system clock shifts them."""
 SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def limit_spinning() -> None:
-    """Set the spin count of GNU's OpenMP, unless the environment has a setting for it. Call it before importing torch.
+    """Set the spin count of GNU OpenMP, unless the environment sets it. Call this before importing torch.
 
-    PyTorch's Linux builds use GNU's OpenMP; elsewhere nothing changes. Source: the libgomp manual, GOMP_SPINCOUNT.
+    PyTorch's Linux builds use GNU OpenMP; no effect elsewhere. Source: the libgomp manual, GOMP_SPINCOUNT.
     """
     if sys.platform == "linux" and not any(name in os.environ for name in SPIN_SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
@@ -34,10 +34,10 @@ def limit_spinning() -> None:
 
 @contextlib.contextmanager
 def sharing_cores(device: str) -> Iterator[None]:
-    """Within the block torch uses this process's share of the cores: all, divided by our processes that compute.
+    """Within the block, let torch use this process's share of the cores: all, divided by the project's busy processes.
 
-    Call ``share_cores`` within the block to follow changes. For a device other than "cpu", or with OMP_NUM_THREADS in
-    the environment, the number of threads stays as it is. Blocks may nest and run in several threads.
+    Call ``share_cores`` within the block to follow changes. The number of threads does not change for a device other
+    than "cpu", or with OMP_NUM_THREADS in the environment. Blocks may nest and run in several threads.
     """
     if device != "cpu" or "OMP_NUM_THREADS" in os.environ:
         yield
@@ -51,14 +51,14 @@ def sharing_cores(device: str) -> Iterator[None]:
 
 
 def share_cores() -> None:
-    """Set torch's threads (of the calling thread) to the share of ``sharing_cores``; no effect outside such a block."""
+    """Set torch's number of threads, for the calling thread, to the current share. No effect outside a block."""
     if _all_cores:
         _set_threads(max(1, _all_cores // _count_processes()))
 
 
 _lock = threading.Lock()
 _blocks = 0
-_all_cores = 0  # torch's threads when this process has the CPU to itself; 0 outside of all blocks
+_all_cores = 0  # torch's number of threads when this process runs alone; 0 outside all blocks
 
 
 def _enter() -> None:
@@ -68,7 +68,7 @@ def _enter() -> None:
     with _lock:
         if _blocks == 0:
             _all_cores = torch.get_num_threads()
-            with contextlib.suppress(OSError):  # without an entry the other processes do not count this one
+            with contextlib.suppress(OSError):  # without an entry other processes do not count this one
                 (_folder() / _entry(os.getpid())).touch()
         _blocks += 1
 
@@ -92,12 +92,12 @@ def _set_threads(count: int) -> None:
 
 
 def _count_processes() -> int:
-    """The processes of this user that compute now, at least 1. Entries of processes that were killed are removed."""
+    """Return the number of this user's processes in a block, at least 1; remove the entries of killed processes."""
     count = 0
     with contextlib.suppress(OSError):
         for path in _folder().glob("[0-9]*-[0-9]*"):
             pid, _, start = path.name.partition("-")
-            if abs(_start_time(int(pid)) - float(start)) < SAME_START:
+            if abs(_start_time(int(pid)) - float(start)) < START_TOLERANCE:
                 count += 1
             else:
                 path.unlink(missing_ok=True)
@@ -105,13 +105,13 @@ def _count_processes() -> int:
 
 
 def _entry(pid: int) -> str:
-    """A process's file name: its id and, since ids are reused, its start time."""
+    """Return the file name of a process's entry: its id and, since ids are reused, its start time."""
     return f"{pid}-{_start_time(pid):.2f}"
 
 
 def _start_time(pid: int) -> float:
-    """When a process began, in seconds since the epoch; 0 for one that has ended."""
-    import psutil  # takes 40 ms, and no command's --help waits for it
+    """Return the start time of a process in seconds since the epoch; 0 if it has ended."""
+    import psutil  # takes 40 ms, which --help does not need
 
     try:
         return psutil.Process(pid).create_time()
@@ -120,7 +120,7 @@ def _start_time(pid: int) -> float:
 
 
 def _folder() -> Path:
-    """The folder of the entries, this user's own. Raises PermissionError if somebody else made it."""
+    """Return the folder of this user's entries. Raises PermissionError if another user created it."""
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     folder = Path(tempfile.gettempdir()) / f"hra-diffusion-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -56,6 +56,6 @@ def advice(scores: Mapping[int, Score]) -> str:
         return ""
     figures = [f"{100 * (scores[step].subject or 0):.0f} and {100 * scores[step].prompt:.0f}" for step in (best, last)]
     return (
-        f"step {best} may be better than the last: its samples score {figures[0]} of 100 for likeness to photos and to "
-        f"prompts, those of step {last} {figures[1]} (CLIP proxies from a few images)"
+        f"step {best} may be better than the last: its samples score {figures[0]} of 100 for similarity to the photos "
+        f"and to the prompts, those of step {last} {figures[1]} (CLIP proxies from a few images)"
     )

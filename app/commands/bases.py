@@ -20,10 +20,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def list_bases(arguments: argparse.Namespace) -> None:
     """Print the embedded base model and those in the local hub cache."""
-    from hra_diffusion.models.hub import cached_bases, gigabytes
+    from hra_diffusion.models.hub import cached_bases, format_size
 
     found = cached_bases()
-    lines = [f"{TOYBOX:52} embedded", *(f"{base.name:52} {gigabytes(base.size)} in the hub cache" for base in found)]
+    lines = [f"{TOYBOX:52} embedded", *(f"{base.name:52} {format_size(base.size)} in the hub cache" for base in found)]
     print_result(arguments, "\n".join(lines), {"bases": [TOYBOX, *(base.name for base in found)]})
 
 
@@ -34,7 +34,7 @@ def download(arguments: argparse.Namespace) -> None:
     base = hub.find_base(arguments.download, arguments.dtype)
     silent = arguments.json or arguments.quiet
     if not silent:
-        print(f"{base.name}: {hub.gigabytes(base.size)}, licence {base.license}")
+        print(f"{base.name}: {hub.format_size(base.size)}, licence {base.license}")
     hub.download(base, (lambda done: None) if silent else None)
     facts = {"base": base.name, "license": base.license, "bytes": base.size, "files": list(base.files)}
     print_result(arguments, f"downloaded; use it with --base {base.name}", facts)

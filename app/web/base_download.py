@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from app.web.html import render
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import hub
-from hra_diffusion.models.hub import gigabytes
+from hra_diffusion.models.hub import format_size
 
 
 class Cancelled(UserError):  # noqa: N818 (not an error)
@@ -50,5 +50,5 @@ def show_download(download: Download | None) -> str:
     total = download.base.size
     return render(
         "base_download", download=download, percent=round(100 * download.done / max(1, total)),
-        done=gigabytes(download.done), total=gigabytes(total),
+        done=format_size(download.done), total=format_size(total),
     )  # fmt: skip

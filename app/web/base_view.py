@@ -10,7 +10,7 @@ from app.web.context import AppContext
 from app.web.html import render
 from app.web.train_photos import SAMPLE_SUBJECTS, sample_photos
 from hra_diffusion.models import hub
-from hra_diffusion.models.hub import gigabytes
+from hra_diffusion.models.hub import format_size
 from hra_diffusion.models.sources import TOYBOX, base_name
 from training.data.drafts import Draft
 
@@ -49,7 +49,7 @@ def only_samples(draft: Draft) -> bool:
 
 def show_known(context: AppContext) -> Markup:
     """Return the base models that can be used at once, each with a button."""
-    cached = {base.name: gigabytes(base.size) for base in hub.cached_bases()} if context.local else {}
+    cached = {base.name: format_size(base.size) for base in hub.cached_bases()} if context.local else {}
     about = {TOYBOX: "built in, a toy world at 128 px"}
     names = dict.fromkeys([*context.bases, *cached])
     rows = [(name, base_name(name), cached.get(name) or about.get(name, "")) for name in names]
@@ -61,7 +61,7 @@ def show_known(context: AppContext) -> Markup:
 
 def show_found(base: hub.HubBase) -> Markup:
     """Return what a base model on the hub is, with a button that downloads it."""
-    return render("base_found", base=base, size=gigabytes(base.size))
+    return render("base_found", base=base, size=format_size(base.size))
 
 
 def show_offline(reason: str) -> Markup:

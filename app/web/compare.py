@@ -117,7 +117,7 @@ def _tools() -> dict[str, Any]:
             )
         with gr.Accordion("Blind vote", open=False):
             ballot, standings = gr.HTML(js_on_load=CLICKS, elem_id="ballot"), gr.HTML()
-        with gr.Accordion("Likeness against cost", open=False, elem_id="plots"):
+        with gr.Accordion("Similarity against cost", open=False, elem_id="plots"):
             plots = gr.HTML()
         with gr.Accordion("Download", open=False):
             files = gr.HTML()

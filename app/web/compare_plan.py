@@ -1,7 +1,6 @@
 """What the Compare tab compares: reading its values, and generating the comparison."""
 
 import functools
-import itertools
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, drift_pairs
 from hra_diffusion.comparison.storage import PHOTO_SIDE
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import first_free
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.subjects import with_subject
@@ -50,8 +50,7 @@ class Plan:
         """Labels of the variants; equal names get a number."""
         names = [BASE] * self.base
         for name in self.names:
-            numbered = (f"{name} {number}" for number in itertools.count(2))
-            names.append(next(new for new in itertools.chain([name], numbered) if new not in names))
+            names.append(first_free(name, names.__contains__))
         return names
 
     @property

@@ -14,6 +14,7 @@ from app.web.run_list import act_on_run
 from app.web.run_report import show_head, show_log, show_loss, show_samples
 from app.web.theme import CLICKS
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import unused_name
 from training import config as configs
 from training.memory import advice
 from training.runs import progress
@@ -126,9 +127,7 @@ def _offered(job: Job | None) -> list[Any]:
 def train_again(context: AppContext, name: str) -> str:
     """Queue the run once more with the changes that the advice suggests; returns its new name."""
     job = context.queue.job(name)
-    config, number = job.run.config, 2
-    while (context.output / (new := f"{name} {number}")).exists():
-        number += 1
+    config, new = job.run.config, unused_name(name, context.output)
     values = config.model_dump(mode="json") | advice.advise(job.reason, config).changes | {"name": new}
     context.queue.add(configs.parse(values))
     context.queue.start()

@@ -51,7 +51,7 @@ def serve(
     from hra_diffusion.files import make_folder
 
     make_folder(output)
-    trash.empty(output)
+    trash.delete_expired(output)
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
     context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
     _ = context.salt  # before the first visitors: two at once would each create one

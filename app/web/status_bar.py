@@ -45,7 +45,7 @@ def build(context: AppContext) -> StatusBar:
             container=False, label="Base model", scale=1, min_width=150, interactive=len(context.bases) > 1,
             elem_id="base",
         )  # fmt: skip
-        choices = [(DEVICES[name], name) for name in devices.devices()]
+        choices = [(DEVICES[name], name) for name in devices.available()]
         device = gr.Dropdown(
             choices, value=devices.device_for(context.session.device), show_label=False, container=False,
             label="Device", scale=1, min_width=100, interactive=len(choices) > 1, elem_id="device",

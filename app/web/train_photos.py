@@ -87,7 +87,7 @@ def show_photos(draft: Draft, resolution: int, selected: str = "") -> tuple[str,
         {"name": photo.path.name, "image": photo.image, "badges": own}
         for photo, own in zip(photos, badges, strict=True)
     ]
-    few = [] if len(photos) >= 3 else ["Three photos or more give a better likeness."]
+    few = [] if len(photos) >= 3 else ["Three or more photos give better results."]
     thumbnails = render("train_photos", photos=cells, selected=selected)
     return thumbnails, note([w.message for w in warnings] + few)
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hra_diffusion.errors import UserError
-from hra_diffusion.models.loading import LOADING, UNREADABLE
+from hra_diffusion.errors import UserError, first_line
+from hra_diffusion.models.loading import LOAD_ERRORS, LOAD_LOCK
 from hra_diffusion.models.prompts import without_weights
 from hra_diffusion.models.sources import ASSETS, TOYBOX
 from hra_diffusion.threads import sharing_cores
@@ -55,13 +55,14 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            with LOADING:
+            with LOAD_LOCK:
                 model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=local_files_only)
             self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=local_files_only)
-        except UNREADABLE as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"the CLIP model {source}, which scores pictures, can't be loaded: {reason}") from None
+        except LOAD_ERRORS as error:
+            raise UserError(
+                f"the CLIP model {source}, which scores pictures, can't be loaded: {first_line(error)}"
+            ) from None
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:

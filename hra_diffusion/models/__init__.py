@@ -1,1 +1,1 @@
-"""Loading a base model: families, single-file checkpoints, shapes without memory, noise process."""
+"""Base models: loading, families, single-file checkpoints, the meta device, noise processes and prompts."""

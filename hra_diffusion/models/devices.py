@@ -1,4 +1,4 @@
-"""Devices that models run on, and the dtypes they compute in."""
+"""Devices, and the dtypes that they support."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from hra_diffusion.errors import BaseModelError
 
 
-def devices() -> list[str]:
-    """The kinds of device that models can be on here, the best first."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    return [name for name, found in there.items() if found]
+def available() -> list[str]:
+    """Return the available device types, fastest first."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name, is_available in found.items() if is_available]
 
 
 def device_for(name: str | None) -> str:
-    """The device of this name, the best there is for none. Raises BaseModelError if it is not here."""
+    """Return ``name``, or the fastest available device for None. Raises BaseModelError if it is not available."""
     kind = (name or "cpu").split(":")[0]
-    if kind in ("cuda", "mps") and kind not in devices():
+    if kind in ("cuda", "mps") and kind not in available():
         raise BaseModelError(f"no {kind.upper()} device is available here; use --device cpu")
-    return name or devices()[0]
+    return name or available()[0]
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether a device ("cuda", "cpu", …) computes in bfloat16 itself.
+    """Whether a device type ("cuda", "cpu", …) has bfloat16 instructions.
 
     An x86 CPU without AVX512_BF16 emulates it. With AVX2, 2048² matrices multiply at 0.3 GFLOP/s, in float32 at 138;
     with AVX-512, 1024² at 17, in float32 at 91.
@@ -40,12 +40,15 @@ def computes_bfloat16(device: str) -> bool:
 
 @contextlib.contextmanager
 def vae_upcast(vae: Any) -> Iterator[Any]:
-    """The autoencoder in a precision that holds its values: SDXL's overflows in float16 and says so."""
-    narrow = vae.dtype == torch.float16 and vae.config.force_upcast
-    if narrow:
+    """Within the block, convert a float16 VAE to float32 if its config sets ``force_upcast``.
+
+    SDXL's does, since its activations overflow in float16.
+    """
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    if upcast:
         vae.float()
     try:
         yield vae
     finally:
-        if narrow:
+        if upcast:
             vae.half()

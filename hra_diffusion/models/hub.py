@@ -1,4 +1,4 @@
-"""Base models on the Hugging Face hub and in its local cache."""
+"""Base models on the Hugging Face hub and in the local hub cache."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -16,21 +16,19 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from hra_diffusion.errors import BaseModelError
+from hra_diffusion.errors import BaseModelError, first_line
 from hra_diffusion.files import read_json, to_file_error
 from hra_diffusion.models import families
-from hra_diffusion.models.folders import MODELS, variant_of
+from hra_diffusion.models.folders import COMPONENTS_WITH_WEIGHTS, INDEX, variant_of
 
-INDEX = "model_index.json"
-CONFIGURATIONS = (*MODELS, "scheduler", "tokenizer", "tokenizer_2")
-"""Folders whose small text files are needed."""
+CONFIG_FOLDERS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
-"""Well-known base models, the one that needs the least memory first."""
+"""Well-known base models; the one with the lowest memory requirement first."""
 CONNECTION_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
-"""OSError and the HTTP client's own error, whose package depends on the version of huggingface_hub."""
+"""OSError and the error of the HTTP client, which depends on the version of huggingface_hub."""
 
 OnProgress = Callable[[int], None]
-"""Called with the bytes downloaded so far."""
+"""Called with the number of bytes downloaded so far."""
 
 
 class OfflineError(BaseModelError):
@@ -39,7 +37,7 @@ class OfflineError(BaseModelError):
 
 @dataclass(frozen=True)
 class CachedBase:
-    """A base model in the local cache, complete enough to load. ``size``: bytes on disk."""
+    """A complete base model in the local cache. ``size``: bytes on disk."""
 
     name: str
     size: int
@@ -47,7 +45,7 @@ class CachedBase:
 
 @dataclass(frozen=True)
 class HubBase:
-    """A base model on the hub. ``files``: bytes of each file to download; ``gated``: the licence must be accepted."""
+    """A base model on the hub. ``files``: size of each file to download; ``gated``: its licence must be accepted."""
 
     name: str
     license: str
@@ -66,29 +64,30 @@ def cached_bases() -> list[CachedBase]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found = [
+    bases = [
         CachedBase(repository.repo_id, repository.size_on_disk)
         for repository in repositories
-        if repository.repo_type == "model" and any(_usable(found.snapshot_path) for found in repository.revisions)
+        if repository.repo_type == "model"
+        and any(_is_complete(revision.snapshot_path) for revision in repository.revisions)
     ]
-    return sorted(found, key=lambda base: base.name)
+    return sorted(bases, key=lambda base: base.name)
 
 
-def _usable(folder: Path) -> bool:
-    """Whether a model folder holds a known pipeline and weights of all its components."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder contains a Stable Diffusion pipeline with weights of all its components."""
     index = read_json(folder / INDEX)
     known = [family.pipeline for family in families.FAMILIES]
     if not isinstance(index, dict) or index.get("_class_name") not in known:
         return False
-    return all(any((folder / part).glob("*.safetensors")) for part in MODELS if part in index)
+    return all(any((folder / part).glob("*.safetensors")) for part in COMPONENTS_WITH_WEIGHTS if part in index)
 
 
 def find_base(name: str, dtype: str = "float32") -> HubBase:
-    """Look a base model up on the hub.
+    """Look up a base model on the hub.
 
-    ``dtype``: precision it will be loaded in; in half precision the smaller fp16 weights are downloaded if there are
-    any. Raises OfflineError if the hub cannot be reached, and BaseModelError if there is no such model, it is not
-    Stable Diffusion, or its weights are not safetensors.
+    ``dtype``: dtype to load it in; in half precision the fp16 variant is chosen if there is one. Raises OfflineError if
+    the hub cannot be reached, and BaseModelError if there is no such model, it is not Stable Diffusion, or its weights
+    are not safetensors.
     """
     try:
         info = HfApi().model_info(name, files_metadata=True)
@@ -99,7 +98,7 @@ def find_base(name: str, dtype: str = "float32") -> HubBase:
             f"the hub has no model {name!r}, or it is private; check the spelling, or log in with: hf auth login"
         ) from None
     except CONNECTION_ERRORS as error:
-        raise OfflineError(f"the Hugging Face hub can't be reached: {_reason(error)}") from error
+        raise OfflineError(f"the Hugging Face hub can't be reached: {first_line(error)}") from error
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     pipeline = ((info.config or {}).get("diffusers") or {}).get("_class_name")
     _require_usable(name, files, pipeline)
@@ -110,11 +109,11 @@ def find_base(name: str, dtype: str = "float32") -> HubBase:
 def _require_usable(name: str, files: Collection[str], pipeline: str | None) -> None:
     if INDEX not in files:
         raise BaseModelError(
-            f"{name} is not a diffusers model: it has no {INDEX}. If it holds a whole checkpoint as one .safetensors "
-            "file, download that file and give its path"
+            f"{name} is not a diffusers model: it has no {INDEX}. If it contains a single-file checkpoint "
+            "(.safetensors), download that file and give its path"
         )
     families.by_pipeline_name(pipeline or "model of unknown kind", name)
-    if pickled := [part for part in MODELS if _folder(files, part) and not _weights(files, part)]:
+    if pickled := [part for part in COMPONENTS_WITH_WEIGHTS if _folder(files, part) and not _weights(files, part)]:
         raise BaseModelError(
             f"{name} has no .safetensors weights of {', '.join(pickled)}; pickled weights can run code and are never "
             "downloaded"
@@ -122,22 +121,21 @@ def _require_usable(name: str, files: Collection[str], pipeline: str | None) -> 
 
 
 def required_files(files: Collection[str], variant: str = "") -> list[str]:
-    """Return the files to download: weights of one variant as safetensors, and configurations; small files first.
+    """Return the files to download: configurations, then safetensors weights of one variant per component.
 
-    ``variant``: preferred weights, "" or "fp16"; if a component lacks them, its most common variant is taken.
+    ``variant``: preferred variant, "" or "fp16". A component without it falls back to the default variant, then to the
+    most common one.
     """
-    small = [
+    configurations = [
         file
         for file in files
-        if file == INDEX or (Path(file).parent.name in CONFIGURATIONS and Path(file).suffix in (".json", ".txt"))
+        if file == INDEX or (Path(file).parent.name in CONFIG_FOLDERS and Path(file).suffix in (".json", ".txt"))
     ]
-    found = {part: _weights(files, part) for part in MODELS}
-    common = Counter(own for weights in found.values() for own in weights)
-    weights = []
-    for own in filter(None, found.values()):
-        choice = next(v for v in (variant, "", *(v for v, _ in common.most_common())) if v in own)
-        weights += own[choice]
-    return [*sorted(small), *sorted(weights)]
+    by_component = [found for part in COMPONENTS_WITH_WEIGHTS if (found := _weights(files, part))]
+    common = Counter(name for found in by_component for name in found)
+    order = (variant, "", *(name for name, _ in common.most_common()))
+    weights = [file for found in by_component for file in found[next(name for name in order if name in found)]]
+    return [*sorted(configurations), *sorted(weights)]
 
 
 def _folder(files: Collection[str], part: str) -> list[str]:
@@ -145,7 +143,7 @@ def _folder(files: Collection[str], part: str) -> list[str]:
 
 
 def _weights(files: Collection[str], part: str) -> dict[str, list[str]]:
-    """Return a component's safetensors files by variant (see ``variant_of``)."""
+    """Return the safetensors files of a component by variant."""
     variants: dict[str, list[str]] = {}
     for file in _folder(files, part):
         if file.endswith(".safetensors"):
@@ -159,10 +157,10 @@ def _license(info: Any) -> str:
 
 
 def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
-    """Download a base model into the local cache; an interrupted download continues where it ended.
+    """Download a base model to the local cache, or resume its interrupted download.
 
-    ``on_progress`` may raise to cancel; without it huggingface_hub shows its own progress bars.
-    Raises BaseModelError if the licence was not accepted or the connection is lost, FileError if the disk is full.
+    ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises BaseModelError if the
+    licence was not accepted or the connection is lost, and FileError if the disk is full.
     """
     done = 0
     for file, size in base.files.items():
@@ -182,13 +180,13 @@ def _download_file(name: str, file: str, bar: Any) -> None:
             "hf auth login"
         ) from None
     except CONNECTION_ERRORS as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's, not the connection's
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the connection
             raise to_file_error(error, Path(constants.HF_HUB_CACHE)) from error
-        raise OfflineError(f"the download of {name} was interrupted ({_reason(error)}); start it again") from error
+        raise OfflineError(f"the download of {name} was interrupted ({first_line(error)}); start it again") from error
 
 
 def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
-    """Return a progress bar that shows nothing and reports bytes to ``on_progress``, counted from ``start``."""
+    """Return a silent progress bar class that calls ``on_progress`` with the bytes done, counted from ``start``."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, initial: int = 0, **kwargs: Any):
@@ -202,13 +200,8 @@ def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
     return Bar
 
 
-def _reason(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def gigabytes(size: int) -> str:
-    """Return a size in GB, or MB below one."""
+def format_size(size: int) -> str:
+    """Format a size in bytes as GB, or as MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
@@ -218,14 +211,14 @@ def is_offline() -> bool:
 
 
 def offline_advice() -> list[tuple[str, str, str]]:
-    """Return what to put where on a machine without a connection, as (title, text, command) tuples."""
+    """Return the ways to provide a base model without a connection, as (title, text, command) tuples."""
     name = SUGGESTIONS[0]
     return [
         (
             "One file",
-            "A whole checkpoint as .safetensors (v1-5-pruned-emaonly.safetensors, say), in any folder; beside it "
-            "CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion model. Enter the "
-            "path of the file.",
+            "A checkpoint with all components as .safetensors (for example v1-5-pruned-emaonly.safetensors), in any "
+            "folder, and beside it CLIP's vocab.json and merges.txt, from the tokenizer folder of any Stable Diffusion "
+            "model. Enter the path of the file.",
             "",
         ),
         (
@@ -238,7 +231,7 @@ def offline_advice() -> list[tuple[str, str, str]]:
         (
             "Another computer's cache",
             f"Copy its folder ~/.cache/huggingface/hub/models--{name.replace('/', '--')} into "
-            f"{constants.HF_HUB_CACHE}. The model then appears in the list of known ones.",
+            f"{constants.HF_HUB_CACHE}. The model then appears in the list of base models.",
             "",
         ),
     ]

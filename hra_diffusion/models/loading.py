@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,23 +13,23 @@ from safetensors import SafetensorError
 
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.quantization import quantise
-from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.models import families, folders, noise
 from hra_diffusion.models.devices import device_for
-from hra_diffusion.models.sources import ASSETS, TOYBOX, base_name, cached_folder
+from hra_diffusion.models.sources import TOYBOX, base_name, local_path, model_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-LOADING = threading.Lock()
-"""Held while a model is loaded. The libraries change torch.nn for the whole process until it is there (accelerate's
-init_empty_weights): of two threads that load at once, the later would leave every module made from then on empty."""
-UNREADABLE = (
+LOAD_LOCK = threading.Lock()
+"""Acquire to load a model: accelerate's ``init_empty_weights`` patches torch.nn for the whole process meanwhile, and
+overlapping patches are not undone."""
+LOAD_ERRORS = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError
 )  # fmt: skip
-"""What the libraries below raise for a model that is not whole."""
+"""Exceptions of diffusers, transformers and safetensors for an incomplete or damaged model."""
 
 
 def load_base(
@@ -39,15 +40,19 @@ def load_base(
     prediction_type: str | None = None,
     rescale_zero_snr: bool | None = None,
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline, without a safety checker, on ``device`` (the best there is by default).
+    """Load a Stable Diffusion pipeline without a safety checker.
 
-    ``source``: "toybox" (embedded), a diffusers folder, a single ``.safetensors`` checkpoint, or a hub id.
-    ``weights``: "int8" or "nf4" stores the UNet's in fewer bits (see quantised), before they reach the device.
+    ``source``: "toybox" (embedded), a diffusers folder, a single-file ``.safetensors`` checkpoint, or a hub id.
+    ``device``: the fastest available device by default. ``dtype``: "float32", "float16" or "bfloat16".
+    ``weights``: "int8" or "nf4" quantises the UNet's weights before they are moved to the device.
     ``prediction_type`` ("epsilon", "v_prediction" or "sample") and ``rescale_zero_snr`` (zero terminal SNR) override
-    what the base says of its noise process.
-    ``pipe.base_name`` is how adapters will name it; ``pipe.base_file`` is its single checkpoint, or None.
-    Raises BaseModelError if it is missing, not Stable Diffusion, or its noise process is not discrete (see noise).
-    Warns (Note) where the prediction type of a single file is not certain.
+    the base model's noise process.
+
+    The pipeline has two more attributes: ``base_name``, the name that adapter files record, and ``base_file``, the path
+    of a single-file checkpoint or None.
+
+    Raises BaseModelError if the model is missing, damaged or not Stable Diffusion, or if its noise process is not
+    discrete. Warns (Note) if the prediction type of a single file is uncertain.
     """
     if dtype not in DTYPES:
         raise BaseModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
@@ -58,7 +63,7 @@ def load_base(
     with only_errors_logged():
         for family in families.FAMILIES:
             families.pipeline_class(family)
-    pipe = _read(source, DTYPES[dtype], prediction_type)
+    pipe = _load(source, DTYPES[dtype], prediction_type)
     pipe.scheduler = noise.override(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
         quantise(pipe.unet, weights)
@@ -69,18 +74,18 @@ def load_base(
     return pipe
 
 
-def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> StableDiffusionPipeline:
-    path = ASSETS / TOYBOX if source == TOYBOX else Path(source)
+def _load(source: str, dtype: torch.dtype, prediction_type: str | None) -> StableDiffusionPipeline:
+    path = local_path(source)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise BaseModelError(
                 f"{path} is not a .safetensors file; pickled checkpoints can run code and are not opened: get the same "
-                "model as .safetensors, or convert it (docs/bases.md says how); an adapter is no base, it comes in "
-                f"with {adapter_file.IMPORT_COMMAND} once it is .safetensors"
+                "model as .safetensors, or convert it (docs/bases.md says how); if it is an adapter, get it as "
+                f".safetensors and import it with {adapter_file.IMPORT_COMMAND}"
             )
         from hra_diffusion.models import single_file
 
-        return _open(source, single_file.load, path, dtype, prediction_type)
+        return _checked(source, single_file.load, path, dtype, prediction_type)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if path.is_dir():
         folders.check_index(path)
@@ -91,51 +96,49 @@ def _read(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
         raise BaseModelError(
             f"there is no base model {source!r}: not a folder, not a .safetensors file, not a hub id like owner/name"
         )
-    if folder := path if path.is_dir() else cached_folder(source):
+    if folder := model_folder(source):
         folders.check_weights(folder, source)
-        if variant := folders.only_variant(folder, source):
+        if variant := folders.required_variant(folder, source):
             options["variant"] = variant
-    return _open(source, _from_pretrained, str(path) if path.is_dir() else source, options)
+    return _checked(source, _from_pretrained, str(path) if path.is_dir() else source, options)
 
 
-def _from_pretrained(place: str, options: dict[str, Any]) -> DiffusionPipeline:
-    """A folder or a hub id, by the class that it says it is. Raises BaseModelError for one that no family has."""
+def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> DiffusionPipeline:
+    """Load a folder or a hub id. The scheduler is checked before the weights are loaded."""
     from diffusers import DDIMScheduler, DiffusionPipeline
 
-    local = {key: options[key] for key in ("local_files_only",) if key in options}
-    index = cast(dict, DiffusionPipeline.load_config(place, **local))
-    family = families.by_pipeline_name(index.get("_class_name"), place)
-    config = cast(dict, DDIMScheduler.load_config(place, subfolder="scheduler", **local))
-    scheduler = noise.load_scheduler(
-        index["scheduler"][1], config
-    )  # first: what is refused is refused before its weights load
+    local = options.get("local_files_only", False)
+    index = cast(dict, DiffusionPipeline.load_config(name_or_path, local_files_only=local))
+    family = families.by_pipeline_name(index.get("_class_name"), name_or_path)
+    config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", local_files_only=local))
+    scheduler = noise.load_scheduler(index["scheduler"][1], config)
     return families.pipeline_class(family).from_pretrained(
-        place, scheduler=scheduler, **options, **family.from_pretrained_kwargs
+        name_or_path, scheduler=scheduler, **options, **family.from_pretrained_kwargs
     )
 
 
-def _open(source: str, reader: Any, *arguments: Any) -> StableDiffusionPipeline:
+def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDiffusionPipeline:
+    """Return ``load(*arguments)``. Raises BaseModelError if that fails, or if the pipeline is not supported."""
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
-        with LOADING:
-            pipe = reader(*arguments)
+        with LOAD_LOCK:
+            pipe = load(*arguments)
     except UserError:
         raise
-    except (*UNREADABLE, SingleFileComponentError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BaseModelError(f"the base model {source!r} can't be loaded: {reason[:300]}") from error
-    if reason := _unusable(pipe):
+    except (*LOAD_ERRORS, SingleFileComponentError) as error:
+        raise BaseModelError(f"the base model {source!r} can't be loaded: {first_line(error)}") from error
+    if reason := _unsupported(pipe):
         raise BaseModelError(f"{source!r} can't be used: {reason}")
     return cast("StableDiffusionPipeline", pipe)
 
 
-def _unusable(pipe: Any) -> str | None:
-    """Why a pipeline that loaded is no base to work on, or None."""
+def _unsupported(pipe: Any) -> str | None:
+    """Return why a pipeline is not a supported base model, or None."""
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
-        return "its UNet takes more than latents: an inpainting, depth or editing model, not text to image"
+        return "its UNet takes more than latents: an inpainting, depth or editing model, not a text-to-image model"
     if any(getattr(pipe, name, None) is None for name, _ in families.of(pipe).encoders):
-        return "a text encoder is missing: an SDXL refiner, not a base"
-    if pipe.unet.config.addition_embed_type not in families.of(pipe).addition_embed_types:
-        return f"its UNet wants {pipe.unet.config.addition_embed_type!r} conditioning, which its kind of pipeline lacks"
+        return "a text encoder is missing: an SDXL refiner, not a base model"
+    if (kind := pipe.unet.config.addition_embed_type) not in families.of(pipe).addition_embed_types:
+        return f"its UNet takes {kind!r} conditioning, which its pipeline does not provide"
     return None

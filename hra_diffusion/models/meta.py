@@ -1,4 +1,4 @@
-"""A base as shapes without memory: a pipeline on PyTorch's meta device, from its configuration alone."""
+"""Pipelines on PyTorch's meta device, with shapes but no weights, from a base model's configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hra_diffusion.errors import BaseModelError, UserError
+from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.models import families, single_file
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
-from hra_diffusion.models.loading import UNREADABLE
-from hra_diffusion.models.sources import ASSETS, TOYBOX, base_version, cached_folder
+from hra_diffusion.models.folders import INDEX
+from hra_diffusion.models.loading import LOAD_ERRORS
+from hra_diffusion.models.sources import base_version, local_path, model_folder
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -22,47 +23,46 @@ if TYPE_CHECKING:
 def meta_pipeline(
     base: str | StableDiffusionPipeline, dtype: torch.dtype = torch.float32, prediction_type: str | None = None
 ) -> StableDiffusionPipeline:
-    """The base's pipeline, or that of one already held, as shapes: no weights, tokenizers or scheduler.
+    """Build a pipeline on the meta device for a base model or a loaded pipeline, without tokenizers and scheduler.
 
-    A hub id that is not in the local cache is taken for the released Stable Diffusion its name stands for.
-    ``prediction_type`` overrides what a single file states, as in ``load_base``.
+    A hub id outside the local cache gives the released model that its name stands for (see ``base_version``).
+    ``prediction_type`` overrides the one of a single file, as in ``load_base``. Raises BaseModelError.
     """
-    made = architecture(base, prediction_type) if isinstance(base, str) else _of_pipeline(base)
-    family: Any = families.by_pipeline_name(made.pipeline, made.name)
-    parts: dict[str, Any] = {"unet": on_meta(made.build_unet), "vae": on_meta(made.build_vae)}
-    for (encoder, _), built in zip(family.encoders, on_meta(made.build_encoders), strict=True):
-        parts[encoder] = built
-    for part in parts.values():
-        nn.Module.to(part.requires_grad_(False).eval(), dtype)
-    absent = dict.fromkeys(("scheduler", "feature_extractor", *(name for _, name in family.encoders)))
-    return families.pipeline_class(family)(**parts, **absent, **family.from_pretrained_kwargs)
+    configs = architecture(base, prediction_type) if isinstance(base, str) else _architecture_of(base)
+    family: Any = families.by_pipeline_name(configs.pipeline, configs.name)
+    models: dict[str, Any] = {"unet": on_meta(configs.build_unet), "vae": on_meta(configs.build_vae)}
+    for (name, _), encoder in zip(family.encoders, on_meta(configs.build_encoders), strict=True):
+        models[name] = encoder
+    for model in models.values():
+        nn.Module.to(model.requires_grad_(False).eval(), dtype)
+    absent = dict.fromkeys(("scheduler", "feature_extractor", *(tokenizer for _, tokenizer in family.encoders)))
+    return families.pipeline_class(family)(**models, **absent, **family.from_pretrained_kwargs)
 
 
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:
-    """The configurations of a base. Raises BaseModelError for files that are none."""
-    path = ASSETS / TOYBOX if base == TOYBOX else Path(base)
-    folder = path if path.is_dir() else cached_folder(base)
+    """Return the configurations of a base model. Raises BaseModelError if they can't be read."""
+    path, folder = local_path(base), model_folder(base)
     try:
         if path.is_file():
             return single_file.detect_architecture(path, prediction_type)
         if folder and (path.is_dir() or (folder / "vae" / "config.json").is_file()):
-            return _of_folder(folder)
+            return _architecture_in(folder)
     except UserError:
         raise
-    except UNREADABLE as error:
-        raise BaseModelError(f"the base model {base!r} can't be read: {str(error)[:300]}") from error
+    except LOAD_ERRORS as error:
+        raise BaseModelError(f"the base model {base!r} can't be read: {first_line(error)}") from error
     return RELEASED[base_version(base)]
 
 
-def _of_folder(folder: Path) -> Architecture:
-    index = _json(folder / "model_index.json")
+def _architecture_in(folder: Path) -> Architecture:
+    index = _json(folder / INDEX)
     family = families.by_pipeline_name(index.get("_class_name"), str(folder))
     encoders = tuple(_json(folder / name / "config.json") for name, _ in family.encoders)
     unet, vae = (_json(folder / name / "config.json") for name in ("unet", "vae"))
     return Architecture(folder.name, family.pipeline, unet, vae, encoders, ("", {}), ())
 
 
-def _of_pipeline(pipe: StableDiffusionPipeline) -> Architecture:
+def _architecture_of(pipe: StableDiffusionPipeline) -> Architecture:
     family: Any = families.of(pipe)
     encoders = tuple(getattr(pipe, name).config.to_dict() for name, _ in family.encoders)
     return Architecture(

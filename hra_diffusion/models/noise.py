@@ -1,10 +1,10 @@
-"""The noise process a base was trained with: its betas, what its UNet predicts, and whether it ends in pure noise.
+"""The noise process of a base model: its betas, its prediction type, and whether it has zero terminal SNR.
 
-These belong to the weights. All other options of a saved scheduler (solver, sigmas, timestep spacing, steps_offset,
-thresholding, clip_sample, …) are choices of sampling and are not taken over, so that the same weights give the same
-picture whatever scheduler they were saved with. Timesteps are always spaced "trailing": the first is the last of
-training, as zero terminal SNR requires (Lin et al., arXiv 2305.08891), and no ``steps_offset`` applies. Latents have no
-fixed range, so they are never clipped.
+These belong to the weights. The other options of a saved scheduler (solver, sigmas, timestep spacing, steps_offset,
+thresholding, clip_sample, …) concern sampling and are ignored, so that the same weights give the same image whichever
+scheduler they were saved with. Timestep spacing is always "trailing", as zero terminal SNR requires (Lin et al., arXiv
+2305.08891): sampling starts at the last training timestep, and ``steps_offset`` does not apply. Latents have no fixed
+range and are never clipped.
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ from hra_diffusion.errors import BaseModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESCALE = "rescale_betas_zero_snr"
+ZERO_SNR = "rescale_betas_zero_snr"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-DISCRETE = {
+DISCRETE_SCHEDULERS = {
     "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
     "SASolverScheduler", "UniPCMultistepScheduler",
 }  # fmt: skip
-"""diffusers' samplers of a discrete diffusion process. The others have noise levels or timesteps of their own."""
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Schedulers in diffusers with a discrete diffusion process. The others define their own noise levels or timesteps."""
+DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseProcess:
-    """A discrete diffusion process. ``betas`` (T,): noise variances by timestep; ``zero_snr``: rescaled to zero
-    terminal SNR."""
+    """A discrete diffusion process.
+
+    Attributes:
+        betas: noise variance of each timestep (T,).
+        prediction_type: what the UNet predicts, one of ``PREDICTION_TYPES``.
+        zero_snr: whether the betas are rescaled to zero terminal SNR.
+    """
 
     betas: Tensor
     prediction_type: str
@@ -43,11 +48,11 @@ class NoiseProcess:
 
     @functools.cached_property
     def alphas_cumprod(self) -> Tensor:
-        """The signal's share of the variance by timestep (T,); exactly 0 at the last one for zero terminal SNR."""
+        """Cumulative product of 1 − beta, ᾱ (T,); with zero terminal SNR the last one is exactly 0."""
         return self.scheduler("DDIMScheduler").alphas_cumprod
 
     def scheduler(self, kind: str, **options: Any) -> Any:
-        """A scheduler of this process, by its class in diffusers, with its own defaults but for ``options``."""
+        """Create a scheduler of this process by its class name in diffusers. ``options`` override class defaults."""
         import diffusers
 
         return getattr(diffusers, kind)(
@@ -61,52 +66,54 @@ class NoiseProcess:
 
 
 def of(scheduler: Any) -> NoiseProcess:
-    """The noise process of a diffusers scheduler. Raises BaseModelError if it has none that is discrete and usable."""
-    require_discrete(_name(scheduler), scheduler.config)
-    facts = process_settings(scheduler)
-    if facts == {"prediction_type": "epsilon", "zero_snr": True}:
+    """Return the noise process of a diffusers scheduler. Raises BaseModelError if it is not supported."""
+    require_discrete(_class_name(scheduler), scheduler.config)
+    settings = process_settings(scheduler)
+    if settings == {"prediction_type": "epsilon", "zero_snr": True}:
         raise BaseModelError(
-            "the base's noise scheduler has zero terminal SNR and predicts noise, which says nothing about a picture "
-            "where there is only noise: add --prediction-type v_prediction if the base predicts velocity, else "
+            "the base model's noise scheduler combines zero terminal SNR with noise prediction, which is undefined at "
+            "the last timestep: add --prediction-type v_prediction if the base model predicts velocity, else "
             "--no-rescale-zero-snr"
         )
-    return NoiseProcess(scheduler.betas.cpu(), **facts)
+    return NoiseProcess(scheduler.betas.cpu(), **settings)
 
 
 def process_settings(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler says of its noise process, as adapter files record it: of any scheduler, also one that ``of``
-    refuses."""
+    """Return "prediction_type" and "zero_snr" of a scheduler, as recorded in adapter files; unsupported ones too."""
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
-    rescaled = betas is not None and bool(betas[-1] >= 1)  # they may be given one by one
-    return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(RESCALE))}
+    rescaled = betas is not None and bool(betas[-1] >= 1)  # rescaled betas may be given as trained_betas
+    return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(ZERO_SNR))}
 
 
-def _name(scheduler: Any) -> str:
-    """Its class; for a subclass of one of diffusers' own, that one."""
-    kinds = [kind.__name__ for kind in type(scheduler).__mro__]
-    return next((kind for kind in kinds if kind in DISCRETE), kinds[0])
+def _class_name(scheduler: Any) -> str:
+    """Return the class name of a scheduler; for a subclass of a scheduler in DISCRETE_SCHEDULERS, that scheduler's."""
+    names = [kind.__name__ for kind in type(scheduler).__mro__]
+    return next((name for name in names if name in DISCRETE_SCHEDULERS), names[0])
 
 
 def require_discrete(name: str, config: Mapping[str, Any]) -> None:
-    """Raises BaseModelError for a scheduler, by class name and configuration, of another kind of process."""
-    if name in DISTILLED:
-        reason = "draws in a few timesteps of its own, for a distilled model: use the base it was distilled from"
-    elif name not in DISCRETE:
-        reason = "is not one of a discrete diffusion process with betas, as Stable Diffusion's are"
+    """Raise BaseModelError unless a scheduler, given by class name and configuration, has a discrete process."""
+    if name in DISTILLED_SCHEDULERS:
+        reason = "samples a few fixed timesteps, for a distilled model: use the base model it was distilled from"
+    elif name not in DISCRETE_SCHEDULERS:
+        reason = "has no discrete diffusion process with betas, as Stable Diffusion's schedulers have"
     elif config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         reason = "is set up for flow matching"
     elif config.get("timestep_type", "discrete") != "discrete":
         reason = "has continuous timesteps (EDM)"
     elif config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
-        reason = f"predicts {config['prediction_type']!r}, which is none of {', '.join(PREDICTION_TYPES)}"
+        reason = f"predicts {config['prediction_type']!r}, not one of {', '.join(PREDICTION_TYPES)}"
     else:
         return
-    raise BaseModelError(f"this base can be neither trained nor drawn with: its noise scheduler, {name}, {reason}")
+    raise BaseModelError(f"this base model can't be used: its noise scheduler, {name}, {reason}")
 
 
 def load_scheduler(name: str, config: dict[str, Any]) -> Any:
-    """The scheduler of a saved base, by class name and configuration; DDIM of the same noise process in place of one
-    that needs a package that is missing (scipy, torchsde). Raises BaseModelError (see ``require_discrete``)."""
+    """Create the scheduler of a saved base model from its class name and configuration.
+
+    If it needs a package that is not installed (scipy, torchsde), return DDIM with the same noise process. Raises
+    BaseModelError if its noise process is not discrete.
+    """
     import diffusers
 
     require_discrete(name, config)
@@ -117,19 +124,18 @@ def load_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def override(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool | None) -> Any:
-    """The scheduler with another prediction type, or with or without zero terminal SNR, where these are given; as DDIM
-    if its class has no zero terminal SNR.
+    """Return a scheduler with another prediction type and zero terminal SNR setting; None keeps its own.
 
-    Raises BaseModelError if the result is not usable (see ``of``).
+    A scheduler without the zero terminal SNR option becomes DDIM. Raises BaseModelError if the result is not supported.
     """
     from diffusers import DDIMScheduler
 
-    given = {"prediction_type": prediction_type, RESCALE: rescale_zero_snr}
-    changes = {key: value for key, value in given.items() if value is not None}
+    options = {"prediction_type": prediction_type, ZERO_SNR: rescale_zero_snr}
+    changes = {key: value for key, value in options.items() if value is not None}
     if changes:
-        require_discrete(_name(scheduler), scheduler.config)
+        require_discrete(_class_name(scheduler), scheduler.config)
         changes |= {"timestep_spacing": "trailing"} if rescale_zero_snr else {}
-        if rescale_zero_snr is None or RESCALE in type(scheduler)().config:
+        if rescale_zero_snr is None or ZERO_SNR in type(scheduler)().config:
             scheduler = scheduler.from_config(scheduler.config, **changes)
         else:
             scheduler = DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
@@ -138,16 +144,16 @@ def override(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool
 
 
 def describe(prediction_type: str, zero_snr: bool | None) -> str:
-    """A noise process for reading: "v_prediction with zero terminal SNR"."""
+    """Describe a noise process, for example "v_prediction with zero terminal SNR"."""
     return prediction_type + " with zero terminal SNR" * bool(zero_snr)
 
 
 def distillation_sign(pipe: Any) -> str:
-    """Why a base looks distilled for few steps, or "". Only its configuration is read: a single file has none."""
+    """Return why a base model looks distilled for few steps, or "", by its configuration (single files have none)."""
     if pipe.unet.config.time_cond_proj_dim is not None:
         return "its UNet takes the guidance scale as an input, as LCMs do"
     process = of(pipe.scheduler)
     spacing = pipe.scheduler.config.get("timestep_spacing")
     if spacing == "trailing" and process.alphas_cumprod[-1] > 1e-4 and process.prediction_type != "v_prediction":
-        return "its scheduler has timestep_spacing 'trailing' without zero terminal SNR, as Turbo and Lightning have"
+        return "its scheduler has timestep_spacing 'trailing' without zero terminal SNR, as in Turbo and Lightning"
     return ""

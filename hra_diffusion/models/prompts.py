@@ -1,4 +1,4 @@
-"""Prompts: weights like ``(dog:1.4)``, and the words beyond the length that a text encoder reads at once."""
+"""Prompt syntax: attention weights like ``(dog:1.4)``, and words beyond a text encoder's maximum length."""
 
 import bisect
 import re
@@ -10,21 +10,21 @@ from hra_diffusion.errors import Note
 Fragment = tuple[str, float]
 """A piece of a prompt and its weight."""
 MAX_WEIGHT = 2.0
-"""The largest weight. A larger number is text, as in "(aspect ratio 16:9)"."""
+"""Largest weight; a group with a larger number is plain text, as in "(aspect ratio 16:9)"."""
 
 _NUMBER = r":\s*(\d+(?:\.\d*)?|\.\d+)\s*"
 
 
 class PromptWarning(Note):
-    """A prompt exceeds the text encoder's length, or has weights that are read as text."""
+    """A prompt exceeds the text encoder's maximum length, or has weights that are read as text."""
 
 
 def parse_weights(prompt: str) -> list[Fragment]:
-    r"""Split a prompt into text and weights.
+    r"""Split a prompt into fragments of text with a weight.
 
     ``(text:number)`` weights the text, with a number from 0 to 2; weights of nested groups are multiplied. Every other
     parenthesis is text. ``\(`` and ``\)`` are always text: ``\(dog:1.4\)`` reads "(dog:1.4)". A prompt without a number
-    before a closing parenthesis is returned as it is, its backslashes too.
+    before a closing parenthesis is returned unchanged, including backslashes.
     """
     if not re.search(rf"{_NUMBER}\\?\)", prompt):
         return [(prompt, 1.0)]
@@ -47,12 +47,12 @@ def parse_weights(prompt: str) -> list[Fragment]:
 
 
 def without_weights(prompt: str) -> str:
-    """The prompt's text without its weights."""
+    """Return the text of a prompt without its weights."""
     return "".join(text for text, _ in parse_weights(prompt))
 
 
 def split(tokenizer: Any, text: str) -> tuple[str, str]:
-    """The words that the text encoder of ``tokenizer`` reads at once, and the words that are too many."""
+    """Split a text into the words that fit the maximum length of ``tokenizer``, and the remaining words."""
     words = text.split()
 
     def tokens(count: int) -> int:
@@ -65,16 +65,16 @@ def split(tokenizer: Any, text: str) -> tuple[str, str]:
 
 
 def prompt_notes(tokenizer: Any, prompt: str) -> list[str]:
-    """What the author of a prompt should know: numbers that are no weights, words that are encoded apart."""
+    """Return notes on a prompt: numbers that are not weights, and words that are encoded separately."""
     groups = re.finditer(rf"(?<!\\)\([^()]*{_NUMBER}\)", prompt)
-    found = [
+    notes = [
         f"“{group[0]}” is read as text: a weight is a number from 0 to {MAX_WEIGHT:g}"
         for group in groups
         if float(group[1]) > MAX_WEIGHT
     ]
-    if beyond := split(tokenizer, without_weights(prompt))[1]:
-        found.append(
+    if excess := split(tokenizer, without_weights(prompt))[1]:
+        notes.append(
             f"the text encoder reads {tokenizer.model_max_length - 2} tokens at once; these words of the prompt are "
-            f"encoded separately and may count for less: “{beyond}”"
+            f"encoded separately and may count for less: “{excess}”"
         )
-    return found
+    return notes

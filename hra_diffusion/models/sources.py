@@ -1,4 +1,4 @@
-"""Base models by name, file, folder or hub id, without loading them."""
+"""Find and classify base models by name, file, folder or hub id, without loading them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,22 @@ def base_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).exists() and source != TOYBOX else source
 
 
+def local_path(source: str) -> Path:
+    """Return the path of a base model on disk, which does not exist for a hub id."""
+    return ASSETS / TOYBOX if source == TOYBOX else Path(source)
+
+
+def model_folder(source: str) -> Path | None:
+    """Return the folder of a base model, given by path or in the local hub cache; None if there is none."""
+    path = local_path(source)
+    return path if path.is_dir() else _cached_folder(source)
+
+
 def base_version(source: str) -> str:
     """Return "toybox", "sd1", "sd2" or "sdxl" for a base model, from its configuration alone.
 
-    A hub id outside the local cache is classified by its name. Defaults to "sd1" for anything unreadable, which fails
-    with an explanation when it is loaded.
+    A hub id outside the local cache is classified by its name. Unreadable models count as "sd1"; loading them raises an
+    error with the reason.
     """
     if source == TOYBOX:
         return TOYBOX
@@ -34,7 +45,7 @@ def base_version(source: str) -> str:
             from hra_diffusion.models import single_file  # imports diffusers, which takes seconds
 
             return families.version(single_file.detect_architecture(Path(source), "epsilon").unet)
-        if folder := Path(source) if Path(source).is_dir() else cached_folder(source):
+        if folder := model_folder(source):
             return families.version(json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, SafetensorError):
         return "sd1"
@@ -42,10 +53,9 @@ def base_version(source: str) -> str:
     return "sdxl" if "xl" in name else "sd2" if "diffusion-2" in name else "sd1"
 
 
-def cached_folder(source: str) -> Path | None:
-    """Return the folder of a hub model in the local cache, or None if it is not cached."""
+def _cached_folder(source: str) -> Path | None:
     try:
-        found = try_to_load_from_cache(source, "unet/config.json")
+        config = try_to_load_from_cache(source, "unet/config.json")
     except ValueError:  # not a hub id
         return None
-    return Path(found).parent.parent if isinstance(found, str) else None
+    return Path(config).parent.parent if isinstance(config, str) else None

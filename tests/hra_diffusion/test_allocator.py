@@ -1,4 +1,4 @@
-"""Freed memory: kept for the next step while a run lasts."""
+"""Freed memory is retained within the block."""
 
 import resource
 import sys
@@ -9,27 +9,27 @@ import torch
 
 from hra_diffusion.allocator import freed_memory_retained
 
-NUMBERS = 2**24
-PAGES = 4 * NUMBERS // resource.getpagesize()
+ELEMENTS = 2**24
+PAGES = 4 * ELEMENTS // resource.getpagesize()
 
 
-def fresh_pages(times: int) -> int:
-    """How many pages the kernel gives while a large block is taken and freed so many times."""
+def page_faults(times: int) -> int:
+    """Count page faults while a large block is allocated and freed repeatedly."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
-        torch.ones(NUMBERS)
+        torch.ones(ELEMENTS)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def resident() -> int:
-    """Pages in memory."""
+def resident_pages() -> int:
+    """Return the number of pages in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library's allocator")
-def test_a_run_takes_its_memory_from_the_kernel_once():
+def test_freed_memory_is_reused_and_returned_at_the_end():
     with freed_memory_retained():
-        fresh, held = fresh_pages(20), resident()
-    # a small block taken from a large one's place moves the next large one: now and then, not at every step
-    assert fresh < 20 * PAGES / 2
-    assert held - resident() > PAGES / 2, "and hands it back at the end"
+        faults, retained = page_faults(20), resident_pages()
+    # a small block in the place of a large one can move the next large one, but not at every step
+    assert faults < 20 * PAGES / 2
+    assert retained - resident_pages() > PAGES / 2

@@ -1,58 +1,31 @@
-"""Files written whole or not at all, on every system; side files that were cut short."""
+"""Atomic file operations, validated names, and incomplete files."""
 
 import threading
 import time
 
 import pytest
 import torch
-from conftest import stir, tiny_pipe
-from safetensors.torch import load_file
 from windows import windows  # noqa: F401 (a fixture)
 
-from hra_diffusion import files, library, pipeline, trash
-from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion import files
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import FileError, append_line, move, read_json, save_tensors, validated_name, write_text
 
 
-def saved_adapter(folder, name="Rex"):
-    """A small adapter's file in a folder of its own."""
-    pipe = tiny_pipe()
-    attachment.attach(pipe.unet, "lora", {"rank": 2}, name=name)
-    stir(attachment.adapter_parameters(pipe.unet, name).values())
-    path = folder / name / f"{name}.safetensors"
-    pipeline.save(pipe, path, name, "sks", "dog")
-    return path
-
-
-def test_every_write_works_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
+def test_writes_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
     write_text(tmp_path / "a.json", "1")
     write_text(tmp_path / "a.json", "2")
     save_tensors(tmp_path / "t.safetensors", {"x": torch.ones(2)})
-    with files.atomic_path(tmp_path / "folder") as unfinished:
-        write_text(unfinished / "a.txt", "α\nβ")
-    with files.atomic_path(tmp_path / "folder") as unfinished:
-        write_text(unfinished / "b.txt", "α\nβ")
+    with files.atomic_path(tmp_path / "folder") as temporary:
+        write_text(temporary / "a.txt", "α\nβ")
+    with files.atomic_path(tmp_path / "folder") as temporary:
+        write_text(temporary / "b.txt", "α\nβ")
     assert (tmp_path / "folder" / "b.txt").read_bytes() == "α\nβ".encode()
     append_line(tmp_path / "log", "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder", "log", "t.safetensors"]
 
 
-def test_an_adapter_is_renamed_binned_and_restored_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
-    """Its file is mapped into memory while its tensors are read, and must not be when it is written again."""
-    path = saved_adapter(tmp_path)
-    before = load_file(path)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"].clone()
-    path = library.rename(path, "Max")
-    assert adapter_file.read_info(path).name == "Max" and path == tmp_path / "Max" / "Max.safetensors"
-    key = trash.move_to_trash(path, tmp_path)
-    assert trash.restore(key, tmp_path) == tmp_path / "Max"
-    copy = library.add_file(path, tmp_path)
-    assert copy.stem == "Max 2"
-    assert torch.equal(load_file(copy)["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.up"], before)
-    assert not windows, "no file was in use when it was replaced or deleted"
-
-
-def test_a_file_that_another_program_reads_at_that_moment_is_replaced_a_moment_later(windows, tmp_path):  # noqa: F811
+def test_replacing_a_file_waits_for_its_reader(windows, tmp_path):  # noqa: F811
     write_text(tmp_path / "state.json", "1")
     reader = (tmp_path / "state.json").open()
     threading.Timer(0.05, reader.close).start()
@@ -60,48 +33,48 @@ def test_a_file_that_another_program_reads_at_that_moment_is_replaced_a_moment_l
     assert windows and (tmp_path / "state.json").read_text() == "2"
 
 
-def test_a_file_that_stays_open_elsewhere_is_said_to_be(windows, tmp_path):  # noqa: F811
+def test_a_file_open_in_another_program_is_reported(windows, tmp_path):  # noqa: F811
     write_text(tmp_path / "grid.png", "1")
     with (tmp_path / "grid.png").open(), pytest.raises(FileError, match=r"grid\.png .*open in another program"):
         write_text(tmp_path / "grid.png", "2")
     assert (tmp_path / "grid.png").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_replaced_stays(windows, tmp_path):  # noqa: F811
-    with files.atomic_path(tmp_path / "folder") as unfinished:
-        write_text(unfinished / "a.txt", "1")
-    with pytest.raises(FileError), files.atomic_path(tmp_path / "folder") as unfinished:
-        write_text(unfinished / "a.txt", "2")
-        taken = (unfinished / "a.txt").open()  # as a virus scanner opens every new file
-    taken.close()
+def test_a_folder_that_cannot_be_replaced_is_kept(windows, tmp_path):  # noqa: F811
+    with files.atomic_path(tmp_path / "folder") as temporary:
+        write_text(temporary / "a.txt", "1")
+    with pytest.raises(FileError), files.atomic_path(tmp_path / "folder") as temporary:
+        write_text(temporary / "a.txt", "2")
+        opened = (temporary / "a.txt").open()  # as a virus scanner opens every new file
+    opened.close()
     assert (tmp_path / "folder" / "a.txt").read_text() == "1"
 
 
-def test_elsewhere_a_refusal_is_told_at_once(tmp_path, monkeypatch):
+def test_other_systems_do_not_retry(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files.os, "replace", refuse)
-    write = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(FileError, match="permission denied"):
         move(tmp_path / "a", tmp_path / "b")
-    assert time.monotonic() - write < files.BUSY_SECONDS / 2
+    assert time.monotonic() - start < files.BUSY_SECONDS / 2
 
 
 @pytest.mark.parametrize("name", ["con", "Aux", "NUL", "com1", "LPT9", "com¹", "LPT³"])
-def test_names_that_windows_reserves(name):
-    """Microsoft, Naming Files, Paths, and Namespaces: also with the superscript digits ¹, ² and ³."""
+def test_names_reserved_on_windows_are_refused(name):
+    """Also with superscript digits (Microsoft, Naming Files, Paths, and Namespaces)."""
     with pytest.raises(UserError, match="can't be used for a folder"):
         validated_name(name)
 
 
 @pytest.mark.parametrize("name", ["console", "com10", "Rex²", "aux 2"])
-def test_names_that_only_look_like_them(name):
+def test_names_similar_to_reserved_ones_are_valid(name):
     assert validated_name(name) == name
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": [1', b"\0\0\0\0", b"\xff\xfe", None])
-def test_json_that_is_cut_short_empty_or_missing_is_nothing(tmp_path, content):
+def test_incomplete_empty_or_missing_json_reads_as_none(tmp_path, content):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") is None
@@ -109,24 +82,8 @@ def test_json_that_is_cut_short_empty_or_missing_is_nothing(tmp_path, content):
     assert read_json(tmp_path / "a.json") == {"a": "é"}
 
 
-def test_a_line_is_never_added_to_a_torn_one(tmp_path):
+def test_a_line_is_not_appended_to_an_incomplete_one(tmp_path):
     (tmp_path / "log").write_bytes(b'one\n{"to')
     append_line(tmp_path / "log", "two")
     append_line(tmp_path / "log", "três")
     assert (tmp_path / "log").read_bytes() == 'one\n{"to\ntwo\ntrês\n'.encode()
-
-
-# The bin
-
-
-@pytest.mark.parametrize("kept", ["", None, "../../elsewhere"])
-def test_what_is_in_the_bin_comes_back_though_its_note_is_damaged(tmp_path, kept):
-    path = saved_adapter(tmp_path)
-    key = trash.move_to_trash(path, tmp_path)
-    (tmp_path / ".bin" / "notes-of-mine").write_text("x")
-    origin = tmp_path / ".bin" / f"{key}.from"
-    origin.unlink() if kept is None else origin.write_text(kept)
-    assert trash.keys(tmp_path) == [key]
-    trash.empty(tmp_path, days=1)
-    assert trash.restore(key, tmp_path) == tmp_path / "Rex" and path.is_file()
-    assert trash.keys(tmp_path) == []

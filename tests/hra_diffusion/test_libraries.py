@@ -1,4 +1,4 @@
-"""What is printed and imported by use from Python and by a run of the command line, in fresh processes."""
+"""Output and imports of the Python API and the command line, in new processes."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from conftest import ROOT, save_photos
 from hra_diffusion import libraries
 
 
-def test_use_from_python_logs_nothing_and_leaves_levels_as_they_were(base_folder):
+def test_the_python_api_logs_nothing_and_keeps_log_levels(base_folder):
     code = (
         "import logging, sys\n"
         "import hra_diffusion as hra, hra_diffusion.libraries\n"
@@ -29,7 +29,7 @@ def test_use_from_python_logs_nothing_and_leaves_levels_as_they_were(base_folder
     assert lines == []
 
 
-def test_a_run_imports_no_bitsandbytes_and_shows_a_line_per_tenth(base_folder, tmp_path):
+def test_a_run_does_not_import_bitsandbytes_and_prints_ten_lines(base_folder, tmp_path):
     pytest.importorskip("bitsandbytes")
     (tmp_path / "photos").mkdir()
     save_photos(tmp_path / "photos", 1)
@@ -53,7 +53,7 @@ def test_a_run_imports_no_bitsandbytes_and_shows_a_line_per_tenth(base_folder, t
     assert all("loss 0" in line or "loss 1" in line for line in steps) and steps[-1].endswith(" s")
 
 
-def test_what_is_not_installed_says_so(monkeypatch):
+def test_bitsandbytes_not_installed(monkeypatch):
     monkeypatch.setattr(libraries, "BITSANDBYTES", "no_such_package")
     assert not libraries.bitsandbytes_installed()
     with pytest.raises(ImportError):

@@ -1,4 +1,4 @@
-"""Cores are shared out among the processes that compute, and idle threads do not spin for long."""
+"""Sharing of cores between processes, and limited spinning of idle threads."""
 
 import os
 import subprocess
@@ -32,9 +32,9 @@ def six_threads(monkeypatch, tmp_path):
     torch.set_num_threads(before)
 
 
-def test_processes_that_compute_at_once_share_the_cores(six_threads):
+def test_busy_processes_share_the_cores(six_threads):
     with threads.sharing_cores("cpu"):
-        assert torch.get_num_threads() == 6, "alone it has them all"
+        assert torch.get_num_threads() == 6, "a single process has all cores"
         (threads._folder() / ".DS_Store").touch()
         other = subprocess.Popen([sys.executable, "-c", COMPUTE], cwd=ROOT, stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -45,23 +45,23 @@ def test_processes_that_compute_at_once_share_the_cores(six_threads):
             own, start = os.getpid(), threads._start_time(os.getpid())
             (threads._folder() / f"{own}-{start:.2f}").rename(threads._folder() / f"{own}-{start - 1:.2f}")
             threads.share_cores()
-            assert torch.get_num_threads() == 3, "a clock that was set does not change who computes"
+            assert torch.get_num_threads() == 3, "setting the clock has no effect"
             (threads._folder() / f"{own}-{start - 1:.2f}").rename(threads._folder() / f"{own}-{start:.2f}")
             with threads.sharing_cores("cpu"):
-                assert torch.get_num_threads() == 3, "a block within a block is no second process"
+                assert torch.get_num_threads() == 3, "nested blocks count once"
         finally:
             other.kill()
             other.wait()
         threads.share_cores()
-        assert torch.get_num_threads() == 6, "a killed process takes no share"
+        assert torch.get_num_threads() == 6, "a killed process does not count"
         torch.set_num_threads(1)
     assert torch.get_num_threads() == 6
     torch.set_num_threads(5)
     threads.share_cores()
-    assert torch.get_num_threads() == 5, "outside of a block nothing is changed"
+    assert torch.get_num_threads() == 5, "no effect outside a block"
 
 
-def test_threads_set_by_a_person_and_other_devices_are_left_alone(six_threads, monkeypatch):
+def test_omp_num_threads_and_other_devices_change_nothing(six_threads, monkeypatch):
     monkeypatch.setattr(threads, "_count_processes", lambda: 2)
     with threads.sharing_cores("cuda"):
         threads.share_cores()
@@ -74,7 +74,7 @@ def test_threads_set_by_a_person_and_other_devices_are_left_alone(six_threads, m
 @pytest.mark.skipif(sys.platform != "linux", reason="only PyTorch's Linux builds use GNU's OpenMP")
 @pytest.mark.parametrize("package", ["app", "training", "benchmarks"])
 @pytest.mark.parametrize(("setting", "spins"), [({}, threads.SPIN_COUNT), ({"OMP_WAIT_POLICY": "active"}, None)])
-def test_every_program_limits_spinning_before_torch_is_there(package, setting, spins):
+def test_packages_limit_spinning_before_importing_torch(package, setting, spins):
     code = f"import os, sys, {package}; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if key not in threads.SPIN_SETTINGS} | setting
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import is_reserved, make_folder, read_json, validated_name, write_text
+from hra_diffusion.files import is_reserved, make_folder, read_json, unused_name, write_text
 from training.config import with_current_names
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.checks import check_together
@@ -196,10 +196,8 @@ class Draft:
 
 def free_photo_folder(output: Path, name: str) -> Path:
     """Return the path of a new folder for photos: ``{output}/photos/{name}``, numbered if that exists."""
-    root, number, candidate = output / "photos", 2, validated_name(name)
-    while (root / candidate).exists():
-        candidate, number = f"{name} {number}", number + 1
-    return root / candidate
+    root = output / "photos"
+    return root / unused_name(name, root)
 
 
 def box_from_zoom(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:

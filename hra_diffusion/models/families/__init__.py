@@ -1,4 +1,4 @@
-"""Families of base models: what differs between Stable Diffusion 1/2 and XL, one file each.
+"""Families of base models: the differences between Stable Diffusion 1/2 and XL, one file each.
 
 A family defines how prompts are encoded for the UNet and how other programs name its components.
 """
@@ -114,7 +114,7 @@ def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) 
     parsed = [parse_weights(text) for text in prompts]
     states = [hidden_states(pipe, *names, parsed, family.embeddings_type) for names in family.encoders]
     hidden = [cat(parts, dim=-1) for parts in zip(*states, strict=True)]
-    if negative is not None and not encoded["negative_prompt_embeds"].any():  # the base takes zeros for an empty prompt
+    if negative is not None and not encoded["negative_prompt_embeds"].any():  # zeros for an empty negative prompt
         hidden[1] = zeros_like(hidden[1])
     return encoded | dict(zip(("prompt_embeds", "negative_prompt_embeds"), hidden, strict=False))
 

@@ -1,9 +1,10 @@
-"""The configurations of the released Stable Diffusion bases, so that a single-file checkpoint needs no network.
+"""Configurations of the released Stable Diffusion models, so that single-file checkpoints load without a network.
 
-Values are those of the released models' public configuration files (Stable Diffusion 1.5, 2.1, XL base 1.0).
+The values are those of the public configuration files of Stable Diffusion 1.5, 2.1 and XL base 1.0.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +67,7 @@ _CLIP_L: Values = {
 _OPEN_CLIP_H = _CLIP_L | {
     "hidden_size": 1024,
     "intermediate_size": 4096,
-    "num_hidden_layers": 23,  # the last of 24 is not used
+    "num_hidden_layers": 23,  # of 24; the UNet takes the penultimate hidden state
     "num_attention_heads": 16,
     "hidden_act": "gelu",
     "projection_dim": 512,
@@ -89,12 +90,12 @@ _NOISE: Values = {
 _DDIM: Values = {"clip_sample": False, "set_alpha_to_one": False}
 
 PREDICTION_KEY = "modelspec.prediction_type"
-"""What a UNet predicts, in a checkpoint's metadata (Stability AI Model Metadata Standard): "epsilon" or "v"."""
+"""Metadata key of a checkpoint's prediction type, "epsilon" or "v" (Stability AI Model Metadata Standard)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """One released base: its parts' configurations. ``pads``: the padding token of each tokenizer."""
+    """Configurations of a base model's components. ``pads``: padding token of each tokenizer."""
 
     name: str
     pipeline: str
@@ -105,7 +106,7 @@ class Architecture:
     pads: tuple[str, ...]
 
     def predicting(self, prediction_type: str, zero_snr: bool) -> "Architecture":
-        """The same with this noise process."""
+        """Return this architecture with another noise process."""
         name, noise = self.scheduler
         noise = noise | {"prediction_type": prediction_type}
         if zero_snr:
@@ -113,24 +114,24 @@ class Architecture:
         return replace(self, scheduler=(name, noise))
 
     def build_unet(self) -> UNet2DConditionModel:
-        """A UNet with random weights (within ``torch.device("meta")``: shapes alone)."""
+        """Build a UNet with random weights."""
         return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(self.unet))
 
     def build_vae(self) -> AutoencoderKL:
-        """An autoencoder with random weights."""
+        """Build a VAE with random weights."""
         return cast(AutoencoderKL, AutoencoderKL.from_config(self.vae))
 
     def build_encoders(self) -> list[nn.Module]:
-        """Text encoders with random weights; a second one has a projection."""
+        """Build the text encoders with random weights; the second one has a projection."""
         classes = (CLIPTextModel, CLIPTextModelWithProjection)
         return [kind(CLIPTextConfig(**values)) for kind, values in zip(classes, self.encoders, strict=False)]
 
     def write(self, folder: Path) -> None:
-        """Write the configuration, without weights and tokenizers, as a diffusers folder has it."""
+        """Write the configuration files of a diffusers folder, without weights and tokenizers."""
         scheduler, noise = self.scheduler
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
         index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
-        # with the defaults filled in: diffusers' reader of the original layout takes the configuration by itself
+        # include the defaults: from_single_file does not fill them in
         unet, vae = (dict(on_meta(build).config) for build in (self.build_unet, self.build_vae))
         files: dict[str, Values] = {"unet/config": unet, "vae/config": vae, "scheduler/scheduler_config": noise}
         kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -165,12 +166,7 @@ SDXL = Architecture(
 RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 
 
-def million_parameters(module: nn.Module) -> float:
-    """Parameters in millions."""
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-def on_meta(build: Any) -> Any:
-    """What ``build`` builds, as shapes without memory."""
+def on_meta(build: Callable[[], Any]) -> Any:
+    """Return ``build()`` on the meta device."""
     with torch.device("meta"):
         return build()

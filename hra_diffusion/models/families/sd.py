@@ -1,6 +1,6 @@
-"""Stable Diffusion 1 and 2: one text encoder (CLIP, or OpenCLIP in the same class), conditioned on the text alone.
+"""Stable Diffusion 1 and 2: one text encoder (CLIP, or OpenCLIP in the same class) and no other conditioning.
 
-Velocity prediction and the layer widths of version 2 come from the model's own configuration.
+The prediction type and layer widths of version 2 come from the model's configuration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,8 @@ class StableDiffusion:
     kohya_prefixes: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     embeddings_type = "LAST_HIDDEN_STATES_NORMALIZED"
     guidance_scale = 7.5
-    addition_embed_types: tuple[str | None, ...] = (
-        None,
-        "text",
-    )  # with "text" the UNet pools the prompt itself, as toybox does
+    # "text": the UNet pools the prompt itself, as in toybox
+    addition_embed_types: tuple[str | None, ...] = (None, "text")
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType(
         {"safety_checker": None, "requires_safety_checker": False}
     )

@@ -29,7 +29,7 @@ class StableDiffusionXL:
     original_unet_names = True
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
-        """Encode prompts as the pipeline's call does; zeros for an empty negative prompt if the base asks."""
+        """Encode prompts as the pipeline's call does, with zeros for empty negative prompts if the base model asks."""
         hidden, other, pooled, other_pooled = pipe.encode_prompt(
             prompts, device=pipe.device, do_classifier_free_guidance=negative is not None, negative_prompt=negative
         )

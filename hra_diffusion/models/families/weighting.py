@@ -1,4 +1,4 @@
-"""Hidden states of prompts with weights, and of prompts longer than a text encoder reads at once, by compel.
+"""Hidden states of prompts with weights, or longer than a text encoder's maximum length, by compel.
 
 compel (github.com/damian0815/compel) encodes one prompt at a time, in windows of the encoder's length that end between
 words, and moves each weighted token's state away from (above 1) or towards (below 1) that of a prompt without it.
@@ -16,9 +16,9 @@ from hra_diffusion.models.prompts import Fragment
 def hidden_states(
     pipe: Any, encoder: str, tokenizer: str, prompts: Sequence[Sequence[Fragment]], kind: str
 ) -> list[Tensor]:
-    """The hidden states (1, windows · L, d) of each prompt; shorter ones are padded with those of the empty prompt.
+    """Return the hidden states (1, windows · L, d) of each prompt, padded to the longest with the empty prompt's.
 
-    ``encoder``, ``tokenizer``: names on the pipeline. ``kind``: a name in compel's ReturnedEmbeddingsType.
+    ``encoder``, ``tokenizer``: their names on the pipeline. ``kind``: a name in compel's ReturnedEmbeddingsType.
     """
     from compel import Compel, ReturnedEmbeddingsType, SplitLongTextMode
     from compel.prompt_parser import Conjunction, FlattenedPrompt
@@ -32,10 +32,10 @@ def hidden_states(
         split_long_text_mode=SplitLongTextMode.WORDS,
         device=pipe.device,
     )
-    found = []
-    with only_errors_logged():  # the tokenizer's warning of long texts is for those who pass them on in one piece
+    states = []
+    with only_errors_logged():  # the tokenizer's warning of long texts does not apply: compel splits them
         for prompt in prompts:
             texts = [(pipe.maybe_convert_prompt(text, tokenize), weight) for text, weight in prompt]
             parsed = Conjunction([FlattenedPrompt(texts)])
-            found.append(compel.build_conditioning_tensor_for_conjunction(parsed)[0])
-    return compel.pad_conditioning_tensors_to_same_length(found)
+            states.append(compel.build_conditioning_tensor_for_conjunction(parsed)[0])
+    return compel.pad_conditioning_tensors_to_same_length(states)

@@ -177,7 +177,7 @@ def test_a_comparison_is_inspected_and_downloaded(trained_page, visit):
     assert "subject" in there.locator("#grid").inner_text(), "every cell has its figures"
     there.get_by_role("button", name="Overlay two pictures").click()
     there.wait_for_selector("#overlay img >> nth=1")
-    there.get_by_role("button", name="Likeness against cost").click()
+    there.get_by_role("button", name="Similarity against cost").click()
     there.wait_for_selector("#plots svg")
     there.locator("button.label-wrap", has_text="Download").click()
     with there.expect_download() as download:

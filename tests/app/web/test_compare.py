@@ -69,7 +69,7 @@ def test_an_incomplete_or_too_large_comparison_is_refused(context, changes, said
         comparison_plan(context, **changes)
 
 
-def test_likeness_is_plotted_against_cost(output, base_folder, tmp_path):
+def test_similarity_is_plotted_against_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
     context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)])
     plan = comparison_plan(context, drift=True)

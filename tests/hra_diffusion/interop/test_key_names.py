@@ -133,7 +133,7 @@ def test_loading_another_programs_file_suggests_import(form, pipe, tmp_path):
         ValueError, match=r"another program's adapter; import it with hra-diffusion import '.*other file"
     ):
         pipeline.load(pipe, file)
-    with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
+    with pytest.raises(ValueError, match="is an adapter, not a base model: import it with hra-diffusion import"):
         loading.load_base(str(file))
 
 
@@ -141,10 +141,10 @@ def test_loading_folders_and_pickles_of_other_programs_suggests_import(pipe, tmp
     folder = tmp_path / "peft"
     folder.mkdir()
     save_file({"base_model.model.conv_in.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
+    with pytest.raises(ValueError, match="is an adapter, not a base model: import it with hra-diffusion import"):
         loading.load_base(str(folder))
     folder.rename(tmp_path / "unet")  # as one folder of several, one per component
-    with pytest.raises(ValueError, match="is an adapter, not a base: bring it in with hra-diffusion import"):
+    with pytest.raises(ValueError, match="is an adapter, not a base model: import it with hra-diffusion import"):
         loading.load_base(str(tmp_path))
     for suffix in (".pt", ".bin", ".ckpt"):
         (tmp_path / f"old{suffix}").write_bytes(b"PK\x03\x04 a pickle of some length")
@@ -157,7 +157,7 @@ def test_loading_folders_and_pickles_of_other_programs_suggests_import(pipe, tmp
 def test_an_adapter_is_refused_as_a_base_model(pipe, tmp_path):
     attachment.attach(pipe.unet, "hra", {"rank": 2}, name="Rex")
     pipeline.save(pipe, tmp_path / "rex.safetensors", "Rex")
-    with pytest.raises(ValueError, match="is an adapter, not a base: give it as --adapter"):
+    with pytest.raises(ValueError, match="is an adapter, not a base model: give it as --adapter"):
         loading.load_base(str(tmp_path / "rex.safetensors"))
     assert load_file(tmp_path / "rex.safetensors")
     with pytest.raises(AdapterImportError, match="is an adapter of hra-diffusion already"):

@@ -1,11 +1,15 @@
-"""The released bases at full size, as shapes: what their parts weigh, and where adapters fit."""
+"""The released models on the meta device: numbers of parameters, and layers that take adapters."""
 
 import json
 
 import pytest
 
 from hra_diffusion.adapters import targets
-from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, million_parameters, on_meta
+from hra_diffusion.models.families.architectures import SD1, SD2, SDXL, on_meta
+
+
+def million_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 @pytest.mark.parametrize(
@@ -19,8 +23,8 @@ def test_parameters_in_millions(architecture, unet, vae, encoders):
     assert [million_parameters(e) for e in on_meta(architecture.build_encoders)] == pytest.approx(encoders, abs=0.05)
 
 
-def test_attention_layers_of_sd15_and_what_adapters_weigh():
-    """The published counts: 128 linears; LoRA r4 797,184; HRA r8 795,648; HOFT r4 as LoRA; SHOFT r4 897,024."""
+def test_attention_layers_of_sd15_and_parameters_of_adapters():
+    """Published counts: 128 linears; LoRA r4 797,184; HRA r8 795,648; HOFT r4 as LoRA; SHOFT r4 897,024."""
     unet = on_meta(SD1.build_unet)
     paths = targets.find_targets(unet)
     assert len(paths) == 128
@@ -31,8 +35,8 @@ def test_attention_layers_of_sd15_and_what_adapters_weigh():
 
 
 @pytest.mark.parametrize("architecture", [SD1, SDXL], ids=["sd1", "sdxl"])
-def test_the_written_configuration_is_whole(architecture, tmp_path):
-    """diffusers' reader of single files fills in no defaults."""
+def test_the_written_configuration_includes_defaults(architecture, tmp_path):
+    """from_single_file does not fill them in."""
     architecture.write(tmp_path)
     for name, build in (("unet", architecture.build_unet), ("vae", architecture.build_vae)):
         written = json.loads((tmp_path / name / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Every family through the one path of drawing and the one of training; diffusers' own pipelines are the judges."""
+"""Every family in generation and training, compared with diffusers' pipelines."""
 
 import shutil
 from dataclasses import replace
@@ -26,8 +26,8 @@ from training.session.model import Denoiser
 SETTINGS = Settings(steps=3, guidance_scale=4.0, width=16, height=16)
 
 
-def diffusers_own(pipe, prompt, negative, seed, **more):
-    """The pipeline called as its documentation says."""
+def generate_with_diffusers(pipe, prompt, negative, seed, **more):
+    """Generate an image with the pipeline's own call."""
     generator = torch.Generator().manual_seed(seed)
     before = pipe.scheduler
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(before.config, timestep_spacing="trailing")
@@ -47,20 +47,20 @@ def diffusers_own(pipe, prompt, negative, seed, **more):
 
 @pytest.mark.parametrize("kind", PIPES)
 @pytest.mark.parametrize("negative", [None, "blurry"])
-def test_a_picture_is_the_one_that_diffusers_draws(kind, negative):
-    """Also for an empty negative prompt, which SDXL wants as zeros."""
+def test_images_equal_those_of_diffusers(kind, negative):
+    """Also for an empty negative prompt, which SDXL encodes as zeros."""
     pipe = PIPES[kind]()
     (ours,) = generate(pipe, "a dog", {}, seed=3, settings=SETTINGS, negative_prompt=negative or "")
-    assert np.abs(np.asarray(ours, dtype=float) - diffusers_own(pipe, "a dog", negative, 3)).max() <= 1
+    assert np.abs(np.asarray(ours, dtype=float) - generate_with_diffusers(pipe, "a dog", negative, 3)).max() <= 1
 
 
-def test_size_conditioning_is_diffusers_and_kept_in_the_picture(tmp_path):
+def test_size_conditioning_equals_diffusers_and_is_saved_in_the_image(tmp_path):
     pipe = PIPES["sdxl"]()
     sizes = {"original_size": (512, 384), "crops_coords_top_left": (0, 300), "target_size": (1024, 768)}
     plain, other = (generate(pipe, "a dog", {}, 3, settings=replace(SETTINGS, **given))[0] for given in ({}, sizes))
-    theirs = diffusers_own(pipe, "a dog", None, 3, **sizes)
-    assert np.abs(np.asarray(other, dtype=float) - theirs).max() <= 1
-    assert np.abs(np.asarray(plain, dtype=float) - theirs).max() > 1
+    expected = generate_with_diffusers(pipe, "a dog", None, 3, **sizes)
+    assert np.abs(np.asarray(other, dtype=float) - expected).max() <= 1
+    assert np.abs(np.asarray(plain, dtype=float) - expected).max() > 1
     made = read_png(save_png(other, tmp_path / "a.png"))
     assert {name: tuple(made[name]) for name in sizes} == sizes
     made = read_png(save_png(plain, tmp_path / "b.png"))
@@ -75,7 +75,7 @@ def test_size_conditioning_is_diffusers_and_kept_in_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(kind):
+def test_an_image_does_not_depend_on_its_batch(kind):
     pipe = PIPES[kind]()
     for number, model in enumerate(pipeline.components(pipe).values()):
         attachment.attach(model, "hoft", {"rank": 2}, name="a", seed=number)
@@ -91,29 +91,29 @@ def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(kind):
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_captions_are_embedded_as_the_pipeline_embeds_them(kind):
+def test_embeddings_equal_those_of_the_pipeline(kind):
     pipe, captions = PIPES[kind](), ["a dog", "a photo of a teapot in the snow"]
     with torch.no_grad():
         text = families.of(pipe).embed(families.text_encoders(pipe), families.tokenize(pipe, captions))
         encoded = pipe.encode_prompt(captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
-    theirs = [encoded[0], encoded[2]] if kind == "sdxl" else [encoded[0]]
-    for ours, wanted in zip(text.values(), theirs, strict=True):
-        assert relative(ours, wanted) < 1e-6
+    references = [encoded[0], encoded[2]] if kind == "sdxl" else [encoded[0]]
+    for ours, expected in zip(text.values(), references, strict=True):
+        assert relative(ours, expected) < 1e-6
 
 
 @pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("with_text", [False, True])
-def test_everything_adapted_learns(kind, with_text, tmp_path):
-    """A frozen or a learning text encoder give the same prediction; every adapted layer gets a gradient."""
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_every_adapter_parameter_gets_a_gradient(kind, train_text_encoder, tmp_path):
+    """A frozen and a trained text encoder give the same prediction."""
     pipe = PIPES[kind]()
     attachment.attach(pipe.unet, "hra", {"rank": 2}, name="a")
-    if with_text:
+    if train_text_encoder:
         for name, paths in families.text_targets(pipe).items():
             attachment.attach(getattr(pipe, name), "hra", {"rank": 2}, name="a", targets=paths)
     photo = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    examples = encode(pipe, [Image.fromarray(photo)], ["a sks dog"], flip=False, embed=not with_text)
+    examples = encode(pipe, [Image.fromarray(photo)], ["a sks dog"], flip=False, embed=not train_text_encoder)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    denoiser = Denoiser(pipe, with_text)
+    denoiser = Denoiser(pipe, train_text_encoder)
     prediction = denoiser(noise, torch.tensor([10]), examples.text)
     embedded = encode(pipe, [Image.fromarray(photo)], ["a sks dog"], flip=False, embed=True).text
     assert relative(prediction, Denoiser(pipe, False)(noise, torch.tensor([10]), embedded)) < 1e-5
@@ -124,8 +124,8 @@ def test_everything_adapted_learns(kind, with_text, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
-def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
-    """The whole of a run, with text encoders learning; two halves are one whole."""
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path):
+    """With trained text encoders."""
     PIPES[kind]().save_pretrained(tmp_path / "base")
     (tmp_path / "photos").mkdir()
     save_photos(tmp_path / "photos", 2)
@@ -158,19 +158,19 @@ def test_a_run_from_photos_to_pictures_stopped_and_resumed(kind, tmp_path):
     pipe = loading.load_base(str(tmp_path / "base"), "cpu")
     info = pipeline.load(pipe, adapter)
     assert set(info.fingerprint) == set(pipeline.components(pipe))
-    (picture,) = generate(pipe, "a sks dog", settings=SETTINGS)
-    assert picture.size == (16, 16)
+    (image,) = generate(pipe, "a sks dog", settings=SETTINGS)
+    assert image.size == (16, 16)
 
 
-def test_the_float16_of_xls_autoencoder(tmp_path):
-    """Encoded in float32 where its values overflow in half precision, and half again afterwards."""
+def test_sdxls_float16_vae_encodes_in_float32(tmp_path):
+    """Its activations overflow in float16. It is in float16 again afterwards."""
     pipe = tiny_xl_pipe()
     with torch.no_grad():
         pipe.vae.encoder.conv_in.weight *= 3e4
         pipe.vae.encoder.conv_norm_out.weight *= 1e-1
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    wanted = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
+    expected = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
     pipe.vae.half()
-    got = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
+    found = encode(pipe, [image], ["a dog"], flip=False, embed=True).mean
     assert pipe.vae.dtype == torch.float16
-    assert got.isfinite().all() and relative(got, wanted) < 1e-2
+    assert found.isfinite().all() and relative(found, expected) < 1e-2

@@ -1,4 +1,4 @@
-"""Base models on the hub and in its cache, through huggingface_hub itself and a hub on this machine."""
+"""Base models on the hub and in its cache, with huggingface_hub and a local server in place of the hub."""
 
 import json
 import os
@@ -26,7 +26,7 @@ CONFIGURATIONS = ["model_index.json", "scheduler/scheduler_config.json", "text_e
                   "tokenizer/merges.txt", "tokenizer/vocab.json", "unet/config.json", "vae/config.json"]  # fmt: skip
 
 
-def test_only_safetensors_of_one_variant_and_configurations_are_downloaded():
+def test_files_of_the_default_variant():
     assert hub.required_files(SD1) == [
         *CONFIGURATIONS,
         "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
@@ -34,7 +34,7 @@ def test_only_safetensors_of_one_variant_and_configurations_are_downloaded():
     ]  # fmt: skip
 
 
-def test_half_precision_takes_the_fp16_weights_where_there_are_any():
+def test_files_of_the_fp16_variant():
     assert hub.required_files(SD1, "fp16") == [
         *CONFIGURATIONS,
         "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -42,14 +42,14 @@ def test_half_precision_takes_the_fp16_weights_where_there_are_any():
     ]  # fmt: skip
 
 
-def test_all_shards_and_their_index_are_downloaded():
+def test_files_of_sharded_weights():
     shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     assert {*shards, index} <= set(hub.required_files([*shards, index, "model_index.json"]))
 
 
 def run_python(script, environment):
-    """Run a script in a process of its own, which reads the hub's settings anew; returns what it prints as JSON."""
+    """Run a script in a new process, since huggingface_hub reads its settings on import; returns its JSON output."""
     done = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, cwd=ROOT
     )
@@ -93,26 +93,26 @@ print(json.dumps({
 
 @pytest.fixture
 def published(base_folder, tmp_path):
-    """A tiny model as its author publishes it: with files that nobody here needs."""
+    """A tiny model with other files, as published on the hub."""
     folder = shutil.copytree(base_folder, tmp_path / "published")
     (folder / "unet" / "code.py").write_text("raise SystemExit('ran')")
     (folder / "checkpoint.ckpt").write_bytes(b"pickled")
     return folder
 
 
-def test_a_base_is_found_downloaded_listed_and_loaded(published, tmp_path):
+def test_finding_downloading_listing_and_loading(published, tmp_path):
     with fake_hub("tester/tiny-sd", published) as endpoint:
         found = run_python(DOWNLOAD, online(endpoint, tmp_path / "home"))
     assert found["license"] == "openrail" and found["loads"] == "StableDiffusionPipeline"
     assert found["size"] == sum((published / file).stat().st_size for file in found["files"])
     assert not [file for file in found["files"] if file.endswith((".py", ".ckpt", ".bin"))]
-    assert found["cancelled"] == [], "half a model is not listed"
+    assert found["cancelled"] == [], "an incomplete model is not listed"
     assert found["progress"] == sorted(found["progress"]) and found["progress"][-1] == found["size"]
     assert [base["name"] for base in found["cached"]] == ["tester/tiny-sd"]
     assert "no model 'tester/none'" in found["missing"] and "not a hub id" in found["malformed"]
 
 
-def test_the_command_downloads_and_lists(published, tmp_path):
+def test_the_bases_command(published, tmp_path):
     def bases(*flags):
         return run_python(f"from app.cli import main; main(['bases', '--json', *{flags!r}])", environment)
 
@@ -122,7 +122,7 @@ def test_the_command_downloads_and_lists(published, tmp_path):
     assert bases() == {"bases": ["toybox", "tester/tiny-sd"]}
 
 
-def test_without_a_connection_the_error_says_so():
+def test_without_a_connection():
     with pytest.raises(hub.OfflineError, match="can't be reached"):  # the tests run with HF_HUB_OFFLINE
         hub.find_base("tester/tiny-sd")
     advice = {title: text for title, text, _ in hub.offline_advice()}
@@ -143,6 +143,6 @@ def test_without_a_connection_the_error_says_so():
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_the_download(files, pipeline, message):
+def test_unsupported_models_are_refused_before_the_download(files, pipeline, message):
     with pytest.raises(BaseModelError, match=message):
         hub._require_usable("a/b", files, pipeline)

@@ -1,9 +1,8 @@
-"""The noise process of a base: which schedulers have one; nothing else of a saved scheduler changes a picture."""
+"""Noise processes: supported schedulers, and independence of images from other options of a saved scheduler."""
 
 import inspect
 import json
 import shutil
-import warnings
 
 import diffusers
 import numpy as np
@@ -18,8 +17,6 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import generate
@@ -39,32 +36,34 @@ SAMPLING = {
     "skip_prk_steps": (True,), "variance_type": ("fixed_large",), "lambda_min_clipped": (-5.1,),
     "predictor_order": (1,),
 }  # fmt: skip
-"""Options of diffusers' schedulers that are choices of sampling, with values that are not their defaults."""
-NEED_MORE = {"DPMSolverSDEScheduler", "LMSDiscreteScheduler"}
-"""Those that need torchsde and scipy, which this project does not install."""
+"""Sampling options of diffusers' schedulers, with values other than their defaults."""
+NEED_PACKAGES = {"DPMSolverSDEScheduler", "LMSDiscreteScheduler"}
+"""Schedulers that need torchsde or scipy, which are not installed."""
 
 
 def saved_schedulers(**process):
-    """Every scheduler of a discrete process that can be built here, plain and with each option of sampling, as loaded:
-    all of its options are said, as in the file that ``save_pretrained`` writes."""
-    for name in sorted(noise.DISCRETE - NEED_MORE):
+    """Yield (class, options, scheduler) for each supported class, by default and with each sampling option, as loaded.
+
+    The configurations are complete, as ``save_pretrained`` writes them.
+    """
+    for name in sorted(noise.DISCRETE_SCHEDULERS - NEED_PACKAGES):
         kind = getattr(diffusers, name)
         known = inspect.signature(kind.__init__).parameters
         if not process.keys() <= known.keys():
-            continue  # knows no zero terminal SNR
+            continue  # without zero terminal SNR
         options = [{}, *({option: v} for option, values in SAMPLING.items() for v in values if option in known)]
         if name.startswith("KDPM2"):
-            options = options[:1]  # takes 0.2 s to build; Heun has the same options
+            options = options[:1]  # takes 0.2 s to create; Heun has the same options
         for option in options:
             try:
                 made = kind(**BETAS, **process, **option)
-            except (NotImplementedError, ValueError):  # not with its other options
+            except (NotImplementedError, ValueError):  # the option does not fit the others
                 continue
             yield name, option, noise.load_scheduler(name, json.loads(made.to_json_string()))
 
 
-def sampled(scheduler, steps=3):
-    """What a scheduler makes of fixed noise with a fixed function in the UNet's place."""
+def sample_latents(scheduler, steps=3):
+    """Sample from fixed noise with a fixed function in place of the UNet."""
     scheduler.set_timesteps(steps)
     latents = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -78,11 +77,10 @@ def sampled(scheduler, steps=3):
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
-@pytest.mark.filterwarnings("ignore")  # numpy's and diffusers' own
+@pytest.mark.filterwarnings("ignore")  # of numpy and diffusers
 @pytest.mark.parametrize("process", [{"prediction_type": "epsilon"}, ZERO_SNR])
-def test_the_same_scheduler_draws_the_same_whatever_the_base_was_saved_with(process, pipe):
-    """All of diffusers' schedulers and their options, as saved, by all of ours: ours have equal options, and are really
-    sampled with for one saved scheduler of each class."""
+def test_sampling_does_not_depend_on_the_saved_scheduler(process, pipe):
+    """For every saved scheduler the sampling scheduler has the same options; latents are compared for each class."""
     configs, latents, tried = {}, {}, 0
     for kind, option, scheduler in saved_schedulers(**process):
         pipe.scheduler = scheduler
@@ -94,19 +92,19 @@ def test_the_same_scheduler_draws_the_same_whatever_the_base_was_saved_with(proc
                 assert config == first, (kind, option, name)
                 torch.testing.assert_close(betas, first_betas, atol=1e-6, rtol=1e-6)
                 if not option:
-                    found = sampled(pipe.scheduler)
+                    found = sample_latents(pipe.scheduler)
                     assert found.isfinite().all(), (kind, name)
                     torch.testing.assert_close(found, latents.setdefault(name, found), atol=1e-4, rtol=1e-4)
                 tried += 1
-    assert tried > (500 if "rescale_betas_zero_snr" in process else 900), "the matrix is there"
+    assert tried > (500 if "rescale_betas_zero_snr" in process else 900), "all combinations are tested"
 
 
 @pytest.mark.parametrize("kind", PIPES)
-def test_a_base_saved_anew_with_another_scheduler_draws_the_same_picture(kind, tmp_path):
-    """Real pictures: saved with DEIS, whose options dpm++ can't have, and with exponential sigmas and an offset."""
+def test_images_do_not_depend_on_the_saved_scheduler(kind, tmp_path):
+    """Saved with DEIS, whose options dpm++ does not have, and with exponential sigmas and an offset."""
     pipe = PIPES[kind]()
     settings = Settings(steps=2, width=16, height=16)
-    (wanted,) = generate(pipe, "a dog", {}, seed=3, settings=settings)
+    (expected,) = generate(pipe, "a dog", {}, seed=3, settings=settings)
     saved = pipe.scheduler.config
     odd = {"use_exponential_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1}
     for number, scheduler in enumerate(
@@ -115,48 +113,48 @@ def test_a_base_saved_anew_with_another_scheduler_draws_the_same_picture(kind, t
         pipe.scheduler = scheduler
         pipe.save_pretrained(tmp_path / str(number))
         loaded = load_base(str(tmp_path / str(number)), "cpu")
-        assert type(loaded.scheduler) is type(scheduler), "exports keep it"
-        (picture,) = generate(loaded, "a dog", {}, seed=3, settings=settings)
-        assert np.abs(np.asarray(picture, dtype=float) - np.asarray(wanted, dtype=float)).max() <= 1
+        assert type(loaded.scheduler) is type(scheduler), "exports need it"
+        (image,) = generate(loaded, "a dog", {}, seed=3, settings=settings)
+        assert np.abs(np.asarray(image, dtype=float) - np.asarray(expected, dtype=float)).max() <= 1
 
 
-def test_zero_terminal_snr_survives_a_scheduler_that_does_not_know_it():
-    """diffusers keeps the option in the configuration, though PNDM does not act on it."""
+def test_zero_terminal_snr_in_the_config_of_a_scheduler_without_it():
+    """diffusers keeps the option in PNDM's configuration but ignores it."""
     saved = DDIMScheduler(**BETAS, **ZERO_SNR)
     process = noise.of(PNDMScheduler.from_config(saved.config))
     torch.testing.assert_close(process.alphas_cumprod, saved.alphas_cumprod)
     assert process.alphas_cumprod[-1] == 0
     scheduler = process.scheduler("EulerDiscreteScheduler")
     scheduler.set_timesteps(4)
-    assert scheduler.timesteps[0] == 999, "trailing: it starts where only noise is left"
+    assert scheduler.timesteps[0] == 999, "sampling starts at pure noise"
 
 
 def test_rescaled_betas_given_one_by_one_are_zero_terminal_snr():
     betas = DDIMScheduler(**BETAS, **ZERO_SNR).betas.tolist()
     process = noise.of(DDIMScheduler(trained_betas=betas, prediction_type="v_prediction"))
-    assert process.zero_snr and sampled(process.scheduler("DPMSolverMultistepScheduler")).isfinite().all()
+    assert process.zero_snr and sample_latents(process.scheduler("DPMSolverMultistepScheduler")).isfinite().all()
 
 
 @pytest.mark.parametrize("process", [ZERO_SNR, {"beta_schedule": "squaredcos_cap_v2"}])  # toybox's betas
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("steps", [6, 25])
-def test_a_process_that_ends_in_pure_noise_can_be_sampled(process, name, steps, pipe):
+def test_sampling_with_zero_terminal_snr(process, name, steps, pipe):
     pipe.scheduler = DDIMScheduler(**BETAS | {"prediction_type": "v_prediction"} | process)
     with use_scheduler(pipe, name):
-        found = sampled(pipe.scheduler, steps)
+        found = sample_latents(pipe.scheduler, steps)
         assert pipe.scheduler.timesteps[0] == 999 and found.isfinite().all() and found.abs().max() < 100
 
 
 @pytest.mark.parametrize("schedule", ["sigmoid", "laplace", "squaredcos_cap_v2"])
-def test_betas_that_only_some_schedulers_can_make_are_carried_over(schedule):
+def test_betas_of_other_schedules_are_kept(schedule):
     saved = DDPMScheduler(beta_schedule=schedule)
     for kind, _ in SCHEDULERS.values():
         made = noise.of(saved).scheduler(kind)
         torch.testing.assert_close(made.alphas_cumprod, saved.alphas_cumprod)
 
 
-@pytest.mark.parametrize("name", sorted(NEED_MORE))
-def test_a_scheduler_that_needs_a_missing_package_is_read_as_ddim(name):
+@pytest.mark.parametrize("name", sorted(NEED_PACKAGES))
+def test_a_scheduler_without_its_package_becomes_ddim(name):
     if not hasattr(getattr(diffusers, name), "_backends"):
         pytest.skip("its package is installed")
     scheduler = noise.load_scheduler(name, BETAS | {"prediction_type": "v_prediction", "use_karras_sigmas": True})
@@ -164,12 +162,12 @@ def test_a_scheduler_that_needs_a_missing_package_is_read_as_ddim(name):
     torch.testing.assert_close(scheduler.betas, DDIMScheduler(**BETAS).betas)
 
 
-FOREIGN = {
-    "EDMEulerScheduler": ({}, "not one of a discrete diffusion process"),
-    "EDMDPMSolverMultistepScheduler": ({}, "not one of a discrete diffusion process"),
-    "FlowMatchEulerDiscreteScheduler": ({}, "not one of a discrete diffusion process"),
-    "CMStochasticIterativeScheduler": ({}, "not one of a discrete diffusion process"),
-    "IPNDMScheduler": ({}, "not one of a discrete diffusion process"),
+UNSUPPORTED = {
+    "EDMEulerScheduler": ({}, "has no discrete diffusion process"),
+    "EDMDPMSolverMultistepScheduler": ({}, "has no discrete diffusion process"),
+    "FlowMatchEulerDiscreteScheduler": ({}, "has no discrete diffusion process"),
+    "CMStochasticIterativeScheduler": ({}, "has no discrete diffusion process"),
+    "IPNDMScheduler": ({}, "has no discrete diffusion process"),
     "LCMScheduler": ({}, "for a distilled model"),
     "TCDScheduler": ({}, "for a distilled model"),
     "UniPCMultistepScheduler": ({"prediction_type": "flow_prediction"}, "flow matching"),
@@ -179,16 +177,16 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_another_kind_of_process_is_refused_when_loading_drawing_and_training(name, base_folder, tmp_path):
-    """Before the weights are loaded; and for a pipeline that was loaded elsewhere."""
-    options, reason = FOREIGN[name]
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_other_processes_are_refused_in_loading_generation_and_training(name, base_folder, tmp_path):
+    """Before the weights are loaded, and for a pipeline that diffusers loaded."""
+    options, reason = UNSUPPORTED[name]
     scheduler = getattr(diffusers, name)(**options)
     base = shutil.copytree(base_folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     scheduler.save_pretrained(base / "scheduler")
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", name]}))
-    message = f"neither trained nor drawn with: its noise scheduler, {name}, .*{reason}"
+    message = f"this base model can't be used: its noise scheduler, {name}, .*{reason}"
     with pytest.raises(BaseModelError, match=message):
         load_base(str(base), "cpu")
     with pytest.raises(BaseModelError, match=message):
@@ -203,7 +201,7 @@ def test_another_kind_of_process_is_refused_when_loading_drawing_and_training(na
     assert not (tmp_path / "out").exists()
 
 
-def test_flags_override_what_the_base_says(base_folder):
+def test_overriding_the_noise_process(base_folder):
     pipe = load_base(str(base_folder), "cpu", prediction_type="v_prediction", rescale_zero_snr=True)
     process = noise.of(pipe.scheduler)
     assert (process.prediction_type, process.alphas_cumprod[-1]) == ("v_prediction", 0)
@@ -213,7 +211,7 @@ def test_flags_override_what_the_base_says(base_folder):
         load_base(str(base_folder), "cpu", prediction_type="velocity")
 
 
-def test_a_scheduler_without_zero_terminal_snr_is_replaced_where_it_is_asked_for(pipe):
+def test_zero_terminal_snr_replaces_a_scheduler_without_it(pipe):
     before = PNDMScheduler.from_config(pipe.scheduler.config)
     after = noise.override(before, "v_prediction", True)
     assert after.alphas_cumprod[-1] == 0 and not after.config.clip_sample
@@ -228,14 +226,14 @@ def test_noise_prediction_with_zero_terminal_snr_is_refused(base_folder, pipe):
         generate(pipe, "a dog", {})
 
 
-def test_karras_sigmas_with_zero_terminal_snr_are_warned_of(pipe):
+def test_karras_sigmas_with_zero_terminal_snr_give_a_warning(pipe):
     settings = Settings(steps=1, scheduler="dpm++-karras", width=16, height=16)
     pipe.scheduler = DDIMScheduler(**BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     with pytest.warns(Note, match="spends most of its steps on pure noise"):
         generate(pipe, "a dog", {}, settings=settings)
 
 
-def test_euler_a_can_not_draw_what_predicts_the_sample(pipe):
+def test_euler_a_does_not_support_sample_prediction(pipe):
     pipe.scheduler = DDIMScheduler(**BETAS, prediction_type="sample")
     for name in SCHEDULERS:
         settings = Settings(steps=1, scheduler=name, width=16, height=16)
@@ -246,29 +244,11 @@ def test_euler_a_can_not_draw_what_predicts_the_sample(pipe):
             assert generate(pipe, "a dog", {}, settings=settings)
 
 
-def test_distilled_bases_are_known_by_their_configuration(pipe):
+def test_distilled_base_models_are_detected_by_their_configuration(pipe):
     assert noise.distillation_sign(pipe) == ""
-    pipe.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")  # as SD Turbo's and SDXL Turbo's
+    pipe.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")  # as in SD Turbo and SDXL Turbo
     assert "'trailing'" in noise.distillation_sign(pipe)
     pipe.scheduler = DDIMScheduler(**BETAS, **ZERO_SNR, timestep_spacing="trailing")
-    assert noise.distillation_sign(pipe) == "", "this is what zero terminal SNR needs"
-    pipe.register_modules(unet=altered(pipe.unet, time_cond_proj_dim=8))  # as LCMs
+    assert noise.distillation_sign(pipe) == "", "zero terminal SNR requires trailing"
+    pipe.register_modules(unet=altered(pipe.unet, time_cond_proj_dim=8))  # as in LCMs
     assert "guidance scale" in noise.distillation_sign(pipe)
-
-
-def test_an_adapter_says_what_noise_it_was_trained_for(base_folder, tmp_path):
-    pipe = load_base(str(base_folder), "cpu", prediction_type="v_prediction", rescale_zero_snr=True)
-    attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
-    pipeline.save(pipe, tmp_path / "Rex.safetensors", "Rex")
-    pipeline.unload(pipe, "Rex")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        info = pipeline.load(pipe, tmp_path / "Rex.safetensors")
-    assert (info.prediction_type, info.zero_snr) == ("v_prediction", True)
-    other = load_base(str(base_folder), "cpu")
-    said = "trained on a base that predicts v_prediction with zero terminal SNR; this one predicts epsilon"
-    with pytest.warns(Note, match=said):
-        pipeline.load(other, tmp_path / "Rex.safetensors")
-    assert said in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
-    older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
-    assert pipeline.incompatibility(older, other) == "", "older files do not say it"

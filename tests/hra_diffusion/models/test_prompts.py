@@ -1,4 +1,4 @@
-"""Prompts: which text is weighted, what stays text, which words are too many; and how they are encoded."""
+"""Prompts: weights, maximum length, and encoding."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ LONG = "a red dog and a blue cat in the deep snow under two stars"
         ("(dog:1.0)", [("dog", 1)]),
     ],
 )
-def test_weights_are_read(prompt, expected):
+def test_parsing_weights(prompt, expected):
     found = parse_weights(prompt)
     assert [text for text, _ in found] == [text for text, _ in expected]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
@@ -41,12 +41,12 @@ def test_weights_are_read(prompt, expected):
     ["", "a dog", "a (brown) dog", "((dog))", "[dog:cat:0.5]", r"saber \(fate\)", "at 10:30", "(dog", "dog++",
      "a (b:c)", "(aspect 16:9)", "1:1)", "(-:-1)"],
 )  # fmt: skip
-def test_other_prompts_are_text_to_the_last_character(prompt):
+def test_prompts_without_weights_are_unchanged(prompt):
     assert parse_weights(prompt) == [(prompt, 1.0)] and without_weights(prompt) == prompt
 
 
-def test_the_words_that_are_too_many_are_named():
-    tokenizer = tiny_tokenizer()  # a token per letter, 22 of them at once
+def test_words_beyond_the_maximum_length_are_noted():
+    tokenizer = tiny_tokenizer()  # one token per letter, up to 22
     assert split(tokenizer, "a dog in the snow") == ("a dog in the snow", "")
     assert split(tokenizer, LONG) == ("a red dog and a blue cat in", "the deep snow under two stars")
     assert split(tokenizer, "x" * 30) == ("", "x" * 30)
@@ -57,8 +57,8 @@ def test_the_words_that_are_too_many_are_named():
     assert "“(size 16:9)” is read as text" in text
 
 
-def windows(pipe, names, texts):
-    """The hidden states of each text by the pipeline's own encoder, in the layer that the UNet takes."""
+def encode(pipe, names, texts):
+    """Encode each text with the pipeline's text encoder; returns the hidden states that the UNet takes."""
     encoder, tokenizer = (getattr(pipe, name) for name in names)
     ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
     output = encoder(ids, output_hidden_states=True)
@@ -67,13 +67,13 @@ def windows(pipe, names, texts):
 
 @pytest.mark.parametrize("family", PIPES)
 @torch.no_grad()
-def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
-    """Above 1 the formula is ComfyUI's, too: (z − z_empty) · weight + z_empty (comfy/sd1_clip.py)."""
+def test_weights_scale_hidden_states_from_the_empty_prompt(family):
+    """(z − z_empty) · weight + z_empty, as in ComfyUI for weights above 1 (comfy/sd1_clip.py)."""
     pipe = PIPES[family]()
     for encoder in families.text_encoders(pipe):
         encoder.eval()
     encoded = families.encode_weighted(pipe, "a (dog:1.4)", "")
-    parts, empty = ([windows(pipe, names, [text]) for names in families.of(pipe).encoders] for text in ("a dog", ""))
+    parts, empty = ([encode(pipe, names, [text]) for names in families.of(pipe).encoders] for text in ("a dog", ""))
     state, nothing = torch.cat(parts, -1), torch.cat(empty, -1)
     weight = torch.ones(1, 24, 1)
     weight[:, 2:5] = 1.4  # start, "a", "d", "o", "g"
@@ -85,7 +85,7 @@ def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
     head, tail = split(families.tokenizer(pipe), LONG)
     tail, last = split(families.tokenizer(pipe), tail)
     texts = [head, tail, last]
-    expected = torch.cat([windows(pipe, names, texts).reshape(1, 72, -1) for names in families.of(pipe).encoders], -1)
+    expected = torch.cat([encode(pipe, names, texts).reshape(1, 72, -1) for names in families.of(pipe).encoders], -1)
     torch.testing.assert_close(encoded["prompt_embeds"], expected)
     assert encoded["negative_prompt_embeds"].shape == expected.shape
     if family == "sdxl":
@@ -94,7 +94,7 @@ def test_states_are_those_of_the_encoder_scaled_from_the_empty_prompts(family):
 
 
 @torch.no_grad()
-def test_a_weight_of_less_than_1_moves_towards_the_prompt_without_the_words():
+def test_weights_below_1_move_towards_the_prompt_without_the_words():
     pipe = tiny_pipe()
     states = [families.encode_weighted(pipe, f"a (red:{w}) dog", None)["prompt_embeds"] for w in (1, 0.9, 0.5, 0)]
     moved = [float((state - states[0]).norm()) for state in states]
@@ -103,7 +103,7 @@ def test_a_weight_of_less_than_1_moves_towards_the_prompt_without_the_words():
 
 @pytest.fixture(scope="module")
 def adapted():
-    """A tiny pipeline with an adapter on its text encoder, and one on its UNet."""
+    """A tiny pipeline with an adapter on its text encoder and another one on its UNet."""
     pipe = tiny_pipe()
     for name, model in (("text", pipe.text_encoder), ("unet", pipe.unet)):
         attachment.attach(model, "hra", {"rank": 4}, name=name)
@@ -112,7 +112,7 @@ def adapted():
 
 
 @pytest.mark.filterwarnings("ignore::hra_diffusion.models.prompts.PromptWarning")
-def test_each_request_keeps_its_own_adapters_and_length_beside_others(adapted):
+def test_requests_in_a_batch_keep_their_adapters_and_length(adapted):
     requests = [
         Request("a dog", 1),
         Request(LONG, 1, (("text", 1.0),)),
@@ -123,20 +123,20 @@ def test_each_request_keeps_its_own_adapters_and_length_beside_others(adapted):
         Request(LONG, 1),
     ]
     together = generate_batch(adapted, requests, FEW)
-    for request, picture in zip(requests, together, strict=True):
-        assert distance(picture, generate_batch(adapted, [request], FEW)[0]) < 0.5
+    for request, image in zip(requests, together, strict=True):
+        assert distance(image, generate_batch(adapted, [request], FEW)[0]) < 0.5
     apart = [distance(together[a], together[b]) for a, b in ((4, 0), (4, 2), (4, 3), (1, 6))]
-    assert min(apart) > 0.6, "weights, adapters of encoder and UNet, and an adapter with a long prompt do something"
+    assert min(apart) > 0.6, "weights and adapters have an effect"
 
 
-def test_prompts_without_weights_are_encoded_by_the_pipeline_alone(adapted, monkeypatch):
-    plain_ones = ["a dog", "a (brown) dog", r"\(dog\)", "((dog))"]
+def test_prompts_without_weights_are_encoded_by_the_pipeline(adapted, monkeypatch):
+    plain_prompts = ["a dog", "a (brown) dog", r"\(dog\)", "((dog))"]
     monkeypatch.setattr(families, "hidden_states", None)
-    assert len(generate(adapted, plain_ones, {}, settings=FEW)) == 4
+    assert len(generate(adapted, plain_prompts, {}, settings=FEW)) == 4
 
 
-def test_the_author_is_told_in_python_and_in_the_picture(adapted):
+def test_notes_are_warned_of_and_saved_in_the_image(adapted):
     with pytest.warns(PromptWarning, match="“the deep snow under two stars”"):
-        (picture,) = generate(adapted, LONG, {}, settings=FEW)
-    (note,) = picture.info[PNG_KEY]["notes"]
+        (image,) = generate(adapted, LONG, {}, settings=FEW)
+    (note,) = image.info[PNG_KEY]["notes"]
     assert "“the deep snow under two stars”" in note and prompts.MAX_WEIGHT == 2

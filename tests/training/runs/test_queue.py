@@ -122,7 +122,7 @@ def test_a_run_that_cannot_start_says_why(queue, settings, photos):
     queue.add(config.model_copy(update={"base": str(photos)}))
     queue.start()
     wait_for(lambda: queue.job("Rex").status == "failed")
-    assert "holds no model_index.json" in queue.job("Rex").reason
+    assert "contains no model_index.json" in queue.job("Rex").reason
 
 
 def test_a_run_of_the_command_line_is_seen_and_not_stopped_from_here(queue, settings, tmp_path):
