@@ -21,7 +21,7 @@ from training.data import moved_photos
 from training.data.captions import final_captions
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
-from training.memory.measure import forget_peak
+from training.memory.peak import reset_peak_memory
 from training.memory.savings import as_chosen, as_reduced, out_of_memory
 from training.planning import planned
 from training.recovery import reduce_memory
@@ -80,7 +80,7 @@ def train(
     accelerator = make_accelerator(config)
     timer = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
-    forget_peak(str(accelerator.device))
+    reset_peak_memory(str(accelerator.device))
     if plan or (config.memory_limit and not run.checkpoints()):
         requested, config = config, planned(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
         if config != requested:  # precision or gradient accumulation may have changed
@@ -149,7 +149,7 @@ def run_context(
         timer.add_listener(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
-            run.keep_photos([photo.image for photo in dataset.photos])
+            run.save_photos([photo.image for photo in dataset.photos])
             yield
         except Exception as error:
             with contextlib.suppress(OSError):  # raise the error even if the folder can't be written

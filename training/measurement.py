@@ -32,7 +32,7 @@ def measure(config: TrainConfig) -> Calibration:
     from accelerate import PartialState
 
     from training.loop import train  # after bitsandbytes is hidden
-    from training.memory.measure import peak_memory
+    from training.memory.peak import peak_memory
 
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from training.config import TrainConfig
-from training.memory.fit import fitted
+from training.memory.fit import fit_to_limit
 from training.memory.savings import changes
 from training.runs import calibration
 from training.runs.events import Listener, Notice, Plan
@@ -16,7 +16,7 @@ def planned(
     pipe: StableDiffusionPipeline | None = None,
 ) -> TrainConfig:  # fmt: skip
     """Return the run as it fits in ``config.memory_limit``; emit the savings and the predicted memory and time."""
-    after, size = fitted(config, device, pipe)
+    after, size = fit_to_limit(config, device, pipe)
     if after != config:
         emit(Notice(f"to fit in {config.memory_limit}: {changes(config, after)}"))
     measured = calibration.known(output, config)

@@ -11,6 +11,9 @@ from typing import Any
 
 from filelock import Timeout
 
+from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
+from app.benchmarking.timing import median_with_range, time_interleaved
+from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, print_result
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.files import make_folder
@@ -20,10 +23,10 @@ from hra_diffusion.models.sources import TOYBOX
 from training import config as train_config
 from training import measurement
 from training.config import TrainConfig
-from training.memory import measure
+from training.memory.peak import in_subprocess
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.runs.locks import held
+from training.runs.locks import is_held
 
 PHOTOS = 5
 BASE_ALONE, IMAGE = "base alone", "a picture"
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         facts(method, seconds.get(method, []), base_alone, measured[method], config)
         for method, config in configs.items()
     ]
-    results = {"base": arguments.base, "machine": measure.machine(),
+    results = {"base": arguments.base, "machine": machine_facts(),
                "seconds_of_the_base_alone": round(base_alone, 4), "seconds_of_a_picture": round(image, 3),
                "rounds": len(seconds[BASE_ALONE]), "methods": rows}  # fmt: skip
     print_result(arguments, text(results), results)
@@ -83,7 +86,7 @@ def measure_run(config: TrainConfig, arguments: argparse.Namespace) -> Calibrati
     train_config.write(config, folder / f"{key}.yaml")
     wait_for(folder / ".lock", arguments.quiet)
     try:
-        measure.in_subprocess(measurement.main, arguments.output, key)
+        in_subprocess(measurement.main, arguments.output, key)
     except (RuntimeError, Timeout) as error:  # the other methods may succeed, as when the system kills this for memory
         return Calibration(error=f"could not be measured: {error}")
     return calibration.known(arguments.output, config) or Calibration(error="was not measured")
@@ -91,9 +94,9 @@ def measure_run(config: TrainConfig, arguments: argparse.Namespace) -> Calibrati
 
 def wait_for(lock: Path, quiet: bool) -> None:
     """Wait until no other measurement is running, such as the page's, because they would slow each other down."""
-    if held(lock) and not quiet:
+    if is_held(lock) and not quiet:
         print(f"waiting for another measurement in {lock.parent} to end", file=sys.stderr)
-    while held(lock):
+    while is_held(lock):
         time.sleep(1)
 
 
@@ -102,15 +105,17 @@ def time_steps(
 ) -> dict[str, list[float]]:
     """Return seconds per round: an optimizer step of each method, the base model's passes alone, and one image."""
     pipe = load_base(arguments)
-    functions: dict[str, Callable[[], object]] = {BASE_ALONE: measure.bare_pass(measure.twin(pipe.unet), batch_size)}
+    functions: dict[str, Callable[[], object]] = {
+        BASE_ALONE: make_frozen_step(weight_sharing_copy(pipe.unet), batch_size)
+    }
     for method, config in configs.items():
-        unet = measure.twin(pipe.unet)
+        unet = weight_sharing_copy(pipe.unet)
         attachment.attach(unet, method, config.options)
         parameters = attachment.adapter_parameters(unet, "default").values()
         penalty = functools.partial(attachment.penalty, unet, "default")
-        functions[method] = measure.training_step(unet, parameters, config.batch_size, penalty=penalty)
+        functions[method] = make_training_step(unet, parameters, config.batch_size, penalty=penalty)
     functions[IMAGE] = lambda: generate_batch(pipe, [Request("a photo of a thing", 0)], Settings())
-    return measure.interleaved(functions, arguments.rounds, minutes=minutes, least=1)
+    return time_interleaved(functions, arguments.rounds, minutes=minutes, min_rounds=1)
 
 
 def facts(
@@ -136,7 +141,7 @@ def text(results: dict[str, Any]) -> str:
     rows = [
         (
             row["method"],
-            "" if row["error"] else measure.spread(row["step_seconds_of_all_rounds"]),
+            "" if row["error"] else median_with_range(row["step_seconds_of_all_rounds"]),
             "" if row["error"] else f"{row['of_the_base_alone']:.2f}",
             row["error"] or f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
             "" if row["error"] else f"{row['run_seconds'] / 60:.1f} min",
@@ -151,10 +156,10 @@ def text(results: dict[str, Any]) -> str:
         "peak memory",
         f"{first['preset']}, {first['steps']} steps, {PHOTOS} photos",
     )
-    machine = measure.in_words(results["machine"])
+    machine = describe_machine(results["machine"])
     rounds = "one round" if results["rounds"] == 1 else f"{results['rounds']} rounds, taking turns"
     return (
-        f"{results['base']} on {machine}; {rounds}\n\n{measure.markdown(columns, rows)}\n\n"
+        f"{results['base']} on {machine}; {rounds}\n\n{markdown_table(columns, rows)}\n\n"
         f"The base model alone, forward and backward: {results['seconds_of_the_base_alone']:.3g} s. "
         f"A picture of 25 denoising steps: {results['seconds_of_a_picture']:.3g} s."
     )

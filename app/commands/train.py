@@ -18,7 +18,7 @@ from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.photo_files import read_captions
 from training.runs import run_folder
-from training.runs.events import Bar, Event, Listener, Plan, print_json
+from training.runs.events import Event, Listener, Plan, ProgressBar, print_json
 from training.runs.progress import PHASES
 
 
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    listeners = [print_json] if arguments.json else [] if arguments.quiet else [Bar(getattr(arguments, "name", "run"))]
+    listeners = (
+        [print_json] if arguments.json else [] if arguments.quiet else [ProgressBar(getattr(arguments, "name", "run"))]
+    )
     config = read_config(arguments)
     hide_loading_bars()
     if arguments.dry_run:

@@ -59,11 +59,11 @@ class Footprint:
 
     def excess(self, limit: int) -> int:
         """How far the phases go beyond ``limit``, added up."""
-        return sum(max(0, held - limit) for held in self.phases.values())
+        return sum(max(0, module_bytes - limit) for module_bytes in self.phases.values())
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseMemory:
     """Bytes of a base's parts, of encoding a photo and of drawing a picture: what does not depend on how it learns."""
 
     unet: int
@@ -73,12 +73,12 @@ class Base:
     drawing: int
 
 
-Known = dict[tuple[Any, ...], Any]
+Cache = dict[tuple[Any, ...], Any]
 """What was found out already in looking for a run that fits, by what it depends on."""
 
 
-def footprint(
-    config: TrainConfig, device: str, pipe: StableDiffusionPipeline | None = None, known: Known | None = None
+def predict_footprint(
+    config: TrainConfig, device: str, pipe: StableDiffusionPipeline | None = None, known: Cache | None = None
 ) -> Footprint:
     """What a run with this configuration will hold on a "cpu", "cuda" or "mps" device.
 
@@ -94,7 +94,7 @@ def footprint(
     known = {} if known is None else known
     loaded = (config.dtype, config.base_weights)
     learning = (*loaded, config.batch_size, config.gradient_checkpointing, config.mixed_precision)
-    base = known[loaded] = known.get(loaded) or measured(shapes, side)
+    base = known[loaded] = known.get(loaded) or measure_base(shapes, side)
     more = adapter_bytes(config, add_adapter(config, shapes).values())
     everything = base.unet + base.vae + base.text
     parked = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text)
@@ -111,13 +111,15 @@ def footprint(
     return Footprint({name: round(fixed + most) for name, most in phases.items()})
 
 
-def measured(pipe: StableDiffusionPipeline, side: int) -> Base:
+def measure_base(pipe: StableDiffusionPipeline, side: int) -> BaseMemory:
     """The parts of an outline, and what its passes hold at pictures of ``side`` pixels."""
-    text = sum(map(held, families.text_encoders(pipe)))
-    return Base(held(pipe.unet), held(pipe.vae), text, _encoding(pipe, side), _drawing(pipe, side))
+    text = sum(map(module_bytes, families.text_encoders(pipe)))
+    return BaseMemory(
+        module_bytes(pipe.unet), module_bytes(pipe.vae), text, _encoding(pipe, side), _drawing(pipe, side)
+    )
 
 
-def held(module: nn.Module) -> int:
+def module_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
     return sum(tensor.nbytes for tensor in _tensors(module))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from hra_diffusion.files import make_folder, read_json, write_text
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.locks import held
+from training.runs.locks import is_held
 
 ERROR_HOLDS = 600.0
 """Seconds until a failed measurement is repeated."""
@@ -89,7 +89,7 @@ def start(output: Path, config: TrainConfig) -> None:
         for place in [place for place, process in _started.items() if process.poll() is not None]:
             if _started.pop(place).returncode and not place.exists():  # killed before it could save a result
                 save(Calibration(error=INTERRUPTED), place)
-        if _started or held(calibration_lock(output)) or known(output, config):
+        if _started or is_held(calibration_lock(output)) or known(output, config):
             return
         configs.write(config, folder / f"{cost_key(config)}.yaml")
         command = [sys.executable, "-m", "training.measurement", str(output), cost_key(config)]

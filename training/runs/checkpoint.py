@@ -13,7 +13,7 @@ from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
-from training.memory.measure import peak_memory
+from training.memory.peak import peak_memory
 from training.runs import run_folder
 from training.runs.events import Checkpoint, Notice
 from training.runs.run_folder import RunError

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from hra_diffusion.files import make_folder, remove
 from training.runs.calibration import calibration_lock
-from training.runs.locks import LOCK_TIMEOUT, held
+from training.runs.locks import LOCK_TIMEOUT, is_held
 from training.runs.queue import STOPPED, Queue
 from training.runs.run_folder import Run
 
@@ -44,7 +44,7 @@ def _wait_for_predecessor(queue: Queue) -> None:
 
 def _wait_for(lock: Path) -> None:
     """Wait while another process of ours uses the device: a measurement or a run."""
-    while held(lock):
+    while is_held(lock):
         time.sleep(1)
 
 

@@ -120,7 +120,7 @@ def as_json(event: Event) -> str:
     )
 
 
-def planned(plan: Plan) -> str:
+def plan_summary(plan: Plan) -> str:
     """A plan as a line for a person."""
     minutes = f", about {max(1, round(plan.seconds / 60))} min" if plan.seconds is not None else ""
     return f"about {plan.memory / 2**30:.1f} GB of memory on {plan.device}, most in {plan.phase!r} (predicted){minutes}"
@@ -149,7 +149,7 @@ class LogFile:
         append_line(self.path, as_json(event))
 
 
-class Bar:
+class ProgressBar:
     """Progress on standard error: the phase, then a bar of steps with loss, speed and time left.
 
     Where standard error is no terminal the steps are a line per tenth: step, loss, seconds so far.
@@ -165,7 +165,7 @@ class Bar:
             case Phase(name=phase):
                 self._say(f"{self.name}: {phase} …")
             case Plan():
-                self._say(f"{self.name}: {planned(event)}")
+                self._say(f"{self.name}: {plan_summary(event)}")
             case Captions():
                 hint = ["--no-add-trigger starts a run with the captions as they are"] if event.added else []
                 for line in [*caption_lines(event), *hint]:

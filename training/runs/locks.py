@@ -10,7 +10,7 @@ LOCK_TIMEOUT = 2.0
 _probing = threading.Lock()  # two concurrent probes would each see the other as the holder
 
 
-def held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
     """Return whether a living process holds this lock file.
 
     The probe takes the lock for an instant, so holders must wait up to ``LOCK_TIMEOUT`` for it.

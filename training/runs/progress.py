@@ -45,9 +45,9 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     round_seconds: float = 0.0
 
-    def hear(self, event: dict[str, Any]) -> None:
+    def update(self, event: dict[str, Any]) -> None:
         """Take one event (a line of the run's log) in."""
-        self.log = [*self.log, in_words(event)][-LOG_LINES:]
+        self.log = [*self.log, event_line(event)][-LOG_LINES:]
         match event:
             case {"event": "phase", "name": name, "time": at}:
                 self.phase, self.since = name, at
@@ -79,7 +79,7 @@ class Progress:
         self.seconds = [*self.seconds[1 - RECENT :], event["seconds"]]
 
 
-def in_words(event: dict[str, Any]) -> str:
+def event_line(event: dict[str, Any]) -> str:
     """One event as a line for a person."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.get("time", 0)))
     match event:
@@ -135,7 +135,7 @@ def read(run: Run) -> Progress:
                     break
                 tail.offset += len(line)
                 for event in json_objects([line]):
-                    tail.progress.hear(event)
+                    tail.progress.update(event)
         return tail.progress
 
 

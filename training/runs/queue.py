@@ -22,7 +22,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, read_json, remove, validated_name, write_text
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.locks import held
+from training.runs.locks import is_held
 from training.runs.run_folder import FILES, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
@@ -154,7 +154,7 @@ class Queue:
 
     def start(self) -> None:
         """Start a dispatcher if a run waits and none is running. Returns at once."""
-        if not self.waiting() or held(self.dispatcher_lock):
+        if not self.waiting() or is_held(self.dispatcher_lock):
             return
         with (self.folder / "worker.log").open("ab") as log:
             dispatcher = subprocess.Popen(
@@ -172,7 +172,7 @@ class Queue:
 
     def current(self) -> dict[str, Any] | None:
         """The dispatcher's current run as {"name", "pid"}, or None without a dispatcher."""
-        return self.last_started() if held(self.dispatcher_lock) else None
+        return self.last_started() if is_held(self.dispatcher_lock) else None
 
     def last_started(self) -> dict[str, Any] | None:
         """The run that a dispatcher started last and did not close, as {"name", "pid"}."""
@@ -216,7 +216,7 @@ class Queue:
     def _alive(self, run: Run) -> bool:
         """Whether a process trains the run or is about to."""
         current = self.current()
-        return (current is not None and current["name"] == run.name) or held(run.folder / ".lock")
+        return (current is not None and current["name"] == run.name) or is_held(run.folder / ".lock")
 
     @property
     def _list(self) -> Path:

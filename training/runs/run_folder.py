@@ -119,7 +119,7 @@ class Run:
         if config != before:
             configs.write(config, self.folder / "config.yaml")
 
-    def keep_photos(self, photos: Sequence[Image.Image]) -> None:
+    def save_photos(self, photos: Sequence[Image.Image]) -> None:
         """Write small copies of the cut photos, unless they are there."""
         folder = self.folder / "photos"
         if not folder.exists():
@@ -143,11 +143,11 @@ class Run:
                 f"resume with the same settings, or start a new run under another --name"
             )
 
-    def ask_for_samples(self) -> None:
+    def request_samples(self) -> None:
         """Have whoever trains this run draw its sample pictures after the step at hand."""
         write_text(self.folder / "sample-now", "")
 
-    def samples_asked(self) -> bool:
+    def take_sample_request(self) -> bool:
         """Whether somebody asked for sample pictures since this was last called."""
         asked = self.folder / "sample-now"
         if not asked.exists():

@@ -10,7 +10,7 @@ from hra_diffusion.models.meta import meta_pipeline
 from training.config import ConfigError
 from training.loop import train
 from training.memory import fit, savings
-from training.memory.footprint import GIB, footprint, training_peak
+from training.memory.footprint import GIB, predict_footprint, training_peak
 from training.runs.events import Notice, Plan
 from training.runs.run_folder import find
 from training.session.model import add_adapter
@@ -39,14 +39,14 @@ def test_what_costs_memory_is_seen(settings):
         "frozen text": {"train_text_encoder": False},
     }.items():
         config = settings(**{"batch_size": 8, "prior_loss_weight": 0, "resolution": 256} | changes)
-        held[label] = footprint(config, "cuda").phases["train"]
+        held[label] = predict_footprint(config, "cuda").phases["train"]
     assert all(held[label] < held["plain"] for label in held if label != "plain"), held
     assert held["half a batch"] - held["checkpointing"] > 0, "activations are most of it here"
 
 
 def fit_between(config, lighter):
     """A limit that ``lighter`` keeps and ``config`` does not."""
-    heavy, light = footprint(config, "cpu").peak, footprint(lighter, "cpu").peak
+    heavy, light = predict_footprint(config, "cpu").peak, predict_footprint(lighter, "cpu").peak
     assert heavy - light > 0.02 * GIB
     return f"{(heavy + light) / 2 / GIB:.2f}GB"
 
@@ -62,7 +62,7 @@ def test_a_run_that_must_fit_says_what_it_gives_up_and_resumes_exactly(settings,
     (notice,) = (event.message for event in heard if isinstance(event, Notice) and "to fit in" in event.message)
     assert notice.endswith("dtype bfloat16, gradient checkpointing True")
     (plan,) = (event for event in heard if isinstance(event, Plan))
-    assert plan.memory == plan.phases[plan.phase] <= fit.limit_of(config)
+    assert plan.memory == plan.phases[plan.phase] <= fit.limit_bytes(config)
     chosen = find(tmp_path / "whole", "Rex").config
     assert (chosen.dtype, chosen.gradient_checkpointing, chosen.batch_size) == ("bfloat16", True, 4)
 
@@ -81,7 +81,7 @@ def test_bfloat16_is_no_way_out_where_it_is_emulated(settings, monkeypatch):
 
 def test_nothing_fits(settings):
     with pytest.raises(UserError, match=r"does not fit in 0.1GB: .* it still needs about 0\.\d GB, .*--resolution"):
-        fit.fitted(settings(memory_limit="0.1GB"), "cuda")
+        fit.fit_to_limit(settings(memory_limit="0.1GB"), "cuda")
 
 
 @pytest.mark.parametrize("text", ["8", "much", "8MB", "-3GB"])
@@ -106,8 +106,10 @@ def test_training_on_weights_in_fewer_bits(settings, tmp_path, kind):
 def test_a_pipeline_already_held_keeps_its_weights(settings):
     """It could be had in bfloat16, which comes first, but it is loaded."""
     changes, pipe = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": []}, tiny_pipe()
-    heavy, light = (footprint(settings(**changes, gradient_checkpointing=lean), "cpu", pipe).peak for lean in (0, 1))
-    chosen, _ = fit.fitted(settings(**changes, memory_limit=f"{(heavy + light) / 2 / GIB:.2f}GB"), "cpu", pipe)
+    heavy, light = (
+        predict_footprint(settings(**changes, gradient_checkpointing=lean), "cpu", pipe).peak for lean in (0, 1)
+    )
+    chosen, _ = fit.fit_to_limit(settings(**changes, memory_limit=f"{(heavy + light) / 2 / GIB:.2f}GB"), "cpu", pipe)
     assert chosen.gradient_checkpointing and (chosen.dtype, chosen.base_weights) == ("float32", "full")
 
 

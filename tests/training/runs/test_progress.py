@@ -31,7 +31,7 @@ def test_a_real_run_is_told_whole(settings, tmp_path):
     told = progress.read(Run(tmp_path / "Rex"))
     assert list(told.losses) == [1, 2, 3, 4] and told.checkpoints == [2, 4] and sorted(told.samples) == [0, 2, 4]
     assert told.samples[2] == ["000002-0.png"] and told.seconds_left(2) == 0
-    assert told.log[-1].endswith("finished") and "learning" in progress.in_words({"event": "phase", "name": "train"})
+    assert told.log[-1].endswith("finished") and "learning" in progress.event_line({"event": "phase", "name": "train"})
 
 
 def test_signs_of_life_before_the_first_step(run):

@@ -141,7 +141,7 @@ def test_a_run_of_the_command_line_is_seen_and_not_stopped_from_here(queue, sett
 def test_samples_on_request(settings, tmp_path):
     def ask(event):
         if isinstance(event, Step) and event.step == 1:
-            Queue(tmp_path).job("Rex").run.ask_for_samples()
+            Queue(tmp_path).job("Rex").run.request_samples()
 
     train(settings(sample_every=0, steps=3), tmp_path, [ask])
     assert sorted(path.name for path in (tmp_path / "Rex" / "samples").iterdir()) == [
