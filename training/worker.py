@@ -39,6 +39,7 @@ def _train(output: Path, name: str) -> int:
     run = Run(output / name)
     try:
         from training.loop import train  # bitsandbytes is hidden by now, and a stop is handled
+        from training.memory.savings import is_out_of_memory
 
         hide_loading_bars()
         train(run.config, output, resume=True)
@@ -49,7 +50,7 @@ def _train(output: Path, name: str) -> int:
         return 1
     except (MemoryError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
-        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         run.fail("out of memory; try a smaller batch size or resolution, or gradient checkpointing")
         return 1

@@ -65,7 +65,7 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Emit the captions of a run and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.planning import planned
+    from training.planning import plan_run
     from training.session.devices import make_accelerator
 
     def emit(event: Event) -> None:
@@ -77,7 +77,7 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
-    planned(config, output, make_accelerator(config).device.type, len(captions), emit)
+    plan_run(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:

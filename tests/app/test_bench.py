@@ -33,7 +33,7 @@ def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
     assert found["machine"]["torch"]
     own = {"prediction_type": None, "rescale_zero_snr": None}
     arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
-    kept = calibration.known(tmp_path, bench.default_config("hra", arguments))
+    kept = calibration.load(tmp_path, bench.default_config("hra", arguments))
     assert kept is not None and row["peak_memory_bytes"] == kept.memory
     assert "| hra |" in bench.text(found) and found["machine"]["torch"] in bench.text(found)
 

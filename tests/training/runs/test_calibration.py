@@ -29,12 +29,12 @@ def test_one_measurement_serves_all_lengths_and_subjects(settings):
 
 
 def test_a_measurement_is_kept(settings, tmp_path):
-    assert calibration.known(tmp_path, settings()) is None
+    assert calibration.load(tmp_path, settings()) is None
     folder = tmp_path / ".queue" / "calibrations"
     folder.mkdir(parents=True)
     configs.write(settings(), folder / f"{calibration.cost_key(settings())}.yaml")
     measurement.main(tmp_path, calibration.cost_key(settings()))
-    assert isinstance(calibration.known(tmp_path, settings()), Calibration)
+    assert isinstance(calibration.load(tmp_path, settings()), Calibration)
 
 
 def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_path, monkeypatch):
@@ -45,13 +45,13 @@ def test_a_measurement_that_breaks_is_not_begun_again_for_ever(settings, tmp_pat
     process.kill()
     process.wait()
     calibration.start(tmp_path, settings())
-    assert calibration._started == {} and "interrupted" in calibration.known(tmp_path, settings()).error
+    assert calibration._started == {} and "interrupted" in calibration.load(tmp_path, settings()).error
     key = calibration.cost_key(settings(batch_size=3))
     (tmp_path / ".queue" / "calibrations" / f"{key}.yaml").mkdir()
     measurement.main(tmp_path, key)
-    assert calibration.known(tmp_path, settings(batch_size=3)).error
+    assert calibration.load(tmp_path, settings(batch_size=3)).error
     os.utime(tmp_path / ".queue" / "calibrations" / f"{key}.json", (0, 0))
-    assert calibration.known(tmp_path, settings(batch_size=3)) is None, "the cause may have passed long since"
+    assert calibration.load(tmp_path, settings(batch_size=3)) is None, "the cause may have passed long since"
 
 
 def test_a_run_that_must_fit_is_measured_too(settings):

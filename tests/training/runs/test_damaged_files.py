@@ -98,8 +98,8 @@ def test_a_damaged_calibration_is_ignored(settings, tmp_path, how):
     config, file = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.cost_key(settings())}.json"
     file.parent.mkdir(parents=True)
     damage(file, DAMAGED[how])
-    assert calibration.known(tmp_path, config) is None
+    assert calibration.load(tmp_path, config) is None
     file.write_text('{"of_another_version": 1}')
-    assert calibration.known(tmp_path, config) is None
+    assert calibration.load(tmp_path, config) is None
     calibration.save(Calibration(step=1.0), file)
-    assert calibration.known(tmp_path, config) == Calibration(step=1.0)
+    assert calibration.load(tmp_path, config) == Calibration(step=1.0)
