@@ -21,11 +21,12 @@ from training.data import moved_photos
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
 from training.memory.peak import reset_peak_memory
-from training.memory.savings import restore_savings, restore_reductions, is_out_of_memory
+from training.memory.savings import is_out_of_memory, restore_reductions, restore_savings
 from training.planning import plan_run
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
-from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Step, Stopped
+from training.runs.events import Failed, Finished, Listener, Notice, Step, Stopped
+from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
 from training.samples import generate_samples, samples_due, score_samples
 from training.session.devices import make_accelerator, restore_eval

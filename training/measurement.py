@@ -1,7 +1,7 @@
-"""Measure time and memory of a run: train four steps on two noise images: ``python -m training.measurement OUTPUT KEY``.
+"""Measure time and memory of a run by training four steps on two noise images.
 
-It reads the configuration ``KEY.yaml`` in the folder of measurements and writes ``KEY.json`` beside it. It runs in a
-process of its own, so that the peak memory of the process is that of the run.
+``python -m training.measurement OUTPUT KEY`` reads the configuration ``KEY.yaml`` in the folder of
+measurements and writes ``KEY.json`` beside it. Its own process makes the peak memory of the process that of the run.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ STEPS, IMAGES = 4, 2
 
 
 def measure(config: TrainConfig) -> Calibration:
-    """Train for a few steps and return the measurement; its ``error`` is the message of a UserError, if one is raised."""
+    """Train for a few steps and return what they took, or the message of the UserError that was raised as ``error``."""
     from accelerate import PartialState
 
     from training.loop import train  # after bitsandbytes is hidden

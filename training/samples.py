@@ -46,8 +46,8 @@ def generate_samples(session: Session) -> None:
         return
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         image.info[PNG_KEY] = describe(pipe, request, settings)
-        save_png(image, session.run.sample(session.step, number))
-    paths = tuple(str(session.run.sample(session.step, number)) for number in range(len(images)))
+        save_png(image, session.run.sample_path(session.step, number))
+    paths = tuple(str(session.run.sample_path(session.step, number)) for number in range(len(images)))
     session.timer.emit(Sample(session.step, paths))
 
 
@@ -57,7 +57,7 @@ def score_samples(session: Session) -> None:
     Does nothing without sample images or without a local CLIP model: none is downloaded.
     """
     config, run = session.config, session.run
-    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint(step).is_dir()}
+    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint_folder(step).is_dir()}
     if not rounds:
         return
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import hide_bitsandbytes, hide_loading_bars
+from training.memory.savings import is_out_of_memory
 from training.runs.queue import STOPPED, Queue
 from training.runs.run_folder import Run
 
@@ -39,7 +40,6 @@ def _train(output: Path, name: str) -> int:
     run = Run(output / name)
     try:
         from training.loop import train  # bitsandbytes is hidden by now, and a stop is handled
-        from training.memory.savings import is_out_of_memory
 
         hide_loading_bars()
         train(run.config, output, resume=True)

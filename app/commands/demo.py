@@ -12,7 +12,7 @@ from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare
 from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.models import sources
 from training import config as configs
-from training.runs.events import ProgressBar
+from training.runs.listeners import ProgressBar
 from training.runs.run_folder import Run
 
 SUBJECT, CLASS_NOUN = "robot", "toy"

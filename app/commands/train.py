@@ -17,9 +17,11 @@ from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.photo_files import read_captions
-from training.runs import run_folder
-from training.runs.events import Event, Listener, Plan, ProgressBar, print_json
-from training.runs.progress import PHASES
+from training.runs import lookup
+from training.runs.event_text import PHASES
+from training.runs.events import Event, Listener, Plan
+from training.runs.listeners import ProgressBar, print_json
+from training.runs.run_folder import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +74,7 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
         for listener in listeners:
             listener(event)
 
-    run = run_folder.Run(output / config.name)
+    run = Run(output / config.name)
     if run.checkpoints():
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
@@ -98,7 +100,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     options = {name: value for name, value in vars(arguments).items() if name in known}
     from_file = configs.read_values(arguments.config) if arguments.config else {}
     name = given.get("name", from_file.get("name"))
-    run = run_folder.find(arguments.output, name) if arguments.resume and name else None
+    run = lookup.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
     values = (run.config.model_dump(mode="json") if run else {}) | from_file

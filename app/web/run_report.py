@@ -27,7 +27,7 @@ def show_head(job: Job, state: progress.Progress, config: TrainConfig) -> Markup
         percent=round(100 * state.step / max(1, job.steps)),
         step=state.step,
         advice=advice.advise(job.reason, config).text if job.status == "failed" else "",
-        duration=progress.duration(sum(job.run.state.get("seconds", {}).values())),
+        duration=progress.format_duration(sum(job.run.state.get("seconds", {}).values())),
         notices=state.notices[-MAX_NOTICES:],
     )
 
@@ -37,7 +37,7 @@ def show_loss(state: progress.Progress, total: int) -> Markup:
     steps, losses = list(state.losses), list(state.losses.values())
     if len(steps) < 2:
         return Markup("")
-    smoothed = progress.smoothed(losses)
+    smoothed = progress.smooth(losses)
     return render("run_loss", plot=loss_plot(steps, losses, smoothed, max(total, steps[-1])), last=smoothed[-1])
 
 

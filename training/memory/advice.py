@@ -29,7 +29,10 @@ def advise(reason: str, config: TrainConfig) -> Advice:
         return _less_memory(config)
     if found := re.search(r"rank \d+ is too large for .*, a (\d+) to (\d+) layer", reason):
         rank = min(int(found[1]), int(found[2])) // 4 * 2
-        return Advice(f"Use rank {rank}: the layers of this base model are too small for more.", {"options": config.options | {"rank": rank}})
+        return Advice(
+            f"Use rank {rank}: the layers of this base model are too small for more.",
+            {"options": config.options | {"rank": rank}},
+        )
     if "disk is full" in reason:
         return Advice("Free some disk space, then resume from the last checkpoint.")
     return Advice("The log below shows the details.")
@@ -40,5 +43,7 @@ def _less_memory(config: TrainConfig) -> Advice:
         return Advice("Use gradient checkpointing: less memory, a third slower.", changes)
     if changes := smaller_batches(config):
         size = changes["batch_size"]
-        return Advice(f"Train on {size} photos at a time instead of {config.batch_size}, with accumulated gradients.", changes)
+        return Advice(
+            f"Train on {size} photos at a time instead of {config.batch_size}, with accumulated gradients.", changes
+        )
     return Advice("Close other programs, or use a lower resolution.")

@@ -23,7 +23,7 @@ from hra_diffusion.files import make_folder, read_json, remove, validated_name, 
 from training import config as configs
 from training.config import TrainConfig
 from training.runs.locks import is_held
-from training.runs.run_folder import FILES, Run, RunError
+from training.runs.run_folder import RUN_FILES, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
@@ -57,7 +57,7 @@ class Queue:
         run = Run(self.output / config.name)
         with self.changing() as waiting:
             if run.folder.exists():
-                raise RunError(f"there is a run called {config.name!r} already; take another name")
+                raise RunError(f"a run called {config.name!r} exists already; choose another name")
             configs.write(config, run.folder / "config.yaml")
             run.write_state("waiting", 0, config.steps)
             waiting.append(config.name)
@@ -129,7 +129,7 @@ class Queue:
     def job(self, name: str) -> Job:
         """Return one run's status. A run recorded as running or waiting that no process knows of has died."""
         run = Run(self.output / validated_name(name))
-        if not any((run.folder / file).is_file() for file in FILES):
+        if not any((run.folder / file).is_file() for file in RUN_FILES):
             raise RunError(f"there is no run called {name!r} in {self.output}")
         state = run.state
         status, waiting = state["status"], self.waiting()
@@ -142,11 +142,11 @@ class Queue:
     def jobs(self) -> list[Job]:
         """All runs of the folder: the running one, the waiting ones in order, then the rest, newest first."""
         found = []
-        for folder in {path.parent for file in FILES for path in self.output.glob(f"[!.]*/{file}")}:
+        for folder in {path.parent for file in RUN_FILES for path in self.output.glob(f"[!.]*/{file}")}:
             with contextlib.suppress(UserError, OSError):  # another program's folder, or a run that is being deleted
                 if not (folder / "state.json").exists():
                     configs.read_run(folder / "config.yaml")
-                changed = max(path.stat().st_mtime for file in FILES if (path := folder / file).exists())
+                changed = max(path.stat().st_mtime for file in RUN_FILES if (path := folder / file).exists())
                 found.append((self.job(folder.name), changed))
         rank = {"running": 0, "waiting": 1}
         found.sort(key=lambda pair: (rank.get(pair[0].status, 2), pair[0].place or 0, -pair[1]))

@@ -12,7 +12,7 @@ from training.loop import train
 from training.memory import fit, savings
 from training.memory.footprint import GIB, predict_footprint, training_peak
 from training.runs.events import Notice, Plan
-from training.runs.run_folder import find
+from training.runs.lookup import find
 from training.session.model import add_adapter
 
 

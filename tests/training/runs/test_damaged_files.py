@@ -56,7 +56,7 @@ def test_resume_with_damaged_state_and_log(stopped_copy, tmp_path, how):
 @pytest.mark.parametrize("file", ["training", "adapter"])
 def test_resume_with_a_damaged_checkpoint_file(stopped_copy, tmp_path, file):
     config, run, uninterrupted = stopped_copy
-    broken = run.checkpoint(3) / f"{file}.safetensors"
+    broken = run.checkpoint_folder(3) / f"{file}.safetensors"
     broken.write_bytes(broken.read_bytes()[:300])
     assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
     assert any("can't be read" in notice for notice in progress.read(run).notices)

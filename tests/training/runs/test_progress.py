@@ -7,7 +7,9 @@ import pytest
 from training.loop import train
 from training.memory.advice import advise
 from training.runs import progress
-from training.runs.events import LogFile, Step
+from training.runs.event_text import event_line
+from training.runs.events import Step
+from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
 
 
@@ -31,7 +33,7 @@ def test_a_real_run_is_told_whole(settings, tmp_path):
     told = progress.read(Run(tmp_path / "Rex"))
     assert list(told.losses) == [1, 2, 3, 4] and told.checkpoints == [2, 4] and sorted(told.samples) == [0, 2, 4]
     assert told.samples[2] == ["000002-0.png"] and told.seconds_left(2) == 0
-    assert told.log[-1].endswith("finished") and "learning" in progress.event_line({"event": "phase", "name": "train"})
+    assert told.log[-1].endswith("finished") and "training" in event_line({"event": "phase", "name": "train"})
 
 
 def test_signs_of_life_before_the_first_step(run):
@@ -75,12 +77,12 @@ def test_a_resumed_run_goes_over_its_steps_again(run):
 
 
 def test_smoothing_has_no_pull_to_the_start():
-    assert progress.smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert progress.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(48, "0:48"), (725, "12:05"), (3753, "1:02:33"), (-1, "0:00")])
 def test_durations(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(

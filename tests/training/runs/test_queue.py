@@ -58,7 +58,7 @@ def test_the_waiting_can_be_moved_and_cancelled(queue, settings):
         queue.move("z", 0)
     with pytest.raises(RunError, match="is waiting: there is nothing to resume"):
         queue.resume("a")
-    with pytest.raises(RunError, match="called 'a' already"):
+    with pytest.raises(RunError, match="called 'a' exists already"):
         queue.add(settings(name="a"))
 
 
