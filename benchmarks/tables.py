@@ -46,7 +46,8 @@ Diffusion is not known."""
 SWEEP = """\
 ## Settings tried
 
-The sweep behind the embedded base model's presets: learning rates at rank 16 for each method, by the same judge.
+The sweep behind the embedded base model's presets: learning rates at rank 16 for each method, scored by an earlier
+checkpoint of the judge.
 Command: `python -m benchmarks.sweep --sprites DIR`."""
 
 
