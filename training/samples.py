@@ -35,8 +35,7 @@ def generate_samples(session: Session) -> None:
     side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
     settings = complete_settings(pipe, GenerationSettings(steps=SAMPLE_STEPS, width=side, height=side))
     weights = ((config.name, 1.0),) if session.step else ()
-    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
-    requests = [Request(prompt, config.seed, weights) for prompt in prompts]
+    requests = [Request(text, config.seed, weights) for text in config.sample_texts]
     try:
         with session.timer.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # emitted as notices at the start of the run

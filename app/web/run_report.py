@@ -43,14 +43,13 @@ def show_loss(state: progress.Progress, total: int) -> Markup:
 
 def show_samples(job: Job, state: progress.Progress, config: TrainConfig) -> Markup:
     """Return the sample images, newest first, down to those of the base model before training."""
-    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     best, rounds = scoring.best_step(state.scores), []
     for step in sorted(state.samples, reverse=True):
         files = [job.run.folder / "samples" / name for name in state.samples[step]]
         score = state.scores.get(step)
         rounds.append({
             "step": step,
-            "images": [(file, prompt) for file, prompt in zip(files, prompts, strict=False) if file.is_file()],
+            "images": [(file, prompt) for file, prompt in zip(files, config.sample_texts, strict=False) if file.is_file()],
             "score": score_summary(score) if score else "",
             "best": score and step == best,
             "saved": step in state.checkpoints,

@@ -99,5 +99,5 @@ def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions:
             notices.append(f"a caption is longer than the text encoder reads; these words are cut off: “{cut}”")
         if without_weights(caption) != caption:
             notices.append(f"prompt weights have no effect in captions; “{caption}” is trained as it is written")
-    samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
+    samples = [Request(text, config.seed) for text in config.sample_texts]
     return list(dict.fromkeys([*notices, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))
