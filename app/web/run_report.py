@@ -49,7 +49,7 @@ def show_samples(job: Job, state: progress.Progress, config: TrainConfig) -> Mar
         score = state.scores.get(step)
         rounds.append({
             "step": step,
-            "images": [(file, prompt) for file, prompt in zip(files, config.sample_texts, strict=False) if file.is_file()],
+            "images": [pair for pair in zip(files, config.sample_texts, strict=False) if pair[0].is_file()],
             "score": score_summary(score) if score else "",
             "best": score and step == best,
             "saved": step in state.checkpoints,
