@@ -176,14 +176,14 @@ def memories(given: argparse.Namespace) -> Peaks:
 def memory_with(given: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:
     """Peak of a process whose steps on toybox have so many adapters or photos, in GiB, whole and beyond the base."""
     pipe = load_pipe("toybox", given.device, given.dtype)
-    held = reset_peak_memory(given.device)
+    before = reset_peak_memory(given.device)
     with tempfile.TemporaryDirectory() as folder:
         made = by_loaded(pipe.unet, [count]) if kind == ADAPTERS else by_photos(pipe, given, Path(folder), [count])
         reset_peak_memory(given.device)  # encoding photos is another phase, and takes more than a step
         for _ in range(2):  # the optimiser's state is there after the first
             made[kind, count]()
     peak = peak_memory(given.device)
-    return peak / 2**30, (peak - held) / 2**30
+    return peak / 2**30, (peak - before) / 2**30
 
 
 if __name__ == "__main__":

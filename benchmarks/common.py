@@ -245,7 +245,7 @@ def step_memory(
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
-    held = reset_peak_memory(device)
+    before = reset_peak_memory(device)
     model, parameters = adapted(unet, method, rank)
     if checkpointing:
         model.train().enable_gradient_checkpointing()
@@ -253,7 +253,7 @@ def step_memory(
     for _ in range(2 if device == "cuda" else 1):  # the optimiser's state is there after the first
         step()
     peak = peak_memory(device)
-    return peak / 2**30, (peak - held) / 2**30
+    return peak / 2**30, (peak - before) / 2**30
 
 
 def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConfig:

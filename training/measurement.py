@@ -1,7 +1,7 @@
 """Measure time and memory of a run by training four steps on two noise images.
 
 ``python -m training.measurement OUTPUT KEY`` reads the configuration ``KEY.yaml`` in the folder of
-measurements and writes ``KEY.json`` beside it. Its own process makes the peak memory of the process that of the run.
+measurements and writes ``KEY.json``. It is a process of its own, whose peak memory is that of the run.
 """
 
 import contextlib

@@ -142,7 +142,7 @@ def test_a_dry_run_predicts_memory_and_trains_nothing(photos, base_folder, tmp_p
     assert main([*command, "--dry-run"]) == 0
     output = capsys.readouterr()
     assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", output.err)
-    assert re.search(r"0\.\d GB  learning", output.out) and not (tmp_path / "out").exists()
+    assert re.search(r"0\.\d GB  training", output.out) and not (tmp_path / "out").exists()
     assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in output.err
     assert "--no-add-trigger" in output.err
     assert main([*command, "--dry-run", "--json", "--no-add-trigger"]) == 0
