@@ -41,8 +41,9 @@ class BaseChooser:
 
 def build(context: AppContext) -> BaseChooser:
     """Lay the chooser out, closed."""
-    notice = gr.HTML(elem_id="base-notice")
-    open_ = gr.Button("Choose a base model", size="md", elem_id="choose-base")
+    with gr.Row(elem_id="base-in-use"):
+        notice = gr.HTML(elem_id="base-notice", min_width=200)
+        open_ = gr.Button("Choose a base model", size="md", scale=0, min_width=220, elem_id="choose-base")
     with gr.Column(visible=False, elem_id="base-chooser") as panel:
         known = gr.HTML(js_on_load=CLICKS, elem_id="known-bases")
         dtype = gr.Radio(

@@ -31,6 +31,7 @@ def build(context: AppContext) -> TrainTab:
             base = base_chooser.build(context)
             form = train_form.build()
             start = gr.Button("Train", variant="primary", size="lg", elem_id="train-button")
+            form.forecast.render()
         with gr.Column(scale=6, min_width=320):
             run = run_view.build()
     return TrainTab(photos, base, form, start, run)

@@ -100,7 +100,7 @@ def _training() -> dict[str, Any]:
             "many trainable parameters as the method above. The queue trains them one after another.",
             elem_id="several",
         )  # fmt: skip
-    forecast_ = gr.HTML(elem_id="forecast")
+    forecast_ = gr.HTML(elem_id="forecast", render=False)  # below the button that trains
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
         mode = gr.Radio(["Form", "YAML"], value="Form", show_label=False, container=False, label="Settings as")
         with gr.Column() as fields:

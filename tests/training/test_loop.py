@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 import hra_diffusion
 from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.errors import Note
+from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import GenerationError
 from training import config as configs
+from training.data import class_images
 from training.data.dataset import load_dataset
 from training.errors import TrainingError
 from training.loop import train
@@ -222,8 +224,9 @@ def test_an_adapter_name_in_use_leaves_the_pipeline_unchanged(settings, tmp_path
     assert attachment.adapter_names(pipe.unet) == [] and attachment.adapter_names(pipe.text_encoder) == ["Rex"]
 
 
-def test_two_processes_equal_two_accumulated_batches(settings, tmp_path):
+def test_two_processes_equal_two_accumulated_batches(settings, tmp_path, monkeypatch):
     """``accelerate launch`` with two CPU processes averages gradients over different batches."""
+    monkeypatch.setattr(class_images, "CLASS_IMAGE_STEPS", Settings().steps)  # as in the other processes
     configs.write(settings(sample_every=0), tmp_path / "c.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
                "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",

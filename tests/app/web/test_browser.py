@@ -159,6 +159,7 @@ def test_the_form_starts_with_few_fields(page, visit):
     there = visit(page.local_url)
     fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
     assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    there.wait_for_selector("#base-notice >> text=Base model")
     assert there.locator("#train-button").bounding_box()["y"] < 1000
 
 

@@ -207,7 +207,7 @@ def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(cont
 
 
 def test_runs_use_the_device_chosen_on_the_page(context, entries, monkeypatch):
-    monkeypatch.setattr(devices, "devices", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(devices, "available", lambda: ["cuda", "cpu"])
     *_, (_, _, shown) = status_bar.refresh(context, None)
     assert shown == "cpu", "as on the command line"
     seen = status_bar.refresh(context, None)[-1]

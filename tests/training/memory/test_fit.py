@@ -21,7 +21,7 @@ def limit_between(config, reduced):
 
 
 def test_a_run_with_a_limit_names_its_savings_and_resumes_exactly(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     changes = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 3,
                "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
     lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
