@@ -30,6 +30,7 @@ def serving(output: Path, base: Path, measure: bool = False, **options):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")  # serve() sets it; restored for a page that is served meanwhile
         if not measure:
             patch.setattr(calibration, "start", lambda output, config: None)
         page = server.serve(output, [str(base)], "cpu", "float32", port=port, block=False, **options)
@@ -38,9 +39,16 @@ def serving(output: Path, base: Path, measure: bool = False, **options):
         finally:
             page.close()
             stop_runs(output)  # runs outlive the page
-            for thread in threading.enumerate():
-                if thread.name == server.WARMING:  # models built while it loads a base would stay on the meta device
-                    thread.join()
+            wait_for_base()
+
+
+def wait_for_base() -> None:
+    """Wait until pages have loaded their base model: models built meanwhile would stay on the meta device."""
+    from app.web.server import WARMING
+
+    for thread in threading.enumerate():
+        if thread.name == WARMING:
+            thread.join()
 
 
 def stop_runs(output: Path) -> None:

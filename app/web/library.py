@@ -110,13 +110,15 @@ class Events:
         return key, gr.update(visible=True), *shown, show_cards(self.context, search or "", key)
 
     @user_errors
-    def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
+    def rename(self, chosen: str, name: str) -> tuple[Any, ...]:
+        """Rename the adapter, and clear the search, which may not match the new name."""
         require_idle(self.context, chosen)
         key = self.context.key(lookup.rename(self.context.adapter_path(chosen), (name or "").strip()))
         return (
             key,
             show_facts(self.context, key),
-            show_cards(self.context, search or "", key),
+            "",
+            show_cards(self.context, "", key),
             note(f"Renamed to {name}.", "plain"),
         )
 
@@ -191,8 +193,8 @@ def connect(
         events.choose, parts.search,
         [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards], **HIDDEN,
     ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
-    parts.rename.click(events.rename, [parts.chosen, parts.name, parts.search],
-                       [parts.chosen, parts.about, parts.cards, parts.message], **MINE)  # fmt: skip
+    parts.rename.click(events.rename, [parts.chosen, parts.name],
+                       [parts.chosen, parts.about, parts.search, parts.cards, parts.message], **MINE)  # fmt: skip
     parts.delete.click(events.delete, [parts.chosen, parts.search],
                        [parts.chosen, parts.panel, parts.message, *overview], **MINE)  # fmt: skip
     parts.bin.click(events.restore, parts.search, [parts.message, *overview], **MINE)
