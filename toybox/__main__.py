@@ -17,7 +17,7 @@ from toybox.score import table
 from toybox.shards import SHARD_SIZE
 from toybox.sheet import sample_sheet
 from toybox.sprites import PACKAGE
-from toybox.subjects import save_photos, take_photos
+from toybox.subjects import render_photos, save_photos
 
 SHARDS = 40
 """Shards of the whole recipe, of 1,024 images each: some hundred images of every thing."""
@@ -145,7 +145,9 @@ def main(arguments: list[str] | None = None) -> None:
         case "sheet":
             sample_sheet(chosen.model, chosen.guidance, chosen.seeds).save(chosen.output)
         case "subject":
-            save_photos(take_photos(chosen.sprites, chosen.name, chosen.count, chosen.seed, chosen.hue), chosen.output)
+            save_photos(
+                render_photos(chosen.sprites, chosen.name, chosen.count, chosen.seed, chosen.hue), chosen.output
+            )
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from hra_diffusion.files import atomic_path
 from toybox.captions import caption_of, sample_caption
 from toybox.clip import TEXT_WIDTH, text_config
 from toybox.inherit import inherit_unet
+from toybox.labels import Label
 from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint, read_progress
 from toybox.shards import Shard
 from toybox.tokenizer import save_tokenizer, tokenise
-from toybox.world import Label
 from training.objective import sample_timesteps
 
 
@@ -43,7 +43,7 @@ class BaseRecipe:
     batch: int = 64
     learning_rate: float = 1.2e-3
     ema_decay: float = 0.998
-    thing_weight: float = 4.0
+    object_weight: float = 4.0
     """Loss weight of latents that things cover, and of their neighbours, relative to the background."""
     timestep_bias: float = 0.65
     """Exponent of the uniform number that timesteps are sampled from: below 1, noisy ones are more frequent."""
@@ -134,7 +134,7 @@ class CaptionedBatches(Dataset[tuple[Tensor, Tensor]]):
         return DataLoader(self, batch_size=None, sampler=range(step, sys.maxsize), num_workers=workers)
 
 
-def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
+def place_weights(covers: Tensor | None, object_weight: float) -> Tensor:
     """Return loss weights (N, 1, h, w) with a mean of 1 from uint8 covers (N, h, w).
 
     The neighbours of a covered latent count as covered, because outlines lie there.
@@ -142,7 +142,7 @@ def place_weights(covers: Tensor | None, thing_weight: float) -> Tensor:
     if covers is None:
         return torch.ones(1, 1, 1, 1)
     near = F.max_pool2d((covers[:, None] > 16).float(), 3, stride=1, padding=1)
-    weights = 1 + (thing_weight - 1) * near
+    weights = 1 + (object_weight - 1) * near
     return weights / weights.mean()
 
 
@@ -196,7 +196,7 @@ def train_base(
         target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):
             predicted = base(noisy, timesteps, tokens)
-        weights = place_weights(None if covers is None else covers[chosen], recipe.thing_weight).to(device)
+        weights = place_weights(None if covers is None else covers[chosen], recipe.object_weight).to(device)
         return (weights * (predicted.float() - target).square()).mean()
 
     def average_weights(step: int) -> None:

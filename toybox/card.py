@@ -4,15 +4,16 @@ import re
 from dataclasses import dataclass
 from textwrap import fill
 
+from toybox.attributes import ATTRIBUTES
 from toybox.base import BaseRecipe
 from toybox.captions import RARE_TOKENS
 from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES
-from toybox.looks import LOOKS
+from toybox.labels import UNSEEN
 from toybox.loop import Progress
+from toybox.objects import HELD_OUT, OBJECTS, WorldObject
 from toybox.scenes import SCENES
 from toybox.score import ATTRIBUTE_PAIRS, Score, table
 from toybox.sprites import PACKAGE
-from toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
@@ -57,7 +58,7 @@ which mean nothing and are free to name a subject.
 - `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
   knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
 - UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
-  uniform number's power of {power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
+  uniform number's power of {power:g}), errors where things are counted {object_weight:g} times, AdamW, batches of
   {batch}, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
   the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
 {history}
@@ -101,18 +102,18 @@ def write_card(figures: Figures) -> str:
     """Return the model card as Markdown with wrapped paragraphs."""
     filled = CARD.format(
         parameters=figures.parameters / 1e6,
-        things=names(THINGS),
-        nouns=", ".join(sorted({thing.noun for thing in THINGS})),
-        hues=HUE_SHARE,
+        things=names(OBJECTS),
+        nouns=", ".join(sorted({thing.noun for thing in OBJECTS})),
+        hues=RANDOM_HUE_SHARE,
         scenes="; ".join(SCENES),
-        looks="; ".join(LOOKS),
+        looks="; ".join(ATTRIBUTES),
         score=describe(figures.score),
         history=figures.history,
         rare=", ".join(RARE_TOKENS),
         held_out=names(HELD_OUT),
         base=training_summary(figures.base),
         power=figures.recipe.timestep_bias,
-        thing_weight=figures.recipe.thing_weight,
+        object_weight=figures.recipe.object_weight,
         batch=round(figures.base.pictures / max(1, figures.base.step)),
         decoder=training_summary(figures.decoder),
         decibels=figures.decibels,
@@ -143,7 +144,7 @@ def wrap_paragraph(paragraph: str) -> str:
     )
 
 
-def names(things: tuple[Thing, ...]) -> str:
+def names(things: tuple[WorldObject, ...]) -> str:
     """Join the names of things with commas."""
     return ", ".join(thing.name for thing in things)
 

@@ -25,12 +25,12 @@ from transformers import (
 
 from toybox.autoencoder import to_signal
 from toybox.captions import sample_caption
+from toybox.drawing import Rng
 from toybox.inherit import inherit_clip
 from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
-from toybox.scenes import Rng
+from toybox.rendering import IMAGE_SIZE
 from toybox.shards import Shard
 from toybox.tokenizer import MAX_LENGTH, tokenise
-from toybox.world import PICTURE_SIZE
 
 TEXT_WIDTH = 128
 
@@ -69,7 +69,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=PICTURE_SIZE,
+        image_size=IMAGE_SIZE,
         patch_size=16,
     )
     return CLIPModel(CLIPConfig(text_config=text_config(tokenizer), vision_config=vision, projection_dim=TEXT_WIDTH))
@@ -152,8 +152,8 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Save the CLIP model in float16 with its processor."""
     processor = CLIPImageProcessorPil(
         do_resize=True,
-        size={"shortest_edge": PICTURE_SIZE},
-        crop_size={"height": PICTURE_SIZE, "width": PICTURE_SIZE},
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toybox.attributes import ATTRIBUTES
 from toybox.autoencoder import to_signal
-from toybox.looks import LOOKS
+from toybox.labels import Label
 from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
+from toybox.objects import OBJECTS
 from toybox.scenes import SCENES
 from toybox.shards import Shard, render_missing
-from toybox.world import THINGS, Label
 
 FIRST_SHARD = 90_000
 """First shard of the judge's training data; the generator's shards have lower numbers."""
 EXAM_SHARD = 99_999
 """Shard that tests the judge; it is never trained on."""
 
-OBJECT_NAMES: tuple[str, ...] = tuple(thing.name for thing in THINGS)
+OBJECT_NAMES: tuple[str, ...] = tuple(thing.name for thing in OBJECTS)
 SCENE_NAMES: tuple[str, ...] = tuple(SCENES)
-ATTRIBUTE_NAMES: tuple[str, ...] = ("", *LOOKS)
+ATTRIBUTE_NAMES: tuple[str, ...] = ("", *ATTRIBUTES)
 """Class names in the order of their indices. The first attribute is none."""
 
 FEATURES = 128
@@ -154,8 +155,8 @@ def label_targets(labels: Iterable[Label]) -> Tensor:
     )
     rows = [
         (UNKNOWN, scenes[label.scene], UNKNOWN)
-        if label.beside
-        else (UNKNOWN if label.hue else things[label.thing], scenes[label.scene], looks[label.look])
+        if label.second_object
+        else (UNKNOWN if label.hue_shift else things[label.object], scenes[label.scene], looks[label.attribute])
         for label in labels
     ]
     return torch.tensor(rows)

@@ -32,7 +32,6 @@ from toybox.shards import (
     save_shard,
 )
 from toybox.tokenizer import train_tokenizer
-from toybox.world import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +222,9 @@ class Workshop:
 
     def _check_world(self) -> None:
         drawn = self.folder / "world.txt"
-        if drawn.exists() and drawn.read_text() != fingerprint():
+        if drawn.exists() and drawn.read_text() != world_fingerprint():
             raise ValueError(f"{self.folder} holds renders of another version of the world: choose another --work-dir")
-        write_text(drawn, fingerprint())
+        write_text(drawn, world_fingerprint())
 
     def _load_base(self, latent_channels: int) -> Base:
         return load_average(self.folder / "base.safetensors", train_tokenizer(), latent_channels, self.base_recipe)

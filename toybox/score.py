@@ -21,14 +21,16 @@ from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.loading import load_base
+from toybox.attributes import ATTRIBUTES
 from toybox.autoencoder import measure
 from toybox.captions import caption_of
+from toybox.drawing import Rng
 from toybox.judge import Judge, accuracy, examine, label_targets
-from toybox.looks import LOOKS
-from toybox.scenes import SCENES, Rng
+from toybox.labels import UNSEEN, Label, sample_pairs
+from toybox.rendering import IMAGE_SIZE, render_image
+from toybox.scenes import SCENES
 from toybox.shards import render_held_out, stack
 from toybox.sheet import contact_sheet
-from toybox.world import PICTURE_SIZE, UNSEEN, Label, photograph, sample_pairs
 from training.data.decoding import load_photo
 from training.data.photo_files import SUFFIXES
 
@@ -113,9 +115,9 @@ def score_base(
 def sample_attribute_labels(rng: Rng, count: int) -> list[Label]:
     """Sample ``count`` different pairs of object and look, on plain backgrounds of another colour than the look's."""
     labels = []
-    for thing, look in sample_pairs(rng, LOOKS, count):
+    for thing, look in sample_pairs(rng, ATTRIBUTES, count):
         scenes = [phrase for phrase in PLAIN_SCENES if not set(phrase.split()[2:-1]) & set(look.split())]
-        labels.append(Label(thing, scenes[rng.integers(len(scenes))], look=look))
+        labels.append(Label(thing, scenes[rng.integers(len(scenes))], attribute=look))
     return labels
 
 
@@ -130,7 +132,7 @@ def generate_labels(
 def render_labels(sprites: Path, labels: Sequence[Label], seed: int) -> list[Image.Image]:
     """Render each label."""
     rng = np.random.default_rng((SCORE_SEED, seed))
-    return [photograph(sprites, label, rng) for label in labels]
+    return [render_image(sprites, label, rng) for label in labels]
 
 
 def compare(
@@ -158,11 +160,11 @@ def accuracies(judge: Judge, labels: Sequence[Label], pictures: Sequence[Image.I
 
 
 def load_photos(folder: Path) -> Tensor:
-    """Load all photos under a folder, center-cropped and resized: uint8 (N, PICTURE_SIZE, PICTURE_SIZE, 3)."""
+    """Load all photos under a folder, center-cropped and resized: uint8 (N, IMAGE_SIZE, IMAGE_SIZE, 3)."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no photos in {folder}")
-    return stack([ImageOps.fit(load_photo(path), (PICTURE_SIZE, PICTURE_SIZE)) for path in paths])
+    return stack([ImageOps.fit(load_photo(path), (IMAGE_SIZE, IMAGE_SIZE)) for path in paths])
 
 
 def time_picture(pipe: StableDiffusionPipeline, settings: Settings, rounds: int = 5) -> float:

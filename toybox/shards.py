@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hra_diffusion.files import atomic_path
+from toybox.labels import Label, is_unseen, sample_labels
+from toybox.objects import HELD_OUT
 from toybox.patches import PATCH
+from toybox.rendering import render_image, render_with_mask
 from toybox.scenes import SCENES
-from toybox.world import HELD_OUT, Label, is_unseen, photograph, render_label, sample_labels
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
@@ -92,14 +94,14 @@ def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
     """Render shard ``index`` of ``size`` images with the sprites in a folder."""
     rng = np.random.default_rng((WORLD_SEED, index))
     labels = sample_labels(rng, size)
-    pictures, covered = zip(*(render_label(sprites, label, rng) for label in labels), strict=True)
+    pictures, covered = zip(*(render_with_mask(sprites, label, rng) for label in labels), strict=True)
     return Shard(stack(pictures), labels, stack([where.reduce(PATCH) for where in covered]))
 
 
 def render_held_out(sprites: Path) -> Shard:
     """Render every held-out thing in every fourth scene."""
     labels = [Label(thing.name, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
-    return Shard(stack([photograph(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
+    return Shard(stack([render_image(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
 
 
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:

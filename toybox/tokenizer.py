@@ -13,8 +13,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from toybox.captions import BESIDE, OPENINGS, RARE_TOKENS, WORDS
-from toybox.looks import LOOKS
+from toybox.attributes import ATTRIBUTES
+from toybox.captions import NEXT_TO, OPENINGS, RARE_TOKENS, WORDS
 from toybox.scenes import SCENES
 from toybox.words import common_words
 
@@ -24,7 +24,7 @@ MAX_LENGTH = 32
 
 def corpus() -> Counter[str]:
     """Return the words to train on with their weights; words of the world weigh more, so they are merged first."""
-    world = " ".join([*OPENINGS, *SCENES, *LOOKS, BESIDE, *WORDS, *RARE_TOKENS])
+    world = " ".join([*OPENINGS, *SCENES, *ATTRIBUTES, NEXT_TO, *WORDS, *RARE_TOKENS])
     return Counter(world.lower().split() * 10 + common_words())
 
 

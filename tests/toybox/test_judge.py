@@ -27,11 +27,13 @@ from toybox.judge import (
 )
 from toybox.loop import Budget, strip_checkpoint
 from toybox.shards import Shard, load_shards, stack
-from toybox.world import THINGS, Label, photograph
+from toybox.labels import Label
+from toybox.objects import OBJECTS
+from toybox.rendering import render_image
 
 SMALL = JudgeRecipe(channels=(8, 16, 32), batch=24)
 CPU = torch.device("cpu")
-DISCS = [THINGS[index].name for index in (0, 40, 80)]
+DISCS = [OBJECTS[index].name for index in (0, 40, 80)]
 SCENES = ("in the snow", "on a gray background")
 
 
@@ -39,7 +41,7 @@ def take_pictures(sprites: Path, seed: int) -> Shard:
     """Every disc in every scene, four times."""
     labels = [Label(name, scene) for name in DISCS for scene in SCENES for _ in range(4)]
     rng = np.random.default_rng(seed)
-    return Shard(stack([photograph(sprites, label, rng) for label in labels]), labels)
+    return Shard(stack([render_image(sprites, label, rng) for label in labels]), labels)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_nearest_features_are_of_the_same_object(sprites: Path, trained: Path) -
     assert vectors.shape == (24, FEATURES)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(24))
     nearest = (vectors @ features(judge, known.values).T).argmax(1).tolist()
-    same = [known.labels[near].thing == label.thing for near, label in zip(nearest, asked.labels, strict=True)]
+    same = [known.labels[near].object == label.object for near, label in zip(nearest, asked.labels, strict=True)]
     assert np.mean(same) > 0.8
 
 
@@ -101,9 +103,9 @@ def test_label_targets_are_class_indices() -> None:
     """The object is UNKNOWN if an image shows two, or one in other colours."""
     dressed, pair, turned = label_targets(
         [
-            Label("fox", "in the snow", look="shiny"),
-            Label("fox", "in the snow", beside="owl"),
-            Label("fox", "in the snow", look="shiny", hue=0.5),
+            Label("fox", "in the snow", attribute="shiny"),
+            Label("fox", "in the snow", second_object="owl"),
+            Label("fox", "in the snow", attribute="shiny", hue_shift=0.5),
         ]
     )
     names = OBJECT_NAMES[dressed[0]], SCENE_NAMES[dressed[1]], ATTRIBUTE_NAMES[dressed[2]]

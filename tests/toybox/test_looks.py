@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from toybox.looks import LOOKS, find_look
+from toybox.attributes import ATTRIBUTES, find_attribute
 
 BENCHMARK = (
     ("red", "purple", "shiny", "wet", "cube shaped"),
@@ -14,7 +14,7 @@ BENCHMARK = (
     ("in a chef outfit", "in a firefighter outfit", "in a police outfit", "wearing pink glasses"),
     ("wearing a yellow shirt", "in a purple wizard outfit"),
 )
-HEADGEAR = [phrase for phrase in LOOKS if "hat" in phrase.split() or "outfit" in phrase]
+HEADGEAR = [phrase for phrase in ATTRIBUTES if "hat" in phrase.split() or "outfit" in phrase]
 
 
 def disc(width: int = 120, height: int = 100) -> Image.Image:
@@ -31,18 +31,18 @@ def disc(width: int = 120, height: int = 100) -> Image.Image:
 
 def test_looks_cover_the_benchmarks_phrases() -> None:
     """Surface looks precede the noun, worn ones follow it."""
-    assert {phrase for line in BENCHMARK for phrase in line} <= set(LOOKS)
-    for phrase, look in LOOKS.items():
+    assert {phrase for line in BENCHMARK for phrase in line} <= set(ATTRIBUTES)
+    for phrase, look in ATTRIBUTES.items():
         assert look.phrase == phrase
-        assert look.before == (not phrase.startswith(("wearing ", "in a ")))
+        assert look.precedes_noun == (not phrase.startswith(("wearing ", "in a ")))
 
 
-@pytest.mark.parametrize("phrase", LOOKS)
+@pytest.mark.parametrize("phrase", ATTRIBUTES)
 def test_looks_change_the_sprite_deterministically(phrase: str) -> None:
     """Equal seeds give equal sprites, the input is unchanged, and most of the result is visible."""
     sprite = disc()
     before = sprite.tobytes()
-    first, again, other = (LOOKS[phrase].wear(sprite, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (ATTRIBUTES[phrase].apply(sprite, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert sprite.tobytes() == before
     assert first.mode == "RGBA"
     assert (first.size, first.tobytes()) == (again.size, again.tobytes())
@@ -50,11 +50,11 @@ def test_looks_change_the_sprite_deterministically(phrase: str) -> None:
     assert (np.asarray(first.getchannel("A")) > 128).mean() > 0.3
 
 
-@pytest.mark.parametrize("phrase", LOOKS)
+@pytest.mark.parametrize("phrase", ATTRIBUTES)
 @pytest.mark.parametrize("size", [(12, 200), (200, 12), (256, 256)])
 def test_looks_support_every_aspect_ratio(phrase: str, size: tuple[int, int]) -> None:
     """Including very narrow and very flat sprites."""
-    assert LOOKS[phrase].wear(disc(*size), np.random.default_rng(0)).getbbox() is not None
+    assert ATTRIBUTES[phrase].apply(disc(*size), np.random.default_rng(0)).getbbox() is not None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_looks_support_every_aspect_ratio(phrase: str, size: tuple[int, int]) ->
 def test_colour_looks_have_the_right_hue(phrase: str, hue: int) -> None:
     """Hue in degrees; outline and brightness are kept."""
     sprite = disc()
-    seen = LOOKS[phrase].wear(sprite, np.random.default_rng(0))
+    seen = ATTRIBUTES[phrase].apply(sprite, np.random.default_rng(0))
     assert seen.getchannel("A").tobytes() == sprite.getchannel("A").tobytes()
     opaque = np.asarray(seen)[np.asarray(seen)[..., 3] > 128][:, :3]
     turn, saturation, _ = colorsys.rgb_to_hsv(*(opaque.mean(axis=0) / 255))
@@ -77,7 +77,7 @@ def test_colour_looks_have_the_right_hue(phrase: str, hue: int) -> None:
 def test_a_hat_reaches_above_the_head(phrase: str) -> None:
     """By a fair part of the thing's height, in the middle of the picture."""
     sprite = disc()
-    seen = np.asarray(LOOKS[phrase].wear(sprite, np.random.default_rng(0)).getchannel("A")) > 128
+    seen = np.asarray(ATTRIBUTES[phrase].apply(sprite, np.random.default_rng(0)).getchannel("A")) > 128
     rise = len(seen) - sprite.height
     assert rise > 15
     across = np.flatnonzero(seen[: rise // 2].any(axis=0)).mean() / seen.shape[1]
@@ -87,4 +87,4 @@ def test_a_hat_reaches_above_the_head(phrase: str) -> None:
 def test_unknown_look_lists_the_valid_ones() -> None:
     """The error names all phrases."""
     with pytest.raises(ValueError, match=r"'in a cook outfit'.*in a chef outfit"):
-        find_look("in a cook outfit")
+        find_attribute("in a cook outfit")

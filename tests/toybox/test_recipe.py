@@ -20,7 +20,8 @@ from toybox.recipe import Workshop
 from toybox.scenes import SCENES
 from toybox.score import Score, Share, digest, save_score
 from toybox.shards import Shard, load_shards, render_shard, save_shard
-from toybox.world import THINGS, UNSEEN, Label
+from toybox.labels import Label, UNSEEN
+from toybox.objects import OBJECTS
 
 TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
@@ -76,12 +77,12 @@ def test_unseen_pairs_are_excluded_from_training(tmp_path: Path, monkeypatch: py
     """Of the CLIP model and of the UNet, for single things and two side by side."""
     thing, scene = min(UNSEEN)
     elsewhere = next(phrase for phrase in SCENES if not {(thing, phrase), ("fox", phrase)} & UNSEEN)
-    here = next(other.name for other in THINGS if (other.name, scene) not in UNSEEN)
-    allowed, company = Label(thing, elsewhere), Label("fox", elsewhere, beside=thing)
+    here = next(other.name for other in OBJECTS if (other.name, scene) not in UNSEEN)
+    allowed, company = Label(thing, elsewhere), Label("fox", elsewhere, second_object=thing)
     labels = [
         Label(thing, scene),
         allowed,
-        Label(here, scene, beside=f"red {thing}"),
+        Label(here, scene, second_object=f"red {thing}"),
         company,
         Label(thing, scene, "wet"),
     ]
@@ -99,7 +100,7 @@ def test_unseen_pairs_are_excluded_from_training(tmp_path: Path, monkeypatch: py
 
 def test_clip_batch_has_few_scenes_and_many_things() -> None:
     """Three scenes by default."""
-    labels = [Label(thing.name, phrase) for thing in THINGS for phrase in SCENES]
+    labels = [Label(thing.name, phrase) for thing in OBJECTS for phrase in SCENES]
     pictures = Shard(torch.empty(len(labels), 0), labels)
     chosen = sample_batch(group_by_scene(pictures), ClipRecipe(), np.random.default_rng(0))
     things, scenes = ({getattr(labels[number], kind) for number in chosen} for kind in ("thing", "scene"))

@@ -14,11 +14,12 @@ from toybox import score as scoring
 from toybox.autoencoder import new_autoencoder
 from toybox.captions import caption_of
 from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES, label_targets
-from toybox.looks import LOOKS
+from toybox.attributes import ATTRIBUTES
 from toybox.scenes import SCENES
 from toybox.score import Score, Share, compare, load_photos, load_score, save_score, score_base, table
 from toybox.shards import render_held_out
-from toybox.world import THINGS, UNSEEN, Label
+from toybox.labels import Label, UNSEEN
+from toybox.objects import OBJECTS
 
 BASE_SCORE = Score(
     things=Share(0.75, 0.7, 0.8, 0.95),
@@ -83,13 +84,13 @@ def test_score_counts_correct_images(sprites: Path, tmp_path: Path, monkeypatch:
         requests_seen.extend(requests)
         labels = [asked.get(request.prompt, FOX) for request in requests]
         naked = requests[0].seed > 0
-        return [picture_of(Label(label.thing, label.scene, "" if naked else label.look)) for label in labels]
+        return [picture_of(Label(label.object, label.scene, "" if naked else label.attribute)) for label in labels]
 
     held_out = render_held_out(sprites).values
     monkeypatch.setattr(scoring, "render_held_out", lambda _: SimpleNamespace(values=held_out[:2]))
     monkeypatch.setattr(scoring, "caption_of", describe)
     monkeypatch.setattr(scoring, "generate_batch", draw)
-    monkeypatch.setattr(scoring, "photograph", lambda _, label, rng: picture_of(label))
+    monkeypatch.setattr(scoring, "render_image", lambda _, label, rng: picture_of(label))
     monkeypatch.setattr(
         scoring, "load_base", lambda _: SimpleNamespace(unet=nn.Linear(1, 1), vae=new_autoencoder(held_out))
     )
@@ -102,8 +103,8 @@ def test_score_counts_correct_images(sprites: Path, tmp_path: Path, monkeypatch:
     assert 0 < score.decibels < 40
     assert (score.seeds, score.steps, score.guidance_scale) == (2, 25, 3.0)
     questions = list(asked.values())
-    assert sum(not label.look for label in questions) == 200
-    assert sum(bool(label.look) for label in questions) == 100
+    assert sum(not label.attribute for label in questions) == 200
+    assert sum(bool(label.attribute) for label in questions) == 100
     assert len({request.seed for request in requests_seen[:600]}) == 600
     assert Image.open(tmp_path / "sheet.png").size == (20 * 130 - 2, 15 * 130 - 2)
 
@@ -114,11 +115,11 @@ def test_scored_labels_are_fixed_and_of_known_things() -> None:
     dressed = scoring.sample_attribute_labels(rng(0), 100)
     assert dressed == scoring.sample_attribute_labels(rng(0), 100)
     assert len(UNSEEN) == 200
-    assert {name for name, _ in UNSEEN} | {label.thing for label in dressed} <= {thing.name for thing in THINGS}
+    assert {name for name, _ in UNSEEN} | {label.object for label in dressed} <= {thing.name for thing in OBJECTS}
     assert {scene for _, scene in UNSEEN} == set(SCENES)
-    assert {label.look for label in dressed} == set(LOOKS)
+    assert {label.attribute for label in dressed} == set(ATTRIBUTES)
     labels = scoring.sample_attribute_labels(rng(1), 1000)
-    assert not any(label.look == "red" and "red" in label.scene for label in labels)
+    assert not any(label.attribute == "red" and "red" in label.scene for label in labels)
 
 
 def test_photos_are_cut_to_their_middle(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from benchmarks import subjects as benchmark
 from benchmarks import sweep
 from benchmarks.subjects import Case, References, photo_seed, render_prompts, report, run_missing, shares
 from toybox.judge import load_judge
-from toybox.looks import LOOKS
+from toybox.attributes import ATTRIBUTES
 from toybox.scenes import SCENES
-from toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, take_photos
-from toybox.world import PICTURE_SIZE, THINGS, find_thing
+from toybox.subjects import LIVE_PROMPTS, OBJECT_PROMPTS, SUBJECTS, Subject, find_subject, render_photos
+from toybox.objects import OBJECTS, find_object
+from toybox.rendering import IMAGE_SIZE
 
 FACTS = {"base": "a", "judge": "b", "device": "cpu"}
 
@@ -33,16 +34,16 @@ def test_the_prompts_are_the_benchmarks_in_its_order(shared: Path) -> None:
 def test_the_world_has_every_scene_and_look_that_a_prompt_names() -> None:
     """And each prompt names one of them."""
     for prompt in (*OBJECT_PROMPTS, *LIVE_PROMPTS):
-        assert (prompt.scene in SCENES) != (prompt.look in LOOKS)
+        assert (prompt.scene in SCENES) != (prompt.attribute in ATTRIBUTES)
 
 
 def test_the_subjects_are_ten_that_the_base_has_never_seen() -> None:
     """Five live, five objects; what is drawn from known things is no drawing of the world; their nouns are known."""
-    known = {thing.code for thing in THINGS}
+    known = {thing.code for thing in OBJECTS}
     assert Counter(subject.live for subject in SUBJECTS.values()) == {True: 5, False: 5}
     for subject in SUBJECTS.values():
-        assert find_thing(subject.thing).code not in known or subject.hue_turn or subject.head
-        assert subject.noun in {thing.noun for thing in THINGS}
+        assert find_object(subject.object).code not in known or subject.hue_shift or subject.head
+        assert subject.noun in {thing.noun for thing in OBJECTS}
 
 
 def test_every_subject_looks_like_no_other(sprites: Path) -> None:
@@ -68,9 +69,9 @@ def test_another_head_covers_its_own(sprites: Path) -> None:
 
 def test_a_subject_of_the_benchmark_is_photographed_by_its_name(sprites: Path) -> None:
     """In other scenes with another seed; and a wrong name lists the subjects."""
-    first, again, other = (take_photos(sprites, "pig bear", 2, seed)[0].tobytes() for seed in (0, 0, 1))
+    first, again, other = (render_photos(sprites, "pig bear", 2, seed)[0].tobytes() for seed in (0, 0, 1))
     assert first == again != other
-    assert find_subject("octopus", hue_turn=0.5).hue_turn == 0.5
+    assert find_subject("octopus", hue_shift=0.5).hue_shift == 0.5
     with pytest.raises(ValueError, match=r"choose one of octopus, .*pig bear"):
         find_subject("parrot")
 
@@ -78,7 +79,7 @@ def test_a_subject_of_the_benchmark_is_photographed_by_its_name(sprites: Path) -
 def test_the_ceiling_is_a_render_of_every_prompt(sprites: Path) -> None:
     """Others with another seed."""
     first, other = (render_prompts(sprites, SUBJECTS["penguin"], seed) for seed in (0, 1))
-    assert [picture.size for picture in first] == [(PICTURE_SIZE, PICTURE_SIZE)] * 25
+    assert [picture.size for picture in first] == [(IMAGE_SIZE, IMAGE_SIZE)] * 25
     assert all(one.tobytes() != another.tobytes() for one, another in zip(first, other, strict=True))
 
 
@@ -98,7 +99,7 @@ def row(case: Case, shown: int, placed: int, dressed: int, seconds: float | None
         "nearest": [case.subject] * shown + ["fox"] * (25 - shown),
         "seen": [
             *(prompt.scene if index < placed else "elsewhere" for index, prompt in enumerate(prompts[:20])),
-            *(prompt.look if index < dressed else "" for index, prompt in enumerate(prompts[20:])),
+            *(prompt.attribute if index < dressed else "" for index, prompt in enumerate(prompts[20:])),
         ],
     }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from toybox.captions import RARE_TOKENS, WORDS
-from toybox.looks import LOOKS
+from toybox.attributes import ATTRIBUTES
 from toybox.scenes import SCENES
 from toybox.tokenizer import MAX_LENGTH, save_tokenizer, tokenise, train_tokenizer
 
@@ -30,7 +30,7 @@ def test_it_loads_from_clips_two_files(tmp_path: Path) -> None:
     assert loaded.model_max_length == MAX_LENGTH
 
 
-@pytest.mark.parametrize("word", sorted({*" ".join([*WORDS, *LOOKS, *SCENES]).lower().split(), *RARE_TOKENS, "next"}))
+@pytest.mark.parametrize("word", sorted({*" ".join([*WORDS, *ATTRIBUTES, *SCENES]).lower().split(), *RARE_TOKENS, "next"}))
 def test_a_word_of_the_world_is_one_token(word: str) -> None:
     """In the middle of a sentence as at its start."""
     assert TOKENIZER.tokenize(f"a {word} here")[1] == f"{word}</w>"
