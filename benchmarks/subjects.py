@@ -38,9 +38,12 @@ from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import loading, sources
-from toybox.judge import ATTRIBUTE_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
 from toybox.attributes import ATTRIBUTES
 from toybox.drawing import Rng
+from toybox.judge import ATTRIBUTE_NAMES, SCENE_NAMES, Judge, classify, load_judge, object_features
+from toybox.labels import Label
+from toybox.objects import OBJECTS
+from toybox.rendering import render_image
 from toybox.scenes import SCENES
 from toybox.shards import stack
 from toybox.sheet import contact_sheet
@@ -48,14 +51,11 @@ from toybox.subjects import (
     SUBJECTS,
     Prompt,
     Subject,
-    sample_scenes,
-    render_subject,
-    save_photos,
     render_photos,
+    render_subject,
+    sample_scenes,
+    save_photos,
 )
-from toybox.labels import Label
-from toybox.objects import OBJECTS
-from toybox.rendering import render_image
 from training import config as configs
 from training import presets
 from training.loop import train as train_adapter
@@ -169,12 +169,12 @@ class Bench:
     def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
         """Return the nearest name of each image, and the scene or attribute that the judge sees in it."""
         values = stack(pictures)
-        verdict = examine(self.judge, values)
+        predicted = classify(self.judge, values)
         seen = [
             SCENE_NAMES[scene] if prompt.scene else ATTRIBUTE_NAMES[look]
-            for prompt, scene, look in zip(subject.prompts, verdict.scenes, verdict.attributes, strict=True)
+            for prompt, scene, look in zip(subject.prompts, predicted.scenes, predicted.attributes, strict=True)
         ]
-        return {"nearest": self.references.nearest(features(self.judge, values)), "seen": seen}
+        return {"nearest": self.references.nearest(object_features(self.judge, values)), "seen": seen}
 
 
 def main() -> None:
@@ -279,18 +279,20 @@ def make_references(sprites: Path, judge: Judge) -> References:
     described = {}
     for thing in OBJECTS:
         labels = [Label(thing.name, scene, look) for scene, look in sample_surroundings(rng, list(SCENES))]
-        described[thing.name] = features(judge, stack([render_image(sprites, label, rng) for label in labels]))
+        described[thing.name] = object_features(judge, stack([render_image(sprites, label, rng) for label in labels]))
     for subject in SUBJECTS.values():
         photographed = sample_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
         elsewhere = [scene for scene in SCENES if scene not in photographed]
         renders = [render_subject(sprites, subject, *place, rng) for place in sample_surroundings(rng, elsewhere)]
-        described[subject.name] = features(judge, stack(renders))
+        described[subject.name] = object_features(judge, stack(renders))
     return References.of(described)
 
 
 def sample_surroundings(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
     """Return RENDERS random scenes, every other one with a random look."""
-    return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(ATTRIBUTES)))) for index in range(RENDERS)]
+    return [
+        (str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(ATTRIBUTES)))) for index in range(RENDERS)
+    ]
 
 
 def generate_prompts(
