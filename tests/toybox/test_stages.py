@@ -1,6 +1,8 @@
 """Tests of the stages with small networks and a few steps, from sprites to a pipeline."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +32,26 @@ TINY = BaseRecipe(channels=(32, 32, 64), batch=4)
 
 
 @pytest.fixture(scope="module")
-def make_stages(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Stages]:
-    """Return a function that creates a new work folder with renders, an encoder, latents and a CLIP model."""
+def prepared(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """Stages with renders, an encoder, latents, a CLIP model and a base model of one step."""
+    folder = tmp_path_factory.mktemp("work")
+    stages = Stages(folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8)
+    stages.render(sprites, 1)
+    stages.fit_encoder()
+    stages.encode()
+    stages.train_clip(Budget(steps=2))
+    stages.train_base(Budget(steps=1))
+    return stages
+
+
+@pytest.fixture
+def make_stages(prepared: Stages, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Stages]:
+    """Return a function that copies the prepared work folder."""
 
     def make() -> Stages:
-        folder = tmp_path_factory.mktemp("work")
-        stages = Stages(folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8)
-        stages.render(sprites, 1)
-        stages.fit_encoder()
-        stages.encode()
-        stages.train_clip(Budget(steps=2))
-        return stages
+        folder = tmp_path_factory.mktemp("copy")
+        shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
+        return replace(prepared, folder=folder)
 
     return make
 
@@ -48,7 +59,6 @@ def make_stages(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 def test_stages_make_a_working_pipeline(make_stages: Callable[[], Stages], tmp_path: Path) -> None:
     """A float16 StableDiffusionPipeline folder."""
     stages = make_stages()
-    stages.train_base(Budget(steps=2))
     stages.train_decoder(Budget(steps=2))
     stages.assemble(tmp_path / "model")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
@@ -65,7 +75,6 @@ def test_stages_make_a_working_pipeline(make_stages: Callable[[], Stages], tmp_p
 def test_card_omits_a_score_of_other_weights(make_stages: Callable[[], Stages], tmp_path: Path) -> None:
     """Further training invalidates the score."""
     stages, share = make_stages(), Share(0.75, 0.7, 0.8, 0.95)
-    stages.train_base(Budget(steps=1))
     for unet, expected in (("0" * 12, "Not scored."), ("", "| Object | 75.0% |")):
         if not unet:
             unet = unet_digest(StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None).unet)
@@ -192,7 +201,6 @@ def test_encoder_computes_the_patch_code(sprites: Path) -> None:
 def test_decoder_training_raises_psnr_and_keeps_latents(make_stages: Callable[[], Stages], sprites: Path) -> None:
     """The encoder's weights are unchanged."""
     stages = make_stages()
-    stages.train_base(Budget(steps=1))
     images = render_shard(sprites, 0, 8).values
     before = stages.load_vae()
     stages.train_decoder(Budget(steps=24))
