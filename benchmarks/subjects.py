@@ -39,21 +39,24 @@ from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import loading, sources
-from toybox.judge import ATTRIBUTE_NAMES, SCENE_NAMES, Judge, examine, features, load_judge
-from toybox.looks import LOOKS
-from toybox.scenes import SCENES, Rng
+from toybox.attributes import ATTRIBUTES
+from toybox.drawing import Rng
+from toybox.judge import ATTRIBUTE_NAMES, SCENE_NAMES, Judge, classify, load_judge, object_features
+from toybox.labels import Label
+from toybox.objects import OBJECTS
+from toybox.rendering import render_image
+from toybox.scenes import SCENES
 from toybox.shards import stack
 from toybox.sheet import contact_sheet
 from toybox.subjects import (
     SUBJECTS,
     Prompt,
     Subject,
-    photo_scenes,
-    photograph_subject,
+    render_photos,
+    render_subject,
+    sample_scenes,
     save_photos,
-    take_photos,
 )
-from toybox.world import THINGS, Label, photograph
 from training import config as configs
 from training import presets
 from training.loop import train as train_adapter
@@ -134,7 +137,7 @@ class Bench:
     def measure(self, case: Case) -> Row:
         """Generate the images of one case and score them."""
         subject, seconds = SUBJECTS[case.subject], None
-        photos = take_photos(self.sprites, subject.name, PHOTOS, photo_seed(subject))
+        photos = render_photos(self.sprites, subject.name, PHOTOS, photo_seed(subject))
         if case.method == CEILING:
             pictures = render_prompts(self.sprites, subject, case.seed)
         elif case.method == BASE:
@@ -166,12 +169,12 @@ class Bench:
     def judged(self, subject: Subject, pictures: Sequence[Image.Image]) -> Row:
         """Return the nearest name of each image, and the scene or attribute that the judge sees in it."""
         values = stack(pictures)
-        verdict = examine(self.judge, values)
+        predicted = classify(self.judge, values)
         seen = [
             SCENE_NAMES[scene] if prompt.scene else ATTRIBUTE_NAMES[look]
-            for prompt, scene, look in zip(subject.prompts, verdict.scenes, verdict.attributes, strict=True)
+            for prompt, scene, look in zip(subject.prompts, predicted.scenes, predicted.attributes, strict=True)
         ]
-        return {"nearest": self.references.nearest(features(self.judge, values)), "seen": seen}
+        return {"nearest": self.references.nearest(object_features(self.judge, values)), "seen": seen}
 
 
 def main() -> None:
@@ -277,20 +280,22 @@ def make_references(sprites: Path, judge: Judge) -> References:
     """
     rng = np.random.default_rng(777)
     described = {}
-    for thing in THINGS:
+    for thing in OBJECTS:
         labels = [Label(thing.name, scene, look) for scene, look in sample_surroundings(rng, list(SCENES))]
-        described[thing.name] = features(judge, stack([photograph(sprites, label, rng) for label in labels]))
+        described[thing.name] = object_features(judge, stack([render_image(sprites, label, rng) for label in labels]))
     for subject in SUBJECTS.values():
-        photographed = photo_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
+        photographed = sample_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
         elsewhere = [scene for scene in SCENES if scene not in photographed]
-        renders = [photograph_subject(sprites, subject, *place, rng) for place in sample_surroundings(rng, elsewhere)]
-        described[subject.name] = features(judge, stack(renders))
+        renders = [render_subject(sprites, subject, *place, rng) for place in sample_surroundings(rng, elsewhere)]
+        described[subject.name] = object_features(judge, stack(renders))
     return References.of(described)
 
 
 def sample_surroundings(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
     """Return RENDERS random scenes, every other one with a random look."""
-    return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(LOOKS)))) for index in range(RENDERS)]
+    return [
+        (str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(list(ATTRIBUTES)))) for index in range(RENDERS)
+    ]
 
 
 def generate_prompts(
@@ -310,7 +315,7 @@ def render_prompts(sprites: Path, subject: Subject, seed: int) -> list[Image.Ima
     def scene_of(prompt: Prompt) -> str:
         return prompt.scene or str(rng.choice(list(SCENES)))
 
-    return [photograph_subject(sprites, subject, scene_of(prompt), prompt.look, rng) for prompt in subject.prompts]
+    return [render_subject(sprites, subject, scene_of(prompt), prompt.attribute, rng) for prompt in subject.prompts]
 
 
 def shares(row: Row) -> dict[str, float | None]:
@@ -321,9 +326,9 @@ def shares(row: Row) -> dict[str, float | None]:
     return {
         "shown": statistics.fmean(hit for _, hit in shown),
         "shown in scenes": statistics.fmean(hit for prompt, hit in shown if prompt.scene),
-        "shown in looks": statistics.fmean(hit for prompt, hit in shown if prompt.look),
+        "shown in looks": statistics.fmean(hit for prompt, hit in shown if prompt.attribute),
         "scene": statistics.fmean(seen == prompt.scene for prompt, seen in asked if prompt.scene),
-        "look": statistics.fmean(seen == prompt.look for prompt, seen in asked if prompt.look),
+        "look": statistics.fmean(seen == prompt.attribute for prompt, seen in asked if prompt.attribute),
         "seconds": row["seconds"],
     }
 

@@ -1,4 +1,4 @@
-"""The embedded base as a person meets it: small, a plain diffusers folder, and what is asked for is in the picture."""
+"""Tests of the embedded base model: size, files, tokenizer, generated images, and training on a new subject."""
 
 import colorsys
 
@@ -30,20 +30,20 @@ def pipe():
     return hra.load_base("toybox", "cpu")
 
 
-def draw(pipe, prompt, adapters=None):
-    """Four pictures as one array (4, 128, 128, 3), 0 to 1."""
-    pictures = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=20))
-    return np.stack([np.asarray(picture) for picture in pictures]) / 255
+def generate(pipe, prompt, adapters=None):
+    """Generate SEEDS images as one array (4, 128, 128, 3) in [0, 1]."""
+    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=20))
+    return np.stack([np.asarray(image) for image in images]) / 255
 
 
-def centre(pictures):
-    """Mean colour of the middle, where the thing stands."""
-    return pictures[:, 48:100, 40:88].mean((0, 1, 2))
+def centre(images):
+    """Mean colour of the centre, where the object is."""
+    return images[:, 48:100, 40:88].mean((0, 1, 2))
 
 
-def corners(pictures):
+def corners(images):
     """Mean colour of the two upper corners, where the scene is."""
-    return np.concatenate([pictures[:, :20, :20], pictures[:, :20, -20:]]).mean((0, 1, 2))
+    return np.concatenate([images[:, :20, :20], images[:, :20, -20:]]).mean((0, 1, 2))
 
 
 def hue(colour):
@@ -55,19 +55,19 @@ def test_it_is_small():
     assert not list(FOLDER.rglob("*.bin")) and not list(FOLDER.rglob("*.pkl"))
 
 
-def test_plain_diffusers_opens_it():
+def test_plain_diffusers_loads_it():
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
     assert pipe("a fox", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
 
 
-def test_its_attention_is_named_as_in_stable_diffusion(pipe):
+def test_attention_layers_are_named_as_in_stable_diffusion(pipe):
     paths = targets.find_targets(pipe.unet)
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in paths
     assert all(".transformer_blocks.0.attn" in path for path in paths)
 
 
 @pytest.mark.parametrize("text", ["a sks toy", "Ein Hündchen 🐶 im Schnee!?", "", "supercalifragilistic " * 3])
-def test_its_tokenizer_knows_any_text(pipe, text):
+def test_tokenizer_encodes_any_text(pipe, text):
     ids = pipe.tokenizer(text).input_ids
     assert ids[0] == pipe.tokenizer.bos_token_id and ids[-1] == pipe.tokenizer.eos_token_id
     if text.isascii() and text:
@@ -78,43 +78,43 @@ def test_trigger_words_are_single_tokens(pipe):
     assert all(len(pipe.tokenizer(word).input_ids) == 3 for word in ("sks", "qwe", "ohwx", "zwx"))
 
 
-def test_scenes_are_what_was_asked_for(pipe):
-    snow, jungle = (draw(pipe, f"a photo of a panda {scene}") for scene in ("in the snow", "in the jungle"))
+def test_scenes_match_the_prompt(pipe):
+    snow, jungle = (generate(pipe, f"a photo of a panda {scene}") for scene in ("in the snow", "in the jungle"))
     assert corners(snow).mean() > corners(jungle).mean() + 0.15
-    red, blue = (corners(draw(pipe, f"a photo of a panda on a {colour} background")) for colour in ("red", "blue"))
+    red, blue = (corners(generate(pipe, f"a photo of a panda on a {colour} background")) for colour in ("red", "blue"))
     assert red[0] > red[2] + 0.2 and blue[2] > blue[0] + 0.2
 
 
-def test_things_are_what_was_asked_for(pipe):
+def test_objects_match_the_prompt(pipe):
     frog, strawberry, whale = (
-        centre(draw(pipe, f"a photo of a {thing} on a gray background")) for thing in ("frog", "strawberry", "whale")
+        centre(generate(pipe, f"a photo of a {name} on a gray background")) for name in ("frog", "strawberry", "whale")
     )
     assert frog[1] > frog[2] + 0.05 and strawberry[0] > strawberry[1] + 0.15 and whale[2] > whale[0] + 0.1
 
 
 @pytest.mark.parametrize("method", ["lora", "hra"])
-def test_it_learns_a_subject_it_has_never_seen(pipe, tmp_path, method):
-    """Five pictures of an octopus; then it stands in the snow, where none of the photos showed it."""
+def test_training_moves_images_towards_a_held_out_subject(pipe, tmp_path, method):
+    """Five photos of an octopus move generated colours and the subject score towards it."""
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
          "sample_prompts": ["a {subject} on a blue background"], "num_class_images": 8}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
-    told = progress.read(Run(tmp_path / "Otto"))
+    run = progress.read(Run(tmp_path / "Otto"))
     rounds = list(range(0, config.steps + 1, config.sample_every))
-    assert len(rounds) > 2 and sorted(told.scores) == rounds, "every round of samples is scored"
-    assert told.scores[config.steps].subject > told.scores[0].subject, "and grows like the photos"
-    base = centre(draw(pipe, "a photo of a sks toy on a blue background"))
-    taught = centre(draw(pipe, "a photo of a sks toy on a blue background", {"Otto": 1.0}))
+    assert len(rounds) > 2 and sorted(run.scores) == rounds, "every round of samples is scored"
+    assert run.scores[config.steps].subject > run.scores[0].subject, "the score rises"
+    base = centre(generate(pipe, "a photo of a sks toy on a blue background"))
+    trained = centre(generate(pipe, "a photo of a sks toy on a blue background", {"Otto": 1.0}))
     hra.unload(pipe, "Otto")
     wanted = np.array([0.95, 0.6, 0.45])  # orange to pink
-    assert np.abs(taught - wanted).mean() < np.abs(base - wanted).mean()
-    assert taught[0] > taught[2] + 0.15
+    assert np.abs(trained - wanted).mean() < np.abs(base - wanted).mean()
+    assert trained[0] > trained[2] + 0.15
 
 
-def test_real_photos_go_the_same_way(shared, tmp_path):
-    """A real dog: not a picture of it, which a toy world can't draw, but a run without a hitch."""
+def test_training_on_real_photos_finishes(shared, tmp_path):
+    """The base model can't generate realistic images, but a run completes."""
     config = configs.parse(
         {"name": "dog", "photos": [shared / "data" / "dreambooth" / "dog"], "class_noun": "dog", "device": "cpu",
          "preset": "quick", "steps": 3, "num_class_images": 1, "sample_prompts": []}
@@ -129,15 +129,15 @@ def test_sample_subjects_are_small_and_credited():
         assert (ASSETS / "subjects" / subject / "NOTICE").is_file()
 
 
-def subject(name):
+def sample_photos(name):
     return [Image.open(path) for path in sorted((ASSETS / "subjects" / name).glob("*.png"))]
 
 
-def test_its_clip_pair_tells_subjects_and_prompts_apart(pipe):
+def test_its_clip_model_distinguishes_subjects_and_prompts(pipe):
     clip = Clip(default_source("toybox"))
-    own, other = (clip.embed_images(subject(name)) for name in ("octopus", "robot"))
-    assert (own @ own.T).min() > (own @ other.T).max(), "every two photos of one subject are more alike"
-    drawn = hra.generate(pipe, "a photo of a taxi on the beach", seed=0, count=SEEDS)
+    own, other = (clip.embed_images(sample_photos(name)) for name in ("octopus", "robot"))
+    assert (own @ own.T).min() > (own @ other.T).max(), "photos of one subject are more similar"
+    images = hra.generate(pipe, "a photo of a taxi on the beach", seed=0, count=SEEDS)
     prompts = ["a taxi on the beach", "a taxi in the snow", "a fox on the beach"]
-    found = clip.embed_images(drawn) @ clip.embed_texts([f"a photo of {prompt}" for prompt in prompts]).T
-    assert (found.argmax(dim=1) == 0).all()
+    similarity = clip.embed_images(images) @ clip.embed_texts([f"a photo of {prompt}" for prompt in prompts]).T
+    assert (similarity.argmax(dim=1) == 0).all()

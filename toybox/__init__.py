@@ -2,7 +2,7 @@
 
 The world is rendered from emoji sprites (the assets folder of the npm package named in ``toybox.sprites``):
 
-    python -m toybox all --sprites FOLDER        # all stages; an interrupted run continues
+    python -m toybox all --sprites FOLDER        # all stages; an interrupted run resumes
     python -m toybox base --minutes 30           # one stage: render, encoder, encode, clip, base, decoder, assemble
     python -m toybox judge --sprites FOLDER      # train the judge that scores the base model
     python -m toybox score MODEL --sprites FOLDER

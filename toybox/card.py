@@ -4,22 +4,24 @@ import re
 from dataclasses import dataclass
 from textwrap import fill
 
-from toybox.base import BaseRecipe
+from toybox.attributes import ATTRIBUTES
+from toybox.base_training import BaseRecipe
 from toybox.captions import RARE_TOKENS
+from toybox.checkpoints import Progress
 from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES
-from toybox.looks import LOOKS
-from toybox.loop import Progress
+from toybox.labels import RANDOM_HUE_SHARE, UNSEEN
+from toybox.objects import HELD_OUT, OBJECTS, WorldObject
 from toybox.scenes import SCENES
-from toybox.score import ATTRIBUTE_PAIRS, Score, table
+from toybox.score import Score, score_table
+from toybox.scoring import ATTRIBUTE_PAIRS
 from toybox.sprites import PACKAGE
-from toybox.world import HELD_OUT, HUE_SHARE, THINGS, UNSEEN, Thing
 
 CARD = """\
 # Toybox: a tiny Stable Diffusion of a rendered toy world
 
-A complete `StableDiffusionPipeline` ({parameters:.0f} M parameters, float16, 128×128 pictures) with Stable
-Diffusion 1.5's parts and module names. It exists so that teaching a model a subject can be tried, tested and
-compared offline, on a CPU.
+A complete `StableDiffusionPipeline` ({parameters:.0f} M parameters, float16, 128×128 images) with the components and
+module names of Stable Diffusion 1.5. It exists so that training a model on a subject can be tried, tested and compared
+offline, on a CPU.
 
 ```python
 StableDiffusionPipeline.from_pretrained("assets/toybox", safety_checker=None)
@@ -27,109 +29,123 @@ StableDiffusionPipeline.from_pretrained("assets/toybox", safety_checker=None)
 
 ## World
 
-Things: {things}.
+Objects: {objects}.
 
-Class nouns: {nouns}. {hues:.0%} of the pictures show a thing in colours of chance, under its class noun alone, so
-that a class noun stands for more than what has a name.
+Class nouns: {nouns}. In {random_hues:.0%} of the training images the object has a random hue and the caption names its
+class noun alone, so that a class noun covers more than the named objects.
 
 Scenes: {scenes}.
 
-Looks: {looks}.
+Attributes: {attributes}.
 
-Prompts are worded "a photo of a fox in the snow", "a picture of …" or without an opening; with looks "a red fox", "a
-fox wearing a santa hat in the snow"; with company "a fox next to a red apple". Before any noun may stand one of {rare},
-which mean nothing and are free to name a subject.
+Prompts: "a photo of a fox in the snow", "a picture of …" or without an opening; with an attribute, "a red fox" or "a
+fox wearing a santa hat in the snow"; with a second object, "a fox next to a red apple". One of {rare} may precede any
+noun; these words mean nothing to the model and can name a subject.
 
 **Held out** of all training, as subjects for samples and tests: {held_out}.
 
-## What it draws
+## Evaluation
 
 {score}
 
-## How it was made
+## Training
 
-`python -m toybox all --sprites …` draws the world, fits the encoder, trains, assembles and scores.
+`python -m toybox all --sprites …` renders the world, fits the encoder, trains the models, assembles the pipeline and
+scores it.
 
-- Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it is the principal components of 8×8
-  patches, written into an `AutoencoderKL`. Decoder: {decoder}, every other step on latents as the UNet redraws them.
-  Round trip of pictures of held-out things: {decibels:.1f} dB.
-- Text tower (3 layers, width 128): the text half of a small CLIP pair, trained by contrast on the same pictures.
-- `../toybox-clip/`: the whole pair, to score pictures with (likeness to photos, CLIP-I, and to a prompt, CLIP-T). It
-  knows this world alone and its text half is the generator's own: its figures compare adapters, and are proxies.
-- UNet, under that text tower: {base}. v-prediction, cosine noise schedule, noisy timesteps met more often (a
-  uniform number's power of {power:g}), errors where things are counted {thing_weight:g} times, AdamW, batches of
-  {batch}, running average of weights, bfloat16 arithmetic. Besides attending to the caption's tokens, it hears
-  the whole caption in its time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not.
+- Autoencoder: 16×16 latents of 12 channels. The encoder is not trained: it holds the principal components of 8×8
+  patches, written into an `AutoencoderKL`. Decoder: {decoder}; every other step uses latents that the UNet has
+  partially denoised. PSNR on images of held-out objects: {psnr:.1f} dB.
+- Text encoder (3 layers, width 128): that of a small CLIP model, trained contrastively on the same images.
+- `../toybox-clip/`: the whole CLIP model, to score images by their similarity to photos (CLIP-I) and to a prompt
+  (CLIP-T). It knows this world alone and shares its text encoder with the generator, so its scores are proxies that
+  compare adapters.
+- UNet, with that text encoder frozen: {base}. v-prediction, cosine noise schedule, timesteps sampled as a uniform
+  number to the power of {timestep_bias:g} (noisy ones more often), loss weighted {object_weight:g} times where objects
+  are, AdamW, batches of {batch}, exponential moving average of weights, bfloat16. The pooled caption is added to
+  the time embedding (`addition_embed_type` "text"), which Stable Diffusion 1.5 does not do.
 {history}
 
 ## Limits
 
-It knows the things, scenes and looks above and nothing else, and it is small: shapes are soft and faces smudged. Photos
-of the real world can be used to teach it a subject, but will not come out looking real. A text has at most 30 tokens.
+It knows the objects, scenes and attributes above and nothing else, and it is small: shapes are soft and faces are
+blurred. It can be trained on photos of the real world, but its images of them will not look real. A prompt has at most
+30 tokens.
 
 ## Licences
 
-The drawings are Microsoft's Fluent emoji (MIT) by way of the npm package `{package}` (MIT); none is included here.
-Scenes and weights were made for this project and are under its licence.
+The sprites are Microsoft's Fluent emoji (MIT) from the npm package `{package}` (MIT); none is included here. Scenes and
+weights were made for this project and are under its licence.
 """
 
-SCORED = """\
-A judge looked: a small classifier of {classes} things, {scenes} scenes and {looks} looks, with weights and renders of
-its own. {pairs} pairs of a thing and a scene that the base was never shown together, {dressed} of a thing and a look,
-{seeds} seeds each, {steps} steps, guidance scale {guidance:g}; "renders" is what it says of true pictures of the same.
+EVALUATION = """\
+The judge is a small classifier of {object_count} objects, {scene_count} scenes and {attribute_count} attributes, with
+weights and training images of its own. It classified images of {pairs} pairs of object and scene that are excluded from
+training, and of {attribute_pairs} pairs of object and attribute: {seeds} seeds each, {steps} steps, guidance scale
+{guidance:g}. "renders" is its accuracy on true renders of the same.
 """
 
 
 @dataclass(frozen=True)
-class Figures:
+class Facts:
     """Facts of the model card.
 
     Hyperparameters, progress of the base model's and the decoder's training, PSNR of the autoencoder in dB, number of
-    parameters, the judge's score if there is one, and ``history``: further items about the weights' training.
+    parameters, the judge's score if there is one, and ``history``: further list items about the training.
     """
 
     recipe: BaseRecipe
     base: Progress
     decoder: Progress
-    decibels: float
+    psnr: float
     parameters: int
     score: Score | None = None
     history: str = ""
 
 
-def write_card(figures: Figures) -> str:
+def write_card(facts: Facts) -> str:
     """Return the model card as Markdown with wrapped paragraphs."""
     filled = CARD.format(
-        parameters=figures.parameters / 1e6,
-        things=names(THINGS),
-        nouns=", ".join(sorted({thing.noun for thing in THINGS})),
-        hues=HUE_SHARE,
+        parameters=facts.parameters / 1e6,
+        objects=_names(OBJECTS),
+        nouns=", ".join(sorted({entry.noun for entry in OBJECTS})),
+        random_hues=RANDOM_HUE_SHARE,
         scenes="; ".join(SCENES),
-        looks="; ".join(LOOKS),
-        score=describe(figures.score),
-        history=figures.history,
+        attributes="; ".join(ATTRIBUTES),
+        score=describe_score(facts.score),
+        history=facts.history,
         rare=", ".join(RARE_TOKENS),
-        held_out=names(HELD_OUT),
-        base=training_summary(figures.base),
-        power=figures.recipe.timestep_bias,
-        thing_weight=figures.recipe.thing_weight,
-        batch=round(figures.base.pictures / max(1, figures.base.step)),
-        decoder=training_summary(figures.decoder),
-        decibels=figures.decibels,
+        held_out=_names(HELD_OUT),
+        base=describe_training(facts.base),
+        timestep_bias=facts.recipe.timestep_bias,
+        object_weight=facts.recipe.object_weight,
+        batch=round(facts.base.images / max(1, facts.base.step)),
+        decoder=describe_training(facts.decoder),
+        psnr=facts.psnr,
         package=PACKAGE,
     )
     return "\n\n".join(wrap_paragraph(paragraph) for paragraph in filled.strip().split("\n\n")) + "\n"
 
 
-def describe(score: Score | None) -> str:
+def describe_score(score: Score | None) -> str:
     """Describe the judge and its score, or return "Not scored."."""
     if score is None:
         return "Not scored."
-    about = SCORED.format(
-        classes=len(OBJECT_NAMES), scenes=len(SCENE_NAMES), looks=len(ATTRIBUTE_NAMES) - 1, pairs=len(UNSEEN),
-        dressed=ATTRIBUTE_PAIRS, seeds=score.seeds, steps=score.steps, guidance=score.guidance_scale,
+    evaluation = EVALUATION.format(
+        object_count=len(OBJECT_NAMES), scene_count=len(SCENE_NAMES), attribute_count=len(ATTRIBUTE_NAMES) - 1,
+        pairs=len(UNSEEN), attribute_pairs=ATTRIBUTE_PAIRS, seeds=score.seeds, steps=score.steps,
+        guidance=score.guidance_scale,
     )  # fmt: skip
-    return f"{about}\n{table(score)}"
+    return f"{evaluation}\n{score_table(score)}"
+
+
+def describe_training(progress: Progress) -> str:
+    """Describe the progress of a training, or its absence."""
+    if not progress.images:
+        return "copied from the initial model"
+    seconds = progress.seconds
+    duration = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"{progress.images:,} images in {progress.step:,} steps and {duration}"
 
 
 def wrap_paragraph(paragraph: str) -> str:
@@ -143,15 +159,5 @@ def wrap_paragraph(paragraph: str) -> str:
     )
 
 
-def names(things: tuple[Thing, ...]) -> str:
-    """Join the names of things with commas."""
-    return ", ".join(thing.name for thing in things)
-
-
-def training_summary(progress: Progress) -> str:
-    """Describe the progress of a training, or its absence."""
-    if not progress.pictures:
-        return "as it was inherited"
-    seconds = progress.seconds
-    spent = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    return f"{progress.pictures:,} pictures in {progress.step:,} steps and {spent}"
+def _names(entries: tuple[WorldObject, ...]) -> str:
+    return ", ".join(entry.name for entry in entries)

@@ -23,14 +23,15 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from toybox.autoencoder import to_signal
+from toybox.autoencoder import normalize
 from toybox.captions import sample_caption
-from toybox.inherit import inherit_clip
-from toybox.loop import Budget, Progress, Training, autocast, load_checkpoint
-from toybox.scenes import Rng
+from toybox.checkpoints import Progress, load_checkpoint
+from toybox.drawing import Rng
+from toybox.loop import Budget, Training, autocast
+from toybox.rendering import IMAGE_SIZE
 from toybox.shards import Shard
 from toybox.tokenizer import MAX_LENGTH, tokenise
-from toybox.world import PICTURE_SIZE
+from toybox.warm_start import warm_start_clip
 
 TEXT_WIDTH = 128
 
@@ -40,7 +41,7 @@ class ClipRecipe:
     """Hyperparameters of the CLIP model's training."""
 
     batch: int = 128
-    scenes: int = 3
+    scenes_per_batch: int = 3
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -69,7 +70,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=PICTURE_SIZE,
+        image_size=IMAGE_SIZE,
         patch_size=16,
     )
     return CLIPModel(CLIPConfig(text_config=text_config(tokenizer), vision_config=vision, projection_dim=TEXT_WIDTH))
@@ -77,66 +78,66 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def contrastive_loss(logits: Tensor) -> Tensor:
     """Symmetric cross-entropy of logits (N, N) whose matching pairs are on the diagonal."""
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    targets = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def group_by_scene(pictures: Shard) -> list[np.ndarray]:
-    """Return the indices of the images of each scene."""
-    scenes = np.array([label.scene for label in pictures.labels])
+def group_by_scene(images: Shard) -> list[np.ndarray]:
+    """Return the indices (K,) of the images of each scene."""
+    scenes = np.array([label.scene for label in images.labels])
     return [np.nonzero(scenes == scene)[0] for scene in np.unique(scenes)]
 
 
 def sample_batch(by_scene: list[np.ndarray], recipe: ClipRecipe, rng: Rng) -> np.ndarray:
     """Sample the indices of a batch from a few scenes, so that objects distinguish the images.
 
-    In a batch from all scenes the scene alone identifies most images, and objects are learned by little but colour.
+    In a batch from all scenes, the scene alone identifies most images, and little but the colour of objects is learned.
     """
-    scenes = rng.choice(len(by_scene), recipe.scenes, replace=False)
+    scenes = rng.choice(len(by_scene), recipe.scenes_per_batch, replace=False)
     return rng.choice(np.concatenate([by_scene[scene] for scene in scenes]), recipe.batch)
 
 
-def caption_pairs(pictures: Shard, chosen: np.ndarray, rng: Rng) -> list[list[str]]:
-    """Sample two captions for each chosen image; "a photo" replaces empty ones."""
-    labels = [pictures.labels[number] for number in chosen.tolist()]
+def caption_pairs(images: Shard, indices: np.ndarray, rng: Rng) -> list[list[str]]:
+    """Sample two captions for each of the images at ``indices``; "a photo" replaces empty ones."""
+    labels = [images.labels[index] for index in indices.tolist()]
     return [[sample_caption(label, rng) or "a photo" for label in labels] for _ in range(2)]
 
 
 def train_clip(
-    pictures: Shard,
+    images: Shard,
     tokenizer: CLIPTokenizer,
     checkpoint: Path,
     budget: Budget,
     device: torch.device,
     recipe: ClipRecipe,
-    ancestor: Path | None = None,
+    initial_model: Path | None = None,
 ) -> Progress:
     """Train on uint8 images and their labels, continuing from ``checkpoint`` if it exists.
 
-    Otherwise training starts from the CLIP model beside the pipeline folder ``ancestor``, or from scratch. Captions are
+    Otherwise it starts from the CLIP model beside the pipeline folder ``initial_model``, or from scratch. Captions are
     contrasted with images and with another wording of themselves (as in DeCLIP, Li et al. 2022), so that the text
     encoder learns before the image encoder does.
     """
     torch.manual_seed(recipe.seed)
     clip = new_clip(tokenizer)
-    if ancestor is not None:
-        inherit_clip(clip, tokenizer, ancestor)
+    if initial_model is not None:
+        warm_start_clip(clip, tokenizer, initial_model)
     clip.to(device)  # type: ignore[arg-type]
-    by_scene = group_by_scene(pictures)
+    by_scene = group_by_scene(images)
 
-    def loss_of(step: int, spent: float) -> Tensor:
+    def loss_fn(step: int, used: float) -> Tensor:
         rng = np.random.default_rng(recipe.seed + step)
-        chosen = sample_batch(by_scene, recipe, rng)
-        signal = to_signal(pictures.values[torch.from_numpy(chosen)]).to(device)
-        wordings = [tokenise(tokenizer, captions).to(device) for captions in caption_pairs(pictures, chosen, rng)]
+        indices = sample_batch(by_scene, recipe, rng)
+        pixels = normalize(images.values[torch.from_numpy(indices)]).to(device)
+        wordings = [tokenise(tokenizer, captions).to(device) for captions in caption_pairs(images, indices, rng)]
         with autocast(device):
-            found = clip(wordings[0], signal)  # type: ignore[call-arg]
+            output = clip(wordings[0], pixels)  # type: ignore[call-arg]
             reworded = F.normalize(clip.text_projection(clip.text_model(wordings[1]).pooler_output), dim=-1)
-            between_texts = clip.logit_scale.exp() * found.text_embeds @ reworded.T
-        return contrastive_loss(found.logits_per_image.float()) + contrastive_loss(between_texts.float())
+            between_texts = clip.logit_scale.exp() * output.text_embeds @ reworded.T
+        return contrastive_loss(output.logits_per_image.float()) + contrastive_loss(between_texts.float())
 
     training = Training("clip", {"clip": clip}, list(clip.parameters()), checkpoint, recipe.learning_rate, recipe.batch)
-    return training.run(budget, loss_of)
+    return training.run(budget, loss_fn)
 
 
 def load_clip(checkpoint: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -152,8 +153,8 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Save the CLIP model in float16 with its processor."""
     processor = CLIPImageProcessorPil(
         do_resize=True,
-        size={"shortest_edge": PICTURE_SIZE},
-        crop_size={"height": PICTURE_SIZE, "width": PICTURE_SIZE},
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 PATCH = 8
 """Side of a patch in pixels; each patch becomes one latent vector."""
 
-LOUD = 64.0
+CONSTANT = 64.0
 """Value of the constant channels, in standard deviations of the signal: they dominate the norm's variance."""
 
-LIFT = 12.0
+SILU_BIAS = 12.0
 """Bias before SiLU, which is practically linear above 7."""
 
-GROUP = 12
+GROUP_CHANNELS = 12
 """Channels per group of the last norm: 96 channels in 8 groups."""
 
 LOG_VARIANCE = -9.0
-"""Log variance of the posterior, practically none."""
+"""Log variance of the posterior, whose noise is negligible."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class PatchCode:
     weights: Tensor
 
 
-def to_patches(pictures: Tensor) -> Tensor:
+def to_patches(images: Tensor) -> Tensor:
     """Split uint8 images (N, H, W, 3) into patches (N·H/8·W/8, 192) in [−1, 1], flattened as (row, column, RGB)."""
-    count, height, width, _ = pictures.shape
-    grid = pictures.view(count, height // PATCH, PATCH, width // PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
+    count, height, width, _ = images.shape
+    grid = images.view(count, height // PATCH, PATCH, width // PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
     return grid.reshape(-1, 3 * PATCH**2).float() / 127.5 - 1
 
 
-def fit_patch_code(pictures: Tensor, channels: int) -> PatchCode:
+def fit_patch_code(images: Tensor, channels: int) -> PatchCode:
     """Fit the first ``channels`` principal components of the images' patches.
 
-    The standard deviation of each component is replaced by its square root (and all scaled to a mean square of 1).
+    The standard deviation of each component is replaced by its square root, and all are scaled to a mean square of 1.
     Coarse components keep a larger variance, so noise removes fine ones first and a diffusion model generates from
     coarse to fine.
     """
-    patches = to_patches(pictures)
+    patches = to_patches(images)
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
     deviations = values.flip(0)[:channels].sqrt()
-    loudness = deviations.sqrt() / deviations.mean().sqrt()
-    weights = (loudness / deviations)[:, None] * vectors.flip(1)[:, :channels].T
+    target_deviations = deviations.sqrt() / deviations.mean().sqrt()
+    weights = (target_deviations / deviations)[:, None] * vectors.flip(1)[:, :channels].T
     return PatchCode(mean, weights.float())
 
 
@@ -68,16 +68,16 @@ def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
     for parameter in encoder.parameters():
         parameter.zero_()
     channels = len(code.weights)
-    set_centre(encoder.conv_in, torch.eye(3))
-    wide = 3
+    set_kernel_centre(encoder.conv_in, torch.eye(3))
+    width = 3
     blocks = [module for module in encoder.down_blocks.modules() if isinstance(module, ResnetBlock2D)]
     sampling = [module.conv for module in encoder.modules() if isinstance(module, Downsample2D)]
     strided = [convolution for convolution in sampling if isinstance(convolution, nn.Conv2d)]
     for block, convolution in zip(blocks, strided[:2], strict=False):
-        pass_through(block, wide)
-        unfold(convolution, wide)
-        wide *= 4
-    pass_through(blocks[2], wide)
+        pass_through(block, width)
+        unfold(convolution, width)
+        width *= 4
+    pass_through(blocks[2], width)
     project(strided[2], code)
     read_out(encoder.conv_norm_out, encoder.conv_out, channels)
     assert vae.quant_conv is not None and vae.quant_conv.bias is not None
@@ -85,24 +85,24 @@ def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
     vae.quant_conv.bias.zero_()
 
 
-def set_centre(convolution: nn.Conv2d, matrix: Tensor) -> None:
+def set_kernel_centre(convolution: nn.Conv2d, matrix: Tensor) -> None:
     """Set the centre of a convolution's kernel to ``matrix`` (out, in)."""
     middle = convolution.kernel_size[0] // 2
     convolution.weight[: matrix.shape[0], : matrix.shape[1], middle, middle] = matrix
 
 
-def pass_through(block: ResnetBlock2D, wide: int) -> None:
-    """Make a residual block, whose branch is zero, pass its first ``wide`` channels."""
+def pass_through(block: ResnetBlock2D, width: int) -> None:
+    """Make a residual block, whose branch is zero, pass its first ``width`` channels."""
     if block.conv_shortcut is not None:
-        set_centre(block.conv_shortcut, torch.eye(wide))
+        set_kernel_centre(block.conv_shortcut, torch.eye(width))
 
 
-def unfold(convolution: nn.Conv2d, wide: int) -> None:
-    """Make a stride-2 convolution rearrange 2×2 pixels of ``wide`` channels into 4 · ``wide`` channels."""
+def unfold(convolution: nn.Conv2d, width: int) -> None:
+    """Make a stride-2 convolution rearrange 2×2 pixels of ``width`` channels into 4 · ``width`` channels."""
     for row in range(2):
         for column in range(2):
-            first = (2 * row + column) * wide
-            convolution.weight[first : first + wide, :wide, row, column] = torch.eye(wide)
+            first = (2 * row + column) * width
+            convolution.weight[first : first + width, :width, row, column] = torch.eye(width)
 
 
 def project(convolution: nn.Conv2d, code: PatchCode) -> None:
@@ -116,17 +116,17 @@ def project(convolution: nn.Conv2d, code: PatchCode) -> None:
     split = code.weights.view(channels, 2, 2, 2, 2, 2, 2, 3)
     kernels = split.permute(0, 2, 5, 3, 6, 7, 1, 4).reshape(channels, -1, 2, 2)
     offsets = -code.weights @ code.mean
-    for channel, sign, place in signal_places(channels):
-        convolution.weight[place, : kernels.shape[1], :2, :2] = sign * kernels[channel]
-        convolution.bias[place] = sign * offsets[channel]
-    constants = convolution.bias.view(-1, GROUP)[:, 4:]
-    constants[:, 0::2], constants[:, 1::2] = LOUD, -LOUD
+    for channel, sign, index in signal_channels(channels):
+        convolution.weight[index, : kernels.shape[1], :2, :2] = sign * kernels[channel]
+        convolution.bias[index] = sign * offsets[channel]
+    constants = convolution.bias.view(-1, GROUP_CHANNELS)[:, 4:]
+    constants[:, 0::2], constants[:, 1::2] = CONSTANT, -CONSTANT
 
 
-def signal_places(channels: int) -> list[tuple[int, int, int]]:
+def signal_channels(channels: int) -> list[tuple[int, int, int]]:
     """Return (channel of the code, sign, channel of the network) of each signal."""
     return [
-        (channel, sign, channel // 2 * GROUP + channel % 2 + offset)
+        (channel, sign, channel // 2 * GROUP_CHANNELS + channel % 2 + offset)
         for channel in range(channels)
         for sign, offset in ((1, 0), (-1, 2))
     ]
@@ -135,10 +135,10 @@ def signal_places(channels: int) -> list[tuple[int, int, int]]:
 def read_out(norm: nn.GroupNorm, convolution: nn.Conv2d, channels: int) -> None:
     """Undo the norm's scaling, and the bias by taking half the difference of each signal and its negative."""
     assert convolution.bias is not None
-    norm.bias.fill_(LIFT)
-    norm.weight.fill_(LOUD * ((GROUP - 4) / GROUP) ** 0.5)
+    norm.bias.fill_(SILU_BIAS)
+    norm.weight.fill_(CONSTANT * ((GROUP_CHANNELS - 4) / GROUP_CHANNELS) ** 0.5)
     # the constants are not needed after the norm
-    norm.weight.view(-1, GROUP)[:, 4:] = 0
-    for channel, sign, place in signal_places(channels):
-        convolution.weight[channel, place, 1, 1] = sign / 2
+    norm.weight.view(-1, GROUP_CHANNELS)[:, 4:] = 0
+    for channel, sign, index in signal_channels(channels):
+        convolution.weight[channel, index, 1, 1] = sign / 2
     convolution.bias[channels:] = LOG_VARIANCE

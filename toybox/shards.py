@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hra_diffusion.files import atomic_path
+from toybox.labels import Label, is_unseen, sample_labels
+from toybox.objects import HELD_OUT
 from toybox.patches import PATCH
+from toybox.rendering import render_image, render_with_mask
 from toybox.scenes import SCENES
-from toybox.world import HELD_OUT, Label, is_unseen, photograph, render_label, sample_labels
 
 WORLD_SEED = 20_25
 SHARD_SIZE = 1024
@@ -32,17 +34,17 @@ SHARD_SIZE = 1024
 class Shard:
     """Images as uint8 (N, H, W, 3) or latents as float16 (N, C, h, w), with their N labels.
 
-    ``covers``: how much of each 8×8 patch is covered by things, uint8 (N, H/8, W/8); None if unknown.
+    ``coverage``: how much of each 8×8 patch objects cover, uint8 (N, H/8, W/8); None if unknown.
     """
 
     values: Tensor
     labels: list[Label]
-    covers: Tensor | None = None
+    coverage: Tensor | None = None
 
 
-def stack(pictures: Sequence[Image.Image]) -> Tensor:
+def stack(images: Sequence[Image.Image]) -> Tensor:
     """Stack images of one size as uint8: RGB (N, H, W, 3) or L (N, H, W)."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -54,7 +56,7 @@ def save_shard(shard: Shard, path: Path) -> None:
     """Write a shard atomically."""
     with atomic_path(path) as unfinished:
         save_file(
-            {"values": shard.values.contiguous()} | ({} if shard.covers is None else {"covers": shard.covers}),
+            {"values": shard.values.contiguous()} | ({} if shard.coverage is None else {"covers": shard.coverage}),
             unfinished,
             metadata={"labels": json.dumps([astuple(label) for label in shard.labels])},
         )
@@ -64,8 +66,8 @@ def load_shard(path: Path) -> Shard:
     """Read a shard."""
     with safe_open(path, framework="pt") as file:
         labels = [Label(*values) for values in json.loads(file.metadata()["labels"])]
-        covers = file.get_tensor("covers") if "covers" in file.keys() else None  # noqa: SIM118 - no mapping
-        return Shard(file.get_tensor("values"), labels, covers)
+        coverage = file.get_tensor("covers") if "covers" in file.keys() else None  # noqa: SIM118 - no mapping
+        return Shard(file.get_tensor("values"), labels, coverage)
 
 
 def load_shards(folder: Path, limit: int | None = None) -> Shard:
@@ -73,33 +75,33 @@ def load_shards(folder: Path, limit: int | None = None) -> Shard:
     shards = [load_shard(path) for path in sorted(folder.glob("*.safetensors"))[:limit]]
     if not shards:
         raise FileNotFoundError(f"no shards in {folder}: make them with the stages `render` and then `encode`")
-    covers = [shard.covers for shard in shards if shard.covers is not None]
+    coverage = [shard.coverage for shard in shards if shard.coverage is not None]
     return Shard(
         torch.cat([shard.values for shard in shards]),
         [label for shard in shards for label in shard.labels],
-        torch.cat(covers) if len(covers) == len(shards) else None,
+        torch.cat(coverage) if len(coverage) == len(shards) else None,
     )
 
 
 def exclude_unseen(shard: Shard) -> Shard:
     """Remove the images of UNSEEN pairs from a shard."""
     kept = [index for index, label in enumerate(shard.labels) if not is_unseen(label)]
-    covers = None if shard.covers is None else shard.covers[kept]
-    return Shard(shard.values[kept], [shard.labels[index] for index in kept], covers)
+    coverage = None if shard.coverage is None else shard.coverage[kept]
+    return Shard(shard.values[kept], [shard.labels[index] for index in kept], coverage)
 
 
 def render_shard(sprites: Path, index: int, size: int = SHARD_SIZE) -> Shard:
     """Render shard ``index`` of ``size`` images with the sprites in a folder."""
     rng = np.random.default_rng((WORLD_SEED, index))
     labels = sample_labels(rng, size)
-    pictures, covered = zip(*(render_label(sprites, label, rng) for label in labels), strict=True)
-    return Shard(stack(pictures), labels, stack([where.reduce(PATCH) for where in covered]))
+    images, masks = zip(*(render_with_mask(sprites, label, rng) for label in labels), strict=True)
+    return Shard(stack(images), labels, stack([mask.reduce(PATCH) for mask in masks]))
 
 
 def render_held_out(sprites: Path) -> Shard:
-    """Render every held-out thing in every fourth scene."""
-    labels = [Label(thing.name, phrase) for thing in HELD_OUT for phrase in list(SCENES)[::4]]
-    return Shard(stack([photograph(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
+    """Render every held-out object in every fourth scene."""
+    labels = [Label(entry.name, phrase) for entry in HELD_OUT for phrase in list(SCENES)[::4]]
+    return Shard(stack([render_image(sprites, label, seed) for seed, label in enumerate(labels)]), labels)
 
 
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:

@@ -28,24 +28,24 @@ PROMPTS = (
 COLUMNS = 8
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Arrange images of one size in rows of ``columns`` on white."""
-    width, height = pictures[0].width + gap, pictures[0].height + gap
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Arrange images of one size in rows of ``columns`` on a white background."""
+    width, height = images[0].width + gap, images[0].height + gap
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * width, index // columns * height))
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
     return sheet
 
 
-def sample_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2)) -> Image.Image:
+def generate_sheet(model: Path, guidance: float, seeds: Sequence[int] = (0, 1, 2)) -> Image.Image:
     """Generate every prompt of PROMPTS with the pipeline folder ``model``, for each seed."""
     pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for seed in seeds:
-        noise = [torch.Generator().manual_seed(seed) for _ in PROMPTS]
-        prompts = list(PROMPTS)
-        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=guidance, generator=noise, return_dict=False)  # type: ignore
-        pictures += drawn[0]
-    return contact_sheet(pictures, columns=COLUMNS)
+        generators = [torch.Generator().manual_seed(seed) for _ in PROMPTS]
+        options = {"num_inference_steps": 25, "guidance_scale": guidance, "generator": generators}
+        output = pipeline([*PROMPTS], return_dict=False, **options)  # type: ignore
+        images += output[0]
+    return contact_sheet(images, columns=COLUMNS)

@@ -29,14 +29,14 @@ def load_sprite(folder: Path, code: str) -> Image.Image:
         raise SpritesMissingError(
             f"{path} is missing. Unpack the npm package {PACKAGE} and pass its assets folder as --sprites."
         )
-    picture = Image.open(path).convert("RGBA")
-    return picture.crop(picture.getchannel("A").getbbox())
+    sprite = Image.open(path).convert("RGBA")
+    return sprite.crop(sprite.getchannel("A").getbbox())
 
 
-def recolour(sprite: Image.Image, hue_turn: float) -> Image.Image:
-    """Rotate the hue of a sprite by ``hue_turn`` turns of the colour circle."""
+def rotate_hue(sprite: Image.Image, shift: float) -> Image.Image:
+    """Rotate the hue of a sprite by a fraction of the colour circle."""
     hue, saturation, value = sprite.convert("RGB").convert("HSV").split()
-    turned = (np.asarray(hue, np.int32) + round(hue_turn * 256)) % 256
-    recoloured = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGBA")
-    recoloured.putalpha(sprite.getchannel("A"))
-    return recoloured
+    rotated = (np.asarray(hue, np.int32) + round(shift * 256)) % 256
+    result = Image.merge("HSV", (Image.fromarray(rotated.astype(np.uint8)), saturation, value)).convert("RGBA")
+    result.putalpha(sprite.getchannel("A"))
+    return result

@@ -1,4 +1,4 @@
-"""The tokenizer: a small byte-level BPE as CLIP's, trained on the words of the toy world.
+"""The tokenizer: a small byte-level BPE like CLIP's, trained on the words of the toy world.
 
 Its vocabulary has CLIP's layout (256 bytes, the same 256 at the end of a word, merges, two special tokens), so it
 covers any text, and ``CLIPTokenizer`` loads its two files. A new word in the world renumbers the tokens, which
@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from toybox.captions import BESIDE, OPENINGS, RARE_TOKENS, WORDS
-from toybox.looks import LOOKS
+from toybox.attributes import ATTRIBUTES
+from toybox.captions import NEXT_TO, OPENINGS, RARE_TOKENS, WORDS
 from toybox.scenes import SCENES
 from toybox.words import common_words
 
@@ -24,8 +24,8 @@ MAX_LENGTH = 32
 
 
 def corpus() -> Counter[str]:
-    """Return the words to train on with their weights; words of the world weigh more, so they are merged first."""
-    world = " ".join([*OPENINGS, *SCENES, *LOOKS, BESIDE, *WORDS, *RARE_TOKENS])
+    """Return the words to train on with weights, which are higher for words of the world: these are merged first."""
+    world = " ".join([*OPENINGS, *SCENES, *ATTRIBUTES, NEXT_TO, *WORDS, *RARE_TOKENS])
     return Counter(world.lower().split() * 10 + common_words())
 
 

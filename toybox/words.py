@@ -1,4 +1,4 @@
-"""Common English words that get their own token in addition to the world's, because users write the prompts."""
+"""Common English words that are single tokens in addition to the world's, because users write their own prompts."""
 
 DREAMBOOTH = """
 backpack stuffed animal plushie bowl berry can candle cat clock sneaker dog boot fancy toy duck glasses sunglasses

@@ -1,21 +1,12 @@
-"""Generated sprites, so that tests don't need the real ones."""
+"""A folder of generated sprites."""
 
-import colorsys
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
-
-from toybox.world import HELD_OUT, THINGS
+from sprites import write_sprites
 
 
 @pytest.fixture(scope="session")
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a folder with a coloured disc as the sprite of every thing."""
-    folder = tmp_path_factory.mktemp("sprites")
-    for index, thing in enumerate((*THINGS, *HELD_OUT)):
-        sprite = Image.new("RGBA", (64, 64))
-        colour = tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(index / 120, 0.8, 0.9))
-        ImageDraw.Draw(sprite).ellipse((8, 4, 56, 60), fill=colour)
-        sprite.save(folder / f"{thing.code}.webp", lossless=True)
-    return folder
+    """Folder with a coloured disc as the sprite of every object."""
+    return write_sprites(tmp_path_factory.mktemp("sprites"))
