@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
 from benchmarks.common import SUBJECT, Report, Target, arguments, publish
-from training.memory.measure import interleaved, ratios, spread
 
 RUN, DRAWING, OTHER = "run", "drawing", "other program"
 DEFAULT = {"GOMP_SPINCOUNT": "300000", "OMP_NUM_THREADS": str(os.cpu_count())}
@@ -72,7 +72,7 @@ def main() -> None:
 
     variants = {name: measure(name, {}) for name in SCENARIOS}
     variants |= {f"{name}, default": measure(f"{name}, default", DEFAULT) for name in WITH_DEFAULTS}
-    rounds = len(interleaved(variants, given.rounds, warm_up=False, minutes=given.minutes)["a run"])
+    rounds = len(time_interleaved(variants, given.rounds, warm_up=False, minutes=given.minutes)["a run"])
     alone = {kind: [each[kind] for each in found[name]] for name, kind in (("a run", RUN), ("drawing", DRAWING))}
     rows = []
     for name, each in found.items():
@@ -80,7 +80,9 @@ def main() -> None:
             if kind in each[0]:
                 own = [rate[kind] for rate in each]
                 unit = "steps/s" if kind == RUN else "pictures/s"
-                rows.append((name, f"{spread(own)} {unit}", spread(ratios(own, alone[kind]), ".2f")))
+                rows.append(
+                    (name, f"{median_with_range(own)} {unit}", median_with_range(ratios(own, alone[kind]), ".2f"))
+                )
 
     def part(name: str, kind: str) -> list[float]:
         return ratios([each[kind] for each in found[name]], alone[kind])

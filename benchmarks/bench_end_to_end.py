@@ -23,12 +23,13 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
+from app.benchmarking.workloads import weight_sharing_copy
 from benchmarks.common import PEFT, SUBJECT, Report, Target, arguments, load_pipe, publish, start_session, train_config
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
 from training.loop import train
-from training.memory.measure import interleaved, ratios, spread, twin
 from training.presets import defaults
 from training.runs.events import Event, Step
 from training.step import train_step
@@ -74,11 +75,20 @@ def whole_runs(given: argparse.Namespace, method: str) -> Found:
     ours(few)
     plain(few)
     both = {"ours": ours, "plain": plain}
-    spent = interleaved(both, given.rounds, warm_up=False, minutes=given.minutes, alternate=True)
+    spent = time_interleaved(both, given.rounds, warm_up=False, minutes=given.minutes, alternate=True)
     faster = ratios(spent["plain"], spent["ours"])
     apart = max(abs(a - b) / b for a, b in zip(losses["ours"], losses["plain"], strict=True))
     name = f"toybox, {method}, {given.steps} steps of 8"
-    rows = [(name, len(faster), spread(spent["ours"]), spread(spent["plain"]), spread(faster, ".2f"), f"{apart:.1e}")]
+    rows = [
+        (
+            name,
+            len(faster),
+            median_with_range(spent["ours"]),
+            median_with_range(spent["plain"]),
+            median_with_range(faster, ".2f"),
+            f"{apart:.1e}",
+        )
+    ]
     bars = [
         Target.of(f"toybox, {METHODS[method]} plain ÷ ours", faster, FASTER, at_least=True),
         Target(f"toybox, {method}, losses apart", apart, SAME_LOSS),
@@ -92,12 +102,14 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
                           batch_size=1, steps=1000)  # fmt: skip
     # ours parks its VAE and text encoder off the device, where theirs goes on using them
     idle = {name: copy.deepcopy(getattr(pipe, name)) for name in ("vae", "text_encoder")}
-    ours, theirs = (type(pipe)(**pipe.components | {"unet": twin(pipe.unet)} | own) for own in (idle, {}))
+    ours, theirs = (
+        type(pipe)(**pipe.components | {"unet": weight_sharing_copy(pipe.unet)} | own) for own in (idle, {})
+    )
     with tempfile.TemporaryDirectory() as folder:
         session = start_session(ours, config, Path(folder))
         loop = plain_steps(theirs, config, Path(folder) / "plain")
         steps = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
-        spent = interleaved(steps, given.large_rounds, minutes=given.minutes)
+        spent = time_interleaved(steps, given.large_rounds, minutes=given.minutes)
     caching, count = session.timer.phases["cache"], defaults("sd1", method, "quick")["steps"]
     whole = {"ours": caching + count * statistics.median(spent["ours"])}
     whole["plain"] = count * statistics.median(spent["plain"])
@@ -105,9 +117,9 @@ def large_steps(given: argparse.Namespace, method: str, pipe: Any) -> Found:
     name = f"SD 1.5, {method}, "
     a_step = ratios(spent["plain"], spent["ours"])
     rows = [
-        (name + "a step", len(a_step), *map(spread, spent.values()), spread(a_step, ".2f"), ""),
+        (name + "a step", len(a_step), *map(median_with_range, spent.values()), median_with_range(a_step, ".2f"), ""),
         (f"{name}{count} steps, computed; ours caches for {caching:.0f} s first", "", f"{whole['ours']:.0f}",
-         f"{whole['plain']:.0f}", spread(faster, ".2f"), ""),
+         f"{whole['plain']:.0f}", median_with_range(faster, ".2f"), ""),
     ]  # fmt: skip
     bars = [Target.of(f"SD 1.5, {METHODS[method]} plain ÷ ours, computed", faster, FASTER, at_least=True)]
     return rows, bars, {name + "a step": spent}
@@ -158,7 +170,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
 
 def add_peft(unet: Any, config: TrainConfig) -> dict[str, nn.Parameter]:
     """PEFT's adapter on the UNet, with the values that ours starts from; its parameters."""
-    ours = twin(unet)
+    ours = weight_sharing_copy(unet)
     attachment.attach(ours, config.method, config.options, targets=config.targets, seed=config.seed)
     unet.requires_grad_(False)
     unet.add_adapter(PEFT[METHODS[config.method]](config.options["rank"]))

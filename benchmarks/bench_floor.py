@@ -8,8 +8,9 @@ The floor is the frozen UNet forward, and backward through the activations alone
 import tempfile
 from pathlib import Path
 
+from app.benchmarking.timing import time_interleaved
+from app.benchmarking.workloads import make_frozen_step, weight_sharing_copy
 from benchmarks.common import load_pipe, publish_ratios, sd1_arguments, start_session, steps, train_config
-from training.memory.measure import bare_pass, interleaved, twin
 from training.step import train_step
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
@@ -18,7 +19,7 @@ METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 def main() -> None:
     given = sd1_arguments(__doc__, batch_size=1)
     pipe = load_pipe(given.base, given.device, given.dtype)
-    variants = {"floor": bare_pass(twin(pipe.unet), given.batch_size, given.side)}
+    variants = {"floor": make_frozen_step(weight_sharing_copy(pipe.unet), given.batch_size, given.side)}
     variants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
     with tempfile.TemporaryDirectory() as folder:
         pixels = given.side * pipe.vae_scale_factor
@@ -26,7 +27,7 @@ def main() -> None:
                               flip=False, batch_size=given.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
         variants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
-        spent = interleaved(variants, given.rounds, minutes=given.minutes)
+        spent = time_interleaved(variants, given.rounds, minutes=given.minutes)
     publish_ratios(given, spent, "floor", ("step", "s", "÷ floor"), dict.fromkeys(spent, LIMIT))
 
 

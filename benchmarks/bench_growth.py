@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
+from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
 from benchmarks.common import (
     Report,
     Target,
@@ -27,17 +29,7 @@ from benchmarks.common import (
 )
 from hra_diffusion.adapters import attachment
 from training.data.latent_cache import LatentCache
-from training.memory.measure import (
-    bare_pass,
-    forget_peak,
-    in_subprocess,
-    interleaved,
-    peak_memory,
-    ratios,
-    spread,
-    training_step,
-    twin,
-)
+from training.memory.peak import in_subprocess, peak_memory, reset_peak_memory
 from training.step import train_step
 
 RANKS, LOADED, PHOTOS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
@@ -59,11 +51,13 @@ def main() -> None:
     )
     small = load_pipe("toybox", given.device, given.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        spent = interleaved(by_loaded(small.unet, LOADED), given.small_rounds, minutes=given.minutes)
-        spent |= interleaved(by_photos(small, given, Path(folder), PHOTOS), given.small_rounds, minutes=given.minutes)
+        spent = time_interleaved(by_loaded(small.unet, LOADED), given.small_rounds, minutes=given.minutes)
+        spent |= time_interleaved(
+            by_photos(small, given, Path(folder), PHOTOS), given.small_rounds, minutes=given.minutes
+        )
     unet = load_unet(given.large, given.device, given.dtype)
-    spent |= interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes)
-    spent |= interleaved(by_side(unet), given.rounds, minutes=given.minutes)
+    spent |= time_interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes)
+    spent |= time_interleaved(by_side(unet), given.rounds, minutes=given.minutes)
     del unet
     peaks = memories(given)
     kinds = dict.fromkeys(kind for kind, _ in spent)
@@ -85,7 +79,15 @@ def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]
     for value, values in own.items():
         drawn = "█" * max(1, round(12 * statistics.median(values) / largest))
         memory = f"{peaks[kind, value][1]:.2f}" if (kind, value) in peaks else ""
-        yield kind, value, len(values), spread(values), spread(ratios(values, first), ".2f"), drawn, memory
+        yield (
+            kind,
+            value,
+            len(values),
+            median_with_range(values),
+            median_with_range(ratios(values, first), ".2f"),
+            drawn,
+            memory,
+        )
 
 
 def linear(spent: Spent, kind: str) -> Target:
@@ -115,27 +117,27 @@ def flat(spent: Spent, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iter
 def by_rank(unet: Any, side: int) -> Variants:
     """Rank, for a low-rank method and for one of reflections; and the floor that both stand on."""
     steps: Variants = {
-        (f"{method}, rank", rank): training_step(*adapted(unet, method, rank), 1, side)
+        (f"{method}, rank", rank): make_training_step(*adapted(unet, method, rank), 1, side)
         for method in METHODS
         for rank in RANKS
     }
-    return {FLOOR: bare_pass(twin(unet), 1, side)} | steps
+    return {FLOOR: make_frozen_step(weight_sharing_copy(unet), 1, side)} | steps
 
 
 def by_side(unet: Any) -> Variants:
     """The latents' side: an eighth of the pictures'."""
-    return {("hra, side of latents", side): training_step(*adapted(unet, "hra", 8), 1, side) for side in SIDES}
+    return {("hra, side of latents", side): make_training_step(*adapted(unet, "hra", 8), 1, side) for side in SIDES}
 
 
 def by_loaded(unet: Any, counts: Iterable[int]) -> Variants:
     """Adapters on the model of which one learns."""
     made: Variants = {}
     for count in counts:
-        model = twin(unet)
+        model = weight_sharing_copy(unet)
         for number in range(count):
             attachment.attach(model, "hra", {"rank": 8}, name=f"adapter {number}")
         parameters = attachment.adapter_parameters(model, f"adapter {count - 1}").values()
-        made[ADAPTERS, count] = training_step(model, parameters, 1)
+        made[ADAPTERS, count] = make_training_step(model, parameters, 1)
     return made
 
 
@@ -174,14 +176,14 @@ def memories(given: argparse.Namespace) -> Peaks:
 def memory_with(given: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:
     """Peak of a process whose steps on toybox have so many adapters or photos, in GiB, whole and beyond the base."""
     pipe = load_pipe("toybox", given.device, given.dtype)
-    held = forget_peak(given.device)
+    before = reset_peak_memory(given.device)
     with tempfile.TemporaryDirectory() as folder:
         made = by_loaded(pipe.unet, [count]) if kind == ADAPTERS else by_photos(pipe, given, Path(folder), [count])
-        forget_peak(given.device)  # encoding photos is another phase, and takes more than a step
+        reset_peak_memory(given.device)  # encoding photos is another phase, and takes more than a step
         for _ in range(2):  # the optimiser's state is there after the first
             made[kind, count]()
     peak = peak_memory(given.device)
-    return peak / 2**30, (peak - held) / 2**30
+    return peak / 2**30, (peak - before) / 2**30
 
 
 if __name__ == "__main__":

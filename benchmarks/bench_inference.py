@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from app.benchmarking.timing import time_interleaved
+from app.benchmarking.workloads import random_unet_inputs
 from benchmarks.common import adapted, load_unet, publish_ratios, sd1_arguments
 from hra_diffusion.adapters import merging, registry
-from training.memory.measure import interleaved, unet_inputs
 
 LIVE, MERGED = 1.05, 1.01
 
@@ -20,7 +21,7 @@ def main() -> None:
     models = {"base": unet} | {f"{name}, live": adapted(unet, name, given.rank)[0] for name in registry.method_names()}
     models["hra, merged"] = adapted(unet, "hra", given.rank)[0]
     merging.merge(models["hra, merged"])
-    spent = interleaved(
+    spent = time_interleaved(
         {name: denoiser(model, given.side) for name, model in models.items()}, given.rounds, minutes=given.minutes
     )
     limits = {name: MERGED if "merged" in name else LIVE for name in spent}
@@ -29,7 +30,7 @@ def main() -> None:
 
 def denoiser(unet: torch.nn.Module, side: int) -> Callable[[], None]:
     """One call of the UNet as a denoising step with guidance makes it."""
-    inputs, more = unet_inputs(unet, 2, side)
+    inputs, more = random_unet_inputs(unet, 2, side)
 
     @torch.no_grad()
     def step() -> None:

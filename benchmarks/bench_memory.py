@@ -7,7 +7,7 @@ side.
 """
 
 from benchmarks.common import Report, Target, arguments, publish, step_memory
-from training.memory.measure import in_subprocess
+from training.memory.peak import in_subprocess
 
 CASES = (
     ("sd1", "hra", "float32", "full", False),

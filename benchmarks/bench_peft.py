@@ -3,6 +3,7 @@
 python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--rounds 3]
 """
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
 from benchmarks.common import (
     PEFT,
     Report,
@@ -15,7 +16,7 @@ from benchmarks.common import (
     step_memory,
     steps,
 )
-from training.memory.measure import in_subprocess, interleaved, ratios, spread
+from training.memory.peak import in_subprocess
 
 OURS = ("hra", "lora")
 
@@ -26,11 +27,17 @@ def main() -> None:
     shared = given.base, given.device, given.dtype
     peaks = {n: in_subprocess(step_memory, *shared, n, given.rank, given.batch_size, given.side) for n in names}
     unet = load_unet(*shared)
-    spent = interleaved(
+    spent = time_interleaved(
         steps(unet, names, given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
     )
     rows = [
-        (name, spread(own), spread(ratios(spent["hra"], own), ".2f"), f"{peaks[name][0]:.2f}", f"{peaks[name][1]:.2f}")
+        (
+            name,
+            median_with_range(own),
+            median_with_range(ratios(spent["hra"], own), ".2f"),
+            f"{peaks[name][0]:.2f}",
+            f"{peaks[name][1]:.2f}",
+        )
         for name, own in spent.items()
     ]
     columns = ("method", "a step, s", "our HRA ÷ it", "peak, GiB", "of that beyond the base")

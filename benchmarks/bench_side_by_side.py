@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
 from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
-from training.memory.measure import interleaved, ratios, spread
 
 PROMPTS = ("a toy", "a toy in the snow", "a toy on the beach", "a toy on a cobblestone street")
 METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")
@@ -30,13 +30,13 @@ def main() -> None:
         drawn[way] = [picture for group in groups for picture in generate_batch(pipe, group, settings, count)]
 
     counts = {"together": len(requests), "an adapter after another": len(PROMPTS), "a picture after another": 1}
-    spent = interleaved(
+    spent = time_interleaved(
         {way: partial(by_groups_of, count, way) for way, count in counts.items()}, given.rounds, minutes=given.minutes
     )
     faster = {way: ratios(own, spent["together"]) for way, own in spent.items()}
     apart = {way: difference(pictures, drawn["together"]) for way, pictures in drawn.items()}
     rows = [
-        (way, spread([len(requests) / s for s in own]), spread(faster[way], ".2f"), apart[way])
+        (way, median_with_range([len(requests) / s for s in own]), median_with_range(faster[way], ".2f"), apart[way])
         for way, own in spent.items()
     ]
     limit = 2.0 if given.device == "cuda" else 1.0

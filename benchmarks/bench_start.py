@@ -19,8 +19,8 @@ from operator import sub
 
 from gradio_client import Client
 
+from app.benchmarking.timing import median_with_range, time_interleaved
 from benchmarks.common import Report, Target, arguments, publish
-from training.memory.measure import interleaved, spread
 
 HELP_S, PAGE_S, PICTURE_S = 0.6, 8.0, 5.0
 PICTURE = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]
@@ -40,7 +40,7 @@ def main() -> None:
     python = given.python
     ways = {name: partial(call, [python, *command]) for name, command in COMMANDS.items()}
     ways |= {"the page answers": partial(open_page, python), "the page answers and draws": partial(draw, python)}
-    spent = interleaved(ways, given.rounds, minutes=given.minutes)
+    spent = time_interleaved(ways, given.rounds, minutes=given.minutes)
     listed = subprocess.run([python, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True)
     torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
     later = list(map(sub, spent["the page answers and draws"], spent["the page answers"]))
@@ -50,7 +50,7 @@ def main() -> None:
         Target.of("page, s", spent["the page answers"], PAGE_S),
         Target.of("first picture later, s", later, PICTURE_S),
     ]
-    rows = [(name, spread(own)) for name, own in spent.items()]
+    rows = [(name, median_with_range(own)) for name, own in spent.items()]
     found = subprocess.run([python, "-c", "import peft"], capture_output=True).returncode == 0
     where = "PEFT installed beside it" if found else "an environment with the program alone"
     said = f"fresh processes, files in the system's cache; {where}; {len(spent['python alone'])} interleaved rounds"

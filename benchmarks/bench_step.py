@@ -5,9 +5,9 @@
 HRA also with the regulariser that Stable Diffusion's presets give it.
 """
 
+from app.benchmarking.timing import time_interleaved
 from benchmarks.common import load_unet, publish_ratios, sd1_arguments, step, steps
 from hra_diffusion.adapters import registry
-from training.memory.measure import interleaved
 from training.presets import defaults
 
 LIMIT = 1.10
@@ -20,7 +20,7 @@ def main() -> None:
     preset = {"orthogonality": defaults("sd1", "hra", "balanced")["options"]["orthogonality"]}
     variants = steps(unet, registry.method_names(), *shape)
     variants[f"hra, λ {preset['orthogonality']:g}"] = step(unet, "hra", *shape, **preset)
-    spent = interleaved(variants, given.rounds, minutes=given.minutes)
+    spent = time_interleaved(variants, given.rounds, minutes=given.minutes)
     publish_ratios(given, spent, "lora", ("method", "a step, s", "÷ LoRA"), dict.fromkeys(spent, LIMIT))
 
 

@@ -10,10 +10,11 @@ import itertools
 import tempfile
 from pathlib import Path
 
+from app.benchmarking.timing import median_with_range, ratios, time_interleaved
+from app.benchmarking.workloads import weight_sharing_copy
 from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import fingerprint
-from training.memory.measure import interleaved, ratios, spread, twin
 
 ACTIVATE_MS, LOAD = 10, 0.5
 
@@ -21,7 +22,7 @@ ACTIVATE_MS, LOAD = 10, 0.5
 def main() -> None:
     given = arguments(__doc__, {"base": "sd1", "rounds": 7}, {"base": "sd1", "dtype": "float16", "rounds": 20}, rank=8)
     ours = load_pipe(given.base, given.device, given.dtype)
-    theirs = type(ours)(**{**ours.components, "unet": twin(ours.unet)}, requires_safety_checker=False)
+    theirs = type(ours)(**{**ours.components, "unet": weight_sharing_copy(ours.unet)}, requires_safety_checker=False)
     with tempfile.TemporaryDirectory() as folder:
         names, files = attach_random(ours, ["lora", "lora", "hra"], given.rank), {}
         for name in names:
@@ -36,7 +37,7 @@ def main() -> None:
             pipeline.load(ours, files[names[0]], "new")
 
         turns, their_turns = itertools.cycle(names[:2]), itertools.cycle(names[:2])
-        spent = interleaved(
+        spent = time_interleaved(
             {
                 "activate, ours": lambda: pipeline.activate(ours, {next(turns): 1.0}),
                 "set_adapters, diffusers": lambda: theirs.set_adapters(next(their_turns)),
@@ -54,7 +55,7 @@ def main() -> None:
             given.rounds,
             minutes=given.minutes,
         )
-    rows = [(what, spread([1000 * s for s in own])) for what, own in spent.items()]
+    rows = [(what, median_with_range([1000 * s for s in own])) for what, own in spent.items()]
     loads = {
         way: ratios(spent[f"{way}, ours"], spent["load_lora_weights, diffusers"])
         for way in ("first load of a LoRA", "load a LoRA", "load an HRA")

@@ -18,6 +18,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from torch import nn
 
+from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
+from app.benchmarking.timing import MIN_ROUNDS, median_with_range, ratios
+from app.benchmarking.workloads import make_training_step, weight_sharing_copy
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.quantization import quantise
@@ -27,7 +30,7 @@ from hra_diffusion.models import loading, sources
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 from training import config as configs
 from training.data.dataset import load_dataset
-from training.memory import measure
+from training.memory.peak import peak_memory, reset_peak_memory
 from training.runs.events import Listener
 from training.runs.run_folder import Run
 from training.session.devices import make_accelerator
@@ -66,14 +69,14 @@ class Target:
     @property
     def verdict(self) -> str:
         """ "met", "missed", or "undecided" if there are too few rounds."""
-        if 0 < len(self.rounds) < measure.ENOUGH:
+        if 0 < len(self.rounds) < MIN_ROUNDS:
             return "undecided"
         return "met" if (self.value >= self.limit if self.at_least else self.value <= self.limit) else "missed"
 
     @property
     def figure(self) -> str:
         """The value, with the minimum and maximum of its rounds."""
-        return measure.spread(self.rounds) if len(self.rounds) > 1 else f"{self.value:.3g}"
+        return median_with_range(self.rounds) if len(self.rounds) > 1 else f"{self.value:.3g}"
 
     @property
     def mark(self) -> str:
@@ -120,12 +123,12 @@ def sd1_arguments(doc: str | None, cuda_dtype: str = "bfloat16", **more: Any) ->
 
 def publish(report: Report, given: argparse.Namespace) -> None:
     """Print a report with the machine it was measured on, and write it as JSON named after benchmark and device."""
-    name, here = Path(sys.argv[0]).stem, measure.machine()
+    name, here = Path(sys.argv[0]).stem, machine_facts()
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     made_by = {"commit": made} if (made := commit()) else {}
     facts = {"command": command, **made_by, "machine": here, **dataclasses.asdict(report)}
-    print(f"{command}\n{measure.in_words(here)}\n{report.conditions}\n")
-    print(measure.markdown(report.columns, report.rows))
+    print(f"{command}\n{describe_machine(here)}\n{report.conditions}\n")
+    print(markdown_table(report.columns, report.rows))
     print("\n".join(["", *map(str, report.bars), *report.notes]))
     place = given.output / f"{name}{'-cuda' * (given.device == 'cuda')}.json"
     write_text(place, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -140,8 +143,8 @@ def publish_ratios(
     form: str = ".2f",
 ) -> None:
     """Publish the seconds of each variant divided by those of the variant ``to``, with ``limits`` as targets."""
-    against = {name: measure.ratios(own, spent[to]) for name, own in spent.items()}
-    rows = [(name, measure.spread(own), measure.spread(against[name], form)) for name, own in spent.items()]
+    against = {name: ratios(own, spent[to]) for name, own in spent.items()}
+    rows = [(name, median_with_range(own), median_with_range(against[name], form)) for name, own in spent.items()]
     bars = [Target.of(f"{name} {columns[-1]}", own, limits[name]) for name, own in against.items() if name != to]
     publish(Report(conditions(given, shapes(given), spent), columns, rows, bars, raw=spent), given)
 
@@ -211,7 +214,7 @@ def adapted(unet: nn.Module, method: str, rank: int, **options: Any) -> tuple[An
 
     ``method``: one of ours ("hra") or of PEFT's ("PEFT HRA").
     """
-    model = measure.twin(unet)
+    model = weight_sharing_copy(unet)
     if method in registry.method_names():
         attachment.attach(model, method, {"rank": rank} | options)
         return model, list(attachment.adapter_parameters(model, "default").values())
@@ -225,8 +228,8 @@ def step(unet: Any, method: str, rank: int, batch_size: int, side: int, **option
     """Return an optimiser step of a method, its penalty included, on a copy of the UNet of its own."""
     model, parameters = adapted(unet, method, rank, **options)
     if method not in registry.method_names():
-        return measure.training_step(model, parameters, batch_size, side)
-    return measure.training_step(model, parameters, batch_size, side, partial(attachment.penalty, model, "default"))
+        return make_training_step(model, parameters, batch_size, side)
+    return make_training_step(model, parameters, batch_size, side, partial(attachment.penalty, model, "default"))
 
 
 def steps(unet: Any, methods: Sequence[str], rank: int, batch_size: int, side: int) -> dict[str, Callable[[], None]]:
@@ -242,15 +245,15 @@ def step_memory(
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
-    held = measure.forget_peak(device)
+    before = reset_peak_memory(device)
     model, parameters = adapted(unet, method, rank)
     if checkpointing:
         model.train().enable_gradient_checkpointing()
-    step = measure.training_step(model, parameters, batch_size, side)
+    step = make_training_step(model, parameters, batch_size, side)
     for _ in range(2 if device == "cuda" else 1):  # the optimiser's state is there after the first
         step()
-    peak = measure.peak_memory(device)
-    return peak / 2**30, (peak - held) / 2**30
+    peak = peak_memory(device)
+    return peak / 2**30, (peak - before) / 2**30
 
 
 def train_config(given: argparse.Namespace, **changes: Any) -> configs.TrainConfig:

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
 from benchmarks.common import RESULTS, Target, commit
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.state import ActiveAdapters
@@ -59,7 +60,6 @@ from toybox.subjects import (
 from training import config as configs
 from training import presets
 from training.loop import train as train_adapter
-from training.memory.measure import in_words, machine, markdown
 
 PHOTOS = 5
 RENDERS = 8
@@ -230,7 +230,10 @@ def run_missing(
         results = json.loads(output.read_text(encoding="utf-8"))
         if other := [what for what, value in facts.items() if results.get(what) != value]:
             raise ValueError(f"{output} was measured with another {', '.join(other)}: choose another --output")
-    done, session = {Case.of(row) for row in results["rows"]}, {"commit": commit(), "machine": machine(), "runs": 0}
+    done, session = (
+        {Case.of(row) for row in results["rows"]},
+        {"commit": commit(), "machine": machine_facts(), "runs": 0},
+    )
     for case in (case for case in cases if case not in done):
         results["rows"].append(measure(case))
         if not session["runs"]:
@@ -246,7 +249,7 @@ def machine_summary(results: Results) -> str:
     """Describe the machines that were measured on, each with its number of runs."""
     runs: dict[str, int] = {}
     for session in results["sessions"]:
-        name = in_words({fact: value for fact, value in session["machine"].items() if fact != "load average"})
+        name = describe_machine({fact: value for fact, value in session["machine"].items() if fact != "load average"})
         runs[name] = runs.get(name, 0) + session["runs"]
     return "; ".join(f"{name} ({count} runs)" for name, count in runs.items())
 
@@ -349,9 +352,9 @@ def report(results: Results) -> str:
             [
                 f"Balanced, {PHOTOS} photos, 25 prompts a run, {results['device']}. {machine_summary(results)}. "
                 "Shares of the pictures: mean (least to most) over the seeds, each over all its runs.",
-                markdown(titles, summary),
+                markdown_table(titles, summary),
                 "By subject: shares of the pictures that show it / the scene asked for, over all seeds.",
-                markdown(("subject", *methods), by_subject),
+                markdown_table(("subject", *methods), by_subject),
             ]
         )
         + "\n"

@@ -18,11 +18,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from app.benchmarking.machine import markdown_table
+from app.benchmarking.timing import median_with_range
 from benchmarks.common import RESULTS
 from benchmarks.subjects import COLUMNS, Case, Results, Row, machine_summary, make_parser, run_missing, set_up, shares
 from hra_diffusion.adapters import registry
 from hra_diffusion.files import write_text
-from training.memory.measure import markdown, spread
 
 TRIED = ("monkey", "t rex", "pineapple")
 SEED, RANK = 7, 16
@@ -105,12 +106,15 @@ def write_tables(output: Path, results: Results) -> None:
     lines = []
     for (method, _), own in found.items():
         case, figures = Case.of(own[0]), [shares(row) for row in own]
-        cells = [spread([share[what] or 0.0 for share in figures]) for what in ("shown", "scene", "look", "seconds")]
+        cells = [
+            median_with_range([share[what] or 0.0 for share in figures])
+            for what in ("shown", "scene", "look", "seconds")
+        ]
         lines.append((method, case.summary, *cells, "kept" if is_swept(case, method, kept[method]) else ""))
     said = (
         f"Balanced, {', '.join(TRIED)}. {machine_summary(results)}. "
         "Shares of the pictures: median (least to most) over the subjects.\n\n"
-        + markdown(("method", "settings", "the subject", "the scene", "the look", "seconds", ""), lines)
+        + markdown_table(("method", "settings", "the subject", "the scene", "the look", "seconds", ""), lines)
         + "\n"
     )
     write_text(output.with_suffix(".md"), said)

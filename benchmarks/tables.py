@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from app.benchmarking.machine import describe_machine, markdown_table
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.common import RESULTS, Target
 from hra_diffusion.files import write_text
-from training.memory.measure import in_words, markdown
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 NOT_MEASURED = "not measured"
@@ -46,7 +46,8 @@ Diffusion is not known."""
 SWEEP = """\
 ## Settings tried
 
-The sweep behind the embedded base model's presets: learning rates at rank 16 for each method, by the same judge.
+The sweep behind the embedded base model's presets: learning rates at rank 16 for each method, scored by an earlier
+checkpoint of the judge.
 Command: `python -m benchmarks.sweep --sprites DIR`."""
 
 
@@ -59,7 +60,9 @@ def page(results: Path = RESULTS) -> str:
     summary = [(_link(claim), claim.target, *map(_verdicts, found[claim.name].values())) for claim in CLAIMS]
     sections = [_section(claim, found[claim.name]) for claim in CLAIMS]
     judged = [f"{SUBJECTS}\n\n{_stored(results / 'subjects.md')}", f"{SWEEP}\n\n{_stored(results / 'sweep.md')}"]
-    return "\n\n".join([INTRODUCTION, markdown(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
+    return (
+        "\n\n".join([INTRODUCTION, markdown_table(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -100,9 +103,9 @@ def _measurement(device: str, result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"**{device}**: `{result['command']}`",
-            f"{result['conditions']}. {in_words(result['machine'])}.{commit}",
-            *([markdown(("figure", "measured", "target", ""), figures)] if figures else []),
-            markdown(result["columns"], result["rows"]),
+            f"{result['conditions']}. {describe_machine(result['machine'])}.{commit}",
+            *([markdown_table(("figure", "measured", "target", ""), figures)] if figures else []),
+            markdown_table(result["columns"], result["rows"]),
             *result["notes"],
         ]
     )

@@ -21,7 +21,10 @@ def fake_hub(name: str, folder: Path, license: str = "openrail", delay: float = 
             if self.path.split("?")[0] in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
                 self.answer(json.dumps(facts(name, folder, license)).encode(), {"Content-Type": "application/json"})
             elif self.path.startswith(f"/{name}/resolve/main/") and (file := self.file()).is_file():
-                self.answer(file.read_bytes(), {"ETag": f'"{etag(file)}"', "X-Repo-Commit": COMMIT})
+                self.answer(file.read_bytes(), {
+                    "ETag": f'"{etag(file)}"', "X-Repo-Commit": COMMIT, "X-Xet-Hash": etag(file),
+                    "X-Xet-Refresh-Route": f"http://127.0.0.1:{server.server_port}/no-xet-storage",
+                })  # fmt: skip
             else:
                 self.answer(b"not found", {"X-Error-Code": "RepoNotFound"}, 404)
 
@@ -74,5 +77,4 @@ def etag(file: Path) -> str:
 
 def online(endpoint: str, home: Path) -> dict[str, str]:
     """Environment of a process that asks this hub and has a cache of its own."""
-    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": ""}  # fmt: skip
+    return {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}

@@ -198,6 +198,11 @@ class TrainConfig(BaseModel):
         """The subject as it appears in prompts, such as "sks dog"."""
         return f"{self.trigger} {self.class_noun}"
 
+    @property
+    def sample_texts(self) -> list[str]:
+        """The sample prompts with the subject in place of ``{subject}``."""
+        return [prompt.replace("{subject}", self.subject) for prompt in self.sample_prompts]
+
     def adapter_options(self) -> registry.MethodConfig:
         """Return the validated configuration of the adapter method."""
         return registry.get_method(self.method).parse(self.options)

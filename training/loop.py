@@ -18,15 +18,15 @@ from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
-from training.data.captions import final_captions
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
-from training.memory.measure import forget_peak
-from training.memory.savings import as_chosen, as_reduced, out_of_memory
-from training.planning import planned
+from training.memory.peak import reset_peak_memory
+from training.memory.savings import is_out_of_memory, restore_reductions, restore_savings
+from training.planning import plan_run
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
-from training.runs.events import Failed, Finished, Listener, LogFile, Notice, Step, Stopped
+from training.runs.events import Failed, Finished, Listener, Notice, Step, Stopped
+from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
 from training.samples import generate_samples, samples_due, score_samples
 from training.session.devices import make_accelerator, restore_eval
@@ -71,7 +71,7 @@ def train(
     """
     run = Run(output / config.name)
     if run.checkpoints():
-        config = as_reduced(as_chosen(config, run.config), run.config)
+        config = restore_reductions(restore_savings(config, run.config), run.config)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
@@ -80,9 +80,9 @@ def train(
     accelerator = make_accelerator(config)
     timer = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
-    forget_peak(str(accelerator.device))
+    reset_peak_memory(str(accelerator.device))
     if plan or (config.memory_limit and not run.checkpoints()):
-        requested, config = config, planned(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
+        requested, config = config, plan_run(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
         if config != requested:  # precision or gradient accumulation may have changed
             accelerator = make_accelerator(config)
     with timer.phase("load base"):
@@ -92,7 +92,6 @@ def train(
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
-    timer.emit(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}))
     check_adapter(config, pipe)
     context = run_context(run, config, dataset, resume, accelerator, timer)
     with context, restore_eval(pipe), freed_memory_retained(), sharing_cores(accelerator.device.type):
@@ -149,7 +148,7 @@ def run_context(
         timer.add_listener(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()
         try:
-            run.keep_photos([photo.image for photo in dataset.photos])
+            run.save_photos([photo.image for photo in dataset.photos])
             yield
         except Exception as error:
             with contextlib.suppress(OSError):  # raise the error even if the folder can't be written
@@ -164,7 +163,7 @@ def run_session(session: Session) -> Path:
         try:
             return run_steps(session, stop)
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reduce_memory(session, error)
         return run_steps(session, stop)

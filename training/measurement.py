@@ -1,7 +1,7 @@
-"""Measure what a run costs: four steps of the training code on two noise images, in a process of its own.
+"""Measure time and memory of a run by training four steps on two noise images.
 
-``python -m training.measurement OUTPUT KEY`` measures for the configuration ``KEY.yaml`` in the folder of measurements
-and saves ``KEY.json`` beside it. The process of its own makes its peak memory the run's.
+``python -m training.measurement OUTPUT KEY`` reads the configuration ``KEY.yaml`` in the folder of
+measurements and writes ``KEY.json``. It is a process of its own, whose peak memory is that of the run.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from hra_diffusion.files import make_folder
 from hra_diffusion.libraries import hide_bitsandbytes
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.calibration import Calibration, calibration_lock, folder_of, save
+from training.runs.calibration import Calibration, lock_path, measurements_folder, save
 from training.runs.events import Step
 from training.runs.locks import LOCK_TIMEOUT
 
@@ -28,15 +28,15 @@ STEPS, IMAGES = 4, 2
 
 
 def measure(config: TrainConfig) -> Calibration:
-    """Train for a few steps and return what each part took. A UserError becomes ``error``."""
+    """Train for a few steps and return what they took, or the message of the UserError that was raised as ``error``."""
     from accelerate import PartialState
 
     from training.loop import train  # after bitsandbytes is hidden
-    from training.memory.measure import peak_memory
+    from training.memory.peak import peak_memory
 
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        short = _short(config, Path(folder))
+        short = _shortened(config, Path(folder))
         try:
             train(short, Path(folder), [lambda event: times.append(event.seconds) if isinstance(event, Step) else None])
         except UserError as error:
@@ -48,12 +48,12 @@ def measure(config: TrainConfig) -> Calibration:
         photo=phases["cache"] / (IMAGES + classes),
         class_image=phases.get("class images", 0.0) / max(1, classes),
         samples=phases.get("samples", 0.0) / 2,
-        step=statistics.median(times[1:]),  # the first one warms up
+        step=statistics.median(times[1:]),  # the first one is a warm-up
         memory=peak_memory(str(PartialState().device)),
     )
 
 
-def _short(config: TrainConfig, folder: Path) -> TrainConfig:
+def _shortened(config: TrainConfig, folder: Path) -> TrainConfig:
     images = make_folder(folder / "images")
     for number in range(IMAGES):
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -64,14 +64,14 @@ def _short(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def main(output: Path, key: str) -> None:
-    """Measure for the configuration ``key`` and save the result. A failure is saved too, so that it is not repeated."""
-    folder = folder_of(output)
-    with contextlib.suppress(Timeout), FileLock(calibration_lock(output), timeout=LOCK_TIMEOUT):  # or one is running
+    """Measure the configuration ``key`` and save the result, or the error, so that a failure is not repeated."""
+    folder = measurements_folder(output)
+    with contextlib.suppress(Timeout), FileLock(lock_path(output), timeout=LOCK_TIMEOUT):  # another is running
         try:
-            found = measure(configs.read(folder / f"{key}.yaml"))
+            result = measure(configs.read(folder / f"{key}.yaml"))
         except Exception as error:
-            found = Calibration(error=str(error).partition("\n")[0] or type(error).__name__)
-        save(found, folder / f"{key}.json")
+            result = Calibration(error=str(error).partition("\n")[0] or type(error).__name__)
+        save(result, folder / f"{key}.json")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Out of memory: change once what costs only time, and continue from the last step."""
+"""Recover from running out of memory: reduce the memory of the session once, and continue from the last step."""
 
 import gc
 
@@ -6,16 +6,16 @@ import torch
 
 from training import config as configs
 from training.errors import TrainingError
-from training.memory.savings import changes, reduced_memory
+from training.memory.savings import describe_changes, reduced_memory
 from training.runs.events import Notice
 from training.session.model import enable_gradient_checkpointing
 from training.session.state import Session
 
 
 def reduce_memory(session: Session, error: RuntimeError) -> None:
-    """Reduce the memory of a running session and emit a notice; training continues from the last whole step.
+    """Reduce the memory of a running session, and emit a notice. Training continues after the last completed step.
 
-    Raises TrainingError, with what else could be changed, if nothing is left.
+    Raises TrainingError, with other settings to try, if nothing is left to reduce.
     """
     before, after = session.config, reduced_memory(session.config)
     if after is None:
@@ -23,13 +23,15 @@ def reduce_memory(session: Session, error: RuntimeError) -> None:
             f"out of memory at step {session.step + 1}, with nothing left to save; try a smaller --resolution or "
             "--rank, --dtype bfloat16, --base-weights int8, or --no-train-text-encoder, under another --name"
         ) from error
-    going_on = f"continuing from the previous step with {changes(before, after)}"
-    session.timer.emit(Notice(f"out of memory at step {session.step + 1}; {going_on}"))
+    changes = describe_changes(before, after)
+    session.timer.emit(
+        Notice(f"out of memory at step {session.step + 1}; continuing from the previous step with {changes}")
+    )
     session.config = after
     accelerator = session.accelerator
     accelerator.gradient_accumulation_steps = after.gradient_accumulation_steps
-    accelerator.step = 0  # it may have stopped within a batch
-    for parameter in session.parameters.values():  # the prepared optimiser clears nothing within an accumulation
+    accelerator.step = 0  # the error may have interrupted an accumulation
+    for parameter in session.parameters.values():  # the prepared optimiser does not clear them within an accumulation
         parameter.grad = None
     enable_gradient_checkpointing(session.pipe)
     if accelerator.is_main_process:

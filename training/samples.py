@@ -23,7 +23,7 @@ def samples_due(session: Session) -> bool:
     """Return whether to generate sample images after this step, as configured or requested from the page."""
     every = session.config.sample_every
     return (every > 0 and session.step % every == 0) or (
-        session.accelerator.is_main_process and session.run.samples_asked()
+        session.accelerator.is_main_process and session.run.take_sample_request()
     )
 
 
@@ -35,8 +35,7 @@ def generate_samples(session: Session) -> None:
     side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
     settings = complete_settings(pipe, GenerationSettings(steps=SAMPLE_STEPS, width=side, height=side))
     weights = ((config.name, 1.0),) if session.step else ()
-    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
-    requests = [Request(prompt, config.seed, weights) for prompt in prompts]
+    requests = [Request(text, config.seed, weights) for text in config.sample_texts]
     try:
         with session.timer.phase("samples"), averaged(session), onload(pipe, config), warnings.catch_warnings():
             warnings.simplefilter("ignore", PromptWarning)  # emitted as notices at the start of the run
@@ -46,8 +45,8 @@ def generate_samples(session: Session) -> None:
         return
     for number, (request, image) in enumerate(zip(requests, images, strict=True)):
         image.info[PNG_KEY] = describe(pipe, request, settings)
-        save_png(image, session.run.sample(session.step, number))
-    paths = tuple(str(session.run.sample(session.step, number)) for number in range(len(images)))
+        save_png(image, session.run.sample_path(session.step, number))
+    paths = tuple(str(session.run.sample_path(session.step, number)) for number in range(len(images)))
     session.timer.emit(Sample(session.step, paths))
 
 
@@ -57,7 +56,7 @@ def score_samples(session: Session) -> None:
     Does nothing without sample images or without a local CLIP model: none is downloaded.
     """
     config, run = session.config, session.run
-    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint(step).is_dir()}
+    rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint_folder(step).is_dir()}
     if not rounds:
         return
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import hide_bitsandbytes, hide_loading_bars
+from training.memory.savings import is_out_of_memory
 from training.runs.queue import STOPPED, Queue
 from training.runs.run_folder import Run
 
@@ -49,7 +50,7 @@ def _train(output: Path, name: str) -> int:
         return 1
     except (MemoryError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
-        if "out of memory" not in str(error).lower() and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         run.fail("out of memory; try a smaller batch size or resolution, or gradient checkpointing")
         return 1

@@ -1,29 +1,30 @@
-"""hra-diffusion bench: measure training and generation on this machine. The page predicts from the results."""
+"""hra-diffusion bench: measure training and generation on this machine. The page's predictions use the results."""
 
 import argparse
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
+from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
+from app.benchmarking.timing import median_with_range, time_interleaved
+from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, print_result
 from hra_diffusion.adapters import attachment, registry
-from hra_diffusion.files import make_folder
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.sources import TOYBOX
 from training import config as train_config
 from training import measurement
 from training.config import TrainConfig
-from training.memory import measure
+from training.memory.peak import in_subprocess
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.runs.locks import held
+from training.runs.locks import is_held, wait_until_free
 
 PHOTOS = 5
 BASE_ALONE, IMAGE = "base alone", "a picture"
@@ -49,22 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     configs, watch = {method: default_config(method, arguments) for method in arguments.method}, Stopwatch()
-    measured: dict[str, Calibration] = {}
-    for method, config in configs.items():  # before the base model is loaded, so that each has the machine alone
-        over = watch.seconds > 60 * arguments.minutes and not all(known.error for known in measured.values())
-        measured[method] = Calibration(error=TIME_OUT) if over else measure_run(config, arguments)
-    able = {method: config for method, config in configs.items() if not measured[method].error}
+    calibrations: dict[str, Calibration] = {}
+    for method, config in configs.items():  # before this process loads the base model, which takes memory and cores
+        out_of_time = watch.seconds > 60 * arguments.minutes and not all(c.error for c in calibrations.values())
+        calibrations[method] = Calibration(error=TIME_OUT) if out_of_time else measure_run(config, arguments)
+    measured = {method: config for method, config in configs.items() if not calibrations[method].error}
     batch_size = next(iter(configs.values())).batch_size
-    seconds = time_steps(able, batch_size, arguments, arguments.minutes - watch.seconds / 60)
+    seconds = time_steps(measured, batch_size, arguments, arguments.minutes - watch.seconds / 60)
     image, base_alone = statistics.median(seconds[IMAGE]), statistics.median(seconds[BASE_ALONE])
     rows = [
-        facts(method, seconds.get(method, []), base_alone, measured[method], config)
+        result_row(method, seconds.get(method, []), base_alone, calibrations[method], config)
         for method, config in configs.items()
     ]
-    results = {"base": arguments.base, "machine": measure.machine(),
+    results = {"base": arguments.base, "machine": machine_facts(),
                "seconds_of_the_base_alone": round(base_alone, 4), "seconds_of_a_picture": round(image, 3),
                "rounds": len(seconds[BASE_ALONE]), "methods": rows}  # fmt: skip
-    print_result(arguments, text(results), results)
+    print_result(arguments, format_results(results), results)
 
 
 def default_config(method: str, arguments: argparse.Namespace) -> TrainConfig:
@@ -79,22 +80,21 @@ def default_config(method: str, arguments: argparse.Namespace) -> TrainConfig:
 
 def measure_run(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
     """Measure a few steps of the run in a subprocess and store the result where the page looks for it."""
-    key, folder = calibration.cost_key(config), make_folder(calibration.folder_of(arguments.output))
-    train_config.write(config, folder / f"{key}.yaml")
-    wait_for(folder / ".lock", arguments.quiet)
+    key = calibration.write_request(arguments.output, config)
+    wait_for_measurement(arguments.output, arguments.quiet)
     try:
-        measure.in_subprocess(measurement.main, arguments.output, key)
-    except (RuntimeError, Timeout) as error:  # the other methods may succeed, as when the system kills this for memory
+        in_subprocess(measurement.main, arguments.output, key)
+    except (RuntimeError, Timeout) as error:  # the process was killed for lack of memory, say; others may succeed
         return Calibration(error=f"could not be measured: {error}")
-    return calibration.known(arguments.output, config) or Calibration(error="was not measured")
+    return calibration.load(arguments.output, config) or Calibration(error="was not measured")
 
 
-def wait_for(lock: Path, quiet: bool) -> None:
+def wait_for_measurement(output: Path, quiet: bool) -> None:
     """Wait until no other measurement is running, such as the page's, because they would slow each other down."""
-    if held(lock) and not quiet:
+    lock = calibration.lock_path(output)
+    if is_held(lock) and not quiet:
         print(f"waiting for another measurement in {lock.parent} to end", file=sys.stderr)
-    while held(lock):
-        time.sleep(1)
+    wait_until_free(lock)
 
 
 def time_steps(
@@ -102,18 +102,20 @@ def time_steps(
 ) -> dict[str, list[float]]:
     """Return seconds per round: an optimizer step of each method, the base model's passes alone, and one image."""
     pipe = load_base(arguments)
-    functions: dict[str, Callable[[], object]] = {BASE_ALONE: measure.bare_pass(measure.twin(pipe.unet), batch_size)}
+    functions: dict[str, Callable[[], object]] = {
+        BASE_ALONE: make_frozen_step(weight_sharing_copy(pipe.unet), batch_size)
+    }
     for method, config in configs.items():
-        unet = measure.twin(pipe.unet)
+        unet = weight_sharing_copy(pipe.unet)
         attachment.attach(unet, method, config.options)
         parameters = attachment.adapter_parameters(unet, "default").values()
         penalty = functools.partial(attachment.penalty, unet, "default")
-        functions[method] = measure.training_step(unet, parameters, config.batch_size, penalty=penalty)
+        functions[method] = make_training_step(unet, parameters, config.batch_size, penalty=penalty)
     functions[IMAGE] = lambda: generate_batch(pipe, [Request("a photo of a thing", 0)], Settings())
-    return measure.interleaved(functions, arguments.rounds, minutes=minutes, least=1)
+    return time_interleaved(functions, arguments.rounds, minutes=minutes, min_rounds=1)
 
 
-def facts(
+def result_row(
     method: str, seconds: list[float], base_alone: float, measured: Calibration, config: TrainConfig
 ) -> dict[str, Any]:
     """Return a method's results as JSON values, without times if it could not be measured."""
@@ -131,12 +133,12 @@ def facts(
     }
 
 
-def text(results: dict[str, Any]) -> str:
-    """Format the results as text."""
+def format_results(results: dict[str, Any]) -> str:
+    """Format the results as a Markdown table and a sentence about the machine."""
     rows = [
         (
             row["method"],
-            "" if row["error"] else measure.spread(row["step_seconds_of_all_rounds"]),
+            "" if row["error"] else median_with_range(row["step_seconds_of_all_rounds"]),
             "" if row["error"] else f"{row['of_the_base_alone']:.2f}",
             row["error"] or f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
             "" if row["error"] else f"{row['run_seconds'] / 60:.1f} min",
@@ -151,10 +153,10 @@ def text(results: dict[str, Any]) -> str:
         "peak memory",
         f"{first['preset']}, {first['steps']} steps, {PHOTOS} photos",
     )
-    machine = measure.in_words(results["machine"])
+    machine = describe_machine(results["machine"])
     rounds = "one round" if results["rounds"] == 1 else f"{results['rounds']} rounds, taking turns"
     return (
-        f"{results['base']} on {machine}; {rounds}\n\n{measure.markdown(columns, rows)}\n\n"
+        f"{results['base']} on {machine}; {rounds}\n\n{markdown_table(columns, rows)}\n\n"
         f"The base model alone, forward and backward: {results['seconds_of_the_base_alone']:.3g} s. "
         f"A picture of 25 denoising steps: {results['seconds_of_a_picture']:.3g} s."
     )

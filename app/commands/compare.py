@@ -29,7 +29,7 @@ from hra_diffusion.files import make_folder, next_numbered_folder
 from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.library import training_costs
 from training.data.dataset import load_dataset
-from training.runs.run_folder import photos_of
+from training.runs.lookup import photos_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -12,7 +12,7 @@ from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare
 from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.models import sources
 from training import config as configs
-from training.runs.events import Bar
+from training.runs.listeners import ProgressBar
 from training.runs.run_folder import Run
 
 SUBJECT, CLASS_NOUN = "robot", "toy"
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     total, seconds, adapters = Stopwatch(), {}, []
     for method in METHODS:
         watch = Stopwatch()
-        listeners = [] if arguments.quiet or arguments.json else [Bar(method)]
+        listeners = [] if arguments.quiet or arguments.json else [ProgressBar(method)]
         adapters.append(train(config(method, arguments), arguments.output, listeners, resume=True))
         seconds[f"train {method}"] = watch.seconds
         if watch.seconds > 1:  # otherwise an earlier demo trained it

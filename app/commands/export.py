@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hra_diffusion import interop  # slow; not needed for --help
     from hra_diffusion.interop import compatibility
-    from training.runs import run_folder
+    from training.runs import lookup
 
     pipe, watch = load_base(arguments), Stopwatch()
     ((file, info, strength),) = load_adapters(pipe, [arguments.adapter], adapter_folders(None))
     path = arguments.output or default_path(info.name, arguments.format)
-    sample = next(iter(run_folder.samples_of(file)), None)
+    sample = next(iter(lookup.samples_of(file)), None)
     done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
     notes = compatibility.notes(pipe, info.name, done)
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]

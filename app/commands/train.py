@@ -17,9 +17,11 @@ from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.photo_files import read_captions
-from training.runs import run_folder
-from training.runs.events import Bar, Event, Listener, Plan, print_json
-from training.runs.progress import PHASES
+from training.runs import lookup
+from training.runs.event_text import PHASES
+from training.runs.events import Event, Listener, Plan
+from training.runs.listeners import ProgressBar, print_json
+from training.runs.run_folder import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    listeners = [print_json] if arguments.json else [] if arguments.quiet else [Bar(getattr(arguments, "name", "run"))]
+    listeners = (
+        [print_json] if arguments.json else [] if arguments.quiet else [ProgressBar(getattr(arguments, "name", "run"))]
+    )
     config = read_config(arguments)
     hide_loading_bars()
     if arguments.dry_run:
@@ -63,19 +67,19 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Emit the captions of a run and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
-    from training.planning import planned
+    from training.planning import plan_run
     from training.session.devices import make_accelerator
 
     def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    run = run_folder.Run(output / config.name)
+    run = Run(output / config.name)
     if run.checkpoints():
         config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
     captions = read_captions(config.photos)
     emit(final_captions(config, captions))
-    planned(config, output, make_accelerator(config).device.type, len(captions), emit)
+    plan_run(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
 def print_phases(event: Event) -> None:
@@ -96,7 +100,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     options = {name: value for name, value in vars(arguments).items() if name in known}
     from_file = configs.read_values(arguments.config) if arguments.config else {}
     name = given.get("name", from_file.get("name"))
-    run = run_folder.find(arguments.output, name) if arguments.resume and name else None
+    run = lookup.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
     values = (run.config.model_dump(mode="json") if run else {}) | from_file

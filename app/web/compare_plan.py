@@ -21,7 +21,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.subjects import with_subject
-from training.runs.run_folder import photos_of
+from training.runs.lookup import photos_of
 
 MAX_SAMPLES = 120
 

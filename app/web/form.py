@@ -1,4 +1,4 @@
-"""Form of the advanced settings, generated from the fields of TrainConfig and the options of the methods."""
+"""The form of the advanced settings, generated from the fields of TrainConfig and the options of the methods."""
 
 import types
 import typing
@@ -28,12 +28,12 @@ NOT_IN_FORM = (
     "prediction_type",
     "rescale_zero_snr",
 )
-"""Fields with a place of their own on the page, or set when the page starts."""
+"""Fields that the page shows elsewhere, or that are set when it starts."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A field of the form. ``methods`` are the methods with this option, empty for fields of TrainConfig."""
+    """A field of the form. ``methods``: the methods that have this option; empty for fields of TrainConfig."""
 
     name: str
     info: FieldInfo
@@ -42,7 +42,7 @@ class Entry:
 
 
 def build() -> list[Entry]:
-    """Create the fields. An empty field stands for the default, which it shows as a placeholder."""
+    """Create the fields. An empty field means the default, which is shown as its placeholder."""
     entries = []
     with gr.Row(equal_height=True):
         for name, (field, methods) in registry.options().items():
@@ -55,8 +55,8 @@ def build() -> list[Entry]:
 
 
 def collect(entries: Sequence[Entry], values: Sequence[Any], method: str) -> dict[str, Any]:
-    """Return the values of the non-empty fields as settings, with the options of the method only."""
-    given: dict[str, Any] = {}
+    """Return the non-empty fields as settings. Options of other methods are left out."""
+    settings: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for entry, value in zip(entries, values, strict=True):
         if value in (None, ""):
@@ -65,12 +65,12 @@ def collect(entries: Sequence[Entry], values: Sequence[Any], method: str) -> dic
             if method in entry.methods:
                 options[entry.name] = value
         else:
-            given[entry.name] = value.splitlines() if _kind(entry.info) is tuple else value
-    return given | ({"options": options} if options else {})
+            settings[entry.name] = value.splitlines() if _kind(entry.info) is tuple else value
+    return settings | ({"options": options} if options else {})
 
 
 def placeholder_updates(entries: Sequence[Entry], config: TrainConfig) -> list[Any]:
-    """Return updates that show the defaults in empty fields and hide the options of other methods."""
+    """Return updates that show the defaults of a configuration and hide the options of other methods."""
     updates = []
     for entry in entries:
         if entry.methods and config.method not in entry.methods:
@@ -81,11 +81,11 @@ def placeholder_updates(entries: Sequence[Entry], config: TrainConfig) -> list[A
     return updates
 
 
-def value_updates(entries: Sequence[Entry], given: dict[str, Any]) -> list[Any]:
-    """Return updates that fill in the given settings and empty the other fields."""
+def value_updates(entries: Sequence[Entry], settings: dict[str, Any]) -> list[Any]:
+    """Return updates that fill in the settings and clear all other fields."""
     updates = []
     for entry in entries:
-        value = given.get("options", {}).get(entry.name) if entry.methods else given.get(entry.name)
+        value = settings.get("options", {}).get(entry.name) if entry.methods else settings.get(entry.name)
         updates.append(gr.update(value=_as_text(entry.info, value)))
     return updates
 
@@ -101,7 +101,7 @@ def _component(name: str, field: FieldInfo) -> Any:
 
 
 def _type(field: FieldInfo) -> Any:
-    """Return the type of the field without None."""
+    """Return the type of a field, without None."""
     kind = field.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return next(part for part in typing.get_args(kind) if part is not types.NoneType)

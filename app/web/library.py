@@ -25,7 +25,7 @@ from app.web.theme import CLICKS
 from hra_diffusion import trash
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import make_folder, remove
-from training.runs import run_folder
+from training.runs import lookup
 
 SCROLL_TO_FACTS = """() => {
   const facts = document.getElementById('facts');
@@ -112,7 +112,7 @@ class Events:
     @user_errors
     def rename(self, chosen: str, name: str, search: str) -> tuple[Any, ...]:
         require_idle(self.context, chosen)
-        key = self.context.key(run_folder.rename(self.context.adapter_path(chosen), (name or "").strip()))
+        key = self.context.key(lookup.rename(self.context.adapter_path(chosen), (name or "").strip()))
         return (
             key,
             show_facts(self.context, key),

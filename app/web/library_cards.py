@@ -12,7 +12,7 @@ from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.library import SavedAdapter
-from training.runs import run_folder
+from training.runs import lookup
 
 
 def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> Markup:
@@ -41,7 +41,7 @@ def _card(context: AppContext, saved: SavedAdapter) -> dict[str, object]:
         "base": info.base,
         "size": f"{file.st_size / 1e6:.1f} MB",
         "date": time.strftime("%d %b %Y", time.localtime(file.st_mtime)),
-        "sample": next(iter(run_folder.samples_of(saved.path)), None),
+        "sample": next(iter(lookup.samples_of(saved.path)), None),
         "incompatible": incompatibility(context, saved.path),
     }
 

@@ -10,7 +10,7 @@ from app.web.library_files import FORMAT_NAMES, OWN
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.library import count_parameters
-from training.runs import run_folder
+from training.runs import lookup
 
 MAX_SAMPLES = 3
 
@@ -31,7 +31,7 @@ def show_facts(context: AppContext, key: str) -> Markup:
         ("learning rate", info.training.get("learning_rate", "")), ("seed", info.training.get("seed", "")),
         ("file", key),
     ])  # fmt: skip
-    samples = run_folder.samples_of(path)[:MAX_SAMPLES]
+    samples = lookup.samples_of(path)[:MAX_SAMPLES]
     return render(
         "library_facts", name=info.name, warning=incompatibility(context, path), samples=samples, summary=summary,
         details=details,

@@ -13,7 +13,7 @@ from hra_diffusion import library
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
-from training.runs import run_folder
+from training.runs import lookup
 
 OWN = "own"
 EXPORTS = {
@@ -85,7 +85,7 @@ def export_file(
     with context.session.lock:
         pipe, (info,) = context.session.pipe, context.session.load_adapters([path])
         target = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
-        sample = next(iter(run_folder.samples_of(path)), None)
+        sample = next(iter(lookup.samples_of(path)), None)
         done = interop.export(pipe, info.name, form, target, lora_rank=lora_rank, info=info, sample=sample)
         notes = compatibility.notes(pipe, info.name, done)
     exported = Path(shutil.make_archive(str(target), "zip", target)) if target.is_dir() else target

@@ -8,6 +8,7 @@ from app.web.context import AppContext
 from app.web.html import render
 from hra_diffusion.errors import UserError
 from training.runs import progress
+from training.runs.event_text import PHASES
 from training.runs.queue import OVER, Job
 
 LABELS = {"waiting": "waiting", "died": "interrupted", "finished": "ready"}
@@ -59,11 +60,11 @@ def act_on_run(context: AppContext, action: str, name: str) -> None:
 def progress_text(job: Job, state: progress.Progress) -> str:
     """Return the phase of a run in progress, or its step and the time left."""
     if not is_training(state):
-        return f"{progress.PHASES.get(state.phase, 'starting')} …"
+        return f"{PHASES.get(state.phase, 'starting')} …"
     time_left = ""
     with contextlib.suppress(UserError):  # a damaged configuration
         if (seconds := state.seconds_left(job.run.config.sample_every)) is not None:
-            time_left = f" · {progress.duration(seconds)} left"
+            time_left = f" · {progress.format_duration(seconds)} left"
     return f"step {state.step} of {job.steps}{time_left}"
 
 

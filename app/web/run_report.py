@@ -27,7 +27,7 @@ def show_head(job: Job, state: progress.Progress, config: TrainConfig) -> Markup
         percent=round(100 * state.step / max(1, job.steps)),
         step=state.step,
         advice=advice.advise(job.reason, config).text if job.status == "failed" else "",
-        duration=progress.duration(sum(job.run.state.get("seconds", {}).values())),
+        duration=progress.format_duration(sum(job.run.state.get("seconds", {}).values())),
         notices=state.notices[-MAX_NOTICES:],
     )
 
@@ -37,20 +37,19 @@ def show_loss(state: progress.Progress, total: int) -> Markup:
     steps, losses = list(state.losses), list(state.losses.values())
     if len(steps) < 2:
         return Markup("")
-    smoothed = progress.smoothed(losses)
+    smoothed = progress.smooth(losses)
     return render("run_loss", plot=loss_plot(steps, losses, smoothed, max(total, steps[-1])), last=smoothed[-1])
 
 
 def show_samples(job: Job, state: progress.Progress, config: TrainConfig) -> Markup:
     """Return the sample images, newest first, down to those of the base model before training."""
-    prompts = [prompt.replace("{subject}", config.subject) for prompt in config.sample_prompts]
     best, rounds = scoring.best_step(state.scores), []
     for step in sorted(state.samples, reverse=True):
         files = [job.run.folder / "samples" / name for name in state.samples[step]]
         score = state.scores.get(step)
         rounds.append({
             "step": step,
-            "images": [(file, prompt) for file, prompt in zip(files, prompts, strict=False) if file.is_file()],
+            "images": [pair for pair in zip(files, config.sample_texts, strict=False) if pair[0].is_file()],
             "score": score_summary(score) if score else "",
             "best": score and step == best,
             "saved": step in state.checkpoints,

@@ -163,7 +163,7 @@ class Events:
 
     @user_errors
     def sample_now(self, name: str) -> None:
-        self.context.queue.job(self.current(name)).run.ask_for_samples()
+        self.context.queue.job(self.current(name)).run.request_samples()
         gr.Info("Sample pictures follow after the current step.")
 
     @user_errors
@@ -187,7 +187,9 @@ class Events:
     @user_errors
     def open_checkpoint(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
         run = self.context.queue.job(self.current(name)).run
-        return _open_tab(self.context, "generate", run.checkpoint(int(clicked(event)["step"])) / "adapter.safetensors")
+        return _open_tab(
+            self.context, "generate", run.checkpoint_folder(int(clicked(event)["step"])) / "adapter.safetensors"
+        )
 
     @user_errors
     def open_compare(self, name: str) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ def forecast(
         runs = plan(context, entries, values) if not values.several or context.session.loaded else []
     except UserError as error:
         return gr.skip(), note(str(error), "bad")
-    measured = [(config, calibration.known(context.output, config)) for config in runs]
+    measured = [(config, calibration.load(context.output, config)) for config in runs]
     known = [(config, found) for config, found in measured if found]
     missing = [config for config, found in measured if not found]
     if missing or not runs:
@@ -58,7 +58,7 @@ def _preset_choices(
     choices = []
     for preset in PRESETS:
         config = preview_config(context, entries, values._replace(preset=preset))
-        found = calibration.known(context.output, config)
+        found = calibration.load(context.output, config)
         time = f" · {duration(found.seconds(config, photos))}" if found and not found.error else ""
         choices.append((preset.capitalize() + time, preset))
     return choices

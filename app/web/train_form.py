@@ -20,7 +20,7 @@ from hra_diffusion.errors import UserError
 from training.data.captions import final_captions
 from training.data.drafts import Draft
 from training.presets import PRESETS
-from training.runs.events import caption_lines
+from training.runs.event_text import caption_lines
 
 
 @dataclass

@@ -164,6 +164,8 @@ def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
     ``on_progress`` may raise to cancel; without it huggingface_hub shows its own progress bars.
     Raises BaseModelError if the licence was not accepted or the connection is lost, FileError if the disk is full.
     """
+    if on_progress:
+        constants.HF_HUB_DISABLE_XET = True  # hf_xet ignores exceptions of progress bars: a file could not be cancelled
     done = 0
     for file, size in base.files.items():
         bar = _progress_bar(on_progress, done) if on_progress else None

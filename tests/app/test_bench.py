@@ -1,4 +1,4 @@
-"""hra-diffusion bench: a table of this machine, whose measurements the page predicts from."""
+"""hra-diffusion bench."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from app.cli import main
 from app.commands import bench
+from hra_diffusion.files import make_folder
 from training.runs import calibration
 
 
@@ -33,9 +34,9 @@ def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
     assert found["machine"]["torch"]
     own = {"prediction_type": None, "rescale_zero_snr": None}
     arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
-    kept = calibration.known(tmp_path, bench.default_config("hra", arguments))
-    assert kept is not None and row["peak_memory_bytes"] == kept.memory
-    assert "| hra |" in bench.text(found) and found["machine"]["torch"] in bench.text(found)
+    stored = calibration.load(tmp_path, bench.default_config("hra", arguments))
+    assert stored is not None and row["peak_memory_bytes"] == stored.memory
+    assert "| hra |" in bench.format_results(found) and found["machine"]["torch"] in bench.format_results(found)
 
 
 def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
@@ -48,7 +49,7 @@ def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
     hra, lora = found["methods"]
     assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None
     assert not lora["error"] and lora["step_seconds"] > 0
-    assert "rank 8 is too large" in bench.text(found)
+    assert "rank 8 is too large" in bench.format_results(found)
 
 
 def test_methods_not_measured_in_time_are_named(base_folder, tmp_path, capsys):
@@ -56,13 +57,13 @@ def test_methods_not_measured_in_time_are_named(base_folder, tmp_path, capsys):
     assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     hra, lora = found["methods"]
-    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "one round" in bench.text(found)
+    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "one round" in bench.format_results(found)
     assert lora["step_seconds"] is None and "out of time" in lora["error"]
 
 
-def test_it_waits_for_the_pages_measurement(tmp_path, capsys):
-    lock = FileLock(tmp_path / ".lock", thread_local=False)
+def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):
+    lock = FileLock(make_folder(tmp_path / ".queue" / "calibrations") / ".lock", thread_local=False)
     lock.acquire()
     Timer(0.5, lock.release).start()
-    bench.wait_for(tmp_path / ".lock", quiet=False)
+    bench.wait_for_measurement(tmp_path, quiet=False)
     assert "waiting for another measurement" in capsys.readouterr().err and not lock.is_locked

@@ -27,7 +27,8 @@ from app.commands.common import parse_strength
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, registry
 from training import config as configs
-from training.runs.events import Notice, print_json
+from training.runs.events import Notice
+from training.runs.listeners import print_json
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_a_dry_run_predicts_memory_and_trains_nothing(photos, base_folder, tmp_p
     assert main([*command, "--dry-run"]) == 0
     output = capsys.readouterr()
     assert re.search(r"about 0\.\d GB of memory on cpu, most in '\w+' \(predicted\)", output.err)
-    assert re.search(r"0\.\d GB  learning", output.out) and not (tmp_path / "out").exists()
+    assert re.search(r"0\.\d GB  training", output.out) and not (tmp_path / "out").exists()
     assert 'Rex: caption of every photo: "sks dog, a dog sitting"' in output.err
     assert "--no-add-trigger" in output.err
     assert main([*command, "--dry-run", "--json", "--no-add-trigger"]) == 0
@@ -418,7 +419,7 @@ def test_a_missing_adapter(trained, base_folder, tmp_path, capsys):
 
 def test_a_second_run_of_the_same_name(trained, photos, base_folder, capsys):
     assert main(train_command(photos, base_folder, trained, "rex-hra", "--steps", "3")) == 1
-    assert "exists already; go on with it by --resume, or take another --name" in capsys.readouterr().err
+    assert "exists already; continue with --resume, or choose another --name" in capsys.readouterr().err
 
 
 def test_a_full_disk(photos, base_folder, tmp_path, capsys):

@@ -23,7 +23,8 @@ from training.data.dataset import load_dataset
 from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Checkpoint, Finished, Notice, Phase, Sample, Step
-from training.runs.run_folder import Run, find, photos_of
+from training.runs.lookup import find, photos_of
+from training.runs.run_folder import Run
 
 
 @pytest.mark.parametrize("method", registry.method_names())
@@ -102,7 +103,7 @@ def test_adapters_and_checkpoints_find_their_training_photos(settings, tmp_path)
     config, run = settings(crop="letterbox"), Run(tmp_path / "Rex")
     configs.write(config, run.folder / "config.yaml")
     expected = [photo.image.tobytes() for photo in load_dataset(config.photos, 64, "letterbox").photos]
-    for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
+    for adapter in (run.adapter, run.checkpoint_folder(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == expected
     assert photos_of(tmp_path / "loose.safetensors", 64) == []
 

@@ -7,7 +7,8 @@ from conftest import StopAfter, tiny_pipe, weights
 from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Checkpoint, Notice, Step
-from training.runs.run_folder import RunError, find
+from training.runs.lookup import find
+from training.runs.run_folder import RunError
 
 
 def test_out_of_memory_reduces_memory_once(settings, tmp_path):
@@ -37,7 +38,7 @@ def test_a_run_with_reduced_memory_resumes_with_its_settings(settings, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", [full_device, StopAfter(3)])
     assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), weights(whole))
-    with pytest.raises(RunError, match="started with another batch_size"):
+    with pytest.raises(RunError, match="started with other values of batch_size"):
         train(settings(sample_every=0, batch_size=8), tmp_path / "whole", resume=True)
 
 

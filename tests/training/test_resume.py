@@ -14,7 +14,8 @@ from hra_diffusion.adapters import adapter_file
 from training import config as configs
 from training.loop import train
 from training.runs.events import Notice, Step
-from training.runs.run_folder import Run, RunError, find, samples_of
+from training.runs.lookup import find, samples_of
+from training.runs.run_folder import Run, RunError
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(settings, tmp_path, changes):
     resumed = train(config, tmp_path / "parts", resume=True)
     assert torch.equal(weights(resumed), whole)
     first, both = (adapter_file.read_info(path).training["seconds"]["train"]
-                   for path in (run.checkpoint(3) / "adapter.safetensors", resumed))  # fmt: skip
+                   for path in (run.checkpoint_folder(3) / "adapter.safetensors", resumed))  # fmt: skip
     assert 0 < first < both, "the seconds of both sessions are added"
 
 
@@ -75,7 +76,7 @@ def test_an_adapter_without_a_checkpoint_is_not_overwritten(settings, tmp_path):
     adapter.parent.mkdir()
     adapter.write_bytes(b"somebody's")
     for resume in (False, True):
-        with pytest.raises(RunError, match="is there already; take another --name"):
+        with pytest.raises(RunError, match="exists already; choose another --name"):
             train(settings(), tmp_path, resume=resume)
     assert adapter.read_bytes() == b"somebody's"
 
@@ -88,8 +89,8 @@ def test_a_restarted_run_clears_samples_and_log(settings, tmp_path):
     shutil.rmtree(run.folder / "checkpoints")
     train(settings(prior_loss_weight=0), tmp_path)
     assert {step: len(files) for step, files in run.samples().items()} == {0: 1, 2: 1, 4: 1}
-    assert samples_of(run.adapter) == [run.sample(4, 0)]
-    assert samples_of(run.checkpoint(3) / "adapter.safetensors") == [run.sample(2, 0)], "those before it"
+    assert samples_of(run.adapter) == [run.sample_path(4, 0)]
+    assert samples_of(run.checkpoint_folder(3) / "adapter.safetensors") == [run.sample_path(2, 0)], "those before it"
     assert samples_of(tmp_path / "elsewhere.safetensors") == []
     names = [json.loads(line)["event"] for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert names.count("step") == 4 and "stopped" not in names
@@ -114,9 +115,9 @@ def test_resuming_a_finished_run_does_nothing(settings, tmp_path):
 
 def test_a_name_in_use_is_rejected(settings, tmp_path):
     train(settings(), tmp_path)
-    with pytest.raises(RunError, match="exists already; go on with it by --resume, or take another --name"):
+    with pytest.raises(RunError, match="exists already; continue with --resume, or choose another --name"):
         train(settings(), tmp_path)
-    with pytest.raises(RunError, match="was started with another steps, learning_rate"):
+    with pytest.raises(RunError, match="was started with other values of steps, learning_rate"):
         train(settings(steps=9, learning_rate=1e-3), tmp_path, resume=True)
 
 

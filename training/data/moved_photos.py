@@ -24,7 +24,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     Photos are identified by the SHA-256 stored in the run folder. They are searched for in ``config.photos``, then in
     the folders nearby and in the folder to which the page copies photos. Raises RunError if a photo is not found.
     """
-    if not (stored := run.photos):
+    if not (stored := run.photo_records):
         emit(Notice(f"{run.folder / 'photos.json'} is damaged: the photos cannot be verified and are used as they are"))
         return find_photos(config.photos)
     hashes, given = [photo["sha256"] for photo in stored], list(_files(config.photos))
@@ -51,7 +51,7 @@ def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, reso
 
     A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
     """
-    if not (stored := run.photos):
+    if not (stored := run.photo_records):
         return load_dataset(photos, resolution, config.crop, config.boxes)
     dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
     loaded = {photo.path: photo for photo in dataset.photos}
@@ -75,7 +75,7 @@ def with_current_paths(config: TrainConfig, photos: list[Path], run: Run) -> Tra
 
 
 def _boxes(photos: list[Path], run: Run) -> dict[Path, tuple[int, int, int, int]]:
-    return {path: tuple(entry["crop"]) for path, entry in zip(photos, run.photos or (), strict=True)}
+    return {path: tuple(entry["crop"]) for path, entry in zip(photos, run.photo_records or (), strict=True)}
 
 
 def _match(hashes: Iterable[str], files: Iterable[Path]) -> list[Path | None]:

@@ -1,4 +1,4 @@
-"""What a run can change to need less memory, in the order of its cost: time first, then accuracy."""
+"""Changes to a run that save memory: first those that cost time, then those that cost accuracy."""
 
 from collections.abc import Callable
 
@@ -11,24 +11,24 @@ from training.config import TrainConfig
 Changes = dict[str, object]
 
 
-def fewer_at_once(config: TrainConfig, device: str) -> Changes:
-    """Class and sample images in smaller batches: the same images, later."""
+def smaller_sample_batches(config: TrainConfig, device: str) -> Changes:
+    """Generate class and sample images in smaller batches; the images stay the same."""
     return {"sample_batch_size": config.sample_batch_size // 2} if config.sample_batch_size > 1 else {}
 
 
 def half_precision(config: TrainConfig, device: str) -> Changes:
-    """The base in bfloat16, where the device computes in it."""
-    able = config.dtype == "float32" and computes_bfloat16(device)
-    return {"dtype": "bfloat16", "mixed_precision": "no"} if able else {}
+    """Load the base model in bfloat16, if the device supports it."""
+    supported = config.dtype == "float32" and computes_bfloat16(device)
+    return {"dtype": "bfloat16", "mixed_precision": "no"} if supported else {}
 
 
-def recompute(config: TrainConfig, device: str = "") -> Changes:
-    """Gradient checkpointing: about a third slower."""
+def gradient_checkpointing(config: TrainConfig, device: str = "") -> Changes:
+    """Enable gradient checkpointing, which makes steps about a third slower."""
     return {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
 
 
 def smaller_batches(config: TrainConfig, device: str = "") -> Changes:
-    """A batch in two halves, or the fewest equal parts it has, accumulated."""
+    """Split the batch into two equal parts, or the fewest possible, and accumulate their gradients."""
     parts = next((n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0), None)
     if parts is None:
         return {}
@@ -38,68 +38,72 @@ def smaller_batches(config: TrainConfig, device: str = "") -> Changes:
     }
 
 
-def smaller_state(config: TrainConfig, device: str) -> Changes:
-    """AdamW's state in 8 bits."""
-    able = device == "cuda" and bitsandbytes_installed()
-    return {"optimizer": "adamw8bit"} if able and config.optimizer == "adamw" else {}
+def eight_bit_optimizer(config: TrainConfig, device: str) -> Changes:
+    """Keep the state of AdamW in 8 bits."""
+    supported = device == "cuda" and bitsandbytes_installed()
+    return {"optimizer": "adamw8bit"} if supported and config.optimizer == "adamw" else {}
 
 
-def eight_bits(config: TrainConfig, device: str) -> Changes:
-    """The base's weights in 8 bits."""
+def eight_bit_weights(config: TrainConfig, device: str) -> Changes:
+    """Quantise the weights of the base model to 8 bits."""
     return {"base_weights": "int8"} if config.base_weights == "full" else {}
 
 
-def four_bits(config: TrainConfig, device: str) -> Changes:
-    """The base's weights in 4 bits."""
+def four_bit_weights(config: TrainConfig, device: str) -> Changes:
+    """Quantise the weights of the base model to 4 bits."""
     return {"base_weights": "nf4"} if config.base_weights != "nf4" else {}
 
 
 SAVINGS: tuple[Callable[[TrainConfig, str], Changes], ...] = (
-    fewer_at_once, half_precision, recompute, smaller_batches, smaller_state, eight_bits, four_bits,
+    smaller_sample_batches, half_precision, gradient_checkpointing, smaller_batches, eight_bit_optimizer,
+    eight_bit_weights, four_bit_weights,
 )  # fmt: skip
 """All savings, in the order of their cost."""
-LOADING = {"dtype", "base_weights"}
+LOADING_FIELDS = {"dtype", "base_weights"}
 """Fields that cannot change once a pipeline is loaded."""
-CHOSEN = ("sample_batch_size", "dtype", "mixed_precision", "gradient_checkpointing", "batch_size",
-          "gradient_accumulation_steps", "optimizer", "base_weights")  # fmt: skip
-"""The fields that savings change."""
-ON_FAILURE = ("gradient_checkpointing", "batch_size", "gradient_accumulation_steps")
-"""The fields that change when a run is out of memory."""
+REDUCED_FIELDS = ("gradient_checkpointing", "batch_size", "gradient_accumulation_steps")
+"""Fields that ``reduced_memory`` changes."""
+SAVED_FIELDS = (*REDUCED_FIELDS, *LOADING_FIELDS, "sample_batch_size", "mixed_precision", "optimizer")
+"""Fields that savings change."""
 
 
-def changes(before: TrainConfig, after: TrainConfig) -> str:
-    """Describe what differs: "dtype bfloat16, gradient checkpointing True"."""
+def describe_changes(before: TrainConfig, after: TrainConfig) -> str:
+    """Return the fields that differ as text: "dtype bfloat16, gradient checkpointing True"."""
     changed = [name for name in TrainConfig.model_fields if getattr(after, name) != getattr(before, name)]
     return ", ".join(f"{name.replace('_', ' ')} {getattr(after, name)}" for name in changed)
 
 
-def as_chosen(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """Return a resumed run with the savings that were chosen for the same limit when it began."""
+def restore_savings(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """Return a resumed run with the savings that ``before``, its stored configuration, chose for the same limit."""
     if not config.memory_limit or config.memory_limit != before.memory_limit:
         return config
-    return config.model_copy(update={name: getattr(before, name) for name in CHOSEN})
+    return config.model_copy(update={name: getattr(before, name) for name in SAVED_FIELDS})
 
 
 def reduced_memory(config: TrainConfig) -> TrainConfig | None:
-    """Return the run with less memory and more time: the same photos in every step.
+    """Return the run with less memory and longer steps, or None if nothing is left to reduce.
 
-    Turns gradient checkpointing on and accumulates the batch in parts, each with noise of its own. None if neither is
-    left to do.
+    Enables gradient checkpointing and accumulates the gradients of smaller batches. Every step trains on the same
+    photos as before, with other noise.
     """
-    changed = recompute(config) | smaller_batches(config)
+    changed = gradient_checkpointing(config) | smaller_batches(config)
     return config.model_copy(update=changed) if changed else None
 
 
-def as_reduced(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """Return a resumed run with the changes that ``before``, its stored configuration, made when out of memory."""
+def restore_reductions(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """Return a resumed run with the reductions that ``before``, its stored configuration, made when out of memory."""
     after: TrainConfig | None = config
     while after := reduced_memory(after):
-        if all(getattr(after, name) == getattr(before, name) for name in ON_FAILURE):
+        if all(getattr(after, name) == getattr(before, name) for name in REDUCED_FIELDS):
             return after
     return config
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means that the memory of the device or the computer is exhausted."""
-    said = str(error).lower()  # on Macs it is a plain RuntimeError
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that the memory of the device or the computer is exhausted."""
+    message = str(error).lower()  # MPS and the CPU raise a plain RuntimeError
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "out of memory" in message
+        or "can't allocate memory" in message
+    )

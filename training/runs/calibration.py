@@ -1,6 +1,6 @@
-"""Time and memory that a run takes on this machine, measured once from a few real steps (see training.measurement).
+"""Time and memory of a run on this machine, measured once with a few training steps (see ``training.measurement``).
 
-A measurement holds for all runs whose steps cost the same (``cost_key``).
+A measurement is valid for all runs with the same ``cost_key``.
 """
 
 import dataclasses
@@ -19,21 +19,31 @@ from pathlib import Path
 from hra_diffusion.files import make_folder, read_json, write_text
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.locks import held
+from training.runs.locks import is_held
 
-ERROR_HOLDS = 600.0
-"""Seconds until a failed measurement is repeated."""
-COSTLY = (
+ERROR_EXPIRES = 600.0
+"""Seconds after which a failed measurement is repeated: its cause may be gone."""
+COST_FIELDS = (
     "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
     "gradient_accumulation_steps", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
     "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
-"""The fields that determine the cost of a step."""
+"""The fields of TrainConfig that determine time and memory of a step."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured seconds of each part of a run, and its peak memory in bytes. ``error``: why it cannot run."""
+    """Measured seconds of the parts of a run, and its peak memory.
+
+    Attributes:
+        load: seconds to load the base model.
+        photo: seconds to encode a photo or class image.
+        class_image: seconds to generate a class image.
+        samples: seconds of a round of sample images.
+        step: seconds of an optimiser step.
+        memory: peak memory in bytes.
+        error: why such a run fails; empty if it doesn't.
+    """
 
     load: float = 0.0
     photo: float = 0.0
@@ -44,7 +54,7 @@ class Calibration:
     error: str = ""
 
     def seconds(self, config: TrainConfig, photos: int) -> float:
-        """Predicted seconds of a run with this many photos."""
+        """Return the predicted seconds of a run with this many photos."""
         rounds = 1 + (math.ceil(config.steps / config.sample_every) if config.sample_every else 1)
         classes = config.num_class_images if config.prior_loss_weight else 0
         encoded = photos + classes
@@ -55,10 +65,10 @@ class Calibration:
 
 
 def cost_key(config: TrainConfig) -> str:
-    """A key that all runs on this machine have in common whose steps cost the same."""
-    former = {new: old for old, new in configs.RENAMED.items()}  # measurements of earlier versions stay valid
-    values = config.model_dump(mode="json", include=set(COSTLY))
-    facts = {former.get(name, name): value for name, value in values.items()} | {
+    """Return a key that is equal for runs on this machine whose steps take the same time and memory."""
+    old_names = {new: old for old, new in configs.RENAMED.items()}  # measurements of earlier versions stay valid
+    values = config.model_dump(mode="json", include=set(COST_FIELDS))
+    facts = {old_names.get(name, name): value for name, value in values.items()} | {
         "rank": config.options.get("rank"),
         "prior": config.prior_loss_weight > 0,
         "machine": [platform.node(), os.cpu_count()],
@@ -66,52 +76,57 @@ def cost_key(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def known(output: Path, config: TrainConfig) -> Calibration | None:
-    """The stored measurement for this run, or None. A failed one expires after ``ERROR_HOLDS``: its cause may pass."""
-    place = path_of(output, config)
+def load(output: Path, config: TrainConfig) -> Calibration | None:
+    """Return the stored measurement for this run, or None. A failed one expires after ``ERROR_EXPIRES``."""
+    path = result_path(output, config)
     try:
-        found = Calibration(**read_json(place))
-        return None if found.error and time.time() - place.stat().st_mtime > ERROR_HOLDS else found
-    except (TypeError, OSError):  # none, or another version's
+        calibration = Calibration(**read_json(path))
+        return None if calibration.error and time.time() - path.stat().st_mtime > ERROR_EXPIRES else calibration
+    except (TypeError, OSError):  # missing, or of another version
         return None
 
 
 INTERRUPTED = "the measurement was interrupted, most likely for lack of memory"
 _started: dict[Path, "subprocess.Popen[bytes]"] = {}
-"""The measuring processes of this process, by the path of their result."""
+"""The measuring processes that this process has started, by the path of their result."""
 _starting = threading.Lock()
 
 
 def start(output: Path, config: TrainConfig) -> None:
-    """Start measuring for this run in a process of its own, unless it is known or a measurement is running."""
-    folder = make_folder(folder_of(output))
-    with _starting:  # the process takes seconds to reach the lock, and several visitors may call meanwhile
-        for place in [place for place, process in _started.items() if process.poll() is not None]:
-            if _started.pop(place).returncode and not place.exists():  # killed before it could save a result
-                save(Calibration(error=INTERRUPTED), place)
-        if _started or held(calibration_lock(output)) or known(output, config):
+    """Start a process that measures this run, unless there is a result or a measurement is running."""
+    with _starting:  # a process takes seconds to reach its lock, and other visitors may call in the meantime
+        for path in [path for path, process in _started.items() if process.poll() is not None]:
+            if _started.pop(path).returncode and not path.exists():  # killed before it could save a result
+                save(Calibration(error=INTERRUPTED), path)
+        if _started or is_held(lock_path(output)) or load(output, config):
             return
-        configs.write(config, folder / f"{cost_key(config)}.yaml")
-        command = [sys.executable, "-m", "training.measurement", str(output), cost_key(config)]
+        command = [sys.executable, "-m", "training.measurement", str(output), write_request(output, config)]
         quiet = subprocess.DEVNULL
-        _started[path_of(output, config)] = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        _started[result_path(output, config)] = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
-def path_of(output: Path, config: TrainConfig) -> Path:
-    """The file that holds, or will hold, the measurement for this run."""
-    return folder_of(output) / f"{cost_key(config)}.json"
+def write_request(output: Path, config: TrainConfig) -> str:
+    """Write the configuration that a measuring process reads, and return its key."""
+    key = cost_key(config)
+    configs.write(config, make_folder(measurements_folder(output)) / f"{key}.yaml")
+    return key
 
 
-def save(calibration: Calibration, place: Path) -> None:
-    """Write a measurement to a file, whole or not at all."""
-    write_text(place, json.dumps(dataclasses.asdict(calibration)))
+def save(calibration: Calibration, path: Path) -> None:
+    """Write a measurement to a file atomically."""
+    write_text(path, json.dumps(dataclasses.asdict(calibration)))
 
 
-def folder_of(output: Path) -> Path:
-    """The folder of an output folder's measurements."""
+def result_path(output: Path, config: TrainConfig) -> Path:
+    """Return the file of this run's measurement."""
+    return measurements_folder(output) / f"{cost_key(config)}.json"
+
+
+def measurements_folder(output: Path) -> Path:
+    """Return the folder of the measurements."""
     return output / ".queue" / "calibrations"
 
 
-def calibration_lock(output: Path) -> Path:
-    """The lock file that a measuring process holds."""
-    return folder_of(output) / ".lock"
+def lock_path(output: Path) -> Path:
+    """Return the lock file that a measuring process holds."""
+    return measurements_folder(output) / ".lock"

@@ -1,4 +1,4 @@
-"""Checkpoints: a usable adapter, and everything the next step depends on."""
+"""Checkpoints of a run: the adapter, and the state of training to resume from."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,33 +11,35 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import atomic_path, save_tensors
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
-from training.memory.measure import peak_memory
-from training.runs import run_folder
+from training.memory.peak import peak_memory
 from training.runs.events import Checkpoint, Notice
 from training.runs.run_folder import RunError
 from training.session.state import Session
 
 
 def save_checkpoint(session: Session) -> None:
-    """Save a checkpoint: a usable adapter, and all that is needed to go on exactly."""
+    """Save the adapter and the state of training at the current step, on the main process."""
     if session.accelerator.is_main_process:
-        folder = session.run.checkpoint(session.step)
-        run_folder.write_checkpoint(folder, lambda path: write_adapter(session, path), training_state(session))
+        folder = session.run.checkpoint_folder(session.step)
+        with atomic_path(folder) as unfinished:
+            save_tensors(unfinished / "training.safetensors", training_state(session))
+            write_adapter(session, unfinished / "adapter.safetensors")
         session.run.write_state("running", session.step, session.config.steps)
         session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
     session.accelerator.wait_for_everyone()
 
 
 def training_state(session: Session) -> dict[str, Tensor]:
-    """Parameters, the optimiser's state, the averages and, in float16, the loss scaler, by file key."""
+    """Return parameters, optimiser state, moving averages and, in float16, the loss scaler's state, by file key."""
     state = {"step": torch.tensor(session.step), "processes": torch.tensor(session.accelerator.num_processes)}
     moments = session.optimizer.state
     for key, parameter in session.parameters.items():
         state[f"parameter/{key}"] = parameter
         for moment, value in moments.get(parameter, {}).items():
-            # a copy, since the 8-bit optimiser shares its tables among the parameters; its step is a plain number
+            # copied because parameters share tables of the 8-bit optimiser, whose step is a number
             state[f"moment/{moment}/{key}"] = torch.as_tensor(value).clone()
     state |= {f"average/{key}": average for key, average in session.moving_averages.items()}
     scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
@@ -45,23 +47,26 @@ def training_state(session: Session) -> dict[str, Tensor]:
 
 
 def restore_latest(session: Session) -> None:
-    """Go back to the newest checkpoint that can be read. Raises RunError if there is none, or on other processes."""
+    """Restore the newest readable checkpoint.
+
+    Raises RunError if there is none, or if the number of processes has changed.
+    """
     for folder in reversed(session.run.checkpoints()):
         try:
             state = load_file(folder / "training.safetensors")
             seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
         except (OSError, SafetensorError, UserError) as error:
-            session.timer.emit(Notice(f"checkpoint {folder} can't be read ({error}); trying the one before it"))
+            session.timer.emit(Notice(f"checkpoint {folder} can't be read ({error}); using the previous one"))
             continue
         if (processes := int(state["processes"])) != session.accelerator.num_processes:
-            raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with as many")
+            raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with the same number")
         session.timer.add_earlier(seconds)
         return restore(session, state)
-    raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run under another --name")
+    raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run with another --name")
 
 
 def restore(session: Session, state: Mapping[str, Tensor]) -> None:
-    """Put everything back that the next step depends on."""
+    """Restore step, parameters, optimiser state, moving averages and loss scaler from ``training_state``."""
     session.step = int(state["step"])
     moments = session.optimizer.state
     with torch.no_grad():
@@ -72,8 +77,8 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
         if name.startswith("moment/"):
             _, moment, key = name.split("/", 2)
             parameter = session.parameters[key]
-            number = value.dim() == 0 and not value.is_floating_point()
-            moments[parameter][moment] = value.item() if number else value.to(parameter.device)
+            is_number = value.dim() == 0 and not value.is_floating_point()
+            moments[parameter][moment] = value.item() if is_number else value.to(parameter.device)
     for key, average in session.moving_averages.items():
         average.copy_(state[f"average/{key}"])
     if scaler := session.accelerator.scaler:
@@ -81,7 +86,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
 
 
 def write_adapter(session: Session, path: Path) -> None:
-    """Write the adapter as it is now (its moving average, where one is kept) as a usable file."""
+    """Write the current adapter, or its moving average if the run has one, to a file."""
     config, models = session.config, session.trained_components
     fields = {"preset", "steps", "batch_size", "learning_rate", "prior_loss_weight", "resolution", "seed"}
     info = adapter_file.attached_info(
@@ -106,13 +111,13 @@ def write_adapter(session: Session, path: Path) -> None:
 
 @contextlib.contextmanager
 def averaged(session: Session) -> Iterator[None]:
-    """Within the block the adapter's parameters are their moving averages, where these are kept."""
-    kept = {key: session.parameters[key].detach().clone() for key in session.moving_averages}
+    """Within the block, the adapter's parameters have the values of their moving averages, if the run has any."""
+    current = {key: session.parameters[key].detach().clone() for key in session.moving_averages}
     _assign(session.parameters, session.moving_averages)
     try:
         yield
     finally:
-        _assign(session.parameters, kept)
+        _assign(session.parameters, current)
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -4,15 +4,14 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from hra_diffusion.files import make_folder, remove
-from training.runs.calibration import calibration_lock
-from training.runs.locks import LOCK_TIMEOUT, held
+from training.runs import calibration
+from training.runs.locks import LOCK_TIMEOUT, wait_until_free
 from training.runs.queue import STOPPED, Queue
 from training.runs.run_folder import Run
 
@@ -27,8 +26,8 @@ def dispatch(queue: Queue) -> None:
     with contextlib.suppress(Timeout), lock:
         _wait_for_predecessor(queue)
         while (name := _take_next(queue, lock)) is not None:
-            _wait_for(calibration_lock(queue.output))
-            with contextlib.suppress(FileNotFoundError):  # its folder was deleted: continue with the next
+            wait_until_free(calibration.lock_path(queue.output))
+            with contextlib.suppress(FileNotFoundError):  # its folder was deleted
                 process = _start_training(queue, name)
                 queue.write_current(name, process.pid)
                 _record_end(Run(queue.output / name), process.wait())
@@ -36,16 +35,10 @@ def dispatch(queue: Queue) -> None:
 
 
 def _wait_for_predecessor(queue: Queue) -> None:
-    """Wait for a training process that an earlier dispatcher left behind: one run per device."""
+    """Wait for a training process that outlived its dispatcher, because only one run trains at a time."""
     if (last := queue.last_started()) is not None:
-        _wait_for(queue.output / last["name"] / ".lock")
+        wait_until_free(queue.output / last["name"] / ".lock")
     queue.clear_current()
-
-
-def _wait_for(lock: Path) -> None:
-    """Wait while another process of ours uses the device: a measurement or a run."""
-    while held(lock):
-        time.sleep(1)
 
 
 def _take_next(queue: Queue, lock: Any) -> str | None:
@@ -70,7 +63,7 @@ def _start_training(queue: Queue, name: str) -> "subprocess.Popen[bytes]":
 
 
 def _record_end(run: Run, code: int) -> None:
-    """Record the end of a process that could not do so itself (killed, out of memory)."""
+    """Record the end of a process that was killed before it could do so itself."""
     state = run.state
     if state["status"] in ("running", "waiting"):
         if code in (STOPPED, -signal.SIGTERM):  # SIGTERM itself ends a Python that is still starting
@@ -80,7 +73,7 @@ def _record_end(run: Run, code: int) -> None:
 
 
 def cause(code: int) -> str:
-    """Say why a process ended, by its exit code."""
+    """Return why a process ended, from its exit code."""
     if code == KILLED:
         return "the process was killed, most likely for lack of memory; try a smaller batch size or resolution"
     if code < 0:

@@ -1,37 +1,37 @@
-"""What a run says while it goes: typed events. The bar, the log file and any page are listeners."""
+"""Events of a training run. The loop emits them; the progress bar, the log and the page are listeners."""
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
-
-from hra_diffusion.files import append_line, ignore_broken_pipe
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run begins: "load base", "read photos", "class images", "cache", "train", "samples", "scores"."""
+    """A phase begins: "load base", "read photos", "class images", "cache", "train", "samples" or "scores"."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the person should know that stops nothing."""
+    """A message for the user. Training continues."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run is going to take: predicted bytes at its peak on ``device``, the phase that holds them, and its
-    seconds where they were measured before (else None). ``phases``: predicted bytes by phase."""
+    """Predicted memory and time of a run.
+
+    Attributes:
+        memory: peak in bytes.
+        phase: the phase with the peak.
+        device: the type of the device.
+        seconds: the time, or None if it has not been measured on this machine.
+        phases: peak of each phase in bytes.
+    """
 
     memory: int
     phase: str
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Captions:
-    """The caption each photo is trained with, by the photo's path; ``added``: those whose trigger was added."""
+    """The captions for training, by path of the photo. ``added``: paths of captions to which the trigger was added."""
 
     captions: dict[str, str]
     added: tuple[str, ...]
@@ -50,7 +50,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step is done: ``step`` of ``total``; ``seconds`` is this step's time."""
+    """An optimiser step is done. ``total``: number of steps of the run; ``seconds``: time of this step."""
 
     step: int
     total: int
@@ -61,7 +61,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Sample:
-    """Sample pictures of ``step`` lie in the run's folder."""
+    """The sample images of a step are saved. ``pictures``: their paths."""
 
     step: int
     pictures: tuple[str, ...]
@@ -69,7 +69,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scored:
-    """Mean figures of a round of sample pictures: cosines by a CLIP model to the photos and to the prompts."""
+    """Mean CLIP similarity of the sample images of a step to the photos (``subject``) and to their prompts."""
 
     step: int
     subject: float
@@ -78,7 +78,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of ``step`` is saved; ``adapter`` can be used as it is."""
+    """A checkpoint is saved. ``adapter``: path of its adapter, which is ready for use."""
 
     step: int
     adapter: str
@@ -86,21 +86,21 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run was asked to stop after ``step``; resume goes on from there."""
+    """The run was stopped after ``step`` and can be resumed."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The run broke: why, and what to do."""
+    """The run failed. ``reason``: the message of the error."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The adapter is ready. ``phases``: seconds by phase."""
+    """The run has finished. ``adapter``: path of the adapter; ``phases``: seconds of each phase."""
 
     adapter: str
     steps: int
@@ -112,93 +112,9 @@ Event = Phase | Plan | Captions | Notice | Step | Sample | Scored | Checkpoint |
 Listener = Callable[[Event], None]
 
 
-def as_json(event: Event) -> str:
-    """One line of JSON: the event's kind, the time (Unix seconds), its fields."""
+def to_json(event: Event) -> str:
+    """Return one line of JSON: the kind of the event, the time in Unix seconds, and its fields."""
     return json.dumps(
         {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **dataclasses.asdict(event)},
         ensure_ascii=False,
     )
-
-
-def planned(plan: Plan) -> str:
-    """A plan as a line for a person."""
-    minutes = f", about {max(1, round(plan.seconds / 60))} min" if plan.seconds is not None else ""
-    return f"about {plan.memory / 2**30:.1f} GB of memory on {plan.device}, most in {plan.phase!r} (predicted){minutes}"
-
-
-def caption_lines(event: Captions) -> list[str]:
-    """The captions as lines for a person: each caption once, with its photos."""
-    photos: dict[str, list[str]] = {}
-    for path, caption in event.captions.items():
-        photos.setdefault(caption, []).append(Path(path).name)
-    lines = [f'caption of {", ".join(names)}: "{caption}"' for caption, names in photos.items()]
-    if len(lines) == 1:
-        lines = [f'caption of every photo: "{next(iter(photos))}"']
-    if event.added:
-        lines.append(f"the trigger was added to {len(event.added)} of {len(event.captions)} captions, which lacked it")
-    return lines
-
-
-class LogFile:
-    """Appends events to a file, one line of JSON each."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __call__(self, event: Event) -> None:
-        append_line(self.path, as_json(event))
-
-
-class Bar:
-    """Progress on standard error: the phase, then a bar of steps with loss, speed and time left.
-
-    Where standard error is no terminal the steps are a line per tenth: step, loss, seconds so far.
-    """
-
-    def __init__(self, name: str):
-        self.name = name
-        self.bar: Any = None
-        self.seconds = 0.0
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case Phase(name=phase):
-                self._say(f"{self.name}: {phase} …")
-            case Plan():
-                self._say(f"{self.name}: {planned(event)}")
-            case Captions():
-                hint = ["--no-add-trigger starts a run with the captions as they are"] if event.added else []
-                for line in [*caption_lines(event), *hint]:
-                    self._say(f"{self.name}: {line}")
-            case Notice(message=message):
-                self._say(f"{self.name}: note: {message}")
-            case Step():
-                self._advance(event)
-            case Finished(adapter=adapter, seconds=seconds):
-                self._say(f"{self.name}: ready in {seconds:.0f} s: {adapter}")
-            case Stopped(step=step):
-                self._say(f"{self.name}: stopped after step {step}; go on with --resume")
-
-    def _advance(self, event: Step) -> None:
-        self.seconds += event.seconds
-        if not sys.stderr.isatty():
-            if event.step * 10 // event.total > (event.step - 1) * 10 // event.total:
-                self._say(f"{self.name}: step {event.step}/{event.total}, loss {event.loss:.4f}, {self.seconds:.0f} s")
-            return
-        if self.bar is None:
-            self.bar = tqdm(total=event.total, initial=event.step - 1, unit="step", desc=self.name, file=sys.stderr)
-        self.bar.update()
-        self.bar.set_postfix_str(f"loss {event.loss:.4f}", refresh=False)
-
-    def _say(self, line: str) -> None:
-        if self.bar is not None and self.bar.n >= self.bar.total:
-            self.bar.close()
-            self.bar = None
-        tqdm.write(line, file=sys.stderr)
-
-
-def print_json(event: Event) -> None:
-    """Listener of the ``--json`` mode: one line of JSON an event on standard output, as long as someone reads it."""
-    with ignore_broken_pipe():
-        sys.stdout.write(as_json(event) + "\n")
-        sys.stdout.flush()

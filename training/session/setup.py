@@ -35,10 +35,22 @@ def set_up(
     dataset: Dataset,
     timer: PhaseTimer,
 ) -> Session:
-    """Build the latent caches, attach the adapter and create the optimiser."""
-    for warning in dataset.warnings:
-        timer.emit(Notice(warning.message))
-    photos, classes = build_caches(config, run, accelerator, pipe, dataset, timer)
+    """Build the latent caches, attach the adapter and create the optimiser. Missing class images are generated."""
+    captions = final_captions(config, {photo.path: photo.caption for photo in dataset.photos})
+    timer.emit(captions)
+    texts = list(captions.captions.values())
+    for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
+        timer.emit(Notice(message))
+    generated: list[Image.Image] = []
+    if config.prior_loss_weight:
+        with timer.phase("class images"), accelerator.main_process_first():
+            folder, size = run.folder.parent / ".cache" / "class-images", dataset.photos[0].image.width
+            arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
+            generated = list(class_images.load_class_images(pipe, *arguments))
+    with timer.phase("cache"):
+        photo_cache = encode_photos(config, pipe, dataset, texts)
+        class_cache = encode_class_images(config, pipe, generated) if generated else None
+    offload(pipe, config)
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
@@ -47,41 +59,36 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, classes, averages, fingerprint,
-        dataset, noise.of(pipe.scheduler),
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, averages,
+        fingerprint, dataset, noise.of(pipe.scheduler),
     )  # fmt: skip
 
 
-def build_caches(
-    config: TrainConfig,
-    run: Run,
-    accelerator: Accelerator,
-    pipe: StableDiffusionPipeline,
-    dataset: Dataset,
-    timer: PhaseTimer,
-) -> tuple[LatentCache, LatentCache | None]:
-    """Encode the photos and, for prior preservation, the class images; generate the class images that are missing."""
-    captions = list(final_captions(config, {photo.path: photo.caption for photo in dataset.photos}).captions.values())
-    for note in prompt_notices(config, pipe, captions):
-        timer.emit(Notice(note))
-    images, embed = [photo.image for photo in dataset.photos], not config.train_text_encoder
-    size = images[0].size[0]
-    generated: list[Image.Image] = []
-    if config.prior_loss_weight:
-        with timer.phase("class images"), accelerator.main_process_first():
-            folder = run.folder.parent / ".cache" / "class-images"
-            arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
-            generated = list(class_images.load_class_images(pipe, *arguments))
-    photo_ids = class_ids = None
-    if config.size_conditioning and families.size_conditioned(pipe.unet.config):
-        photo_ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-        class_ids = uncropped_time_ids(size).float().expand(len(generated), 1, -1)
-    with timer.phase("cache"):
-        photo_cache = encode(pipe, images, captions, config.flip, embed, photo_ids)
-        prompts = [class_images.class_prompt(config.class_noun)] * len(generated)
-        class_cache = encode(pipe, generated, prompts, False, embed, class_ids) if generated else None
-    offload(pipe, config)
-    return photo_cache, class_cache
+def encode_photos(
+    config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
+) -> LatentCache:
+    """Encode the photos, with their mirror images if ``config.flip`` is set, and their captions."""
+    ids = None
+    if needs_time_ids(config, pipe):
+        ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
+    images = [photo.image for photo in dataset.photos]
+    return encode(pipe, images, captions, config.flip, not config.train_text_encoder, ids)
+
+
+def encode_class_images(
+    config: TrainConfig, pipe: StableDiffusionPipeline, images: Sequence[Image.Image]
+) -> LatentCache:
+    """Encode the class images and their prompt."""
+    ids = None
+    if needs_time_ids(config, pipe):
+        ids = uncropped_time_ids(images[0].width).float().expand(len(images), 1, -1)
+    prompts = [class_images.class_prompt(config.class_noun)] * len(images)
+    return encode(pipe, images, prompts, False, not config.train_text_encoder, ids)
+
+
+def needs_time_ids(config: TrainConfig, pipe: StableDiffusionPipeline) -> bool:
+    """Return whether the UNet is conditioned on image sizes and the run uses this."""
+    return config.size_conditioning and families.size_conditioned(pipe.unet.config)
 
 
 def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:
@@ -92,5 +99,5 @@ def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions:
             notices.append(f"a caption is longer than the text encoder reads; these words are cut off: “{cut}”")
         if without_weights(caption) != caption:
             notices.append(f"prompt weights have no effect in captions; “{caption}” is trained as it is written")
-    samples = [Request(prompt.replace("{subject}", config.subject), config.seed) for prompt in config.sample_prompts]
+    samples = [Request(text, config.seed) for text in config.sample_texts]
     return list(dict.fromkeys([*notices, *(f"sample prompts: {note}" for note in prompt_notes(pipe, samples))]))

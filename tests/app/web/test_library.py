@@ -19,7 +19,7 @@ from app.web import (
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
-from training.runs import run_folder
+from training.runs import lookup
 from training.runs.run_folder import Run
 
 
@@ -31,7 +31,7 @@ def test_the_library_shows_searches_renames_and_bins(context):
     assert "tiny-sd" in facts and "3 photos, 6 steps" in facts and "sks dog" in facts
     places = library_facts.show_compatibility(read_info(context.adapter_path("Rex/Rex.safetensors")))
     assert "<dd>exactly: PEFT</dd>" in places and "by file format: AUTOMATIC1111, Forge, ComfyUI" in places
-    path = run_folder.rename(context.adapter_path("Rex/Rex.safetensors"), "Max")
+    path = lookup.rename(context.adapter_path("Rex/Rex.safetensors"), "Max")
     assert read_info(path).name == "Max" and Run(path.parent).config.name == "Max" and Run(path.parent).finished
 
 

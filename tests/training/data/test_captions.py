@@ -6,7 +6,8 @@ import pytest
 
 from training import config as configs
 from training.data.captions import final_caption, final_captions
-from training.runs.events import Captions, caption_lines
+from training.runs.event_text import caption_lines
+from training.runs.events import Captions
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from training import config as configs
 from training.data.dataset import load_dataset
 from training.loop import train
 from training.runs.events import Notice
-from training.runs.run_folder import Run, RunError, photos_of
+from training.runs.lookup import photos_of
+from training.runs.run_folder import Run, RunError
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_damaged_photos_json_is_rewritten_with_a_notice(begun, run, tmp_path):
 
 def test_a_run_stores_small_copies_of_its_photos(begun, run):
     """A comparison shows them beside the generated images."""
-    for adapter in (run.adapter, run.checkpoint(2) / "adapter.safetensors"):
+    for adapter in (run.adapter, run.checkpoint_folder(2) / "adapter.safetensors"):
         assert [image.tobytes() for image in photos_of(adapter, 64)] == begun[4]
     (run.folder / "photos" / "01.png").write_bytes(b"\x89PNG")
     (run.folder / "config.yaml").write_text("")

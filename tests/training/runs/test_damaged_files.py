@@ -56,7 +56,7 @@ def test_resume_with_damaged_state_and_log(stopped_copy, tmp_path, how):
 @pytest.mark.parametrize("file", ["training", "adapter"])
 def test_resume_with_a_damaged_checkpoint_file(stopped_copy, tmp_path, file):
     config, run, uninterrupted = stopped_copy
-    broken = run.checkpoint(3) / f"{file}.safetensors"
+    broken = run.checkpoint_folder(3) / f"{file}.safetensors"
     broken.write_bytes(broken.read_bytes()[:300])
     assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
     assert any("can't be read" in notice for notice in progress.read(run).notices)
@@ -98,8 +98,8 @@ def test_a_damaged_calibration_is_ignored(settings, tmp_path, how):
     config, file = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.cost_key(settings())}.json"
     file.parent.mkdir(parents=True)
     damage(file, DAMAGED[how])
-    assert calibration.known(tmp_path, config) is None
+    assert calibration.load(tmp_path, config) is None
     file.write_text('{"of_another_version": 1}')
-    assert calibration.known(tmp_path, config) is None
+    assert calibration.load(tmp_path, config) is None
     calibration.save(Calibration(step=1.0), file)
-    assert calibration.known(tmp_path, config) == Calibration(step=1.0)
+    assert calibration.load(tmp_path, config) == Calibration(step=1.0)

@@ -1,0 +1,1 @@
+"""Shared by ``hra-diffusion bench`` and benchmarks/: workloads, timing, and a table with the machine."""

@@ -1,0 +1,87 @@
+"""What benchmarks time: a training step of a UNet, with or without adapters, on random inputs."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hra_diffusion.allocator import retain_freed_memory
+
+
+def weight_sharing_copy(model: nn.Module) -> Any:
+    """Return a copy of the model that shares its weights and can have adapters of its own."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def make_training_step(
+    unet: Any,
+    parameters: Iterable[nn.Parameter],
+    batch_size: int,
+    latent_size: int | None = None,
+    penalty: Callable[[], Tensor | None] = lambda: None,
+) -> Callable[[], None]:
+    """Return an optimiser step on fixed inputs: forward, loss, backward, clipping and AdamW, as in training.
+
+    Args:
+        unet: the UNet, with an adapter attached.
+        parameters: the adapter's parameters.
+        batch_size: the number of latents.
+        latent_size: height and width of the latents; the base model's by default.
+        penalty: returns the method's regulariser (see ``attachment.penalty``).
+    """
+    retain_freed_memory()  # as in a run
+    inputs, conditions = random_unet_inputs(unet, batch_size, latent_size)
+    noise, parameters = torch.randn_like(inputs[0]), list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> None:
+        loss = F.mse_loss(unet(*inputs, **conditions).sample.float(), noise.float())
+        if (regulariser := penalty()) is not None:
+            loss = loss + regulariser.to(loss.device)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def make_frozen_step(unet: Any, batch_size: int, latent_size: int | None = None) -> Callable[[], None]:
+    """Return the forward and backward pass of the frozen UNet without adapters: a lower bound for a training step.
+
+    The gradient flows through the activations as far back as the first attention layer, as with adapters on attention.
+    The UNet is modified; pass a ``weight_sharing_copy``.
+    """
+    from diffusers.models.attention_processor import Attention  # takes seconds to import, which --help doesn't need
+
+    retain_freed_memory()
+    inputs, conditions = random_unet_inputs(unet, batch_size, latent_size)
+    zero = torch.zeros((), device=unet.device, requires_grad=True)
+    first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))
+    first.register_forward_pre_hook(lambda module, args: (args[0] + zero, *args[1:]))
+    return lambda: unet(*inputs, **conditions).sample.float().square().mean().backward()
+
+
+def random_unet_inputs(
+    unet: Any, batch_size: int, latent_size: int | None = None
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Return random latents, timesteps and text embeddings for a UNet, and its further keyword arguments.
+
+    Only Stable Diffusion XL has such keyword arguments: pooled text embeddings and time ids.
+    """
+    config, options = unet.config, {"device": unet.device, "dtype": unet.dtype}
+    size = [latent_size or config.sample_size] * 2
+    latents = torch.randn(batch_size, config.in_channels, *size, **options)
+    text = torch.randn(batch_size, 77, config.cross_attention_dim, **options)
+    timesteps = torch.randint(1000, (batch_size,), device=unet.device)
+    if config.addition_embed_type != "text_time":
+        return (latents, timesteps, text), {}
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    conditions = {
+        "text_embeds": torch.randn(batch_size, pooled, **options),
+        "time_ids": torch.ones(batch_size, 6, **options),
+    }
+    return (latents, timesteps, text), {"added_cond_kwargs": conditions}
