@@ -1,6 +1,6 @@
-"""Near the floor: a training step, and the trainer's own, as parts of what no adapter could do without.
+"""Training steps relative to a lower bound, the frozen UNet's own forward and backward pass.
 
-The floor is the frozen UNet forward, and backward through the activations alone, back to the first attention.
+The backward pass flows through the activations alone, back to the first attention layer.
 
     python -m benchmarks.bench_floor [--device cuda] [--base toybox] [--side 32] [--batch-size 1] [--rounds 5]
 """
@@ -10,25 +10,28 @@ from pathlib import Path
 
 from app.benchmarking.timing import time_interleaved
 from app.benchmarking.workloads import make_frozen_step, weight_sharing_copy
-from benchmarks.common import load_pipe, publish_ratios, sd1_arguments, start_session, steps, train_config
+from benchmarks.models import load_pipe
+from benchmarks.options import parse_sd1_options
+from benchmarks.report import publish_ratios
+from benchmarks.steps import make_steps, start_session, train_config
 from training.step import train_step
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 
 
 def main() -> None:
-    given = sd1_arguments(__doc__, batch_size=1)
-    pipe = load_pipe(given.base, given.device, given.dtype)
-    variants = {"floor": make_frozen_step(weight_sharing_copy(pipe.unet), given.batch_size, given.side)}
-    variants |= steps(pipe.unet, METHODS, given.rank, given.batch_size, given.side)
+    args = parse_sd1_options(__doc__, batch_size=1)
+    pipe = load_pipe(args.base, args.device, args.dtype)
+    variants = {"floor": make_frozen_step(weight_sharing_copy(pipe.unet), args.batch_size, args.side)}
+    variants |= make_steps(pipe.unet, METHODS, args.rank, args.batch_size, args.side)
     with tempfile.TemporaryDirectory() as folder:
-        pixels = given.side * pipe.vae_scale_factor
-        config = train_config(given, method="hra", options={"rank": given.rank}, base=given.base, resolution=pixels,
-                              flip=False, batch_size=given.batch_size, steps=1000)  # fmt: skip
+        pixels = args.side * pipe.vae_scale_factor
+        config = train_config(args, method="hra", options={"rank": args.rank}, base=args.base, resolution=pixels,
+                              flip=False, batch_size=args.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
         variants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
-        spent = time_interleaved(variants, given.rounds, minutes=given.minutes)
-    publish_ratios(given, spent, "floor", ("step", "s", "÷ floor"), dict.fromkeys(spent, LIMIT))
+        seconds = time_interleaved(variants, args.rounds, minutes=args.minutes)
+    publish_ratios(args, seconds, "floor", ("step", "seconds", "÷ floor"), dict.fromkeys(seconds, LIMIT))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Growth: a training step and its memory against rank, adapters loaded, photos and resolution.
+"""Growth of a training step's time and memory with rank, number of loaded adapters, number of photos and resolution.
 
     python -m benchmarks.bench_growth [--device cuda] [--large sd1] [--rounds 3] [--small-rounds 7]
 
-Rank may grow linearly what an adapter adds to the frozen UNet's own passes: the whole step would hide much more.
+Growth with the rank is measured on what the adapter adds to the frozen UNet's own passes; relative to the whole step it
+would be much smaller.
 """
 
 import argparse
@@ -15,174 +16,167 @@ from typing import Any
 
 from app.benchmarking.timing import median_with_range, ratios, time_interleaved
 from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
-from benchmarks.common import (
-    Report,
-    Target,
-    adapted,
-    arguments,
-    load_pipe,
-    load_unet,
-    publish,
-    start_session,
-    step_memory,
-    train_config,
-)
+from benchmarks.models import copy_with_adapter, load_pipe, load_unet
+from benchmarks.options import parse_options
+from benchmarks.report import Report, Target, publish
+from benchmarks.steps import start_session, step_memory, train_config
 from hra_diffusion.adapters import attachment
 from training.data.latent_cache import LatentCache
 from training.memory.peak import in_subprocess, peak_memory, reset_peak_memory
 from training.step import train_step
 
-RANKS, LOADED, PHOTOS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
+RANKS, ADAPTER_COUNTS, PHOTO_COUNTS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
 METHODS = ("lora", "hra")
-FLAT = 1.05
-ADAPTERS, STORED, FLOOR = "adapters loaded", "photos", ("the frozen UNet alone", 0)
-Variants = dict[tuple[str, int], Callable[[], object]]
-Spent = dict[tuple[str, int], list[float]]
-Peaks = dict[tuple[str, int], tuple[float, float]]
+MAX_GROWTH = 1.05
+"""Limit for figures that should not grow."""
+ADAPTERS, PHOTOS, FLOOR = "loaded adapters", "photos", ("frozen UNet", 0)
+Case = tuple[str, int]
+"""What grows, and its value."""
+Variants = dict[Case, Callable[[], object]]
+Seconds = dict[Case, list[float]]
+Peaks = dict[Case, tuple[float, float]]
 
 
 def main() -> None:
-    given = arguments(
-        __doc__,
-        {"rounds": 3, "small_rounds": 7},
-        {"rounds": 10, "small_rounds": 20},
-        large="sd1",
-        side=32,
-    )
-    small = load_pipe("toybox", given.device, given.dtype)
+    defaults = {"rounds": 3, "small_rounds": 7}, {"rounds": 10, "small_rounds": 20}
+    args = parse_options(__doc__, *defaults, large="sd1", side=32)
+    toybox = load_pipe("toybox", args.device, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        spent = time_interleaved(by_loaded(small.unet, LOADED), given.small_rounds, minutes=given.minutes)
-        spent |= time_interleaved(
-            by_photos(small, given, Path(folder), PHOTOS), given.small_rounds, minutes=given.minutes
-        )
-    unet = load_unet(given.large, given.device, given.dtype)
-    spent |= time_interleaved(by_rank(unet, given.side), given.rounds, minutes=given.minutes)
-    spent |= time_interleaved(by_side(unet), given.rounds, minutes=given.minutes)
+        seconds = time_interleaved(vary_adapters(toybox.unet, ADAPTER_COUNTS), args.small_rounds, minutes=args.minutes)
+        by_photos = vary_photos(toybox, args, Path(folder), PHOTO_COUNTS)
+        seconds |= time_interleaved(by_photos, args.small_rounds, minutes=args.minutes)
+    unet = load_unet(args.large, args.device, args.dtype)
+    seconds |= time_interleaved(vary_rank(unet, args.side), args.rounds, minutes=args.minutes)
+    seconds |= time_interleaved(vary_side(unet), args.rounds, minutes=args.minutes)
     del unet
-    peaks = memories(given)
-    kinds = dict.fromkeys(kind for kind, _ in spent)
-    rows = [line for kind in kinds for line in lines(kind, spent, peaks)]
-    bars = [linear(spent, f"{method}, rank") for method in METHODS]
-    bars += [bar for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for bar in flat(spent, peaks, kind, counts)]
-    columns = ("against", "value", "rounds", "a step, s", "÷ the first", "", "memory beyond the base, GiB")
-    said = (f"a step at batch 1, {given.dtype}, {given.device}, in interleaved rounds; adapters and photos on toybox, "
-            f"rank and latents on {given.large} (random weights)")  # fmt: skip
-    raw = {f"{kind} {value}": own for (kind, value), own in spent.items()}
-    publish(Report(said, columns, rows, bars, raw=raw), given)
+    peaks = measure_peaks(args)
+    kinds = dict.fromkeys(kind for kind, _ in seconds)
+    rows = [row for kind in kinds for row in make_rows(kind, seconds, peaks)]
+    targets = [linear(seconds, f"{method}, rank") for method in METHODS]
+    targets += [*flat(seconds, peaks, ADAPTERS, ADAPTER_COUNTS), *flat(seconds, peaks, PHOTOS, PHOTO_COUNTS)]
+    columns = ("variable", "value", "rounds", "seconds per step", "÷ the first", "", "memory beyond the base, GiB")
+    conditions = (f"steps at batch 1, {args.dtype}, {args.device}, in interleaved rounds; adapters and photos on "
+                  f"toybox, rank and latents on {args.large} (random weights)")  # fmt: skip
+    raw = {f"{kind} {value}": rounds for (kind, value), rounds in seconds.items()}
+    publish(Report(conditions, columns, rows, targets, raw=raw), args)
 
 
-def lines(kind: str, spent: Spent, peaks: Peaks) -> Iterable[tuple[object, ...]]:
-    """The rows of one thing that grows."""
-    own = {value: values for (one, value), values in spent.items() if one == kind}
-    first = own[min(own)]
-    largest = max(statistics.median(values) for values in own.values())
-    for value, values in own.items():
-        drawn = "█" * max(1, round(12 * statistics.median(values) / largest))
+def make_rows(kind: str, seconds: Seconds, peaks: Peaks) -> Iterable[tuple[object, ...]]:
+    """Yield the table's rows for one variable."""
+    by_value = {value: rounds for (other, value), rounds in seconds.items() if other == kind}
+    first = by_value[min(by_value)]
+    largest = max(statistics.median(rounds) for rounds in by_value.values())
+    for value, rounds in by_value.items():
+        bar = "█" * max(1, round(12 * statistics.median(rounds) / largest))
         memory = f"{peaks[kind, value][1]:.2f}" if (kind, value) in peaks else ""
-        yield (
-            kind,
-            value,
-            len(values),
-            median_with_range(values),
-            median_with_range(ratios(values, first), ".2f"),
-            drawn,
-            memory,
-        )
+        relative = median_with_range(ratios(rounds, first), ".2f")
+        yield kind, value, len(rounds), median_with_range(rounds), relative, bar, memory
 
 
-def linear(spent: Spent, kind: str) -> Target:
-    """Growth of what an adapter adds to the floor, from the least rank whose addition shows in every round.
+def linear(seconds: Seconds, kind: str) -> Target:
+    """Compare what the highest rank adds to the frozen UNet with what the lowest measurable rank adds.
 
-    Undecided where none below the largest does: what they add is less than the machine's noise.
+    A rank is measurable if it adds time in every round. The target is undecided if none below the highest is: the
+    machine's noise is larger than what they add.
     """
-    added = {rank: [own - floor for floor, own in zip(spent[FLOOR], spent[kind, rank], strict=True)] for rank in RANKS}
+    added = {
+        rank: [step - floor for floor, step in zip(seconds[FLOOR], seconds[kind, rank], strict=True)] for rank in RANKS
+    }
     *lower, last = RANKS
     first = next((rank for rank in lower if min(added[rank]) > 0), None)
     if first is None:
-        return Target.of(
-            f"{kind}, what {last} adds to the frozen UNet ÷ what less adds (none shows)", [float("nan")], last
-        )
+        what = f"{kind}, what {last} adds to the frozen UNet ÷ what a lower one adds (not measurable)"
+        return Target.of(what, [float("nan")], last)
     growth = ratios(added[last], added[first])
     return Target.of(f"{kind}, what {last} adds to the frozen UNet ÷ what {first} adds", growth, last / first)
 
 
-def flat(spent: Spent, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iterable[Target]:
-    """Time and memory with the most of something against those with the least."""
+def flat(seconds: Seconds, peaks: Peaks, kind: str, counts: tuple[int, ...]) -> Iterable[Target]:
+    """Compare time and peak memory of the largest count with those of the smallest."""
     first, last = (kind, counts[0]), (kind, counts[-1])
-    said = f"{kind}, {counts[-1]} ÷ {counts[0]}"
-    yield Target.of(f"{said}, time", ratios(spent[last], spent[first]), FLAT)
-    yield Target(f"{said}, peak memory", peaks[last][0] / peaks[first][0], FLAT)
+    what = f"{kind}, {counts[-1]} ÷ {counts[0]}"
+    yield Target.of(f"{what}, time", ratios(seconds[last], seconds[first]), MAX_GROWTH)
+    yield Target(f"{what}, peak memory", peaks[last][0] / peaks[first][0], MAX_GROWTH)
 
 
-def by_rank(unet: Any, side: int) -> Variants:
-    """Rank, for a low-rank method and for one of reflections; and the floor that both stand on."""
+def vary_rank(unet: Any, side: int) -> Variants:
+    """Return steps by rank, of a low-rank method and of one of reflections, and the frozen UNet's passes."""
     steps: Variants = {
-        (f"{method}, rank", rank): make_training_step(*adapted(unet, method, rank), 1, side)
+        (f"{method}, rank", rank): make_training_step(*copy_with_adapter(unet, method, rank), 1, side)
         for method in METHODS
         for rank in RANKS
     }
     return {FLOOR: make_frozen_step(weight_sharing_copy(unet), 1, side)} | steps
 
 
-def by_side(unet: Any) -> Variants:
-    """The latents' side: an eighth of the pictures'."""
-    return {("hra, side of latents", side): make_training_step(*adapted(unet, "hra", 8), 1, side) for side in SIDES}
+def vary_side(unet: Any) -> Variants:
+    """Return steps by the side of the latents, an eighth of the image's."""
+    return {
+        ("hra, side of latents", side): make_training_step(*copy_with_adapter(unet, "hra", 8), 1, side)
+        for side in SIDES
+    }
 
 
-def by_loaded(unet: Any, counts: Iterable[int]) -> Variants:
-    """Adapters on the model of which one learns."""
-    made: Variants = {}
+def vary_adapters(unet: Any, counts: Iterable[int]) -> Variants:
+    """Return steps by the number of adapters on the model, of which one is trained."""
+    variants: Variants = {}
     for count in counts:
         model = weight_sharing_copy(unet)
         for number in range(count):
             attachment.attach(model, "hra", {"rank": 8}, name=f"adapter {number}")
         parameters = attachment.adapter_parameters(model, f"adapter {count - 1}").values()
-        made[ADAPTERS, count] = make_training_step(model, parameters, 1)
-    return made
+        variants[ADAPTERS, count] = make_training_step(model, parameters, 1)
+    return variants
 
 
-def by_photos(pipe: Any, given: argparse.Namespace, folder: Path, counts: Iterable[int]) -> Variants:
-    """Photos in the cache, for the trainer's own step."""
-    config = train_config(given, method="hra", resolution=128, batch_size=1, steps=10_000)
+def vary_photos(pipe: Any, args: argparse.Namespace, folder: Path, counts: Iterable[int]) -> Variants:
+    """Return the trainer's own steps by the number of photos in the latent cache."""
+    config = train_config(args, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
 
     def step(photos: LatentCache) -> None:
         session.photos = photos
         train_step(session, config.learning_rate)
 
-    cached = {count: repeated(session.photos, count) for count in counts}
-    return {(STORED, count): lambda examples=examples: step(examples) for count, examples in cached.items()}
+    caches = {count: repeat(session.photos, count) for count in counts}
+    return {(PHOTOS, count): lambda cache=cache: step(cache) for count, cache in caches.items()}
 
 
-def repeated(examples: LatentCache, count: int) -> LatentCache:
-    """So many examples, by taking the same again."""
-    picks = [number % len(examples.mean) for number in range(count)]
-    text = {key: value[picks] for key, value in examples.text.items()}
-    return dataclasses.replace(examples, mean=examples.mean[picks], std=examples.std[picks], text=text)
+def repeat(cache: LatentCache, count: int) -> LatentCache:
+    """Return a cache of ``count`` photos that repeats those of another."""
+    indices = [number % len(cache.mean) for number in range(count)]
+    text = {key: value[indices] for key, value in cache.text.items()}
+    return dataclasses.replace(cache, mean=cache.mean[indices], std=cache.std[indices], text=text)
 
 
-def memories(given: argparse.Namespace) -> Peaks:
-    """Peaks, whole and beyond the loaded base, each from a process of its own: of the ends, and of every resolution."""
-    shared = given.large, given.device, given.dtype
-    wanted = {
-        (f"{method}, rank", rank): (method, rank, 1, given.side) for method in METHODS for rank in (RANKS[0], RANKS[-1])
-    }
-    wanted |= {("hra, side of latents", side): ("hra", 8, 1, side) for side in SIDES}
-    found = {what: in_subprocess(step_memory, *shared, *case) for what, case in wanted.items()}
-    ends = [(kind, counts[end]) for kind, counts in ((ADAPTERS, LOADED), (STORED, PHOTOS)) for end in (0, -1)]
-    return found | {end: in_subprocess(memory_with, given, *end) for end in ends}
+def measure_peaks(args: argparse.Namespace) -> Peaks:
+    """Measure peak memory in GiB, in total and beyond the base model, each in a process of its own.
+
+    Every resolution is measured, and the smallest and largest value of the other variables.
+    """
+    model, ends = (args.large, args.device, args.dtype), (0, -1)
+    cases = {(f"{method}, rank", RANKS[end]): (method, RANKS[end], 1, args.side) for method in METHODS for end in ends}
+    cases |= {("hra, side of latents", side): ("hra", 8, 1, side) for side in SIDES}
+    peaks = {case: in_subprocess(step_memory, *model, *options) for case, options in cases.items()}
+    on_toybox = [
+        (kind, counts[end]) for kind, counts in ((ADAPTERS, ADAPTER_COUNTS), (PHOTOS, PHOTO_COUNTS)) for end in ends
+    ]
+    return peaks | {case: in_subprocess(toybox_peak, args, *case) for case in on_toybox}
 
 
-def memory_with(given: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:
-    """Peak of a process whose steps on toybox have so many adapters or photos, in GiB, whole and beyond the base."""
-    pipe = load_pipe("toybox", given.device, given.dtype)
-    before = reset_peak_memory(given.device)
+def toybox_peak(args: argparse.Namespace, kind: str, count: int) -> tuple[float, float]:
+    """Return this process's peak memory in GiB during steps on toybox, in total and beyond the base model."""
+    pipe = load_pipe("toybox", args.device, args.dtype)
+    before = reset_peak_memory(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        made = by_loaded(pipe.unet, [count]) if kind == ADAPTERS else by_photos(pipe, given, Path(folder), [count])
-        reset_peak_memory(given.device)  # encoding photos is another phase, and takes more than a step
-        for _ in range(2):  # the optimiser's state is there after the first
-            made[kind, count]()
-    peak = peak_memory(given.device)
+        if kind == ADAPTERS:
+            variants = vary_adapters(pipe.unet, [count])
+        else:
+            variants = vary_photos(pipe, args, Path(folder), [count])
+        reset_peak_memory(args.device)  # encoding photos needs more memory than a step
+        for _ in range(2):  # the optimiser allocates its state in the first step
+            variants[kind, count]()
+    peak = peak_memory(args.device)
     return peak / 2**30, (peak - before) / 2**30
 
 

@@ -1,59 +1,44 @@
-"""Against PEFT: time of an optimiser step, all methods in turn, and peak memory, each method in a process of its own.
+"""Time of an optimiser step and peak memory, against PEFT's implementations.
 
-python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--rounds 3]
+Steps of all methods are interleaved; peak memory is that of a process per method.
+
+    python -m benchmarks.bench_peft [--device cuda] [--base toybox] [--side 32] [--rounds 3]
 """
 
 from app.benchmarking.timing import median_with_range, ratios, time_interleaved
-from benchmarks.common import (
-    PEFT,
-    Report,
-    Target,
-    conditions,
-    load_unet,
-    publish,
-    sd1_arguments,
-    shapes,
-    step_memory,
-    steps,
-)
+from benchmarks.models import PEFT_CONFIGS, load_unet
+from benchmarks.options import parse_sd1_options
+from benchmarks.report import Report, Target, describe_conditions, describe_inputs, publish
+from benchmarks.steps import make_steps, step_memory
 from training.memory.peak import in_subprocess
 
 OURS = ("hra", "lora")
 
 
 def main() -> None:
-    given = sd1_arguments(__doc__, batch_size=1)
-    names = [*OURS, *PEFT]
-    shared = given.base, given.device, given.dtype
-    peaks = {n: in_subprocess(step_memory, *shared, n, given.rank, given.batch_size, given.side) for n in names}
-    unet = load_unet(*shared)
-    spent = time_interleaved(
-        steps(unet, names, given.rank, given.batch_size, given.side), given.rounds, minutes=given.minutes
-    )
-    rows = [
-        (
-            name,
-            median_with_range(own),
-            median_with_range(ratios(spent["hra"], own), ".2f"),
-            f"{peaks[name][0]:.2f}",
-            f"{peaks[name][1]:.2f}",
-        )
-        for name, own in spent.items()
-    ]
-    columns = ("method", "a step, s", "our HRA ÷ it", "peak, GiB", "of that beyond the base")
-    report = Report(conditions(given, shapes(given), spent), columns, rows, bars(spent, peaks, given.device), raw=spent)
-    publish(report, given)
+    args = parse_sd1_options(__doc__, batch_size=1)
+    names = [*OURS, *PEFT_CONFIGS]
+    model, shape = (args.base, args.device, args.dtype), (args.rank, args.batch_size, args.side)
+    memory = {name: in_subprocess(step_memory, *model, name, *shape) for name in names}
+    seconds = time_interleaved(make_steps(load_unet(*model), names, *shape), args.rounds, minutes=args.minutes)
+    rows = []
+    for name, rounds in seconds.items():
+        relative = median_with_range(ratios(seconds["hra"], rounds), ".2f")
+        peak, beyond_base = memory[name]
+        rows.append((name, median_with_range(rounds), relative, f"{peak:.2f}", f"{beyond_base:.2f}"))
+    columns = ("method", "seconds per step", "our HRA ÷ this", "peak, GiB", "beyond the base, GiB")
+    conditions = describe_conditions(args, describe_inputs(args), seconds)
+    publish(Report(conditions, columns, rows, compare(seconds, memory, args.device), raw=seconds), args)
 
 
-def bars(spent: dict[str, list[float]], peaks: dict[str, tuple[float, float]], device: str) -> list[Target]:
-    """Ours as parts of PEFT's."""
-    time = {ours: ratios(spent[ours], spent[theirs]) for ours, theirs in (("hra", "PEFT HRA"), ("lora", "PEFT LoRA"))}
-    whole, beyond = (ours / theirs for ours, theirs in zip(peaks["hra"], peaks["PEFT HRA"], strict=True))
+def compare(seconds: dict[str, list[float]], memory: dict[str, tuple[float, float]], device: str) -> list[Target]:
+    """Compare our HRA and LoRA with PEFT's."""
+    peak, beyond_base = (ours / theirs for ours, theirs in zip(memory["hra"], memory["PEFT HRA"], strict=True))
     return [
-        Target.of("HRA ÷ PEFT's, time", time["hra"], 0.4 if device == "cpu" else 0.2),
-        Target("HRA ÷ PEFT's, peak memory", whole, 0.4),
-        Target("HRA ÷ PEFT's, memory beyond the base", beyond, 0.4),
-        Target.of("LoRA ÷ PEFT's, time", time["lora"], 1.0),
+        Target.of("HRA ÷ PEFT's, time", ratios(seconds["hra"], seconds["PEFT HRA"]), 0.4 if device == "cpu" else 0.2),
+        Target("HRA ÷ PEFT's, peak memory", peak, 0.4),
+        Target("HRA ÷ PEFT's, memory beyond the base", beyond_base, 0.4),
+        Target.of("LoRA ÷ PEFT's, time", ratios(seconds["lora"], seconds["PEFT LoRA"]), 1.0),
     ]
 
 

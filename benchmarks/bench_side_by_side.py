@@ -1,14 +1,19 @@
-"""Side by side in one batch: six adapters and the base by four prompts, together, and one after another.
+"""Several adapters in one batch: six adapters and the base model generate four prompts each.
 
-python -m benchmarks.bench_side_by_side [--device cuda] [--base toybox] [--picture-steps 10] [--rounds 3]
+Generated in one batch, with one batch per adapter, and image by image.
+
+    python -m benchmarks.bench_side_by_side [--device cuda] [--base toybox] [--image-steps 10] [--rounds 3]
 """
 
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from app.benchmarking.timing import median_with_range, ratios, time_interleaved
-from benchmarks.common import Report, Target, arguments, attach_random, conditions, load_pipe, publish
+from benchmarks.models import attach_random, load_pipe
+from benchmarks.options import parse_options
+from benchmarks.report import Report, Target, describe_conditions, publish
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
@@ -18,38 +23,39 @@ METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")
 
 
 def main() -> None:
-    given = arguments(__doc__, {"rounds": 3}, {"base": "sd1", "dtype": "float16"}, picture_steps=10, rank=8)
-    pipe = load_pipe(given.base, given.device, given.dtype)
-    mixes: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in attach_random(pipe, METHODS, given.rank))]
-    requests = [Request(prompt, 0, mix) for mix in mixes for prompt in PROMPTS]
-    settings = Settings(steps=given.picture_steps)
-    drawn: dict[str, list] = {}
+    args = parse_options(__doc__, {"rounds": 3}, {"base": "sd1", "dtype": "float16"}, image_steps=10, rank=8)
+    pipe = load_pipe(args.base, args.device, args.dtype)
+    adapters: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in attach_random(pipe, METHODS, args.rank))]
+    requests = [Request(prompt, 0, active) for active in adapters for prompt in PROMPTS]
+    settings = Settings(steps=args.image_steps)
+    images: dict[str, list[Image.Image]] = {}
 
-    def by_groups_of(count: int, way: str) -> None:
+    def generate(name: str, count: int) -> None:
         groups = [requests[i : i + count] for i in range(0, len(requests), count)]
-        drawn[way] = [picture for group in groups for picture in generate_batch(pipe, group, settings, count)]
+        images[name] = [image for group in groups for image in generate_batch(pipe, group, settings, count)]
 
-    counts = {"together": len(requests), "an adapter after another": len(PROMPTS), "a picture after another": 1}
-    spent = time_interleaved(
-        {way: partial(by_groups_of, count, way) for way, count in counts.items()}, given.rounds, minutes=given.minutes
-    )
-    faster = {way: ratios(own, spent["together"]) for way, own in spent.items()}
-    apart = {way: difference(pictures, drawn["together"]) for way, pictures in drawn.items()}
-    rows = [
-        (way, median_with_range([len(requests) / s for s in own]), median_with_range(faster[way], ".2f"), apart[way])
-        for way, own in spent.items()
+    counts = {"one batch": len(requests), "one batch per adapter": len(PROMPTS), "image by image": 1}
+    variants = {name: partial(generate, name, count) for name, count in counts.items()}
+    seconds = time_interleaved(variants, args.rounds, minutes=args.minutes)
+    relative = {name: ratios(rounds, seconds["one batch"]) for name, rounds in seconds.items()}
+    differences = {name: max_difference(variant, images["one batch"]) for name, variant in images.items()}
+    rows = []
+    for name, rounds in seconds.items():
+        rate = median_with_range([len(requests) / s for s in rounds])
+        rows.append((name, rate, median_with_range(relative[name], ".2f"), differences[name]))
+    limit = 2.0 if args.device == "cuda" else 1.0
+    targets = [
+        Target.of(f"{name} ÷ one batch, time", relative[name], limit, at_least=True) for name in list(counts)[1:]
     ]
-    limit = 2.0 if given.device == "cuda" else 1.0
-    bars = [Target.of(f"together against {way}", faster[way], limit, at_least=True) for way in list(counts)[1:]]
-    bars += [Target("pixels apart, of 255", max(apart.values()), 1)]
-    columns = ("way", "pictures/s", "time ÷ together", "pixels at most apart, of 255")
-    what = f"{len(mixes)} columns × {len(PROMPTS)} prompts, {given.picture_steps} denoising steps, rank {given.rank}"
-    publish(Report(conditions(given, what, spent), columns, rows, bars, raw=spent), given)
+    targets += [Target("largest difference of a pixel, of 255", max(differences.values()), 1)]
+    columns = ("images generated in", "images/s", "time ÷ one batch", "largest difference of a pixel, of 255")
+    inputs = f"{len(adapters)} variants × {len(PROMPTS)} prompts, {args.image_steps} denoising steps, rank {args.rank}"
+    publish(Report(describe_conditions(args, inputs, seconds), columns, rows, targets, raw=seconds), args)
 
 
-def difference(pictures: list, others: list) -> int:
-    """The largest difference of any pixel, of 255."""
-    pairs = zip(pictures, others, strict=True)
+def max_difference(images: list[Image.Image], others: list[Image.Image]) -> int:
+    """Return the largest difference of a pixel's channel, of 255."""
+    pairs = zip(images, others, strict=True)
     return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
 
 

@@ -1,9 +1,9 @@
-"""Start: what a person waits for before anything happens, each in a process of its own.
+"""Startup times: commands, the page, and the first image on the page, each in a process of its own.
 
 python -m benchmarks.bench_start [--rounds 3] [--python OTHER/bin/python]
 
---python: the interpreter of an environment with the program alone, as make app sets it up; the tests' has PEFT too, and
-diffusers imports it wherever it is.
+--python: the interpreter of an environment with this program alone, as ``make app`` creates it. The environment of the
+tests also has PEFT, which diffusers imports if it is installed.
 """
 
 import socket
@@ -20,13 +20,15 @@ from operator import sub
 from gradio_client import Client
 
 from app.benchmarking.timing import median_with_range, time_interleaved
-from benchmarks.common import Report, Target, arguments, publish
+from benchmarks.options import parse_options
+from benchmarks.report import Report, Target, publish
 
-HELP_S, PAGE_S, PICTURE_S = 0.6, 8.0, 5.0
-PICTURE = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]
-"""What Create asks for when it opens, but for one picture only."""
+HELP_LIMIT, PAGE_LIMIT, IMAGE_LIMIT = 0.6, 8.0, 5.0
+"""Limits in seconds."""
+INPUTS = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]
+"""The Generate tab's inputs when the page opens, but for a single image."""
 COMMANDS = {
-    "python alone": ["-c", ""],
+    "python": ["-c", ""],
     "import torch": ["-c", "import torch"],
     "import hra_diffusion": ["-c", "import hra_diffusion"],
     "hra-diffusion --help": ["-m", "app.cli", "--help"],
@@ -36,47 +38,48 @@ COMMANDS = {
 
 
 def main() -> None:
-    given = arguments(__doc__, {"rounds": 3}, {"rounds": 3}, python=sys.executable)
-    python = given.python
-    ways = {name: partial(call, [python, *command]) for name, command in COMMANDS.items()}
-    ways |= {"the page answers": partial(open_page, python), "the page answers and draws": partial(draw, python)}
-    spent = time_interleaved(ways, given.rounds, minutes=given.minutes)
-    listed = subprocess.run([python, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True)
-    torch = [line for line in listed.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
-    later = list(map(sub, spent["the page answers and draws"], spent["the page answers"]))
-    bars = [
-        Target.of("--help, s", spent["hra-diffusion --help"], HELP_S),
-        Target("--help, imports of torch", len(torch), 0),
-        Target.of("page, s", spent["the page answers"], PAGE_S),
-        Target.of("first picture later, s", later, PICTURE_S),
+    args = parse_options(__doc__, {"rounds": 3}, {"rounds": 3}, python=sys.executable)
+    python = args.python
+    variants = {name: partial(run, [python, *command]) for name, command in COMMANDS.items()}
+    variants |= {"page": partial(open_page, python), "page and first image": partial(generate_image, python)}
+    seconds = time_interleaved(variants, args.rounds, minutes=args.minutes)
+    log = subprocess.run([python, "-X", "importtime", "-m", "app.cli", "--help"], capture_output=True, text=True)
+    torch_imports = [line for line in log.stderr.splitlines() if line.split("|")[-1].strip() == "torch"]
+    first_image = list(map(sub, seconds["page and first image"], seconds["page"]))
+    targets = [
+        Target.of("--help, s", seconds["hra-diffusion --help"], HELP_LIMIT),
+        Target("--help, imports of torch", len(torch_imports), 0),
+        Target.of("page, s", seconds["page"], PAGE_LIMIT),
+        Target.of("first image after the page, s", first_image, IMAGE_LIMIT),
     ]
-    rows = [(name, median_with_range(own)) for name, own in spent.items()]
-    found = subprocess.run([python, "-c", "import peft"], capture_output=True).returncode == 0
-    where = "PEFT installed beside it" if found else "an environment with the program alone"
-    said = f"fresh processes, files in the system's cache; {where}; {len(spent['python alone'])} interleaved rounds"
-    publish(Report(said, ("what", "s"), rows, bars, raw=spent), given)
+    rows = [(name, median_with_range(rounds)) for name, rounds in seconds.items()]
+    has_peft = subprocess.run([python, "-c", "import peft"], capture_output=True).returncode == 0
+    environment = "an environment with PEFT" if has_peft else "an environment with this program alone"
+    rounds = len(seconds["python"])
+    conditions = f"new processes, files in the system's cache; {environment}; {rounds} interleaved rounds"
+    publish(Report(conditions, ("start of", "seconds"), rows, targets, raw=seconds), args)
 
 
-def call(command: list[str]) -> None:
-    """Run it and wait."""
+def run(command: list[str]) -> None:
+    """Run a command to its end."""
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def open_page(python: str) -> None:
-    """Start the page and ask for it until it is there."""
+    """Start the page and wait until it responds."""
     with page(python):
         pass
 
 
-def draw(python: str) -> None:
-    """Start the page and, once it is there, ask for one picture of the base."""
+def generate_image(python: str) -> None:
+    """Start the page and, once it responds, generate an image of the base model."""
     with page(python) as address:
-        Client(address, verbose=False).predict(*PICTURE, api_name="/generate")
+        Client(address, verbose=False).predict(*INPUTS, api_name="/generate")
 
 
 @contextmanager
 def page(python: str) -> Iterator[str]:
-    """The page in a process of its own, from when it answers until the block ends; yields its address."""
+    """Run the page in a process; enter the block with its address when it responds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,9 +87,9 @@ def page(python: str) -> Iterator[str]:
         command = [python, "-m", "app.cli", "app", "--port", str(port), "--output", folder]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            while not answers(address := f"http://127.0.0.1:{port}/"):
+            while not responds(address := f"http://127.0.0.1:{port}/"):
                 if server.poll() is not None:
-                    raise RuntimeError(f"the page ended with exit code {server.returncode}")
+                    raise RuntimeError(f"the page exited with code {server.returncode}")
                 time.sleep(0.05)
             yield address
         finally:
@@ -94,11 +97,11 @@ def page(python: str) -> Iterator[str]:
             server.wait()
 
 
-def answers(address: str) -> bool:
-    """Whether the page can be had."""
+def responds(address: str) -> bool:
+    """Return whether the address responds with status 200."""
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return response.status == 200
     except OSError:
         return False
 

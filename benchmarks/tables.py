@@ -7,13 +7,14 @@ from typing import Any
 
 from app.benchmarking.machine import describe_machine, markdown_table
 from benchmarks.claims import CLAIMS, Claim
-from benchmarks.common import RESULTS, Target
+from benchmarks.options import RESULTS
+from benchmarks.report import read_targets
 from hra_diffusion.files import write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 NOT_MEASURED = "not measured"
 DEVICES = {"CPU": "", "GPU": "-cuda"}
-"""Devices, and what their result files' names end with."""
+"""Devices, and the suffixes of their result files."""
 
 INTRODUCTION = """\
 <!-- made by python -m benchmarks.tables from benchmarks/results -->
@@ -38,9 +39,9 @@ SUBJECTS = """\
 
 Ten subjects that the embedded base model has never seen are each trained from five photos with the Balanced preset, and
 generated with the 25 prompts of the DreamBooth benchmark, for three seeds. A judge, a classifier with its own weights
-and training images, says which of 324 known objects and ten subjects an image is closest to, and whether the scene is
-right. *renders* are real renders of the subjects (the judge's ceiling); *base* is the base model without an adapter.
-Command: `python -m benchmarks.subjects --sprites DIR`; `--help` says what it needs. What the result means for Stable
+and training images, decides which of 324 known objects and ten subjects an image is closest to, and whether the scene
+is right. *renders* are real renders of the subjects (the judge's ceiling); *base* is the base model without an adapter.
+Command: `python -m benchmarks.subjects --sprites DIR`; see `--help` for what it needs. What the result means for Stable
 Diffusion is not known."""
 
 SWEEP = """\
@@ -52,13 +53,13 @@ Command: `python -m benchmarks.sweep --sprites DIR`."""
 
 
 def page(results: Path = RESULTS) -> str:
-    """docs/benchmarks.md as Markdown: a summary table, a section for each claim, then what the judge found."""
-    found = {
+    """Return docs/benchmarks.md: a summary table, a section for each claim, and the judge's tables."""
+    results_by_claim = {
         claim.name: {device: _read(results / f"{claim.name}{suffix}.json") for device, suffix in DEVICES.items()}
         for claim in CLAIMS
     }
-    summary = [(_link(claim), claim.target, *map(_verdicts, found[claim.name].values())) for claim in CLAIMS]
-    sections = [_section(claim, found[claim.name]) for claim in CLAIMS]
+    summary = [(_link(claim), claim.target, *map(_verdicts, results_by_claim[claim.name].values())) for claim in CLAIMS]
+    sections = [_section(claim, results_by_claim[claim.name]) for claim in CLAIMS]
     judged = [f"{SUBJECTS}\n\n{_stored(results / 'subjects.md')}", f"{SWEEP}\n\n{_stored(results / 'sweep.md')}"]
     return (
         "\n\n".join([INTRODUCTION, markdown_table(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
@@ -74,15 +75,15 @@ def _stored(path: Path) -> str:
 
 
 def _link(claim: Claim) -> str:
-    """A link to the claim's section, by the anchor that MkDocs and GitHub give its heading."""
+    """Return a link to the claim's section, by the anchor that MkDocs and GitHub give its heading."""
     return f"[{claim.title}](#{re.sub(r'[^a-z0-9 ]', '', claim.title.lower()).replace(' ', '-')})"
 
 
 def _verdicts(result: dict[str, Any] | None) -> str:
-    """How many targets were met and how many undecided; the base model first if it isn't the benchmark's default."""
+    """Count the targets that are met and undecided; name the base model if it isn't the benchmark's default."""
     if result is None:
         return NOT_MEASURED
-    verdicts = [Target(**bar).verdict for bar in result["bars"]]
+    verdicts = [target.verdict for target in read_targets(result)]
     base = re.search(r"--(?:base|large)[ =](\S+)", result["command"])
     undecided = f", {count} undecided" if (count := verdicts.count("undecided")) else ""
     return (f"on {base[1]}: " if base else "") + f"{verdicts.count('met')} of {len(verdicts)} met{undecided}"
@@ -96,10 +97,9 @@ def _section(claim: Claim, results: dict[str, dict[str, Any] | None]) -> str:
 
 
 def _measurement(device: str, result: dict[str, Any]) -> str:
-    """One device's command, conditions and machine, its figures against the targets, and the whole table."""
+    """Return one device's command, conditions and machine, its figures with their targets, and the whole table."""
     commit = f" Commit {result['commit']}." if "commit" in result else ""
-    targets = [Target(**bar) for bar in result["bars"]]
-    figures = [(target.what, f"**{target.figure}**", target.condition, target.mark) for target in targets]
+    figures = [(target.what, f"**{target.figure}**", target.condition, target.mark) for target in read_targets(result)]
     return "\n\n".join(
         [
             f"**{device}**: `{result['command']}`",

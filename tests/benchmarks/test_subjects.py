@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import subjects as benchmark
-from benchmarks import sweep
-from benchmarks.subjects import Case, References, photo_seed, render_prompts, report, run_missing, shares
+from benchmarks import subjects, sweep
+from benchmarks.subject_results import Case, run_missing, shares
+from benchmarks.subject_runs import JUDGE, References, photo_seed, render_prompts
+from benchmarks.subject_tables import report
 from toybox.checkpoints import read_progress
 from toybox.judge import load_judge
 from toybox.prompts import OBJECT_PROMPTS
@@ -50,11 +51,11 @@ def row(case: Case, subject: int, scenes: int, attributes: int, seconds: float |
 def test_shares_are_of_the_prompts_that_name_a_scene_or_an_attribute() -> None:
     """The subject is counted among all prompts and among each kind."""
     assert shares(row(Case("octopus", "lora", 0), 22, 15, 1, 70.0)) == {
-        "shown": 0.88,
-        "shown in scenes": 1.0,
-        "shown in looks": 0.4,
-        "scene": 0.75,
-        "look": 0.2,
+        "subject right": 0.88,
+        "subject right in scenes": 1.0,
+        "subject right with attributes": 0.4,
+        "scene right": 0.75,
+        "attribute right": 0.2,
         "seconds": 70.0,
     }
 
@@ -70,8 +71,8 @@ def test_table_shows_mean_range_and_verdicts() -> None:
     assert "cpu. processor slow (10 runs). Shares" in text
     renders = "| renders | 3 |" + " 1.00 (1.00 to 1.00) |" * 5 + "  |"
     assert renders in text
-    shown = "0.84 (0.80 to 0.88) ✓ | 1.00 (1.00 to 1.00) | 0.20 (0.00 to 0.40)"
-    assert f"| lora | 6 | {shown} | 0.80 (0.80 to 0.80) ✗ | 0.40 (0.40 to 0.40) | 85 (80 to 90) ✓ |" in text
+    subject = "0.84 (0.80 to 0.88) ✓ | 1.00 (1.00 to 1.00) | 0.20 (0.00 to 0.40)"
+    assert f"| lora | 6 | {subject} | 0.80 (0.80 to 0.80) ✗ | 0.40 (0.40 to 0.40) | 85 (80 to 90) ✓ |" in text
     assert "| hra | 2 | 0.40 (0.40 to 0.40) ? |" in text
     assert "| robot |  | 0.84 / 0.80 |  |" in text
 
@@ -133,11 +134,11 @@ def test_benchmarks_print_their_usage(monkeypatch: pytest.MonkeyPatch, capsys: p
     """Including required options; the judge is part of the repository."""
     monkeypatch.setattr("sys.argv", ["subjects", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        benchmark.main()
+        subjects.main()
     assert "python -m benchmarks.subjects --sprites DIR [" in capsys.readouterr().out
-    assert not load_judge(benchmark.JUDGE).training
+    assert not load_judge(JUDGE).training
 
 
 def test_published_judge_has_its_progress() -> None:
     """It was written when images were called pictures."""
-    assert read_progress(benchmark.JUDGE).images > 500_000
+    assert read_progress(JUDGE).images > 500_000
