@@ -157,7 +157,7 @@ def _license(info: Any) -> str:
 
 
 def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
-    """Download a base model to the local cache, or resume its interrupted download.
+    """Download a base model to the local cache; files that are complete there are kept.
 
     ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises BaseModelError if the
     licence was not accepted or the connection is lost, and FileError if the disk is full.

@@ -35,7 +35,7 @@ def event_line(event: dict[str, Any]) -> str:
         case {"event": "captions", "captions": captions, "added": added}:
             text = f"captions of {len(captions)} photos, the trigger added to {len(added)}"
         case {"event": "scored", "step": step, "subject": subject, "prompt": prompt}:
-            text = f"samples of step {step}: likeness to the photos {subject:.2f}, to the prompts {prompt:.2f}"
+            text = f"samples of step {step}: similarity to the photos {subject:.2f}, to the prompts {prompt:.2f}"
         case {"event": kind, "step": step}:
             text = f"{kind} at step {step}"
         case _:

@@ -106,7 +106,7 @@ def test_licence_and_size_are_shown_before_a_download():
 
 @pytest.mark.parametrize(
     ("state", "text"),
-    [("running", "1.0 GB of 4.0 GB"), ("finished", 'data-do="use"'), ("stopped", "continues where it ended"),
+    [("running", "1.0 GB of 4.0 GB"), ("finished", 'data-do="use"'), ("stopped", "keeps the files that are complete"),
      ("failed", "interrupted")],
 )  # fmt: skip
 def test_a_download_shows_how_far_it_is(state, text):
