@@ -1,4 +1,4 @@
-"""Validated names and atomic file operations."""
+"""Atomic file operations."""
 
 import contextlib
 import errno
@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,48 +24,10 @@ T = TypeVar("T")
 WINDOWS = os.name == "nt"
 BUSY_SECONDS = 1.0
 """On Windows, how long to retry while another process has a file open."""
-MAX_NAME = 64
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789¹²³")}
-"""Device names on Windows, with or without a suffix (Microsoft, Naming Files, Paths, and Namespaces)."""
 
 
 class FileError(UserError, OSError):
     """A file or folder can't be read or written."""
-
-
-def validated_name(name: str) -> str:
-    """Return ``name`` in Unicode's composed form (NFC). Raises UserError unless it is safe as a folder's name.
-
-    A safe name has 1 to 64 letters and digits of any language, spaces, ``-`` and ``_``, and starts with a letter or
-    digit.
-    """
-    name = unicodedata.normalize("NFC", name)
-    shown = repr(name if len(name) <= MAX_NAME else name[:20] + "…")
-    if not name or len(name) > MAX_NAME:
-        raise UserError(f"the name {shown} has {len(name)} characters; use 1 to {MAX_NAME}")
-    if invalid := [c for c in name if not (c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") or c in " -_")]:
-        raise UserError(f"the name {shown} contains {invalid[0]!r}; use letters, digits, spaces, - and _")
-    if not name[0].isalnum() or name[-1] == " " or is_reserved(name):
-        raise UserError(
-            f"the name {shown} can't be used for a folder; start with a letter or digit, and don't end with a space"
-        )
-    return name
-
-
-def is_reserved(stem: str) -> bool:
-    """Whether a file name without its suffix is a device name on Windows."""
-    return stem.casefold() in _RESERVED
-
-
-def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
-    """Return the first of "name", "name 2", "name 3", … that is not taken."""
-    names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
-    return next(free for free in names if not is_taken(free))
-
-
-def unused_name(name: str, folder: Path) -> str:
-    """Return ``name``, numbered if ``folder`` has an entry of that name. Raises UserError for an invalid name."""
-    return first_free(validated_name(name), lambda free: (folder / free).exists())
 
 
 @contextlib.contextmanager

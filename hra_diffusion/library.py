@@ -26,7 +26,8 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import first_free, make_folder, move, replace, unused_name, validated_name
+from hra_diffusion.files import make_folder, move, replace
+from hra_diffusion.names import first_free, unused_name, validated_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -32,7 +32,7 @@ def pipe():
 
 def generate(pipe, prompt, adapters=None):
     """Generate SEEDS images as one array (4, 128, 128, 3) in [0, 1]."""
-    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=20))
+    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=12))
     return np.stack([np.asarray(image) for image in images]) / 255
 
 

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import validated_name, write_text
+from hra_diffusion.files import write_text
 from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.names import validated_name
 from training.presets import PRESETS, defaults
 
 

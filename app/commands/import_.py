@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import WINDOWS, validated_name
+from hra_diffusion.files import WINDOWS
 from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.names import validated_name
 
 if TYPE_CHECKING:
     from hra_diffusion.interop import Report

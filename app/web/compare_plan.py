@@ -17,10 +17,10 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, drift_pairs
 from hra_diffusion.comparison.storage import PHOTO_SIDE
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import first_free
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.subjects import with_subject
+from hra_diffusion.names import first_free
 from training.runs.lookup import photos_of
 
 MAX_SAMPLES = 120

@@ -9,10 +9,11 @@ from app.inference_session import import_libraries
 from app.web.context import AppContext
 from app.web.html import render
 from app.web.library_cards import incompatibility, method_title
-from hra_diffusion import files, library
+from hra_diffusion import library
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.names import unused_name
 from training.runs import lookup
 
 OWN = "own"
@@ -54,7 +55,7 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
     import_libraries()
     from hra_diffusion import interop
 
-    name = files.unused_name(interop.name_for(file), context.output)
+    name = unused_name(interop.name_for(file), context.output)
     with context.session.lock:
         path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
     return path, report.lines

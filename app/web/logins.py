@@ -9,7 +9,8 @@ import unicodedata
 from pathlib import Path
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import validated_name, write_text
+from hra_diffusion.files import write_text
+from hra_diffusion.names import validated_name
 
 N, R, P = 2**15, 8, 1
 """Cost of scrypt: 32 MiB and about 0.1 s per attempt."""

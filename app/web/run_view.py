@@ -14,7 +14,7 @@ from app.web.run_list import act_on_run
 from app.web.run_report import show_head, show_log, show_loss, show_samples
 from app.web.theme import CLICKS
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import unused_name
+from hra_diffusion.names import unused_name
 from training import config as configs
 from training.memory import advice
 from training.runs import progress

@@ -19,7 +19,7 @@ from hra_diffusion.adapters.rotation import Rotation, precompute_factors
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules, find_targets, target_layer
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import validated_name
+from hra_diffusion.names import validated_name
 
 
 def attach(

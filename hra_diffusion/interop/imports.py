@@ -21,13 +21,13 @@ from hra_diffusion.adapters import adapter_file, registry
 from hra_diffusion.adapters.adapter_file import MAX_RANK, WEIGHT_NAMES, AdapterInfo
 from hra_diffusion.adapters.fingerprint import layer_probe
 from hra_diffusion.adapters.linear_map import as_matrix
-from hra_diffusion.files import MAX_NAME, validated_name
 from hra_diffusion.interop import lora_conversion
 from hra_diffusion.interop.adapter_source import AdapterImportError, AdapterSource, read_sources
 from hra_diffusion.interop.key_names import LayerPath, public_path
 from hra_diffusion.interop.layer_index import LayerIndex
 from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError
 from hra_diffusion.interop.peft_settings import PeftSettings
+from hra_diffusion.names import MAX_NAME, validated_name
 
 NOT_TARGETED = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 

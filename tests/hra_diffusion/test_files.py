@@ -8,8 +8,7 @@ import torch
 from windows import windows  # noqa: F401 (a fixture)
 
 from hra_diffusion import files
-from hra_diffusion.errors import UserError
-from hra_diffusion.files import FileError, append_line, move, read_json, save_tensors, validated_name, write_text
+from hra_diffusion.files import FileError, append_line, move, read_json, save_tensors, write_text
 
 
 def test_writes_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
@@ -59,18 +58,6 @@ def test_other_systems_do_not_retry(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="permission denied"):
         move(tmp_path / "a", tmp_path / "b")
     assert time.monotonic() - start < files.BUSY_SECONDS / 2
-
-
-@pytest.mark.parametrize("name", ["con", "Aux", "NUL", "com1", "LPT9", "com¹", "LPT³"])
-def test_names_reserved_on_windows_are_refused(name):
-    """Also with superscript digits (Microsoft, Naming Files, Paths, and Namespaces)."""
-    with pytest.raises(UserError, match="can't be used for a folder"):
-        validated_name(name)
-
-
-@pytest.mark.parametrize("name", ["console", "com10", "Rex²", "aux 2"])
-def test_names_similar_to_reserved_ones_are_valid(name):
-    assert validated_name(name) == name
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": [1', b"\0\0\0\0", b"\xff\xfe", None])

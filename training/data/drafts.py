@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import is_reserved, make_folder, read_json, unused_name, write_text
+from hra_diffusion.files import make_folder, read_json, write_text
+from hra_diffusion.names import is_reserved, unused_name
 from training.config import with_current_names
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.checks import check_together

@@ -8,8 +8,8 @@ from PIL import Image
 
 from hra_diffusion import library
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import validated_name
 from hra_diffusion.generation.png import read_image
+from hra_diffusion.names import validated_name
 from training import config as configs
 from training.data.dataset import load_dataset
 from training.runs.run_folder import Run

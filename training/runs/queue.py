@@ -19,7 +19,8 @@ from filelock import FileLock
 
 from hra_diffusion import trash
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, read_json, remove, validated_name, write_text
+from hra_diffusion.files import make_folder, read_json, remove, write_text
+from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import TrainConfig
 from training.runs.locks import is_held
