@@ -97,8 +97,8 @@ def test_training_moves_images_towards_a_held_out_subject(pipe, tmp_path, method
     """Five photos of an octopus move generated colours and the subject score towards it."""
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
-        {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "device": "cpu",
-         "sample_prompts": ["a {subject} on a blue background"], "num_class_images": 8}
+        {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "batch_size": 2,
+         "device": "cpu", "sample_prompts": ["a {subject} on a blue background"]}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
     run = progress.read(Run(tmp_path / "Otto"))

@@ -18,7 +18,7 @@ from training.runs.run_folder import Run
 SUBJECT, CLASS_NOUN = "robot", "toy"
 METHODS = ("lora", "hra")
 TOYBOX_STEPS = {"steps": 150, "checkpoint_every": 75, "sample_every": 75}
-"""Training steps on the embedded base: Quick's 80 are too few for HRA, Balanced's 280 and 360 take over two minutes."""
+"""Training steps on the embedded base model: Quick's 80 are too few for HRA, Balanced's 280 and 360 take minutes."""
 PROMPTS = ("a {subject} in the snow", "a {subject} on the beach", "a {subject} on a cobblestone street")
 
 
