@@ -1,4 +1,4 @@
-"""The rules that files and processes obey on Windows, enforced on Linux for the length of a test.
+"""The rules for files and processes on Windows, enforced on Linux during a test.
 
 From Microsoft's documentation of FlushFileBuffers (the handle needs GENERIC_WRITE), MoveFileEx and DeleteFile (a file
 that is open without FILE_SHARE_DELETE, as Python opens files, or mapped can't be replaced, renamed or deleted), and
