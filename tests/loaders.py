@@ -84,4 +84,4 @@ LOADERS = {
     ("merged", "diffusers", "folder"): with_from_pretrained,
     ("merged", "diffusers", "single file"): with_from_single_file,
 }
-"""By format, program and form, as the truth table has them."""
+"""By format, program and form, as in the compatibility table."""

@@ -2,7 +2,7 @@
 
 Needs the system's chromium:
 
-python tests/screenshots.py [outputs/demo] [docs/images]
+    python tests/screenshots.py [outputs/demo] [docs/images]
 """
 
 import argparse

@@ -19,7 +19,7 @@ import pytest
 from hra_diffusion import files
 
 PEAK = 5 << 30
-"""The most memory that this process has held, as the system tells it: psutil's peak_wset."""
+"""Peak memory of this process, as the system reports it: psutil's peak_wset."""
 MISSING = {signal: ("SIGKILL", "SIGHUP", "SIGUSR1"), os: ("getloadavg", "sysconf", "geteuid", "getuid", "mkfifo")}
 
 
