@@ -1,4 +1,4 @@
-# One target each; every target makes .venv first if it is not there. What runs the program puts less into it than tests.
+# One target each; every target makes .venv first if it is not there. `app` and `demo` install only what the program needs, the others the development tools, too.
 PYTHON ?= python3
 BIN := .venv/bin
 

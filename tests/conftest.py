@@ -157,7 +157,7 @@ def tiny_sd2_pipe() -> StableDiffusionPipeline:
 
 
 def altered(unet: UNet2DConditionModel, **changes) -> UNet2DConditionModel:
-    """A new UNet like this one but for the changes."""
+    """A new UNet with this one's configuration, except for the changes."""
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     return UNet2DConditionModel.from_config(config | changes)
 
@@ -202,7 +202,7 @@ PIPES = {"sd": tiny_pipe, "sd2": tiny_sd2_pipe, "sdxl": tiny_xl_pipe}
 
 
 def everything(pipe) -> torch.Tensor:
-    """What a pipeline's text encoders and UNet say to two prompts and fixed noise, as one vector."""
+    """The outputs of a pipeline's text encoders and UNet for two prompts and fixed noise, as one vector."""
     family = families.of(pipe)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -245,7 +245,7 @@ def shared() -> Path:
 
 
 def save_photos(folder: Path, count: int) -> Path:
-    """``count`` small random photos, 0.jpg and on, in a folder that is there."""
+    """Save ``count`` small random photos as 0.jpg, 1.jpg, … in an existing folder."""
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
@@ -253,7 +253,7 @@ def save_photos(folder: Path, count: int) -> Path:
 
 
 def stir(parameters, seed: int = 0, by: float = 0.3) -> None:
-    """Move parameters away from where they start, so that an adapter does something."""
+    """Add random values to parameters, so that a new adapter has an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:

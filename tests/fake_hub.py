@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one model on this machine: what huggingface_hub asks of HF_ENDPOINT, over HTTP."""
+"""A local HTTP server that answers huggingface_hub (HF_ENDPOINT) for one model."""
 
 import contextlib
 import hashlib
@@ -58,7 +58,7 @@ def fake_hub(name: str, folder: Path, license: str = "openrail", delay: float = 
 
 
 def facts(name: str, folder: Path, license: str) -> dict:
-    """What the hub says of a model, as far as it is asked."""
+    """The hub's metadata of a model, with the fields that are read here."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     index = json.loads((folder / "model_index.json").read_text())
     return {

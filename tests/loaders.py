@@ -1,4 +1,4 @@
-"""Somebody else's loaders, each as it is: (kind of pipeline, exported file) -> a pipeline with the adapter on it."""
+"""Other programs' loaders, unpatched: (kind of pipeline, exported file) -> a pipeline with the adapter on it."""
 
 import pytest
 from conftest import PIPES, everything, stir
@@ -13,7 +13,7 @@ EXACT = 1e-4
 
 
 def adapted(kind, method, targets="attention", options=None):
-    """A tiny pipeline with a stirred adapter on all its components, and its outputs."""
+    """A tiny pipeline with a random adapter on all its components, and its outputs."""
     pipe = PIPES[kind]()
     for component, model in pipeline.components(pipe).items():
         where = targets if component == "unet" else "attention"
@@ -36,7 +36,7 @@ def with_peft(kind, path):
 
 
 class OlderTransformers(nn.Module):
-    """A text encoder as transformers 4 nests it, which is how LyCORIS looks for its layers."""
+    """A text encoder nested as in transformers 4, because LyCORIS looks for its layers there."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -84,4 +84,4 @@ LOADERS = {
     ("merged", "diffusers", "folder"): with_from_pretrained,
     ("merged", "diffusers", "single file"): with_from_single_file,
 }
-"""By format, program and form, as the truth table has them."""
+"""By format, program and form, as in the compatibility table."""

@@ -1,6 +1,8 @@
-"""Screenshots of the page for the README, of the outputs of `hra-diffusion demo`. Needs the system's chromium.
+"""Screenshots of the page for the README and docs/page.md, from the outputs of `hra-diffusion demo`.
 
-python tests/screenshots.py [outputs/demo] [docs/images]
+Needs the system's chromium:
+
+    python tests/screenshots.py [outputs/demo] [docs/images]
 """
 
 import argparse
@@ -22,8 +24,8 @@ WIDTH, PHONE = 1280, (390, 844)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, nargs="?", default=Path("outputs/demo"), help="what the demo made")
-    parser.add_argument("place", type=Path, nargs="?", default=Path("docs/images"), help="where the pictures go")
+    parser.add_argument("source", type=Path, nargs="?", default=Path("outputs/demo"), help="the demo's output folder")
+    parser.add_argument("place", type=Path, nargs="?", default=Path("docs/images"), help="folder for the screenshots")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = shutil.copytree(given.source, Path(folder) / "outputs")
@@ -56,7 +58,7 @@ def open_page(browser: Any, url: str, size: tuple[int, int], dark: bool = False,
 
 
 def save(page: Page, file: Path) -> None:
-    """Save a screenshot once nothing moves."""
+    """Save a screenshot without hover, focus and animations."""
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement?.blur()")
     page.wait_for_timeout(1500)

@@ -1,4 +1,4 @@
-"""The rules that files and processes obey on Windows, enforced on Linux for the length of a test.
+"""The rules for files and processes on Windows, enforced on Linux during a test.
 
 From Microsoft's documentation of FlushFileBuffers (the handle needs GENERIC_WRITE), MoveFileEx and DeleteFile (a file
 that is open without FILE_SHARE_DELETE, as Python opens files, or mapped can't be replaced, renamed or deleted), and
@@ -19,7 +19,7 @@ import pytest
 from hra_diffusion import files
 
 PEAK = 5 << 30
-"""The most memory that this process has held, as the system tells it: psutil's peak_wset."""
+"""Peak memory of this process, as the system reports it: psutil's peak_wset."""
 MISSING = {signal: ("SIGKILL", "SIGHUP", "SIGUSR1"), os: ("getloadavg", "sysconf", "geteuid", "getuid", "mkfifo")}
 
 

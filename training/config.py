@@ -34,7 +34,7 @@ RENAMED = {
     "gradient_accumulation": "gradient_accumulation_steps",
     "text_encoder_rate": "text_encoder_lr_scale",
 }
-"""Field names of earlier versions by their current names. Files and callers may use either."""
+"""Current field names by those of earlier versions. Files and callers may use either."""
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:

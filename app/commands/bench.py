@@ -100,7 +100,7 @@ def wait_for_measurement(output: Path, quiet: bool) -> None:
 def time_steps(
     configs: dict[str, TrainConfig], batch_size: int, arguments: argparse.Namespace, minutes: float
 ) -> dict[str, list[float]]:
-    """Return seconds per round: an optimizer step of each method, the base model's passes alone, and one image."""
+    """Return seconds per round: an optimiser step of each method, the base model's passes alone, and one image."""
     pipe = load_base(arguments)
     functions: dict[str, Callable[[], object]] = {
         BASE_ALONE: make_frozen_step(weight_sharing_copy(pipe.unet), batch_size)

@@ -1,4 +1,4 @@
-"""What the page says of base models: the purpose of the one in use, known ones, one on the hub, what to do offline."""
+"""What the page shows about base models: the purpose of the one in use, known ones, one on the hub, offline advice."""
 
 import filecmp
 from typing import Any

@@ -1,4 +1,4 @@
-"""From the Train tab's form to training configurations, and into the queue."""
+"""Turn the Train tab's form into training configurations, and queue their runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from app.web.context import AppContext
 from app.web.status_bar import base_name
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_photo_folder
@@ -166,7 +167,7 @@ def queue_runs(
     runs = plan(context, entries, values)
     names = [f"{name}-{config.method}" for config in runs] if values.several else [name]
     for new in names:
-        if (context.output / configs.validated_name(new)).exists():
+        if (context.output / validated_name(new)).exists():
             raise UserError(f"{new!r} exists already; choose another name")
     photos = free_photo_folder(context.output, name).resolve()
     boxes = {str(path): box for path, box in draft.copy_photos(photos).items()}

@@ -59,7 +59,7 @@ def render(comparison: Comparison, votes: Sequence[Vote] = ()) -> str:
 
 
 def means(comparison: Comparison, titled: bool = True) -> str:
-    """Return a table row with each variant's statistics, the clearly best in bold; "" without scores.
+    """Return a table row with each variant's statistics, the clearly best in bold with a ✓; "" without scores.
 
     ``titled`` adds a cell on the left that names the row.
     """

@@ -103,7 +103,7 @@ def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
     if settings.scheduler not in SCHEDULERS:
         raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
     if noise.of(pipe.scheduler).prediction_type == "sample" and settings.scheduler == "euler-a":
-        raise UserError("euler-a does not support base models that predict the sample; use another scheduler, as euler")
+        raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
     multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.down_block_types) - 1)

@@ -2,7 +2,7 @@
 
     pytest -m slow tests/slow
 
-Needs about 12 GiB of memory for version 1 and 20 GiB for XL, which runs in bfloat16 but for the comparisons.
+Needs about 12 GiB of memory for version 1 and 20 GiB for XL, which runs in bfloat16 except in the comparisons.
 """
 
 import gc
@@ -63,7 +63,7 @@ def random_pipe(architecture, dtype=torch.float32):
 
 
 def outputs(pipe, side=16):
-    """What the UNet says to a prompt by the text encoders and fixed noise."""
+    """The UNet's output for a prompt, encoded by the text encoders, and fixed noise."""
     family = families.of(pipe)
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def sd1():
 
 @pytest.fixture(scope="module")
 def xl():
-    return random_pipe(SDXL, torch.bfloat16)  # 3.5 G parameters take a minute to draw
+    return random_pipe(SDXL, torch.bfloat16)  # initialising 3.5 G parameters takes a minute
 
 
 @pytest.fixture(autouse=True)

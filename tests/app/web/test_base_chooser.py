@@ -1,4 +1,4 @@
-"""Choosing the base model: what is said of toybox, what may be chosen, and by whom."""
+"""Choosing the base model: the notice about toybox, what may be chosen, and by whom."""
 
 import shutil
 from dataclasses import replace

@@ -179,7 +179,7 @@ def test_the_first_frame_of_an_animation_is_used(save, name):
 
 
 def png(width: int, height: int, data: bytes, depth: int = 8) -> bytes:
-    """A PNG in RGB, put together by hand."""
+    """Assemble a PNG in RGB from its chunks."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     packed = (struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in chunks)
