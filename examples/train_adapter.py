@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=ASSETS / "subjects" / "robot")
     parser.add_argument("--class-noun", default="toy")
     parser.add_argument("--method", default="hra", choices=hra.method_names())
+    parser.add_argument("--name", default="example")
     parser.add_argument("--base", default="toybox")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the Quick preset's)")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
@@ -22,7 +23,7 @@ def main() -> None:
 
     settings = config.parse(
         {
-            "name": "example",
+            "name": given.name,
             "photos": [given.photos],
             "class_noun": given.class_noun,
             "method": given.method,
@@ -38,8 +39,7 @@ def main() -> None:
     pipe = hra.load_base(given.base)
     info = hra.load(pipe, adapter)
     (image,) = hra.generate(pipe, f"a photo of {info.subject} in the snow", {info.name: 1.0}, seed=0)
-    hra.save_png(image, given.output / "example.png")
-    print(f"image: {given.output / 'example.png'}")
+    print(f"image: {hra.save_png(image, given.output / f'{given.name}.png')}")
 
 
 def print_loss(event: Event) -> None:

@@ -204,10 +204,6 @@ class TrainConfig(BaseModel):
         """The sample prompts with the subject in place of ``{subject}``."""
         return [prompt.replace("{subject}", self.subject) for prompt in self.sample_prompts]
 
-    def adapter_options(self) -> registry.MethodConfig:
-        """Return the validated configuration of the adapter method."""
-        return registry.get_method(self.method).parse(self.options)
-
 
 def parse(values: dict[str, Any]) -> TrainConfig:
     """Return the configuration with these values. Raises ConfigError that names every invalid field."""

@@ -15,7 +15,7 @@ GIVEN = {"name": "Rex", "photos": ["a.jpg"], "class_noun": "dog"}
 @pytest.mark.parametrize("base", ["toybox", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
 def test_every_method_has_defaults_for_every_preset_and_base(method, preset, base):
     config = configs.parse({**GIVEN, "method": method, "preset": preset, "base": base})
-    assert config.adapter_options().rank % 2 == 0
+    assert registry.get_method(method).parse(config.options).rank % 2 == 0
 
 
 def test_longer_presets_have_more_steps():

@@ -105,4 +105,4 @@ def _check_count(count: int) -> None:
     if count == 0:
         raise PhotoError(f"No photos were given. Give a folder, or 1 to {MAX_PHOTOS} photos.")
     if count > MAX_PHOTOS:
-        raise PhotoError(f"{count} photos were given; the limit is {MAX_PHOTOS}. Keep the best: 5 to 20 are enough.")
+        raise PhotoError(f"{count} photos were given; the limit is {MAX_PHOTOS}. Keep the best: 3 to 10 are enough.")
