@@ -1,5 +1,6 @@
 """The example scripts run to their end."""
 
+import itertools
 import runpy
 import sys
 
@@ -22,16 +23,14 @@ def run_example(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     """Two adapter files, trained by the first example for two steps each."""
-    files = {}
+    output = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         for method in ("hra", "lora"):
-            output = tmp_path_factory.mktemp(method)
-            patch.setattr(sys, "argv", ["train", "--method", method, "--steps", "2", "--output", str(output)])
+            options = {"--method": method, "--name": method, "--steps": "2", "--output": str(output)}
+            patch.setattr(sys, "argv", ["train", *itertools.chain(*options.items())])
             runpy.run_path(str(ROOT / "examples" / "train_adapter.py"), run_name="__main__")
-            assert (output / "example.png").is_file()
-            files[method] = output / "example" / "example.safetensors"
-    lora = files["lora"].with_name("lora.safetensors")
-    return files["hra"], files["lora"].rename(lora)
+            assert (output / f"{method}.png").is_file()
+    return tuple(output / method / f"{method}.safetensors" for method in ("hra", "lora"))
 
 
 def test_adapters_mix(run_example, adapters, tmp_path):

@@ -107,10 +107,13 @@ def render_held_out(sprites: Path) -> Shard:
 def render_missing(sprites: Path, folder: Path, indices: Iterable[int], size: int = SHARD_SIZE) -> None:
     """Render the shards of ``indices`` that ``folder`` lacks."""
     missing = [index for index in indices if not shard_path(folder, index).exists()]
+    render = partial(_render_to, sprites, folder, size)
+    if len(missing) <= 1:  # a process takes longer to start than a small shard to render
+        list(map(render, missing))
+        return
     # spawn: a forked child of a process with OpenMP threads would deadlock
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(partial(_render_to, sprites, folder, size), missing):
-            pass
+        list(pool.map(render, missing))
 
 
 def _render_to(sprites: Path, folder: Path, size: int, index: int) -> None:
