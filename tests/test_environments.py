@@ -1,0 +1,245 @@
+"""Adapters in models that others have changed: patched, offloaded, quantised, copied, compiled, wrapped or shared layers."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from conftest import relative, tiny_unet
+from diffusers.hooks import apply_group_offloading
+from diffusers.training_utils import EMAModel
+from test_contract import attach_trained, each_variant, unet_input
+from torch import nn
+
+from hra_diffusion.adapters import activation, attachment
+from hra_diffusion.adapters.attachment import attach, detach
+from hra_diffusion.adapters.targets import find_targets
+
+
+@pytest.fixture
+def unet():
+    torch.manual_seed(0)
+    return tiny_unet().eval()
+
+
+@pytest.fixture
+def expected(unet, method, options):
+    """The output of an undisturbed copy with the same adapter."""
+    other = copy.deepcopy(unet)
+    attach_trained(other, method, options)
+    with torch.no_grad():
+        return unet_input(other)
+
+
+def patch_forwards(model):
+    for path in find_targets(model):
+        layer = model.get_submodule(path)
+        layer.forward = (lambda forward: lambda x: forward(x))(layer.forward)
+
+
+DISTURBANCES = {
+    "patched forward": patch_forwards,
+    "layerwise casting": lambda model: model.enable_layerwise_casting(torch.bfloat16, torch.float32),
+    "group offload": lambda model: apply_group_offloading(
+        model, torch.device("cpu"), offload_type="leaf_level", offload_device=torch.device("cpu")
+    ),
+}
+each_disturbance = pytest.mark.parametrize("disturbance", DISTURBANCES)
+
+
+@each_variant
+@each_disturbance
+def test_attach_to_a_disturbed_model(unet, expected, method, options, disturbance):
+    DISTURBANCES[disturbance](unet)
+    attach_trained(unet, method, options)
+    with torch.no_grad():
+        assert relative(unet_input(unet), expected) < (2e-2 if "casting" in disturbance else 1e-5)
+
+
+@each_variant
+@each_disturbance
+def test_disturb_an_adapted_model(unet, expected, method, options, disturbance):
+    attach_trained(unet, method, options)
+    DISTURBANCES[disturbance](unet)
+    with torch.no_grad():
+        assert relative(unet_input(unet), expected) < (2e-2 if "casting" in disturbance else 1e-5)
+
+
+@each_variant
+@pytest.mark.parametrize("kind", ["Linear8bitLt", "Linear4bit"])
+def test_layers_quantised_by_bitsandbytes(unet, method, options, kind):
+    """They adapt the dequantised weight."""
+    bnb = pytest.importorskip("bitsandbytes")
+    plain = copy.deepcopy(unet)
+    for path in find_targets(unet):
+        layer, (parent, _, leaf) = unet.get_submodule(path), path.rpartition(".")
+        quantised = getattr(bnb.nn, kind)(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        quantised.load_state_dict(layer.state_dict())
+        setattr(unet.get_submodule(parent), leaf, quantised.to("cpu"))
+    with torch.no_grad():
+        base, coarse = unet_input(plain), unet_input(unet)
+        attach_trained(plain, method, options)
+        attach_trained(unet, method, options)
+        change, found = unet_input(plain) - base, unet_input(unet) - coarse
+    assert relative(found, change) < 0.2
+
+
+@each_variant
+def test_writes_to_data_are_noticed(unet, method, options):
+    """As diffusers' EMAModel.copy_to makes them."""
+    attach_trained(unet, method, options)
+    parameters = list(attachment.adapter_parameters(unet, "a").values())
+    average = EMAModel([nn.Parameter(torch.randn_like(p) * 0.3) for p in parameters])
+    with torch.no_grad():
+        unet_input(unet)
+        average.copy_to(parameters)
+        live = unet_input(unet)
+    fresh = copy.deepcopy(unet)
+    with torch.no_grad():
+        assert relative(live, unet_input(fresh)) < 1e-6
+
+
+def test_targets_beside_a_peft_lora(unet):
+    from peft import LoraConfig
+
+    before = find_targets(unet)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"]))
+    assert len(find_targets(unet)) == len(before)
+
+
+class Flattened(nn.Module):
+    """A model whose layer sees the tokens of all samples as rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_q = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.to_q(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@each_variant
+def test_groups_of_samples_whose_tokens_are_flattened(method, options):
+    model, x = Flattened(), torch.randn(4, 6, 8)
+    attach_trained(model, method, options)
+    with torch.no_grad():
+        adapted = model(x)
+        activation.activate(model, {})
+        base = model(x)
+        with activation.batch_adapters(model, [({}, 1), ({"a": 1.0}, 1)]):
+            mixed = model(x)
+    assert relative(mixed, torch.stack([base[0], adapted[1], base[2], adapted[3]])) < 1e-5
+
+
+@each_variant
+def test_two_checkpointed_forwards_before_one_backward(unet, method, options):
+    gradients = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(unet).train()
+        attach_trained(model, method, options)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        (unet_input(model).square().mean() - 0.5 * unet_input(model, 3).mean()).backward()
+        gradients.append([p.grad for p in attachment.adapter_parameters(model, "a").values()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@each_variant
+def test_a_failed_move_leaves_every_adapter(unet, method, options):
+    attach_trained(unet, method, options)
+    calls = iter(range(10_000))
+
+    def fail(tensor):
+        if next(calls) == 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return tensor
+
+    before = set(attachment.adapter_parameters(unet, "a"))
+    with pytest.raises(torch.OutOfMemoryError):
+        unet._apply(fail)
+    assert set(attachment.adapter_parameters(unet, "a")) == before
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_save(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@each_variant
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_save], ids=["deepcopy", "pickle", "save"])
+def test_a_copy_is_adapted_and_independent(unet, method, options, copied):
+    with torch.no_grad():
+        base = unet_input(unet)
+        attach_trained(unet, method, options)
+        adapted = unet_input(unet)
+        twin = copied(unet)
+        assert relative(unet_input(twin), adapted) < 1e-6
+        detach(twin)
+        assert torch.equal(unet_input(twin), base) and relative(unet_input(unet), adapted) < 1e-6
+
+
+@each_variant
+def test_a_vector_has_gradients(method, options):
+    model = nn.ModuleDict({"to_q": nn.Linear(8, 8)})
+    attach_trained(model, method, options)
+    model["to_q"](torch.randn(8)).square().sum().backward()
+    assert all(p.grad is not None for p in attachment.adapter_parameters(model, "a").values())
+
+
+@each_variant
+def test_a_layer_that_is_called_twice(method, options):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_q = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.to_q(self.to_q(x))
+
+    model = Twice()
+    attach_trained(model, method, options)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        adapted = model(x)
+    trained = model(x)
+    assert relative(trained.detach(), adapted) < 1e-5
+    trained.square().sum().backward()
+
+
+@each_variant
+def test_tied_layers_are_adapted_once(method, options):
+    shared = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": nn.ModuleDict({"to_q": shared}), "b": nn.ModuleDict({"to_q": shared})})
+    assert attach(model, method, options) == ["a.to_q"]
+
+
+@each_variant
+def test_functional_call_uses_the_given_parameters(unet, method, options):
+    attach_trained(unet, method, options)
+    with torch.no_grad():
+        adapted = unet_input(unet)
+        zeros = {key: torch.zeros_like(p) for key, p in unet.named_parameters() if "@" in key and "scale" not in key}
+        x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        text = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(2))
+        given = torch.func.functional_call(unet, zeros, (x, torch.full((2,), 10), text)).sample
+        own = unet(x, torch.full((2,), 10), text).sample
+    assert relative(given, own) > 1e-4 and torch.isfinite(given).all() and relative(unet_input(unet), adapted) < 1e-6
+
+
+@each_variant
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_without_a_graph_break(unet, method, options, gradients):
+    attach_trained(unet, method, options)
+    with torch.set_grad_enabled(gradients):
+        eager = unet_input(unet)
+        torch._dynamo.reset()
+        compiled = unet_input(torch.compile(unet, fullgraph=True, backend="eager"))
+    assert relative(compiled.detach(), eager.detach()) < 1e-5
