@@ -116,6 +116,7 @@ def test_the_whole_workflow(visit, tmp_path, shared):
 
         go(page, "Compare")
         choose(page, "#compare-adapters", "Rex", "Rex-lora")
+        page.get_by_label("number input for Steps").locator("visible=true").fill("8")
         page.click("#compare-button")
         page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
         page.get_by_role("button", name="Blind vote").click()
