@@ -70,6 +70,11 @@ def fill(page, place, text):
     page.locator(f"{place} input, {place} textarea").first.fill(text)
 
 
+def wait_for_images(page):
+    """Wait until all visible images are loaded, before their files move."""
+    page.wait_for_function("[...document.images].every(image => image.complete || !image.checkVisibility())")
+
+
 def give_photos(page, photos):
     page.set_input_files("#upload input[type=file]", photos)
     page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
@@ -205,8 +210,10 @@ def test_an_adapter_is_found_renamed_deleted_and_restored(trained_page, visit):
     there.locator(".card").click()
     there.wait_for_selector("#facts >> text=sks dog")
     there.get_by_label("Name", exact=True).locator("visible=true").fill("Max")
+    wait_for_images(there)
     there.get_by_role("button", name="Rename").click()
     there.wait_for_selector(".card >> text=Max")  # though it doesn't match the search, which is cleared
+    wait_for_images(there)
     there.get_by_role("button", name="Move to the bin").click()
     there.wait_for_selector("text=No adapters yet")
     there.get_by_role("button", name="Bin (kept").click()
@@ -222,7 +229,7 @@ def test_a_deleted_run_is_announced(output, base_folder, visit):
         there = visit(served.local_url)
         there.locator("#runs button").first.click()
         there.get_by_role("button", name="Move to the bin").wait_for()
-        there.wait_for_function("[...document.images].every(image => image.complete)")
+        wait_for_images(there)
         there.get_by_role("button", name="Move to the bin").click()
         there.wait_for_selector("text=Rex is now in the bin, at the bottom of the Library")
         there.close()
