@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import save_photos, tiny_clip
-from serving import CHROMIUM, launch, serving, wait_for_base
+from serving import CHROMIUM, choose, go, launch, serving, wait_for_base
 
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Settings
@@ -52,18 +52,6 @@ def visit(chromium):
     for context in contexts:
         context.close()
     assert not errors
-
-
-def go(page, tab):
-    page.get_by_role("tab", name=tab, exact=True).click()
-
-
-def choose(page, place, *names):
-    """Choose options of a dropdown."""
-    page.locator(f"{place} input").click()
-    for name in names:
-        page.get_by_role("option", name=name, exact=True).click()
-    page.keyboard.press("Escape")
 
 
 def fill(page, place, text):
