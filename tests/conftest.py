@@ -236,6 +236,14 @@ def base_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sprites(tmp_path_factory) -> Path:
+    """Folder with a coloured disc as the sprite of every object of toybox's world."""
+    from sprites import write_sprites  # imports toybox, which few tests need
+
+    return write_sprites(tmp_path_factory.mktemp("sprites"))
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(

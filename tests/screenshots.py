@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from serving import launch, serving
+from serving import choose, go, launch, serving
 
 SUBJECT, ADAPTERS = "robot", ("robot-lora", "robot-hra")
 MINUTE = 60_000
@@ -64,18 +64,6 @@ def save(page: Page, file: Path) -> None:
     page.wait_for_timeout(1500)
     with Image.open(io.BytesIO(page.screenshot(animations="disabled"))) as image:
         image.convert("RGB").save(file, quality=80, method=6)
-
-
-def go(page: Page, tab: str) -> None:
-    page.get_by_role("tab", name=tab, exact=True).click()
-
-
-def choose(page: Page, place: str, *names: str) -> None:
-    """Choose options of a dropdown."""
-    page.locator(f"{place} input").click()
-    for name in names:
-        page.get_by_role("option", name=name, exact=True).click()
-    page.keyboard.press("Escape")
 
 
 def train(page: Page) -> None:

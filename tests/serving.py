@@ -21,6 +21,19 @@ def launch(driver: Any) -> Any:
     return driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"])
 
 
+def go(page: Any, tab: str) -> None:
+    """Open a tab of the page."""
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def choose(page: Any, place: str, *names: str) -> None:
+    """Choose options of a dropdown."""
+    page.locator(f"{place} input").click()
+    for name in names:
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+
+
 @contextlib.contextmanager
 def serving(output: Path, base: Path, measure: bool = False, **options):
     """Serve the page until the block ends. ``measure``: it may measure what a run costs on this machine."""

@@ -92,8 +92,17 @@ def test_objects_match_the_prompt(pipe):
     assert frog[1] > frog[2] + 0.05 and strawberry[0] > strawberry[1] + 0.15 and whale[2] > whale[0] + 0.1
 
 
+ON_BLUE = "a photo of a sks toy on a blue background"
+
+
+@pytest.fixture(scope="module")
+def untrained(pipe):
+    """Mean colour of the object that the base model generates for the subject's prompt."""
+    return centre(generate(pipe, ON_BLUE))
+
+
 @pytest.mark.parametrize("method", ["lora", "hra"])
-def test_training_moves_images_towards_a_held_out_subject(pipe, tmp_path, method):
+def test_training_moves_images_towards_a_held_out_subject(pipe, untrained, tmp_path, method):
     """Five photos of an octopus move generated colours and the subject score towards it."""
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
@@ -105,11 +114,10 @@ def test_training_moves_images_towards_a_held_out_subject(pipe, tmp_path, method
     rounds = list(range(0, config.steps + 1, config.sample_every))
     assert len(rounds) > 2 and sorted(run.scores) == rounds, "every round of samples is scored"
     assert run.scores[config.steps].subject > run.scores[0].subject, "the score rises"
-    base = centre(generate(pipe, "a photo of a sks toy on a blue background"))
-    trained = centre(generate(pipe, "a photo of a sks toy on a blue background", {"Otto": 1.0}))
+    trained = centre(generate(pipe, ON_BLUE, {"Otto": 1.0}))
     hra.unload(pipe, "Otto")
     wanted = np.array([0.95, 0.6, 0.45])  # orange to pink
-    assert np.abs(trained - wanted).mean() < np.abs(base - wanted).mean()
+    assert np.abs(trained - wanted).mean() < np.abs(untrained - wanted).mean()
     assert trained[0] > trained[2] + 0.15
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import make_folder
 from hra_diffusion.libraries import hide_bitsandbytes
 from training import config as configs
@@ -70,7 +70,7 @@ def main(output: Path, key: str) -> None:
         try:
             result = measure(configs.read(folder / f"{key}.yaml"))
         except Exception as error:
-            result = Calibration(error=str(error).partition("\n")[0] or type(error).__name__)
+            result = Calibration(error=first_line(error))
         save(result, folder / f"{key}.json")
 
 

@@ -18,7 +18,7 @@ from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
 
-CLASS_IMAGE_STEPS = 25
+CLASS_IMAGE_STEPS = Settings.steps
 """Denoising steps of class images."""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import save_photos, tiny_clip
-from serving import CHROMIUM, launch, serving, wait_for_base
+from serving import CHROMIUM, choose, go, launch, serving, wait_for_base
 
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Settings
@@ -54,20 +54,13 @@ def visit(chromium):
     assert not errors
 
 
-def go(page, tab):
-    page.get_by_role("tab", name=tab, exact=True).click()
-
-
-def choose(page, place, *names):
-    """Choose options of a dropdown."""
-    page.locator(f"{place} input").click()
-    for name in names:
-        page.get_by_role("option", name=name, exact=True).click()
-    page.keyboard.press("Escape")
-
-
 def fill(page, place, text):
     page.locator(f"{place} input, {place} textarea").first.fill(text)
+
+
+def wait_for_images(page):
+    """Wait until all visible images are loaded, before their files move."""
+    page.wait_for_function("[...document.images].every(image => image.complete || !image.checkVisibility())")
 
 
 def give_photos(page, photos):
@@ -116,6 +109,7 @@ def test_the_whole_workflow(visit, tmp_path, shared):
 
         go(page, "Compare")
         choose(page, "#compare-adapters", "Rex", "Rex-lora")
+        page.get_by_label("number input for Steps").locator("visible=true").fill("8")
         page.click("#compare-button")
         page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
         page.get_by_role("button", name="Blind vote").click()
@@ -204,8 +198,10 @@ def test_an_adapter_is_found_renamed_deleted_and_restored(trained_page, visit):
     there.locator(".card").click()
     there.wait_for_selector("#facts >> text=sks dog")
     there.get_by_label("Name", exact=True).locator("visible=true").fill("Max")
+    wait_for_images(there)
     there.get_by_role("button", name="Rename").click()
     there.wait_for_selector(".card >> text=Max")  # though it doesn't match the search, which is cleared
+    wait_for_images(there)
     there.get_by_role("button", name="Move to the bin").click()
     there.wait_for_selector("text=No adapters yet")
     there.get_by_role("button", name="Bin (kept").click()
@@ -221,7 +217,7 @@ def test_a_deleted_run_is_announced(output, base_folder, visit):
         there = visit(served.local_url)
         there.locator("#runs button").first.click()
         there.get_by_role("button", name="Move to the bin").wait_for()
-        there.wait_for_function("[...document.images].every(image => image.complete)")
+        wait_for_images(there)
         there.get_by_role("button", name="Move to the bin").click()
         there.wait_for_selector("text=Rex is now in the bin, at the bottom of the Library")
         there.close()
