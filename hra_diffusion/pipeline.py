@@ -11,6 +11,7 @@ from torch import nn
 
 from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.models import noise
 from hra_diffusion.models.sources import base_name
@@ -49,7 +50,7 @@ def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
     """Return why an adapter is incompatible with this base model, or "" if it is compatible."""
     models = components(pipe)
     for component, probes in info.fingerprint.items():
-        layers = dict(models[component].named_modules()) if component in models else {}
+        layers = dict(base_modules(models[component])) if component in models else {}
         if any(path not in layers for path in probes):
             return f"made for another base model, {info.base}: it can't be used with {base_name_of(pipe)}"
     if fingerprint.distance(info.fingerprint, models) > fingerprint.TOLERANCE:

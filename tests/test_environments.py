@@ -1,4 +1,4 @@
-"""Adapters in models that others have changed: patched, offloaded, quantised, copied, compiled, wrapped or shared layers."""
+"""Adapters in models that other code has changed: patched, offloaded, quantised, copied, compiled, shared layers."""
 
 import copy
 import io
@@ -12,9 +12,11 @@ from diffusers.training_utils import EMAModel
 from test_contract import attach_trained, each_variant, unet_input
 from torch import nn
 
-from hra_diffusion.adapters import activation, attachment
+from hra_diffusion.adapters import activation, attachment, merging
 from hra_diffusion.adapters.attachment import attach, detach
+from hra_diffusion.adapters.linear_map import weight_of
 from hra_diffusion.adapters.targets import find_targets
+from hra_diffusion.errors import UserError
 
 
 @pytest.fixture
@@ -66,23 +68,37 @@ def test_disturb_an_adapted_model(unet, expected, method, options, disturbance):
         assert relative(unet_input(unet), expected) < (2e-2 if "casting" in disturbance else 1e-5)
 
 
+def quantise_by_bitsandbytes(model, kind):
+    """Replace the targeted layers by ``kind``; the given model gets the dequantised weights."""
+    bnb = pytest.importorskip("bitsandbytes")
+    quantised = copy.deepcopy(model)
+    for path in find_targets(model):
+        layer, (parent, _, leaf) = model.get_submodule(path), path.rpartition(".")
+        new = getattr(bnb.nn, kind)(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        new.load_state_dict(layer.state_dict())
+        setattr(quantised.get_submodule(parent), leaf, new.to("cpu"))
+        with torch.no_grad():
+            new(torch.randn(1, layer.in_features))  # quantises the weight
+            layer.weight.copy_(weight_of(new))
+    return quantised
+
+
 @each_variant
 @pytest.mark.parametrize("kind", ["Linear8bitLt", "Linear4bit"])
 def test_layers_quantised_by_bitsandbytes(unet, method, options, kind):
-    """They adapt the dequantised weight."""
-    bnb = pytest.importorskip("bitsandbytes")
-    plain = copy.deepcopy(unet)
-    for path in find_targets(unet):
-        layer, (parent, _, leaf) = unet.get_submodule(path), path.rpartition(".")
-        quantised = getattr(bnb.nn, kind)(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        quantised.load_state_dict(layer.state_dict())
-        setattr(unet.get_submodule(parent), leaf, quantised.to("cpu"))
+    """They are adapted as their dequantised weights are, also frozen; merging is refused."""
+    quantised = quantise_by_bitsandbytes(unet, kind)
+    for model in (unet, quantised):
+        attach_trained(model, method, options)
     with torch.no_grad():
-        base, coarse = unet_input(plain), unet_input(unet)
-        attach_trained(plain, method, options)
-        attach_trained(unet, method, options)
-        change, found = unet_input(plain) - base, unet_input(unet) - coarse
-    assert relative(found, change) < 0.2
+        expected = unet_input(unet)
+        assert relative(unet_input(quantised), expected) < 2e-2
+        with activation.frozen(quantised):
+            assert relative(unet_input(quantised), expected) < 2e-2
+        activation.activate(unet, {})
+        assert relative(unet_input(unet), expected) > 5e-3
+    with pytest.raises(UserError, match="quantised .*: (Int8Params|Params4bit|uint8|int8)"):
+        merging.merge(quantised)
 
 
 @each_variant

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hra_diffusion.adapters import registry, targets
-from hra_diffusion.adapters.linear_map import as_matrix
+from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import families
 from training.config import TrainConfig
@@ -37,10 +37,10 @@ def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[
 def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
     """Count the layers to adapt by shape. Raises UserError as ``layers_to_adapt`` does."""
     return Counter(
-        tuple(as_matrix(model.get_submodule(path)).shape)
+        matrix_shape(targets.target_layer(model, path))
         for model, paths in layers_to_adapt(config, pipe)
         for path in paths
-    )  # type: ignore[return-value]
+    )
 
 
 def count_parameters(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:

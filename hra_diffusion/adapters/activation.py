@@ -1,4 +1,4 @@
-"""Choose the active adapters of a model, for whole batches or for groups of samples."""
+"""Choose the active adapters of a model, for whole batches or for groups of samples, and freeze them for inference."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from hra_diffusion.adapters.attachment import require_adapter, state_of
+from hra_diffusion.adapters.model_hooks import adapted_modules, refresh
 
 
 def activate(model: nn.Module, strengths: Mapping[str, float]) -> None:
@@ -19,6 +20,7 @@ def activate(model: nn.Module, strengths: Mapping[str, float]) -> None:
     if state := state_of(model):
         state.require_unmerged()
         state.active = tuple(strengths.items())
+        refresh(model)
 
 
 @contextlib.contextmanager
@@ -38,6 +40,30 @@ def batch_adapters(model: nn.Module, groups: Sequence[tuple[Mapping[str, float],
     previous = state.groups
     state.groups = tuple((tuple(strengths.items()), count) for strengths, count in groups)
     try:
+        refresh(model)
         yield
     finally:
         state.groups = previous
+        refresh(model)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Context manager for inference: the adapters of the model do not change within the block.
+
+    The factors are prepared once instead of before every forward pass, and the active adapters of a layer become one
+    low-rank update: every method then costs as much as LoRA. Changes of adapter parameters and of weights have no
+    effect until the block ends; activating other adapters has. Gradients don't reach the adapters.
+    """
+    state = state_of(model)
+    if state is None or state.frozen is not None:
+        yield
+        return
+    state.frozen = {}
+    try:
+        refresh(model)
+        yield
+    finally:
+        state.frozen = None
+        for layer in adapted_modules(model):
+            layer.adapters.chains = ()

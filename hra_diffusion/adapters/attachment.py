@@ -1,21 +1,20 @@
 """Attach adapters to any torch model with linear or convolution layers, look them up, and detach them.
 
-The model's layers keep their weights and the weights' names. ``detach`` restores the model completely.
+The model's layers keep their class, their weights and the weights' names. ``detach`` restores the model completely.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import AdaptedLayer, adapter_key, unwrap, wrap
-from hra_diffusion.adapters.linear_map import as_matrix
-from hra_diffusion.adapters.registry import MethodConfig
-from hra_diffusion.adapters.rotation import Rotation, precompute_factors
+from hra_diffusion.adapters.layer import add_adapter, adapters_on, remove_adapter, unmerge_layer
+from hra_diffusion.adapters.linear_map import matrix_shape, storage_device
+from hra_diffusion.adapters.model_hooks import ModelHooks, adapted_modules, hooks_of, refresh
+from hra_diffusion.adapters.registry import Adapter, MethodConfig
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules, find_targets, target_layer
 from hra_diffusion.errors import UserError
@@ -29,35 +28,40 @@ def attach(
     *,
     name: str = "default",
     targets: str | Sequence[str] = "attention",
+    exclude: str = "",
     seed: int = 0,
     ranks: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Add a new adapter to the model, make it the only active one, and freeze the model's own parameters.
 
-    Adapter parameters are float32, on the device of their layer.
+    Adapter parameters are float32, on the device of their layer. Layers may be patched, quantised or offloaded.
 
     Args:
         targets: A key of ``TARGETS``, a regular expression for layer paths, or a list of layer paths.
+        exclude: A regular expression for the paths of layers that are not adapted.
         seed: Seed of the adapter's initial values.
         ranks: Ranks by layer path, where they differ from the rank in ``options``.
 
     Returns the paths of the adapted layers. Raises UserError for an unknown method, an invalid option, a rank too large
-    for a layer, a name in use, or a model that is offloaded already.
+    for a layer, or a name in use.
     """
     chosen, name = registry.get_method(method), validated_name(name)
-    configs = plan_attachment(model, method, options, name=name, targets=targets, ranks=ranks)
+    configs = plan_attachment(model, method, options, name=name, targets=targets, exclude=exclude, ranks=ranks)
     state = state_of(model) or AdapterState()
-    freeze(model)
+    state.frozen_parameters |= freeze(model)
     generator = torch.Generator().manual_seed(seed)
     state.names.append(name)
     for path, config in configs.items():
-        layer = model.get_submodule(path)
-        d_out, d_in = as_matrix(layer).shape
+        layer = target_layer(model, path)
+        d_out, d_in = matrix_shape(layer)
         adapter = chosen.build(config, d_in, d_out, generator)
-        adapter.method, adapter.config = chosen.name, config  # type: ignore[assignment]
-        wrap(layer, state).add_adapter(name, adapter.to(layer.weight.device))  # type: ignore[arg-type]
-    _register_precomputation(model, name, state)
+        adapter.method, adapter.config = chosen.name, config
+        add_adapter(layer, state, name, adapter.to(storage_device(layer)))
+    if hooks_of(model) is None:
+        ModelHooks(state).register(model)
+    state.version += 1
     state.active = ((name, 1.0),)
+    refresh(model)
     return list(configs)
 
 
@@ -68,6 +72,7 @@ def plan_attachment(
     *,
     name: str = "default",
     targets: str | Sequence[str] = "attention",
+    exclude: str = "",
     ranks: Mapping[str, int] | None = None,
 ) -> dict[str, MethodConfig]:
     """The configuration that ``attach`` would use for each layer, by path. Does not change the model.
@@ -80,10 +85,10 @@ def plan_attachment(
         state.require_unmerged()
     if name in adapter_names(model):
         raise UserError(f"an adapter named {name!r} is on this model already; detach it or choose another name")
-    paths = find_targets(model, targets) if isinstance(targets, str) else targets
+    paths = find_targets(model, targets, exclude) if isinstance(targets, str) else targets
     configs = {path: config.model_copy(update={"rank": (ranks or {}).get(path, config.rank)}) for path in paths}
     for path, layer_config in configs.items():
-        d_out, d_in = as_matrix(target_layer(model, path)).shape
+        d_out, d_in = matrix_shape(target_layer(model, path))
         if layer_config.rank > min(d_out, d_in):
             raise UserError(
                 f"rank {layer_config.rank} is too large for {path}, a {d_in} to {d_out} layer; use a smaller rank"
@@ -102,20 +107,20 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         state.merged = False
         state.active = tuple(entry for entry in state.active if entry[0] != removed)
         state.names.remove(removed)
-        if hook := state.hooks.pop(removed, None):
-            hook.remove()
-        for _, layer in adapted_layers(model):
-            layer.unmerge()
-            layer.remove_adapter(removed)
-            if not layer.adapters:
-                unwrap(layer)
-    if not any(True for _ in adapted_layers(model)):
-        _unfreeze(model)
+        state.facts.pop(removed, None)
+        state.version += 1
+        for layer in list(adapted_modules(model)):
+            unmerge_layer(layer)
+            remove_adapter(layer, removed)
+        if state_of(model) is None:
+            _remove_hooks(model)
+            _unfreeze(model, state)
+        refresh(model)
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's adapted layers with their paths."""
-    return ((path, module) for path, module in list(model.named_modules()) if isinstance(module, AdaptedLayer))
+    return ((path, module) for path, module in base_modules(model) if adapters_on(module) is not None)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -124,11 +129,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(state.names) if state else []
 
 
-def adapter_layers(model: nn.Module, name: str) -> dict[str, nn.Module]:
+def adapter_layers(model: nn.Module, name: str) -> dict[str, Adapter]:
     """The modules of one adapter by the path of the layer that they adapt. Raises UserError for an unknown name."""
     require_adapter(model, name)
-    key = adapter_key(name)
-    return {path: layer.adapters[key] for path, layer in adapted_layers(model) if key in layer.adapters}
+    found = {path: cast(Any, layer.adapters).get(name) for path, layer in adapted_layers(model)}
+    return {path: adapter for path, adapter in found.items() if adapter is not None}
 
 
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -143,13 +148,13 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 def penalty(model: nn.Module, name: str) -> Tensor | None:
     """The regularisation term of the adapter's method, to be added to the loss, or None if it has none."""
     layers = list(adapter_layers(model, name).values())
-    method = registry.get_method(cast(str, layers[0].method))
-    return method.penalty(cast(MethodConfig, layers[0].config), layers) if method.penalty else None
+    method = registry.get_method(layers[0].method)
+    return method.penalty(layers[0].config, layers) if method.penalty else None
 
 
 def state_of(model: nn.Module) -> AdapterState | None:
     """The state shared by the model's adapted layers, or None for a model without adapters."""
-    return next((module.adapter_state for module in model.modules() if isinstance(module, AdaptedLayer)), None)
+    return next((cast(Any, layer.adapters).state for layer in adapted_modules(model)), None)
 
 
 def require_adapter(model: nn.Module, name: str) -> None:
@@ -159,30 +164,28 @@ def require_adapter(model: nn.Module, name: str) -> None:
         raise UserError(f"no adapter named {name!r} on this {type(model).__name__}; adapters: {known}")
 
 
-def freeze(model: nn.Module) -> None:
-    """Freeze the model's own parameters. ``detach`` makes those trainable again that were."""
-    for _, module in base_modules(model):
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
-                parameter.was_trainable = True  # type: ignore[attr-defined]
+def freeze(model: nn.Module) -> set[str]:
+    """Freeze the model's own parameters. Returns the paths of those that were trainable."""
+    frozen = set()
+    for path, parameter in _own_parameters(model):
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            frozen.add(path)
+    return frozen
 
 
-def _unfreeze(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if hasattr(parameter, "was_trainable"):
-            del parameter.was_trainable  # type: ignore[attr-defined]
+def _unfreeze(model: nn.Module, state: AdapterState) -> None:
+    for path, parameter in _own_parameters(model):
+        if path in state.frozen_parameters:
             parameter.requires_grad_(True)
 
 
-def _register_precomputation(model: nn.Module, name: str, state: AdapterState) -> None:
-    """Compute the factors of the adapter's rotations, if it has any, together before each forward pass."""
-    modules = (module for layer in adapter_layers(model, name).values() for module in layer.modules())
-    if rotations := [module for module in modules if isinstance(module, Rotation)]:
-        hook = functools.partial(_precompute_if_active, rotations, name, state)
-        state.hooks[name] = model.register_forward_pre_hook(hook)
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for path, module in base_modules(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{name}", parameter
 
 
-def _precompute_if_active(rotations: Sequence[Rotation], name: str, state: AdapterState, *_: object) -> None:
-    if torch.is_grad_enabled() and (name, 1.0) in state.active and not state.merged:
-        precompute_factors(rotations)
+def _remove_hooks(model: nn.Module) -> None:
+    if hooks := hooks_of(model):
+        hooks.remove()

@@ -4,13 +4,14 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hra_diffusion.adapters import attachment
-from hra_diffusion.adapters.cache import version_key
 from hra_diffusion.adapters.layer import original_weight
+from hra_diffusion.adapters.linear_map import offloaded_weights
 from hra_diffusion.adapters.probe import probe
 from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.targets import target_layer
 
 Fingerprint = dict[str, dict[str, float]]
 """Component -> layer path -> probe of the frozen weight."""
@@ -28,8 +29,12 @@ def layer_probe(layer: nn.Module) -> float:
     """
     if isinstance(layer, Quantised):
         return layer.probe
-    weight = original_weight(layer)
-    key = (weight.dtype, weight.device, version_key(weight))
+    with offloaded_weights([layer]):
+        return _cached_probe(layer, original_weight(layer))
+
+
+def _cached_probe(layer: nn.Module, weight: Tensor) -> float:
+    key = (weight.dtype, weight.device, _version_key(weight))
     if layer not in _probes or _probes[layer][0] != key:
         _probes[layer] = key, probe(weight)
     return _probes[layer][1]
@@ -38,7 +43,7 @@ def layer_probe(layer: nn.Module) -> float:
 def adapter_fingerprint(components: Mapping[str, nn.Module], name: str) -> Fingerprint:
     """The probes of all weights that the adapter ``name`` adapts."""
     return {
-        component: {path: layer_probe(model.get_submodule(path)) for path in attachment.adapter_layers(model, name)}
+        component: {path: layer_probe(target_layer(model, path)) for path in attachment.adapter_layers(model, name)}
         for component, model in components.items()
         if name in attachment.adapter_names(model)
     }
@@ -47,8 +52,13 @@ def adapter_fingerprint(components: Mapping[str, nn.Module], name: str) -> Finge
 def distance(recorded: Mapping[str, Mapping[str, float]], components: Mapping[str, nn.Module]) -> float:
     """RMS distance between a recorded fingerprint and the same layers of these components."""
     differences = [
-        probe - layer_probe(components[component].get_submodule(path))
+        probe - layer_probe(target_layer(components[component], path))
         for component, probes in recorded.items()
         for path, probe in probes.items()
     ]
     return (sum(difference**2 for difference in differences) / max(1, len(differences))) ** 0.5
+
+
+def _version_key(tensor: Tensor) -> tuple[int, int]:
+    """A key that changes when the tensor is written to, except in inference mode."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

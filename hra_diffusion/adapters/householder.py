@@ -13,13 +13,14 @@ Sources: Bischof & Van Loan 1987 (WY form); HRA, arXiv 2405.17484; HOFT, arXiv 2
 
 import contextlib
 import math
+from collections import OrderedDict
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Factors = tuple[Tensor, Tensor]
-"""(up (d_out, k), down (k, d_in)) of a matrix ``up · down`` of rank k."""
+from hra_diffusion.adapters.factors import Factors
 
 HALF_TURN_TOLERANCE = 1e-5
 """Elementwise distance from −I up to which a rotation is taken for −I rounded to float32."""
@@ -49,7 +50,7 @@ def reflection_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     core = _wy_factor_of(unit)
     if u.shape[-1] % 2:
         return unit, core
-    with own_precision(u):
+    with own_precision(u.device):
         change = sums_and_differences(torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device))
         return sums_and_differences(unit), change.mT @ core @ change
 
@@ -67,7 +68,7 @@ def approximate_chain(u: Tensor) -> tuple[Tensor, Tensor]:
     D = ½ I.
     """
     unit = unit_columns(u)
-    with own_precision(u):
+    with own_precision(u.device):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
         return unit, 2 * identity - 4 * (unit.mT @ unit).triu(1)
 
@@ -77,7 +78,7 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
 
     The columns must be linearly independent, so they can't be initialised in equal pairs.
     """
-    with own_precision(u):
+    with own_precision(u.device):
         basis = torch.linalg.qr(_at_least_float32(u)).Q
     core = 2 * torch.eye(u.shape[-1], dtype=basis.dtype, device=basis.device)
     return basis, core.expand(*u.shape[:-2], -1, -1)
@@ -85,32 +86,14 @@ def gram_schmidt_chain(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def low_rank_factors(basis: Tensor, core: Tensor) -> Factors:
     """(up, down) with ``I + up · down = I − basis · core · basisᵀ``, in the dtype of basis and core."""
-    with own_precision(basis):
+    with own_precision(basis.device):
         return basis @ -core, basis.mT
-
-
-def rotate_rows(x: Tensor, up: Tensor, down: Tensor, scale: Tensor | None = None) -> Tensor:
-    """``x · Qᵀ`` for rows ``x`` (…, d) and ``Q = I + up · down``: each row is mapped by Q, in the dtype of ``x``.
-
-    With ``scale`` (d,) each row is mapped by ``Q diag(scale)``, without keeping the scaled rows for the backward pass.
-    With ``down.mT, up.mT`` as factors the result is ``x · Q``. Costs 2·r·d multiply-adds per row.
-    """
-    scaled, up, down = x, up.to(x.dtype), down.to(x.dtype)
-    if scale is not None:
-        scale = scale.to(x.dtype)
-        scaled, down = x * scale, down * scale
-    return plus_product(scaled, x @ down.mT, up.mT, 1)
-
-
-def plus_product(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``x + scale · a · b`` for x (…, d), a (…, r) and b (r, d), in one pass over ``x``."""
-    return torch.addmm(x.flatten(0, -2), a.flatten(0, -2), b, alpha=scale).view(x.shape)
 
 
 def orthogonality_defect(u: Tensor) -> Tensor:
     """``‖I − ÛᵀÛ‖²_F`` of the unit columns of ``u``: the HRA regulariser of one layer (arXiv 2405.17484, eq. 7)."""
     unit = unit_columns(u)
-    with own_precision(u):
+    with own_precision(u.device):
         identity = torch.eye(u.shape[-1], dtype=unit.dtype, device=unit.device)
         return (identity - unit.mT @ unit).square().sum((-2, -1))
 
@@ -121,12 +104,39 @@ def power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]
     Q acts on span(basis) only. With Z an orthonormal basis of this span, ``Q = I + Z (R − I) Zᵀ`` with a rotation R of
     determinant +1, so ``Q^s = I + Z (R^s − I) Zᵀ`` with the real matrix power, which is orthogonal at every exponent.
     Half turns don't determine their planes: consecutive columns of Z are paired (at λ = ∞ the Gram–Schmidt columns).
-    Computed in float64 on the CPU with r×r matrices. Not differentiable.
+    Computed in float64 on the CPU with r×r matrices. Not differentiable. The latest results are kept, and used again
+    for equal factors.
     """
-    z = torch.linalg.qr(basis.detach().cpu().double()).Q
-    inside = z.mT @ basis.detach().cpu().double()
+    return cast(tuple[Tensor, Tensor], _power(basis.detach(), core.detach().contiguous(), exponent))
+
+
+@torch.library.custom_op("hra_diffusion::power", mutates_args=())  # one operation for torch.compile
+def _power(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    key = basis.shape, basis.dtype, basis.device, exponent
+    if (kept := _latest_powers.pop(key, None)) is None or not (kept[0].equal(basis) and kept[1].equal(core)):
+        pairs = zip(basis.reshape(-1, *basis.shape[-2:]), core.reshape(-1, *core.shape[-2:]), strict=True)
+        results = [_power_of_one(*pair, exponent) for pair in pairs]
+        powers, cores = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+        kept = basis.clone(), core.clone(), powers.view(basis.shape), cores.view(core.shape)
+    _latest_powers[key] = kept
+    if len(_latest_powers) > 32:
+        _latest_powers.popitem(last=False)
+    return kept[2].clone(), kept[3].clone()
+
+
+@_power.register_fake
+def _(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(basis), torch.empty_like(core)
+
+
+_latest_powers: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = OrderedDict()
+
+
+def _power_of_one(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    z = torch.linalg.qr(basis.cpu().double()).Q
+    inside = z.mT @ basis.cpu().double()
     identity = torch.eye(z.shape[1], dtype=z.dtype)
-    rotation = identity - inside @ core.detach().cpu().double() @ inside.mT
+    rotation = identity - inside @ core.cpu().double() @ inside.mT
     if (rotation + identity).abs().max() < HALF_TURN_TOLERANCE:
         rotation = -identity  # otherwise rounding would choose the planes
     return z.to(basis), (identity - _rotation_power(rotation, exponent)).to(core)
@@ -149,15 +159,14 @@ def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
     return (turning * torch.polar(torch.ones_like(angles), angles * exponent)[~half] @ turning.mH).real + half_turns
 
 
-def own_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Context manager that disables autocast on the tensor's device."""
-    device = tensor.device.type
-    available = torch.amp.is_autocast_available(device)  # not on "meta"
-    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+def own_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context manager that disables autocast on the device."""
+    available = torch.amp.is_autocast_available(device.type)  # not on "meta"
+    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 
 
 def _wy_factor_of(unit: Tensor) -> Tensor:
-    with own_precision(unit):
+    with own_precision(unit.device):
         identity = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
         triangle = (unit.mT @ unit).triu(1) + identity / 2
         return torch.linalg.solve_triangular(triangle, identity, upper=True)

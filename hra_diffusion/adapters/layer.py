@@ -1,184 +1,218 @@
-"""Adapted layers: a frozen linear or convolution layer that holds adapters and applies the active ones.
+"""Adapted layers: a frozen linear or convolution layer with adapters in its child module ``adapters``.
 
-An adapted layer is the same module with its class swapped for one that also holds adapters, as in PyTorch's own
-parametrizations. Its weight, its bias and their names in the state dict don't change.
+Hooks around the layer's own forward pass apply the adapters, so that it may be any: patched, quantised, offloaded or
+another adapter's. The layer's class, weight and bias, and their names in the state dict, don't change.
 """
 
-import functools
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from hra_diffusion.adapters.cache import CachedUpdate, cache_key
-from hra_diffusion.adapters.householder import own_precision
-from hra_diffusion.adapters.linear_map import (
-    add_low_rank,
-    as_matrix,
-    base_forward,
-    conv_as_linear,
-    unsupported_reason,
-)
-from hra_diffusion.adapters.low_rank import compose
-from hra_diffusion.adapters.registry import LowRank
-from hra_diffusion.adapters.state import ActiveAdapters, AdapterState
+from hra_diffusion.adapters.factors import add_low_rank
+from hra_diffusion.adapters.linear_map import adapted_output, unsupported_reason, weight_of
+from hra_diffusion.adapters.preparation import Preparation
+from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
 from hra_diffusion.errors import UserError
 
 
-class AdaptedLayer(nn.Module):
-    """Mixin of ``wrap`` for the class of a frozen linear or convolution layer.
+class LayerAdapters(nn.ModuleDict):
+    """The adapters of one layer, and the hooks that apply the active ones.
 
-    With gradients enabled each method computes in its own form. Without gradients the active adapters are applied as
-    one low-rank update, the same that export writes: every method then costs as much as LoRA, and one product with the
-    base weight serves the whole batch.
+    In a forward pass of the model the layer uses the factors that were prepared for all layers together; called alone,
+    it prepares its own. A cast of the model does not change the dtype of adapters.
     """
 
-    adapters: nn.ModuleDict
-    adapter_state: AdapterState
-    cached_updates: dict[ActiveAdapters, CachedUpdate]
+    def __init__(self, state: AdapterState):
+        super().__init__()
+        self.state = state
+        self.chains: tuple[tuple[Chain, int], ...] = ()
+        """The prepared chain of each group of the batch, with the group's number of samples."""
+        self.original_weight: Tensor | None = None
+        """The layer's own weight while adapters are merged into it."""
+        self.alone = False
+        """Whether the latest forward pass prepared its own factors; its recomputation in the backward pass does too."""
+        self.handles: list[RemovableHandle] = []
+        self._calls: dict[int, list[tuple[Chain, list[Tensor]]]] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.adapter_state.merged:
-            return super().forward(x)
-        parts = self.adapter_state.split(x)
-        # an offloaded layer has its adapters on its device only while its own hook runs
-        if torch.is_grad_enabled() or "_hf_hook" in self.__dict__:
-            self.cached_updates.clear()  # training changes the parameters, and fused optimisers don't mark it
-            outputs = [self._adapted_forward(part, active) for active, part in parts]
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        y = super().forward(x)
-        for (active, part), (_, output) in zip(parts, self.adapter_state.split(y), strict=True):
-            if update := self.low_rank_update(active, y.dtype):
-                add_low_rank(self, part, output, update)
-        return y
+    def get(self, name: str) -> Any:
+        """The adapter of this name, or None."""
+        return self._modules.get(adapter_key(name))
 
-    def _adapted_forward(self, x: Tensor, active: ActiveAdapters) -> Tensor:
-        adapters = self.active_adapters(active)
-        if not adapters:
-            return super().forward(x)
-        project = base_forward(self)
-        for adapter, strength in adapters:
-            project = functools.partial(adapter, base_forward=project, strength=strength)
-        return conv_as_linear(self, x, project)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.cached_updates.clear()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedLayer":
-        """Move the adapters along with the model. A cast of the model does not change their dtype."""
-        adapters = cast(nn.ModuleDict, self._modules.pop("adapters"))
-        super()._apply(fn, recurse)
-        self.cached_updates.clear()
-        self.adapters = adapters._apply(lambda t: moved if (moved := fn(t)).dtype == t.dtype else t.to(moved.device))
-        return self
-
-    def add_adapter(self, name: str, adapter: nn.Module) -> None:
-        """Add an adapter to the layer."""
-        self.adapters[adapter_key(name)] = adapter
-        self.cached_updates.clear()
-
-    def remove_adapter(self, name: str) -> None:
-        """Remove an adapter from the layer, if present."""
-        if adapter_key(name) in self.adapters:
-            del self.adapters[adapter_key(name)]
-            self.cached_updates.clear()
-
-    def active_adapters(self, active: ActiveAdapters) -> list[tuple[Any, float]]:
+    def adapters_of(self, active: ActiveAdapters) -> list[tuple[Any, float]]:
         """The adapters of ``active`` that are on this layer with a strength other than 0, with their strengths."""
-        return [
-            (self.adapters[adapter_key(name)], strength)
-            for name, strength in active
-            if adapter_key(name) in self.adapters and strength != 0
+        found = [(self.get(name), strength) for name, strength in active if strength != 0]
+        return [(adapter, strength) for adapter, strength in found if adapter is not None]
+
+    def register(self, layer: nn.Module) -> None:
+        """Add the hooks to the layer."""
+        self.handles = [
+            layer.register_forward_pre_hook(self.adapt_input, with_kwargs=True),
+            layer.register_forward_hook(self.adapt_output, with_kwargs=True),
         ]
 
-    def adapted_weight(self, active: ActiveAdapters) -> Tensor:
-        """The adapted weight, computed in float32, in the weight's own shape and dtype."""
-        own = cast(Tensor, self.weight)
-        weight = as_matrix(self).float()
-        for adapter, strength in self.active_adapters(active):
-            weight = adapter.adapted_weight(weight, strength)
-        return weight.reshape(own.shape).to(own.dtype)
+    def remove_hooks(self) -> None:
+        """Remove the hooks from the layer."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
 
-    def low_rank_update(self, active: ActiveAdapters, dtype: torch.dtype) -> LowRank | None:
-        """The active adapters as one low-rank update in ``dtype``, computed in float32.
+    def adapt_input(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Pre-forward hook: apply right factors to the layer's input."""
+        thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
+        self._calls.pop(thread, None)
+        x, *others = args or (kwargs["input"],)
+        if not (chains := self._current_chains(layer, x)):
+            return None
+        counts = [count for _, count in chains]
+        parts = [x] if len(chains) == 1 else x.split(self.state.sizes(counts, x.shape[0]))
+        repeated = [_matching(chain, x) for chain, _ in chains] * (len(parts) // len(chains))
+        calls = [(chain, _chain_inputs(chain, part)) for chain, part in zip(repeated, parts, strict=True)]
+        self._calls[thread] = calls
+        first = calls[0][1][0] if len(calls) == 1 else torch.cat([inputs[0] for _, inputs in calls])
+        return (first, *others), {key: value for key, value in kwargs.items() if args or key != "input"}
 
-        Cached until the weight or a parameter changes, or the adapters are no longer active.
-        """
-        cached = self.cached_updates.get(active)
-        if cached and cached.key == cache_key(self, cached.parameters, dtype):
-            return cached.low_rank
-        in_use = {active for active, _ in self.adapter_state.groups} or {self.adapter_state.active}
-        self.cached_updates = {other: update for other, update in self.cached_updates.items() if other in in_use}
-        adapters, update = self.active_adapters(active), None
-        if adapters:
-            weight = as_matrix(self).float()
-            with own_precision(weight):
-                exact = compose(weight, adapters)
-            scale = None if exact.scale is None else exact.scale.to(dtype)
-            update = LowRank(exact.up.to(dtype), exact.down.to(dtype), scale)
-        parameters = [parameter for adapter, _ in adapters for parameter in adapter.parameters()]
-        self.cached_updates[active] = CachedUpdate(update, parameters, cache_key(self, parameters, dtype))
-        return update
+    def adapt_output(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        """Forward hook: apply updates, scales and left factors to the layer's output."""
+        if (calls := self._calls.pop(0 if torch.compiler.is_compiling() else threading.get_ident(), None)) is None:
+            return None
+        parts = [output] if len(calls) == 1 else output.split([inputs[0].shape[0] for _, inputs in calls])
+        outputs = []
+        for (chain, inputs), part in zip(calls, parts, strict=True):
+            for factors, x in zip(chain, inputs[1:], strict=True):
+                part = adapted_output(layer, part, x, factors)
+            outputs.append(part)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def merge(self, active: ActiveAdapters) -> None:
-        """Replace the weight by the adapted weight; the original one is kept for ``unmerge``."""
-        if self.active_adapters(active):
-            weight = cast(nn.Parameter, self.weight)
-            merged = self.adapted_weight(active).detach()
-            self.__dict__["unmerged_weight"] = weight.data
-            weight.data = merged
+    def _current_chains(self, layer: nn.Module, x: Tensor) -> tuple[tuple[Chain, int], ...]:
+        state = self.state
+        if state.merged:
+            return ()
+        if torch.compiler.is_compiling():
+            alone = not (state.running or state.frozen is not None)
+        elif torch._C._current_graph_task_id() != -1:  # the backward pass: gradient checkpointing
+            alone = self.alone
+        else:
+            alone = self.alone = not (state.running or state.frozen is not None) or self._reentrant()
+        return Preparation(state, [layer]).chains(x.device)[0] if alone and self._in_use() else self.chains
 
-    def unmerge(self) -> None:
-        """Restore the original weight, bit for bit unless the model was cast while merged."""
-        if (original := self.__dict__.pop("unmerged_weight", None)) is not None:
-            weight = cast(nn.Parameter, self.weight)
-            weight.data = original.to(weight)
+    def _in_use(self) -> bool:
+        return any(self.adapters_of(active) for active, _ in self.state.assignments)
+
+    def _reentrant(self) -> bool:
+        """Whether reentrant gradient checkpointing runs the layer, whose backward pass takes a graph of its own."""
+        chain = next((chain for chain, _ in self.chains if chain), None)
+        return not torch.is_grad_enabled() and chain is not None and next(chain[0].tensors()).requires_grad
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LayerAdapters":
+        """Move the adapters along with the model, without a change of dtype."""
+
+        changed = False
+
+        def move(tensor: Tensor) -> Tensor:
+            nonlocal changed
+            moved = fn(tensor)
+            changed = changed or moved.dtype != tensor.dtype or moved.device != tensor.device
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        self.state.version += changed
+        if self.state.frozen is not None:
+            self.chains = tuple((tuple(f.map(move) for f in chain), count) for chain, count in self.chains)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy or a pickle, without prepared factors."""
+        return self.__dict__ | {"chains": (), "_calls": {}}
+
+    def extra_repr(self) -> str:
+        """Return the active adapters with their strengths."""
+        active = (f"{name} × {strength:g}" for name, strength in self.state.active if self.get(name) is not None)
+        return f"active: {', '.join(active) or 'none'}"
+
+
+def adapters_on(layer: nn.Module) -> LayerAdapters | None:
+    """The layer's adapters, or None for a layer without any."""
+    adapters = layer._modules.get("adapters")
+    return adapters if isinstance(adapters, LayerAdapters) else None
+
+
+def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Module) -> None:
+    """Add an adapter to a linear or convolution layer. Raises UserError if the layer can't be adapted."""
+    if (adapters := adapters_on(layer)) is None:
+        if reason := unsupported_reason(layer):
+            raise UserError(reason)
+        adapters = layer.adapters = LayerAdapters(state)
+        adapters.register(layer)
+    adapters[adapter_key(name)] = adapter
+
+
+def remove_adapter(layer: nn.Module, name: str) -> None:
+    """Remove an adapter from an adapted layer, if it is there, and the hooks after the last one."""
+    adapters = cast(LayerAdapters, layer.adapters)
+    if adapter_key(name) in adapters:
+        del adapters[adapter_key(name)]
+    if not adapters:
+        adapters.remove_hooks()
+        del layer.adapters
+
+
+def adapter_key(name: str) -> str:
+    """The adapter's key in ``LayerAdapters``. The prefix avoids clashes with attributes of ModuleDict."""
+    return f"@{name}"
 
 
 def original_weight(layer: nn.Module) -> Tensor:
     """The layer's own weight, also while adapters are merged into it."""
-    return cast(Tensor, layer.__dict__.get("unmerged_weight", layer.weight))
+    adapters = adapters_on(layer)
+    own = adapters.original_weight if adapters is not None else None
+    return weight_of(layer) if own is None else own
 
 
-def wrap(layer: nn.Module, state: AdapterState) -> AdaptedLayer:
-    """Turn a linear or convolution layer, in place, into an adapted layer; an adapted layer is returned unchanged.
-
-    Raises UserError if the layer can't be adapted.
-    """
-    if isinstance(layer, AdaptedLayer):
-        return layer
-    if reason := unsupported_reason(layer):
-        raise UserError(reason)
-    _reset_forward(layer)
-    layer.__class__ = _adapted_class(type(layer))
-    layer.adapters = nn.ModuleDict()
-    layer.adapter_state = cast(Any, state)
-    layer.cached_updates = cast(Any, {})
-    return cast(AdaptedLayer, layer)
+def weight_with_adapters(layer: nn.Module, active: ActiveAdapters) -> Tensor:
+    """The layer's adapted weight, computed in float32, in the weight's own shape and dtype."""
+    own = weight_of(layer)
+    weight = own.flatten(1).float()
+    for adapter, strength in cast(LayerAdapters, layer.adapters).adapters_of(active):
+        weight = adapter.adapted_weight(weight, strength)
+    return weight.reshape(own.shape).to(own.dtype)
 
 
-def unwrap(layer: AdaptedLayer) -> None:
-    """Turn an adapted layer, in place, back into the plain layer, without its adapters."""
-    del layer.adapters
-    del layer.adapter_state
-    del layer.cached_updates
-    _reset_forward(layer)
-    layer.__class__ = type(layer).__bases__[1]
+def merge_layer(layer: nn.Module, active: ActiveAdapters) -> None:
+    """Replace the layer's weight by the adapted weight; the original one is kept for ``unmerge_layer``."""
+    adapters = cast(LayerAdapters, layer.adapters)
+    if adapters.adapters_of(active):
+        merged = weight_with_adapters(layer, active).detach()
+        weight = cast(nn.Parameter, layer.weight)
+        adapters.original_weight, weight.data = weight.data, merged
 
 
-def adapter_key(name: str) -> str:
-    """The adapter's key in ``AdaptedLayer.adapters``. The prefix avoids clashes with attributes of ModuleDict."""
-    return f"@{name}"
+def unmerge_layer(layer: nn.Module) -> None:
+    """Restore the original weight, bit for bit unless the model was cast while merged."""
+    adapters = cast(LayerAdapters, layer.adapters)
+    if adapters.original_weight is not None:
+        weight = cast(nn.Parameter, layer.weight)
+        weight.data, adapters.original_weight = adapters.original_weight.to(weight), None
 
 
-def _reset_forward(layer: nn.Module) -> None:
-    """Drop an instance's ``forward`` that is its class's own, as accelerate leaves it when it removes its hooks."""
-    if getattr(layer.__dict__.get("forward"), "__func__", None) is type(layer).forward:
-        del layer.__dict__["forward"]
+def _chain_inputs(chain: Chain, x: Tensor) -> list[Tensor]:
+    """The inputs of the layer and of each adapter of the chain: the last adapter takes ``x``."""
+    inputs = [x]
+    for factors in reversed(chain):
+        last = inputs[-1]
+        inputs.append(add_low_rank(last, last, factors.right) if factors.right else last)
+    return inputs[::-1]
 
 
-@functools.cache
-def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Adapted{base.__name__}", (AdaptedLayer, base), {})
+def _matching(chain: Chain, x: Tensor) -> Chain:
+    """The chain on the device of ``x``, and in its dtype unless autocast chooses it."""
+    if not chain:
+        return chain
+    first = next(chain[0].tensors())
+    if first.device == x.device and (first.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)):
+        return chain
+    dtype = first.dtype if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return tuple(factors.map(lambda tensor: tensor.to(x.device, dtype)) for factors in chain)

@@ -1,14 +1,23 @@
-"""Linear and convolution layers as one linear map: a weight matrix (d_out, d_in) applied to rows (…, d_in)."""
+"""The contract of a layer that takes adapters: what its weight is, in any storage, and what its rows are.
 
-import functools
-from collections.abc import Callable
+A linear layer maps rows (…, d_in) to (…, d_out). A convolution is the same map of its input's patches, with the weight
+flattened to (c_out, c_in·k·k). Adapters run around the layer's own forward pass, whatever that is; they read the weight
+only to merge, to export, to compose several adapters and to adapt a convolution.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hra_diffusion.adapters.factors import LayerFactors, add_low_rank
 from hra_diffusion.adapters.quantization import Quantised
-from hra_diffusion.adapters.registry import BaseForward, LowRank
+from hra_diffusion.errors import UserError
+
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def unsupported_reason(layer: nn.Module) -> str | None:
@@ -26,45 +35,124 @@ def unsupported_reason(layer: nn.Module) -> str | None:
     return f"a {type(layer).__name__} has no weight matrix to adapt; only linear and conv layers have"
 
 
-def as_matrix(layer: nn.Module) -> Tensor:
-    """The layer's weight as (d_out, d_in). A convolution's is flattened to (c_out, c_in·k·k)."""
-    return cast(Tensor, layer.weight).flatten(1)
-
-
-def base_forward(layer: nn.Module) -> BaseForward:
-    """The product of rows (…, d_in) with the layer's weight (d_out, d_in), without bias."""
-    return layer.matmul if isinstance(layer, Quantised) else functools.partial(F.linear, weight=as_matrix(layer))
-
-
-def conv_as_linear(layer: nn.Module, x: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run the layer with ``project`` in place of the product with its weight, then add its bias.
-
-    ``project`` maps rows (…, d_in) to (…, d_out). The rows of a linear layer are its input; those of a convolution are
-    its input's patches, extracted with the layer's stride, padding and dilation.
-    """
-    bias = cast(Tensor | None, layer.bias)
-    if not isinstance(layer, nn.Conv2d):
-        y = project(x)
-        return y if bias is None else y + bias.to(y.dtype)
-    kernel, dilation, padding, stride = layer.kernel_size, layer.dilation, cast(Any, layer.padding), layer.stride
-    size = [(x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
-    y = project(F.unfold(x, kernel, dilation, padding, stride).mT).mT
-    y = y if bias is None else y + bias.to(y.dtype)[:, None]
-    return y.reshape(x.shape[0], -1, *size)
-
-
-def add_low_rank(layer: nn.Module, x: Tensor, y: Tensor, update: LowRank) -> None:
-    """Turn ``y``, the layer's output for ``x``, into the output of the updated weight, in place."""
-    up, down, scale = update
+def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of the layer's weight as a matrix."""
     if isinstance(layer, nn.Conv2d):
-        kernels = down.unflatten(1, (layer.in_channels, *layer.kernel_size))
-        hidden = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
-        y += F.conv2d(hidden, up[:, :, None, None])
-    else:
-        y += F.linear(F.linear(x, down), up)
-    if scale is not None:  # the bias is not scaled
-        bias = cast(Tensor | None, layer.bias)
-        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        y *= scale.view(shape)
-        if bias is not None:
-            y += ((1 - scale) * bias.to(y.dtype)).view(shape)
+        return layer.out_channels, layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    linear = cast(nn.Linear, layer)
+    return linear.out_features, linear.in_features
+
+
+def as_matrix(layer: nn.Module) -> Tensor:
+    """The layer's weight as (d_out, d_in), dequantised. A convolution's is flattened to (c_out, c_in·k·k).
+
+    Raises UserError if the weight can't be read.
+    """
+    return weight_of(layer).flatten(1)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The layer's weight in floating point: its own, or the dequantised one.
+
+    Reads weights quantised by this package, bitsandbytes, torchao, quanto and GGUF. Raises UserError for any other.
+    """
+    weight: Any = layer.weight
+    kind, package = type(weight).__name__, type(weight).__module__.partition(".")[0]
+    if kind == "Params4bit" and weight.quant_state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if kind == "Int8Params" and weight.dtype == torch.int8:
+        scales = weight.SCB if cast(Any, layer).state.SCB is None else cast(Any, layer).state.SCB
+        return weight.data * (scales.to(weight.device)[:, None] / 127)
+    if kind == "GGUFParameter":
+        from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+        return cast(Tensor, dequantize_gguf_tensor(weight)).as_subclass(Tensor)
+    if package in ("torchao", "optimum"):
+        return weight.dequantize()
+    if not weight.is_floating_point() or weight.is_meta:
+        where = "is offloaded" if weight.is_meta else f"is stored as {weight.dtype}"
+        raise UserError(f"the weight of a {type(layer).__name__} {where} and can't be read; load the base without that")
+    return weight
+
+
+def storage_of(layer: nn.Module) -> str:
+    """How the weight is stored if it is quantised ("int8", "Params4bit", …), or "" for plain floating point."""
+    if isinstance(layer, Quantised):
+        return layer.kind
+    weight = cast(Tensor, layer.weight)
+    if type(weight) is nn.Parameter:
+        return "" if weight.dtype in PLAIN_DTYPES else str(weight.dtype).removeprefix("torch.")
+    return type(weight).__name__
+
+
+def stored_weight(layer: nn.Module) -> Tensor:
+    """The weight as it is stored, in any dtype."""
+    return layer.codes if isinstance(layer, Quantised) else cast(Tensor, layer.weight)
+
+
+def storage_device(layer: nn.Module) -> torch.device:
+    """The device of the weight; of an offloaded one that of its copy."""
+    stored = stored_weight(layer)
+    if stored.is_meta and (hook := layer.__dict__.get("_hf_hook")) and hook.weights_map is not None:
+        return cast(Tensor, hook.weights_map["weight"]).device
+    return stored.device
+
+
+def has_weight(layer: nn.Module) -> bool:
+    """Whether the weight can be read now, without loading an offloaded layer."""
+    try:
+        return not stored_weight(layer).is_meta and (isinstance(layer, Quantised) or weight_of(layer) is not None)
+    except UserError:
+        return False
+
+
+def compute_dtype(layer: nn.Module) -> torch.dtype:
+    """The dtype in which the layer computes: that of autocast, of layerwise casting, or of its weight."""
+    device = stored_weight(layer).device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    if (hooks := getattr(layer, "_diffusers_hook", None)) and (casting := hooks.get_hook("layerwise_casting")):
+        return casting.compute_dtype
+    if isinstance(layer, Quantised):
+        return layer.weight_dtype
+    dtype = cast(Tensor, layer.weight).dtype
+    return dtype if dtype in PLAIN_DTYPES else torch.float32
+
+
+@contextlib.contextmanager
+def offloaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Context manager that loads the weights of those modules that accelerate has offloaded."""
+    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    with contextlib.ExitStack() as stack:
+        if hooked:
+            from accelerate.utils import align_module_device
+
+            for module in hooked:
+                stack.enter_context(align_module_device(module))
+        yield
+
+
+def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors) -> Tensor:
+    """The layer's output ``y`` for the input ``x``, with the update, the scale and the left factors applied."""
+    dropout = factors.dropout if layer.training else 0.0
+    if isinstance(layer, nn.Conv2d):
+        return _adapted_convolution(layer, y, x, factors, dropout)
+    if factors.update:
+        y = add_low_rank(y, x, factors.update, dropout=dropout)
+    if factors.scale is not None:
+        y = y * factors.scale if factors.shift is None else torch.addcmul(factors.shift, y, factors.scale)
+    return add_low_rank(y, y, factors.left, factors.offset, dropout) if factors.left else y
+
+
+def _adapted_convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, factors: LayerFactors, dropout: float) -> Tensor:
+    """``adapted_output`` of a convolution, whose factors are one update (see ``factors.compose``)."""
+    up, down = cast(tuple[Tensor, Tensor], factors.update)
+    kernels = down.unflatten(1, (layer.in_channels, *layer.kernel_size))
+    hidden = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
+    y = y + F.conv2d(F.dropout(hidden, dropout) if dropout else hidden, up[:, :, None, None])
+    if factors.scale is None:
+        return y
+    scale = factors.scale[:, None, None]
+    return y * scale if factors.shift is None else torch.addcmul(factors.shift[:, None, None], y, scale)

@@ -14,6 +14,7 @@ from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
 from hra_diffusion.adapters.state import AdapterState
+from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note
 
 
@@ -64,7 +65,7 @@ def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Mod
             raise AdapterFileError(
                 f"an adapter named {info.name!r} is loaded already; unload it or load this one under another name"
             )
-        known = {layer for layer, _ in components[component].named_modules()}
+        known = {layer for layer, _ in base_modules(components[component])}
         if missing := [layer for layer in probes if layer not in known]:
             more = f" and {len(missing) - 1} more layers" if len(missing) > 1 else ""
             raise AdapterFileError(

@@ -7,23 +7,29 @@ from torch import nn
 
 from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.attachment import adapted_layers, state_of
-from hra_diffusion.adapters.layer import AdaptedLayer, unwrap, wrap
-from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.layer import LayerAdapters, merge_layer, unmerge_layer
+from hra_diffusion.adapters.linear_map import storage_of
 from hra_diffusion.errors import UserError
 
 
 def merge(model: nn.Module) -> None:
     """Merge the active adapters into the weights, so that they cost nothing at inference.
 
-    The original weights are kept for ``unmerge``. Raises UserError if the weights are quantised.
+    The original weights are kept for ``unmerge``. Raises UserError if the weights are quantised or offloaded.
     """
     state = state_of(model)
     if state is None or state.merged:
         return
-    if any(isinstance(layer, Quantised) for _, layer in adapted_layers(model)):
-        raise UserError("the base's weights are quantised; load the base in full precision to merge into it")
-    for _, layer in adapted_layers(model):
-        layer.merge(state.active)
+    layers = dict(adapted_layers(model))
+    for path, layer in layers.items():
+        if storage := storage_of(layer):
+            raise UserError(
+                f"the base's weights are quantised ({path}: {storage}); load the base in full precision to merge into it"
+            )
+        if _is_offloaded(layer):
+            raise UserError(f"{path} is offloaded; merge before the model is offloaded")
+    for layer in layers.values():
+        merge_layer(layer, state.active)
     state.merged = True
 
 
@@ -33,28 +39,44 @@ def unmerge(model: nn.Module) -> None:
     if state is None or not state.merged:
         return
     for _, layer in adapted_layers(model):
-        layer.unmerge()
+        unmerge_layer(layer)
     state.merged = False
 
 
 @contextlib.contextmanager
 def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
-    """Context manager that merges adapters at these strengths and unwraps the layers: a plain model in the block."""
+    """Context manager that merges adapters at these strengths and removes them from the layers: a plain model.
+
+    Adapters that are merged already are merged again after the block.
+    """
     state = state_of(model)
     if state is None:
         yield
         return
-    previous = state.active
-    unwrapped: list[tuple[AdaptedLayer, nn.ModuleDict]] = []
+    previous, merged = state.active, state.merged
+    removed: list[tuple[nn.Module, LayerAdapters]] = []
     try:
+        unmerge(model)
         activate(model, strengths)
         merge(model)
-        unwrapped = [(layer, layer.adapters) for _, layer in adapted_layers(model)]
-        for layer, _ in unwrapped:
-            unwrap(layer)
+        for _, layer in list(adapted_layers(model)):
+            removed.append((layer, layer.adapters))
+            layer.adapters.remove_hooks()
+            del layer.adapters
         yield
     finally:
-        for layer, adapters in unwrapped:
-            wrap(layer, state).adapters = adapters
+        for layer, adapters in removed:
+            layer.adapters = adapters
+            adapters.register(layer)
         unmerge(model)
         activate(model, dict(previous))
+        if merged:
+            merge(model)
+
+
+def _is_offloaded(layer: nn.Module) -> bool:
+    """Whether accelerate or diffusers keeps the layer's weight elsewhere between forward passes."""
+    if getattr(layer.__dict__.get("_hf_hook"), "offload", False):
+        return True
+    hooks = getattr(layer, "_diffusers_hook", None)
+    return hooks is not None and hooks.get_hook("group_offloading") is not None

@@ -1,18 +1,15 @@
 """The adapter methods by name. A new method is one file in ``adapters/methods`` that calls ``register``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Generator, Tensor, nn
 
+from hra_diffusion.adapters.factors import LayerFactors, LowRank, adapted_weight, compose
 from hra_diffusion.errors import UserError
-
-BaseForward = Callable[[Tensor], Tensor]
-"""Rows (…, d_in) times the weight as adapted by the previous adapters, without bias: (…, d_out)."""
-
 
 class MethodConfig(BaseModel):
     """Options common to all methods. Subclasses add fields, whose metadata make the CLI flags and the web form."""
@@ -20,40 +17,38 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: its capacity and its size.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of each layer's rank-sized activations that training sets to 0."
+    )
 
 
-MIN_SCALE = 1e-4
-"""Smallest scale of an output that a low-rank form divides by; scales closer to 0 are raised, to at most 3e-4."""
+class Adapter(nn.Module):
+    """Parameters that adapt one frozen weight W (d_out, d_in). A method implements ``factors``."""
 
+    method: str
+    config: MethodConfig
 
-class LowRank(NamedTuple):
-    """An adapted weight as a low-rank update, ``W′ = diag(scale) (W + up · down)``. Without ``scale``, a plain LoRA.
+    def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
+        """The factors of W′ for these values of the parameters, by name, at this strength.
 
-    ``up`` (d_out, k), ``down`` (k, d_in), ``scale`` (d_out,) or None for ones.
-    """
+        The values may be those of several layers of equal shapes, stacked along a first dimension.
+        """
+        raise NotImplementedError
 
-    up: Tensor
-    down: Tensor
-    scale: Tensor | None = None
-
-
-class AdapterModule(Protocol):
-    """An ``nn.Module`` that adapts one frozen weight W (d_out, d_in)."""
-
-    def __call__(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
-        """Apply the adapted weight to rows ``x`` (…, d_in): (…, d_out)."""
-        ...
+    def own_factors(self, strength: float = 1.0) -> LayerFactors:
+        """The factors of W′ for the adapter's own parameters."""
+        return self.factors(dict(self.named_parameters()), strength)
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """W′ (d_out, d_in), in the weight's dtype; ``F.linear(x, W′)`` equals the call."""
-        ...
+        """W′ (d_out, d_in), in the weight's dtype."""
+        return adapted_weight(weight, self.own_factors(strength))
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
         """W′ as an exact low-rank update of W, in the weight's dtype, for inference and export."""
-        ...
+        return compose(weight, [self.own_factors(strength)])
 
 
-AdapterClass = Callable[[MethodConfig, int, int, Generator], nn.Module]
+AdapterClass = Callable[[MethodConfig, int, int, Generator], Adapter]
 """Builds an adapter from its configuration, d_in, d_out and a generator for the initial values."""
 
 

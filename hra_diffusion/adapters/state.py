@@ -1,14 +1,16 @@
 """Which adapters the layers of a model apply, for the whole batch or for groups of its samples."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
-
+from hra_diffusion.adapters.factors import LayerFactors
 from hra_diffusion.errors import UserError
 
 ActiveAdapters = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight as adapted by the ones before it."""
+
+Chain = tuple[LayerFactors, ...]
+"""The factors of a layer's active adapters, in order."""
 
 
 @dataclass
@@ -25,24 +27,36 @@ class AdapterState:
     merged: bool = False
     names: list[str] = field(default_factory=list)
     """Names of the attached adapters, in the order of attachment."""
-    hooks: dict[str, RemovableHandle] = field(default_factory=dict)
-    """Forward pre-hooks of the model, by adapter name."""
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is known about the adapters, by name: fields of ``adapter_file.AdapterInfo``."""
+    frozen_parameters: set[str] = field(default_factory=set)
+    """Paths of the model's own parameters that ``attach`` froze."""
+    version: int = 0
+    """Increases when adapters are added or removed, and when the model is moved or cast."""
+    batch: int = 0
+    """Number of samples in the model's current forward pass; 0 if unknown."""
+    running: bool = False
+    """Whether the model's forward pass runs, for which the factors of all layers are prepared."""
+    frozen: dict[ActiveAdapters, list[Chain]] | None = None
+    """Within ``activation.frozen``, the chain of every adapted layer by the active adapters."""
+    frozen_version: int = 0
+    """The version of the adapters that are frozen."""
 
-    def split(self, batch: Tensor) -> list[tuple[ActiveAdapters, Tensor]]:
-        """Split a batch into its groups, each with its active adapters.
+    @property
+    def assignments(self) -> tuple[tuple[ActiveAdapters, int], ...]:
+        """The groups of the batch; a single one, of any size, if the whole batch has the same adapters."""
+        return self.groups or ((self.active, 1),)
 
-        Raises UserError if the size of the batch is not a multiple of the groups' size.
+    def sizes(self, counts: list[int], rows: int) -> list[int]:
+        """Split ``rows``, the first dimension of a layer's input, into the groups with these counts of samples.
+
+        A layer may have several rows per sample. Raises UserError if the counts don't divide the batch.
         """
-        if not self.groups:
-            return [(self.active, batch)]
-        size = sum(count for _, count in self.groups)
-        if batch.shape[0] % size:
-            raise UserError(
-                f"the adapter groups cover {size} samples, which does not divide a batch of {batch.shape[0]}"
-            )
-        repeated = self.groups * (batch.shape[0] // size)
-        parts = batch.split([count for _, count in repeated])
-        return [(active, part) for (active, _), part in zip(repeated, parts, strict=True)]
+        samples = self.batch if self.running and self.batch and rows % self.batch == 0 else rows
+        size = sum(counts)
+        if samples % size:
+            raise UserError(f"the adapter groups cover {size} samples, which does not divide a batch of {samples}")
+        return [count * (rows // samples) for count in counts] * (samples // size)
 
     def require_unmerged(self) -> None:
         """Raise UserError while adapters are merged into the weights."""

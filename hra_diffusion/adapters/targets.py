@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from hra_diffusion.adapters.layer import AdaptedLayer
+from hra_diffusion.adapters.layer import LayerAdapters
 from hra_diffusion.adapters.linear_map import unsupported_reason
 from hra_diffusion.errors import UserError
 
@@ -21,52 +21,87 @@ TARGETS = {
 """Named sets of layers as regular expressions for the whole path. The papers adapt attention."""
 
 
-def find_targets(model: nn.Module, targets: str = "attention") -> list[str]:
-    """Paths of the layers to adapt. ``targets`` is a key of ``TARGETS`` or a regular expression for the whole path.
+def find_targets(model: nn.Module, targets: str = "attention", exclude: str = "") -> list[str]:
+    """Paths of the layers to adapt.
+
+    Args:
+        targets: A key of ``TARGETS`` or a regular expression for the whole path.
+        exclude: A regular expression for the whole path of layers to leave out; "" leaves out none.
 
     Raises UserError if nothing matches or if a matching layer can't be adapted.
     """
-    try:
-        pattern = re.compile(TARGETS.get(targets, targets))
-    except re.error as error:
-        raise UserError(
-            f"the target {targets!r} is not a valid regular expression ({error}); "
-            "'.*to_q' matches all layers whose path ends in to_q"
-        ) from None
+    pattern, excluded = _compile(TARGETS.get(targets, targets)), _compile(exclude)
     leaves = {path: module for path, module in base_modules(model) if not _has_children(module)}
-    found = [path for path in leaves if pattern.fullmatch(path)]
-    if not found:
+    matching = [path for path in leaves if pattern.fullmatch(path)]
+    if not matching:
         usable = [path for path, module in leaves.items() if not unsupported_reason(module)]
         raise UserError(
             f"no layer of {type(model).__name__} matches the target {targets!r}; "
             f"use one of {', '.join(TARGETS)} or a regular expression for paths like {', '.join(usable[:3])}"
         )
+    found = [path for path in matching if not excluded.fullmatch(path)]
+    if exclude and len(found) in (0, len(matching)):
+        which = "all layers" if not found else "no layer"
+        raise UserError(f"exclude={exclude!r} matches {which} of the target {targets!r}, such as {matching[0]}")
     for path in found:
         if reason := unsupported_reason(leaves[path]):
             raise UserError(f"target {targets!r} matches {path}: {reason}")
     return found
 
 
-def target_layer(model: nn.Module, path: str) -> nn.Module:
-    """The layer at ``path``. Raises UserError if it does not exist, can't be adapted or is offloaded."""
+def _compile(pattern: str) -> re.Pattern:
     try:
-        layer = model.get_submodule(path)
-    except AttributeError:
-        raise UserError(f"{type(model).__name__} has no layer {path}") from None
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"the target {pattern!r} is not a valid regular expression ({error}); "
+            "'.*to_q' matches all layers whose path ends in to_q"
+        ) from None
+
+
+def target_layer(model: nn.Module, path: str) -> nn.Module:
+    """The layer at ``path``. Raises UserError if it does not exist or can't be adapted."""
+    layer = module_at(model, path)
+    if layer is None:
+        raise UserError(f"{type(model).__name__} has no layer {path}")
     if reason := unsupported_reason(layer):
         raise UserError(f"{path}: {reason}")
-    if "_hf_hook" in vars(layer):  # the hook calls the class's forward as it was when the hook was added
-        raise UserError(
-            f"{path} is offloaded already; attach adapters first, then offload "
-            "(pipe.remove_all_hooks() undoes the offloading)"
-        )
     return layer
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path of ``base_modules``, or None."""
+    module: nn.Module | None = model
+    for part in path.split("."):
+        module = _unwrapped(module)._modules.get(part) if module is not None else None
+    return None if module is None else _unwrapped(module)
+
+
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules with their paths, without those of adapters."""
-    return ((path, module) for path, module in model.named_modules() if "adapters.@" not in path)
+    """The model's own modules with their paths, shared ones once, without adapters.
+
+    Layers that PEFT wraps keep the path that they had without it.
+    """
+    return _base_modules("", model, set())
+
+
+def _base_modules(path: str, module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    module = _unwrapped(module)
+    if module in seen or isinstance(module, LayerAdapters):
+        return
+    seen.add(module)
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _base_modules(f"{path}.{name}" if path else name, child, seen)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The layer that a PEFT tuner wraps, or the module itself."""
+    while isinstance(base := module._modules.get("base_layer"), nn.Module):
+        module = base
+    return module
 
 
 def _has_children(module: nn.Module) -> bool:
-    return not isinstance(module, AdaptedLayer) and any(True for _ in module.children())
+    return any(not isinstance(child, LayerAdapters) for child in module.children())

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.adapters.registry import AdapterModule, get_method
+from hra_diffusion.adapters.registry import get_method
 from hra_diffusion.adapters.rotation import ReflectionConfig
 from hra_diffusion.interop import checkpoint, checkpoint_keys
 from hra_diffusion.interop.exports import Exported
@@ -104,9 +104,7 @@ def incompatible_programs(method: str, format: str) -> list[str]:
 @functools.cache
 def _form(method: str) -> str:
     """ "LoRA", or "DoRA" if the method scales outputs, as a tiny adapter of the method shows."""
-    adapter = cast(
-        AdapterModule, get_method(method).build(get_method(method).parse({"rank": 2}), 4, 4, torch.Generator())
-    )
+    adapter = get_method(method).build(get_method(method).parse({"rank": 2}), 4, 4, torch.Generator())
     return "LoRA" if adapter.low_rank(torch.eye(4)).scale is None else "DoRA"
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.factors import MIN_SCALE, LowRank
 from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.adapters.quantization import Quantised
-from hra_diffusion.adapters.registry import MIN_SCALE, LowRank
 from hra_diffusion.adapters.rotation import Rotation
+from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.errors import UserError
 
 ROUNDING = 1e-6
@@ -119,7 +120,7 @@ class ExportJob:
 
     def _weight(self, component: str, path: str) -> Tensor:
         """The base weight of one layer in float64. Raises ExportError if a rotation needs a quantised weight."""
-        layer = self.components[component].get_submodule(path)
+        layer = target_layer(self.components[component], path)
         rotates = any(isinstance(part, Rotation) for part in self.adapters[component, path].modules())
         if rotates and isinstance(layer, Quantised):
             raise ExportError(f"{self.method.title} rotates the base's weights, and this base's are stored as "
@@ -131,7 +132,7 @@ class ExportJob:
         if update.scale is not None:
             magnitude = (update.scale * (self._weight(component, path) + update.up @ update.down).norm(dim=1)).float()
         up, down = _pad(update, rank)
-        layer = self.components[component].get_submodule(path)
+        layer = target_layer(self.components[component], path)
         if isinstance(layer, nn.Conv2d):
             up, down = up[..., None, None], down.unflatten(1, (layer.in_channels, *layer.kernel_size))
         zero_output = update.scale is not None and bool((update.scale.abs() <= 3 * MIN_SCALE).any())

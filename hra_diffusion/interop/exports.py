@@ -17,6 +17,7 @@ from hra_diffusion.adapters import attachment, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
 from hra_diffusion.adapters.registry import PeftForm
 from hra_diffusion.adapters.rotation import ReflectionConfig
+from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import checkpoint, lora_metadata
 from hra_diffusion.interop.export_job import ExportError, ExportJob, ExportLayer
@@ -190,7 +191,7 @@ def _native_peft(
         key.removeprefix(f"{component}."): tensor for key, tensor in parameters({component: model}, job.name).items()
     }
     tensors = {
-        f"base_model.model.{path}.{theirs}": _peft_shape(model.get_submodule(path), own[f"{path}.{ours}"], theirs)
+        f"base_model.model.{path}.{theirs}": _peft_shape(target_layer(model, path), own[f"{path}.{ours}"], theirs)
         for path in paths
         for ours, theirs in form.parameters.items()
     }

@@ -20,7 +20,8 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, registry
 from hra_diffusion.adapters.adapter_file import MAX_RANK, WEIGHT_NAMES, AdapterInfo
 from hra_diffusion.adapters.fingerprint import layer_probe
-from hra_diffusion.adapters.linear_map import as_matrix
+from hra_diffusion.adapters.linear_map import matrix_shape
+from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.interop import lora_conversion
 from hra_diffusion.interop.adapter_source import AdapterImportError, AdapterSource, read_sources
 from hra_diffusion.interop.key_names import LayerPath, public_path
@@ -91,7 +92,7 @@ def import_adapter(
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
     for component, layer in layers:
-        fingerprint.setdefault(component, {})[layer] = layer_probe(components[component].get_submodule(layer))
+        fingerprint.setdefault(component, {})[layer] = layer_probe(target_layer(components[component], layer))
     info = AdapterInfo(
         name=name,
         method=imported.method,
@@ -171,7 +172,7 @@ def _is_left_out(pipe: DiffusionPipeline, source: AdapterSource, layer: LayerPat
     if not source.in_folder:
         return False
     component, path = layer
-    return not source.settings[""].targets(name, pipeline.components(pipe)[component].get_submodule(path))
+    return not source.settings[""].targets(name, target_layer(pipeline.components(pipe)[component], path))
 
 
 def _layer_settings(source: AdapterSource, layer: LayerPath, name: str) -> PeftSettings | None:
@@ -189,7 +190,7 @@ def _convert(pipe: DiffusionPipeline, file: str, layers: Mapping[LayerPath, Laye
     sizes: dict[LayerPath, int] = {}
     for (component, path), layer_tensors in layers.items():
         try:
-            up, down = lora_conversion.to_lora(components[component].get_submodule(path), layer_tensors)
+            up, down = lora_conversion.to_lora(target_layer(components[component], path), layer_tensors)
         except LayerTensorsError as error:
             raise AdapterImportError(f"{file}: {component}.{path}: {error}") from None
         tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
@@ -215,7 +216,7 @@ def _as_peft_method(layers: Mapping[LayerPath, LayerTensors], components: Mappin
         except ValueError:  # unsupported options, such as an odd rank: import as a LoRA
             return None
         if not all(
-            _fits(components[c].get_submodule(path), tensors, method, config) for (c, path), tensors in layers.items()
+            _fits(target_layer(components[c], path), tensors, method, config) for (c, path), tensors in layers.items()
         ):
             return None  # the conversion to LoRA reports what is wrong
         tensors = {
@@ -230,7 +231,7 @@ def _as_peft_method(layers: Mapping[LayerPath, LayerTensors], components: Mappin
 def _fits(layer: nn.Module, tensors: LayerTensors, method: registry.Method, config: registry.MethodConfig) -> bool:
     """Whether a layer's tensors are exactly those of the method's adapter for the layer."""
     form = cast(registry.PeftForm, method.peft)
-    d_out, d_in = as_matrix(layer).shape
+    d_out, d_in = matrix_shape(layer)
     if config.rank > min(d_out, d_in) or set(tensors.by_part) != set(form.parameters.values()):
         return False
     own = dict(method.build(config, d_in, d_out, Generator().manual_seed(0)).named_parameters())

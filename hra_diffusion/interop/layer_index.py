@@ -9,6 +9,7 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_keys
 from hra_diffusion.adapters.linear_map import unsupported_reason
+from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.interop.key_names import COMPONENT_PREFIXES, PEFT_PREFIX, LayerPath, all_names, current_name
 from hra_diffusion.interop.numbered_layers import numbered_layers
 
@@ -37,7 +38,7 @@ class LayerIndex:
         self.unet_roots: set[str] = set()
         """First parts of the UNet's layer names."""
         for name, model in self.components.items():
-            for path in (path for path, module in model.named_modules() if not unsupported_reason(module)):
+            for path in (path for path, module in base_modules(model) if not unsupported_reason(module)):
                 for alias in all_names(pipe, name, path):
                     self.layers[name, alias.replace(".", "_")] = (name, path)
                     self.unet_roots |= {alias.partition(".")[0]} if name == "unet" else set()

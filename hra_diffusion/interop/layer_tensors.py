@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hra_diffusion.adapters.householder import Factors
+from hra_diffusion.adapters.factors import Factors
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop.peft_settings import PeftSettings
 

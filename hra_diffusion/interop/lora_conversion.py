@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from hra_diffusion.adapters.householder import Factors
+from hra_diffusion.adapters.factors import Factors
 from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError, full_rank_factors, in_float64
 from hra_diffusion.interop.low_rank_forms import (

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from hra_diffusion.adapters.householder import Factors
+from hra_diffusion.adapters.factors import Factors
 from hra_diffusion.interop.layer_tensors import (
     LayerTensors,
     LayerTensorsError,

@@ -11,6 +11,7 @@ from torch import nn
 
 from hra_diffusion.adapters import adapter_keys
 from hra_diffusion.adapters.linear_map import unsupported_reason
+from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.interop.key_names import LayerPath
 
 _BLOCKS = ("down_blocks", "up_blocks", "mid_block")
@@ -28,7 +29,7 @@ def numbered_layers(
     }
     if not numbers:
         return []
-    paths = [path for path, module in model.named_modules() if not unsupported_reason(module)]
+    paths = [path for path, module in base_modules(model) if not unsupported_reason(module)]
     position = _unet_position if component == "unet" else _text_position
     by_position = {place: path for path in paths if (place := position(path)) is not None}
     layers = [by_position[place] for place in sorted(by_position)]

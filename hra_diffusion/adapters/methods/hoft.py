@@ -5,11 +5,13 @@ paper's paired initialisation does not start at the identity. The inverse here i
 ``approximate_inverse`` reproduces the paper.
 """
 
-import torch
-from pydantic import Field
-from torch import Generator, Tensor, nn
+from collections.abc import Mapping
 
-from hra_diffusion.adapters.registry import BaseForward, LowRank, register
+from pydantic import Field
+from torch import Generator, Tensor
+
+from hra_diffusion.adapters.factors import LayerFactors
+from hra_diffusion.adapters.registry import Adapter, register
 from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation
 
 
@@ -34,7 +36,7 @@ def starts_at_base(config: HOFTConfig) -> bool:
     paper="arXiv 2505.16531",
     starts_at_base=starts_at_base,
 )
-class HOFT(nn.Module):
+class HOFT(Adapter):
     """``left.u`` (d_out, r) and ``right.u`` (d_in, r): the reflection vectors of Q_U and Q_V as columns."""
 
     def __init__(self, config: HOFTConfig, d_in: int, d_out: int, generator: Generator):
@@ -43,16 +45,6 @@ class HOFT(nn.Module):
         self.left = Rotation(d_out, config.rank, generator, form)
         self.right = Rotation(d_in, config.rank, generator, form)
 
-    def forward(
-        self, x: Tensor, base_forward: BaseForward, strength: float = 1.0, scale: Tensor | None = None
-    ) -> Tensor:
-        return self.left(base_forward(self.right(x, strength)), strength, scale)
-
-    def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return self.left(self.right.rotate_weight(weight, strength).mT, strength).mT
-
-    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        right = self.right.low_rank(weight, strength)
-        up, down = (factor.to(weight.dtype) for factor in self.left.factors(weight.dtype, strength))
-        rotated = weight + right.up @ right.down  # W Q_V
-        return LowRank(torch.cat([up, right.up], dim=1), torch.cat([down @ rotated, right.down]))
+    def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
+        left = self.left.factors(parameters["left.u"], strength)
+        return LayerFactors(right=self.right.factors(parameters["right.u"], strength), left=left)

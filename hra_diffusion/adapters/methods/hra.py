@@ -5,16 +5,18 @@ orthonormalised by Gram–Schmidt, ``W (I − 2 Û Ûᵀ)``, which never starts 
 """
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from hra_diffusion.adapters.factors import LayerFactors
 from hra_diffusion.adapters.householder import orthogonality_defect
-from hra_diffusion.adapters.registry import BaseForward, LowRank, PeftForm, register
-from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation, group_by_shape
+from hra_diffusion.adapters.registry import Adapter, PeftForm, register
+from hra_diffusion.adapters.rotation import ReflectionConfig, Rotation
 
 
 class HRAConfig(ReflectionConfig):
@@ -44,8 +46,10 @@ def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
     """
     if config.orthogonality == 0 or config.orthonormal:
         return torch.zeros(())
-    groups = group_by_shape(layer.right for layer in layers)
-    defects = torch.cat([orthogonality_defect(torch.stack([rotation.u for rotation in group])) for group in groups])
+    groups: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.right.u.shape, layer.right.u.device].append(layer.right.u)
+    defects = torch.cat([orthogonality_defect(torch.stack(vectors)) for vectors in groups.values()])
     return config.orthogonality * (defects.mean() if config.orthogonality_over_layers == "mean" else defects.sum())
 
 
@@ -64,18 +68,12 @@ def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
         from_peft=lambda peft: {"rank": peft["r"], "orthogonality": math.inf if peft["apply_GS"] else 0.0},
     ),
 )
-class HRA(nn.Module):
+class HRA(Adapter):
     """``right.u`` (d_in, r): the reflection vectors as columns."""
 
     def __init__(self, config: HRAConfig, d_in: int, d_out: int, generator: Generator):
         super().__init__()
         self.right = Rotation(d_in, config.rank, generator, "orthonormal" if config.orthonormal else "exact")
 
-    def forward(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
-        return base_forward(self.right(x, strength))
-
-    def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return self.right.rotate_weight(weight, strength)
-
-    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        return self.right.low_rank(weight, strength)
+    def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
+        return LayerFactors(right=self.right.factors(parameters["right.u"], strength))

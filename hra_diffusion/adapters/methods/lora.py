@@ -1,11 +1,14 @@
 """LoRA: ``W + (α/r) B A`` (arXiv 2106.09685)."""
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from hra_diffusion.adapters.low_rank import kaiming_uniform, low_rank_forward, low_rank_weight, scaled_low_rank
-from hra_diffusion.adapters.registry import BaseForward, LowRank, MethodConfig, PeftForm, register
+from hra_diffusion.adapters.factors import LayerFactors
+from hra_diffusion.adapters.initial_values import kaiming_uniform
+from hra_diffusion.adapters.registry import Adapter, MethodConfig, PeftForm, register
 
 
 class LoRAConfig(MethodConfig):
@@ -31,7 +34,7 @@ class LoRAConfig(MethodConfig):
         to_peft=lambda config: {"r": config.rank, "lora_alpha": config.alpha or config.rank},
     ),
 )
-class LoRA(nn.Module):
+class LoRA(Adapter):
     """``down`` is A (r, d_in), ``up`` is B (d_out, r); B starts at zero."""
 
     def __init__(self, config: LoRAConfig, d_in: int, d_out: int, generator: Generator):
@@ -40,11 +43,10 @@ class LoRA(nn.Module):
         self.down = nn.Parameter(kaiming_uniform((config.rank, d_in), generator))
         self.up = nn.Parameter(torch.zeros(d_out, config.rank))
 
-    def forward(self, x: Tensor, base_forward: BaseForward, strength: float = 1.0) -> Tensor:
-        return low_rank_forward(x, base_forward, self.up, self.down, strength * self.scale)
+    def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
+        return LayerFactors(update=(scaled(parameters["up"], strength * self.scale), parameters["down"]))
 
-    def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        return low_rank_weight(weight, self.up, self.down, strength * self.scale)
 
-    def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        return scaled_low_rank(weight, self.up, self.down, strength * self.scale)
+def scaled(tensor: Tensor, scale: float) -> Tensor:
+    """``scale · tensor``, without an operation at scale 1."""
+    return tensor if scale == 1 else scale * tensor

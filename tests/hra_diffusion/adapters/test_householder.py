@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hra_diffusion.adapters import householder
+from hra_diffusion.adapters.factors import LayerFactors, adapted_weight, add_low_rank
 from hra_diffusion.adapters.rotation import Rotation, paired
 
 
@@ -14,7 +15,8 @@ def dense(basis, core):
 
 
 def rotated(rows, factors):
-    return householder.rotate_rows(rows, *householder.low_rank_factors(*factors))
+    up, down = (factor.to(rows.dtype) for factor in householder.low_rank_factors(*factors))
+    return add_low_rank(rows, rows, (up, down))
 
 
 def chain(u):
@@ -61,8 +63,8 @@ def test_rows_are_mapped_without_a_dense_matrix():
     u, rows = vectors(32, 6, 0), vectors(5, 32, 1)
     up, down = householder.low_rank_factors(*householder.reflection_chain(u))
     q = chain(u)
-    torch.testing.assert_close(householder.rotate_rows(rows, up, down), rows @ q.mT)
-    torch.testing.assert_close(householder.rotate_rows(rows, down.mT, up.mT), rows @ q)
+    torch.testing.assert_close(add_low_rank(rows, rows, (up, down)), rows @ q.mT)
+    torch.testing.assert_close(adapted_weight(rows, LayerFactors(right=(up, down))), rows @ q)
 
 
 def test_bfloat16_rows_keep_their_dtype_and_its_precision():

@@ -1,0 +1,131 @@
+"""What an adapter does to one layer, as small tensors: the result of every method.
+
+The adapted weight is ``W′ = (I + L_up · L_down) · diag(scale) · (W (I + R_up · R_down) + U_up · U_down)`` with the left
+factors L, the right factors R and the update U, each of low rank. A method sets those that it uses. All functions are
+pure functions of tensors; those without a weight accept factors of several layers, stacked along a first dimension.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Factors = tuple[Tensor, Tensor]
+"""(up (d_out, k), down (k, d_in)) of a matrix ``up · down`` of rank k."""
+
+MIN_SCALE = 1e-4
+"""Smallest scale of an output that a low-rank form divides by; scales closer to 0 are raised, to at most 3e-4."""
+
+
+class LowRank(NamedTuple):
+    """An adapted weight as a low-rank update, ``W′ = diag(scale) (W + up · down)``. Without ``scale``, a plain LoRA.
+
+    ``up`` (d_out, k), ``down`` (k, d_in), ``scale`` (d_out,) or None for ones.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: Tensor | None = None
+
+
+class LayerFactors(NamedTuple):
+    """Factors of one adapter on one layer, see above; None for a part that the method does not use.
+
+    ``right`` (d_in, k), (k, d_in); ``update`` (d_out, k), (k, d_in); ``scale`` (d_out,); ``left`` (d_out, k),
+    (k, d_out). ``shift`` (d_out,) and ``offset`` (k,) leave the layer's bias out of ``scale`` and ``left``. In training
+    a share ``dropout`` of the k activations between the factors is set to 0.
+    """
+
+    right: Factors | None = None
+    update: Factors | None = None
+    scale: Tensor | None = None
+    left: Factors | None = None
+    shift: Tensor | None = None
+    offset: Tensor | None = None
+    dropout: float = 0.0
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors in order."""
+        for part in self:
+            yield from part if isinstance(part, tuple) else (part,) if isinstance(part, Tensor) else ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "LayerFactors":
+        """The factors with ``function`` applied to each tensor."""
+        right, update, scale, left, shift, offset, dropout = self
+        return LayerFactors(
+            (function(right[0]), function(right[1])) if right else None,
+            (function(update[0]), function(update[1])) if update else None,
+            None if scale is None else function(scale),
+            (function(left[0]), function(left[1])) if left else None,
+            None if shift is None else function(shift),
+            None if offset is None else function(offset),
+            dropout,
+        )
+
+    def unstack(self) -> list["LayerFactors"]:
+        """The factors of each layer, of stacked factors."""
+        rows = zip(*(tensor.unbind() for tensor in self.tensors()), strict=True)
+        return [self.map(lambda _, row=iter(row): next(row)) for row in rows]
+
+    def with_bias(self, bias: Tensor | None) -> "LayerFactors":
+        """The factors for a layer with this bias (d_out,), which no factor changes."""
+        if bias is None:
+            return self
+        shift = None if self.scale is None else bias - self.scale * bias
+        offset = None if self.left is None else -(self.left[1] @ bias[..., None])[..., 0]
+        return self._replace(shift=shift, offset=offset)
+
+
+def add_low_rank(y: Tensor, x: Tensor, factors: Factors, offset: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """``y + x · downᵀ · upᵀ`` for rows y (…, d_out) and x (…, d_in): two matrix products, the second adds.
+
+    ``offset`` (k,) is added to ``x · downᵀ``, of which a share ``dropout`` is set to 0.
+    """
+    up, down = factors
+    hidden = F.linear(x, down, offset)
+    if dropout:
+        hidden = F.dropout(hidden, dropout)
+    return torch.addmm(y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.mT).view(y.shape)
+
+
+def adapted_weight(weight: Tensor, factors: LayerFactors) -> Tensor:
+    """W′ (d_out, d_in) in the weight's dtype."""
+    right, update, scale, left, *_ = factors.map(lambda tensor: tensor.to(weight.dtype))
+    if right:
+        weight = torch.addmm(weight, weight @ right[0], right[1])
+    if update:
+        weight = torch.addmm(weight, update[0], update[1])
+    if scale is not None:
+        weight = weight * scale[:, None]
+    return torch.addmm(weight, left[0], left[1] @ weight) if left else weight
+
+
+def compose(weight: Tensor, chain: Iterable[LayerFactors]) -> LowRank:
+    """Adapters, applied in order, as one update of ``weight`` (d_out, d_in), in the weight's dtype.
+
+    ``weight`` is multiplied by narrow matrices only. ``chain`` has at least one adapter.
+    """
+    parts: list[Factors] = []
+    scale: Tensor | None = None
+    for factors in chain:
+        right, update, own, left, *_ = factors.map(lambda tensor: tensor.to(weight.dtype))
+        if right:
+            columns = sum((up @ (down @ right[0]) for up, down in parts), weight @ right[0])
+            parts.append((columns, right[1]))
+        if update:
+            parts.append((_divided(update[0], scale), update[1]))
+        if own is not None:
+            own = torch.where(own.abs() < MIN_SCALE, own + 2 * MIN_SCALE, own)  # 0 has no such form
+            scale = own if scale is None else own * scale
+        if left:
+            scaled = left[1] if scale is None else left[1] * scale
+            rows = sum(((scaled @ up) @ down for up, down in parts), scaled @ weight)
+            parts.append((_divided(left[0], scale), rows))
+    ups, downs = zip(*parts, strict=True)
+    return LowRank(torch.cat(ups, dim=1), torch.cat(downs), scale)
+
+
+def _divided(up: Tensor, scale: Tensor | None) -> Tensor:
+    return up if scale is None else up / scale[:, None]

@@ -1,0 +1,94 @@
+"""Hooks of an adapted model: prepare the factors of all its layers before each forward pass."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hra_diffusion.adapters.layer import adapters_on
+from hra_diffusion.adapters.preparation import Preparation
+from hra_diffusion.adapters.state import AdapterState
+
+
+class ModelHooks:
+    """Pre-forward and forward hook of a model with adapters."""
+
+    def __init__(self, state: AdapterState):
+        self.state = state
+        self.handles: list[RemovableHandle] = []
+        self._preparation: Preparation | None = None
+        self._outermost = False
+
+    def register(self, model: nn.Module) -> None:
+        """Add the hooks to the model."""
+        self.handles = [
+            model.register_forward_pre_hook(self.prepare, with_kwargs=True),
+            model.register_forward_hook(self.finish, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Remove the hooks from the model."""
+        for handle in self.handles:
+            handle.remove()
+
+    def prepare(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Pre-forward hook: prepare the factors, once for a model whose parts have hooks too."""
+        state = self.state
+        self._outermost = not state.running
+        if state.merged or state.running:
+            return
+        batch = batch_tensor(args, kwargs)
+        state.batch = 0 if batch is None else batch.shape[0]
+        if state.frozen is None:
+            if self._preparation is None or self._preparation.version != state.version:
+                self._preparation = Preparation(state, list(adapted_modules(model)))
+            self._preparation.assign(self._device(batch))
+        state.running = True
+
+    def finish(self, *_: Any) -> None:
+        """Forward hook, also called after an error."""
+        if self._outermost:
+            self.state.running = False
+
+    def _device(self, batch: Tensor | None) -> torch.device:
+        if batch is not None:
+            return batch.device
+        return next(p.device for layer in self._preparation.layers for p in adapters_on(layer).parameters())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy or a pickle, without what is found again."""
+        return self.__dict__ | {"_preparation": None}
+
+
+def adapted_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The model's adapted layers."""
+    return (module for module in model.modules() if adapters_on(module) is not None)
+
+
+def hooks_of(model: nn.Module) -> ModelHooks | None:
+    """The model's hooks, or None for a model without adapters."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, ModelHooks)), None)
+
+
+def batch_tensor(args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor among a model's arguments with the most rows: its first dimension is the batch."""
+    largest = None
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim > 1 and (largest is None or value.shape[0] > largest.shape[0]):
+            largest = value
+    return largest
+
+
+def refresh(model: nn.Module) -> None:
+    """Prepare the factors of the active adapters again, if they are frozen."""
+    layers = list(adapted_modules(model))
+    state = layers[0].adapters.state if layers else None
+    if state is None or state.frozen is None:
+        return
+    if state.frozen_version != state.version:
+        state.frozen, state.frozen_version = {}, state.version
+    with torch.no_grad():
+        Preparation(state, layers).assign(next(layers[0].adapters.parameters()).device)
