@@ -1,5 +1,4 @@
 # One list of the public names, for type checkers and for the lazy import in __init__.py.
-from .adapters.attachment import attach, detach
 from .adapters.registry import get_method, method_names
 from .comparison.compare import Comparison, Variant, compare
 from .comparison.storage import save_comparison
@@ -8,7 +7,22 @@ from .generation.requests import Request, Settings
 from .generation.sampling import generate, generate_batch
 from .interop import export, import_adapter
 from .models.loading import load_base
-from .pipeline import activate, active, load, loaded, merge, save, unload, unmerge
+from .pipeline import (
+    activate,
+    active,
+    attach,
+    detach,
+    disabled,
+    frozen,
+    load,
+    loaded,
+    merge,
+    print_trainable_parameters,
+    save,
+    status,
+    unload,
+    unmerge,
+)
 
 __version__: str
 __all__ = [
@@ -21,7 +35,9 @@ __all__ = [
     "attach",
     "compare",
     "detach",
+    "disabled",
     "export",
+    "frozen",
     "generate",
     "generate_batch",
     "get_method",
@@ -31,9 +47,11 @@ __all__ = [
     "loaded",
     "merge",
     "method_names",
+    "print_trainable_parameters",
     "save",
     "save_comparison",
     "save_png",
+    "status",
     "unload",
     "unmerge",
 ]

@@ -1,16 +1,21 @@
-"""Adapters on a diffusers pipeline: load, save, activate, merge and unload them."""
+"""Adapters on a diffusers pipeline or on any torch model: attach, load, save, activate, merge and unload them.
+
+A target is a pipeline, whose UNet and text encoders take adapters, or a single model.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import nn
 
 from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.models import noise
@@ -19,105 +24,237 @@ from hra_diffusion.models.sources import base_name
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    Target: TypeAlias = DiffusionPipeline | nn.Module
+
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """The components of a pipeline that take adapters."""
+COMPONENT_OF_CLASS = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
+"""The component that a single model is in adapter files, by its class; "model" for others."""
 
 
-def base_name_of(pipe: DiffusionPipeline) -> str:
-    """Return the name that files record for the base model of a pipeline, loaded by ``load_base`` or by diffusers."""
-    return getattr(pipe, "base_name", None) or base_name(str(pipe.config.get("_name_or_path") or "unknown"))
+def base_name_of(target: Target) -> str:
+    """Return the name that files record for the base model, loaded by ``load_base``, diffusers or transformers."""
+    if own := getattr(target, "base_name", None):
+        return cast(str, own)
+    config: Any = getattr(target, "config", None) or {}
+    found = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
+    return base_name(str(found or "unknown"))
 
 
-def components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """Return the components of a pipeline that take adapters, by name."""
-    return {name: model for name in COMPONENTS if isinstance(model := getattr(pipe, name, None), nn.Module)}
+def components(target: Target) -> dict[str, nn.Module]:
+    """Return the models that take adapters, by component name."""
+    if isinstance(target, nn.Module):
+        return {COMPONENT_OF_CLASS.get(type(target).__name__, "model"): target}
+    return {name: model for name in COMPONENTS if isinstance(model := getattr(target, name, None), nn.Module)}
 
 
-def load(pipe: DiffusionPipeline, file: str | Path, name: str | None = None) -> AdapterInfo:
-    """Load an adapter file onto a pipeline and make it the only active adapter, at strength 1.
+def attach(
+    target: Target,
+    method: str = "hra",
+    options: Mapping | MethodConfig | None = None,
+    *,
+    name: str = "default",
+    targets: str | Sequence[str] = "attention",
+    exclude: str = "",
+    seed: int = 0,
+    ranks: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Add a new adapter to a model, or to the UNet of a pipeline (see ``attachment.attach``).
 
-    ``name``: name on the pipeline; by default the one in the file. Raises AdapterFileError (see ``loading.load``).
+    Returns the paths of the adapted layers.
+    """
+    model = target if isinstance(target, nn.Module) else cast(nn.Module, cast(Any, target).unet)
+    return attachment.attach(
+        model, method, options, name=name, targets=targets, exclude=exclude, seed=seed, ranks=ranks
+    )
+
+
+def detach(target: Target, name: str | None = None) -> None:
+    """Remove one adapter, or all of them. Without adapters the models are exactly what they were before.
+
+    Merged adapters are unmerged first. Raises UserError for an unknown name.
+    """
+    if name is not None:
+        require_loaded(target, [name])
+    for model in components(target).values():
+        if name is None or name in attachment.adapter_names(model):
+            attachment.detach(model, name)
+
+
+def load(target: Target, file: str | Path, name: str | None = None) -> AdapterInfo:
+    """Load an adapter file and make it the only active adapter, at strength 1.
+
+    ``name``: name on the target; by default the one in the file. Raises AdapterFileError (see ``loading.load``).
     Warns (Note) if the adapter was trained for another noise process.
     """
-    info = loading.load(Path(file), components(pipe), name)
-    if reason := noise_incompatibility(info, pipe):
+    info = loading.load(Path(file), components(target), name)
+    if reason := noise_incompatibility(info, target):
         warnings.warn(f"{file} was {reason}", Note, stacklevel=2)
-    activate(pipe, {info.name: 1.0})
+    activate(target, {info.name: 1.0})
     return info
 
 
-def incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+def incompatibility(info: AdapterInfo, target: Target) -> str:
     """Return why an adapter is incompatible with this base model, or "" if it is compatible."""
-    models = components(pipe)
+    models = components(target)
     for component, probes in info.fingerprint.items():
         layers = dict(base_modules(models[component])) if component in models else {}
         if any(path not in layers for path in probes):
-            return f"made for another base model, {info.base}: it can't be used with {base_name_of(pipe)}"
+            return f"made for another base model, {info.base}: it can't be used with {base_name_of(target)}"
     if fingerprint.distance(info.fingerprint, models) > fingerprint.TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"
-    return noise_incompatibility(info, pipe)
+    return noise_incompatibility(info, target)
 
 
-def noise_incompatibility(info: AdapterInfo, pipe: DiffusionPipeline) -> str:
+def noise_incompatibility(info: AdapterInfo, target: Target) -> str:
     """Return how this base model's noise process differs from the one in training, or "" if equal or unknown."""
-    if not info.prediction_type:
+    if not info.prediction_type or isinstance(target, nn.Module):
         return ""
-    settings = noise.process_settings(cast(Any, pipe).scheduler)
+    settings = noise.process_settings(cast(Any, target).scheduler)
     if settings == {"prediction_type": info.prediction_type, "zero_snr": info.zero_snr}:
         return ""
     trained, used = noise.describe(info.prediction_type, info.zero_snr), noise.describe(**settings)
     return f"trained on a base that predicts {trained}; this one predicts {used}: expect poor results"
 
 
-def save(pipe: DiffusionPipeline, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
-    """Save an adapter on the pipeline to a file. Raises UserError for an unknown name, or FileError."""
-    require_loaded(pipe, [name])
-    metadata = {"base": base_name_of(pipe), "trigger": trigger, "class_noun": class_noun}
-    metadata |= noise.process_settings(cast(Any, pipe).scheduler)
-    adapter_file.save(Path(file), components(pipe), adapter_file.attached_info(components(pipe), name, **metadata))
+def save(target: Target, file: str | Path, name: str, trigger: str = "", class_noun: str = "") -> None:
+    """Save an adapter to a file, with all that is known about it.
+
+    ``trigger`` and ``class_noun`` replace those that it was loaded or trained with. Raises UserError for an unknown
+    name, or FileError.
+    """
+    require_loaded(target, [name])
+    known: dict[str, Any] = {"base": base_name_of(target)}
+    if not isinstance(target, nn.Module):
+        known |= noise.process_settings(cast(Any, target).scheduler)
+    known |= facts(target, name) | {
+        key: value for key, value in {"trigger": trigger, "class_noun": class_noun}.items() if value
+    }
+    adapter_file.save(Path(file), components(target), adapter_file.attached_info(components(target), name, **known))
 
 
-def unload(pipe: DiffusionPipeline, name: str) -> None:
-    """Remove an adapter. Without its last adapter the pipeline has its original layers again."""
-    loading.unload(components(pipe), name)
+def facts(target: Target, name: str) -> dict[str, Any]:
+    """Return what is known about an adapter: fields of AdapterInfo, such as trigger, class noun and training."""
+    states = [attachment.state_of(model) for model in components(target).values()]
+    return next((dict(state.facts[name]) for state in states if state and name in state.facts), {})
 
 
-def loaded(pipe: DiffusionPipeline) -> list[str]:
-    """Return the names of the adapters on the pipeline, active or not."""
-    return list(dict.fromkeys(name for model in components(pipe).values() for name in attachment.adapter_names(model)))
+def subject_of(target: Target, name: str) -> str:
+    """Return the subject of an adapter in prompts, such as "sks dog", or "" if it is not known."""
+    known = facts(target, name)
+    return f"{known.get('trigger', '')} {known.get('class_noun', '')}".strip()
 
 
-def require_loaded(pipe: DiffusionPipeline, names: Iterable[str]) -> None:
-    """Raise UserError for the first name without an adapter on the pipeline."""
-    known = loaded(pipe)
+def unload(target: Target, name: str) -> None:
+    """Remove an adapter. Without its last adapter the target has its original layers again."""
+    loading.unload(components(target), name)
+
+
+def loaded(target: Target) -> list[str]:
+    """Return the names of the adapters, active or not."""
+    models = components(target).values()
+    return list(dict.fromkeys(name for model in models for name in attachment.adapter_names(model)))
+
+
+def require_loaded(target: Target, names: Iterable[str]) -> None:
+    """Raise UserError for the first name without an adapter."""
+    known = loaded(target)
     if unknown := sorted(set(names) - set(known)):
         raise UserError(f"no adapter named {unknown[0]!r} is loaded; loaded: {', '.join(known) or 'none'}")
 
 
-def active(pipe: DiffusionPipeline) -> dict[str, float]:
+def active(target: Target) -> dict[str, float]:
     """Return the active adapters and their strengths, in order of application."""
-    states = [attachment.state_of(model) for model in components(pipe).values()]
+    states = [attachment.state_of(model) for model in components(target).values()]
     return {name: strength for state in states if state for name, strength in state.active}
 
 
-def activate(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> None:
+def activate(target: Target, strengths: Mapping[str, float]) -> None:
     """Apply these adapters at these strengths, in this order; with an empty mapping, the base model alone.
 
-    Raises UserError for a name without an adapter on the pipeline.
+    Raises UserError for a name without an adapter.
     """
-    require_loaded(pipe, strengths)
-    for model in components(pipe).values():
+    require_loaded(target, strengths)
+    for model in components(target).values():
         names = attachment.adapter_names(model)
         activation.activate(model, {name: strength for name, strength in strengths.items() if name in names})
 
 
-def merge(pipe: DiffusionPipeline) -> None:
-    """Merge the active adapters into the weights of all components."""
-    for model in components(pipe).values():
+@contextlib.contextmanager
+def disabled(target: Target) -> Iterator[None]:
+    """Context manager within which no adapter is active: the base model alone, also while adapters are merged."""
+    merged = is_merged(target)
+    unmerge(target)
+    previous = {
+        id(model): state.active for model in components(target).values() if (state := attachment.state_of(model))
+    }
+    activate(target, {})
+    try:
+        yield
+    finally:
+        for model in components(target).values():
+            activation.activate(model, dict(previous.get(id(model), ())))
+        if merged:
+            merge(target)
+
+
+@contextlib.contextmanager
+def frozen(target: Target) -> Iterator[None]:
+    """Context manager for inference with adapters that don't change within the block (see ``activation.frozen``).
+
+    Images of ``generate`` are generated so. Use it around calls of the pipeline itself.
+    """
+    with contextlib.ExitStack() as stack:
+        for model in components(target).values():
+            stack.enter_context(activation.frozen(model))
+        yield
+
+
+def merge(target: Target) -> None:
+    """Merge the active adapters into the weights of all components, so that they cost nothing at inference."""
+    for model in components(target).values():
         merging.merge(model)
 
 
-def unmerge(pipe: DiffusionPipeline) -> None:
+def unmerge(target: Target) -> None:
     """Restore the weights that ``merge`` replaced, bit for bit."""
-    for model in components(pipe).values():
+    for model in components(target).values():
         merging.unmerge(model)
+
+
+def is_merged(target: Target) -> bool:
+    """Return whether adapters are merged into the weights."""
+    states = [attachment.state_of(model) for model in components(target).values()]
+    return any(state.merged for state in states if state)
+
+
+def status(target: Target) -> str:
+    """Return a table of the adapters: component, name, method, rank, layers, parameters, strength and subject."""
+    rows = [("component", "adapter", "method", "rank", "layers", "parameters", "strength", "subject")]
+    for component, model in components(target).items():
+        state = attachment.state_of(model)
+        for name in attachment.adapter_names(model):
+            layers = attachment.adapter_layers(model, name)
+            ranks = sorted({adapter.config.rank for adapter in layers.values()})
+            strength = dict(state.active).get(name) if state else None
+            shown = "inactive" if strength is None else f"{strength:g}{', merged' if state and state.merged else ''}"
+            count = sum(p.numel() for adapter in layers.values() for p in adapter.parameters())
+            method = next(iter(layers.values())).method
+            rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+            rows.append(
+                (component, name, method, rank, f"{len(layers)}", f"{count:,}", shown, subject_of(target, name))
+            )
+    if len(rows) == 1:
+        return "no adapters"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def print_trainable_parameters(target: Target) -> None:
+    """Print the number of trainable parameters, of all parameters, and their ratio, as PEFT does."""
+    parameters = [parameter for model in components(target).values() for parameter in model.parameters()]
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")  # noqa: T201

@@ -78,6 +78,7 @@ def test_the_worked_example_is_a_method():
     import torch
 
     from hra_diffusion.adapters import registry
+    from hra_diffusion.adapters.linear_map import adapted_output
 
     (block,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/adding-a-method.md"], re.DOTALL)
     try:
@@ -86,10 +87,12 @@ def test_the_worked_example_is_a_method():
         adapter = method.build(method.parse({"rank": 2}), 6, 4, torch.Generator())
         with torch.no_grad():
             adapter.scale.uniform_(0.5, 2.0)
-        weight, x = torch.randn(4, 6), torch.randn(3, 6)
+        layer, x = torch.nn.Linear(6, 4), torch.randn(3, 6)
+        weight = layer.weight.detach()
         adapted = adapter.adapted_weight(weight, 0.7)
         low_rank = adapter.low_rank(weight, 0.7)
-        assert torch.allclose(adapter(x, lambda rows: rows @ weight.T, 0.7), x @ adapted.T, atol=1e-6)
+        output = adapted_output(layer, layer(x), x, adapter.own_factors(0.7).with_bias(layer.bias))
+        assert torch.allclose(output, x @ adapted.T + layer.bias, atol=1e-6)
         assert torch.allclose(low_rank.scale[:, None] * (weight + low_rank.up @ low_rank.down), adapted, atol=1e-6)
     finally:
         registry._methods.pop("output_scale", None)

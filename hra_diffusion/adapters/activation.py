@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from hra_diffusion.adapters.attachment import require_adapter, state_of
+from hra_diffusion.adapters.layer import adapters_of
 from hra_diffusion.adapters.model_hooks import adapted_modules, refresh
 
 
@@ -28,17 +29,18 @@ def batch_adapters(model: nn.Module, groups: Sequence[tuple[Mapping[str, float],
     """Context manager that gives contiguous groups of each batch their own adapters, as (strengths, count).
 
     An empty mapping is the base model. The groups repeat if the batch is a multiple of their size. Raises UserError for
-    an unknown name, and while adapters are merged.
+    an unknown name, and while other adapters than these are merged.
     """
     state = state_of(model)
     for name in {name for strengths, _ in groups for name in strengths}:
         require_adapter(model, name)
-    if state is None:
+    requested = tuple((tuple(strengths.items()), count) for strengths, count in groups)
+    if state is None or (state.merged and {active for active, _ in requested} == {state.active}):
         yield
         return
     state.require_unmerged()
     previous = state.groups
-    state.groups = tuple((tuple(strengths.items()), count) for strengths, count in groups)
+    state.groups = requested
     try:
         refresh(model)
         yield
@@ -66,4 +68,4 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         state.frozen = None
         for layer in adapted_modules(model):
-            layer.adapters.chains = ()
+            adapters_of(layer).chains = ()

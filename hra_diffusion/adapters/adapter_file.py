@@ -129,14 +129,14 @@ def rewrite_info(path: Path, info: AdapterInfo) -> None:
 
 def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any) -> AdapterInfo:
     """The metadata of an attached adapter; ``fields`` are those that the models don't provide (base, trigger, …)."""
-    adapters: dict[str, dict[str, Any]] = {
+    adapters = {
         component: attachment.adapter_layers(model, name)
         for component, model in components.items()
         if name in attachment.adapter_names(model)
     }
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
-    options = adapter.config.model_dump() | {"rank": min(adapter.config.rank, MAX_RANK)}
+    options = adapter.config.model_dump(exclude={"dropout"}) | {"rank": min(adapter.config.rank, MAX_RANK)}
     ranks = {
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.layer import add_adapter, adapters_on, remove_adapter, unmerge_layer
+from hra_diffusion.adapters.layer import adapters_of, adapters_on, add_adapter, remove_adapter, unmerge_layer
 from hra_diffusion.adapters.linear_map import matrix_shape, storage_device
 from hra_diffusion.adapters.model_hooks import ModelHooks, adapted_modules, hooks_of, refresh
 from hra_diffusion.adapters.registry import Adapter, MethodConfig
@@ -57,9 +57,11 @@ def attach(
         adapter = chosen.build(config, d_in, d_out, generator)
         adapter.method, adapter.config = chosen.name, config
         add_adapter(layer, state, name, adapter.to(storage_device(layer)))
-    if hooks_of(model) is None:
-        ModelHooks(state).register(model)
     state.version += 1
+    if hooks := hooks_of(model):
+        hooks.update(model)
+    else:
+        ModelHooks(state, model)
     state.active = ((name, 1.0),)
     refresh(model)
     return list(configs)
@@ -113,8 +115,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             unmerge_layer(layer)
             remove_adapter(layer, removed)
         if state_of(model) is None:
-            _remove_hooks(model)
             _unfreeze(model, state)
+        if hooks := hooks_of(model):
+            hooks.update(model) if state.names else hooks.remove()
         refresh(model)
 
 
@@ -132,7 +135,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 def adapter_layers(model: nn.Module, name: str) -> dict[str, Adapter]:
     """The modules of one adapter by the path of the layer that they adapt. Raises UserError for an unknown name."""
     require_adapter(model, name)
-    found = {path: cast(Any, layer.adapters).get(name) for path, layer in adapted_layers(model)}
+    found = {path: adapters_of(layer).get(name) for path, layer in adapted_layers(model)}
     return {path: adapter for path, adapter in found.items() if adapter is not None}
 
 
@@ -154,7 +157,13 @@ def penalty(model: nn.Module, name: str) -> Tensor | None:
 
 def state_of(model: nn.Module) -> AdapterState | None:
     """The state shared by the model's adapted layers, or None for a model without adapters."""
-    return next((cast(Any, layer.adapters).state for layer in adapted_modules(model)), None)
+    return next((adapters_of(layer).state for layer in adapted_modules(model)), None)
+
+
+def remember(model: nn.Module, name: str, facts: Mapping[str, Any]) -> None:
+    """Keep facts about an adapter on the model: fields of ``adapter_file.AdapterInfo``."""
+    require_adapter(model, name)
+    cast(AdapterState, state_of(model)).facts[name] = dict(facts)
 
 
 def require_adapter(model: nn.Module, name: str) -> None:
@@ -184,8 +193,3 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for path, module in base_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
             yield f"{path}.{name}", parameter
-
-
-def _remove_hooks(model: nn.Module) -> None:
-    if hooks := hooks_of(model):
-        hooks.remove()

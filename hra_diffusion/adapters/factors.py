@@ -66,8 +66,10 @@ class LayerFactors(NamedTuple):
 
     def unstack(self) -> list["LayerFactors"]:
         """The factors of each layer, of stacked factors."""
-        rows = zip(*(tensor.unbind() for tensor in self.tensors()), strict=True)
-        return [self.map(lambda _, row=iter(row): next(row)) for row in rows]
+        return [self._with(iter(row)) for row in zip(*(tensor.unbind() for tensor in self.tensors()), strict=True)]
+
+    def _with(self, tensors: Iterator[Tensor]) -> "LayerFactors":
+        return self.map(lambda _: next(tensors))
 
     def with_bias(self, bias: Tensor | None) -> "LayerFactors":
         """The factors for a layer with this bias (d_out,), which no factor changes."""
@@ -123,6 +125,8 @@ def compose(weight: Tensor, chain: Iterable[LayerFactors]) -> LowRank:
             scaled = left[1] if scale is None else left[1] * scale
             rows = sum(((scaled @ up) @ down for up, down in parts), scaled @ weight)
             parts.append((_divided(left[0], scale), rows))
+    if not parts:  # a scale alone
+        parts.append((weight.new_zeros(len(weight), 1), weight.new_zeros(1, weight.shape[1])))
     ups, downs = zip(*parts, strict=True)
     return LowRank(torch.cat(ups, dim=1), torch.cat(downs), scale)
 

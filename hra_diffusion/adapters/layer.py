@@ -42,7 +42,7 @@ class LayerAdapters(nn.ModuleDict):
         """The adapter of this name, or None."""
         return self._modules.get(adapter_key(name))
 
-    def adapters_of(self, active: ActiveAdapters) -> list[tuple[Any, float]]:
+    def active_adapters(self, active: ActiveAdapters) -> list[tuple[Any, float]]:
         """The adapters of ``active`` that are on this layer with a strength other than 0, with their strengths."""
         found = [(self.get(name), strength) for name, strength in active if strength != 0]
         return [(adapter, strength) for adapter, strength in found if adapter is not None]
@@ -100,7 +100,7 @@ class LayerAdapters(nn.ModuleDict):
         return Preparation(state, [layer]).chains(x.device)[0] if alone and self._in_use() else self.chains
 
     def _in_use(self) -> bool:
-        return any(self.adapters_of(active) for active, _ in self.state.assignments)
+        return any(self.active_adapters(active) for active, _ in self.state.assignments)
 
     def _reentrant(self) -> bool:
         """Whether reentrant gradient checkpointing runs the layer, whose backward pass takes a graph of its own."""
@@ -110,16 +110,11 @@ class LayerAdapters(nn.ModuleDict):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LayerAdapters":
         """Move the adapters along with the model, without a change of dtype."""
 
-        changed = False
-
         def move(tensor: Tensor) -> Tensor:
-            nonlocal changed
             moved = fn(tensor)
-            changed = changed or moved.dtype != tensor.dtype or moved.device != tensor.device
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move, recurse)
-        self.state.version += changed
         if self.state.frozen is not None:
             self.chains = tuple((tuple(f.map(move) for f in chain), count) for chain, count in self.chains)
         return self
@@ -140,6 +135,11 @@ def adapters_on(layer: nn.Module) -> LayerAdapters | None:
     return adapters if isinstance(adapters, LayerAdapters) else None
 
 
+def adapters_of(layer: nn.Module) -> LayerAdapters:
+    """The adapters of an adapted layer."""
+    return cast(LayerAdapters, layer.adapters)
+
+
 def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Module) -> None:
     """Add an adapter to a linear or convolution layer. Raises UserError if the layer can't be adapted."""
     if (adapters := adapters_on(layer)) is None:
@@ -152,7 +152,7 @@ def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Mo
 
 def remove_adapter(layer: nn.Module, name: str) -> None:
     """Remove an adapter from an adapted layer, if it is there, and the hooks after the last one."""
-    adapters = cast(LayerAdapters, layer.adapters)
+    adapters = adapters_of(layer)
     if adapter_key(name) in adapters:
         del adapters[adapter_key(name)]
     if not adapters:
@@ -176,15 +176,15 @@ def weight_with_adapters(layer: nn.Module, active: ActiveAdapters) -> Tensor:
     """The layer's adapted weight, computed in float32, in the weight's own shape and dtype."""
     own = weight_of(layer)
     weight = own.flatten(1).float()
-    for adapter, strength in cast(LayerAdapters, layer.adapters).adapters_of(active):
+    for adapter, strength in adapters_of(layer).active_adapters(active):
         weight = adapter.adapted_weight(weight, strength)
     return weight.reshape(own.shape).to(own.dtype)
 
 
 def merge_layer(layer: nn.Module, active: ActiveAdapters) -> None:
     """Replace the layer's weight by the adapted weight; the original one is kept for ``unmerge_layer``."""
-    adapters = cast(LayerAdapters, layer.adapters)
-    if adapters.adapters_of(active):
+    adapters = adapters_of(layer)
+    if adapters.active_adapters(active):
         merged = weight_with_adapters(layer, active).detach()
         weight = cast(nn.Parameter, layer.weight)
         adapters.original_weight, weight.data = weight.data, merged
@@ -192,7 +192,7 @@ def merge_layer(layer: nn.Module, active: ActiveAdapters) -> None:
 
 def unmerge_layer(layer: nn.Module) -> None:
     """Restore the original weight, bit for bit unless the model was cast while merged."""
-    adapters = cast(LayerAdapters, layer.adapters)
+    adapters = adapters_of(layer)
     if adapters.original_weight is not None:
         weight = cast(nn.Parameter, layer.weight)
         weight.data, adapters.original_weight = adapters.original_weight.to(weight), None

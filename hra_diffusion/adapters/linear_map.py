@@ -71,9 +71,11 @@ def weight_of(layer: nn.Module) -> Tensor:
         return cast(Tensor, dequantize_gguf_tensor(weight)).as_subclass(Tensor)
     if package in ("torchao", "optimum"):
         return weight.dequantize()
-    if not weight.is_floating_point() or weight.is_meta:
-        where = "is offloaded" if weight.is_meta else f"is stored as {weight.dtype}"
-        raise UserError(f"the weight of a {type(layer).__name__} {where} and can't be read; load the base without that")
+    if not weight.is_floating_point():
+        raise UserError(
+            f"the weight of a {type(layer).__name__} is stored as {kind} of {weight.dtype}, which can't be read; "
+            "load the base in full precision"
+        )
     return weight
 
 
@@ -100,6 +102,16 @@ def storage_device(layer: nn.Module) -> torch.device:
     return stored.device
 
 
+def execution_device(layer: nn.Module) -> torch.device:
+    """The device on which the layer runs, also if its weight is offloaded."""
+    stored = stored_weight(layer)
+    return (
+        torch.device(layer.__dict__["_hf_hook"].execution_device)
+        if stored.is_meta and "_hf_hook" in vars(layer)
+        else stored.device
+    )
+
+
 def has_weight(layer: nn.Module) -> bool:
     """Whether the weight can be read now, without loading an offloaded layer."""
     try:
@@ -124,14 +136,15 @@ def compute_dtype(layer: nn.Module) -> torch.dtype:
 @contextlib.contextmanager
 def offloaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Context manager that loads the weights of those modules that accelerate has offloaded."""
-    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
-    with contextlib.ExitStack() as stack:
-        if hooked:
-            from accelerate.utils import align_module_device
-
-            for module in hooked:
-                stack.enter_context(align_module_device(module))
+    hooks: list[tuple[Any, nn.Module]] = [(module.__dict__.get("_hf_hook"), module) for module in modules]
+    hooked = [(hook, module) for hook, module in hooks if getattr(hook, "offload", False)]
+    for hook, module in hooked:
+        hook.pre_forward(module)
+    try:
         yield
+    finally:
+        for hook, module in hooked:
+            hook.post_forward(module, None)
 
 
 def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors) -> Tensor:

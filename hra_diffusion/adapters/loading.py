@@ -26,6 +26,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     """
     info, tensors = adapter_file.read(path)
     info = info.model_copy(update={"name": name or info.name})
+    known = info.model_dump(exclude={"name", "method", "options", "ranks"})
     _check_layers(path, info, components)
     previous = {model: (attachment.state_of(model) or AdapterState()).active for model in components.values()}
     try:
@@ -38,6 +39,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
                 targets=list(probes),
                 ranks=info.ranks.get(component),
             )
+            attachment.remember(components[component], info.name, known)
         _copy_parameters(path, info, tensors, adapter_file.parameters(components, info.name))
     except ValueError as error:
         unload(components, info.name)

@@ -7,7 +7,7 @@ from torch import nn
 
 from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.attachment import adapted_layers, state_of
-from hra_diffusion.adapters.layer import LayerAdapters, merge_layer, unmerge_layer
+from hra_diffusion.adapters.layer import LayerAdapters, adapters_of, merge_layer, unmerge_layer
 from hra_diffusion.adapters.linear_map import storage_of
 from hra_diffusion.errors import UserError
 
@@ -24,7 +24,8 @@ def merge(model: nn.Module) -> None:
     for path, layer in layers.items():
         if storage := storage_of(layer):
             raise UserError(
-                f"the base's weights are quantised ({path}: {storage}); load the base in full precision to merge into it"
+                "the base's weights are quantised; load the base in full precision to merge into it "
+                f"({path}: {storage})"
             )
         if _is_offloaded(layer):
             raise UserError(f"{path} is offloaded; merge before the model is offloaded")
@@ -60,8 +61,8 @@ def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iter
         activate(model, strengths)
         merge(model)
         for _, layer in list(adapted_layers(model)):
-            removed.append((layer, layer.adapters))
-            layer.adapters.remove_hooks()
+            removed.append((layer, adapters_of(layer)))
+            adapters_of(layer).remove_hooks()
             del layer.adapters
         yield
     finally:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hra_diffusion.adapters.layer import adapters_on
+from hra_diffusion.adapters.layer import adapters_of, adapters_on
+from hra_diffusion.adapters.linear_map import execution_device
 from hra_diffusion.adapters.preparation import Preparation
 from hra_diffusion.adapters.state import AdapterState
 
@@ -15,18 +16,18 @@ from hra_diffusion.adapters.state import AdapterState
 class ModelHooks:
     """Pre-forward and forward hook of a model with adapters."""
 
-    def __init__(self, state: AdapterState):
+    def __init__(self, state: AdapterState, model: nn.Module):
         self.state = state
-        self.handles: list[RemovableHandle] = []
-        self._preparation: Preparation | None = None
-        self._outermost = False
-
-    def register(self, model: nn.Module) -> None:
-        """Add the hooks to the model."""
-        self.handles = [
+        self.handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.prepare, with_kwargs=True),
             model.register_forward_hook(self.finish, always_call=True),
         ]
+        self._outermost = False
+        self.update(model)
+
+    def update(self, model: nn.Module) -> None:
+        """Find the model's adapted layers again."""
+        self.preparation = Preparation(self.state, list(adapted_modules(model)))
 
     def remove(self) -> None:
         """Remove the hooks from the model."""
@@ -42,24 +43,16 @@ class ModelHooks:
         batch = batch_tensor(args, kwargs)
         state.batch = 0 if batch is None else batch.shape[0]
         if state.frozen is None:
-            if self._preparation is None or self._preparation.version != state.version:
-                self._preparation = Preparation(state, list(adapted_modules(model)))
-            self._preparation.assign(self._device(batch))
+            if self.preparation.version != state.version:
+                self.update(model)
+            own = execution_device(self.preparation.layers[0])
+            self.preparation.assign(own if batch is None else batch.device)
         state.running = True
 
     def finish(self, *_: Any) -> None:
         """Forward hook, also called after an error."""
         if self._outermost:
             self.state.running = False
-
-    def _device(self, batch: Tensor | None) -> torch.device:
-        if batch is not None:
-            return batch.device
-        return next(p.device for layer in self._preparation.layers for p in adapters_on(layer).parameters())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state for a copy or a pickle, without what is found again."""
-        return self.__dict__ | {"_preparation": None}
 
 
 def adapted_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -85,10 +78,10 @@ def batch_tensor(args: tuple, kwargs: dict) -> Tensor | None:
 def refresh(model: nn.Module) -> None:
     """Prepare the factors of the active adapters again, if they are frozen."""
     layers = list(adapted_modules(model))
-    state = layers[0].adapters.state if layers else None
+    state = adapters_of(layers[0]).state if layers else None
     if state is None or state.frozen is None:
         return
     if state.frozen_version != state.version:
         state.frozen, state.frozen_version = {}, state.version
     with torch.no_grad():
-        Preparation(state, layers).assign(next(layers[0].adapters.parameters()).device)
+        Preparation(state, layers).assign(execution_device(layers[0]))

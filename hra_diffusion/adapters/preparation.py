@@ -61,7 +61,7 @@ class Preparation:
 
     def __init__(self, state: AdapterState, layers: Sequence[nn.Module]):
         self.state, self.layers, self.version = state, list(layers), state.version
-        self.groups: dict[str, list[Group]] = {}
+        self.groups = {name: self._group(name) for name in state.names}
 
     def assign(self, device: torch.device) -> None:
         """Give every layer the chains of the active adapters: computed, or those of ``activation.frozen``."""
@@ -88,7 +88,7 @@ class Preparation:
     def _compute(self, active: ActiveAdapters, device: torch.device) -> list[Chain]:
         found: list[list[LayerFactors]] = [[] for _ in self.layers]
         for name, strength in active:
-            for group in self._groups(name) if strength != 0 else ():
+            for group in self.groups[name] if strength != 0 else ():
                 layer = group.layers[0]
                 dtype = torch.float32 if self._composes(layer) else compute_dtype(layer)
                 for position, factors in zip(group.positions, group.factors(strength, device, dtype), strict=True):
@@ -113,21 +113,18 @@ class Preparation:
                 factors = factors.with_bias(bias.to(scale))
         return (factors.map(lambda tensor: tensor.to(dtype)),)
 
-    def _groups(self, name: str) -> list[Group]:
-        if name not in self.groups:
-            found: dict[Any, Group] = {}
-            for position, (layer, adapters) in enumerate(zip(self.layers, self._containers(), strict=True)):
-                if (adapter := adapters.get(name)) is not None:
-                    shapes = tuple(parameter.shape for parameter in adapter.parameters())
-                    stored, bias = stored_weight(layer), layer.bias is None
-                    key = adapter.config, shapes, type(layer), stored.dtype, stored.is_meta, bias
-                    group = found.setdefault(key, Group())
-                    group.adapters.append(adapter)
-                    group.layers.append(layer)
-                    group.positions.append(position)
-                    group.modules.extend([layer, *adapter.modules()])
-            self.groups[name] = list(found.values())
-        return self.groups[name]
+    def _group(self, name: str) -> list[Group]:
+        found: dict[Any, Group] = {}
+        for position, (layer, adapters) in enumerate(zip(self.layers, self._containers(), strict=True)):
+            if (adapter := adapters.get(name)) is not None:
+                shapes = tuple(parameter.shape for parameter in adapter.parameters())
+                key = adapter.config, shapes, type(layer), stored_weight(layer).dtype, layer.bias is None
+                group = found.setdefault(key, Group())
+                group.adapters.append(adapter)
+                group.layers.append(layer)
+                group.positions.append(position)
+                group.modules.extend([layer, *adapter.modules()])
+        return list(found.values())
 
     def _containers(self) -> list[Any]:
         return [layer.adapters for layer in self.layers]

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from hra_diffusion.adapters.factors import LayerFactors, LowRank, adapted_weight, compose
 from hra_diffusion.errors import UserError
 
+
 class MethodConfig(BaseModel):
     """Options common to all methods. Subclasses add fields, whose metadata make the CLI flags and the web form."""
 

@@ -1,6 +1,5 @@
 """Trainable orthogonal matrices made of Householder reflections, the building block of HRA, HOFT and SHOFT."""
 
-import torch
 from pydantic import field_validator
 from torch import Generator, Tensor, nn
 

@@ -32,7 +32,7 @@ class AdapterState:
     frozen_parameters: set[str] = field(default_factory=set)
     """Paths of the model's own parameters that ``attach`` froze."""
     version: int = 0
-    """Increases when adapters are added or removed, and when the model is moved or cast."""
+    """Increases when adapters are added or removed."""
     batch: int = 0
     """Number of samples in the model's current forward pass; 0 if unknown."""
     running: bool = False

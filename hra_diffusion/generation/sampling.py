@@ -29,7 +29,7 @@ from hra_diffusion.generation.requests import (
 )
 from hra_diffusion.generation.schedulers import use_scheduler
 from hra_diffusion.models import families, noise, prompts
-from hra_diffusion.pipeline import active, components, require_loaded
+from hra_diffusion.pipeline import active, components, frozen, require_loaded
 from hra_diffusion.threads import sharing_cores
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def generate_batch(
     require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
     _warn(pipe, requests, full)
     images: dict[int, Image.Image] = {}
-    with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad():
+    with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad(), frozen(pipe):
         embeddings = _encode_weighted(pipe, requests, full)
         lengths = [own["prompt_embeds"].shape[1] if own else 0 for own in embeddings]
         order = sorted(range(len(requests)), key=lambda i: (lengths[i], requests[i].adapters))

@@ -4,7 +4,6 @@ import functools
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline

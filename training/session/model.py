@@ -37,12 +37,14 @@ class Denoiser(nn.Module):
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
     """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does."""
     check_adapter(config, pipe)
-    for encoder in families.text_encoders(pipe):
-        attachment.freeze(encoder)
     for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
         )
+        known = {"trigger": config.trigger, "class_noun": config.class_noun, "targets": config.targets}
+        attachment.remember(model, config.name, known)
+    for encoder in families.text_encoders(pipe):
+        attachment.freeze(encoder)
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 
 

@@ -46,24 +46,28 @@ def test_invalid_requests_are_refused_and_the_model_does_not_change(unet, argume
     assert attachment.adapter_names(unet) == [] and list(unet.state_dict()) == list(before)
 
 
-def test_adapters_must_be_attached_before_offloading(unet):
-    """An adapter attached after offloading would never be called; without the hooks it is."""
+@pytest.mark.parametrize("offload_first", [False, True])
+def test_an_offloaded_model_takes_adapters(unet, offload_first):
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.randn(1, 7, 32)
+    plain = copy.deepcopy(unet)
     with torch.no_grad():
-        base = unet(*inputs).sample
-        cpu_offload(unet, torch.device("cpu"))
-        with pytest.raises(UserError, match="offloaded already; attach adapters first, then offload"):
-            attach(unet, "hra")
+        if offload_first:
+            cpu_offload(unet, torch.device("cpu"))
+        for model in (plain, unet):
+            attach(model, "hoft", {"rank": 4}, targets="attention+conv")
+            stir(attachment.adapter_parameters(model, "default").values())
+        if not offload_first:
+            cpu_offload(unet, torch.device("cpu"))
+        expected = plain(*inputs).sample
+        assert relative(unet(*inputs).sample, expected) < 1e-5
+        with activation.frozen(unet):
+            assert relative(unet(*inputs).sample, expected) < 1e-5
+        with pytest.raises(UserError, match="is offloaded; merge before"):
+            merging.merge(unet)
         remove_hook_from_module(unet, recurse=True)
-        attach(unet, "hra")
-        stir(attachment.adapter_parameters(unet, "default").values())
-        adapted = unet(*inputs).sample
-        assert relative(adapted, base) > 1e-3
-        cpu_offload(unet, torch.device("cpu"))
-        assert relative(unet(*inputs).sample, adapted) < 1e-5
-        remove_hook_from_module(unet, recurse=True)
-        detach(unet)
-        assert torch.equal(unet(*inputs).sample, base)
+        assert relative(unet(*inputs).sample, expected) < 1e-5
+        detach(unet), detach(plain)
+        assert torch.equal(unet(*inputs).sample, plain(*inputs).sample)
 
 
 def test_names_must_be_unique_and_known(unet):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import adapter_file, attachment, registry, targets
+from hra_diffusion.adapters.layer import weight_with_adapters
 from hra_diffusion.adapters.linear_map import as_matrix, unsupported_reason
 from hra_diffusion.interop.imports import AdapterImportError
 from hra_diffusion.models.families.architectures import SD1, on_meta
@@ -183,7 +184,7 @@ def test_kohya_with_alphas_and_mixed_ranks_in_half_precision(tmp_path, pipe):
     assert sorted(report.ranks) == [1, 2] and report.kinds == {"LoRA": len(pairs)}
     for path, change in plain.items():
         layer = back.unet.get_submodule(path)
-        assert relative(layer.adapted_weight((("Other", 1.0),)) - layer.weight, change) < EXACT
+        assert relative(weight_with_adapters(layer, (("Other", 1.0),)) - layer.weight, change) < EXACT
     info = adapter_file.read_info(tmp_path / "Other.safetensors")
     assert info.training["metadata"]["ss_steps"] == "100" and info.trigger == "zwx"
 
