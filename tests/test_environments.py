@@ -2,17 +2,24 @@
 
 import copy
 import io
+import os
 import pickle
 
 import pytest
 import torch
-from conftest import relative, tiny_unet
+from accelerate import cpu_offload_with_hook
+from conftest import relative, stir, tiny_unet
 from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from test_contract import attach_trained, each_variant, unet_input
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
-from hra_diffusion.adapters import activation, attachment, merging
+from hra_diffusion.adapters import activation, attachment, merging, registry
 from hra_diffusion.adapters.attachment import attach, detach
 from hra_diffusion.adapters.linear_map import weight_of
 from hra_diffusion.adapters.targets import find_targets
@@ -250,12 +257,211 @@ def test_functional_call_uses_the_given_parameters(unet, method, options):
     assert relative(given, own) > 1e-4 and torch.isfinite(given).all() and relative(unet_input(unet), adapted) < 1e-6
 
 
-@each_variant
-@pytest.mark.parametrize("gradients", [False, True])
-def test_compiled_without_a_graph_break(unet, method, options, gradients):
-    attach_trained(unet, method, options)
-    with torch.set_grad_enabled(gradients):
-        eager = unet_input(unet)
-        torch._dynamo.reset()
-        compiled = unet_input(torch.compile(unet, fullgraph=True, backend="eager"))
+each_method = pytest.mark.parametrize("method", registry.method_names())
+
+
+@each_method
+def test_training_compiles_without_a_graph_break(unet, method):
+    """Outputs and gradients are those of eager mode, also with an adapter per sample."""
+    attach_trained(unet, method, {"rank": 4})
+    attach_trained(unet, "hoft", {"rank": 2}, name="b", seed=3)
+    torch._dynamo.reset()
+    compiled, results = torch.compile(unet, fullgraph=True, backend="aot_eager"), []
+    with activation.batch_adapters(unet, [({"a": 1.0}, 1), ({"b": 1.0}, 1)]):
+        for model in (unet, compiled):
+            unet.zero_grad()
+            output = unet_input(model)
+            output.square().mean().backward()
+            parameters = [p for name in "ab" for p in attachment.adapter_parameters(unet, name).values()]
+            results.append([output.detach(), *(p.grad for p in parameters)])
+    for eager, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, eager)
+
+
+@each_method
+def test_inference_compiles_once_for_all_strengths(unet, method):
+    attach_trained(unet, method, {"rank": 4})
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("eager")
+    compiled = torch.compile(unet, fullgraph=True, backend=graphs)
+    with torch.no_grad(), activation.frozen(unet):
+        for strength in (1.0, 0.5, 0.3):
+            activation.activate(unet, {"a": strength})
+            assert relative(unet_input(compiled), unet_input(unet)) < 1e-5
+        with activation.batch_adapters(unet, [({"a": 1.0}, 1), ({}, 1)]):
+            assert relative(unet_input(compiled), unet_input(unet)) < 1e-5
+    assert graphs.frame_count == 2, "one for the same adapter on all samples, one with an adapter per sample"
+
+
+@each_method
+def test_repeated_blocks_compile(unet, method):
+    attach_trained(unet, method, {"rank": 4})
+    eager = unet_input(unet)
+    torch._dynamo.reset()
+    unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+    compiled = unet_input(unet)
+    compiled.square().mean().backward()
     assert relative(compiled.detach(), eager.detach()) < 1e-5
+    assert all(p.grad is not None for p in attachment.adapter_parameters(unet, "a").values())
+
+
+@each_variant
+def test_a_strength_below_one_outside_frozen_compiles(unet, method, options):
+    """Here with gradients through the other layers; the power of a rotation is one operation."""
+    layer = nn.ModuleDict({"to_q": nn.Linear(8, 8)})
+    attach_trained(layer, method, options)
+    activation.activate(layer, {"a": 0.5})
+    x = torch.randn(3, 8, requires_grad=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer["to_q"], fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(compiled, layer["to_q"](x))
+    compiled.sum().backward()
+
+
+@each_variant
+def test_reentrant_checkpointing(method, options):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.ModuleDict({"to_q": nn.Linear(8, 8)})["to_q"] for _ in range(3)))
+        attach(model, method, options, name="a", targets=".*")
+        stir(attachment.adapter_parameters(model, "a").values())
+        x = torch.randn(5, 8, requires_grad=True)
+
+        def forward(x, model=model, checkpointing=checkpointing):
+            for layer in model:
+                x = checkpoint(layer, x, use_reentrant=True) if checkpointing else layer(x)
+            return x
+
+        model.forward = forward
+        model(x).square().mean().backward()
+        gradients.append([p.grad for p in attachment.adapter_parameters(model, "a").values()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@each_variant
+def test_channels_last(unet, expected, method, options):
+    attach_trained(unet.to(memory_format=torch.channels_last), method, options)
+    with torch.no_grad():
+        assert relative(unet_input(unet), expected) < 1e-5
+
+
+@each_variant
+def test_convolutions_in_channels_last_and_autocast_have_gradients(unet, method, options):
+    attach(unet.to(memory_format=torch.channels_last), method, options, name="a", targets="attention+conv")
+    with torch.autocast("cpu", torch.bfloat16):
+        unet_input(unet).square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in attachment.adapter_parameters(unet, "a").values())
+
+
+def test_model_offload(unet, expected_of_hra):
+    attach_trained(unet, "hra", {"rank": 4})
+    _, hook = cpu_offload_with_hook(unet, torch.device("cpu"))
+    with torch.no_grad():
+        assert relative(unet_input(unet), expected_of_hra) < 1e-5
+        hook.offload()
+        with activation.frozen(unet):
+            assert relative(unet_input(unet), expected_of_hra) < 1e-5
+
+
+@pytest.fixture
+def expected_of_hra(unet):
+    other = copy.deepcopy(unet)
+    attach_trained(other, "hra", {"rank": 4})
+    with torch.no_grad():
+        return unet_input(other)
+
+
+def distributed(rank, folder, kind):
+    """Two steps of gradients on one half of a batch; every process writes its gradients."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "USE_LIBUV": "0"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = tiny_unet()
+    for method in registry.method_names():
+        attach_trained(model, method, {"rank": 4}, name=method)
+    activation.activate(model, dict.fromkeys(registry.method_names(), 1.0))
+    wrapped = DistributedDataParallel(model) if kind == "ddp" else fully_shard(model)
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32)
+    own = slice(rank, rank + 1)
+    wrapped(x[own], torch.full((1,), 10), text[own]).sample.square().mean().backward()
+    gradients = {
+        f"{name}.{key}": (p.grad.full_tensor() if kind == "fsdp" else p.grad).contiguous()
+        for name in registry.method_names()
+        for key, p in attachment.adapter_parameters(model, name).items()
+    }
+    save_file(gradients, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_share_the_gradients(tmp_path, kind):
+    torch.multiprocessing.spawn(distributed, (str(tmp_path), kind), nprocs=2)
+    torch.manual_seed(0)
+    model = tiny_unet()
+    for method in registry.method_names():
+        attach_trained(model, method, {"rank": 4}, name=method)
+    activation.activate(model, dict.fromkeys(registry.method_names(), 1.0))
+    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32)
+    model(x, torch.full((2,), 10), text).sample.square().mean().backward()
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name in registry.method_names():
+            for key, parameter in attachment.adapter_parameters(model, name).items():
+                torch.testing.assert_close(found[f"{name}.{key}"], parameter.grad, rtol=1e-3, atol=1e-7)
+
+
+@each_method
+def test_dropout_acts_in_training_alone(method):
+    model, x = nn.ModuleDict({"to_q": nn.Linear(16, 16)}), torch.randn(64, 16)
+    attach_trained(model, method, {"rank": 4, "dropout": 0.5})
+    layer = model["to_q"]
+    outputs = [layer(x).detach() for _ in range(200)]
+    layer.eval()
+    with torch.no_grad():
+        without = layer(x)
+        assert torch.equal(layer(x), without)
+    assert relative(outputs[0], outputs[1]) > 1e-3
+    if method in ("lora", "moslora", "hra"):  # a single product: dropout keeps its mean
+        assert relative(torch.stack(outputs).mean(0), without) < 5e-2
+
+
+@pytest.mark.parametrize("kind", ["torchao", "quanto", "gguf"])
+@each_method
+def test_layers_quantised_by_other_libraries(unet, method, kind):
+    quantised = copy.deepcopy(unet)
+    quantise_by(kind, quantised)
+    for path in find_targets(unet):
+        with torch.no_grad():
+            unet.get_submodule(path).weight.copy_(weight_of(quantised.get_submodule(path)))
+    for model in (unet, quantised):
+        attach_trained(model, method, {"rank": 4})
+    with torch.no_grad():
+        expected = unet_input(unet)
+        assert relative(unet_input(quantised), expected) < 2e-2
+        with activation.frozen(quantised):
+            assert relative(unet_input(quantised), expected) < 2e-2
+    with pytest.raises(UserError, match="weights are quantised"):
+        merging.merge(quantised)
+
+
+def quantise_by(kind, model):
+    if kind == "torchao":
+        torchao = pytest.importorskip("torchao.quantization")
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig(), lambda _, path: path in find_targets(model))
+    elif kind == "quanto":
+        quanto = pytest.importorskip("optimum.quanto")
+        quanto.quantize(model, weights=quanto.qint8, include=find_targets(model))
+        quanto.freeze(model)
+    else:
+        gguf = pytest.importorskip("gguf")
+        from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+        for path in find_targets(model):
+            layer, (parent, _, leaf) = model.get_submodule(path), path.rpartition(".")
+            codes = gguf.quants.quantize(layer.weight.detach().numpy(), gguf.GGMLQuantizationType.Q8_0)
+            new = GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, torch.float32)
+            new.weight = GGUFParameter(torch.from_numpy(codes), quant_type=gguf.GGMLQuantizationType.Q8_0)
+            new.bias = layer.bias
+            setattr(model.get_submodule(parent), leaf, new)
