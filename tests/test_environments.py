@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import pickle
 
 import pytest
@@ -260,26 +259,42 @@ def test_functional_call_uses_the_given_parameters(unet, method, options):
 each_method = pytest.mark.parametrize("method", registry.method_names())
 
 
-@each_method
-def test_training_compiles_without_a_graph_break(unet, method):
-    """Outputs and gradients are those of eager mode, also with an adapter per sample."""
-    attach_trained(unet, method, {"rank": 4})
-    attach_trained(unet, "hoft", {"rank": 2}, name="b", seed=3)
+def with_all_methods():
+    """A model with an active adapter of every method, and the adapters' parameters."""
+    torch.manual_seed(0)
+    model, names = tiny_unet(), registry.method_names()
+    for method in names:
+        attach_trained(model, method, {"rank": 4}, name=method)
+    activation.activate(model, dict.fromkeys(names, 1.0))
+    return model, parameters_of_all(model)
+
+
+def parameters_of_all(model):
+    return {f"{n}.{k}": p for n in registry.method_names() for k, p in attachment.adapter_parameters(model, n).items()}
+
+
+GROUPS = [({name: 1.0}, 1) for name in registry.method_names()]
+"""One sample for every method."""
+
+
+def test_training_compiles_without_a_graph_break():
+    """Outputs and gradients are those of eager mode, with an adapter of another method for each sample."""
+    model, parameters = with_all_methods()
     torch._dynamo.reset()
-    compiled, results = torch.compile(unet, fullgraph=True, backend="aot_eager"), []
-    with activation.batch_adapters(unet, [({"a": 1.0}, 1), ({"b": 1.0}, 1)]):
-        for model in (unet, compiled):
-            unet.zero_grad()
-            output = unet_input(model)
+    compiled, results = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    with activation.batch_adapters(model, GROUPS):
+        for called in (model, compiled):
+            model.zero_grad()
+            output = unet_input(called, len(GROUPS))
             output.square().mean().backward()
-            parameters = [p for name in "ab" for p in attachment.adapter_parameters(unet, name).values()]
-            results.append([output.detach(), *(p.grad for p in parameters)])
+            results.append([output.detach(), *(p.grad for p in parameters.values())])
     for eager, found in zip(*results, strict=True):
         torch.testing.assert_close(found, eager)
 
 
-@each_method
+@pytest.mark.parametrize("method", ["lora", "shoft"])
 def test_inference_compiles_once_for_all_strengths(unet, method):
+    """Frozen adapters of all methods but SHOFT have the form of a LoRA."""
     attach_trained(unet, method, {"rank": 4})
     torch._dynamo.reset()
     graphs = CompileCounterWithBackend("eager")
@@ -293,29 +308,29 @@ def test_inference_compiles_once_for_all_strengths(unet, method):
     assert graphs.frame_count == 2, "one for the same adapter on all samples, one with an adapter per sample"
 
 
-@each_method
-def test_repeated_blocks_compile(unet, method):
-    attach_trained(unet, method, {"rank": 4})
-    eager = unet_input(unet)
-    torch._dynamo.reset()
-    unet.compile_repeated_blocks(fullgraph=True, backend="eager")
-    compiled = unet_input(unet)
+def test_repeated_blocks_compile():
+    model, parameters = with_all_methods()
+    with activation.batch_adapters(model, GROUPS):
+        eager = unet_input(model, len(GROUPS))
+        torch._dynamo.reset()
+        model.compile_repeated_blocks(fullgraph=True, backend="eager")
+        compiled = unet_input(model, len(GROUPS))
     compiled.square().mean().backward()
     assert relative(compiled.detach(), eager.detach()) < 1e-5
-    assert all(p.grad is not None for p in attachment.adapter_parameters(unet, "a").values())
+    assert all(p.grad is not None for p in parameters.values())
 
 
 @each_variant
 def test_a_strength_below_one_outside_frozen_compiles(unet, method, options):
     """Here with gradients through the other layers; the power of a rotation is one operation."""
-    layer = nn.ModuleDict({"to_q": nn.Linear(8, 8)})
-    attach_trained(layer, method, options)
-    activation.activate(layer, {"a": 0.5})
-    x = torch.randn(3, 8, requires_grad=True)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer["to_q"], fullgraph=True, backend="eager")(x)
-    torch.testing.assert_close(compiled, layer["to_q"](x))
-    compiled.sum().backward()
+    model, x = Flattened(), torch.randn(3, 2, 8, requires_grad=True)
+    attach_trained(model, method, options)
+    activation.activate(model, {"a": 0.5})
+    for part in (model, model.to_q):  # a layer alone prepares its own factors
+        torch._dynamo.reset()
+        compiled = torch.compile(part, fullgraph=True, backend="eager")(x)
+        torch.testing.assert_close(compiled, part(x))
+        compiled.sum().backward()
 
 
 @each_variant
@@ -373,43 +388,29 @@ def expected_of_hra(unet):
         return unet_input(other)
 
 
-def distributed(rank, folder, kind):
-    """Two steps of gradients on one half of a batch; every process writes its gradients."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "USE_LIBUV": "0"}
+def train_distributed(rank, folder):
+    """One process's gradients of half a batch, by DDP and by FSDP."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = tiny_unet()
-    for method in registry.method_names():
-        attach_trained(model, method, {"rank": 4}, name=method)
-    activation.activate(model, dict.fromkeys(registry.method_names(), 1.0))
-    wrapped = DistributedDataParallel(model) if kind == "ddp" else fully_shard(model)
-    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32)
-    own = slice(rank, rank + 1)
-    wrapped(x[own], torch.full((1,), 10), text[own]).sample.square().mean().backward()
-    gradients = {
-        f"{name}.{key}": (p.grad.full_tensor() if kind == "fsdp" else p.grad).contiguous()
-        for name in registry.method_names()
-        for key, p in attachment.adapter_parameters(model, name).items()
-    }
-    save_file(gradients, f"{folder}/{rank}.safetensors")
+    for kind, wrap in (("ddp", DistributedDataParallel), ("fsdp", fully_shard)):
+        model, _ = with_all_methods()
+        x, text = torch.randn(2, 4, 8, 8)[rank : rank + 1], torch.randn(2, 6, 32)[rank : rank + 1]
+        wrap(model)(x, torch.full((1,), 10), text).sample.square().mean().backward()
+        gradients = {
+            key: p.grad.full_tensor() if kind == "fsdp" else p.grad for key, p in parameters_of_all(model).items()
+        }
+        save_file({key: value.contiguous() for key, value in gradients.items()}, f"{folder}/{kind}{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_share_the_gradients(tmp_path, kind):
-    torch.multiprocessing.spawn(distributed, (str(tmp_path), kind), nprocs=2)
-    torch.manual_seed(0)
-    model = tiny_unet()
-    for method in registry.method_names():
-        attach_trained(model, method, {"rank": 4}, name=method)
-    activation.activate(model, dict.fromkeys(registry.method_names(), 1.0))
+def test_two_processes_share_the_gradients(tmp_path):
+    torch.multiprocessing.spawn(train_distributed, (str(tmp_path),), nprocs=2)
+    model, parameters = with_all_methods()
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32)
     model(x, torch.full((2,), 10), text).sample.square().mean().backward()
-    for rank in range(2):
-        found = load_file(tmp_path / f"{rank}.safetensors")
-        for name in registry.method_names():
-            for key, parameter in attachment.adapter_parameters(model, name).items():
-                torch.testing.assert_close(found[f"{name}.{key}"], parameter.grad, rtol=1e-3, atol=1e-7)
+    for file in ("ddp0", "ddp1", "fsdp0", "fsdp1"):
+        found = load_file(tmp_path / f"{file}.safetensors")
+        for key, parameter in parameters.items():
+            torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-7)
 
 
 @each_method

@@ -47,12 +47,14 @@ class LayerAdapters(nn.ModuleDict):
         found = [(self.get(name), strength) for name, strength in active if strength != 0]
         return [(adapter, strength) for adapter, strength in found if adapter is not None]
 
-    def register(self, layer: nn.Module) -> None:
-        """Add the hooks to the layer."""
-        self.handles = [
-            layer.register_forward_pre_hook(self.adapt_input, with_kwargs=True),
-            layer.register_forward_hook(self.adapt_output, with_kwargs=True),
-        ]
+    def update(self, layer: nn.Module) -> None:
+        """Add the hooks to the layer, if they are missing, after a change of adapters."""
+        self.preparation = Preparation(self.state, [layer])
+        if not self.handles:
+            self.handles = [
+                layer.register_forward_pre_hook(self.adapt_input, with_kwargs=True),
+                layer.register_forward_hook(self.adapt_output, with_kwargs=True),
+            ]
 
     def remove_hooks(self) -> None:
         """Remove the hooks from the layer."""
@@ -70,7 +72,7 @@ class LayerAdapters(nn.ModuleDict):
         counts = [count for _, count in chains]
         parts = [x] if len(chains) == 1 else x.split(self.state.sizes(counts, x.shape[0]))
         repeated = [_matching(chain, x) for chain, _ in chains] * (len(parts) // len(chains))
-        calls = [(chain, _chain_inputs(chain, part)) for chain, part in zip(repeated, parts, strict=True)]
+        calls = [(chain, _chain_inputs(layer, chain, part)) for chain, part in zip(repeated, parts, strict=True)]
         self._calls[thread] = calls
         first = calls[0][1][0] if len(calls) == 1 else torch.cat([inputs[0] for _, inputs in calls])
         return (first, *others), {key: value for key, value in kwargs.items() if args or key != "input"}
@@ -97,10 +99,7 @@ class LayerAdapters(nn.ModuleDict):
             alone = self.alone
         else:
             alone = self.alone = not (state.running or state.frozen is not None) or self._reentrant()
-        return Preparation(state, [layer]).chains(x.device)[0] if alone and self._in_use() else self.chains
-
-    def _in_use(self) -> bool:
-        return any(self.active_adapters(active) for active, _ in self.state.assignments)
+        return self.preparation.chains(x.device)[0] if alone else self.chains
 
     def _reentrant(self) -> bool:
         """Whether reentrant gradient checkpointing runs the layer, whose backward pass takes a graph of its own."""
@@ -146,8 +145,8 @@ def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Mo
         if reason := unsupported_reason(layer):
             raise UserError(reason)
         adapters = layer.adapters = LayerAdapters(state)
-        adapters.register(layer)
     adapters[adapter_key(name)] = adapter
+    adapters.update(layer)
 
 
 def remove_adapter(layer: nn.Module, name: str) -> None:
@@ -155,7 +154,9 @@ def remove_adapter(layer: nn.Module, name: str) -> None:
     adapters = adapters_of(layer)
     if adapter_key(name) in adapters:
         del adapters[adapter_key(name)]
-    if not adapters:
+    if adapters:
+        adapters.update(layer)
+    else:
         adapters.remove_hooks()
         del layer.adapters
 
@@ -198,12 +199,12 @@ def unmerge_layer(layer: nn.Module) -> None:
         weight.data, adapters.original_weight = adapters.original_weight.to(weight), None
 
 
-def _chain_inputs(chain: Chain, x: Tensor) -> list[Tensor]:
+def _chain_inputs(layer: nn.Module, chain: Chain, x: Tensor) -> list[Tensor]:
     """The inputs of the layer and of each adapter of the chain: the last adapter takes ``x``."""
     inputs = [x]
     for factors in reversed(chain):
-        last = inputs[-1]
-        inputs.append(add_low_rank(last, last, factors.right) if factors.right else last)
+        last, dropout = inputs[-1], factors.dropout if layer.training else 0.0
+        inputs.append(add_low_rank(last, last, factors.right, dropout=dropout) if factors.right else last)
     return inputs[::-1]
 
 

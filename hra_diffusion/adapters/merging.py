@@ -68,7 +68,7 @@ def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iter
     finally:
         for layer, adapters in removed:
             layer.adapters = adapters
-            adapters.register(layer)
+            adapters.update(layer)
         unmerge(model)
         activate(model, dict(previous))
         if merged:

@@ -88,7 +88,7 @@ class Preparation:
     def _compute(self, active: ActiveAdapters, device: torch.device) -> list[Chain]:
         found: list[list[LayerFactors]] = [[] for _ in self.layers]
         for name, strength in active:
-            for group in self.groups[name] if strength != 0 else ():
+            for group in self.groups.get(name, ()) if strength != 0 else ():
                 layer = group.layers[0]
                 dtype = torch.float32 if self._composes(layer) else compute_dtype(layer)
                 for position, factors in zip(group.positions, group.factors(strength, device, dtype), strict=True):
