@@ -394,7 +394,8 @@ def train_distributed(rank, folder):
     for kind, wrap in (("ddp", DistributedDataParallel), ("fsdp", fully_shard)):
         model, _ = with_all_methods()
         x, text = torch.randn(2, 4, 8, 8)[rank : rank + 1], torch.randn(2, 6, 32)[rank : rank + 1]
-        wrap(model)(x, torch.full((1,), 10), text).sample.square().mean().backward()
+        wrapped = wrap(model)
+        wrapped(x, torch.full((1,), 10), text).sample.square().mean().backward()
         gradients = {
             key: p.grad.full_tensor() if kind == "fsdp" else p.grad for key, p in parameters_of_all(model).items()
         }
@@ -410,7 +411,7 @@ def test_two_processes_share_the_gradients(tmp_path):
     for file in ("ddp0", "ddp1", "fsdp0", "fsdp1"):
         found = load_file(tmp_path / f"{file}.safetensors")
         for key, parameter in parameters.items():
-            torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-7)
+            torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-7, msg=lambda m, w=(file, key): f"{w}: {m}")
 
 
 @each_method
