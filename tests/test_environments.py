@@ -411,7 +411,9 @@ def test_two_processes_share_the_gradients(tmp_path):
     for file in ("ddp0", "ddp1", "fsdp0", "fsdp1"):
         found = load_file(tmp_path / f"{file}.safetensors")
         for key, parameter in parameters.items():
-            torch.testing.assert_close(found[key], parameter.grad, rtol=1e-3, atol=1e-7, msg=lambda m, w=(file, key): f"{w}: {m}")
+            torch.testing.assert_close(
+                found[key], parameter.grad, rtol=1e-3, atol=1e-7, msg=lambda m, w=(file, key): f"{w}: {m}"
+            )
 
 
 @each_method

@@ -36,6 +36,11 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        """Return the options that differ from the defaults, and the rank."""
+        changed = self.config.model_dump(exclude_defaults=True)
+        return ", ".join(f"{name}={value}" for name, value in ({"rank": self.config.rank} | changed).items())
+
     def own_factors(self, strength: float = 1.0) -> LayerFactors:
         """The factors of W′ for the adapter's own parameters."""
         return self.factors(dict(self.named_parameters()), strength)

@@ -1,14 +1,16 @@
-"""Adapters on a pipeline: compatibility with the base model."""
+"""Adapters on a pipeline or a model: the verbs, the facts they keep, and compatibility with the base model."""
 
 import warnings
 
 import pytest
-from conftest import stir, tiny_pipe
+import torch
+from conftest import pipe_with_two_adapters, relative, stir, tiny_llama, tiny_pipe, tiny_unet
+from test_contract import tokens_input, unet_input
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
-from hra_diffusion.errors import Note
+from hra_diffusion.errors import Note, UserError
 from hra_diffusion.models.loading import load_base
 
 
@@ -38,3 +40,86 @@ def test_another_noise_process_is_incompatible(base_folder, tmp_path):
     assert message in pipeline.incompatibility(info, other) and pipeline.incompatibility(info, pipe) == ""
     older = info.model_copy(update={"prediction_type": "", "zero_snr": None})
     assert pipeline.incompatibility(older, other) == "", "older files do not record it"
+
+
+def test_a_model_alone_takes_every_verb(tmp_path):
+    """A text model, of no pipeline."""
+    model = tiny_llama().eval()
+    with torch.no_grad():
+        base = tokens_input(model)
+        pipeline.attach(model, "hra", {"rank": 4}, name="a")
+        stir(attachment.adapter_parameters(model, "a").values())
+        adapted = tokens_input(model)
+        pipeline.activate(model, {"a": 0.5})
+        assert pipeline.active(model) == {"a": 0.5} and relative(tokens_input(model), adapted) > 1e-4
+        pipeline.activate(model, {"a": 1.0})
+        pipeline.save(model, tmp_path / "a.safetensors", "a")
+        pipeline.merge(model)
+        assert not torch.equal(tokens_input(model), base) and relative(tokens_input(model), adapted) < 1e-5
+        pipeline.unmerge(model)
+        pipeline.detach(model)
+        assert torch.equal(tokens_input(model), base) and pipeline.loaded(model) == []
+        pipeline.load(model, tmp_path / "a.safetensors")
+        assert pipeline.loaded(model) == ["a"] and relative(tokens_input(model), adapted) < 1e-6
+
+
+def test_an_adapter_of_a_unet_alone_fits_its_pipeline(tmp_path):
+    pipe = tiny_pipe()
+    pipeline.attach(pipe.unet, "lora", {"rank": 2}, name="a")
+    pipeline.save(pipe.unet, tmp_path / "a.safetensors", "a")
+    pipeline.load(pipe, tmp_path / "a.safetensors", "b")
+    assert pipeline.loaded(pipe) == ["a", "b"]
+
+
+def test_saving_a_loaded_adapter_keeps_what_is_known(adapter, tmp_path):
+    pipe = tiny_pipe()
+    info = pipeline.load(pipe, adapter)
+    pipeline.save(pipe, tmp_path / "again.safetensors", info.name)
+    again = read_info(tmp_path / "again.safetensors")
+    assert again == info and info.trigger and info.class_noun
+    assert pipeline.subject_of(pipe, info.name) == info.subject
+    pipeline.save(pipe, tmp_path / "other.safetensors", info.name, trigger="xyz")
+    assert read_info(tmp_path / "other.safetensors").subject == f"xyz {info.class_noun}"
+    pipeline.unload(pipe, info.name)
+    assert pipeline.subject_of(pipe, info.name) == ""
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_disabled_adapters_are_back_after_the_block(merged):
+    unet = tiny_unet().eval()
+    with torch.no_grad():
+        base = unet_input(unet)
+        pipeline.attach(unet, "hoft", {"rank": 4}, name="a")
+        stir(attachment.adapter_parameters(unet, "a").values())
+        pipeline.activate(unet, {"a": 0.7})
+        if merged:
+            pipeline.merge(unet)
+        adapted = unet_input(unet)
+        with pipeline.disabled(unet):
+            assert torch.equal(unet_input(unet), base)
+        assert torch.equal(unet_input(unet), adapted) and pipeline.active(unet) == {"a": 0.7}
+
+
+def test_status_and_trainable_parameters(capsys):
+    assert pipeline.status(tiny_pipe()) == "no adapters"
+    pipe = pipe_with_two_adapters()
+    pipeline.activate(pipe, {"a": 0.5})
+    header, *rows = pipeline.status(pipe).splitlines()
+    assert " ".join(header.split()) == "component adapter method rank layers parameters strength subject"
+    assert [row.split()[:4] + row.split()[6:7] for row in rows] == [
+        ["unet", "a", "hra", "4", "0.5"],
+        ["unet", "b", "lora", "4", "inactive"],
+        ["text_encoder", "a", "hra", "4", "0.5"],
+    ]
+    assert "active: a × 0.5" in repr(pipe.unet) and "rank=4" in repr(pipe.unet)
+    pipeline.print_trainable_parameters(pipe.unet)
+    counts = [sum(p.numel() for p in attachment.adapter_parameters(pipe.unet, name).values()) for name in "ab"]
+    assert f"trainable params: {sum(counts):,} || all params: " in capsys.readouterr().out
+
+
+def test_excluded_layers_are_not_adapted():
+    unet = tiny_unet()
+    paths = pipeline.attach(unet, "lora", {"rank": 2}, exclude=r".*attn2.*")
+    assert paths and not any("attn2" in path for path in paths)
+    with pytest.raises(UserError, match="exclude='nowhere' matches no layer of the target 'attention', such as down"):
+        pipeline.attach(unet, "lora", {"rank": 2}, name="b", exclude="nowhere")
