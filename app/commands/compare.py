@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
         clip=load_clip(arguments.clip, arguments),
         drift=arguments.drift,
+        cuda_graph=arguments.cuda_graph,
     )
     grid = save_comparison(comparison, output)
     results = output / "results.json"

@@ -18,6 +18,7 @@ from app.commands.common import (
 from hra_diffusion.files import make_folder
 from hra_diffusion.generation.png import PNG_KEY, save_png, slug
 from hra_diffusion.generation.sampling import generate
+from hra_diffusion.generation.subjects import PLACEHOLDER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,13 +41,14 @@ def run(arguments: argparse.Namespace) -> None:
     subject = adapters[0][1].subject if adapters else ""
     images = generate(
         pipe,
-        [prompt.replace("{subject}", subject) for prompt in arguments.prompt],
+        [prompt.replace(PLACEHOLDER, subject or PLACEHOLDER) for prompt in arguments.prompt],
         {info.name: strength for _, info, strength in adapters},
         arguments.seed,
         arguments.count,
         parse_settings(arguments),
         arguments.negative_prompt,
         arguments.batch_size,
+        cuda_graph=arguments.cuda_graph,
     )
     numbers = (re.match(r"\d+(?=-)", path.name) for path in arguments.output.glob("*.png"))
     first = max((int(number[0]) for number in numbers if number), default=-1) + 1

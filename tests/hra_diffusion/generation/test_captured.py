@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from conftest import PIPES, distance, pipe_with_two_adapters
+from torch.utils._pytree import tree_leaves
 
 from hra_diffusion.errors import Note
 from hra_diffusion.generation import captured
@@ -32,14 +33,10 @@ class FakeGraphs:
 
         def replay():
             self.replayed += 1
-            for buffer, value in zip(torch.utils._pytree.tree_leaves(output), fresh(run()), strict=True):
+            for buffer, value in zip(tree_leaves(output), tree_leaves(run()), strict=True):
                 buffer.copy_(value + self.error)
 
         return replay, output
-
-
-def fresh(output):
-    return torch.utils._pytree.tree_leaves(output)
 
 
 def double(x, extra=None, scale=2):
@@ -114,6 +111,14 @@ def test_errors_of_the_function_itself_are_raised():
 
 def test_a_graph_keeps_the_tensors_alive_that_it_reads():
     """Otherwise their memory is reused, and a replay reads something else."""
+
+    class Recording(FakeGraphs):
+        """As a CUDA graph, it refers to memory, not to tensors."""
+
+        def capture(self, run):
+            output = run()
+            return (lambda: None), output
+
     factors = {"a": torch.ones(2)}
     kept, temporary = weakref.ref(factors["a"]), []
 
@@ -122,7 +127,7 @@ def test_a_graph_keeps_the_tensors_alive_that_it_reads():
         temporary.append(weakref.ref(y))
         return y * 2
 
-    calls = CapturedCalls(function, FakeGraphs())
+    calls = CapturedCalls(function, Recording())
     calls("plan", torch.ones(2))
     factors.clear()
     gc.collect()
