@@ -23,7 +23,11 @@ CONNECTION_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # typ
 """OSError and the error of the HTTP client, which depends on the version of huggingface_hub."""
 
 
-class OfflineError(UserError):
+class HubError(UserError):
+    """A repository or file on the hub cannot be used."""
+
+
+class OfflineError(HubError):
     """The hub cannot be reached."""
 
 
@@ -33,29 +37,29 @@ def is_hub_id(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def user_errors(name: str, kind: type[UserError] = UserError) -> Iterator[None]:
-    """Within the block, turn errors of huggingface_hub about the repository ``name`` into ``kind``.
+def user_errors(name: str) -> Iterator[None]:
+    """Within the block, turn errors of huggingface_hub about the repository ``name`` into HubError.
 
-    Raises OfflineError if the hub cannot be reached, and FileError if the disk is full.
+    This is OfflineError if the hub cannot be reached. Raises FileError if the disk is full.
     """
     try:
         yield
     except HFValidationError:
-        raise kind(f"{name!r} is not a hub id; expected owner/name") from None
+        raise HubError(f"{name!r} is not a hub id; expected owner/name") from None
     except GatedRepoError:
-        raise kind(
+        raise HubError(
             f"the licence of {name} must be accepted first: open https://huggingface.co/{name}, then log in with: "
             "hf auth login"
         ) from None
     except RepositoryNotFoundError:
-        raise kind(
+        raise HubError(
             f"the hub has no model {name!r}, or it is private; check the spelling, or log in with: hf auth login"
         ) from None
     except RevisionNotFoundError:
-        raise kind(f"{name} has no such revision on the hub; give a branch, a tag or a commit of it") from None
+        raise HubError(f"{name} has no such revision on the hub; give a branch, a tag or a commit of it") from None
     except CONNECTION_ERRORS as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise kind(f"{name} has no such file on the hub: {first_line(error)}") from None
+            raise HubError(f"{name} has no such file on the hub: {first_line(error)}") from None
         if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the connection
             raise to_file_error(error, Path(constants.HF_HUB_CACHE)) from error
         raise OfflineError(

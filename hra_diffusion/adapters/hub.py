@@ -21,8 +21,8 @@ def local_file(
     repository that has several. ``revision``: branch, tag or commit. ``token``: by default that of ``hf auth login``.
     A path that does not exist is returned as it is.
 
-    Raises AdapterFileError if there is no such repository, revision or file, if it is not .safetensors, if several
-    could be meant, or without access; OfflineError if the hub is needed and cannot be reached.
+    Raises HubError if there is no such repository, revision or file, without access, and without a connection
+    (OfflineError); AdapterFileError if the file is not .safetensors, or if several could be meant.
     """
     path = Path(source)
     if path.is_file():
@@ -32,7 +32,7 @@ def local_file(
     repository, _, selected = str(source).partition(":")
     if not is_hub_id(repository) or Path(repository).suffix in (SAFETENSORS, *PICKLE_SUFFIXES):
         return path
-    with user_errors(repository, AdapterFileError):
+    with user_errors(repository):
         file = _chosen(weight_name or selected or _only(repository, _files(repository, revision, token)))
         return Path(hf_hub_download(repository, file, revision=revision, token=token))
 

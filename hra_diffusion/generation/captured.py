@@ -91,19 +91,23 @@ class CapturedCalls:
             return graph(leaves)
         if not self.eager:
             try:
-                buffers = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-                run = functools.partial(self._run, structure, buffers)
-                expected = self.capture.warm_up(run)
-                graph = _capture(self.capture, run, buffers)
-                if (difference := _difference(graph(leaves), expected)) == 0:
-                    self.graphs[key] = graph
-                    return expected
-                problem = f"its output differs by {difference:.1g} of its norm"
+                return self._first_output(key, leaves, structure)
             except RuntimeError as error:  # of CUDA, also if memory runs out
                 problem = first_line(error)
             self.release()
             warnings.warn(f"the denoiser runs without a CUDA graph, which takes longer: {problem}", Note, stacklevel=2)
         return self.function(*args, **kwargs)
+
+    def _first_output(self, key: Hashable, leaves: Sequence[Any], structure: Any) -> Any:
+        """Run eagerly, and keep a graph for later calls. Raises RuntimeError if it can't be captured, or differs."""
+        buffers = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        run = functools.partial(self._run, structure, buffers)
+        expected = self.capture.warm_up(run)
+        graph = _capture(self.capture, run, buffers)
+        if difference := _difference(graph(leaves), expected):
+            raise RuntimeError(f"its output differs by {difference:.1g} of its norm")
+        self.graphs[key] = graph
+        return expected
 
     def release(self) -> bool:
         """Free the graphs and their memory; returns whether there were any. Every later call runs eagerly."""
@@ -182,27 +186,35 @@ def _difference(output: Any, expected: Any) -> float:
 
 def capturable(pipe: StableDiffusionPipeline) -> bool:
     """Whether the UNet can be captured: on a CUDA device, neither compiled nor with hooks of an offload."""
+    if pipe.unet.device.type != "cuda":
+        return False
     modules = list(pipe.unet.modules())
     hooks = ("_hf_hook", "_diffusers_hook", "_orig_mod")
     altered = any(hasattr(module, name) for module in modules for name in hooks) or "forward" in vars(pipe.unet)
     compiled = any(module._compiled_call_impl is not None for module in modules)
-    return pipe.unet.device.type == "cuda" and not altered and not compiled
+    return not altered and not compiled
 
 
 def captured_denoiser(pipe: StableDiffusionPipeline, cuda_graph: CudaGraph) -> CapturedCalls | None:
-    """Return the calls of the pipeline's UNet for ``replacing``; None if they are to run as they are."""
+    """Return the calls of the pipeline's UNet for ``denoising_with``; None if it is not captured."""
     return CapturedCalls(pipe.unet.forward) if cuda_graph == "auto" and capturable(pipe) else None
 
 
 @contextlib.contextmanager
 def denoising_with(calls: CapturedCalls | None, pipe: StableDiffusionPipeline, plan: Hashable) -> Iterator[None]:
-    """Within the block, the pipeline's UNet runs by these calls. ``plan``: its active adapters."""
-    if calls is None:
-        yield
-        return
+    """Within the block, the pipeline's UNet runs by these calls, or uncaptured. ``plan``: its active adapters.
+
+    Blocks may nest, as when a callback generates: the outer calls, of another plan, do not apply to the inner block.
+    """
     unet: Any = pipe.unet
-    unet.forward = functools.partial(calls, plan)
+    outer = vars(unet).get("forward")
+    if calls:
+        unet.forward = functools.partial(calls, plan)
+    elif isinstance(getattr(outer, "func", None), CapturedCalls):
+        del unet.forward
     try:
         yield
     finally:
-        del unet.forward
+        vars(unet).pop("forward", None)
+        if outer:
+            unet.forward = outer

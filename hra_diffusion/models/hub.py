@@ -74,11 +74,11 @@ def _is_complete(folder: Path) -> bool:
 def find_base(name: str, dtype: str = "float32") -> HubBase:
     """Look up a base model on the hub.
 
-    ``dtype``: dtype to load it in; in half precision the fp16 variant is chosen if there is one. Raises OfflineError if
-    the hub cannot be reached, and BaseModelError if there is no such model, it is not Stable Diffusion, or its weights
-    are not safetensors.
+    ``dtype``: dtype to load it in; in half precision the fp16 variant is chosen if there is one. Raises HubError if
+    there is no such model, or the hub cannot be reached (OfflineError), and BaseModelError if it is not Stable
+    Diffusion, or its weights are not safetensors.
     """
-    with user_errors(name, BaseModelError):
+    with user_errors(name):
         info = HfApi().model_info(name, files_metadata=True)
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     pipeline = ((info.config or {}).get("diffusers") or {}).get("_class_name")
@@ -140,7 +140,7 @@ def _license(info: Any) -> str:
 def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
     """Download a base model to the local cache; files that are complete there are kept.
 
-    ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises BaseModelError if the
+    ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises HubError if the
     licence was not accepted or the connection is lost, and FileError if the disk is full.
     """
     if on_progress:
@@ -148,7 +148,7 @@ def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
     done = 0
     for file, size in base.files.items():
         bar = _progress_bar(on_progress, done) if on_progress else None
-        with user_errors(base.name, BaseModelError):
+        with user_errors(base.name):
             hf_hub_download(base.name, file, tqdm_class=bar)
         done += size
         if on_progress:

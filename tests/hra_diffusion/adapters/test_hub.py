@@ -65,7 +65,7 @@ def test_the_only_file_is_found_and_later_without_a_connection(published, tmp_pa
             ("tester/rex", None, "v7"),
         )
     assert len({*found}) == 1 and load(found[0]) == "Rex"
-    assert no_model.startswith("AdapterFileError: the hub has no model 'tester/none', or it is private")
+    assert no_model.startswith("HubError: the hub has no model 'tester/none', or it is private")
     assert "tester/rex has no such file" in no_file and "tester/rex has no such revision" in no_revision
     assert "README.md is not a .safetensors file" in pickle
     cached, unknown = find(environment | {"HF_HUB_OFFLINE": "1"}, ("tester/rex",), ("tester/unknown",))

@@ -141,7 +141,7 @@ def test_a_graph_keeps_the_tensors_alive_that_it_reads():
 def graphs(monkeypatch):
     """Let a UNet on the CPU be captured by a fake graph."""
     graphs = FakeGraphs()
-    monkeypatch.setattr(captured, "capturable", lambda pipe: True)
+    monkeypatch.setattr(captured, "capturable", lambda pipe: "forward" not in vars(pipe.unet))
     monkeypatch.setattr(captured, "CudaGraphs", lambda: graphs)
     return graphs
 
@@ -169,6 +169,19 @@ def test_every_family_can_be_captured(kind, graphs):
     )
     assert [distance(*pair) for pair in zip(images, eager, strict=True)] == [0.0] * 2
     assert (graphs.captured, graphs.replayed) == (1, STEPS)
+
+
+def test_a_callback_may_generate_with_other_adapters(graphs):
+    pipe, inner = pipe_with_two_adapters(), []
+    eager = generate_batch(pipe, REQUESTS[:4:3], Settings(STEPS), 1, cuda_graph="off")
+
+    def on_step(step):
+        if step.step == 2:
+            inner.extend(generate_batch(pipe, REQUESTS[3:4], Settings(STEPS)))
+
+    (outer,) = generate_batch(pipe, REQUESTS[:1], Settings(STEPS), on_step=on_step)
+    assert [distance(*pair) for pair in zip([outer, *inner], eager, strict=True)] == [0.0] * 2
+    assert graphs.captured == 1 and graphs.replayed == STEPS
 
 
 def test_memory_of_the_graphs_is_freed_before_a_batch_shrinks(graphs):
