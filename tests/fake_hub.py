@@ -37,8 +37,10 @@ def fake_hub(
                     "X-Xet-Refresh-Route": f"http://127.0.0.1:{server.server_port}/no-xet-storage",
                 })  # fmt: skip
             else:
-                known = name in self.path, self.path.startswith(asked)
-                code = {(True, True): "EntryNotFound", (True, False): "RevisionNotFound"}.get(known, "RepoNotFound")
+                other = self.path.startswith((f"/{name}/resolve/", f"/api/models/{name}/revision/"))
+                code = (
+                    "EntryNotFound" if self.path.startswith(asked) else "RevisionNotFound" if other else "RepoNotFound"
+                )
                 self.answer(b"not found", {"X-Error-Code": code}, 404)
 
         def do_HEAD(self):

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         for path, info, strength in adapters
     ]
     if not arguments.no_base:
-        variants.insert(0, Variant(BASE, {}, adapters[0][1].class_noun))
+        variants.insert(0, Variant(BASE, {}))
     comparison = compare(
         pipe,
         variants,

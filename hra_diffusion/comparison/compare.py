@@ -30,8 +30,9 @@ BASE = "base"
 class Variant:
     """One side of a comparison: adapters with their strengths; {} for the base model.
 
-    ``subject`` replaces ``{subject}`` in prompts; by default it is that of the first adapter. For scoring,
-    ``class_noun`` does, because a CLIP model does not know the trigger. ``costs`` are known facts about the adapters:
+    ``subject`` replaces ``{subject}`` in prompts; by default it is that of the first adapter, or without one that is
+    known the first class noun among the variants. For scoring, ``class_noun`` does, because a CLIP model does not know
+    the trigger. ``costs`` are known facts about the adapters:
     "seconds" and "memory" (GiB) of training, "parameters", "megabytes" of the file.
     """
 
@@ -106,7 +107,7 @@ def compare(
     extra = list(dict.fromkeys(request for pair in pairs.values() for request in pair))
     with lock_of(pipe):
         full = complete_settings(pipe, settings or Settings())
-        variants = [_with_subject(pipe, variant) for variant in variants]
+        variants = _with_subjects(pipe, variants)
         requests = with_subjects(pipe, _requests(variants, prompts, seeds, negative_prompt))
         start = time.perf_counter()
         images = generate_batch(pipe, [*requests, *extra], full, batch_size, on_step, cuda_graph)
@@ -123,11 +124,13 @@ def compare(
     return Comparison(tuple(variants), tuple(prompts), tuple(seeds), samples, full, seconds, tuple(photos), notes)
 
 
-def _with_subject(pipe: StableDiffusionPipeline, variant: Variant) -> Variant:
-    """Return the variant, with the subject of its first adapter if it has none."""
-    if variant.subject or not variant.adapters:
-        return variant
-    return dataclasses.replace(variant, subject=subject_of(pipe, next(iter(variant.adapters))))
+def _with_subjects(pipe: StableDiffusionPipeline, variants: Sequence[Variant]) -> list[Variant]:
+    """Fill in the subjects that are not given: that of the first adapter if it is known, else the first class noun."""
+    noun = next((variant.class_noun for variant in variants if variant.class_noun), "")
+    known = (
+        variant.subject or "".join(subject_of(pipe, name) for name in [*variant.adapters][:1]) for variant in variants
+    )
+    return [dataclasses.replace(variant, subject=own or noun) for variant, own in zip(variants, known, strict=True)]
 
 
 def _requests(

@@ -1,5 +1,7 @@
 """Subjects in prompts."""
 
+import sys
+
 import pytest
 from conftest import distance, pipe_with_two_adapters
 
@@ -35,7 +37,8 @@ def test_a_trigger_in_brackets_is_found():
 @pytest.fixture
 def pipe(monkeypatch):
     """A pipeline on which the subject of adapter "a" is known, that of "b" is not."""
-    monkeypatch.setattr(subjects, "subject_of", lambda pipe, name: {"a": "sks dog"}.get(name, ""))
+    for module in (subjects, sys.modules["hra_diffusion.comparison.compare"]):
+        monkeypatch.setattr(module, "subject_of", lambda pipe, name: {"a": "sks dog"}.get(name, ""))
     return pipe_with_two_adapters()
 
 
@@ -59,5 +62,8 @@ def test_a_comparison_knows_the_subjects_of_its_adapters(pipe):
     variants = [Variant("base", {}, "dog"), Variant("A", {"a": 1.0}), Variant("B", {"b": 1.0}, "toy")]
     result = compare(pipe, variants, ["a {subject}"], [1], FEW)
     assert [sample.request.prompt for sample in result.samples] == ["a dog", "a sks dog", "a toy"]
+    variants = [Variant("base", {}), Variant("A", {"a": 1.0}, class_noun="dog"), Variant("B", {"b": 1.0})]
+    result = compare(pipe, variants, ["a {subject}"], [1], FEW)
+    assert [sample.request.prompt for sample in result.samples] == ["a dog", "a sks dog", "a dog"]
     with pytest.raises(UserError, match="needs the subject of 'b'"):
         compare(pipe, [Variant("B", {"b": 1.0})], ["a {subject}"], [1], FEW)
