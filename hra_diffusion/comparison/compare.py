@@ -32,8 +32,8 @@ class Variant:
 
     ``subject`` replaces ``{subject}`` in prompts; by default it is that of the first adapter, or without one that is
     known the first class noun among the variants. For scoring, ``class_noun`` does, because a CLIP model does not know
-    the trigger. ``costs`` are known facts about the adapters:
-    "seconds" and "memory" (GiB) of training, "parameters", "megabytes" of the file.
+    the trigger. ``costs`` are known facts about the adapters: "seconds" and "memory" (GiB) of training, "parameters",
+    "megabytes" of the file.
     """
 
     label: str
