@@ -1,6 +1,7 @@
 """Adapters on a diffusers pipeline or on any torch model: attach, load, save, activate, merge and unload them.
 
-A target is a pipeline, whose UNet and text encoders take adapters, or a single model.
+A target is a pipeline, whose UNet and text encoders take adapters, or a single model. Threads may share a target: what
+changes it holds its lock (locks.lock_of), as generation does. A pipeline and its UNet are two targets.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import nn
 
-from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, loading, merging
+from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, hub, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
+from hra_diffusion.locks import lock_of
 from hra_diffusion.models import noise
 from hra_diffusion.models.sources import base_name
 
@@ -81,16 +83,33 @@ def detach(target: Target, name: str | None = None) -> None:
             attachment.detach(model, name)
 
 
-def load(target: Target, file: str | Path, name: str | None = None) -> AdapterInfo:
-    """Load an adapter file and make it the only active adapter, at strength 1.
+def load(
+    target: Target,
+    source: str | Path,
+    name: str | None = None,
+    *,
+    weight_name: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> AdapterInfo:
+    """Load an adapter and make it the only active one, at strength 1.
 
-    ``name``: name on the target; by default the one in the file. Raises AdapterFileError (see ``loading.load``).
-    Warns (Note) if the adapter was trained for another noise process.
+    Args:
+        source: a file, a folder with one, or a hub id: "owner/name" or "owner/name:file.safetensors".
+        name: name on the target; by default the one in the file.
+        weight_name: the file in a folder or a repository that has several.
+        revision: branch, tag or commit of the repository.
+        token: access token of the hub; by default that of ``hf auth login``.
+
+    Raises AdapterFileError (see ``loading.load``) and HubError. Warns (Note) if the adapter was trained for another
+    noise process.
     """
-    info = loading.load(Path(file), components(target), name)
+    file = hub.local_file(source, weight_name, revision, token)
+    with lock_of(target):
+        info = loading.load(file, components(target), name)
+        activate(target, {info.name: 1.0})
     if reason := noise_incompatibility(info, target):
         warnings.warn(f"{file} was {reason}", Note, stacklevel=2)
-    activate(target, {info.name: 1.0})
     return info
 
 
@@ -147,7 +166,8 @@ def subject_of(target: Target, name: str) -> str:
 
 def unload(target: Target, name: str) -> None:
     """Remove an adapter. Without its last adapter the target has its original layers again."""
-    loading.unload(components(target), name)
+    with lock_of(target):
+        loading.unload(components(target), name)
 
 
 def loaded(target: Target) -> list[str]:
@@ -174,10 +194,11 @@ def activate(target: Target, strengths: Mapping[str, float]) -> None:
 
     Raises UserError for a name without an adapter.
     """
-    require_loaded(target, strengths)
-    for model in components(target).values():
-        names = attachment.adapter_names(model)
-        activation.activate(model, {name: strength for name, strength in strengths.items() if name in names})
+    with lock_of(target):
+        require_loaded(target, strengths)
+        for model in components(target).values():
+            names = attachment.adapter_names(model)
+            activation.activate(model, {name: strength for name, strength in strengths.items() if name in names})
 
 
 @contextlib.contextmanager
@@ -212,14 +233,16 @@ def frozen(target: Target) -> Iterator[None]:
 
 def merge(target: Target) -> None:
     """Merge the active adapters into the weights of all components, so that they cost nothing at inference."""
-    for model in components(target).values():
-        merging.merge(model)
+    with lock_of(target):
+        for model in components(target).values():
+            merging.merge(model)
 
 
 def unmerge(target: Target) -> None:
     """Restore the weights that ``merge`` replaced, bit for bit."""
-    for model in components(target).values():
-        merging.unmerge(model)
+    with lock_of(target):
+        for model in components(target).values():
+            merging.unmerge(model)
 
 
 def is_merged(target: Target) -> bool:

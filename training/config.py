@@ -74,6 +74,12 @@ class TrainConfig(BaseModel):
     )
 
     base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file or a hub id.")
+    base_revision: str | None = Field(
+        None, description="Branch, tag or commit of a base model on the hub. By default its main branch."
+    )
+    base_variant: str | None = Field(
+        None, description="Variant of the base model's weights, such as fp16. By default those without a variant."
+    )
     dtype: str = Field("float32", description=f"Precision of the frozen base model: {', '.join(DTYPES)}.")
     base_weights: Literal["full", "int8", "nf4"] = Field(
         "full",

@@ -117,7 +117,14 @@ def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiff
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Note)
         pipe = loading.load_base(
-            config.base, device, config.dtype, config.base_weights, config.prediction_type, config.rescale_zero_snr
+            config.base,
+            device,
+            config.dtype,
+            config.base_weights,
+            config.prediction_type,
+            config.rescale_zero_snr,
+            config.base_revision,
+            config.base_variant,
         )
     for warning in caught:
         if issubclass(warning.category, Note):

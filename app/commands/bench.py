@@ -73,7 +73,9 @@ def default_config(method: str, arguments: argparse.Namespace) -> TrainConfig:
     base = arguments.base
     base = str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base
     return train_config.parse({"name": "bench", "photos": ["."], "class_noun": "thing", "method": method,
-                               "base": base, "device": arguments.device, "dtype": arguments.dtype,
+                               "base": base, "base_revision": arguments.base_revision,
+                               "base_variant": arguments.base_variant, "device": arguments.device,
+                               "dtype": arguments.dtype,
                                "prediction_type": arguments.prediction_type,
                                "rescale_zero_snr": arguments.rescale_zero_snr})  # fmt: skip
 

@@ -33,6 +33,8 @@ def add_base(parser: argparse.ArgumentParser, own_seed: bool = False) -> None:
     group.add_argument(
         "--base", default=sources.TOYBOX, help="toybox (default), a diffusers folder, a .safetensors file, a hub id"
     )
+    group.add_argument("--base-revision", metavar="REVISION", help="branch, tag or commit of a base model on the hub")
+    group.add_argument("--base-variant", metavar="VARIANT", help="variant of the base model's weights, such as fp16")
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest available")
     group.add_argument(
         "--dtype",
@@ -82,6 +84,8 @@ def add_generation_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", type=int, nargs=2, metavar=metavar,
                            help=f"SDXL size conditioning: {what}")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
+    group.add_argument("--cuda-graph", default="auto", choices=("auto", "off"), help="auto (default) replays the UNet "
+                       "as a CUDA graph, which is faster on a GPU")  # fmt: skip
 
 
 def parse_settings(arguments: argparse.Namespace) -> Settings:
@@ -101,6 +105,8 @@ def load_base(arguments: argparse.Namespace) -> StableDiffusionPipeline:
         arguments.dtype,
         prediction_type=arguments.prediction_type,
         rescale_zero_snr=arguments.rescale_zero_snr,
+        revision=arguments.base_revision,
+        variant=arguments.base_variant,
     )
 
 

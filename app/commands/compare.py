@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         for path, info, strength in adapters
     ]
     if not arguments.no_base:
-        variants.insert(0, Variant(BASE, {}, adapters[0][1].class_noun))
+        variants.insert(0, Variant(BASE, {}))
     comparison = compare(
         pipe,
         variants,
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
         clip=load_clip(arguments.clip, arguments),
         drift=arguments.drift,
+        cuda_graph=arguments.cuda_graph,
     )
     grid = save_comparison(comparison, output)
     results = output / "results.json"

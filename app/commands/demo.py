@@ -61,6 +61,8 @@ def config(method: str, arguments: argparse.Namespace) -> configs.TrainConfig:
             "method": method,
             "preset": "quick",
             "base": arguments.base,
+            "base_revision": arguments.base_revision,
+            "base_variant": arguments.base_variant,
             "device": arguments.device,
             "dtype": arguments.dtype,
             "prediction_type": arguments.prediction_type,

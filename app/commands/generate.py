@@ -37,16 +37,16 @@ def run(arguments: argparse.Namespace) -> None:
     make_folder(arguments.output)
     pipe, watch = load_base(arguments), Stopwatch()
     adapters = load_adapters(pipe, arguments.adapter, adapter_folders(arguments.output))
-    subject = adapters[0][1].subject if adapters else ""
     images = generate(
         pipe,
-        [prompt.replace("{subject}", subject) for prompt in arguments.prompt],
+        arguments.prompt,
         {info.name: strength for _, info, strength in adapters},
         arguments.seed,
         arguments.count,
         parse_settings(arguments),
         arguments.negative_prompt,
         arguments.batch_size,
+        cuda_graph=arguments.cuda_graph,
     )
     numbers = (re.match(r"\d+(?=-)", path.name) for path in arguments.output.glob("*.png"))
     first = max((int(number[0]) for number in numbers if number), default=-1) + 1

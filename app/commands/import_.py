@@ -50,6 +50,8 @@ def usage(arguments: argparse.Namespace, name: str, path: Path) -> str:
     """Return a command that generates with the imported adapter on the same base model."""
     adapter = name if arguments.output == OUTPUTS else str(path)
     base = [] if arguments.base == TOYBOX else ["--base", arguments.base]
+    for flag, value in (("--base-revision", arguments.base_revision), ("--base-variant", arguments.base_variant)):
+        base += [flag, value] if value else []
     if arguments.prediction_type:
         base += ["--prediction-type", arguments.prediction_type]
     if arguments.rescale_zero_snr is not None:

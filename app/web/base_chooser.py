@@ -14,6 +14,7 @@ from app.web.status_bar import StatusBar, base_name
 from app.web.theme import CLICKS
 from app.web.train_photos import PhotoEditor
 from hra_diffusion.errors import UserError
+from hra_diffusion.hub import OfflineError
 from hra_diffusion.models import hub
 from hra_diffusion.models.devices import computes_bfloat16, device_for
 from hra_diffusion.models.loading import DTYPES
@@ -141,7 +142,7 @@ class ChooserEvents:
         self._require_local()
         try:
             found = hub.find_base((name or "").strip(), dtype)
-        except hub.OfflineError as error:
+        except OfflineError as error:
             return base_view.show_offline(f"{error}.")
         self.found[str(request.session_hash)] = found
         return base_view.show_found(found)

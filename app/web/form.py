@@ -23,6 +23,8 @@ NOT_IN_FORM = (
     "method",
     "options",
     "base",
+    "base_revision",
+    "base_variant",
     "device",
     "dtype",
     "prediction_type",

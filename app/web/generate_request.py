@@ -17,6 +17,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
 from hra_diffusion.generation.sampling import generate
+from hra_diffusion.generation.schedulers import SCHEDULERS
 from hra_diffusion.generation.subjects import with_subject
 
 MAX_ADAPTERS, MAX_IMAGES, MAX_SIDE = 4, 8, 2048
@@ -108,10 +109,15 @@ def values_from_settings(context: AppContext, saved: Mapping[str, Any]) -> list[
     defaults = dict(zip(SIZE_CONDITIONING, (size, [0, 0], size), strict=True))
     if others := [name for name in defaults if saved.get(name, defaults[name]) != defaults[name]]:
         gr.Warning(f"This picture was made with another {', '.join(others)}; only the command line can set it.")
+    if (scheduler := saved["scheduler"]) not in SCHEDULERS:
+        gr.Warning(
+            f"This picture was made with a pipeline's own {scheduler}, which is not in the list; dpm++ is filled in."
+        )
+        scheduler = "dpm++"
     sliders = [*strengths.values(), *[1.0] * MAX_ADAPTERS][:MAX_ADAPTERS]
     return [
         list(strengths), saved["prompt"], 1, saved["seed"], True, saved["negative_prompt"], saved["steps"],
-        saved["guidance_scale"], saved["scheduler"], saved["width"], saved["height"], *sliders, list(strengths),
+        saved["guidance_scale"], scheduler, saved["width"], saved["height"], *sliders, list(strengths),
     ]  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_photo_folder
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
 
-NOT_FROM_YAML = ("photos", "boxes", "base", "prediction_type", "rescale_zero_snr")
+NOT_FROM_YAML = (
+    "photos", "boxes", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
+)  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
 """Stand in for required settings that do not change the cost of a run."""

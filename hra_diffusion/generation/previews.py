@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion.models.devices import vae_upcast
+from hra_diffusion.models import families
 from hra_diffusion.threads import share_cores
 
 if TYPE_CHECKING:
@@ -32,20 +32,20 @@ class DenoisingStep:
 OnStep = Callable[[DenoisingStep], None]
 
 
-def step_callback(on_step: OnStep | None, indices: tuple[int, ...], steps: int) -> Any:
+def step_callback(on_step: OnStep | None, indices: tuple[int, ...]) -> Any:
     """Return a ``callback_on_step_end`` that calls ``on_step`` and follows changes of the shared CPU cores."""
 
     def after_step(pipe: StableDiffusionPipeline, number: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
         share_cores()
         if on_step is not None:
             latents = tensors["latents"].detach().clone()
-            on_step(DenoisingStep(number + 1, steps, indices, lambda: _decode(pipe, latents)))
+            on_step(DenoisingStep(number + 1, pipe.num_timesteps, indices, lambda: _decode(pipe, latents)))
         return {}
 
     return after_step
 
 
 def _decode(pipe: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
-    with torch.no_grad(), vae_upcast(pipe.vae) as vae:
-        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-    return cast(list[Image.Image], pipe.image_processor.postprocess(images.float().cpu(), "pil"))
+    with torch.no_grad():
+        pixels = families.of(pipe).decode(pipe, latents)
+    return cast(list[Image.Image], pipe.image_processor.postprocess(pixels.float().cpu(), "pil"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.schedulers import SCHEDULERS, own_name
 from hra_diffusion.models import families, noise, prompts
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.pipeline import base_name_of
@@ -26,6 +26,9 @@ Pair = tuple[int, int]
 class Settings:
     """Settings shared by all images of one call. None stands for the base model's default.
 
+    ``scheduler`` is a name in schedulers.SCHEDULERS, which samples with the noise process of the pipeline's scheduler;
+    None, or the class name of the pipeline's own scheduler, samples with that one as it is.
+
     ``width`` and ``height`` are in pixels. Size conditioning of Stable Diffusion XL is named and ordered as in
     diffusers' pipeline: ``original_size`` and ``target_size`` (height, width) default to the image's size,
     ``crops_coords_top_left`` (top, left) to (0, 0).
@@ -33,7 +36,7 @@ class Settings:
 
     steps: int = 25
     guidance_scale: float | None = None
-    scheduler: str = "dpm++"
+    scheduler: str | None = "dpm++"
     width: int | None = None
     height: int | None = None
     original_size: Pair | None = None
@@ -43,7 +46,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class FullSettings:
-    """Settings with the base model's defaults filled in. Size conditioning is None if the base model takes none."""
+    """Settings with the base model's defaults filled in.
+
+    ``scheduler`` is a name in schedulers.SCHEDULERS, or the class name of the pipeline's own scheduler. Size
+    conditioning is None if the base model takes none.
+    """
 
     steps: int
     guidance_scale: float
@@ -83,7 +90,7 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
     full = FullSettings(
         settings.steps,
         guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
-        settings.scheduler,
+        settings.scheduler or own_name(pipe),
         settings.width or side,
         settings.height or side,
         **_size_conditioning(pipe, settings, (settings.height or side, settings.width or side)),
@@ -100,9 +107,9 @@ def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> 
 
 
 def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
-    if settings.scheduler not in SCHEDULERS:
+    if settings.scheduler not in (*SCHEDULERS, own_name(pipe)):
         raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
-    if noise.of(pipe.scheduler).prediction_type == "sample" and settings.scheduler == "euler-a":
+    if settings.scheduler == "euler-a" and noise.of(pipe.scheduler).prediction_type == "sample":
         raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from hra_diffusion.adapters import activation, attachment
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.errors import Note, UserError
+from hra_diffusion.generation.captured import CapturedCalls, CudaGraph, captured_denoiser, denoising_with
+from hra_diffusion.generation.decoding import decode
 from hra_diffusion.generation.png import PNG_KEY, describe
 from hra_diffusion.generation.previews import OnStep, step_callback
 from hra_diffusion.generation.requests import (
@@ -28,6 +30,8 @@ from hra_diffusion.generation.requests import (
     prompt_notes,
 )
 from hra_diffusion.generation.schedulers import use_scheduler
+from hra_diffusion.generation.subjects import with_subjects
+from hra_diffusion.locks import lock_of
 from hra_diffusion.models import families, noise, prompts
 from hra_diffusion.pipeline import active, components, frozen, require_loaded
 from hra_diffusion.threads import sharing_cores
@@ -53,6 +57,7 @@ def generate(
     negative_prompt: str = "",
     batch_size: int = 8,
     on_step: OnStep | None = None,
+    cuda_graph: CudaGraph = "auto",
 ) -> list[Image.Image]:
     """Generate ``count`` images of each prompt, with seeds ``seed``, ``seed`` + 1, …
 
@@ -61,12 +66,14 @@ def generate(
     """
     if count < 1:
         raise UserError(f"the count of pictures must be at least 1, not {count}")
-    strengths = tuple((active(pipe) if adapters is None else adapters).items())
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    requests = [Request(prompt, seed + i, strengths, negative_prompt) for prompt in prompts for i in range(count)]
-    images = generate_batch(pipe, requests, settings, batch_size, on_step)
-    for image, request in zip(images, requests, strict=True):
-        image.info[PNG_KEY] = describe(pipe, request, complete_settings(pipe, settings or Settings()))
+    with lock_of(pipe):
+        strengths = tuple((active(pipe) if adapters is None else adapters).items())
+        requests = [Request(prompt, seed + i, strengths, negative_prompt) for prompt in prompts for i in range(count)]
+        requests, full = with_subjects(pipe, requests), complete_settings(pipe, settings or Settings())
+        images = generate_batch(pipe, requests, full, batch_size, on_step, cuda_graph)
+        for image, request in zip(images, requests, strict=True):
+            image.info[PNG_KEY] = describe(pipe, request, full)
     return images
 
 
@@ -76,41 +83,64 @@ def generate_batch(
     settings: Settings | FullSettings | None = None,
     batch_size: int = 8,
     on_step: OnStep | None = None,
+    cuda_graph: CudaGraph = "auto",
 ) -> list[Image.Image]:
     """Generate the requested images and return them in order.
 
     An image depends only on its request and the settings (up to rounding), not on the rest of the batch: its noise is
     sampled on the CPU from its seed. Prompts may be of any length and have weights (see prompts.parse_weights); a
-    PromptWarning names those that are cut or encoded in several windows. If memory runs out, smaller batches are tried.
+    PromptWarning names those that are cut or encoded in several windows. ``{subject}`` in a prompt stands for the
+    subject of the request's first adapter.
+
+    If memory runs out, smaller batches are denoised or decoded. The pipeline's lock (locks.lock_of) is held: threads
+    that share a pipeline generate one after another.
 
     Args:
         batch_size: images denoised at once, at most.
         on_step: called after every denoising step of every batch; an exception it raises ends the generation.
+        cuda_graph: "auto" captures the UNet's call on a CUDA device (see captured.CapturedCalls); "off" does not.
 
-    Raises UserError for invalid settings and adapters that are not loaded, and GenerationError if an image is NaN.
+    Raises UserError for invalid settings, adapters that are not loaded and subjects that are not known, and
+    GenerationError if an image is NaN.
     """
-    full = complete_settings(pipe, settings or Settings())
-    if batch_size < 1:
-        raise UserError(f"the batch size must be at least 1, not {batch_size}")
-    require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
-    _warn(pipe, requests, full)
+    with lock_of(pipe):
+        full, requests = complete_settings(pipe, settings or Settings()), with_subjects(pipe, requests)
+        if batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, not {batch_size}")
+        require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
+        _warn(pipe, requests, full)
+        with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad(), frozen(pipe):
+            return _generate(pipe, requests, full, batch_size, on_step, captured_denoiser(pipe, cuda_graph))
+
+
+def _generate(
+    pipe: StableDiffusionPipeline,
+    requests: Sequence[Request],
+    settings: FullSettings,
+    batch_size: int,
+    on_step: OnStep | None,
+    captured: CapturedCalls | None,
+) -> list[Image.Image]:
     images: dict[int, Image.Image] = {}
-    with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad(), frozen(pipe):
-        embeddings = _encode_weighted(pipe, requests, full)
-        lengths = [own["prompt_embeds"].shape[1] if own else 0 for own in embeddings]
-        order = sorted(range(len(requests)), key=lambda i: (lengths[i], requests[i].adapters))
-        while order:
-            chunk = [i for i in order[:batch_size] if lengths[i] == lengths[order[0]]]
-            callback = step_callback(on_step, tuple(chunk), full.steps)
-            try:
-                batch = _denoise(pipe, [requests[i] for i in chunk], [embeddings[i] for i in chunk], full, callback)
-            except torch.OutOfMemoryError:
+    embeddings = _encode_weighted(pipe, requests, settings)
+    free_memory = captured.release if captured else lambda: False
+    lengths = [own["prompt_embeds"].shape[1] if own else 0 for own in embeddings]
+    order = sorted(range(len(requests)), key=lambda i: (lengths[i], requests[i].adapters))
+    while order:
+        chunk = [i for i in order[:batch_size] if lengths[i] == lengths[order[0]]]
+        batch, callback = [requests[i] for i in chunk], step_callback(on_step, tuple(chunk))
+        try:
+            latents = _denoise(pipe, batch, [embeddings[i] for i in chunk], settings, callback, captured)
+        except torch.OutOfMemoryError:
+            if not free_memory():
                 if len(chunk) == 1:
                     raise
                 batch_size = len(chunk) // 2  # slower, the same images
-                continue
-            images |= zip(chunk, batch, strict=True)
-            order = order[len(chunk) :]
+            continue
+        pixels = decode(pipe, latents, free_memory)
+        _require_finite(pipe, batch, pixels)
+        images |= zip(chunk, pipe.image_processor.numpy_to_pil(np.stack(pixels)), strict=True)
+        order = order[len(chunk) :]
     return [images[i] for i in range(len(requests))]
 
 
@@ -151,11 +181,12 @@ def _denoise(
     embeddings: list[Embeddings | None],
     settings: FullSettings,
     callback: Any,
-) -> list[Image.Image]:
-    """Generate one batch. Its requests are sorted by adapters, and their embeddings are of one length."""
+    captured: CapturedCalls | None,
+) -> Tensor:
+    """Denoise the latents of one batch. Its requests are sorted by adapters, and their embeddings are of one length."""
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     groups = [(adapters, sum(1 for _ in same)) for adapters, same in groupby(request.adapters for request in requests)]
-    with _batch_adapters(pipe, groups):
+    with _batch_adapters(pipe, groups), denoising_with(captured, pipe, tuple(groups)):
         output = pipe(
             **_batch_embeddings(pipe, requests, embeddings, settings),
             latents=_initial_noise(pipe, generators, settings).to(pipe.device, pipe.unet.dtype),
@@ -166,11 +197,9 @@ def _denoise(
             height=settings.height,
             **{name: value for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None},
             callback_on_step_end=callback,
-            output_type="pt",
+            output_type="latent",
         )
-    pixels = pipe.image_processor.pt_to_numpy(cast(Any, output).images)
-    _require_finite(pipe, requests, pixels)
-    return cast(list[Image.Image], pipe.image_processor.numpy_to_pil(pixels))
+    return cast(Any, output).images
 
 
 def _initial_noise(
@@ -194,7 +223,7 @@ def _batch_embeddings(
     return families.of(pipe).encode_prompts(pipe, [request.prompt for request in requests], negative)
 
 
-def _require_finite(pipe: StableDiffusionPipeline, requests: list[Request], pixels: np.ndarray) -> None:
+def _require_finite(pipe: StableDiffusionPipeline, requests: Sequence[Request], pixels: Sequence[np.ndarray]) -> None:
     """Raise GenerationError for an image (height, width, 3) with NaN, which would be saved as black."""
     for request, image in zip(requests, pixels, strict=True):
         if np.isfinite(image).all():

@@ -23,9 +23,20 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name → (diffusers class, options)."""
 
 
+def own_name(pipe: StableDiffusionPipeline) -> str:
+    """Return the class name of the pipeline's own scheduler."""
+    return type(pipe.scheduler).__name__
+
+
 @contextlib.contextmanager
 def use_scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
-    """Replace the pipeline's scheduler within the block; the new one takes only the noise process from the old one."""
+    """Replace the pipeline's scheduler within the block; the new one takes only the noise process from the old one.
+
+    The class name of the pipeline's own scheduler leaves that one in place.
+    """
+    if name not in SCHEDULERS:
+        yield
+        return
     class_name, options = SCHEDULERS[name]
     before = pipe.scheduler
     pipe.scheduler = noise.of(before).scheduler(class_name, **options)

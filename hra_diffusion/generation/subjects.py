@@ -1,6 +1,45 @@
 """Subjects in prompts."""
 
+from __future__ import annotations
+
+import dataclasses
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hra_diffusion.errors import UserError
+from hra_diffusion.generation.requests import Request
+from hra_diffusion.pipeline import subject_of
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+PLACEHOLDER = "{subject}"
+
+
+def with_subjects(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> list[Request]:
+    """Replace ``{subject}`` in each prompt by the subject of the request's first adapter.
+
+    Raises UserError if it has none, or a subject that is not known.
+    """
+    return [
+        dataclasses.replace(request, prompt=request.prompt.replace(PLACEHOLDER, _subject(pipe, request)))
+        if PLACEHOLDER in request.prompt
+        else request
+        for request in requests
+    ]
+
+
+def _subject(pipe: StableDiffusionPipeline, request: Request) -> str:
+    if not request.adapters:
+        raise UserError(f"the prompt {request.prompt!r} needs an adapter, for its {PLACEHOLDER}; write the subject out")
+    name = request.adapters[0][0]
+    if subject := subject_of(pipe, name):
+        return subject
+    raise UserError(
+        f"the prompt {request.prompt!r} needs the subject of {name!r}, which has neither trigger nor class noun; write "
+        f"the subject in place of {PLACEHOLDER}"
+    )
 
 
 def mentions(prompt: str, words: str) -> bool:

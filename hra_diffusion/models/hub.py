@@ -7,32 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir
-from huggingface_hub.errors import (
-    CacheNotFound,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import CacheNotFound
 from tqdm import tqdm
 
-from hra_diffusion.errors import BaseModelError, first_line
-from hra_diffusion.files import read_json, to_file_error
+from hra_diffusion.errors import BaseModelError
+from hra_diffusion.files import read_json
+from hra_diffusion.hub import user_errors
 from hra_diffusion.models import families
 from hra_diffusion.models.folders import COMPONENTS_WITH_WEIGHTS, INDEX, variant_of
 
 CONFIG_FOLDERS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 """Well-known base models; the one with the lowest memory requirement first."""
-CONNECTION_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
-"""OSError and the error of the HTTP client, which depends on the version of huggingface_hub."""
 
 OnProgress = Callable[[int], None]
 """Called with the number of bytes downloaded so far."""
-
-
-class OfflineError(BaseModelError):
-    """The hub cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +74,12 @@ def _is_complete(folder: Path) -> bool:
 def find_base(name: str, dtype: str = "float32") -> HubBase:
     """Look up a base model on the hub.
 
-    ``dtype``: dtype to load it in; in half precision the fp16 variant is chosen if there is one. Raises OfflineError if
-    the hub cannot be reached, and BaseModelError if there is no such model, it is not Stable Diffusion, or its weights
-    are not safetensors.
+    ``dtype``: dtype to load it in; in half precision the fp16 variant is chosen if there is one. Raises HubError if
+    there is no such model, or the hub cannot be reached (OfflineError), and BaseModelError if it is not Stable
+    Diffusion, or its weights are not safetensors.
     """
-    try:
+    with user_errors(name):
         info = HfApi().model_info(name, files_metadata=True)
-    except HFValidationError:
-        raise BaseModelError(f"{name!r} is not a hub id; expected owner/name, as in {SUGGESTIONS[0]}") from None
-    except RepositoryNotFoundError:
-        raise BaseModelError(
-            f"the hub has no model {name!r}, or it is private; check the spelling, or log in with: hf auth login"
-        ) from None
-    except CONNECTION_ERRORS as error:
-        raise OfflineError(f"the Hugging Face hub can't be reached: {first_line(error)}") from error
     files = {file.rfilename: file.size or 0 for file in info.siblings or []}
     pipeline = ((info.config or {}).get("diffusers") or {}).get("_class_name")
     _require_usable(name, files, pipeline)
@@ -159,7 +140,7 @@ def _license(info: Any) -> str:
 def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
     """Download a base model to the local cache; files that are complete there are kept.
 
-    ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises BaseModelError if the
+    ``on_progress`` may raise to cancel; without it huggingface_hub shows progress bars. Raises HubError if the
     licence was not accepted or the connection is lost, and FileError if the disk is full.
     """
     if on_progress:
@@ -167,24 +148,11 @@ def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
     done = 0
     for file, size in base.files.items():
         bar = _progress_bar(on_progress, done) if on_progress else None
-        _download_file(base.name, file, bar)
+        with user_errors(base.name):
+            hf_hub_download(base.name, file, tqdm_class=bar)
         done += size
         if on_progress:
             on_progress(done)
-
-
-def _download_file(name: str, file: str, bar: Any) -> None:
-    try:
-        hf_hub_download(name, file, tqdm_class=bar)
-    except GatedRepoError:
-        raise BaseModelError(
-            f"the licence of {name} must be accepted first: open https://huggingface.co/{name}, then log in with: "
-            "hf auth login"
-        ) from None
-    except CONNECTION_ERRORS as error:
-        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the connection
-            raise to_file_error(error, Path(constants.HF_HUB_CACHE)) from error
-        raise OfflineError(f"the download of {name} was interrupted ({first_line(error)}); start it again") from error
 
 
 def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import BaseModelError, UserError, first_line
+from hra_diffusion.hub import is_hub_id
 from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.models import families, folders, noise
 from hra_diffusion.models.devices import device_for
@@ -39,6 +39,9 @@ def load_base(
     weights: str = "full",
     prediction_type: str | None = None,
     rescale_zero_snr: bool | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
 ) -> StableDiffusionPipeline:
     """Load a Stable Diffusion pipeline without a safety checker.
 
@@ -47,6 +50,9 @@ def load_base(
     ``weights``: "int8" or "nf4" quantises the UNet's weights before they are moved to the device.
     ``prediction_type`` ("epsilon", "v_prediction" or "sample") and ``rescale_zero_snr`` (zero terminal SNR) override
     the base model's noise process.
+    ``revision`` is a branch, a tag or a commit of a hub id, by default "main". ``variant`` chooses among the weights of
+    a folder or a hub id ("fp16"), by default those without a variant. ``token`` gives access to a private or gated hub
+    id, by default the one of ``hf auth login`` or HF_TOKEN; it is not stored.
 
     The pipeline has two more attributes: ``base_name``, the name that adapter files record, and ``base_file``, the path
     of a single-file checkpoint or None.
@@ -63,7 +69,7 @@ def load_base(
     with only_errors_logged():
         for family in families.FAMILIES:
             families.pipeline_class(family)
-    pipe = _load(source, DTYPES[dtype], prediction_type)
+    pipe = _load(source, DTYPES[dtype], prediction_type, revision, variant, token)
     pipe.scheduler = noise.override(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
         quantise(pipe.unet, weights)
@@ -74,8 +80,19 @@ def load_base(
     return pipe
 
 
-def _load(source: str, dtype: torch.dtype, prediction_type: str | None) -> StableDiffusionPipeline:
+def _load(
+    source: str,
+    dtype: torch.dtype,
+    prediction_type: str | None,
+    revision: str | None,
+    variant: str | None,
+    token: str | None,
+) -> StableDiffusionPipeline:
     path = local_path(source)
+    if revision and path.exists():
+        raise BaseModelError(f"{source} is on this machine; only hub ids have revisions, not {revision!r}")
+    if variant and path.is_file():
+        raise BaseModelError(f"{source} is a single file; only folders and hub ids have variants, not {variant!r}")
     if path.is_file():
         if path.suffix != ".safetensors":
             raise BaseModelError(
@@ -87,33 +104,36 @@ def _load(source: str, dtype: torch.dtype, prediction_type: str | None) -> Stabl
 
         return _checked(source, single_file.load, path, dtype, prediction_type)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    place: dict[str, Any] = {"local_files_only": True} if path.is_dir() else {"revision": revision, "token": token}
     if path.is_dir():
         folders.check_index(path)
-        options["local_files_only"] = True
     elif source == TOYBOX:
         raise BaseModelError(f"the embedded base is missing from {path}; install the project again")
-    elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+    elif not is_hub_id(source):
         raise BaseModelError(
             f"there is no base model {source!r}: not a folder, not a .safetensors file, not a hub id like owner/name"
         )
-    if folder := model_folder(source):
+    if folder := model_folder(source, revision):
         folders.check_weights(folder, source)
-        if variant := folders.required_variant(folder, source):
-            options["variant"] = variant
-    return _checked(source, _from_pretrained, str(path) if path.is_dir() else source, options)
+        variant = variant or folders.required_variant(folder, source)
+    if variant:
+        options["variant"] = variant
+    return _checked(source, _from_pretrained, str(path) if path.is_dir() else source, place, options)
 
 
-def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> DiffusionPipeline:
-    """Load a folder or a hub id. The scheduler is checked before the weights are loaded."""
+def _from_pretrained(name_or_path: str, place: dict[str, Any], options: dict[str, Any]) -> DiffusionPipeline:
+    """Load a folder or a hub id. The scheduler is checked before the weights are loaded.
+
+    ``place`` are the arguments for every file, ``options`` those for the weights.
+    """
     from diffusers import DDIMScheduler, DiffusionPipeline
 
-    local = options.get("local_files_only", False)
-    index = cast(dict, DiffusionPipeline.load_config(name_or_path, local_files_only=local))
+    index = cast(dict, DiffusionPipeline.load_config(name_or_path, **place))
     family = families.by_pipeline_name(index.get("_class_name"), name_or_path)
-    config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", local_files_only=local))
+    config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", **place))
     scheduler = noise.load_scheduler(index["scheduler"][1], config)
     return families.pipeline_class(family).from_pretrained(
-        name_or_path, scheduler=scheduler, **options, **family.from_pretrained_kwargs
+        name_or_path, scheduler=scheduler, **place, **options, **family.from_pretrained_kwargs
     )
 
 

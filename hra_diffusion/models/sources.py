@@ -26,10 +26,10 @@ def local_path(source: str) -> Path:
     return ASSETS / TOYBOX if source == TOYBOX else Path(source)
 
 
-def model_folder(source: str) -> Path | None:
+def model_folder(source: str, revision: str | None = None) -> Path | None:
     """Return the folder of a base model, given by path or in the local hub cache; None if there is none."""
     path = local_path(source)
-    return path if path.is_dir() else _cached_folder(source)
+    return path if path.is_dir() else _cached_folder(source, revision)
 
 
 def base_version(source: str) -> str:
@@ -53,9 +53,9 @@ def base_version(source: str) -> str:
     return "sdxl" if "xl" in name else "sd2" if "diffusion-2" in name else "sd1"
 
 
-def _cached_folder(source: str) -> Path | None:
+def _cached_folder(source: str, revision: str | None) -> Path | None:
     try:
-        config = try_to_load_from_cache(source, "unet/config.json")
+        config = try_to_load_from_cache(source, "unet/config.json", revision=revision)
     except ValueError:  # not a hub id
         return None
     return Path(config).parent.parent if isinstance(config, str) else None

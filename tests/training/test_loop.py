@@ -1,5 +1,6 @@
 """Training end to end on a tiny base model."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.errors import Note
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import GenerationError
+from hra_diffusion.models import loading
 from training import config as configs
 from training.data import class_images
 from training.data.dataset import load_dataset
@@ -80,6 +82,23 @@ def test_warnings_about_the_base_become_notices(settings, tmp_path, monkeypatch)
     monkeypatch.setattr("hra_diffusion.models.loading.load_base", load_base)
     train(settings(steps=1, num_class_images=1, sample_prompts=[]), tmp_path, [events.append])
     assert Notice("it does not say what it predicts") in events
+
+
+def test_revision_and_variant_of_the_base_are_used_and_recorded(settings, tmp_path, monkeypatch):
+    given = {}
+    original = loading.load_base
+
+    def load_base(*values, **more):
+        bound = inspect.signature(original).bind(*values, **more)
+        given.update(bound.arguments)
+        return tiny_pipe()
+
+    monkeypatch.setattr("hra_diffusion.models.loading.load_base", load_base)
+    few = {"steps": 1, "num_class_images": 1, "sample_prompts": []}
+    train(settings(**few, base_revision="v2", base_variant="fp16"), tmp_path)
+    assert (given["revision"], given["variant"]) == ("v2", "fp16") and given.get("token") is None
+    recorded = (tmp_path / "Rex" / "config.yaml").read_text()
+    assert "base_revision: v2" in recorded and "base_variant: fp16" in recorded and "token" not in recorded
 
 
 def test_run_folder_contents(settings, tmp_path, base_folder):

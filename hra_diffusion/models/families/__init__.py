@@ -57,6 +57,14 @@ class Family(Protocol):
         """Paths of the text encoder's layers whose output the UNet does not use; training them has no effect."""
         ...
 
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents (N, channels, height, width) to pixels from −1 to 1 (N, 3, height, width)."""
+        ...
+
+    def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
+        """Scale decoded pixels to 0 to 1, after the pipeline's own last step."""
+        ...
+
     def added_cond_kwargs(self, text: Text, pixels: int) -> dict[str, Tensor] | None:
         """``added_cond_kwargs`` of the UNet's call, for square images of ``pixels`` a side."""
         ...

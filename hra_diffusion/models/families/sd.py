@@ -39,5 +39,16 @@ class StableDiffusion:
         """The UNet reads the last hidden state, so every layer is used."""
         return ()
 
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents (N, 4, height / 8, width / 8) in the VAE's precision, as the pipeline's call does."""
+        latents = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+        return pipe.vae.decode(latents, return_dict=False)[0]
+
+    def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
+        """Scale pixels to 0 to 1. Images that the pipeline's safety checker rejects, if it has one, are black."""
+        pixels, rejected = pipe.run_safety_checker(pixels, pixels.device, pixels.dtype)
+        accepted = None if rejected is None else [not found for found in rejected]
+        return pipe.image_processor.postprocess(pixels, "pt", accepted)
+
     def added_cond_kwargs(self, text: dict[str, Tensor], pixels: int) -> None:
         """The UNet is conditioned on the text alone."""

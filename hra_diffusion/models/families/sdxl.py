@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hra_diffusion.models.devices import vae_upcast
+
 
 class StableDiffusionXL:
     """Stable Diffusion XL."""
@@ -53,6 +55,24 @@ class StableDiffusionXL:
     def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
         """The last layer of the first encoder; that of the second computes the pooled embedding."""
         return (f"encoder.layers.{encoder.config.num_hidden_layers - 1}",) if component == "text_encoder" else ()
+
+    def decode(self, pipe: Any, latents: Tensor) -> Tensor:
+        """Decode latents (N, 4, height / 8, width / 8) as the pipeline's call does; a float16 VAE in float32."""
+        with vae_upcast(pipe.vae) as vae:
+            latents = latents.to(vae.dtype)
+            mean, std = (vae.config.get(f"latents_{name}") for name in ("mean", "std"))
+            if mean is not None and std is not None:
+                mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+                latents = latents * std / vae.config.scaling_factor + mean
+            else:
+                latents = latents / vae.config.scaling_factor
+            return vae.decode(latents, return_dict=False)[0]
+
+    def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
+        """Scale pixels to 0 to 1, with the pipeline's watermark if it adds one."""
+        if pipe.watermark is not None:
+            pixels = pipe.watermark.apply_watermark(pixels)
+        return pipe.image_processor.postprocess(pixels, "pt")
 
     def added_cond_kwargs(self, text: dict[str, Tensor], pixels: int) -> dict[str, Tensor]:
         """Pooled text embedding (B, p) and time ids (B, 6), which default to those of uncropped images."""

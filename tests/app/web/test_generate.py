@@ -44,6 +44,8 @@ def test_every_adapter_keeps_its_strength(context):
             "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
     filled_in = generate_request.values_from_settings(context, made)
     assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
+    own = generate_request.values_from_settings(context, made | {"scheduler": "HeunDiscreteScheduler"})
+    assert (filled_in[8], own[8]) == ("ddim", "dpm++"), "a pipeline's own scheduler is not in the list"
 
 
 def test_images_can_be_generated_with_a_checkpoint(context, tmp_path):

@@ -1,5 +1,10 @@
 """Image generation: same seed, same image, alone or in a batch."""
 
+import copy
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import PIPES, distance, pipe_with_two_adapters, tiny_pipe
@@ -127,3 +132,48 @@ def test_images_equal_those_of_the_pipeline():
     own.scheduler = noise.of(own.scheduler).scheduler("DDIMScheduler", clip_sample=False)
     expected = own("a dog", latents=latents, num_inference_steps=2, guidance_scale=7.5, height=16, width=16).images[0]
     assert distance(image, expected) == 0
+
+
+def test_two_threads_can_share_a_pipeline(pipe):
+    """Each image equals the one that a single thread generates, whatever the adapters, prompts and schedulers."""
+    pipeline.activate(pipe, {"a": 0.3})
+    sides = [
+        [({"a": 1.0}, "a dog", "dpm++"), ({}, "a cat", "euler-a"), ({"a": 0.5, "b": 1.0}, "a (dog:1.4)", "ddim")] * 2,
+        [({"b": 1.0}, "a teapot", "euler"), (None, "a dog in the snow", "dpm++"), ({"b": -1.0}, "", "unipc")] * 2,
+    ]
+
+    def images(side):
+        return [
+            generate(pipe, prompt, adapters, seed, settings=Settings(steps=3, scheduler=scheduler))[0]
+            for seed, (adapters, prompt, scheduler) in enumerate(side)
+        ]
+
+    expected = [images(side) for side in sides]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(images, sides))
+    finally:
+        sys.setswitchinterval(interval)
+    assert [[distance(*pair) for pair in zip(*side, strict=True)] for side in zip(found, expected, strict=True)] == [
+        [0.0] * 6
+    ] * 2
+    assert pipeline.active(pipe) == {"a": 0.3}
+
+
+def test_a_callback_may_generate_and_the_pipeline_can_be_copied(pipe):
+    """The lock is re-entrant, and it is not on the pipeline."""
+    inner = []
+
+    def on_step(step):
+        if not inner:
+            inner.append(None)
+            inner.extend(generate(pipe, "a cat", {}, settings=FEW))
+
+    generate(pipe, "a dog", {}, settings=FEW, on_step=on_step)
+    assert distance(inner[1], generate(pipe, "a cat", {}, settings=FEW)[0]) == 0
+    plain = tiny_pipe()
+    image = generate(plain, "a dog", {}, settings=FEW)[0]
+    for copied in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        assert distance(generate(copied, "a dog", {}, settings=FEW)[0], image) == 0

@@ -1,16 +1,12 @@
 """Base models on the hub and in its cache, with huggingface_hub and a local server in place of the hub."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
-from fake_hub import fake_hub, online
+from fake_hub import fake_hub, online, run_python
 
 from hra_diffusion.errors import BaseModelError
+from hra_diffusion.hub import OfflineError
 from hra_diffusion.models import hub
 
 SD1 = [
@@ -46,15 +42,6 @@ def test_files_of_sharded_weights():
     shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     assert {*shards, index} <= set(hub.required_files([*shards, index, "model_index.json"]))
-
-
-def run_python(script, environment):
-    """Run a script in a new process, since huggingface_hub reads its settings on import; returns its JSON output."""
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 DOWNLOAD = """
@@ -123,7 +110,7 @@ def test_the_bases_command(published, tmp_path):
 
 
 def test_without_a_connection():
-    with pytest.raises(hub.OfflineError, match="can't be reached"):  # the tests run with HF_HUB_OFFLINE
+    with pytest.raises(OfflineError, match="can't be reached"):  # the tests run with HF_HUB_OFFLINE
         hub.find_base("tester/tiny-sd")
     advice = {title: text for title, text, _ in hub.offline_advice()}
     assert "vocab.json and merges.txt" in advice["One file"]

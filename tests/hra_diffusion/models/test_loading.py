@@ -7,7 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import PIPES, everything, tiny_pipe, tiny_xl_pipe
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.models.loading import load_base
@@ -95,3 +101,45 @@ def test_an_unavailable_device(base_folder):
 def test_a_missing_path_is_not_a_hub_id(source):
     with pytest.raises(BaseModelError, match=r"not a folder, .* not a hub id"):
         load_base(source, "cpu")
+
+
+def test_revision_variant_and_token_reach_every_request_to_the_hub(monkeypatch, base_folder):
+    asked = []
+
+    def record(original):
+        def replaced(source, *positional, **options):
+            asked.append((source, {name: options.pop(name, None) for name in ("revision", "token", "variant")}))
+            return original(str(base_folder), *positional, **options)
+
+        return replaced
+
+    for kind, name in (
+        (DiffusionPipeline, "load_config"), (DDIMScheduler, "load_config"), (StableDiffusionPipeline, "from_pretrained")
+    ):  # fmt: skip
+        monkeypatch.setattr(kind, name, record(getattr(kind, name)))
+    pipe = load_base("tester/tiny-sd", "cpu", revision="v2", variant="fp16", token="secret")
+    place = {"revision": "v2", "token": "secret", "variant": None}
+    assert asked[:2] == [("tester/tiny-sd", place)] * 2
+    assert ("tester/tiny-sd", place | {"variant": "fp16"}) in asked[2:]
+    assert "secret" not in str(vars(pipe)) and "secret" not in str(pipe.config)
+
+
+def test_a_variant_of_a_folder_is_loaded(tmp_path):
+    pipe = tiny_pipe()
+    pipe.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        pipe.unet.conv_in.bias.add_(1)
+    pipe.save_pretrained(tmp_path / "base", variant="fp16")
+    for variant, expected in (("fp16", pipe), (None, tiny_pipe())):
+        loaded = load_base(str(tmp_path / "base"), "cpu", variant=variant)
+        assert torch.equal(everything(loaded), everything(expected))
+    with pytest.raises(BaseModelError, match="variant=bf16"):
+        load_base(str(tmp_path / "base"), "cpu", variant="bf16")
+
+
+def test_revisions_and_variants_of_what_has_none(base_folder, tmp_path):
+    (tmp_path / "one.safetensors").touch()
+    with pytest.raises(BaseModelError, match="only hub ids have revisions, not 'v2'"):
+        load_base(str(base_folder), "cpu", revision="v2")
+    with pytest.raises(BaseModelError, match="only folders and hub ids have variants, not 'fp16'"):
+        load_base(str(tmp_path / "one.safetensors"), "cpu", variant="fp16")
