@@ -133,6 +133,16 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
+    cuda_graph: Literal["auto", "off"] = Field(
+        "auto",
+        description="On CUDA, launch each step as one graph if a check at the start finds its results equal (auto).",
+    )
+    compile: bool = Field(
+        False, description="Compile the transformer blocks of the UNet with torch.compile: slow to start, faster steps."
+    )
+    log_every: int | None = Field(
+        None, ge=1, le=1000, description="Steps between two readings of the loss. By default 1 on a CPU, 10 on a GPU."
+    )
     sample_batch_size: int = Field(8, ge=1, le=8, description="Class images or samples generated at once.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         "adamw", description="AdamW, or AdamW with its state in 8 bits (requires bitsandbytes)."

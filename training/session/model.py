@@ -1,9 +1,12 @@
 """The model that a run trains: UNet and text encoders with a new adapter."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment
@@ -55,21 +58,30 @@ def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
         raise TrainingError(f"{config.method} can't be attached to {config.base}: {error}") from error
 
 
-def enable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+def enable_gradient_checkpointing(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
     """Recompute activations of UNet and text encoders in the backward pass: less memory, more time."""
-    pipe.unet.enable_gradient_checkpointing()
+    # the state of the random number generator can't be read while a CUDA graph is captured; only dropout needs it
+    options = {"use_reentrant": False, "preserve_rng_state": has_dropout(pipe, config)}
+    pipe.unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
     for encoder in families.text_encoders(pipe):
-        _set_activation_checkpointing(encoder, "enable")
+        _activation_checkpointing(encoder, "enable")(options)
 
 
 def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
     """Undo ``enable_gradient_checkpointing``."""
     pipe.unet.disable_gradient_checkpointing()
     for encoder in families.text_encoders(pipe):
-        _set_activation_checkpointing(encoder, "disable")
+        _activation_checkpointing(encoder, "disable")()
 
 
-def _set_activation_checkpointing(encoder: Any, verb: str) -> None:
-    """Call transformers' method for "enable" or "disable"; versions before 5.23 have only the deprecated name."""
-    switch = getattr(encoder, f"activation_checkpointing_{verb}", None)
-    (switch or getattr(encoder, f"gradient_checkpointing_{verb}"))()
+def has_dropout(pipe: StableDiffusionPipeline, config: TrainConfig) -> bool:
+    """Return whether the adapter or the base model drops activations at random during training."""
+    rates = [getattr(encoder.config, "attention_dropout", 0) for encoder in families.text_encoders(pipe)]
+    rates += [module.p for module in pipe.unet.modules() if isinstance(module, nn.Dropout)]
+    return any([config.options.get("dropout"), *rates])
+
+
+def _activation_checkpointing(encoder: Any, verb: str) -> Callable[..., None]:
+    """Return transformers' method to "enable" or "disable" it; versions before 5.23 have only the deprecated name."""
+    method = getattr(encoder, f"activation_checkpointing_{verb}", None)
+    return method or getattr(encoder, f"gradient_checkpointing_{verb}")
