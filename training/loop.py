@@ -95,7 +95,7 @@ def train(
         config, dataset = read_photos(config, run, photos, size)
     check_adapter(config, pipe)
     context = run_context(run, config, dataset, resume, accelerator, timer)
-    with context, restore_eval(pipe), freed_memory_retained(), sharing_cores(accelerator.device.type):
+    with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
             restore_latest(session)

@@ -1,7 +1,7 @@
 """The training step as one CUDA graph: captured once, checked against the eager step, then replayed for every step.
 
-A replay launches all kernels of forward and backward pass, clipping and optimiser at once, where the eager step launches
-hundreds from Python. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+A replay launches all kernels of forward and backward pass, clipping and optimiser at once; the eager step launches each
+of them from Python. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,6 +47,11 @@ def capture_cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
 
 CAPTURES: dict[str, Capture] = {"cuda": capture_cuda_graph}
 """How a step is captured, by the type of the device. On other devices steps run eagerly."""
+
+
+def uses_graph(config: TrainConfig, device: str) -> bool:
+    """Return whether a run on this type of device captures its step, unless the check finds a difference."""
+    return device in CAPTURES and config.cuda_graph == "auto" and not obstacle(config)
 
 
 def obstacle(config: TrainConfig, processes: int = 1) -> str:
@@ -133,7 +138,7 @@ class StepResults:
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest ``‖value − expected‖ / ‖expected‖`` of the tensors.
 
-    A norm below the root mean square of all norms counts as that: rounding errors of small tensors stem from large ones.
+    A norm below the root mean square of all norms counts as that: small tensors have the rounding errors of large ones.
     """
     norms = torch.stack(torch._foreach_norm(list(expected)))
     errors = torch.stack(torch._foreach_norm(torch._foreach_sub(list(values), list(expected))))

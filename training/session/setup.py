@@ -22,7 +22,7 @@ from training.data.latent_cache import LatentCache, encode, photo_time_ids
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
-from training.session.model import Denoiser, add_adapter, enable_gradient_checkpointing
+from training.session.model import Denoiser, add_adapter, compile_blocks, enable_gradient_checkpointing
 from training.session.optimizer import make_optimizer
 from training.session.phase_timer import PhaseTimer
 from training.session.state import Session
@@ -56,6 +56,8 @@ def set_up(
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
+    if config.compile:
+        compile_blocks(pipe, accelerator.device)
     denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters, accelerator.device))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
