@@ -101,7 +101,9 @@ def test_losses_are_the_same_however_rarely_they_are_read(settings, tmp_path):
     for every, listener in events.items():
         config = settings(steps=6, log_every=every, checkpoint_every=4, sample_every=5, gradient_accumulation_steps=2)
         train(config, tmp_path / str(every), [listener.append])
-    each, third = ([(e.step, e.loss, e.learning_rate) for e in found if isinstance(e, Step)] for found in events.values())
+    each, third = (
+        [(e.step, e.loss, e.learning_rate) for e in found if isinstance(e, Step)] for found in events.values()
+    )
     assert each == third and [step for step, *_ in each] == [1, 2, 3, 4, 5, 6]
     order = [(type(e).__name__, e.step) for e in events[3] if isinstance(e, Step | Checkpoint | Sample)]
     assert order.index(("Step", 4)) < order.index(("Checkpoint", 4)) and ("Sample", 5) in order
