@@ -145,7 +145,8 @@ class TrainConfig(BaseModel):
         description="On CUDA, launch each step as one graph if a check at the start finds its results equal (auto).",
     )
     compile: bool = Field(
-        False, description="Compile the transformer blocks of the UNet with torch.compile: slow to start, faster steps."
+        False,
+        description="Compile the transformer blocks of the UNet with torch.compile. The first step may take minutes.",
     )
     log_every: int | None = Field(
         None, ge=1, le=1000, description="Steps between two readings of the loss. By default 1 on a CPU, 10 on a GPU."

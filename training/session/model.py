@@ -66,7 +66,7 @@ def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
 def compile_blocks(pipe: StableDiffusionPipeline, device: torch.device) -> None:
     """Compile the UNet's transformer blocks in place. Raises TrainingError if no compiler works on the device.
 
-    Blocks of one shape share their compiled code, which takes seconds where the whole UNet takes minutes.
+    Blocks of the same shapes share their compiled code. Source: diffusers' ``compile_repeated_blocks``.
     """
     try:
         torch.compile(torch.square)(torch.ones(2, device=device))
