@@ -32,16 +32,17 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 def capture_cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Capture the CUDA kernels of a function, after a few calls on a stream of their own."""
-    stream = torch.cuda.Stream()
+    """Capture the CUDA kernels of a function, after a few calls, on a stream of their own."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_CALLS):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+    try:
+        with torch.cuda.stream(stream):  # after a capture that fails, torch.cuda.graph does not leave its stream
+            for _ in range(WARM_UP_CALLS):
+                function()
+            with torch.cuda.graph(graph, stream=stream):
+                function()
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
     return graph.replay
 
 

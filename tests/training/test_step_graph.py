@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import StopAfter, tiny_pipe, weights
 
+from hra_diffusion.adapters import registry
 from training import step_graph
 from training.loop import train
 from training.memory.footprint import predict_footprint
@@ -215,3 +216,16 @@ def test_relative_error_of_tensors():
     assert relative_error([torch.full((4,), 1.5), torch.ones(4)], ones) == pytest.approx(0.5)
     assert relative_error([torch.ones(4), torch.full((4,), 1e-9)], [torch.ones(4), torch.zeros(4)]) < 1e-8
     assert not relative_error([torch.full((4,), float("nan")), torch.ones(4)], ones) <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", registry.method_names())
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_cuda_graph_trains_as_eager_steps_do(settings, tmp_path, method, changes):
+    losses = {"auto": [], "off": []}
+    for value, events in losses.items():
+        config = settings(**changes | {"method": method}, device="cuda", steps=8, sample_every=0, cuda_graph=value)
+        train(config, tmp_path / value, [events.append])
+    assert not notices(losses["auto"])
+    auto, off = (torch.tensor([e.loss for e in events if isinstance(e, Step)]) for events in losses.values())
+    assert torch.allclose(auto, off, rtol=1e-3)
