@@ -87,9 +87,11 @@ def test_steps_do_not_wait_for_the_device_and_are_the_same_operations(
     assert len(sequences[0]) > 100 and sequences[0] == sequences[1] == sequences[2]
 
 
-@pytest.mark.parametrize("changes", [{}, {"size_conditioning": False}], ids=["sized", "unsized"])
+@pytest.mark.parametrize(
+    "changes", [{"train_text_encoder": True}, {"size_conditioning": False}], ids=["text", "unsized"]
+)
 def test_steps_of_sdxl_do_not_wait_for_the_device(settings, tmp_path, batches_on_the_host, changes):
-    config = settings(method="lora", log_every=10, prior_loss_weight=0, train_text_encoder=False, **changes)
+    config = settings(**{"method": "lora", "prior_loss_weight": 0, "train_text_encoder": False} | changes)
     step = TrainingStep(make_session(config, tmp_path, tiny_xl_pipe()))
     with Operations(), NoReading():
         step(1e-2)
