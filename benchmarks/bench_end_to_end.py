@@ -21,12 +21,11 @@ from benchmarks.models import load_pipe
 from benchmarks.options import parse_options
 from benchmarks.plain_dreambooth import PEFT_NAMES, plain_steps
 from benchmarks.report import Report, Target, publish
-from benchmarks.steps import start_session, train_config
+from benchmarks.steps import start_session, train_config, trainer_step
 from training.config import TrainConfig
 from training.loop import train
 from training.presets import defaults
 from training.runs.events import Event, Step
-from training.step import train_step
 
 MIN_SPEEDUP, MAX_LOSS_DIFFERENCE, WARM_UP_STEPS = 1.5, 0.01, 3
 
@@ -95,7 +94,7 @@ def compare_steps(args: argparse.Namespace, method: str, pipe: Any) -> Part:
     with tempfile.TemporaryDirectory() as folder:
         session = start_session(ours, config, Path(folder))
         loop = plain_steps(theirs, config, Path(folder) / "plain")
-        variants = {"ours": lambda: train_step(session, config.learning_rate), "plain": lambda: next(loop)}
+        variants = {"ours": trainer_step(session), "plain": lambda: next(loop)}
         seconds = time_interleaved(variants, args.large_rounds, minutes=args.minutes)
     caching, count = session.timer.phases["cache"], defaults("sd1", method, "quick")["steps"]
     our_run, plain_run = (count * statistics.median(rounds) for rounds in seconds.values())

@@ -13,8 +13,7 @@ from app.benchmarking.workloads import make_frozen_step, weight_sharing_copy
 from benchmarks.models import load_pipe
 from benchmarks.options import parse_sd1_options
 from benchmarks.report import publish_ratios
-from benchmarks.steps import make_steps, start_session, train_config
-from training.step import train_step
+from benchmarks.steps import make_steps, start_session, train_config, trainer_step
 
 METHODS, LIMIT = ("lora", "hra", "hoft"), 1.15
 
@@ -29,7 +28,7 @@ def main() -> None:
         config = train_config(args, method="hra", options={"rank": args.rank}, base=args.base, resolution=pixels,
                               flip=False, batch_size=args.batch_size, steps=1000)  # fmt: skip
         session = start_session(pipe, config, Path(folder))
-        variants["the trainer, hra"] = lambda: train_step(session, config.learning_rate)
+        variants["the trainer, hra"] = trainer_step(session)
         seconds = time_interleaved(variants, args.rounds, minutes=args.minutes)
     publish_ratios(args, seconds, "floor", ("step", "seconds", "÷ floor"), dict.fromkeys(seconds, LIMIT))
 

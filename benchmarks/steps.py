@@ -22,6 +22,8 @@ from training.session.devices import make_accelerator
 from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
+from training.step import TrainingStep
+from training.step_graph import capture_step
 
 SUBJECT = sources.ASSETS / "subjects" / "octopus"
 
@@ -80,3 +82,10 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     accelerator = make_accelerator(config)
     dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, []))
+
+
+def trainer_step(session: Session) -> Callable[[], Any]:
+    """Return the trainer's own step, captured as a graph where the trainer would do so. Its loss is not read."""
+    step = TrainingStep(session)
+    capture_step(step)
+    return partial(step, session.config.learning_rate)

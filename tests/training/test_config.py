@@ -81,6 +81,8 @@ def test_yaml_round_trip(tmp_path):
         ({"dtype": "int3"}, "float32"),
         ({"photos": []}, "photos"),
         ({"learning_rate": -1}, "learning_rate"),
+        ({"ranks": {".*to_q": 0}}, "ranks.*greater than or equal to 1"),
+        ({"cuda_graph": "on"}, "cuda_graph.*'auto' or 'off'"),
     ],
 )
 def test_invalid_values_are_named(change, message):

@@ -50,7 +50,10 @@ class Captions:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step is done. ``total``: number of steps of the run; ``seconds``: time of this step."""
+    """An optimiser step is done.
+
+    ``total``: number of steps of the run. ``seconds``: time of this step; the mean if several losses are read at once.
+    """
 
     step: int
     total: int

@@ -66,6 +66,17 @@ def test_empty_fields_take_the_presets_values_and_filled_ones_override_them(cont
     assert changed.sample_prompts == ("a {subject}", "its {subject}")
 
 
+def test_ranks_by_pattern_are_typed_as_lines(context, entries):
+    given = {"ranks": ".*attn2.*to_k: 8\n\n(?:.*to_q): 2"}
+    config = preview_config(context, entries, filled(entries, given))
+    assert config.ranks == {".*attn2.*to_k": 8, "(?:.*to_q)": 2}
+    updates = form.value_updates(entries, config.model_dump())
+    shown = {entry.name: update["value"] for entry, update in zip(entries, updates, strict=True)}
+    assert shown["ranks"] == ".*attn2.*to_k: 8\n(?:.*to_q): 2"
+    with pytest.raises(ValueError, match=r"ranks.*integer"):
+        preview_config(context, entries, filled(entries, {"ranks": ".*to_q"}))
+
+
 def test_a_reload_restores_every_field(context, tab):
     given = {"steps": "7", "flip": "no"}
     typed = flat(filled(tab.entries, given, mode="YAML", text="steps: 9", several=["lora"]))

@@ -24,7 +24,13 @@ def test_measure_returns_the_error_of_a_run_that_cannot_start(settings):
 def test_cost_key_is_independent_of_length_and_subject(settings):
     same = settings(name="other", steps=9, seed=5, learning_rate=1e-3, num_class_images=9)
     assert calibration.cost_key(settings()) == calibration.cost_key(same)
-    for changes in ({"batch_size": 3}, {"method": "lora"}, {"prior_loss_weight": 0}, {"options": {"rank": 4}}):
+    for changes in (
+        {"batch_size": 3},
+        {"method": "lora"},
+        {"prior_loss_weight": 0},
+        {"options": {"rank": 4}},
+        {"compile": True},
+    ):
         assert calibration.cost_key(settings()) != calibration.cost_key(settings(**changes))
 
 
