@@ -1,11 +1,13 @@
 """Training steps that benchmarks measure: single optimiser steps of each method, and the trainer's own."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 
 from app.benchmarking.workloads import make_training_step
@@ -22,6 +24,7 @@ from training.session.devices import make_accelerator
 from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
+from training.step import train_step
 
 SUBJECT = sources.ASSETS / "subjects" / "octopus"
 
@@ -41,14 +44,35 @@ def make_steps(
     return {method: make_step(unet, method, rank, batch_size, side) for method in methods}
 
 
+def captured(steps: Mapping[str, Callable[[], None]], device: str) -> dict[str, Callable[[], None]]:
+    """Return the replay of each step as a CUDA graph, named "…, CUDA graph"; on other devices none."""
+    return {f"{name}, CUDA graph": _capture(step) for name, step in steps.items()} if device == "cuda" else {}
+
+
+def _capture(step: Callable[[], None]) -> Callable[[], None]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose kernels and allocate workspaces in the first calls
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def step_memory(
     base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int,
     checkpointing: bool = False, weights: str = "full",
 ) -> tuple[float, float]:  # fmt: skip
     """Return the peak memory of this process during training steps in GiB: in total, and beyond the base model.
 
+    On the CPU call it in a process of its own: freed memory may stay resident.
+
     ``weights``: "full", or a quantisation of the base model ("int8", "nf4").
     """
+    gc.collect()
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
@@ -80,3 +104,8 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     accelerator = make_accelerator(config)
     dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
     return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, []))
+
+
+def trainer_step(session: Session) -> Callable[[], object]:
+    """Return a function that takes the session's next optimiser step, as a run does."""
+    return partial(train_step, session, session.config.learning_rate)
