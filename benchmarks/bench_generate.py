@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_generate [--device cuda] [--base sd1] [--side 64] [--image-steps 20] [--rounds 5]
 
-Prompt, scheduler (DPM-Solver++), number of denoising steps and guidance are the same everywhere. On a GPU our images are
-also generated without CUDA graphs (``cuda_graph="off"``).
+Prompt, scheduler (DPM-Solver++), number of denoising steps and guidance are the same everywhere. On a GPU our images
+are also generated without CUDA graphs (``cuda_graph="off"``).
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,9 @@ def main() -> None:
     pipe = load_pipe(args.base, args.device, args.dtype)
     pixels = args.side * pipe.vae_scale_factor
     theirs = diffusers_images(pipe, pixels, args.image_steps, args.rank)
-    live = {f"{method}, live": name for method, name in zip(METHODS, attach_random(pipe, METHODS, args.rank), strict=True)}
+    live = {
+        f"{method}, live": name for method, name in zip(METHODS, attach_random(pipe, METHODS, args.rank), strict=True)
+    }
     settings = hra.Settings(args.image_steps, GUIDANCE, "dpm++", pixels, pixels)
     variants = our_images(pipe, live, settings) | theirs
     if args.device == "cuda":
@@ -45,7 +47,9 @@ def main() -> None:
     targets = [Target.of(f"{name} ÷ base", ratios(seconds[name], seconds["base"]), LIVE[args.device])
                for name in live]  # fmt: skip
     for ours, other in (("base", THEIRS), ("lora, live", THEIR_LORA)):
-        targets.append(Target.of(f"{other} ÷ {ours}", ratios(seconds[other], seconds[ours]), SPEEDUP[args.device], True))
+        targets.append(
+            Target.of(f"{other} ÷ {ours}", ratios(seconds[other], seconds[ours]), SPEEDUP[args.device], True)
+        )
     columns = ("images", "seconds per image", "÷ base", "diffusers' pipeline ÷ this")
     inputs = f"{pixels} px, {args.image_steps} denoising steps, guidance, batch 1, rank {args.rank}"
     publish(Report(describe_conditions(args, inputs, seconds), columns, rows, targets, raw=seconds), args)

@@ -32,9 +32,7 @@ def main() -> None:
     seconds = time_interleaved(variants | graphs, args.rounds, minutes=args.minutes)
     limits = {name: MERGED if "merged" in name else GRAPH_LIVE if graphs else LIVE for name in graphs or variants}
     columns = ("model", "seconds per step", "÷ base")
-    publish_ratios(
-        args, seconds, lambda name: "base, CUDA graph" if name in graphs else "base", columns, limits, ".3f"
-    )
+    publish_ratios(args, seconds, lambda name: "base, CUDA graph" if name in graphs else "base", columns, limits, ".3f")
 
 
 def make_denoising_step(unet: torch.nn.Module, side: int) -> Callable[[], None]:

@@ -12,10 +12,8 @@ contain gradient clipping and the optimiser.
 from collections import Counter
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hra_diffusion as hra

@@ -81,9 +81,9 @@ CLAIMS = (
         "bench_fit",
         "Keeps to a memory limit",
         "peak ≤ --memory-limit",
-        "The peak memory of a short run with `--memory-limit`, the prediction that chose its settings, and the settings "
-        "that were changed. The prediction adds an estimate for memory outside of tensors, which a GPU's allocated "
-        "memory does not contain.",
+        "The peak memory of a short run with `--memory-limit`, the prediction that chose its settings, and the "
+        "settings that were changed. The prediction adds an estimate for memory outside of tensors, which a GPU's "
+        "allocated memory does not contain.",
     ),
     Claim(
         "bench_side_by_side",

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -135,14 +136,17 @@ def describe_conditions(args: argparse.Namespace, inputs: str, seconds: Mapping[
 
 
 def commit_hash(folder: Path = Path(__file__).parent.parent) -> str:
-    """Return the short commit hash, with "-dirty" if code other than results changed; "" outside a Git checkout."""
+    """Return the short commit hash, with "-dirty" if code other than results changed.
+
+    Outside a Git checkout it is the value of the environment variable COMMIT, or "".
+    """
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     except FileNotFoundError:  # Git is not installed
-        return ""
+        return os.environ.get("COMMIT", "")
     if head.returncode:
-        return ""
+        return os.environ.get("COMMIT", "")
     code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks.md"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return head.stdout.strip() + ("-dirty" if changed else "")
