@@ -19,11 +19,10 @@ from app.benchmarking.workloads import make_frozen_step, make_training_step, wei
 from benchmarks.models import copy_with_adapter, load_pipe, load_unet
 from benchmarks.options import parse_options
 from benchmarks.report import Report, Target, publish
-from benchmarks.steps import start_session, step_memory, train_config
+from benchmarks.steps import start_session, step_memory, train_config, trainer_step
 from hra_diffusion.adapters import attachment
 from training.data.latent_cache import LatentCache
 from training.memory.peak import in_subprocess, peak_memory, reset_peak_memory
-from training.step import train_step
 
 RANKS, ADAPTER_COUNTS, PHOTO_COUNTS, SIDES = (4, 16, 64, 128), (1, 4, 16, 64), (1, 5, 20, 50), (16, 32, 48)
 METHODS = ("lora", "hra")
@@ -133,10 +132,11 @@ def vary_photos(pipe: Any, args: argparse.Namespace, folder: Path, counts: Itera
     """Return the trainer's own steps by the number of photos in the latent cache."""
     config = train_config(args, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
+    take_step = trainer_step(session)
 
     def step(photos: LatentCache) -> None:
         session.photos = photos
-        train_step(session, config.learning_rate)
+        take_step()
 
     caches = {count: repeat(session.photos, count) for count in counts}
     return {(PHOTOS, count): lambda cache=cache: step(cache) for count, cache in caches.items()}
