@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -94,6 +94,13 @@ class TrainConfig(BaseModel):
     targets: str = Field(
         "attention", description="Layers of the UNet to adapt: a named set or a pattern of layer names."
     )
+    exclude: str | None = Field(
+        None, description="Layers that are not adapted though they are targets: a pattern of layer names."
+    )
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="Ranks that differ from the method's option, by pattern of layer names. The first match counts.",
+    )
     train_text_encoder: bool = Field(description="Also train an adapter for the text encoder.")
     text_encoder_lr_scale: float = Field(
         1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the UNet."
@@ -132,6 +139,16 @@ class TrainConfig(BaseModel):
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    cuda_graph: Literal["auto", "off"] = Field(
+        "auto",
+        description="On CUDA, launch each step as one graph if a check at the start finds its results equal (auto).",
+    )
+    compile: bool = Field(
+        False, description="Compile the transformer blocks of the UNet with torch.compile: slow to start, faster steps."
+    )
+    log_every: int | None = Field(
+        None, ge=1, le=1000, description="Steps between two readings of the loss. By default 1 on a CPU, 10 on a GPU."
     )
     sample_batch_size: int = Field(8, ge=1, le=8, description="Class images or samples generated at once.")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
@@ -205,6 +222,10 @@ class TrainConfig(BaseModel):
         return [prompt.replace("{subject}", self.subject) for prompt in self.sample_prompts]
 
 
+EXECUTION_FIELDS: tuple[str, ...] = ("device", "cuda_graph", "compile", "log_every")
+"""Fields that determine how a run is computed. They may change when it is resumed."""
+
+
 def parse(values: dict[str, Any]) -> TrainConfig:
     """Return the configuration with these values. Raises ConfigError that names every invalid field."""
     try:
@@ -238,7 +259,7 @@ def read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} can't be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; expected lines like 'name: Rex'")
-    for field, kind in (("photos", list), ("options", dict), ("base", str)):
+    for field, kind in (("photos", list), ("options", dict), ("ranks", dict), ("base", str)):
         if not isinstance(values.get(field, kind()), kind):
             raise ConfigError(f"{path}: {field} must be {_EXPECTED[kind]}, not {values[field]!r}")
     return with_current_names(values)

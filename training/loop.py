@@ -1,7 +1,6 @@
 """The training loop, for every base model and method."""
 
 import contextlib
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from training.memory.savings import is_out_of_memory, restore_reductions, restor
 from training.planning import plan_run
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
-from training.runs.events import Failed, Finished, Listener, Notice, Step, Stopped
+from training.runs.events import Failed, Finished, Listener, Notice, Stopped
 from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
 from training.samples import generate_samples, samples_due, score_samples
@@ -35,7 +34,9 @@ from training.session.optimizer import current_learning_rate
 from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
-from training.step import train_step
+from training.step import TrainingStep
+from training.step_graph import capture_step
+from training.step_log import StepLog
 from training.stop import StopFlag, stop_requested, stop_signals
 
 DISTILLED = (
@@ -94,7 +95,7 @@ def train(
         config, dataset = read_photos(config, run, photos, size)
     check_adapter(config, pipe)
     context = run_context(run, config, dataset, resume, accelerator, timer)
-    with context, restore_eval(pipe), freed_memory_retained(), sharing_cores(accelerator.device.type):
+    with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
             restore_latest(session)
@@ -158,15 +159,15 @@ def run_context(
 
 
 def run_session(session: Session) -> Path:
-    """Run all steps; if memory runs out, reduce the memory once and continue. Returns the adapter's file."""
+    """Run all steps; whenever memory runs out, reduce the memory and continue. Returns the adapter's file."""
     with stop_signals() as stop:
-        try:
-            return run_steps(session, stop)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reduce_memory(session, error)
-        return run_steps(session, stop)
+        while True:
+            try:
+                return run_steps(session, stop)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reduce_memory(session, error)
 
 
 def run_steps(session: Session, stop: StopFlag) -> Path:
@@ -174,24 +175,42 @@ def run_steps(session: Session, stop: StopFlag) -> Path:
 
     Raises KeyboardInterrupt if the run is stopped, after saving a checkpoint.
     """
-    config = session.config
     if session.step == 0:
         generate_samples(session)
     with session.timer.phase("train"):
-        while session.step < config.steps:
-            share_cores()
-            start, learning_rate = time.perf_counter(), current_learning_rate(session)
-            loss = train_step(session, learning_rate)
-            seconds = round(time.perf_counter() - start, 4)
-            session.timer.emit(Step(session.step, config.steps, round(loss, 6), learning_rate, seconds))
-            last, stopping = session.step == config.steps, stop_requested(session, stop)
-            if last or session.step % config.checkpoint_every == 0 or stopping:
-                save_checkpoint(session)
-            if last or samples_due(session):
-                generate_samples(session)
-            if stopping and not last:
-                stop_run(session)
+        if session.step < session.config.steps:
+            log = StepLog(session)
+            try:
+                take_steps(session, log, stop)
+            except RuntimeError:  # such as out of memory: the steps before it are complete
+                log.read()
+                raise
     return finish_run(session)
+
+
+def take_steps(session: Session, log: StepLog, stop: StopFlag) -> None:
+    """Take all remaining steps. Their losses are read before a checkpoint or samples, so that no NaN is saved."""
+    config, step = session.config, TrainingStep(session)
+    capture_step(step)
+    while session.step < config.steps:
+        share_cores()
+        log.begin_step()
+        learning_rate = current_learning_rate(session)
+        log.add(learning_rate, step(learning_rate))
+        last = session.step == config.steps
+        saving = last or session.step % config.checkpoint_every == 0
+        reading = saving or session.step % log.interval == 0
+        if reading:
+            log.read()
+        stopping = stop_requested(session, stop, reading)
+        if saving or stopping:
+            log.read()
+            save_checkpoint(session)
+        if last or samples_due(session):
+            log.read()
+            generate_samples(session)
+        if stopping and not last:
+            stop_run(session)
 
 
 def stop_run(session: Session) -> None:

@@ -14,8 +14,13 @@ def seeded_generator(seed: int, *labels: object) -> torch.Generator:
 
     A resumed run therefore draws the same random numbers as an uninterrupted one.
     """
+    return torch.Generator().manual_seed(stable_seed(seed, *labels))
+
+
+def stable_seed(seed: int, *labels: object) -> int:
+    """Return a seed of 63 bits that depends only on the seed and labels."""
     digest = hashlib.sha256("/".join(map(str, (seed, *labels))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def batch_indices(count: int, batch_size: int, position: int, seed: int, label: str = "photos") -> list[int]:

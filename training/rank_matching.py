@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,33 +21,69 @@ from training.config import TrainConfig
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Shapes = Counter[tuple[int, int]]
-"""Number of layers by weight shape (d_out, d_in)."""
+Shapes = Counter[tuple[int, int, int | None]]
+"""Number of layers by weight shape and rank (d_out, d_in, rank). The rank is None if it is that of the options."""
 
 
-def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, list[str]]]:
-    """Return the models to train, each with the paths of the layers to adapt.
+LayerRanks = dict[str, int | None]
+"""Layers by their path, with the rank that ``TrainConfig.ranks`` gives them, or None."""
 
-    Raises UserError if the base model has no layers that match ``config.targets``.
+
+def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[tuple[nn.Module, LayerRanks]]:
+    """Return the models to train, each with the layers to adapt.
+
+    Raises UserError if a pattern is malformed or matches no layer, if the method does not have such a rank, or if
+    every layer of a model is excluded.
     """
     texts = families.text_targets(pipe) if config.train_text_encoder else {}
-    unet_paths = targets.find_targets(pipe.unet, config.targets)
-    return [(pipe.unet, unet_paths), *((getattr(pipe, name), paths) for name, paths in texts.items())]
+    found = [(pipe.unet, targets.find_targets(pipe.unet, config.targets))]
+    found += [(getattr(pipe, name), paths) for name, paths in texts.items()]
+    excluded = _matches(config.exclude, "exclude", found) if config.exclude else set()
+    ranks: dict[tuple[int, str], int] = {}
+    for pattern, rank in reversed(config.ranks.items()):
+        registry.get_method(config.method).parse({**config.options, "rank": rank})
+        ranks |= dict.fromkeys(_matches(pattern, "ranks", found), rank)
+    layers = [
+        (model, {path: ranks.get((number, path)) for path in paths if (number, path) not in excluded})
+        for number, (model, paths) in enumerate(found)
+    ]
+    for model, remaining in layers:
+        if not remaining:
+            raise UserError(f"exclude: {config.exclude!r} matches every target of {type(model).__name__}")
+    return layers
+
+
+def _matches(pattern: str, field: str, found: Sequence[tuple[nn.Module, list[str]]]) -> set[tuple[int, str]]:
+    """Return the number of the model and the path of all target layers whose whole path matches ``pattern``."""
+    try:
+        matches = {
+            (number, path) for number, (_, paths) in enumerate(found) for path in paths if re.fullmatch(pattern, path)
+        }
+    except re.error as error:
+        raise UserError(f"{field}: {pattern!r} is not a valid regular expression ({error})") from None
+    if not matches:
+        raise UserError(
+            f"{field}: {pattern!r} matches no target; use a regular expression for paths like {found[0][1][0]}"
+        )
+    return matches
 
 
 def layer_shapes(pipe: StableDiffusionPipeline, config: TrainConfig) -> Shapes:
-    """Count the layers to adapt by shape. Raises UserError as ``layers_to_adapt`` does."""
+    """Count the layers to adapt by shape and rank. Raises UserError as ``layers_to_adapt`` does."""
     return Counter(
-        tuple(as_matrix(model.get_submodule(path)).shape)
-        for model, paths in layers_to_adapt(config, pipe)
-        for path in paths
+        (*as_matrix(model.get_submodule(path)).shape, rank)
+        for model, ranks in layers_to_adapt(config, pipe)
+        for path, rank in ranks.items()
     )  # type: ignore[return-value]
 
 
 def count_parameters(method: str, options: Mapping[str, Any], shapes: Shapes) -> int:
     """Return the number of trainable parameters of an adapter on layers of these shapes."""
     config: Any = registry.get_method(method).parse(dict(options))
-    return sum(count * _layer_parameters(method, config, d_in, d_out) for (d_out, d_in), count in shapes.items())
+    return sum(
+        count * _layer_parameters(method, config.model_copy(update={"rank": rank or config.rank}), d_in, d_out)
+        for (d_out, d_in, rank), count in shapes.items()
+    )
 
 
 def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, parameters: int) -> int:
@@ -55,7 +92,7 @@ def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, parame
     def count(rank: int) -> int:
         return count_parameters(method, {**options, "rank": rank}, shapes)
 
-    ranks = _valid_ranks(method, options, min(min(shape) for shape in shapes))
+    ranks = _valid_ranks(method, options, min(min(d_out, d_in) for d_out, d_in, _ in shapes))
     above = bisect.bisect_left(ranks, parameters, key=count)
     return min(ranks[max(0, above - 1) : above + 1], key=lambda rank: abs(count(rank) - parameters))
 

@@ -1,4 +1,4 @@
-"""Recover from running out of memory: reduce the memory of the session once, and continue from the last step."""
+"""Recover from running out of memory: reduce the memory of the session, and continue from the last step."""
 
 import gc
 
@@ -15,9 +15,12 @@ from training.session.state import Session
 def reduce_memory(session: Session, error: RuntimeError) -> None:
     """Reduce the memory of a running session, and emit a notice. Training continues after the last completed step.
 
+    A CUDA graph, which holds the memory of a step also while samples are generated, is dropped before anything else.
     Raises TrainingError, with other settings to try, if nothing is left to reduce.
     """
     before, after = session.config, reduced_memory(session.config)
+    if session.graph is not None:
+        session.graph, after = None, before.model_copy(update={"cuda_graph": "off"})
     if after is None:
         raise TrainingError(
             f"out of memory at step {session.step + 1}, with nothing left to save; try a smaller --resolution or "
@@ -30,10 +33,10 @@ def reduce_memory(session: Session, error: RuntimeError) -> None:
     session.config = after
     accelerator = session.accelerator
     accelerator.gradient_accumulation_steps = after.gradient_accumulation_steps
-    accelerator.step = 0  # the error may have interrupted an accumulation
-    for parameter in session.parameters.values():  # the prepared optimiser does not clear them within an accumulation
+    for parameter in session.parameters.values():
         parameter.grad = None
-    enable_gradient_checkpointing(session.pipe)
+    if after.gradient_checkpointing:
+        enable_gradient_checkpointing(session.pipe, after)
     if accelerator.is_main_process:
         configs.write(after, session.run.folder / "config.yaml")
     gc.collect()

@@ -43,9 +43,14 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-def stop_requested(session: Session, stop: StopFlag) -> bool:
-    """Return whether any process was asked to stop. All processes get the same answer after the same step."""
+def stop_requested(session: Session, stop: StopFlag, agree: bool) -> bool:
+    """Return whether any process was asked to stop. All processes get the same answer after the same step.
+
+    Several processes agree on it only if ``agree`` is true, which must be so in all of them: it waits for the devices.
+    """
     if session.accelerator.num_processes == 1:
         return stop.is_set
+    if not agree:
+        return False
     flag = torch.tensor(float(stop.is_set), device=session.accelerator.device)
     return bool(session.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]

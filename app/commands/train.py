@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
             )
-        elif name not in ("options", "boxes"):  # mappings, given by YAML only
+        elif name not in ("options", "boxes", "ranks"):  # mappings, given by YAML only
             _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
         parser.add_argument(

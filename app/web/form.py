@@ -65,7 +65,7 @@ def collect(entries: Sequence[Entry], values: Sequence[Any], method: str) -> dic
             if method in entry.methods:
                 options[entry.name] = value
         else:
-            settings[entry.name] = value.splitlines() if _kind(entry.info) is tuple else value
+            settings[entry.name] = _parse(_kind(entry.info), value)
     return settings | ({"options": options} if options else {})
 
 
@@ -90,6 +90,16 @@ def value_updates(entries: Sequence[Entry], settings: dict[str, Any]) -> list[An
     return updates
 
 
+def _parse(kind: Any, value: Any) -> Any:
+    """Return the text of a field as the configuration takes it: as a list of lines, a mapping, or unchanged."""
+    if kind is tuple:
+        return value.splitlines()
+    if kind is dict:
+        pairs = (line.rpartition(":") for line in value.splitlines() if line.strip())
+        return {key.strip(): item.strip() for key, _, item in pairs}
+    return value
+
+
 def _component(name: str, field: FieldInfo) -> Any:
     label, kind = name.replace("_", " ").capitalize(), _kind(field)
     common: dict[str, Any] = {"label": label, "info": field.description, "min_width": 250, "interactive": True}
@@ -97,7 +107,7 @@ def _component(name: str, field: FieldInfo) -> Any:
     if kind in (bool, Literal):
         choices = ["yes", "no"] if kind is bool else [str(choice) for choice in typing.get_args(_type(field))]
         return gr.Dropdown([("default", ""), *((c, c) for c in choices)], value="", **common)
-    return gr.Textbox(value="", lines=3 if kind is tuple else 1, **common)
+    return gr.Textbox(value="", lines=3 if kind in (tuple, dict) else 1, **common)
 
 
 def _type(field: FieldInfo) -> Any:
@@ -126,4 +136,6 @@ def _as_text(field: FieldInfo, value: Any) -> str:
         return ""
     if _kind(field) is bool:
         return "yes" if value in (True, "yes") else "no"
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {item}" for key, item in value.items())
     return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.memory.meter import tensors
 from training.memory.passes import encoding_peak, generation_peak, training_peak
 from training.session.model import add_adapter
+from training.step_graph import uses_graph
 
 GIB = 2**30
 OVERHEAD = {"cpu": (0.5 * GIB, 1.5), "cuda": (0.6 * GIB, 1.1), "mps": (0.6 * GIB, 1.2)}
@@ -100,7 +101,8 @@ def predict_footprint(
         count = min(config.sample_batch_size, config.num_class_images)
         phases["class images"] = components + factor * base.generation * count
     if count := min(config.sample_batch_size, len(config.sample_prompts)):
-        phases["samples"] = components + adapter + factor * base.generation * count
+        held = factor * step if uses_graph(config, device) else 0
+        phases["samples"] = components + adapter + factor * base.generation * count + held
     phases["train"] = components - offloaded + adapter + factor * step
     return Footprint({name: round(constant + peak) for name, peak in phases.items()})
 

@@ -16,6 +16,11 @@ def smaller_sample_batches(config: TrainConfig, device: str) -> Changes:
     return {"sample_batch_size": config.sample_batch_size // 2} if config.sample_batch_size > 1 else {}
 
 
+def without_cuda_graph(config: TrainConfig, device: str) -> Changes:
+    """Run steps eagerly: a CUDA graph holds the memory of a step also while samples are generated."""
+    return {"cuda_graph": "off"} if device == "cuda" and config.cuda_graph == "auto" else {}
+
+
 def half_precision(config: TrainConfig, device: str) -> Changes:
     """Load the base model in bfloat16, if the device supports it."""
     supported = config.dtype == "float32" and computes_bfloat16(device)
@@ -55,8 +60,8 @@ def four_bit_weights(config: TrainConfig, device: str) -> Changes:
 
 
 SAVINGS: tuple[Callable[[TrainConfig, str], Changes], ...] = (
-    smaller_sample_batches, half_precision, gradient_checkpointing, smaller_batches, eight_bit_optimizer,
-    eight_bit_weights, four_bit_weights,
+    smaller_sample_batches, without_cuda_graph, half_precision, gradient_checkpointing, smaller_batches,
+    eight_bit_optimizer, eight_bit_weights, four_bit_weights,
 )  # fmt: skip
 """All savings, in the order of their cost."""
 LOADING_FIELDS = {"dtype", "base_weights"}

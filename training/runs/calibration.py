@@ -29,6 +29,8 @@ COST_FIELDS = (
     "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """The fields of TrainConfig that determine time and memory of a step."""
+LATER_COST_FIELDS = ("cuda_graph", "compile", "exclude", "ranks")
+"""The same that earlier versions did not have. They count if they differ from their defaults."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ def cost_key(config: TrainConfig) -> str:
     """Return a key that is equal for runs on this machine whose steps take the same time and memory."""
     old_names = {new: old for old, new in configs.RENAMED.items()}  # measurements of earlier versions stay valid
     values = config.model_dump(mode="json", include=set(COST_FIELDS))
-    facts = {old_names.get(name, name): value for name, value in values.items()} | {
-        "rank": config.options.get("rank"),
-        "prior": config.prior_loss_weight > 0,
-        "machine": [platform.node(), os.cpu_count()],
-    }
+    changed = config.model_dump(mode="json", include=set(LATER_COST_FIELDS), exclude_defaults=True)
+    facts = (
+        {old_names.get(name, name): value for name, value in values.items()}
+        | changed
+        | {
+            "rank": config.options.get("rank"),
+            "prior": config.prior_loss_weight > 0,
+            "machine": [platform.node(), os.cpu_count()],
+        }
+    )
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

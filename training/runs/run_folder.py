@@ -25,7 +25,7 @@ from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, make_folder, read_json, remove, write_text
 from training import config as configs
-from training.config import TrainConfig
+from training.config import EXECUTION_FIELDS, TrainConfig
 from training.runs.locks import LOCK_TIMEOUT
 
 RUN_FILES = ("state.json", "config.yaml")
@@ -132,7 +132,7 @@ class Run:
         if not resume:
             raise RunError(f"{self.folder} exists already; continue with --resume, or choose another --name")
         # photos are compared by their hashes
-        excluded = {"device", "photos", "boxes"} if self.photo_records else {"device"}
+        excluded = {*EXECUTION_FIELDS, *(("photos", "boxes") if self.photo_records else ())}
         before, now = (c.model_dump(mode="json", exclude=excluded) for c in (self.config, config))
         if changed := [field for field in now if now[field] != before[field]]:
             raise RunError(

@@ -15,7 +15,7 @@ from torch import nn
 from hra_diffusion.models import families
 from training.config import TrainConfig
 from training.errors import TrainingError
-from training.session.model import disable_gradient_checkpointing
+from training.session.model import disable_gradient_checkpointing, discard_compiled_blocks
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -59,14 +59,16 @@ def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def restore_eval(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """After the block, put all components on the UNet's device, in eval mode and without gradient checkpointing."""
+def restore_eval(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
+    """After the block, all components are on the UNet's device, in eval mode, neither checkpointed nor compiled."""
     try:
         yield
     finally:
         for model in (pipe.unet, *families.text_encoders(pipe), pipe.vae):
             model.to(pipe.unet.device).eval()
         disable_gradient_checkpointing(pipe)
+        if config.compile:
+            discard_compiled_blocks(pipe)
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:

@@ -1,17 +1,22 @@
 """The model that a run trains: UNet and text encoders with a new adapter."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.errors import first_line
 from hra_diffusion.models import families
 from hra_diffusion.models.families import Text
 from training.config import TrainConfig
 from training.errors import TrainingError
-from training.rank_matching import layers_to_adapt
+from training.rank_matching import LayerRanks, layers_to_adapt
 
 
 class Denoiser(nn.Module):
@@ -39,37 +44,74 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
     check_adapter(config, pipe)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
-    for number, (model, targets) in enumerate(layers_to_adapt(config, pipe)):
+    for number, (model, layers) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
-            model, config.method, config.options, name=config.name, targets=targets, seed=config.seed + number
-        )
+            model, config.method, config.options, name=config.name, targets=list(layers), seed=config.seed + number,
+            ranks=_given_ranks(layers),
+        )  # fmt: skip
     return adapter_file.parameters(pipeline.components(pipe), config.name)
 
 
 def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raise TrainingError if the adapter can't be attached: an unknown target, too large a rank, a name in use."""
     try:
-        for model, targets in layers_to_adapt(config, pipe):
-            attachment.plan_attachment(model, config.method, config.options, name=config.name, targets=targets)
+        for model, layers in layers_to_adapt(config, pipe):
+            attachment.plan_attachment(
+                model, config.method, config.options, name=config.name, targets=list(layers), ranks=_given_ranks(layers)
+            )
     except ValueError as error:
         raise TrainingError(f"{config.method} can't be attached to {config.base}: {error}") from error
 
 
-def enable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
+def compile_blocks(pipe: StableDiffusionPipeline, device: torch.device) -> None:
+    """Compile the UNet's transformer blocks in place. Raises TrainingError if no compiler works on the device.
+
+    Blocks of one shape share their compiled code, which takes seconds where the whole UNet takes minutes.
+    """
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+    except Exception as error:  # the libraries involved raise errors of many types
+        raise TrainingError(
+            f"--compile does not work here: {first_line(error)}; install a C++ compiler such as g++ (on a GPU Triton), "
+            "or use --no-compile"
+        ) from error
+    pipe.unet.compile_repeated_blocks()
+
+
+def discard_compiled_blocks(pipe: StableDiffusionPipeline) -> None:
+    """Undo ``compile_blocks``."""
+    for module in pipe.unet.modules():
+        module._compiled_call_impl = None
+
+
+def _given_ranks(layers: LayerRanks) -> dict[str, int]:
+    return {path: rank for path, rank in layers.items() if rank is not None}
+
+
+def enable_gradient_checkpointing(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
     """Recompute activations of UNet and text encoders in the backward pass: less memory, more time."""
-    pipe.unet.enable_gradient_checkpointing()
+    # the state of the random number generator can't be read while a CUDA graph is captured; only dropout needs it
+    options = {"use_reentrant": False, "preserve_rng_state": has_dropout(pipe, config)}
+    pipe.unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
     for encoder in families.text_encoders(pipe):
-        _set_activation_checkpointing(encoder, "enable")
+        _activation_checkpointing(encoder, "enable")(options)
 
 
 def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
     """Undo ``enable_gradient_checkpointing``."""
     pipe.unet.disable_gradient_checkpointing()
     for encoder in families.text_encoders(pipe):
-        _set_activation_checkpointing(encoder, "disable")
+        _activation_checkpointing(encoder, "disable")()
 
 
-def _set_activation_checkpointing(encoder: Any, verb: str) -> None:
-    """Call transformers' method for "enable" or "disable"; versions before 5.23 have only the deprecated name."""
-    switch = getattr(encoder, f"activation_checkpointing_{verb}", None)
-    (switch or getattr(encoder, f"gradient_checkpointing_{verb}"))()
+def has_dropout(pipe: StableDiffusionPipeline, config: TrainConfig) -> bool:
+    """Return whether the adapter or the base model drops activations at random during training."""
+    rates = [getattr(encoder.config, "attention_dropout", 0) for encoder in families.text_encoders(pipe)]
+    rates += [module.p for module in pipe.unet.modules() if isinstance(module, nn.Dropout)]
+    return any([config.options.get("dropout"), *rates])
+
+
+def _activation_checkpointing(encoder: Any, verb: str) -> Callable[..., None]:
+    """Return transformers' method to "enable" or "disable" it; versions before 5.23 have only the deprecated name."""
+    method = getattr(encoder, f"activation_checkpointing_{verb}", None)
+    return method or getattr(encoder, f"gradient_checkpointing_{verb}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hra_diffusion.libraries import import_bitsandbytes
 from training import objective
@@ -13,10 +13,13 @@ from training.errors import TrainingError
 from training.session.state import Session
 
 
-def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrainConfig, parameters: Mapping[str, nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
     """Return AdamW, in 32 or 8 bits, with one parameter group per learning rate.
 
-    The key ``lr_scale`` of a group is its factor on the learning rate. Raises TrainingError if bitsandbytes is missing.
+    The key ``lr_scale`` of a group is its factor on the learning rate. On CUDA, fused AdamW reads its learning rates
+    from the device, so that a step can be captured. Raises TrainingError if bitsandbytes is missing.
     """
     scales = {key: 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale for key in parameters}
     groups = [
@@ -26,12 +29,26 @@ def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) 
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         # with a fused optimiser the float16 loss scaler can't tell whether a step was skipped
-        return torch.optim.AdamW(groups, fused=config.mixed_precision != "fp16", **common)
+        fused = config.mixed_precision != "fp16"
+        capturable = fused and device.type == "cuda"
+        if capturable:
+            groups = [group | {"lr": torch.tensor(config.learning_rate, device=device)} for group in groups]
+        return torch.optim.AdamW(groups, fused=fused, capturable=capturable, **common)
     try:
         optimizers = import_bitsandbytes().optim
     except ImportError:
         raise TrainingError("--optimizer adamw8bit needs bitsandbytes: pip install 'hra-diffusion[8bit]'") from None
     return optimizers.AdamW8bit(groups, **common)
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Set the learning rate of the next step, scaled for each parameter group."""
+    for group in optimizer.param_groups:
+        scaled = learning_rate * group["lr_scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 def current_learning_rate(session: Session) -> float:

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
@@ -21,7 +22,7 @@ from training.data.latent_cache import LatentCache, encode, photo_time_ids
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
-from training.session.model import Denoiser, add_adapter, enable_gradient_checkpointing
+from training.session.model import Denoiser, add_adapter, compile_blocks, enable_gradient_checkpointing
 from training.session.optimizer import make_optimizer
 from training.session.phase_timer import PhaseTimer
 from training.session.state import Session
@@ -54,8 +55,10 @@ def set_up(
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
-        enable_gradient_checkpointing(pipe)
-    denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters))
+        enable_gradient_checkpointing(pipe, config)
+    if config.compile:
+        compile_blocks(pipe, accelerator.device)
+    denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters, accelerator.device))
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
@@ -68,10 +71,10 @@ def encode_photos(
     config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
 ) -> LatentCache:
     """Encode the photos, with their mirror images if ``config.flip`` is set, and their captions."""
-    ids = None
-    if needs_time_ids(config, pipe):
-        ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
     images = [photo.image for photo in dataset.photos]
+    ids = uncropped_ids(pipe, images, views=1 + config.flip)
+    if ids is not None and config.size_conditioning:
+        ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
     return encode(pipe, images, captions, config.flip, not config.train_text_encoder, ids)
 
 
@@ -79,16 +82,16 @@ def encode_class_images(
     config: TrainConfig, pipe: StableDiffusionPipeline, images: Sequence[Image.Image]
 ) -> LatentCache:
     """Encode the class images and their prompt."""
-    ids = None
-    if needs_time_ids(config, pipe):
-        ids = uncropped_time_ids(images[0].width).float().expand(len(images), 1, -1)
+    ids = uncropped_ids(pipe, images, views=1)
     prompts = [class_images.class_prompt(config.class_noun)] * len(images)
     return encode(pipe, images, prompts, False, not config.train_text_encoder, ids)
 
 
-def needs_time_ids(config: TrainConfig, pipe: StableDiffusionPipeline) -> bool:
-    """Return whether the UNet is conditioned on image sizes and the run uses this."""
-    return config.size_conditioning and families.size_conditioned(pipe.unet.config)
+def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:
+    """Return the time ids (N, views, 6) of images that are not cropped; None if the UNet takes none."""
+    if not families.size_conditioned(pipe.unet.config):
+        return None
+    return uncropped_time_ids(images[0].width).float().expand(len(images), views, -1)
 
 
 def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:

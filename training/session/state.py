@@ -1,5 +1,6 @@
 """Everything a run holds while it trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Session:
         fingerprint: fingerprint of the base model's weights, saved with the adapter.
         step: number of optimiser steps done.
         skipped_steps: steps in a row that the float16 loss scaler has just skipped.
+        graph: replays the captured step (see ``training.step_graph``); None if steps run eagerly.
     """
 
     config: TrainConfig
@@ -47,6 +49,7 @@ class Session:
     noise_process: NoiseProcess
     step: int = 0
     skipped_steps: int = 0
+    graph: Callable[[], None] | None = None
 
     @property
     def trained_components(self) -> dict[str, nn.Module]:

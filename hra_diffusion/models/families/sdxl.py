@@ -57,7 +57,9 @@ class StableDiffusionXL:
     def added_cond_kwargs(self, text: dict[str, Tensor], pixels: int) -> dict[str, Tensor]:
         """Pooled text embedding (B, p) and time ids (B, 6), which default to those of uncropped images."""
         pooled = text["pooled"]
-        time_ids = text.get("time_ids", uncropped_time_ids(pixels).to(pooled).expand(len(pooled), -1))
+        time_ids = text.get("time_ids")
+        if time_ids is None:
+            time_ids = uncropped_time_ids(pixels).to(pooled).expand(len(pooled), -1)
         return {"text_embeds": pooled, "time_ids": time_ids}
 
 

@@ -1,0 +1,15 @@
+"""A training session outside the loop."""
+
+from conftest import tiny_pipe
+
+from training.data.dataset import load_dataset
+from training.runs.run_folder import Run
+from training.session.devices import make_accelerator
+from training.session.phase_timer import PhaseTimer
+from training.session.setup import set_up
+
+
+def make_session(config, folder, pipe=None):
+    dataset = load_dataset(config.photos, config.resolution, config.crop, config.boxes)
+    timer = PhaseTimer(True, [])
+    return set_up(config, Run(folder / "run"), make_accelerator(config), pipe or tiny_pipe(), dataset, timer)
