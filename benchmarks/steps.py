@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 
 from app.benchmarking.workloads import make_training_step
@@ -24,7 +23,8 @@ from training.session.devices import make_accelerator
 from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
-from training.step import train_step
+from training.step import TrainingStep
+from training.step_graph import capture_cuda_graph, capture_step
 
 SUBJECT = sources.ASSETS / "subjects" / "octopus"
 
@@ -46,20 +46,7 @@ def make_steps(
 
 def captured(steps: Mapping[str, Callable[[], None]], device: str) -> dict[str, Callable[[], None]]:
     """Return the replay of each step as a CUDA graph, named "…, CUDA graph"; on other devices none."""
-    return {f"{name}, CUDA graph": _capture(step) for name, step in steps.items()} if device == "cuda" else {}
-
-
-def _capture(step: Callable[[], None]) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose kernels and allocate workspaces in the first calls
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    return {f"{name}, CUDA graph": capture_cuda_graph(step) for name, step in steps.items()} if device == "cuda" else {}
 
 
 def step_memory(
@@ -107,5 +94,7 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
 
 
 def trainer_step(session: Session) -> Callable[[], object]:
-    """Return a function that takes the session's next optimiser step, as a run does."""
-    return partial(train_step, session, session.config.learning_rate)
+    """Return a function that takes the session's next optimiser step, on a GPU as a CUDA graph, as a run does."""
+    step = TrainingStep(session)
+    capture_step(step)
+    return partial(step, session.config.learning_rate)
