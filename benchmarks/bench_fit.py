@@ -26,7 +26,7 @@ STEPS = 3
 
 def main() -> None:
     cuda = {"base": "sd1", "resolution": 512, "batch_size": 1, "limits": "6GB 4GB 3GB"}
-    cpu = {"resolution": 128, "batch_size": 64, "limits": "3GB 2GB 1.5GB"}
+    cpu = {"resolution": 128, "batch_size": 32, "limits": "1.5GB 1GB"}
     args = parse_options(__doc__, cpu, cuda, rank=8)
     rows, targets = [], []
     with tempfile.TemporaryDirectory() as folder:
