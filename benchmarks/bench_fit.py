@@ -1,6 +1,6 @@
 """Peak memory of runs with a memory limit, against the limit and the prediction.
 
-    python -m benchmarks.bench_fit [--device cuda] [--base sd1] [--resolution 512] [--limits "6GB 4GB 3GB"]
+    python -m benchmarks.bench_fit [--device cuda] [--base sd1] [--resolution 512] [--limits "5GB 3GB"]
 
 Each run takes a few steps of HRA from a base model on disk, without samples; its peak is that of all phases: loading,
 encoding the photos, training. On a GPU it is the allocated memory, on the CPU the resident memory of a process per run.
@@ -25,8 +25,8 @@ STEPS = 3
 
 
 def main() -> None:
-    cuda = {"base": "sd1", "resolution": 512, "batch_size": 1, "limits": "6GB 4GB 3GB"}
-    cpu = {"resolution": 128, "batch_size": 64, "limits": "3GB 2GB 1.5GB"}
+    cuda = {"base": "sd1", "resolution": 512, "batch_size": 1, "limits": "5GB 3GB"}
+    cpu = {"resolution": 128, "batch_size": 32, "limits": "1.5GB 1GB"}
     args = parse_options(__doc__, cpu, cuda, rank=8)
     rows, targets = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Whole images, one at a time: with the base model, with a live adapter, and with diffusers' own pipeline.
 
-    python -m benchmarks.bench_generate [--device cuda] [--base sd1] [--side 64] [--image-steps 20] [--rounds 5]
+    python -m benchmarks.bench_generate [--device cuda] [--base toybox] [--side 32] [--image-steps 4] [--rounds 5]
 
 Prompt, scheduler (DPM-Solver++), number of denoising steps and guidance are the same everywhere. On a GPU our images
 are also generated without CUDA graphs (``cuda_graph="off"``).
@@ -26,8 +26,9 @@ LIVE, SPEEDUP = {"cpu": 1.05, "cuda": 1.02}, {"cpu": 0.95, "cuda": 1.5}
 
 
 def main() -> None:
-    cuda = {"base": "sd1", "dtype": "float16", "side": 64, "rounds": 10}
-    args = parse_options(__doc__, {"side": 16, "rounds": 7}, cuda, rank=8, image_steps=20)
+    cuda = {"base": "sd1", "dtype": "float16", "side": 64, "rounds": 10, "image_steps": 20}
+    cpu = {"base": "sd1", "side": 32, "rounds": 3, "image_steps": 4}
+    args = parse_options(__doc__, cpu, cuda, rank=8)
     pipe = load_pipe(args.base, args.device, args.dtype)
     pixels = args.side * pipe.vae_scale_factor
     theirs = diffusers_images(pipe, pixels, args.image_steps, args.rank)

@@ -33,8 +33,7 @@ Ratios to PEFT and diffusers hold for the versions named with each measurement.
 The GPU figures were taken without CUDA graphs, with an earlier version, while other runs kept 13 of the machine's 16
 cores busy; their targets are those of that version. `benchmarks/gpu.sh` repeats all of them within eight minutes. With
 batches this small a GPU waits for kernel launches, and every method launches some of its own. That is the extra cost
-per step and image on the GPU; the CPU figures do not show it, and
-[the operations per layer](#few-operations-per-layer) do."""
+per step and image on the GPU; the CPU figures do not show it, the operations per layer do."""
 
 SUBJECTS = """\
 ## Learning a subject

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from benchmarks import bench_fit, bench_peft, claims, gpu, tables
+from benchmarks import bench_fit, bench_floor, bench_inference, bench_peft, bench_step, claims, gpu, tables
 
 
 @pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
@@ -23,6 +23,22 @@ def test_every_part_measures_on_tiny_models(part, tmp_path, monkeypatch):
     assert result["rows"]
     assert all(len(row) == len(result["columns"]) for row in result["rows"])
     assert "peft" in result["machine"], "the version that ratios to PEFT refer to"
+
+
+@pytest.mark.parametrize("module", [bench_step, bench_floor, bench_inference], ids=lambda module: module.__name__)
+def test_on_a_gpu_the_targets_apply_to_captured_steps(module, tmp_path, monkeypatch):
+    """Captured steps are replaced by the steps themselves, since there is no GPU here."""
+    monkeypatch.setattr(
+        module, "captured", lambda steps, device: {f"{name}, CUDA graph": step for name, step in steps.items()}
+    )
+    options = [*gpu.TINY.split(), "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__.replace('.', '/')}.py", *options])
+    module.main()
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    names = [target["what"] for target in result["targets"]]
+    assert names and all("CUDA graph" in name for name in names)
+    assert len(result["rows"]) > len(names)
 
 
 def test_every_part_belongs_to_a_claim_and_all_fit_in_eight_minutes():
