@@ -53,8 +53,9 @@ def main() -> None:
     raw = {name: values for part in parts for name, values in part[2].items()}
     columns = ("run", "rounds", "ours, s", "plain diffusers + PEFT, s", "plain ÷ ours", "relative loss difference")
     conditions = (
-        f"rank {args.rank}, {args.dtype}, {args.device}; toybox 128 px, whole runs in turn; "
-        f"{BASES[args.large]} {args.resolution} px, batch 1, interleaved steps"
+        f"rank {args.rank}, {args.dtype}, {args.device}; "
+        f"{'toybox 128 px, whole runs in turn; ' if args.rounds else ''}"
+        f"{BASES[args.large]}, {args.resolution} px, batch 1, interleaved steps"
     )
     publish(Report(conditions, columns, rows, targets, raw=raw), args)
 
