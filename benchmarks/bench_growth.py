@@ -132,6 +132,7 @@ def vary_photos(pipe: Any, args: argparse.Namespace, folder: Path, counts: Itera
     """Return the trainer's own steps by the number of photos in the latent cache."""
     config = train_config(args, method="hra", resolution=128, batch_size=1, steps=10_000)
     session = start_session(pipe, config, folder)
+    take_step = trainer_step(session)
 
     take_step = trainer_step(session)
 

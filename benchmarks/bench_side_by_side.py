@@ -2,7 +2,7 @@
 
 Generated in one batch, with one batch per adapter, and image by image.
 
-    python -m benchmarks.bench_side_by_side [--device cuda] [--base toybox] [--image-steps 10] [--rounds 3]
+    python -m benchmarks.bench_side_by_side [--device cuda] [--base toybox] [--side 16] [--image-steps 10] [--rounds 3]
 """
 
 from functools import partial
@@ -23,11 +23,13 @@ METHODS = ("lora", "moslora", "hra", "hoft", "shoft", "hra")
 
 
 def main() -> None:
-    args = parse_options(__doc__, {"rounds": 3}, {"base": "sd1", "dtype": "float16"}, image_steps=10, rank=8)
+    args = parse_options(__doc__, {"rounds": 3, "side": 16}, {"base": "sd1", "dtype": "float16", "side": 64},
+                         image_steps=10, rank=8)  # fmt: skip
     pipe = load_pipe(args.base, args.device, args.dtype)
     adapters: list[ActiveAdapters] = [(), *(((name, 1.0),) for name in attach_random(pipe, METHODS, args.rank))]
     requests = [Request(prompt, 0, active) for active in adapters for prompt in PROMPTS]
-    settings = Settings(steps=args.image_steps)
+    pixels = args.side * pipe.vae_scale_factor
+    settings = Settings(steps=args.image_steps, width=pixels, height=pixels)
     images: dict[str, list[Image.Image]] = {}
 
     def generate(name: str, count: int) -> None:

@@ -1,4 +1,4 @@
-"""A plain DreamBooth loop with diffusers and PEFT, in the style of diffusers' script: it caches nothing.
+"""A plain DreamBooth loop with diffusers and PEFT that caches nothing. It is not diffusers' own script.
 
 It starts from the same adapter as our trainer and uses the same random numbers, so that losses can be compared.
 """
@@ -20,6 +20,7 @@ from benchmarks.steps import SUBJECT
 from hra_diffusion.adapters import attachment
 from training import objective
 from training.config import TrainConfig
+from training.rank_matching import layers_to_adapt
 
 PEFT_NAMES = {"lora": "PEFT LoRA", "hra": "PEFT HRA"}
 """Methods that PEFT implements with the same parameters."""
@@ -35,7 +36,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
 
     Yields each step's loss and saves the adapter to ``path`` after the last.
     """
-    parameters = add_peft_adapter(pipe.unet, config)
+    parameters = add_peft_adapter(pipe, config)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     for step in range(config.steps):
         latents, text = encode_batch(pipe, config, step)
@@ -55,19 +56,24 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
     save_file(dict(parameters), path)
 
 
-def add_peft_adapter(unet: Any, config: TrainConfig) -> dict[str, nn.Parameter]:
-    """Add PEFT's adapter to the UNet, with the initial values of ours, and return its parameters."""
-    ours = weight_sharing_copy(unet)
-    attachment.attach(ours, config.method, config.options, targets=config.targets, seed=config.seed)
-    unet.requires_grad_(False)
-    unet.add_adapter(PEFT_CONFIGS[PEFT_NAMES[config.method]](config.options["rank"]))
-    for path, layer in attachment.adapter_layers(ours, "default").items():
-        for peft_name, name in PEFT_PARAMETERS[config.method].items():
-            unet.get_submodule(path).get_parameter(peft_name).data.copy_(layer.get_parameter(name))
-    return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
+def add_peft_adapter(pipe: Any, config: TrainConfig) -> dict[str, nn.Parameter]:
+    """Add PEFT's adapter to the models that a run trains, with the initial values of ours; return its parameters."""
+    parameters = {}
+    for model in (pipe.unet, pipe.vae, pipe.text_encoder):
+        model.requires_grad_(False)
+    for number, (model, paths) in enumerate(layers_to_adapt(config, pipe)):
+        ours = weight_sharing_copy(model)
+        attachment.attach(ours, config.method, config.options, targets=paths, seed=config.seed + number)
+        peft = PEFT_CONFIGS[PEFT_NAMES[config.method]](config.options["rank"])
+        peft.target_modules = set(paths)
+        model.add_adapter(peft)
+        for path, layer in attachment.adapter_layers(ours, "default").items():
+            for peft_name, name in PEFT_PARAMETERS[config.method].items():
+                model.get_submodule(path).get_parameter(peft_name).data.copy_(layer.get_parameter(name))
+        parameters |= {f"{number}.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    return parameters
 
 
-@torch.no_grad()
 def encode_batch(pipe: Any, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:
     """Return the latents and text embeddings of a batch, from the photos' files and the caption."""
     photos, size = sorted(SUBJECT.glob("*.png")), config.batch_size
@@ -77,7 +83,8 @@ def encode_batch(pipe: Any, config: TrainConfig, step: int) -> tuple[Tensor, Ten
     pixels = torch.stack(
         [read_photo(photos[i], config.resolution, flip) for i, flip in zip(indices, flips, strict=True)]
     )
-    posterior = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist
+    with torch.no_grad():
+        posterior = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     latents = (posterior.mean + posterior.std * noise) * pipe.vae.config.scaling_factor
     captions = [config.caption.replace("{subject}", config.subject)] * size

@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from typing import Any
 from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
 from app.benchmarking.timing import MIN_ROUNDS, median_with_range, ratios
 from hra_diffusion.files import write_text
+
+BASES = {
+    "toybox": "toybox",
+    "sd1": "Stable Diffusion 1.5 (random weights)",
+    "sdxl": "SDXL (random weights)",
+    "narrow-sd1": "Stable Diffusion 1.5's layers at a tenth of their width",
+    "narrow-sdxl": "SDXL's layers at a tenth of their width",
+}
+"""Descriptions of the base models."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +100,27 @@ def publish(report: Report, args: argparse.Namespace) -> None:
 def publish_ratios(
     args: argparse.Namespace,
     seconds: Mapping[str, Sequence[float]],
-    baseline: str,
+    baseline: Callable[[str], str],
     columns: Sequence[str],
     limits: Mapping[str, float],
     form: str = ".2f",
+    more: Sequence[Target] = (),
 ) -> None:
-    """Publish the seconds of each variant divided by those of the variant ``baseline``, with ``limits`` as targets."""
-    relative = {name: ratios(rounds, seconds[baseline]) for name, rounds in seconds.items()}
+    """Publish the seconds of each variant divided by those of its ``baseline``.
+
+    ``limits``: limits of the ratios, by variant. ``more``: further targets.
+    """
+    relative = {name: ratios(rounds, seconds[baseline(name)]) for name, rounds in seconds.items()}
     rows = [
         (name, median_with_range(rounds), median_with_range(relative[name], form)) for name, rounds in seconds.items()
     ]
     targets = [
-        Target.of(f"{name} {columns[-1]}", rounds, limits[name])
-        for name, rounds in relative.items()
-        if name != baseline
+        Target.of(f"{name} {columns[-1]}", relative[name], limit)
+        for name, limit in limits.items()
+        if name != baseline(name)
     ]
-    publish(
-        Report(describe_conditions(args, describe_inputs(args), seconds), columns, rows, targets, raw=seconds), args
-    )
+    conditions = describe_conditions(args, describe_inputs(args), seconds)
+    publish(Report(conditions, columns, rows, [*targets, *more], raw=seconds), args)
 
 
 def describe_inputs(args: argparse.Namespace) -> str:
@@ -118,20 +131,22 @@ def describe_inputs(args: argparse.Namespace) -> str:
 
 def describe_conditions(args: argparse.Namespace, inputs: str, seconds: Mapping[Any, Sequence[float]]) -> str:
     """Describe base model, inputs, dtype, device and rounds in a sentence."""
-    base = {"toybox": "toybox", "sd1": "Stable Diffusion 1.5 (random weights)", "sdxl": "SDXL (random weights)"}
     rounds = len(next(iter(seconds.values())))
-    return f"{base[args.base]}, {inputs}, {args.dtype}, {args.device}; {rounds} interleaved rounds"
+    return f"{BASES[args.base]}, {inputs}, {args.dtype}, {args.device}; {rounds} interleaved rounds"
 
 
 def commit_hash(folder: Path = Path(__file__).parent.parent) -> str:
-    """Return the short commit hash, with "-dirty" if code other than results changed; "" outside a Git checkout."""
+    """Return the short commit hash, with "-dirty" if code other than results changed.
+
+    Outside a Git checkout it is the value of the environment variable COMMIT, or "".
+    """
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     except FileNotFoundError:  # Git is not installed
-        return ""
+        return os.environ.get("COMMIT", "")
     if head.returncode:
-        return ""
+        return os.environ.get("COMMIT", "")
     code = [":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs/benchmarks.md"]
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     return head.stdout.strip() + ("-dirty" if changed else "")

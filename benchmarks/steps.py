@@ -1,7 +1,8 @@
 """Training steps that benchmarks measure: single optimiser steps of each method, and the trainer's own."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from training.session.phase_timer import PhaseTimer
 from training.session.setup import set_up
 from training.session.state import Session
 from training.step import TrainingStep
-from training.step_graph import capture_step
+from training.step_graph import capture_cuda_graph, capture_step
 
 SUBJECT = sources.ASSETS / "subjects" / "octopus"
 
@@ -43,14 +44,22 @@ def make_steps(
     return {method: make_step(unet, method, rank, batch_size, side) for method in methods}
 
 
+def captured(steps: Mapping[str, Callable[[], None]], device: str) -> dict[str, Callable[[], None]]:
+    """Return the replay of each step as a CUDA graph, named "…, CUDA graph"; on other devices none."""
+    return {f"{name}, CUDA graph": capture_cuda_graph(step) for name, step in steps.items()} if device == "cuda" else {}
+
+
 def step_memory(
     base: str, device: str, dtype: str, method: str, rank: int, batch_size: int, side: int,
     checkpointing: bool = False, weights: str = "full",
 ) -> tuple[float, float]:  # fmt: skip
     """Return the peak memory of this process during training steps in GiB: in total, and beyond the base model.
 
+    On the CPU call it in a process of its own: freed memory may stay resident.
+
     ``weights``: "full", or a quantisation of the base model ("int8", "nf4").
     """
+    gc.collect()
     unet = load_unet(base, device, dtype)
     if weights != "full":
         quantise(unet, weights)
@@ -84,8 +93,8 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, []))
 
 
-def trainer_step(session: Session) -> Callable[[], Any]:
-    """Return the trainer's own step, captured as a graph where the trainer would do so. Its loss is not read."""
+def trainer_step(session: Session) -> Callable[[], object]:
+    """Return a function that takes the session's next optimiser step, on a GPU as a CUDA graph, as a run does."""
     step = TrainingStep(session)
     capture_step(step)
     return partial(step, session.config.learning_rate)

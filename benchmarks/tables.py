@@ -28,11 +28,12 @@ Variants take turns within each round, and ratios are medians of the ratios with
 maximum in parentheses: other load on the machine affects all variants of a round alike. The median decides between
 ✓ (target met) and ✗ (missed); fewer than three rounds decide nothing (?).
 
-The GPU figures were taken while other runs kept 13 of the machine's 16 cores busy and need to be repeated on a quiet
-machine. With batches this small a GPU waits for kernel launches, and every method launches some of its own. That is the
-extra cost per step and image on the GPU; the CPU figures do not show it. Since these measurements the operations that
-an adapted layer adds to a bfloat16 step have dropped from 20 to 10 (HRA), 37 to 17 (HOFT) and 52 to 28 (SHOFT);
-LoRA adds 10, MoSLoRA 13."""
+Ratios to PEFT and diffusers hold for the versions named with each measurement.
+
+The GPU figures were taken without CUDA graphs, with an earlier version, while other runs kept 13 of the machine's 16
+cores busy; their targets are those of that version. `benchmarks/gpu.sh` repeats all of them within eight minutes. With
+batches this small a GPU waits for kernel launches, and every method launches some of its own. That is the extra cost
+per step and image on the GPU; the CPU figures do not show it, the operations per layer do."""
 
 SUBJECTS = """\
 ## Learning a subject

@@ -1,7 +1,7 @@
 """What benchmarks time: a training step of a UNet, with or without adapters, on random inputs."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,18 @@ def weight_sharing_copy(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
+def fused_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return AdamW in one kernel per step; on a GPU a CUDA graph can capture it."""
+    return torch.optim.AdamW(parameters, lr=1e-5, fused=True, capturable=parameters[0].is_cuda)
+
+
 def make_training_step(
     unet: Any,
     parameters: Iterable[nn.Parameter],
     batch_size: int,
     latent_size: int | None = None,
     penalty: Callable[[], Tensor | None] = lambda: None,
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = fused_adamw,
 ) -> Callable[[], None]:
     """Return an optimiser step on fixed inputs: forward, loss, backward, clipping and AdamW, as in training.
 
@@ -31,11 +37,12 @@ def make_training_step(
         batch_size: the number of latents.
         latent_size: height and width of the latents; the base model's by default.
         penalty: returns the method's regulariser (see ``attachment.penalty``).
+        make_optimizer: returns an optimiser of the parameters.
     """
     retain_freed_memory()  # as in a run
     inputs, conditions = random_unet_inputs(unet, batch_size, latent_size)
     noise, parameters = torch.randn_like(inputs[0]), list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    optimizer = make_optimizer(parameters)
 
     def step() -> None:
         loss = F.mse_loss(unet(*inputs, **conditions).sample.float(), noise.float())
