@@ -1,10 +1,11 @@
-"""One denoising step with guidance, with an unmerged or a merged adapter, relative to the base model's.
+"""One denoising step with guidance, with an unmerged (frozen) or a merged adapter, relative to the base model's.
 
     python -m benchmarks.bench_inference [--device cuda] [--base toybox] [--side 32] [--rounds 5]
 
 On a GPU every step is also captured in a CUDA graph, and the targets apply to the graphs.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from benchmarks.models import copy_with_adapter, load_unet
 from benchmarks.options import parse_sd1_options
 from benchmarks.report import publish_ratios
 from benchmarks.steps import captured
-from hra_diffusion.adapters import merging, registry
+from hra_diffusion.adapters import activation, merging, registry
 
 LIVE, GRAPH_LIVE, MERGED = 1.05, 1.02, 1.01
 
@@ -28,8 +29,11 @@ def main() -> None:
     models["hra, merged"] = copy_with_adapter(unet, "hra", args.rank)[0]
     merging.merge(models["hra, merged"])
     variants = {name: make_denoising_step(model, args.side) for name, model in models.items()}
-    graphs = captured(variants, args.device)
-    seconds = time_interleaved(variants | graphs, args.rounds, minutes=args.minutes)
+    with contextlib.ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(activation.frozen(model))
+        graphs = captured(variants, args.device)
+        seconds = time_interleaved(variants | graphs, args.rounds, minutes=args.minutes)
     limits = {name: MERGED if "merged" in name else GRAPH_LIVE if graphs else LIVE for name in graphs or variants}
     columns = ("model", "seconds per step", "÷ base")
     publish_ratios(args, seconds, lambda name: "base, CUDA graph" if name in graphs else "base", columns, limits, ".3f")

@@ -47,7 +47,7 @@ class LayerAdapters(nn.ModuleDict):
         found = [(self.get(name), strength) for name, strength in active if strength != 0]
         return [(adapter, strength) for adapter, strength in found if adapter is not None]
 
-    def update(self, layer: nn.Module) -> None:
+    def attach_to(self, layer: nn.Module) -> None:
         """Add the hooks to the layer, if they are missing, after a change of adapters."""
         self.preparation = Preparation(self.state, [layer])
         if not self.handles:
@@ -146,7 +146,7 @@ def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Mo
             raise UserError(reason)
         adapters = layer.adapters = LayerAdapters(state)
     adapters[adapter_key(name)] = adapter
-    adapters.update(layer)
+    adapters.attach_to(layer)
 
 
 def remove_adapter(layer: nn.Module, name: str) -> None:
@@ -155,7 +155,7 @@ def remove_adapter(layer: nn.Module, name: str) -> None:
     if adapter_key(name) in adapters:
         del adapters[adapter_key(name)]
     if adapters:
-        adapters.update(layer)
+        adapters.attach_to(layer)
     else:
         adapters.remove_hooks()
         del layer.adapters

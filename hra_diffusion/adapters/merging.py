@@ -68,7 +68,7 @@ def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iter
     finally:
         for layer, adapters in removed:
             layer.adapters = adapters
-            adapters.update(layer)
+            adapters.attach_to(layer)
         unmerge(model)
         activate(model, dict(previous))
         if merged:
