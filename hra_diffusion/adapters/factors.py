@@ -68,6 +68,25 @@ class LayerFactors(NamedTuple):
         """The factors of each layer, of stacked factors."""
         return [self._with(iter(row)) for row in zip(*(tensor.unbind() for tensor in self.tensors()), strict=True)]
 
+    def split(self, counts: list[int]) -> list["LayerFactors"]:
+        """Split stacked factors into stacks of ``counts`` layers."""
+        if len(counts) == 1:
+            return [self]
+        return [self._with(iter(row)) for row in zip(*(tensor.split(counts) for tensor in self.tensors()), strict=True)]
+
+    def narrow(self, d_out: int, d_in: int) -> "LayerFactors":
+        """Stacked factors of padded layers without the padding."""
+        right, update, scale, left, shift, offset, dropout = self
+        return LayerFactors(
+            (right[0][:, :d_in], right[1][..., :d_in]) if right else None,
+            (update[0][:, :d_out], update[1][..., :d_in]) if update else None,
+            None if scale is None else scale[:, :d_out],
+            (left[0][:, :d_out], left[1][..., :d_out]) if left else None,
+            None if shift is None else shift[:, :d_out],
+            offset,
+            dropout,
+        )
+
     def _with(self, tensors: Iterator[Tensor]) -> "LayerFactors":
         return self.map(lambda _: next(tensors))
 

@@ -1,14 +1,16 @@
 """Prepare the factors of all adapted layers together, once per forward pass of the model.
 
-Parameters of equal shapes are stacked: a few large operations instead of hundreds of small ones, forward and backward.
+The parameters of many layers are stacked: a few large operations instead of hundreds of small ones, forward and
+backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion.adapters.factors import LayerFactors, compose
@@ -18,42 +20,84 @@ from hra_diffusion.adapters.linear_map import (
     as_matrix,
     compute_dtype,
     has_weight,
+    matrix_shape,
     offloaded_weights,
     stored_weight,
 )
 from hra_diffusion.adapters.registry import Adapter
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
 
+MAX_PADDING = 4
+"""Largest ratio of the dimensions of layers that are stacked together."""
+
 
 @dataclass(frozen=True)
-class Group:
-    """Adapters of one configuration and of equal shapes, with their layers and the layers' positions in the model."""
+class Part:
+    """Adapters whose parameters have equal shapes, with their layers and the layers' positions in the model."""
 
     adapters: list[Adapter] = field(default_factory=list)
     layers: list[nn.Module] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    modules: list[nn.Module] = field(default_factory=list)
-    """The modules that hold the parameters of adapters and layers."""
 
-    def factors(self, strength: float, device: torch.device, dtype: torch.dtype) -> list[LayerFactors]:
-        """The factors of each layer, computed in float32 and cast to ``dtype``."""
-        with own_precision(device), offloaded_weights(self.modules):
+    @property
+    def size(self) -> int:
+        """The largest dimension of a parameter."""
+        return max(max(parameter.shape) for parameter in self.adapters[0].parameters())
+
+    def biases(self, like: Tensor) -> Tensor:
+        """The layers' biases, stacked, on the device and in the dtype of ``like``; zeros without biases."""
+        none = torch.zeros(matrix_shape(self.layers[0])[0], dtype=like.dtype, device=like.device)
+        biases = (none if layer.bias is None else layer.bias for layer in self.layers)
+        return torch.stack([bias.to(like) for bias in biases])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adapters of one configuration. Parameters of smaller layers are padded with zeros, which changes no product."""
+
+    parts: list[Part]
+
+    def factors(self, strength: float, device: torch.device, dtype: torch.dtype) -> list[tuple[int, LayerFactors]]:
+        """The position and the factors of each layer, computed in float32 and cast to ``dtype``."""
+        adapters = (module for part in self.parts for adapter in part.adapters for module in adapter.modules())
+        layers = (layer for part in self.parts for layer in part.layers)
+        with own_precision(device), offloaded_weights([*adapters, *layers]):
             return self._factors(strength, device, dtype)
 
-    def _factors(self, strength: float, device: torch.device, dtype: torch.dtype) -> list[LayerFactors]:
-        first = self.adapters[0]
+    def _factors(self, strength: float, device: torch.device, dtype: torch.dtype) -> list[tuple[int, LayerFactors]]:
+        first = self.parts[0].adapters[0]
         names = [name for name, _ in first.named_parameters()]
-        values = {name: self._stack(map(attrgetter(name), self.adapters), device) for name in names}
-        factors = first.factors(values, strength)
-        if self.layers[0].bias is not None and (factors.scale is not None or factors.left):
-            bias = self._stack((layer.bias for layer in self.layers), device)
-            factors = factors.with_bias(bias.to(next(factors.tensors()).dtype))
-        factors = factors._replace(dropout=first.config.dropout)
-        return factors.map(lambda tensor: tensor.to(dtype)).unstack()
+        values = {
+            name: _padded([_stack(map(attrgetter(name), part.adapters), device) for part in self.parts])
+            for name in names
+        }
+        factors = first.factors(values, strength)._replace(dropout=first.config.dropout)
+        has_bias = any(layer.bias is not None for part in self.parts for layer in part.layers)
+        if has_bias and (factors.scale is not None or factors.left):
+            like = next(factors.tensors())
+            factors = factors.with_bias(_padded([part.biases(like) for part in self.parts]))
+        factors = factors.map(lambda tensor: tensor.to(dtype))
+        found: list[tuple[int, LayerFactors]] = []
+        for part, own in zip(self.parts, factors.split([len(part.layers) for part in self.parts]), strict=True):
+            own = own.narrow(*matrix_shape(part.layers[0])) if len(self.parts) > 1 else own
+            for position, layer, one in zip(part.positions, part.layers, own.unstack(), strict=True):
+                found.append((position, one if layer.bias is not None else one._replace(shift=None, offset=None)))
+        return found
 
-    @staticmethod
-    def _stack(tensors: Any, device: torch.device) -> Tensor:
-        return torch.stack([tensor.to(device) for tensor in tensors])
+
+def _stack(tensors: Iterable[Any], device: torch.device) -> Tensor:
+    return torch.stack([tensor.to(device) for tensor in tensors])
+
+
+def _padded(stacks: list[Tensor]) -> Tensor:
+    """Concatenate stacks (n, …), padded with zeros to the largest size of every other dimension."""
+    sizes = [max(stack.shape[axis] for stack in stacks) for axis in range(1, stacks[0].ndim)]
+    missing = [[size - own for size, own in zip(sizes, stack.shape[1:], strict=True)] for stack in stacks]
+    padded = [
+        F.pad(stack, [pad for size in reversed(more) for pad in (0, size)]) if any(more) else stack
+        for stack, more in zip(stacks, missing, strict=True)
+    ]
+    return torch.cat(padded) if len(padded) > 1 else padded[0]
 
 
 class Preparation:
@@ -89,9 +133,9 @@ class Preparation:
         found: list[list[LayerFactors]] = [[] for _ in self.layers]
         for name, strength in active:
             for group in self.groups.get(name, ()) if strength != 0 else ():
-                layer = group.layers[0]
+                layer = group.parts[0].layers[0]
                 dtype = torch.float32 if self._composes(layer) else compute_dtype(layer)
-                for position, factors in zip(group.positions, group.factors(strength, device, dtype), strict=True):
+                for position, factors in group.factors(strength, device, dtype):
                     found[position].append(factors)
         return [self._finish(layer, chain, device) for layer, chain in zip(self.layers, found, strict=True)]
 
@@ -114,17 +158,27 @@ class Preparation:
         return (factors.map(lambda tensor: tensor.to(dtype)),)
 
     def _group(self, name: str) -> list[Group]:
-        found: dict[Any, Group] = {}
+        parts: dict[Any, dict[Any, Part]] = {}
         for position, (layer, adapters) in enumerate(zip(self.layers, self._containers(), strict=True)):
             if (adapter := adapters.get(name)) is not None:
+                together = adapter.config, isinstance(layer, nn.Conv2d), stored_weight(layer).dtype
                 shapes = tuple(parameter.shape for parameter in adapter.parameters())
-                key = adapter.config, shapes, type(layer), stored_weight(layer).dtype, layer.bias is None
-                group = found.setdefault(key, Group())
-                group.adapters.append(adapter)
-                group.layers.append(layer)
-                group.positions.append(position)
-                group.modules.extend([layer, *adapter.modules()])
-        return list(found.values())
+                part = parts.setdefault(together, {}).setdefault(shapes, Part())
+                part.adapters.append(adapter)
+                part.layers.append(layer)
+                part.positions.append(position)
+        return [group for found in parts.values() for group in _groups_of(list(found.values()))]
 
     def _containers(self) -> list[Any]:
         return [layer.adapters for layer in self.layers]
+
+
+def _groups_of(parts: list[Part]) -> list[Group]:
+    """Groups of parts whose sizes differ by at most ``MAX_PADDING``."""
+    groups: list[Group] = []
+    for part in sorted(parts, key=lambda part: part.size):
+        if groups and part.size <= MAX_PADDING * groups[-1].parts[0].size:
+            groups[-1].parts.append(part)
+        else:
+            groups.append(Group([part]))
+    return groups

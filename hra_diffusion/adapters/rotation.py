@@ -44,13 +44,13 @@ class Rotation(nn.Module):
 
         In float32 or wider. Differentiable at strength 1 only.
         """
-        if strength != 1:
-            u = u.detach()
-        basis, core = CHAINS[self.form](u)
-        if strength != 1:
-            # the approximate chain is not orthogonal, so it has no power: interpolate linearly
-            interpolate = self.form == "approximate"
-            basis, core = (basis, strength * core) if interpolate else householder.power(basis, core, strength)
+        if strength == 1:
+            exact = self.form == "exact"
+            return householder.reflection_factors(u) if exact else householder.low_rank_factors(*CHAINS[self.form](u))
+        basis, core = CHAINS[self.form](u.detach())
+        # the approximate chain is not orthogonal, so it has no power: interpolate linearly
+        interpolate = self.form == "approximate"
+        basis, core = (basis, strength * core) if interpolate else householder.power(basis, core, strength)
         return householder.low_rank_factors(basis, core)
 
 

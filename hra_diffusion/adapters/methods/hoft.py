@@ -7,6 +7,7 @@ paper's paired initialisation does not start at the identity. The inverse here i
 
 from collections.abc import Mapping
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
@@ -46,5 +47,8 @@ class HOFT(Adapter):
         self.right = Rotation(d_in, config.rank, generator, form)
 
     def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
-        left = self.left.factors(parameters["left.u"], strength)
-        return LayerFactors(right=self.right.factors(parameters["right.u"], strength), left=left)
+        left, right = parameters["left.u"], parameters["right.u"]
+        if left.shape == right.shape:  # both sides together
+            ups, downs = self.left.factors(torch.stack([left, right]), strength)
+            return LayerFactors(right=(ups[1], downs[1]), left=(ups[0], downs[0]))
+        return LayerFactors(right=self.right.factors(right, strength), left=self.left.factors(left, strength))
