@@ -46,9 +46,10 @@ class Part:
 
     def biases(self, like: Tensor) -> Tensor:
         """The layers' biases, stacked, on the device and in the dtype of ``like``; zeros without biases."""
-        none = torch.zeros(matrix_shape(self.layers[0])[0], dtype=like.dtype, device=like.device)
+        dtype = next((layer.bias.dtype for layer in self.layers if layer.bias is not None), like.dtype)
+        none = torch.zeros(matrix_shape(self.layers[0])[0], dtype=dtype)
         biases = (none if layer.bias is None else layer.bias for layer in self.layers)
-        return torch.stack([bias.to(like) for bias in biases])
+        return _stack(biases, like.device).to(like.dtype)
 
 
 @dataclass(frozen=True)
