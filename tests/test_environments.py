@@ -10,6 +10,7 @@ from accelerate import cpu_offload_with_hook
 from conftest import relative, stir, tiny_unet
 from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_contract import attach_trained, each_variant, unet_input
 from torch import nn
@@ -54,6 +55,7 @@ DISTURBANCES = {
     ),
 }
 each_disturbance = pytest.mark.parametrize("disturbance", DISTURBANCES)
+each_method = pytest.mark.parametrize("method", registry.method_names())
 
 
 @each_variant
@@ -122,12 +124,28 @@ def test_writes_to_data_are_noticed(unet, method, options):
         assert relative(live, unet_input(fresh)) < 1e-6
 
 
-def test_targets_beside_a_peft_lora(unet):
-    from peft import LoraConfig
-
-    before = find_targets(unet)
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"]))
-    assert len(find_targets(unet)) == len(before)
+@each_method
+@pytest.mark.parametrize("peft_first", [False, True])
+def test_beside_a_peft_lora(unet, method, peft_first):
+    """Both adapters apply, whichever was first; paths and the adapter's own values are those without PEFT."""
+    before, plain = find_targets(unet), copy.deepcopy(unet)
+    attach_trained(plain, method, {"rank": 4})
+    if not peft_first:
+        attach_trained(unet, method, {"rank": 4})
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    assert find_targets(unet) == before
+    with torch.no_grad():
+        unet.disable_adapters()
+        base = unet_input(unet)
+        if peft_first:
+            attach_trained(unet, method, {"rank": 4})
+        assert relative(unet_input(unet), unet_input(plain)) < 1e-5
+        unet.enable_adapters()
+        both = unet_input(unet)
+        assert relative(both, unet_input(plain)) > 1e-4
+        assert set(attachment.adapter_parameters(unet, "a")) == set(attachment.adapter_parameters(plain, "a"))
+        detach(unet)
+        assert relative(unet_input(unet), both) > 1e-4 and relative(unet_input(unet), base) > 1e-4
 
 
 class Flattened(nn.Module):
@@ -254,9 +272,6 @@ def test_functional_call_uses_the_given_parameters(unet, method, options):
         given = torch.func.functional_call(unet, zeros, (x, torch.full((2,), 10), text)).sample
         own = unet(x, torch.full((2,), 10), text).sample
     assert relative(given, own) > 1e-4 and torch.isfinite(given).all() and relative(unet_input(unet), adapted) < 1e-6
-
-
-each_method = pytest.mark.parametrize("method", registry.method_names())
 
 
 def with_all_methods():

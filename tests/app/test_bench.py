@@ -32,7 +32,7 @@ def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
     assert row["method"] == "hra" and not row["error"]
     assert row["step_seconds"] > 0 and row["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
     assert found["machine"]["torch"]
-    own = {"prediction_type": None, "rescale_zero_snr": None}
+    own = dict.fromkeys(("prediction_type", "rescale_zero_snr", "base_revision", "base_variant"))
     arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
     stored = calibration.load(tmp_path, bench.default_config("hra", arguments))
     assert stored is not None and row["peak_memory_bytes"] == stored.memory

@@ -27,9 +27,15 @@ def test_writes_by_the_rules_of_windows(windows, tmp_path):  # noqa: F811
 def test_replacing_a_file_waits_for_its_reader(windows, tmp_path):  # noqa: F811
     write_text(tmp_path / "state.json", "1")
     reader = (tmp_path / "state.json").open()
-    threading.Timer(0.05, reader.close).start()
+
+    def close_once_refused():
+        while not windows:
+            time.sleep(0.005)
+        reader.close()
+
+    threading.Thread(target=close_once_refused, daemon=True).start()
     write_text(tmp_path / "state.json", "2")
-    assert windows and (tmp_path / "state.json").read_text() == "2"
+    assert (tmp_path / "state.json").read_text() == "2"
 
 
 def test_a_file_open_in_another_program_is_reported(windows, tmp_path):  # noqa: F811

@@ -4,13 +4,16 @@ import warnings
 
 import pytest
 import torch
-from conftest import pipe_with_two_adapters, relative, stir, tiny_llama, tiny_pipe, tiny_unet
+from conftest import distance, pipe_with_two_adapters, relative, stir, tiny_llama, tiny_pipe, tiny_unet
 from test_contract import tokens_input, unet_input
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import Note, UserError
+from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.sampling import generate
+from hra_diffusion.interop import export
 from hra_diffusion.models.loading import load_base
 
 
@@ -123,3 +126,19 @@ def test_excluded_layers_are_not_adapted():
     assert paths and not any("attn2" in path for path in paths)
     with pytest.raises(UserError, match="exclude='nowhere' matches no layer of the target 'attention', such as down"):
         pipeline.attach(unet, "lora", {"rank": 2}, name="b", exclude="nowhere")
+
+
+def test_generating_and_exporting_while_merged(tmp_path):
+    """Merged adapters are what generate uses; an export merges its own strength and leaves the pipeline as it was."""
+    pipe, few = pipe_with_two_adapters(), Settings(steps=2)
+    pipeline.activate(pipe, {"a": 0.6})
+    live = generate(pipe, "a dog", settings=few)[0]
+    pipeline.merge(pipe)
+    weights = pipe.unet.state_dict()
+    assert distance(generate(pipe, "a dog", settings=few)[0], live) < 1
+    assert distance(generate(pipe, "a dog", {"a": 0.6}, settings=few)[0], live) < 1
+    with pytest.raises(UserError, match="merged into the weights; unmerge them first"):
+        generate(pipe, "a dog", {"b": 1.0}, settings=few)
+    export(pipe, "a", "merged", tmp_path / "merged")
+    assert pipeline.is_merged(pipe) and pipeline.active(pipe) == {"a": 0.6}
+    assert all(torch.equal(weights[key], value) for key, value in pipe.unet.state_dict().items())

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,6 +34,13 @@ LAYERS = {
 """Path -> (inputs, outputs) of a linear layer, (inputs, outputs, kernel size) of a convolution."""
 
 
+class Pipe:
+    """Stands for a pipeline with one component."""
+
+    def __init__(self, unet):
+        self.unet, self.base_name = unet, "tiny"
+
+
 def tiny_base():
     """A pipeline with a few layers that have the names of a UNet's, all with biases."""
     torch.manual_seed(0)
@@ -49,7 +55,7 @@ def tiny_base():
             parent = getattr(parent, step)
         layer = nn.Conv2d(d_in, d_out, kernel[0], padding=kernel[0] // 2) if kernel else nn.Linear(d_in, d_out)
         parent.add_module(name, layer)
-    return SimpleNamespace(unet=unet, base_name="tiny")
+    return Pipe(unet)
 
 
 ALL = ["conv1", "to_q", "to_k", "proj_in"]
