@@ -46,10 +46,10 @@ class Part:
 
     def biases(self, like: Tensor) -> Tensor:
         """The layers' biases, stacked, on the device and in the dtype of ``like``; zeros without biases."""
-        dtype = next((layer.bias.dtype for layer in self.layers if layer.bias is not None), like.dtype)
+        biases = [cast(Tensor | None, layer.bias) for layer in self.layers]
+        dtype = next((bias.dtype for bias in biases if bias is not None), like.dtype)
         none = torch.zeros(matrix_shape(self.layers[0])[0], dtype=dtype)
-        biases = (none if layer.bias is None else layer.bias for layer in self.layers)
-        return _stack(biases, like.device).to(like.dtype)
+        return _stack((none if bias is None else bias for bias in biases), like.device).to(like.dtype)
 
 
 @dataclass(frozen=True)
