@@ -6,7 +6,7 @@ pure functions of tensors; those without a weight accept factors of several laye
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,11 @@ class LayerFactors(NamedTuple):
     shift: Tensor | None = None
     offset: Tensor | None = None
     dropout: float = 0.0
+
+    @property
+    def depend_on_bias(self) -> bool:
+        """Whether the factors for a layer depend on its bias, see ``with_bias``."""
+        return self.scale is not None or self.left is not None
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors in order."""
@@ -109,6 +114,42 @@ def add_low_rank(y: Tensor, x: Tensor, factors: Factors, offset: Tensor | None =
     if dropout:
         hidden = F.dropout(hidden, dropout)
     return torch.addmm(y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.mT).view(y.shape)
+
+
+def rotate(x: Tensor, factors: Factors, offset: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """``add_low_rank(x, x, …)`` for rows x (…, d), with one operation less in its backward pass."""
+    if dropout:
+        return add_low_rank(x, x, factors, offset, dropout)
+    up, down = factors
+    rows = x.reshape(-1, x.shape[-1]).to(up.dtype)  # under autocast x may be wider
+    return _Rotation.apply(rows, up, down, offset)[0].view(x.shape)
+
+
+class _Rotation(torch.autograd.Function):
+    """Its backward pass adds the gradient of the sum's first term within a matrix product."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, up: Tensor, down: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden = F.linear(x, down, offset)
+        return torch.addmm(x, hidden, up.mT), hidden
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        grad, (x, up, down, offset, hidden) = gradients[0], ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives, through the hidden activations too
+            hidden = F.linear(x, down, offset)
+        hidden_grad = grad @ up
+        x_grad = torch.addmm(grad, hidden_grad, down) if ctx.needs_input_grad[0] else None
+        offset_grad = hidden_grad.sum(0) if ctx.needs_input_grad[3] else None
+        return x_grad, grad.mT @ hidden, hidden_grad.mT @ x, offset_grad
 
 
 def adapted_weight(weight: Tensor, factors: LayerFactors) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hra_diffusion.adapters.factors import add_low_rank
+from hra_diffusion.adapters.factors import rotate
 from hra_diffusion.adapters.linear_map import adapted_output, unsupported_reason, weight_of
 from hra_diffusion.adapters.preparation import Preparation
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
@@ -204,7 +204,7 @@ def _chain_inputs(layer: nn.Module, chain: Chain, x: Tensor) -> list[Tensor]:
     inputs = [x]
     for factors in reversed(chain):
         last, dropout = inputs[-1], factors.dropout if layer.training else 0.0
-        inputs.append(add_low_rank(last, last, factors.right, dropout=dropout) if factors.right else last)
+        inputs.append(rotate(last, factors.right, dropout=dropout) if factors.right else last)
     return inputs[::-1]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hra_diffusion.adapters.factors import LayerFactors, add_low_rank
+from hra_diffusion.adapters.factors import LayerFactors, add_low_rank, rotate
 from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.errors import UserError
 
@@ -156,7 +156,7 @@ def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors
         y = add_low_rank(y, x, factors.update, dropout=dropout)
     if factors.scale is not None:
         y = y * factors.scale if factors.shift is None else torch.addcmul(factors.shift, y, factors.scale)
-    return add_low_rank(y, y, factors.left, factors.offset, dropout) if factors.left else y
+    return rotate(y, factors.left, factors.offset, dropout) if factors.left else y
 
 
 def _adapted_convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, factors: LayerFactors, dropout: float) -> Tensor:

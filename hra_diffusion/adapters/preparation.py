@@ -44,12 +44,16 @@ class Part:
         """The largest dimension of a parameter."""
         return max(max(parameter.shape) for parameter in self.adapters[0].parameters())
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether a layer has a bias; where the factors depend on it, all layers have one or none has."""
+        return any(layer.bias is not None for layer in self.layers)
+
     def biases(self, like: Tensor) -> Tensor:
         """The layers' biases, stacked, on the device and in the dtype of ``like``; zeros without biases."""
-        biases = [cast(Tensor | None, layer.bias) for layer in self.layers]
-        dtype = next((bias.dtype for bias in biases if bias is not None), like.dtype)
-        none = torch.zeros(matrix_shape(self.layers[0])[0], dtype=dtype)
-        return _stack((none if bias is None else bias for bias in biases), like.device).to(like.dtype)
+        if not self.has_bias:
+            return like.new_zeros(len(self.layers), matrix_shape(self.layers[0])[0])
+        return _stack((layer.bias for layer in self.layers), like.device).to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,15 @@ class Group:
             for name in names
         }
         factors = first.factors(values, strength)._replace(dropout=first.config.dropout)
-        has_bias = any(layer.bias is not None for part in self.parts for layer in part.layers)
-        if has_bias and (factors.scale is not None or factors.left):
+        if factors.depend_on_bias and any(part.has_bias for part in self.parts):
             like = next(factors.tensors())
             factors = factors.with_bias(_padded([part.biases(like) for part in self.parts]))
         factors = factors.map(lambda tensor: tensor.to(dtype))
         found: list[tuple[int, LayerFactors]] = []
         for part, own in zip(self.parts, factors.split([len(part.layers) for part in self.parts]), strict=True):
+            own = own if part.has_bias else own._replace(shift=None, offset=None)
             own = own.narrow(*matrix_shape(part.layers[0])) if len(self.parts) > 1 else own
-            for position, layer, one in zip(part.positions, part.layers, own.unstack(), strict=True):
-                found.append((position, one if layer.bias is not None else one._replace(shift=None, offset=None)))
+            found.extend(zip(part.positions, own.unstack(), strict=True))
         return found
 
 
@@ -160,14 +163,20 @@ class Preparation:
 
     def _group(self, name: str) -> list[Group]:
         parts: dict[Any, dict[Any, Part]] = {}
+        biased: dict[Any, bool] = {}
         for position, (layer, adapters) in enumerate(zip(self.layers, self._containers(), strict=True)):
-            if (adapter := adapters.get(name)) is not None:
-                together = adapter.config, isinstance(layer, nn.Conv2d), stored_weight(layer).dtype
-                shapes = tuple(parameter.shape for parameter in adapter.parameters())
-                part = parts.setdefault(together, {}).setdefault(shapes, Part())
-                part.adapters.append(adapter)
-                part.layers.append(layer)
-                part.positions.append(position)
+            if (adapter := adapters.get(name)) is None:
+                continue
+            together = adapter.config, isinstance(layer, nn.Conv2d), stored_weight(layer).dtype
+            if together not in biased:
+                with torch.no_grad(), offloaded_weights(adapter.modules()):
+                    biased[together] = adapter.own_factors().depend_on_bias
+            shapes = tuple(parameter.shape for parameter in adapter.parameters())
+            key = shapes, biased[together] and layer.bias is None
+            part = parts.setdefault(together, {}).setdefault(key, Part())
+            part.adapters.append(adapter)
+            part.layers.append(layer)
+            part.positions.append(position)
         return [group for found in parts.values() for group in _groups_of(list(found.values()))]
 
     def _containers(self) -> list[Any]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hra_diffusion.adapters import householder
-from hra_diffusion.adapters.factors import LayerFactors, adapted_weight, add_low_rank
+from hra_diffusion.adapters.factors import LayerFactors, adapted_weight, add_low_rank, rotate
 from hra_diffusion.adapters.rotation import Rotation, paired
 
 
@@ -63,6 +63,7 @@ def test_rows_are_mapped_without_a_dense_matrix():
     u, rows = vectors(32, 6, 0), vectors(5, 32, 1)
     up, down = householder.low_rank_factors(*householder.reflection_chain(u))
     q = chain(u)
+    torch.testing.assert_close(rotate(rows, (up, down)), rows @ q.mT)
     torch.testing.assert_close(add_low_rank(rows, rows, (up, down)), rows @ q.mT)
     torch.testing.assert_close(adapted_weight(rows, LayerFactors(right=(up, down))), rows @ q)
 
@@ -156,3 +157,15 @@ def test_small_moves_survive_a_basis_in_bfloat16():
     effect = (rows.double() @ chain(u.double()).mT) - rows.double()
     low = (rows @ basis.bfloat16()) @ (basis @ core).mT.bfloat16()
     assert (-low.double() - effect).norm() / effect.norm() < 1e-2
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_first_and_second_derivatives_of_a_rotation_of_rows(with_offset):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 6), (6, 2), (2, 6), (2,))[: 4 if with_offset else 3]
+    inputs = [torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
+
+    def function(x, up, down, offset=None):
+        return rotate(x, (up, down), offset)
+
+    assert torch.autograd.gradcheck(function, inputs) and torch.autograd.gradgradcheck(function, inputs)
