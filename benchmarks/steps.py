@@ -18,6 +18,7 @@ from hra_diffusion.models import sources
 from training import config as configs
 from training.data.dataset import load_dataset
 from training.memory.peak import peak_memory, reset_peak_memory
+from training.runs.events import Event, Notice
 from training.runs.run_folder import Run
 from training.session.devices import make_accelerator
 from training.session.phase_timer import PhaseTimer
@@ -90,7 +91,13 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     retain_freed_memory()  # as in a run
     accelerator = make_accelerator(config)
     dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
-    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, []))
+    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, [print_notice]))
+
+
+def print_notice(event: Event) -> None:
+    """Print a notice of the trainer, such as that its step runs without a CUDA graph."""
+    if isinstance(event, Notice):
+        print(event.message)
 
 
 def trainer_step(session: Session) -> Callable[[], object]:
