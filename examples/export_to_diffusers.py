@@ -18,7 +18,8 @@ def main() -> None:
     pipe = hra.load_base(given.base)
     info = hra.load(pipe, given.adapter)
     exported = hra.export(pipe, info.name, "diffusers", given.output, info=info)
-    ours = generate(pipe, info.subject)
+    with hra.frozen(pipe):
+        ours = generate(pipe, info.subject)
     hra.unload(pipe, info.name)  # from here on it is a plain diffusers pipeline
 
     pipe.load_lora_weights(str(exported.path))

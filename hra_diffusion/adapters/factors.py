@@ -144,6 +144,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         grad, (x, up, down, offset, hidden) = gradients[0], ctx.saved_tensors
+        if grad is None:
+            return None, None, None, None
         if torch.is_grad_enabled():  # for second derivatives, through the hidden activations too
             hidden = F.linear(x, down, offset)
         hidden_grad = grad @ up
