@@ -24,7 +24,7 @@ from hra_diffusion.adapters.linear_map import (
     offloaded_weights,
     stored_weight,
 )
-from hra_diffusion.adapters.registry import Adapter
+from hra_diffusion.adapters.registry import Adapter, MethodConfig
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
 
 MAX_PADDING = 4
@@ -163,16 +163,12 @@ class Preparation:
 
     def _group(self, name: str) -> list[Group]:
         parts: dict[Any, dict[Any, Part]] = {}
-        biased: dict[Any, bool] = {}
         for position, (layer, adapters) in enumerate(zip(self.layers, self._containers(), strict=True)):
             if (adapter := adapters.get(name)) is None:
                 continue
             together = adapter.config, isinstance(layer, nn.Conv2d), stored_weight(layer).dtype
-            if together not in biased:
-                with torch.no_grad(), offloaded_weights(adapter.modules()):
-                    biased[together] = adapter.own_factors().depend_on_bias
             shapes = tuple(parameter.shape for parameter in adapter.parameters())
-            key = shapes, biased[together] and layer.bias is None
+            key = shapes, _depends_on_bias(adapter) and layer.bias is None
             part = parts.setdefault(together, {}).setdefault(key, Part())
             part.adapters.append(adapter)
             part.layers.append(layer)
@@ -181,6 +177,18 @@ class Preparation:
 
     def _containers(self) -> list[Any]:
         return [layer.adapters for layer in self.layers]
+
+
+_biased: dict[tuple[type, MethodConfig], bool] = {}
+
+
+def _depends_on_bias(adapter: Adapter) -> bool:
+    """Whether the factors of adapters of this class and configuration depend on the layer's bias."""
+    key = type(adapter), adapter.config
+    if key not in _biased:
+        with torch.no_grad(), offloaded_weights(adapter.modules()):
+            _biased[key] = adapter.own_factors().depend_on_bias
+    return _biased[key]
 
 
 def _groups_of(parts: list[Part]) -> list[Group]:
