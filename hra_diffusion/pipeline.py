@@ -17,6 +17,7 @@ from torch import nn
 from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, hub, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.registry import MethodConfig
+from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.locks import lock_of
@@ -154,8 +155,7 @@ def save(target: Target, file: str | Path, name: str, trigger: str = "", class_n
 
 def facts(target: Target, name: str) -> dict[str, Any]:
     """Return what is known about an adapter: fields of AdapterInfo, such as trigger, class noun and training."""
-    states = [attachment.state_of(model) for model in components(target).values()]
-    return next((dict(state.facts[name]) for state in states if state and name in state.facts), {})
+    return next((dict(state.facts[name]) for state in _states(target) if name in state.facts), {})
 
 
 def subject_of(target: Target, name: str) -> str:
@@ -185,8 +185,7 @@ def require_loaded(target: Target, names: Iterable[str]) -> None:
 
 def active(target: Target) -> dict[str, float]:
     """Return the active adapters and their strengths, in order of application."""
-    states = [attachment.state_of(model) for model in components(target).values()]
-    return {name: strength for state in states if state for name, strength in state.active}
+    return {name: strength for state in _states(target) for name, strength in state.active}
 
 
 def activate(target: Target, strengths: Mapping[str, float]) -> None:
@@ -247,8 +246,13 @@ def unmerge(target: Target) -> None:
 
 def is_merged(target: Target) -> bool:
     """Return whether adapters are merged into the weights."""
-    states = [attachment.state_of(model) for model in components(target).values()]
-    return any(state.merged for state in states if state)
+    return any(state.merged for state in _states(target))
+
+
+def _states(target: Target) -> list[AdapterState]:
+    """Return the adapter states of the components that have adapters."""
+    states = (attachment.state_of(model) for model in components(target).values())
+    return [state for state in states if state]
 
 
 def status(target: Target) -> str:

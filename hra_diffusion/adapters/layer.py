@@ -152,8 +152,9 @@ def add_adapter(layer: nn.Module, state: AdapterState, name: str, adapter: nn.Mo
 def remove_adapter(layer: nn.Module, name: str) -> None:
     """Remove an adapter from an adapted layer, if it is there, and the hooks after the last one."""
     adapters = adapters_of(layer)
-    if adapter_key(name) in adapters:
-        del adapters[adapter_key(name)]
+    if adapter_key(name) not in adapters:
+        return
+    del adapters[adapter_key(name)]
     if adapters:
         adapters.attach_to(layer)
     else:

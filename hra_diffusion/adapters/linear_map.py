@@ -18,6 +18,8 @@ from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.errors import UserError
 
 PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+READABLE_KINDS, READABLE_PACKAGES = ("Params4bit", "Int8Params", "GGUFParameter"), ("torchao", "optimum")
+"""Classes of quantised weights, and packages with such classes, that ``weight_of`` dequantises."""
 
 
 def unsupported_reason(layer: nn.Module) -> str | None:
@@ -57,7 +59,7 @@ def weight_of(layer: nn.Module) -> Tensor:
     Reads weights quantised by this package, bitsandbytes, torchao, quanto and GGUF. Raises UserError for any other.
     """
     weight: Any = layer.weight
-    kind, package = type(weight).__name__, type(weight).__module__.partition(".")[0]
+    kind = type(weight).__name__
     if kind == "Params4bit" and weight.quant_state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -69,9 +71,9 @@ def weight_of(layer: nn.Module) -> Tensor:
         from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
         return cast(Tensor, dequantize_gguf_tensor(weight)).as_subclass(Tensor)
-    if package in ("torchao", "optimum"):
+    if _package(weight) in READABLE_PACKAGES:
         return weight.dequantize()
-    if not weight.is_floating_point():
+    if not _is_readable(weight):
         raise UserError(
             f"the weight of a {type(layer).__name__} is stored as {kind} of {weight.dtype}, which can't be read; "
             "load the base in full precision"
@@ -96,28 +98,34 @@ def stored_weight(layer: nn.Module) -> Tensor:
 
 def storage_device(layer: nn.Module) -> torch.device:
     """The device of the weight; of an offloaded one that of its copy."""
-    stored = stored_weight(layer)
-    if stored.is_meta and (hook := layer.__dict__.get("_hf_hook")) and hook.weights_map is not None:
-        return cast(Tensor, hook.weights_map["weight"]).device
-    return stored.device
+    stored, hook = stored_weight(layer), _offload_hook(layer)
+    return cast(Tensor, hook.weights_map["weight"]).device if hook and hook.weights_map is not None else stored.device
 
 
 def execution_device(layer: nn.Module) -> torch.device:
     """The device on which the layer runs, also if its weight is offloaded."""
-    stored = stored_weight(layer)
-    return (
-        torch.device(layer.__dict__["_hf_hook"].execution_device)
-        if stored.is_meta and "_hf_hook" in vars(layer)
-        else stored.device
-    )
+    hook = _offload_hook(layer)
+    return torch.device(hook.execution_device) if hook else stored_weight(layer).device
+
+
+def _offload_hook(layer: nn.Module) -> Any:
+    """accelerate's hook of a layer whose weight it has offloaded, or None."""
+    return layer.__dict__.get("_hf_hook") if stored_weight(layer).is_meta else None
 
 
 def has_weight(layer: nn.Module) -> bool:
     """Whether the weight can be read now, without loading an offloaded layer."""
-    try:
-        return not stored_weight(layer).is_meta and (isinstance(layer, Quantised) or weight_of(layer) is not None)
-    except UserError:
-        return False
+    stored = stored_weight(layer)
+    return not stored.is_meta and (isinstance(layer, Quantised) or _is_readable(stored))
+
+
+def _is_readable(weight: Tensor) -> bool:
+    known = type(weight).__name__ in READABLE_KINDS or _package(weight) in READABLE_PACKAGES
+    return known or weight.is_floating_point()
+
+
+def _package(weight: Tensor) -> str:
+    return type(weight).__module__.partition(".")[0]
 
 
 def compute_dtype(layer: nn.Module) -> torch.dtype:
@@ -154,8 +162,7 @@ def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors
         return _adapted_convolution(layer, y, x, factors, dropout)
     if factors.update:
         y = add_low_rank(y, x, factors.update, dropout=dropout)
-    if factors.scale is not None:
-        y = y * factors.scale if factors.shift is None else torch.addcmul(factors.shift, y, factors.scale)
+    y = _scaled(y, factors.scale, factors.shift)
     return rotate(y, factors.left, factors.offset, dropout) if factors.left else y
 
 
@@ -165,7 +172,11 @@ def _adapted_convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, factors: LayerF
     kernels = down.unflatten(1, (layer.in_channels, *layer.kernel_size))
     hidden = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
     y = y + F.conv2d(F.dropout(hidden, dropout) if dropout else hidden, up[:, :, None, None])
-    if factors.scale is None:
+    scale, shift = (None if part is None else part[:, None, None] for part in (factors.scale, factors.shift))
+    return _scaled(y, scale, shift)
+
+
+def _scaled(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is None:
         return y
-    scale = factors.scale[:, None, None]
-    return y * scale if factors.shift is None else torch.addcmul(factors.shift[:, None, None], y, scale)
+    return y * scale if shift is None else torch.addcmul(shift, y, scale)

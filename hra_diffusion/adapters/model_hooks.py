@@ -29,6 +29,11 @@ class ModelHooks:
         """Find the model's adapted layers again."""
         self.preparation = Preparation(self.state, list(adapted_modules(model)))
 
+    def require_current(self, model: nn.Module) -> None:
+        """Find the adapted layers again if adapters were added or removed elsewhere, as on a part of the model."""
+        if self.preparation.version != self.state.version:
+            self.update(model)
+
     def remove(self) -> None:
         """Remove the hooks from the model."""
         for handle in self.handles:
@@ -43,8 +48,7 @@ class ModelHooks:
         batch = batch_tensor(args, kwargs)
         state.batch = 0 if batch is None else batch.shape[0]
         if state.frozen is None:
-            if self.preparation.version != state.version:
-                self.update(model)
+            self.require_current(model)
             own = execution_device(self.preparation.layers[0])
             self.preparation.assign(own if batch is None else batch.device)
         state.running = True
@@ -77,11 +81,13 @@ def batch_tensor(args: tuple, kwargs: dict) -> Tensor | None:
 
 def refresh(model: nn.Module) -> None:
     """Prepare the factors of the active adapters again, if they are frozen."""
-    layers = list(adapted_modules(model))
-    state = adapters_of(layers[0]).state if layers else None
-    if state is None or state.frozen is None:
+    first = next(adapted_modules(model), None)
+    if first is None or (state := adapters_of(first).state).frozen is None:
         return
     if state.frozen_version != state.version:
         state.frozen, state.frozen_version = {}, state.version
+    if hooks := hooks_of(model):
+        hooks.require_current(model)
+    preparation = hooks.preparation if hooks else Preparation(state, list(adapted_modules(model)))
     with torch.no_grad():
-        Preparation(state, layers).assign(execution_device(layers[0]))
+        preparation.assign(execution_device(first))
