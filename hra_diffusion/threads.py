@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from hra_diffusion.processes import is_running, start_time
+
 SPIN_COUNT = "16000"
 """Iterations that an idle thread of GNU OpenMP spins before it sleeps (GNU's default: 300,000).
 
 A lower count helps other busy programs but slows a process that runs alone: on a virtual machine with two cores its
 steps took 1.5 × as long at 4,000, and 1.07 × at 16,000. The project's own processes divide the cores at any count.
 """
-START_TOLERANCE = 60.0
-"""Seconds by which two readings of a process's start time may differ: setting the system clock shifts them."""
 SPIN_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
@@ -97,7 +97,7 @@ def _count_processes() -> int:
     with contextlib.suppress(OSError):
         for path in _folder().glob("[0-9]*-[0-9]*"):
             pid, _, start = path.name.partition("-")
-            if abs(_start_time(int(pid)) - float(start)) < START_TOLERANCE:
+            if is_running(int(pid), float(start)):
                 count += 1
             else:
                 path.unlink(missing_ok=True)
@@ -106,17 +106,7 @@ def _count_processes() -> int:
 
 def _entry(pid: int) -> str:
     """Return the file name of a process's entry: its id and, since ids are reused, its start time."""
-    return f"{pid}-{_start_time(pid):.2f}"
-
-
-def _start_time(pid: int) -> float:
-    """Return the start time of a process in seconds since the epoch; 0 if it has ended."""
-    import psutil  # takes 40 ms, which --help does not need
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return 0.0
+    return f"{pid}-{start_time(pid):.2f}"
 
 
 def _folder() -> Path:

@@ -90,8 +90,10 @@ class TrainConfig(BaseModel):
     )
     rescale_zero_snr: bool | None = Field(None, description="Overrides whether the base model has zero terminal SNR.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of autocast arithmetic.")
-    device: Literal["cpu", "cuda", "mps"] | None = Field(
-        None, description="Device to train on. By default the fastest available."
+    device: str | None = Field(
+        None,
+        pattern=r"^(cpu|mps|cuda(:\d{1,3})?)$",
+        description="Device to train on: cpu, mps, cuda or, of several GPUs, such as cuda:1. By default the fastest.",
     )
 
     preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to train.")

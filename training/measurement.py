@@ -4,7 +4,6 @@
 measurements and writes ``KEY.json``. It is a process of its own, whose peak memory is that of the run.
 """
 
-import contextlib
 import json
 import statistics
 import sys
@@ -12,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from hra_diffusion.errors import UserError, first_line
@@ -20,9 +18,10 @@ from hra_diffusion.files import make_folder
 from hra_diffusion.libraries import hide_bitsandbytes
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.calibration import Calibration, lock_path, measurements_folder, save
+from training.runs import leases
+from training.runs.calibration import LEASE, Calibration, measurements_folder, save
 from training.runs.events import Step
-from training.runs.locks import LOCK_TIMEOUT
+from training.runs.index import Index
 
 STEPS, IMAGES = 4, 2
 
@@ -65,10 +64,16 @@ def _shortened(config: TrainConfig, folder: Path) -> TrainConfig:
 
 def main(output: Path, key: str) -> None:
     """Measure the configuration ``key`` and save the result, or the error, so that a failure is not repeated."""
-    folder = measurements_folder(output)
-    with contextlib.suppress(Timeout), FileLock(lock_path(output), timeout=LOCK_TIMEOUT):  # another is running
+    folder, index = measurements_folder(output), Index(output)
+    with leases.held(index, LEASE, "measure", "a measurement") as lease:
+        if lease is None:  # another one is running
+            return
         try:
-            result = measure(configs.read(folder / f"{key}.yaml"))
+            from training.planning import device_of, use_for_run  # after bitsandbytes is hidden
+
+            config = configs.read(folder / f"{key}.yaml")
+            with use_for_run(config, index, device_of(config), "measure"):
+                result = measure(config)
         except Exception as error:
             result = Calibration(error=first_line(error))
         save(result, folder / f"{key}.json")

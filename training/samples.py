@@ -23,7 +23,7 @@ def samples_due(session: Session) -> bool:
     """Return whether to generate sample images after this step, as configured or requested from the page."""
     every = session.config.sample_every
     return (every > 0 and session.step % every == 0) or (
-        session.accelerator.is_main_process and session.run.take_sample_request()
+        session.accelerator.is_main_process and session.run.take_request("sample-now")
     )
 
 

@@ -44,10 +44,13 @@ def stop_signals() -> Iterator[StopFlag]:
 
 
 def stop_requested(session: Session, stop: StopFlag, agree: bool) -> bool:
-    """Return whether any process was asked to stop. All processes get the same answer after the same step.
+    """Return whether any process was asked to stop, by a signal or a request to the run.
 
+    All processes get the same answer after the same step.
     Several processes agree on it only if ``agree`` is true, which must be so in all of them: it waits for the devices.
     """
+    if session.accelerator.is_main_process and session.run.take_request("stop"):
+        stop.is_set = True
     if session.accelerator.num_processes == 1:
         return stop.is_set
     if not agree:

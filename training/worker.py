@@ -1,4 +1,7 @@
-"""Train one prepared run: ``python -m training.worker OUTPUT NAME``. A run that was interrupted continues exactly."""
+"""Train one prepared run: ``python -m training.worker OUTPUT NAME DEVICE LEASE``.
+
+A run that was interrupted continues exactly. ``LEASE`` is the lease on the run that the calling process acquired.
+"""
 
 import _thread
 import io
@@ -11,41 +14,48 @@ from pathlib import Path
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import hide_bitsandbytes, hide_loading_bars
 from training.memory.savings import is_out_of_memory
-from training.runs.queue import STOPPED, Queue
+from training.runs import leases
+from training.runs.dispatch import STOPPED
 from training.runs.run_folder import Run
 
 
-def main(output: Path, name: str) -> int:
+def main(output: Path, name: str, device: str, lease: str) -> int:
     """Train the run ``name`` of ``output`` until it ends or is asked to stop. Returns the exit code."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(encoding="utf-8")  # as the log is read
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop installs its own handler
-    watch_for_stop(Queue(output), name)
-    return _train(output, name)
+    run = Run(output / name)
+    leases.adopt(run.index, lease, f"run {name}")
+    watch_for_stop(run)
+    return _train(run, device)
 
 
-def watch_for_stop(queue: Queue, name: str) -> None:
-    """Interrupt this process as SIGTERM does once ``queue.stop(name)`` is called: Windows sends no such signal."""
+def watch_for_stop(run: Run) -> None:
+    """Interrupt this process as SIGTERM does once the run is asked to stop: Windows sends no such signal."""
 
     def watch() -> None:
         while True:
-            if queue.take_stop(name):
+            if run.take_request("stop"):
                 _thread.interrupt_main(signal.SIGTERM)
             time.sleep(0.2)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train(output: Path, name: str) -> int:
-    run = Run(output / name)
+def _train(run: Run, device: str) -> int:
     try:
         from training.loop import train  # bitsandbytes is hidden by now, and a stop is handled
+        from training.planning import use_for_run
 
         hide_loading_bars()
-        train(run.config, output, resume=True)
+        config = run.config
+        if device.startswith("cuda"):  # the only GPU that this process sees
+            config = config.model_copy(update={"device": "cuda"})
+        with use_for_run(config, run.index, device):
+            train(config, run.folder.parent, resume=True)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        if run.state["status"] == "waiting":  # it failed before the loop could record it
+        if run.state.status == "waiting":  # it failed before the loop could record it
             run.fail(str(error))
         return 1
     except (MemoryError, RuntimeError) as error:
@@ -61,4 +71,4 @@ def _train(output: Path, name: str) -> int:
 
 if __name__ == "__main__":
     hide_bitsandbytes()
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:5]))

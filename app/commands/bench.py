@@ -4,11 +4,10 @@ import argparse
 import functools
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from filelock import Timeout
 
 from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
 from app.benchmarking.timing import median_with_range, time_interleaved
@@ -24,7 +23,6 @@ from training.config import TrainConfig
 from training.memory.peak import in_subprocess
 from training.runs import calibration
 from training.runs.calibration import Calibration
-from training.runs.locks import is_held, wait_until_free
 
 PHOTOS = 5
 BASE_ALONE, IMAGE = "base alone", "a picture"
@@ -86,17 +84,17 @@ def measure_run(config: TrainConfig, arguments: argparse.Namespace) -> Calibrati
     wait_for_measurement(arguments.output, arguments.quiet)
     try:
         in_subprocess(measurement.main, arguments.output, key)
-    except (RuntimeError, Timeout) as error:  # the process was killed for lack of memory, say; others may succeed
+    except RuntimeError as error:  # the process was killed for lack of memory, say; others may succeed
         return Calibration(error=f"could not be measured: {error}")
     return calibration.load(arguments.output, config) or Calibration(error="was not measured")
 
 
 def wait_for_measurement(output: Path, quiet: bool) -> None:
     """Wait until no other measurement is running, such as the page's, because they would slow each other down."""
-    lock = calibration.lock_path(output)
-    if is_held(lock) and not quiet:
-        print(f"waiting for another measurement in {lock.parent} to end", file=sys.stderr)
-    wait_until_free(lock)
+    if calibration.is_measuring(output) and not quiet:
+        print(f"waiting for another measurement in {output} to end", file=sys.stderr)
+    while calibration.is_measuring(output):
+        time.sleep(1)
 
 
 def time_steps(

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         adapters.append(train(config(method, arguments), arguments.output, listeners, resume=True))
         seconds[f"train {method}"] = watch.seconds
         if watch.seconds > 1:  # otherwise an earlier demo trained it
-            seconds |= {f"  {method} {phase}": s for phase, s in Run(adapters[-1].parent).state["seconds"].items()}
+            seconds |= {f"  {method} {phase}": s for phase, s in Run(adapters[-1].parent).state.seconds.items()}
     watch, grid = Stopwatch(), arguments.output / "grid.png"
     if not grid.exists() or any(adapter.stat().st_mtime > grid.stat().st_mtime for adapter in adapters):
         save_comparison(compare_methods(adapters, arguments), arguments.output)

@@ -27,7 +27,7 @@ def show_head(job: Job, state: progress.Progress, config: TrainConfig) -> Markup
         percent=round(100 * state.step / max(1, job.steps)),
         step=state.step,
         advice=advice.advise(job.reason, config).text if job.status == "failed" else "",
-        duration=progress.format_duration(sum(job.run.state.get("seconds", {}).values())),
+        duration=progress.format_duration(sum(job.run.state.seconds.values())),
         notices=state.notices[-MAX_NOTICES:],
     )
 

@@ -162,7 +162,7 @@ class Events:
 
     @user_errors
     def sample_now(self, name: str) -> None:
-        self.context.queue.job(self.current(name)).run.request_samples()
+        self.context.queue.job(self.current(name)).run.request("sample-now")
         gr.Info("Sample pictures follow after the current step.")
 
     @user_errors

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from hra_diffusion.errors import BaseModelError
@@ -16,6 +20,41 @@ def available() -> list[str]:
     """Return the available device types, fastest first."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [name for name, is_available in found.items() if is_available]
+
+
+def training_devices() -> list[str]:
+    """Return the devices that can each train one run at a time: every visible GPU, or else the fastest device."""
+    fastest = available()[0]
+    return [f"cuda:{number}" for number in _visible_gpus()] if fastest == "cuda" else [fastest]
+
+
+def numbered(device: str) -> str:
+    """Return a device with its number among all GPUs of the machine: "cuda" is "cuda:0" or, if only one GPU is visible,
+    that one."""
+    return f"cuda:{_visible_gpus()[0]}" if device == "cuda" else device
+
+
+def local(device: str) -> str:
+    """Return a device of ``training_devices`` as torch numbers it: "cuda:0" is the first visible GPU."""
+    kind, _, number = device.partition(":")
+    return f"cuda:{_visible_gpus().index(number)}" if kind == "cuda" and number in _visible_gpus() else kind
+
+
+def _visible_gpus() -> list[str]:
+    """Return the numbers (or identifiers) of the visible GPUs on this machine."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(max(1, torch.cuda.device_count()))]
+
+
+def memory(device: str) -> int:
+    """Return the memory of a device in bytes. For the CPU, that of the machine, or of the container if it has less."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(local(device)).total_memory
+    if device == "mps":
+        return torch.mps.recommended_max_memory()
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's (docs.kernel.org/admin-guide/cgroup-v2.html)
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(psutil.virtual_memory().total, int(text) if text.isdecimal() else sys.maxsize)
 
 
 def device_for(name: str | None) -> str:

@@ -42,7 +42,7 @@ def test_busy_processes_share_the_cores(six_threads):
             assert other.stdout.readline() == "3\n"
             threads.share_cores()
             assert torch.get_num_threads() == 3
-            own, start = os.getpid(), threads._start_time(os.getpid())
+            own, start = os.getpid(), start_time(os.getpid())
             (threads._folder() / f"{own}-{start:.2f}").rename(threads._folder() / f"{own}-{start - 1:.2f}")
             threads.share_cores()
             assert torch.get_num_threads() == 3, "setting the clock has no effect"

@@ -105,7 +105,7 @@ def test_run_folder_contents(settings, tmp_path, base_folder):
     config = settings()
     train(config, tmp_path)
     run = find(tmp_path, "Rex")
-    assert run is not None and run.config == config and run.state["status"] == "finished"
+    assert run is not None and run.config == config and run.state.status == "finished"
     assert sorted(p.name for p in (run.folder / "samples").iterdir()) == [
         "000000-0.png",
         "000002-0.png",
@@ -191,7 +191,7 @@ def test_nan_fails_the_run_and_keeps_good_checkpoints(settings, tmp_path):
                        sample_every=0, weight_decay=0, dtype="float16", mixed_precision="no", options={"alpha": 1e4},
                        prior_loss_weight=0, train_text_encoder=False), tmp_path)  # fmt: skip
     run = find(tmp_path, "Rex")
-    assert run is not None and run.state["status"] == "failed" and "became" in run.state["reason"]
+    assert run is not None and run.state.status == "failed" and "became" in run.state.reason
     assert not (run.folder / "Rex.safetensors").exists(), "a failed run has no finished adapter"
     for checkpoint in run.checkpoints():
         assert weights(checkpoint / "adapter.safetensors").isfinite().all()

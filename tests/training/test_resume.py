@@ -39,7 +39,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(settings, tmp_path, changes):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", [StopAfter(3)])
     run = find(tmp_path / "parts", "Rex")
-    assert run is not None and run.state["status"] == "stopped" and run.state["step"] == 3
+    assert run is not None and run.state.status == "stopped" and run.state.step == 3
     assert run.checkpoints()[-1].name == "000003", "a checkpoint of the last step is saved"
     resumed = train(config, tmp_path / "parts", resume=True)
     assert torch.equal(weights(resumed), whole)

@@ -118,8 +118,8 @@ def test_nan_is_noticed_before_a_checkpoint_though_losses_are_rarely_read(settin
                        sample_every=0, weight_decay=0, dtype="float16", mixed_precision="no", options={"alpha": 1e4},
                        prior_loss_weight=0, train_text_encoder=False, log_every=100), tmp_path)  # fmt: skip
     run = find(tmp_path, "Rex")
-    assert run is not None and run.state["status"] == "failed" and not run.adapter.exists()
-    failed = int(run.state["reason"].split("at step ")[1].split(";")[0])
+    assert run is not None and run.state.status == "failed" and not run.adapter.exists()
+    failed = int(run.state.reason.split("at step ")[1].split(";")[0])
     assert all(int(checkpoint.name) < failed for checkpoint in run.checkpoints())
 
 

@@ -5,7 +5,6 @@ import time
 
 import pytest
 from conftest import StopAfter
-from filelock import FileLock
 from windows import PEAK, windows  # noqa: F401 (a fixture)
 
 from training import worker
@@ -55,15 +54,14 @@ def test_stop_without_a_signal(settings, tmp_path):
     """The queue writes a file, and the training process interrupts itself."""
     queue, number = Queue(tmp_path), signal.SIGTERM
     run = queue.add(settings())
-    queue.write_current("Rex", 1)
     before = signal.getsignal(number)
     try:
         signal.signal(number, signal.default_int_handler)
-        with FileLock(queue.dispatcher_lock), pytest.raises(KeyboardInterrupt):
+        with run.locked(), pytest.raises(KeyboardInterrupt):
             queue.stop("Rex")
-            worker.watch_for_stop(queue, "Rex")
+            worker.watch_for_stop(run)
             for _ in range(100):
                 time.sleep(0.05)
     finally:
         signal.signal(number, before)
-    assert run.state["status"] == "waiting"
+    assert run.state.status == "waiting"

@@ -19,7 +19,8 @@ from pathlib import Path
 from hra_diffusion.files import make_folder, read_json, write_text
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.locks import is_held
+from training.runs import leases
+from training.runs.index import Index
 
 ERROR_EXPIRES = 600.0
 """Seconds after which a failed measurement is repeated: its cause may be gone."""
@@ -101,11 +102,11 @@ _starting = threading.Lock()
 
 def start(output: Path, config: TrainConfig) -> None:
     """Start a process that measures this run, unless there is a result or a measurement is running."""
-    with _starting:  # a process takes seconds to reach its lock, and other visitors may call in the meantime
+    with _starting:  # a process takes seconds to acquire its lease, and other visitors may call in the meantime
         for path in [path for path, process in _started.items() if process.poll() is not None]:
             if _started.pop(path).returncode and not path.exists():  # killed before it could save a result
                 save(Calibration(error=INTERRUPTED), path)
-        if _started or is_held(lock_path(output)) or load(output, config):
+        if _started or is_measuring(output) or load(output, config):
             return
         command = [sys.executable, "-m", "training.measurement", str(output), write_request(output, config)]
         quiet = subprocess.DEVNULL
@@ -134,6 +135,10 @@ def measurements_folder(output: Path) -> Path:
     return output / ".queue" / "calibrations"
 
 
-def lock_path(output: Path) -> Path:
-    """Return the lock file that a measuring process holds."""
-    return measurements_folder(output) / ".lock"
+LEASE = "measurement"
+"""The resource of the lease that a measuring process holds."""
+
+
+def is_measuring(output: Path) -> bool:
+    """Whether a process measures a run of this output folder."""
+    return bool(leases.live(Index(output), LEASE))

@@ -23,11 +23,12 @@ from training.session.state import Session
 def save_checkpoint(session: Session) -> None:
     """Save the adapter and the state of training at the current step, on the main process."""
     if session.accelerator.is_main_process:
+        session.run.require_lease()
         folder = session.run.checkpoint_folder(session.step)
         with atomic_path(folder) as unfinished:
             save_tensors(unfinished / "training.safetensors", training_state(session))
             write_adapter(session, unfinished / "adapter.safetensors")
-        session.run.write_state("running", session.step, session.config.steps)
+        session.run.write_state("running", session.step, session.config.steps, restarts=0)
         session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
     session.accelerator.wait_for_everyone()
 

@@ -1,75 +1,109 @@
-"""Start the waiting runs of an output folder one after another: ``python -m training.runs.dispatch OUTPUT``."""
+"""Worker of a device: trains the waiting runs one after another: ``python -m training.runs.dispatch OUTPUT DEVICE``.
+
+The worker imports neither torch nor the configuration: it waits most of the time, beside runs that need the memory.
+"""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, Timeout
+from hra_diffusion.files import remove
+from training.runs import leases, state
+from training.runs.index import Index
 
-from hra_diffusion.files import make_folder, remove
-from training.runs import calibration
-from training.runs.locks import LOCK_TIMEOUT, wait_until_free
-from training.runs.queue import STOPPED, Queue
-from training.runs.run_folder import Run
-
+STOPPED = 130
+"""Exit code of a process that was asked to stop; the command line uses the same."""
 KILLED = -getattr(signal, "SIGKILL", 9)
 """Exit code of a process that the system killed; Windows has no such signal."""
+POLL_SECONDS = 0.5
+USES = ("train", "measure")
+"""Kinds of leases on a device that a run waits for."""
 
 
-def dispatch(queue: Queue) -> None:
-    """Train waiting runs until none is left. Returns at once if another dispatcher is at work."""
-    make_folder(queue.folder)
-    lock = FileLock(queue.dispatcher_lock, timeout=LOCK_TIMEOUT)
-    with contextlib.suppress(Timeout), lock:
-        _wait_for_predecessor(queue)
-        while (name := _take_next(queue, lock)) is not None:
-            wait_until_free(calibration.lock_path(queue.output))
-            with contextlib.suppress(FileNotFoundError):  # its folder was deleted
-                process = _start_training(queue, name)
-                queue.write_current(name, process.pid)
-                _record_end(Run(queue.output / name), process.wait())
-            queue.clear_current()
+def dispatch(index: Index, device: str, forever: bool = False) -> None:
+    """Train the waiting runs that this device suits until none is left, or for ever.
+
+    Returns at once if the device has a worker already.
+    """
+    with leases.held(index, f"worker {device}", "dispatch", f"the worker of {device}") as worker:
+        while worker and (run := _take_next(index, device, None if forever else worker)):
+            name, lease = run
+            with leases.held(index, f"end of {name}", "dispatch", f"the worker of {device}"):
+                try:
+                    _record_end(index, name, _start_training(index, name, device, lease).wait())
+                except FileNotFoundError:  # its folder was deleted
+                    _forget(index, name)
+                finally:
+                    leases.release(index, lease)
 
 
-def _wait_for_predecessor(queue: Queue) -> None:
-    """Wait for a training process that outlived its dispatcher, because only one run trains at a time."""
-    if (last := queue.last_started()) is not None:
-        wait_until_free(queue.output / last["name"] / ".lock")
-    queue.clear_current()
+def _take_next(index: Index, device: str, worker: str | None) -> tuple[str, str] | None:
+    """Wait for a run, and until the device is free for it. Returns its name and the lease on it.
+
+    If no run is waiting and ``worker``, the worker's lease, is given, the lease is released in the same transaction:
+    a run added later starts another worker.
+    """
+    while True:
+        with index.writing():
+            name = _next_name(index, device)
+            if name is None and worker:
+                leases.release(index, worker)
+                return None
+            free = not any(lease.kind in USES for lease in leases.live(index, f"device {device}"))
+            if name and free and (lease := leases.acquire(index, f"run {name}", "train", f"the run {name}")):
+                return name, lease
+        time.sleep(POLL_SECONDS)
 
 
-def _take_next(queue: Queue, lock: Any) -> str | None:
-    """Take the next name. If none is left, release the dispatcher's lock first, so that a run added now starts one."""
-    with queue.changing() as waiting:
-        if not waiting:
-            lock.release()
-            return None
-        queue.write_current(waiting[0], None)
-        return waiting.pop(0)
+def _next_name(index: Index, device: str) -> str | None:
+    taken = {lease.resource.removeprefix("run ") for lease in leases.live(index, "run %")}
+    rows = index.rows(
+        "SELECT name FROM folders WHERE status = 'waiting' AND device IN ('', ?, ?) ORDER BY place",
+        device,
+        device.split(":")[0],
+    )
+    return next((row["name"] for row in rows if row["name"] not in taken), None)
 
 
-def _start_training(queue: Queue, name: str) -> "subprocess.Popen[bytes]":
-    remove(queue.stop_request)
-    with (queue.output / name / "process.log").open("ab") as log:
+def _start_training(index: Index, name: str, device: str, lease: str) -> "subprocess.Popen[bytes]":
+    folder = index.output / name
+    remove(folder / "stop")  # of an earlier process
+    with (folder / "process.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "training.worker", str(queue.output), name],
+            [sys.executable, "-m", "training.worker", str(index.output), name, device, lease],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=os.environ | _visible_devices(device),
         )
 
 
-def _record_end(run: Run, code: int) -> None:
+def _visible_devices(device: str) -> dict[str, str]:
+    """Return the environment in which a process sees this GPU alone."""
+    kind, _, number = device.partition(":")
+    return {"CUDA_VISIBLE_DEVICES": number} if kind == "cuda" and number else {}
+
+
+def _record_end(index: Index, name: str, code: int) -> None:
     """Record the end of a process that was killed before it could do so itself."""
-    state = run.state
-    if state["status"] in ("running", "waiting"):
-        if code in (STOPPED, -signal.SIGTERM):  # SIGTERM itself ends a Python that is still starting
-            run.write_state("stopped", state["step"], state["steps"])
-        else:
-            run.fail(cause(code))
+    folder = index.output / name
+    now = state.read(folder)
+    if now is None or now.status not in ("running", "waiting"):
+        return
+    if code in (STOPPED, -signal.SIGTERM):  # SIGTERM itself ends a Python that is still starting
+        changes = {"status": "stopped"}
+    else:
+        changes = {"status": "failed", "reason": cause(code)}
+    state.write(folder, now.model_copy(update={**changes, "queued": None}))
+
+
+def _forget(index: Index, name: str) -> None:
+    with index.writing() as database:
+        database.execute("DELETE FROM folders WHERE name = ?", (name,))
 
 
 def cause(code: int) -> str:
@@ -82,4 +116,5 @@ def cause(code: int) -> str:
 
 
 if __name__ == "__main__":
-    dispatch(Queue(Path(sys.argv[1])))
+    with contextlib.suppress(KeyboardInterrupt):
+        dispatch(Index(Path(sys.argv[1])), sys.argv[2])

@@ -1,36 +1,34 @@
-"""Queue of training runs. The runs of one output folder train one at a time, in processes that outlive the page.
+"""Queue of training runs: each device trains one run at a time, in processes that outlive the page.
 
-All state is in files: ``{output}/.queue/waiting.json`` lists the waiting runs in order; each is a folder with its
-configuration. A dispatcher process (see ``dispatch``) holds ``worker.lock``, trains the first waiting run in a separate
-process, and ends when none is left. Any number of pages and command lines can read and change the queue.
+A run waits while its state says so (see ``state.RunState``). A worker process per device (see ``dispatch``) trains the
+waiting runs in order and ends when none is left. Any number of pages and command lines can read and change the queue;
+each may call ``start``, which also replaces a worker that was killed and continues runs that were interrupted.
 """
 
-import contextlib
-import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from hra_diffusion import trash
-from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, read_json, remove, write_text
+from hra_diffusion.files import make_folder
+from hra_diffusion.models import devices
 from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import TrainConfig
-from training.runs.locks import is_held
+from training.runs import catalog, leases
+from training.runs.index import Index
+from training.runs.leases import Lease
 from training.runs.run_folder import RUN_FILES, Run, RunError
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
 """Statuses of a run that ended early and can be resumed."""
-STOPPED = 130
-"""Exit code of a process that was asked to stop; the command line uses the same."""
+MAX_RESTARTS = 3
+"""How often an interrupted run is continued without a new checkpoint in between: it may be what ends the machine."""
 DETACHED = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)}
 """Popen options: Ctrl-C does not reach the process, and closing the terminal does not end it."""
 
@@ -53,183 +51,174 @@ class Queue:
 
     output: Path
 
+    @property
+    def index(self) -> Index:
+        """The index of the output folder."""
+        return Index(self.output)
+
     def add(self, config: TrainConfig) -> Run:
         """Prepare a run and append it to the queue. Raises RunError if its name is taken."""
         run = Run(self.output / config.name)
-        with self.changing() as waiting:
+        with self.index.writing():
             if run.folder.exists():
                 raise RunError(f"a run called {config.name!r} exists already; choose another name")
             configs.write(config, run.folder / "config.yaml")
-            run.write_state("waiting", 0, config.steps)
-            waiting.append(config.name)
+            run.write_state("waiting", 0, config.steps, queued=time.time(), device=config.device or "")
         return run
 
     def resume(self, name: str) -> None:
         """Append a stopped, failed or dead run to the queue; it continues from its last checkpoint."""
-        with self.changing() as waiting:
+        with self.index.writing():
             job = self.job(name)
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
-            job.run.write_state("waiting", job.step, job.steps)
-            waiting.append(name)
+            job.run.take_request("stop")
+            job.run.write_state("waiting", job.step, job.steps, queued=time.time(), restarts=0)
 
     def waiting(self) -> list[str]:
         """Names of the waiting runs, the next one first."""
-        if not self._list.exists():
-            return []
-        names = read_json(self._list)
-        return names if isinstance(names, list) else self._waiting_by_state()
-
-    def _waiting_by_state(self) -> list[str]:
-        """Return the runs with status "waiting", oldest first, in place of a damaged list."""
-        current = (self.last_started() or {}).get("name")
-        states = sorted(self.output.glob("[!.]*/state.json"), key=lambda path: path.stat().st_mtime)
-        runs = [Run(path.parent) for path in states]
-        return [run.name for run in runs if run.state["status"] == "waiting" and run.name != current]
+        return [job.run.name for job in self.jobs() if job.status == "waiting"]
 
     def move(self, name: str, place: int) -> None:
         """Move a waiting run to another place (0 is next)."""
-        with self.changing() as waiting:
-            _require(name, waiting)
-            waiting.remove(name)
-            waiting.insert(max(0, place), name)
+        with self.index.writing():
+            job = self._waiting_job(name)
+            others = [other for other in self._rows("status = 'waiting'") if other["name"] != name]
+            places = [other["place"] for other in others]
+            at = min(max(0, place), len(places))
+            before = places[at - 1] if at else (places[0] if places else 0.0) - 2
+            after = places[at] if at < len(places) else before + 2
+            job.run.write_state("waiting", job.step, job.steps, queued=(before + after) / 2)
 
     def cancel(self, name: str) -> None:
         """Remove a waiting run from the queue; its checkpoints stay."""
-        with self.changing() as waiting:
-            _require(name, waiting)
-            waiting.remove(name)
-            run = Run(self.output / name)
-            run.write_state("stopped", run.state["step"], run.state["steps"])
+        with self.index.writing():
+            job = self._waiting_job(name)
+            job.run.write_state("stopped", job.step, job.steps)
 
     def discard(self, name: str) -> None:
         """Move a run that ended early, with its checkpoints, to the bin. Raises RunError for any other status."""
-        with self.changing():  # no one can resume it meanwhile
+        with self.index.writing():  # no one can resume it meanwhile
             job = self.job(name)
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}; only a stopped, failed or dead run can be deleted here")
             trash.move_to_trash(job.run.folder, self.output)
+            catalog.forget(self.index, name)
 
     def stop(self, name: str) -> None:
-        """Ask a running run to finish its step, save and end. Raises RunError if this queue does not run it."""
-        current = self.current()
-        if current is None or current["name"] != name or not current["pid"]:
-            raise RunError(f"{name!r} is not running in this queue; stop a run of the command line with Ctrl-C")
-        write_text(self.stop_request, name)
-
-    def take_stop(self, name: str) -> bool:
-        """Return whether ``stop`` was called for this run since the last call."""
-        try:
-            asked = self.stop_request.read_text(encoding="utf-8") == name
-            if asked:
-                remove(self.stop_request)
-        except OSError:
-            return False
-        return asked
+        """Ask a running run, of the queue or of a command line, to finish its step, save and end."""
+        job = self.job(name)
+        if job.status != "running":
+            raise RunError(f"{name!r} is {job.status}: there is nothing to stop")
+        job.run.request("stop")
 
     def job(self, name: str) -> Job:
-        """Return a run with its status: "died" if it is recorded as running or waiting and no process trains it."""
-        run = Run(self.output / validated_name(name))
-        if not any((run.folder / file).is_file() for file in RUN_FILES):
+        """Return a run with its status: "died" if it is recorded as running and no process trains it."""
+        folder = self.output / validated_name(name)
+        if not any((folder / file).is_file() for file in RUN_FILES):
             raise RunError(f"there is no run called {name!r} in {self.output}")
-        state = run.state
-        status, waiting = state["status"], self.waiting()
-        if status == "waiting" and name in waiting:
-            return Job(run, status, state["step"], state["steps"], place=waiting.index(name))
-        if status in ("running", "waiting"):
-            status = "running" if self._alive(run) else _ended(run)
-        return Job(run, status, state["step"], state["steps"], state.get("reason", ""))
+        catalog.refresh_run(self.index, folder.name)
+        jobs = self._jobs(self._rows("name = ?", folder.name))
+        if not jobs:
+            raise RunError(f"{folder} is not the folder of a run")
+        return jobs[0]
 
-    def jobs(self) -> list[Job]:
-        """Return all runs: the running one, the waiting ones in order, then the others, newest first."""
-        found = []
-        for folder in {path.parent for file in RUN_FILES for path in self.output.glob(f"[!.]*/{file}")}:
-            with contextlib.suppress(UserError, OSError):  # another program's folder, or a run being deleted
-                if not (folder / "state.json").exists():
-                    configs.read_run(folder / "config.yaml")
-                changed = max(path.stat().st_mtime for file in RUN_FILES if (path := folder / file).exists())
-                found.append((self.job(folder.name), changed))
-        rank = {"running": 0, "waiting": 1}
-        found.sort(key=lambda pair: (rank.get(pair[0].status, 2), pair[0].place or 0, -pair[1]))
-        return [job for job, _ in found]
+    def jobs(self, limit: int | None = None) -> list[Job]:
+        """Return the runs: those that train, the waiting ones in order, then the others, newest first."""
+        catalog.scan_runs(self.index)
+        return self._jobs(self._rows("status IS NOT NULL", limit=limit))
+
+    def _rows(self, condition: str, *values: Any, limit: int | None = None) -> list[Any]:
+        names = [f"run {name}" for name in self._training()]
+        marks = ",".join("?" * len(names))
+        return self.index.rows(
+            f"SELECT name, status, step, steps, reason, place FROM folders WHERE {condition} "
+            f"ORDER BY 'run ' || name IN ({marks}) DESC, status = 'waiting' DESC, "
+            "CASE status WHEN 'waiting' THEN place END, changed DESC LIMIT ?",
+            *values,
+            *names,
+            -1 if limit is None else limit,
+        )
+
+    def _jobs(self, rows: list[Any]) -> list[Job]:
+        training, before, jobs = self._training(), 0, []
+        for row in rows:
+            status, place = row["status"], None
+            if row["name"] in training:
+                status = "running"
+            elif status == "running":
+                status = "died"
+            elif status == "waiting":
+                place = self._before(row["place"]) if len(rows) == 1 else before
+                before += 1
+            run = Run(self.output / row["name"])
+            jobs.append(Job(run, status, row["step"], row["steps"], row["reason"], place))
+        return jobs
+
+    def _before(self, place: float) -> int:
+        """Return the number of waiting runs before a place."""
+        rows = self.index.rows("SELECT name FROM folders WHERE status = 'waiting' AND place < ?", place)
+        return len({row["name"] for row in rows} - self._training().keys())
+
+    def _training(self) -> dict[str, Lease]:
+        """Return the leases of the runs that a process trains or is about to, by name."""
+        return {lease.resource.removeprefix("run "): lease for lease in leases.live(self.index, "run %")}
+
+    def trainer(self, name: str) -> Lease | None:
+        """Return the lease of the process that trains a run or is about to, or None."""
+        return self._training().get(name)
 
     def start(self) -> None:
-        """Start a dispatcher if a run is waiting and no dispatcher is running. Returns at once."""
-        if not self.waiting() or is_held(self.dispatcher_lock):
-            return
-        with (self.folder / "worker.log").open("ab") as log:
-            dispatcher = subprocess.Popen(
-                [sys.executable, "-m", "training.runs.dispatch", str(self.output.resolve())],
+        """Start a worker for each device that waiting runs can use and that has none. Returns at once."""
+        self.restore_interrupted()
+        asked = [row["device"] for row in self._rows_of_devices()]
+        for device in _worker_devices(asked):
+            if not leases.live(self.index, f"worker {device}"):
+                self._start_worker(device)
+
+    def _rows_of_devices(self) -> list[Any]:
+        training = self._training()
+        rows = self.index.rows("SELECT name, device FROM folders WHERE status = 'waiting'")
+        return [row for row in rows if row["name"] not in training]
+
+    def _start_worker(self, device: str) -> None:
+        with (make_folder(self.output / ".queue") / "worker.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "training.runs.dispatch", str(self.output.resolve()), device],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 **DETACHED,
             )
-        threading.Thread(target=dispatcher.wait, daemon=True).start()  # reap the process when it ends
+        threading.Thread(target=worker.wait, daemon=True).start()  # reap the process when it ends
+
+    def restore_interrupted(self) -> None:
+        """Put runs of the queue that were interrupted, as by a power cut, back in their places."""
+        rows = self.index.rows("SELECT name FROM folders WHERE status = 'running' AND place IS NOT NULL")
+        for name in [row["name"] for row in rows]:
+            with self.index.writing():
+                watched = self.trainer(name) or leases.live(self.index, f"end of {name}")
+                state = Run(self.output / name).state
+                if not watched and state.status == "running" and state.restarts < MAX_RESTARTS:
+                    restarts = state.restarts + 1
+                    Run(self.output / name).write_state("waiting", state.step, state.steps, restarts=restarts)
 
     def busy(self) -> Run | None:
-        """Return the run that is training, from this queue or a command line, or None."""
-        return next((job.run for job in self.jobs() if job.status == "running"), None)
+        """Return a run that is training, from this queue or a command line, or None."""
+        return next((Run(self.output / name) for name in self._training()), None)
 
-    def current(self) -> dict[str, Any] | None:
-        """Return the dispatcher's current run as {"name", "pid"}, or None without a dispatcher."""
-        return self.last_started() if is_held(self.dispatcher_lock) else None
-
-    def last_started(self) -> dict[str, Any] | None:
-        """Return the run that a dispatcher started and has not recorded as ended, as {"name", "pid"}, or None."""
-        last = read_json(self.folder / "current.json")
-        return last if isinstance(last, dict) and {"name", "pid"} <= last.keys() else None
-
-    def write_current(self, name: str, pid: int | None) -> None:
-        """Record the dispatcher's current run. ``pid`` is None until its process exists."""
-        write_text(self.folder / "current.json", json.dumps({"name": name, "pid": pid}))
-
-    def clear_current(self) -> None:
-        """Record that the dispatcher has no current run."""
-        (self.folder / "current.json").unlink(missing_ok=True)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the queue's files."""
-        return self.output / ".queue"
-
-    @property
-    def dispatcher_lock(self) -> Path:
-        """The lock file that a dispatcher holds."""
-        return self.folder / "worker.lock"
-
-    @property
-    def stop_request(self) -> Path:
-        """The file with the name of the run that is asked to stop."""
-        return self.folder / "stop"
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[list[str]]:
-        """Within the block, lock the list of waiting names. It is written if the block raises no error."""
-        make_folder(self.folder)
-        with FileLock(self.folder / "waiting.lock"):
-            waiting = self.waiting()
-            before = list(waiting)
-            yield waiting
-            if waiting != before:
-                write_text(self._list, json.dumps(waiting, ensure_ascii=False))
-
-    def _alive(self, run: Run) -> bool:
-        """Return whether a process trains the run or is about to."""
-        current = self.current()
-        return (current is not None and current["name"] == run.name) or is_held(run.folder / ".lock")
-
-    @property
-    def _list(self) -> Path:
-        return self.folder / "waiting.json"
+    def _waiting_job(self, name: str) -> Job:
+        job = self.job(name)
+        if job.status != "waiting":
+            raise RunError(f"{name!r} is not waiting in the queue")
+        return job
 
 
-def _ended(run: Run) -> Status:
-    """Return the status of a run without a process. It may have ended since its state was last read."""
-    status = run.state["status"]
-    return "died" if status in ("running", "waiting") else status
-
-
-def _require(name: str, waiting: list[str]) -> None:
-    if name not in waiting:
-        raise RunError(f"{name!r} is not waiting in the queue")
+def _worker_devices(asked: list[str]) -> list[str]:
+    """Return the devices whose workers can train runs that ask for these devices, "" for any."""
+    own = devices.training_devices()
+    found: dict[str, None] = {}
+    for device in asked:
+        matching = [name for name in own if not device or name == device or name.split(":")[0] == device]
+        found |= dict.fromkeys(matching or [device])
+    return list(found)

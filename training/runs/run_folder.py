@@ -1,7 +1,7 @@
 """The folder of a run. Every file in it is written atomically.
 
 {output}/{name}/config.yaml               configuration, with the values of the preset
-{output}/{name}/state.json                status ("waiting", "running", "stopped", "failed" or "finished"), step, steps
+{output}/{name}/state.json                see ``state.RunState``
 {output}/{name}/events.jsonl              log of events
 {output}/{name}/checkpoints/000050/       adapter.safetensors (ready for use) and training.safetensors (to resume)
 {output}/{name}/samples/000050-0.png      sample images; those of step 0 are from the base model
@@ -9,6 +9,7 @@
 {output}/{name}/photos.json               hash, crop, frame and caption of each photo
 {output}/{name}/photos/00.png             small copies of the cropped photos
 {output}/{name}/sample-now                present while sample images are requested
+{output}/{name}/stop                      present while the run is asked to stop
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from hra_diffusion.comparison.storage import save_photos
@@ -26,7 +26,9 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, make_folder, read_json, remove, write_text
 from training import config as configs
 from training.config import EXECUTION_FIELDS, TrainConfig
-from training.runs.locks import LOCK_TIMEOUT
+from training.runs import leases, state
+from training.runs.index import Index
+from training.runs.state import Request, RunState
 
 RUN_FILES = ("state.json", "config.yaml")
 """A folder with one of these files belongs to a run."""
@@ -58,22 +60,25 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run has finished and its adapter exists."""
-        return self.adapter.is_file() and self.state["status"] == "finished"
+        return self.adapter.is_file() and self.state.status == "finished"
 
     @property
-    def state(self) -> dict[str, Any]:
-        """Status, step and steps; derived from the other files if state.json is missing or damaged."""
-        state = read_json(self.folder / "state.json")
-        complete = isinstance(state, dict) and {"status", "step", "steps"} <= state.keys()
-        return state if complete else self._state_from_files()
+    def index(self) -> Index:
+        """The index of the output folder."""
+        return Index(self.folder.parent)
 
-    def _state_from_files(self) -> dict[str, Any]:
+    @property
+    def state(self) -> RunState:
+        """The run's state; derived from the other files if state.json is missing or damaged."""
+        return state.read(self.folder) or self._state_from_files()
+
+    def _state_from_files(self) -> RunState:
         step = max((int(folder.name) for folder in self.checkpoints()), default=0)
         try:
             steps = self.config.steps
         except UserError as error:
-            return {"status": "failed", "step": step, "steps": step, "reason": str(error)}
-        return {"status": "finished" if self.adapter.is_file() else "running", "step": step, "steps": steps}
+            return RunState(status="failed", step=step, steps=step, reason=str(error))
+        return RunState(status="finished" if self.adapter.is_file() else "running", step=step, steps=steps)
 
     @property
     def photo_records(self) -> list[dict[str, Any]] | None:
@@ -84,13 +89,18 @@ class Run:
         return read_json(self.folder / "photos.json")
 
     def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
-        """Replace the state."""
-        write_text(self.folder / "state.json", json.dumps({"status": status, "step": step, "steps": steps, **more}))
+        """Replace the state. A run that waits or trains keeps its place in the queue."""
+        before = state.read(self.folder)
+        kept = before.model_dump(include={"device", "restarts", "queued"}) if before else {}
+        if status not in ("waiting", "running"):
+            kept["queued"] = None
+        now = {**kept, "status": status, "step": step, "steps": steps, **more}
+        state.write(self.folder, RunState.model_validate(now))
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed at its current step."""
-        state = self.state
-        self.write_state("failed", state["step"], state["steps"], reason=reason)
+        now = self.state
+        self.write_state("failed", now.step, now.steps, reason=reason)
 
     def begin(self, config: TrainConfig, photos: list[dict[str, Any]], resume: bool) -> None:
         """Write the files of a new run, or check that a resumed one has not changed. The run must be locked.
@@ -101,7 +111,7 @@ class Run:
             self.require_resumable(config, resume)
             if (records := self.photo_records) is not None and not _same_photos(photos, records):
                 raise RunError(f"the photos or captions of {self.folder} have changed; start a new run")
-            self.write_state("running", self.state["step"], config.steps)
+            self.write_state("running", self.state.step, config.steps)
             stored = self.config
             config = stored.model_copy(update={"photos": config.photos, "boxes": config.boxes})
         else:
@@ -140,17 +150,13 @@ class Run:
                 f"resume with the same settings, or start a new run with another --name"
             )
 
-    def request_samples(self) -> None:
-        """Ask the process that trains this run to generate sample images after the current step."""
-        write_text(self.folder / "sample-now", "")
+    def request(self, what: Request) -> None:
+        """Ask the process that trains this run to stop or to generate samples, after its current step."""
+        state.request(self.folder, what)
 
-    def take_sample_request(self) -> bool:
-        """Return whether ``request_samples`` was called since the last call."""
-        request = self.folder / "sample-now"
-        if not request.exists():
-            return False
-        remove(request)
-        return True
+    def take_request(self, what: Request) -> bool:
+        """Return whether there was such a request since the last call."""
+        return state.take_request(self.folder, what)
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of the complete checkpoints, oldest first."""
@@ -172,16 +178,24 @@ class Run:
         return by_step
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within the block, no other process can train this run. Raises RunError if another one does."""
+    def locked(self) -> Iterator[str]:
+        """Within the block, no other process can train this run. Yields the holder of the run's lease.
+
+        Raises RunError if another process trains it.
+        """
         make_folder(self.folder)
-        try:
-            with FileLock(self.folder / ".lock", timeout=LOCK_TIMEOUT):
-                yield
-        except Timeout:
-            raise RunError(
-                f"{self.folder} is being trained by another process; wait, or choose another --name"
-            ) from None
+        with leases.held(self.index, self._resource, "train", f"the run {self.name}") as holder:
+            if holder is None:
+                raise RunError(f"{self.folder} is being trained by another process; wait, or choose another --name")
+            yield holder
+
+    def require_lease(self) -> None:
+        """Raise LeaseError if another process has taken over the run, while this one was suspended."""
+        leases.require(self.index, self._resource)
+
+    @property
+    def _resource(self) -> str:
+        return f"run {self.name}"
 
 
 def _same_photos(photos: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> bool:

@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from hra_diffusion.models import families
+from hra_diffusion.models.devices import local, training_devices
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.session.model import disable_gradient_checkpointing, discard_compiled_blocks
@@ -23,6 +24,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # cuDNN's attention in bfloat16 can give NaN gradients where the number of tokens fills no whole tile, on GPUs where
     # PyTorch prefers it (github.com/pytorch/pytorch/issues/196678); the other kernels take as long
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if config.device and ":" in config.device:
+        if config.device not in training_devices():
+            raise TrainingError(f"there is no {config.device} here; use one of {', '.join(training_devices())}")
+        torch.cuda.set_device(local(config.device))
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     try:
         accelerator = Accelerator(
@@ -34,7 +39,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error
-    if config.device and accelerator.device.type != config.device:
+    if config.device and accelerator.device.type != config.device.split(":")[0]:
         raise TrainingError(f"no {config.device} device is available here; use --device cpu")
     return accelerator
 

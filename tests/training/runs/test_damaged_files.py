@@ -1,17 +1,19 @@
 """Damaged, truncated and missing files of runs and of the queue."""
 
-import json
+import contextlib
 import os
 import shutil
+import sqlite3
 
 import pytest
 import torch
 from conftest import StopAfter, weights
 from damage import DAMAGED, damage
 
+from hra_diffusion.errors import UserError
 from training import config as configs
 from training.loop import train
-from training.runs import calibration, dispatch, progress
+from training.runs import calibration, progress
 from training.runs.calibration import Calibration
 from training.runs.queue import Queue
 from training.runs.run_folder import Run
@@ -72,25 +74,34 @@ def test_a_damaged_queue_is_rebuilt_from_the_runs(settings, tmp_path):
     queue = Queue(tmp_path)
     for name in ("b", "a", "c"):
         queue.add(settings(name=name))
-    os.utime(tmp_path / "b" / "state.json", (1, 1))
-    Run(tmp_path / "c").write_state("stopped", 0, 4)
-    for content in (b"", b'["b", "a', b"\0\0", b'{"a": 1}'):
-        (tmp_path / ".queue" / "waiting.json").write_bytes(content)
-        assert queue.waiting() == ["b", "a"], "oldest first"
-        assert [job.status for job in queue.jobs()] == ["waiting", "waiting", "stopped"]
     queue.move("a", 0)
-    assert json.loads((tmp_path / ".queue" / "waiting.json").read_text()) == ["a", "b"]
+    Run(tmp_path / "c").write_state("stopped", 0, 4)
+    for content in (b"", b"SQLite format 3", b"\0" * 5000, queue.index.path.read_bytes()[:1000]):
+        queue.index.delete()
+        queue.index.path.write_bytes(content)
+        assert queue.waiting() == ["a", "b"]
+        assert [job.status for job in queue.jobs()] == ["waiting", "waiting", "stopped"]
 
 
-@pytest.mark.parametrize("how", DAMAGED)
-def test_dispatch_with_a_damaged_record_of_the_current_run(settings, tmp_path, how):
+def test_an_index_damaged_while_it_is_open_is_made_anew(settings, tmp_path):
     queue = Queue(tmp_path)
-    run = queue.add(settings(**SHORT, steps=1))
-    damage(tmp_path / ".queue" / "current.json", DAMAGED[how])
-    assert [job.status for job in queue.jobs()] == ["waiting"]
-    damage(tmp_path / ".queue" / "waiting.json", b"[]")
-    dispatch.dispatch(queue)
-    assert not (tmp_path / ".queue" / "current.json").exists() and run.state["status"] == "waiting"
+    queue.add(settings())
+    assert queue.waiting() == ["Rex"]
+    with sqlite3.connect(queue.index.path) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    queue.index.path.write_bytes(b"\0" * queue.index.path.stat().st_size)
+    with contextlib.suppress(UserError):
+        queue.waiting()
+    assert queue.waiting() == ["Rex"]
+
+
+def test_runs_of_an_earlier_version_keep_waiting(settings, tmp_path):
+    for number, name in enumerate(("b", "a")):
+        configs.write(settings(name=name), tmp_path / name / "config.yaml")
+        (tmp_path / name / "state.json").write_text('{"status": "waiting", "step": 0, "steps": 4}')
+        os.utime(tmp_path / name / "state.json", (number + 1, number + 1))
+        os.utime(tmp_path / name / "config.yaml", (1, 1))
+    assert Queue(tmp_path).waiting() == ["b", "a"]
 
 
 @pytest.mark.parametrize("how", DAMAGED)

@@ -7,9 +7,11 @@ import time
 
 import pytest
 
+from hra_diffusion.models import devices
 from training.loop import train
+from training.runs import device_use, dispatch, leases, progress
 from training.runs.events import Step
-from training.runs.queue import Queue
+from training.runs.queue import MAX_RESTARTS, Queue
 from training.runs.run_folder import RunError
 
 
@@ -28,9 +30,24 @@ def queue(tmp_path):
     yield queue
     for name in queue.waiting():
         queue.cancel(name)
-    if (current := queue.current()) and current["pid"]:
-        os.kill(current["pid"], signal.SIGKILL)
-    wait_for(lambda: queue.current() is None)
+    if run := queue.busy():
+        kill(queue.trainer(run.name))
+    wait_for(lambda: not leases.live(queue.index))
+
+
+def kill(lease):
+    """Kill the process that holds a lease."""
+    os.kill(lease.pid, signal.SIGKILL)
+
+
+def training(queue):
+    """Return the process that trains Rex, once the worker has handed it the lease."""
+    return (lease := queue.trainer("Rex")) and lease.pid != worker(queue).pid and lease
+
+
+def worker(queue):
+    """Return the lease of the worker, or None."""
+    return next(iter(leases.live(queue.index, "worker cpu")), None)
 
 
 def test_runs_are_trained_in_order(queue, settings):
@@ -42,7 +59,7 @@ def test_runs_are_trained_in_order(queue, settings):
     assert queue.job("b").status == "waiting", "one run at a time"
     wait_for(lambda: queue.job("b").status == "finished")
     assert queue.job("a").run.adapter.is_file() and queue.job("b").run.adapter.is_file()
-    wait_for(lambda: queue.current() is None)
+    wait_for(lambda: worker(queue) is None)
 
 
 def test_waiting_runs_can_be_moved_cancelled_and_resumed(queue, settings):
@@ -74,14 +91,14 @@ def test_stop_saves_a_checkpoint_from_which_the_run_resumes(queue, settings):
     assert 0 < step < 2000 and queue.job("Rex").run.checkpoints()
     queue.resume("Rex")
     queue.start()
-    wait_for(lambda: queue.job("Rex").run.state["status"] == "running")
+    wait_for(lambda: queue.job("Rex").run.state.status == "running")
     assert queue.job("Rex").step == step
 
 
 def test_stop_while_the_base_model_loads(queue, settings):
     queue.add(settings())
     queue.start()
-    wait_for(lambda: queue.current() and queue.current()["pid"])
+    wait_for(lambda: training(queue))
     time.sleep(0.5)  # the process has started, but the base model is not loaded
     queue.stop("Rex")
     wait_for(lambda: queue.job("Rex").status in ("stopped", "failed", "finished"))
@@ -93,7 +110,7 @@ def test_a_killed_run_fails_with_a_reason_and_the_next_one_is_trained(queue, set
     queue.add(settings(name="next"))
     queue.start()
     wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
-    os.kill(queue.current()["pid"], signal.SIGKILL)
+    kill(training(queue))
     wait_for(lambda: queue.job("Rex").status == "failed")
     assert "killed, most likely for lack of memory; try a smaller batch" in queue.job("Rex").reason
     wait_for(lambda: queue.job("next").status == "finished")
@@ -109,8 +126,7 @@ def test_a_waiting_run_without_a_folder_is_skipped(queue, settings):
 
 def test_a_run_without_a_process_has_died_and_can_be_resumed(queue, settings):
     run = queue.add(settings())
-    queue._list.unlink()  # as after a power cut: a dispatcher had taken the run
-    run.write_state("running", 3, 4)
+    run.write_state("running", 3, 4, queued=None)
     assert queue.job("Rex").status == "died"
     queue.resume("Rex")
     queue.start()
@@ -125,23 +141,87 @@ def test_a_run_that_cannot_start_fails_with_a_reason(queue, settings, photos):
     assert "contains no model_index.json" in queue.job("Rex").reason
 
 
-def test_a_run_of_the_command_line_is_listed_but_cannot_be_stopped(queue, settings, tmp_path):
+def test_a_run_of_the_command_line_is_listed_and_can_be_stopped(queue, settings, tmp_path):
     statuses = []
 
     def check(event):
         if isinstance(event, Step) and event.step == 2:
             statuses.append(queue.job("Rex").status)
-            with pytest.raises(RunError, match="stop a run of the command line with Ctrl-C"):
-                queue.stop("Rex")
+            queue.stop("Rex")
 
-    train(settings(), tmp_path, [check])
-    assert statuses == ["running"] and queue.job("Rex").status == "finished"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), tmp_path, [check])
+    assert statuses == ["running"] and queue.job("Rex").status == "stopped" and queue.job("Rex").step in (2, 3)
+    with pytest.raises(RunError, match="is stopped: there is nothing to stop"):
+        queue.stop("Rex")
+
+
+def test_a_killed_worker_is_replaced_and_its_run_goes_on(queue, settings):
+    queue.add(settings(steps=60, sample_every=0, checkpoint_every=2))
+    queue.add(settings(name="next"))
+    queue.start()
+    wait_for(lambda: queue.job("Rex").step >= 2)
+    kill(worker(queue))
+    queue.start()
+    wait_for(lambda: worker(queue))
+    assert queue.job("next").status == "waiting", "the run that outlived its worker keeps the device"
+    wait_for(lambda: queue.job("next").status == "finished")
+    assert queue.job("Rex").status == "finished"
+
+
+def test_a_run_interrupted_with_its_worker_continues_by_itself(queue, settings):
+    queue.add(settings(steps=30, sample_every=0, checkpoint_every=2))
+    queue.start()
+    wait_for(lambda: queue.job("Rex").step >= 2)
+    kill(worker(queue)), kill(training(queue))
+    step = queue.job("Rex").step
+    wait_for(lambda: queue.job("Rex").status == "died")
+    queue.start()
+    assert queue.job("Rex").status in ("waiting", "running")
+    wait_for(lambda: queue.job("Rex").status == "finished")
+    assert min(progress.read(queue.job("Rex").run).losses) <= step + 1
+
+
+def test_a_run_that_ends_the_machine_again_and_again_is_left_alone(queue, settings):
+    run = queue.add(settings())
+    for restarts in range(MAX_RESTARTS):
+        run.write_state("running", 0, 4)
+        queue.restore_interrupted()
+        assert (run.state.status, run.state.restarts) == ("waiting", restarts + 1)
+    run.write_state("running", 0, 4)
+    queue.restore_interrupted()
+    assert queue.job("Rex").status == "died"
+
+
+def test_a_run_waits_for_the_memory_of_another_program(queue, settings):
+    page = device_use.begin(queue.index, "cpu", "generate", "the page", devices.memory("cpu"))
+    queue.add(settings())
+    queue.start()
+    wait_for(page.is_awaited)
+    assert queue.job("Rex").status == "running" and queue.job("Rex").run.state.status == "waiting"
+    page.release()
+    wait_for(lambda: queue.job("Rex").status == "finished")
+
+
+def test_each_device_trains_its_own_run(queue, settings, monkeypatch):
+    monkeypatch.setattr(devices, "training_devices", lambda: ["cuda:0", "cuda:1"])
+    started = []
+    monkeypatch.setattr(Queue, "_start_worker", lambda self, device: started.append(device))
+    queue.add(settings(name="any"))
+    queue.start()
+    assert started == ["cuda:0", "cuda:1"]
+    queue.cancel("any")
+    queue.add(settings(name="second", device="cuda:1"))
+    started.clear()
+    queue.start()
+    assert started == ["cuda:1"]
+    assert dispatch._next_name(queue.index, "cuda:0") is None and dispatch._next_name(queue.index, "cuda:1") == "second"
 
 
 def test_samples_on_request(settings, tmp_path):
     def request(event):
         if isinstance(event, Step) and event.step == 1:
-            Queue(tmp_path).job("Rex").run.request_samples()
+            Queue(tmp_path).job("Rex").run.request("sample-now")
 
     train(settings(sample_every=0, steps=3), tmp_path, [request])
     assert sorted(path.name for path in (tmp_path / "Rex" / "samples").iterdir()) == [

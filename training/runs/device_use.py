@@ -1,0 +1,111 @@
+"""Use of a device by runs, measurements and generation: who holds it, and whether their memory fits side by side."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hra_diffusion.models import devices
+from training.runs import leases
+from training.runs.index import Index
+from training.runs.leases import Lease
+
+GIB = 2**30
+POLL_SECONDS = 0.5
+USABLE = 0.9
+"""Part of a device's memory that is planned with; the rest is for the system and for fragmentation."""
+EXCLUSIVE = ("train", "measure")
+"""Kinds of use of which a device serves one at a time: they compute all the time."""
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """A use of a device, granted or waiting. ``holder`` identifies its lease."""
+
+    index: Index
+    device: str
+    holder: str
+
+    def granted(self) -> bool:
+        """Grant the use if it fits beside the others by now, and return whether it is granted.
+
+        Raises LeaseError if the lease was lost.
+        """
+        return leases.try_waiting(self.index, self.holder, self._allowed)
+
+    def _allowed(self, others: list[Lease]) -> bool:
+        own = next(lease for lease in leases.live(self.index) if lease.holder == self.holder)
+        return fits(self.device, own.kind, own.memory, others)
+
+    def others(self) -> list[Lease]:
+        """Return the other granted uses of the device."""
+        return [lease for lease in users(self.index, self.device) if lease.holder != self.holder and not lease.waiting]
+
+    def is_awaited(self) -> bool:
+        """Whether another use waits that would fit without this one."""
+        everyone = users(self.index, self.device)
+        rest = [lease for lease in everyone if lease.holder != self.holder and not lease.waiting]
+        return any(lease.waiting and fits(self.device, lease.kind, lease.memory, rest) for lease in everyone)
+
+    def release(self) -> None:
+        """End the use."""
+        leases.release(self.index, self.holder)
+
+
+def begin(index: Index, device: str, kind: str, purpose: str, memory: int) -> DeviceUse:
+    """Enter a use of a device: granted at once if it fits beside the others, else waiting (see ``granted``).
+
+    Args:
+        index: the index of the output folder whose programs share the device.
+        device: "cpu", "mps" or "cuda:0".
+        kind: "train", "measure" or "generate".
+        purpose: what it is for, as shown to people: "the run Rex".
+        memory: bytes needed on the device.
+    """
+
+    def allowed(others: list[Lease]) -> bool:
+        return fits(device, kind, memory, others)
+
+    holder = leases.acquire(index, f"device {device}", kind, purpose, memory=memory, allowed=allowed, wait=True)
+    return DeviceUse(index, device, str(holder))
+
+
+def fits(device: str, kind: str, memory: int, others: list[Lease]) -> bool:
+    """Whether a use fits beside others: in memory, and if it trains or measures, without another one that does.
+
+    A use that alone exceeds the device fits if it is the only one: its run reports what to change.
+    """
+    if not others:
+        return True
+    if kind in EXCLUSIVE and any(other.kind in EXCLUSIVE for other in others):
+        return False
+    return memory + sum(other.memory for other in others) <= USABLE * devices.memory(device)
+
+
+def users(index: Index, device: str) -> list[Lease]:
+    """Return the uses of a device, oldest first."""
+    return leases.live(index, f"device {device}")
+
+
+@contextlib.contextmanager
+def using(
+    index: Index, device: str, kind: str, purpose: str, memory: int, wait: bool = True,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[DeviceUse]:  # fmt: skip
+    """Within the block, use a device; before it, wait until the use is granted, unless ``wait`` is false.
+
+    ``check`` is called while it waits, and may raise an error that ends the wait.
+    """
+    use = begin(index, device, kind, purpose, memory)
+    try:
+        while wait and not use.granted():
+            check()
+            time.sleep(POLL_SECONDS)
+        yield use
+    finally:
+        use.release()
+
+
+def describe(others: list[Lease]) -> str:
+    """Return who uses a device, for people: "the run Rex (5.1 GB) and the page (4.0 GB)"."""
+    return " and ".join(f"{lease.purpose} ({lease.memory / GIB:.1f} GB)" for lease in others)

@@ -1,0 +1,90 @@
+"""State of a run: the file state.json in its folder, and the requests of other processes to the one that trains it."""
+
+import contextlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hra_diffusion.files import read_json, remove, write_text
+from training.runs.index import Index
+
+FILE = "state.json"
+Request = Literal["stop", "sample-now"]
+
+
+class RunState(BaseModel):
+    """State of a run.
+
+    Attributes:
+        status: "running" also stands in the file of a run whose process has died.
+        step, steps: optimiser steps done, and in all.
+        reason: why it failed.
+        seconds: of each phase, once it has finished.
+        queued: place among the waiting runs, lowest first; None for a run outside the queue.
+        device: device asked for, such as "cuda:1"; "" for any.
+        restarts: how often it was continued after an interruption, without a new checkpoint in between.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["waiting", "running", "stopped", "failed", "finished"]
+    step: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    reason: str = ""
+    seconds: dict[str, float] = {}
+    queued: float | None = None
+    device: str = ""
+    restarts: int = 0
+
+
+def read(folder: Path) -> RunState | None:
+    """Return the state in a run's folder, or None if the file is missing or damaged."""
+    try:
+        return RunState.model_validate(read_json(folder / FILE))
+    except ValidationError:
+        return None
+
+
+def write(folder: Path, state: RunState) -> None:
+    """Replace the state in a run's folder and in the index of its output folder."""
+    write_text(folder / FILE, state.model_dump_json(exclude_defaults=True))
+    enter(Index(folder.parent), folder.name, state, stamp(folder))
+
+
+def stamp(folder: Path) -> str:
+    """Return the modification times of the files that a run's row in the index is read from; "" for none."""
+    times = []
+    for name in (FILE, "config.yaml"):
+        with contextlib.suppress(OSError):
+            times.append(f"{name} {(folder / name).stat().st_mtime_ns}")
+    return ", ".join(times)
+
+
+def enter(index: Index, name: str, state: RunState, run_stamp: str) -> None:
+    """Enter the state of a run into the index."""
+    place = state.queued if state.status in ("waiting", "running") else None
+    changed = max((int(part.split()[-1]) for part in run_stamp.split(", ") if part), default=0) / 1e9
+    values = (run_stamp, state.status, state.step, state.steps, state.reason, place, state.device, changed)
+    with index.writing() as database:
+        database.execute(
+            "INSERT INTO folders (name, run_stamp, status, step, steps, reason, place, device, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET run_stamp = excluded.run_stamp, "
+            "status = excluded.status, step = excluded.step, steps = excluded.steps, reason = excluded.reason, "
+            "place = excluded.place, device = excluded.device, changed = excluded.changed",
+            (name, *values),
+        )
+
+
+def request(folder: Path, what: Request) -> None:
+    """Ask the process that trains a run to stop or to generate samples, after its current step."""
+    write_text(folder / what, "")
+
+
+def take_request(folder: Path, what: Request) -> bool:
+    """Return whether there was such a request since the last call."""
+    file = folder / what
+    if not file.exists():
+        return False
+    remove(file)
+    return True
