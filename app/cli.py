@@ -17,6 +17,9 @@ from hra_diffusion.libraries import hide_bitsandbytes
 COMMANDS = {
     "app": "start the web page: train, generate, compare and manage adapters in the browser",
     "train": "train an adapter on photos of a subject",
+    "runs": "list the training runs, stop or resume them",
+    "worker": "train the waiting runs, for ever, as a service of the system",
+    "reindex": "make the index of runs and adapters anew from the files",
     "generate": "generate pictures with adapters",
     "compare": "compare adapters and the base model on the same prompts and noise",
     "export": "export an adapter to a format that other programs load",

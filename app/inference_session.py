@@ -1,9 +1,10 @@
 """Inference session: a base model with its adapters, for long-lived programs such as the web page.
 
 The base model is loaded on first use, and adapters stay on it between calls. One call generates at a time; previews
-are available meanwhile.
+are available meanwhile. With an output folder, the session shares its device with the training runs of that folder.
 """
 
+import gc
 import importlib
 import queue
 import threading
@@ -16,18 +17,22 @@ from typing import Any, Generic, TypeVar
 import torch
 from PIL import Image
 
+from app.device_hold import DeviceHold
 from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find_clip
 from hra_diffusion.generation.previews import DenoisingStep, OnStep
-from hra_diffusion.models import loading
+from hra_diffusion.models import devices, loading
+from training.memory.footprint import predict_generation
+from training.runs.index import Index
 
 T = TypeVar("T")
 PREVIEW_INTERVAL = 0.4
 """Minimum seconds between two previews."""
 PREVIEW_COST_FACTOR = 8
 """The time between two previews is at least this multiple of the time that the last one took to decode."""
+DEVICE_POLL_SECONDS = 1.0
 MAX_ADAPTERS = 12
 """Adapters kept on the pipeline; with more, the least recently used are unloaded."""
 
@@ -51,10 +56,14 @@ class Cancelled(UserError):  # noqa: N818 (not an error)
 
 @dataclass(frozen=True)
 class Preview:
-    """Intermediate images by the index of their request, and the progress from 0 to 1."""
+    """Intermediate images by the index of their request, and the progress from 0 to 1.
+
+    ``waiting``: what has to end before the generation can begin; "" once it has begun.
+    """
 
     images: Mapping[int, Image.Image]
     progress: float
+    waiting: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class InferenceSession:
     Args:
         base: see loading.load_base, as for ``device``, ``dtype``, ``prediction_type`` and ``rescale_zero_snr``.
         clip: the CLIP model that scores comparisons (a folder, a hub id or "none"); by default the base model's.
+        output: output folder of the runs that share the device with this session; None for none.
     """
 
     def __init__(
@@ -80,10 +90,14 @@ class InferenceSession:
         clip: str | None = None,
         prediction_type: str | None = None,
         rescale_zero_snr: bool | None = None,
+        output: Path | None = None,
     ):
         self.base, self.device, self.dtype, self.clip_source = base, device, dtype, clip
         self.prediction_type, self.rescale_zero_snr = prediction_type, rescale_zero_snr
         self.lock = threading.RLock()
+        self.hold = DeviceHold(Index(output) if output else None)
+        self.gave_way = False
+        """Whether the base model was unloaded for a run."""
         self._pipe: Any = None
         self._clip: Any = _NOT_LOADED
         self.unscored = ""
@@ -98,14 +112,18 @@ class InferenceSession:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline, loaded on first use. Raises BaseModelError if it can't be loaded.
+        """The pipeline, loaded on first use.
 
-        Once it is loaded, access does not wait for a running generation.
+        Once it is loaded, access does not wait for a running generation. Raises BaseModelError if it can't be loaded,
+        or UserError if a run needs the device's memory.
         """
         if self._pipe is not None:
             return self._pipe
         with self.lock:
             if self._pipe is None:
+                if not self.hold.is_granted and (before := self.request_device()):
+                    self.hold.release()
+                    raise UserError(f"{before} uses the device, and its memory is too small for both; try again later")
                 import_libraries()
                 self._pipe = loading.load_base(
                     self.base,
@@ -133,7 +151,39 @@ class InferenceSession:
             dtype = dtype or self.dtype
             if (base, device, dtype) != (self.base, self.device, self.dtype):
                 self.base, self.device, self.dtype = base, device, dtype
-                self._pipe, self._adapters, self._clip, self.unscored = None, {}, _NOT_LOADED, ""
+                self._unload()
+
+    def _unload(self) -> None:
+        """Free the memory of the base model and give the device up."""
+        self._pipe, self._adapters, self._clip, self.unscored = None, {}, _NOT_LOADED, ""
+        gc.collect()
+        torch.cuda.empty_cache()
+        self.hold.release()
+
+    def request_device(self) -> str:
+        """Ask for the device. Returns "" if it is granted, or what has to end before (see ``DeviceHold.request``)."""
+        device = devices.numbered(devices.device_for(self.device))
+        kind, base, dtype = device.split(":")[0], self.base, self.dtype
+        return self.hold.request(device, lambda: predict_generation(base, dtype, kind, self.prediction_type))
+
+    def give_way(self) -> None:
+        """Unload the base model if a run waits for its memory and nothing is being generated."""
+        if self.hold.is_awaited() and self.lock.acquire(blocking=False):
+            try:
+                self._unload()
+                self.gave_way = True
+            finally:
+                self.lock.release()
+
+    def return_after_run(self) -> None:
+        """Load the base model again if it was unloaded for a run and the device is free by now."""
+        if not self.gave_way or self._pipe is not None:
+            return
+        if self.request_device():
+            self.hold.release()
+        else:
+            self.gave_way = False
+            _ = self.pipe
 
     def load_adapters(self, paths: list[Path]) -> list[AdapterInfo]:
         """Load adapter files that are not on the pipeline yet; return their metadata with their names there.
@@ -179,15 +229,30 @@ class InferenceSession:
 
     def _run(self, generate: Callable[[OnStep], T], previews: "_Previews", updates: queue.Queue) -> None:
         try:
-            with self.lock:
-                previews.raise_if_cancelled()  # while it waited for the lock
-                updates.put(Result(generate(previews)))
+            while True:
+                self._wait_for_device(previews)
+                with self.lock:
+                    previews.raise_if_cancelled()  # while it waited for the lock
+                    if self.hold.is_granted:  # or else it gave way to a run meanwhile
+                        updates.put(Result(generate(previews)))
+                        return
         except (torch.OutOfMemoryError, MemoryError):
             updates.put(
                 UserError("out of memory; generate fewer or smaller pictures at once, or wait for the training run")
             )
         except BaseException as error:  # raised again in ``watch``
             updates.put(error)
+
+    def _wait_for_device(self, previews: "_Previews") -> None:
+        """Wait until the device is granted. Raises Cancelled."""
+        if self.hold.is_granted:
+            return
+        import_libraries()
+        while before := self.request_device():
+            previews.updates.put(Preview({}, 0.0, before))
+            if previews.cancel.wait(DEVICE_POLL_SECONDS):
+                self.hold.release()
+                previews.raise_if_cancelled()
 
 
 class _Previews:

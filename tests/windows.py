@@ -35,7 +35,8 @@ def windows(monkeypatch, tmp_path):  # pytest asks the system for the user befor
     for name in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, name, None)
     memory = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=PEAK))
-    monkeypatch.setattr(psutil, "Process", lambda: memory)
+    process = psutil.Process
+    monkeypatch.setattr(psutil, "Process", lambda pid=None: memory if pid is None else process(pid))
     fsync, kill = os.fsync, os.kill
 
     def flush(handle):

@@ -217,13 +217,13 @@ def take_steps(session: Session, log: StepLog, stop: StopFlag) -> None:
             log.read()
             generate_samples(session)
         if stopping and not last:
-            stop_run(session)
+            stop_run(session, stop)
 
 
-def stop_run(session: Session) -> None:
+def stop_run(session: Session, stop: StopFlag) -> None:
     """Mark the run as stopped and raise KeyboardInterrupt."""
     if session.accelerator.is_main_process:
-        session.run.write_state("stopped", session.step, session.config.steps)
+        session.run.write_state("stopped", session.step, session.config.steps, stop_requested=stop.requested)
     session.timer.emit(Stopped(session.step))
     raise KeyboardInterrupt
 

@@ -29,8 +29,9 @@ def plan_run(
     measured = calibration.load(output, config)
     seconds = None if measured is None or measured.error else round(measured.seconds(config, photos), 1)
     emit(Plan(footprint.peak, footprint.phase, device.split(":")[0], seconds, dict(footprint.phases)))
-    name = devices.numbered(device)
-    others = [lease for lease in device_use.users(Index(output), name) if lease.purpose != purpose_of(config)]
+    name, purpose = devices.numbered(device), purpose_of(config)
+    device_use.state_memory(Index(output), name, purpose, footprint.peak)
+    others = [lease for lease in device_use.users(Index(output), name) if lease.purpose != purpose]
     if not device_use.fits(name, "generate", footprint.peak, others):
         emit(Notice(f"{device_use.describe(others)} uses {name}, too: there may not be enough memory for both"))
     return after
@@ -46,11 +47,13 @@ def use_for_run(
         index: the index of the output folder whose programs share the device.
         device: as ``devices.training_devices`` names it.
         kind: "train" or "measure".
-        wait: wait for other runs, and for a page that must free its memory first.
+        wait: wait for other runs, and for a page that must free its memory first. Otherwise ``plan_run`` states the
+            memory of a run that was not measured.
     """
     measured = calibration.load(index.output, config)
     memory = measured.memory if measured and not measured.error else 0
-    memory = memory or fit_to_limit(config, device.split(":")[0])[1].peak
+    if not memory and wait:
+        memory = fit_to_limit(config, device.split(":")[0])[1].peak
     return device_use.using(index, device, kind, purpose_of(config), memory, wait)
 
 

@@ -14,9 +14,10 @@ from training.session.state import Session
 
 @dataclass
 class StopFlag:
-    """Whether a signal has asked this process to stop."""
+    """Whether this process is to stop. ``requested``: by a request to the run, not by a signal."""
 
     is_set: bool = False
+    requested: bool = False
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def stop_requested(session: Session, stop: StopFlag, agree: bool) -> bool:
     Several processes agree on it only if ``agree`` is true, which must be so in all of them: it waits for the devices.
     """
     if session.accelerator.is_main_process and session.run.take_request("stop"):
-        stop.is_set = True
+        stop.is_set = stop.requested = True
     if session.accelerator.num_processes == 1:
         return stop.is_set
     if not agree:

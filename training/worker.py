@@ -17,6 +17,7 @@ from training.memory.savings import is_out_of_memory
 from training.runs import leases
 from training.runs.dispatch import STOPPED
 from training.runs.run_folder import Run
+from training.runs.state import MAX_RESTARTS
 
 
 def main(output: Path, name: str, device: str, lease: str) -> int:
@@ -26,20 +27,38 @@ def main(output: Path, name: str, device: str, lease: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop installs its own handler
     run = Run(output / name)
     leases.adopt(run.index, lease, f"run {name}")
-    watch_for_stop(run)
-    return _train(run, device)
+    place, requested = run.state.queued, watch_for_stop(run)
+    code = _train(run, device)
+    if code == STOPPED:
+        _record_stop(run, requested.is_set() or run.state.stop_requested, place)
+    return code
 
 
-def watch_for_stop(run: Run) -> None:
-    """Interrupt this process as SIGTERM does once the run is asked to stop: Windows sends no such signal."""
+def watch_for_stop(run: Run) -> threading.Event:
+    """Interrupt this process as SIGTERM does once the run is asked to stop: Windows sends no such signal.
+
+    Returns an event that is set then.
+    """
+    requested = threading.Event()
 
     def watch() -> None:
         while True:
             if run.take_request("stop"):
+                requested.set()
                 _thread.interrupt_main(signal.SIGTERM)
             time.sleep(0.2)
 
     threading.Thread(target=watch, daemon=True).start()
+    return requested
+
+
+def _record_stop(run: Run, requested: bool, place: float | None) -> None:
+    """Mark the run as stopped, or if nobody asked for it, as when the machine shuts down, as waiting in its place."""
+    now = run.state
+    if requested or now.restarts >= MAX_RESTARTS:
+        run.write_state("stopped", now.step, now.steps)
+    else:
+        run.write_state("waiting", now.step, now.steps, queued=place, restarts=now.restarts + 1)
 
 
 def _train(run: Run, device: str) -> int:

@@ -26,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest available")
     parser.add_argument(
         "--dtype",
-        default="float32",
         choices=("float32", "float16", "bfloat16"),
-        help="precision of the base models (default float32)",
+        help="precision of the base models (default: half precision on CUDA, else float32)",
     )
     parser.add_argument("--prediction-type", choices=PREDICTION_TYPES,
                         help="prediction type of the base models (default: from their files)")  # fmt: skip

@@ -16,7 +16,7 @@ from app.web.train_photos import PhotoEditor
 from hra_diffusion.errors import UserError
 from hra_diffusion.hub import OfflineError
 from hra_diffusion.models import hub
-from hra_diffusion.models.devices import computes_bfloat16, device_for
+from hra_diffusion.models.devices import device_for, preferred_dtype
 from hra_diffusion.models.loading import DTYPES
 
 
@@ -76,9 +76,8 @@ def build(context: AppContext) -> BaseChooser:
 
 def _suggested_dtype(context: AppContext) -> str:
     """Half precision on CUDA, otherwise the precision the page was started with."""
-    if device_for(context.session.device) != "cuda":
-        return context.session.dtype
-    return "bfloat16" if computes_bfloat16("cuda") else "float16"
+    device = device_for(context.session.device)
+    return preferred_dtype(device) if device.startswith("cuda") else context.session.dtype
 
 
 def use_base(context: AppContext, base: str, dtype: str) -> None:

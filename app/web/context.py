@@ -18,6 +18,7 @@ from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
+from training.runs import catalog
 from training.runs.queue import Queue
 
 COOKIE = "hra_visitor"
@@ -70,11 +71,13 @@ class AppContext:
 
     def adapter_choices(self) -> list[tuple[str, str]]:
         """Return (label, key) of the finished adapters, then of every checkpoint. Damaged files are left out."""
-        finished, found = [saved.path for saved in self.adapters()], []
-        for path in [*finished, *sorted(self.output.glob("[!.]*/checkpoints/[0-9]*/adapter.safetensors"))]:
-            with contextlib.suppress(AdapterFileError):
-                found.append((library.display_name(path), self.key(path)))
-        return found
+        catalog.scan_adapters(self.queue.index)
+        rows = self.queue.index.rows(
+            "SELECT name, step, path FROM adapters WHERE error = '' "
+            "ORDER BY step IS NOT NULL, CASE WHEN step IS NULL THEN name END COLLATE NOCASE, path"
+        )
+        return [(row["name"] if row["step"] is None else f"{row['name']} step {row['step']}", row["path"])
+                for row in rows]  # fmt: skip
 
     def key(self, path: Path) -> str:
         """Return the name of a file on the page: its path in the outputs folder."""

@@ -59,6 +59,8 @@ def act_on_run(context: AppContext, action: str, name: str) -> None:
 
 def progress_text(job: Job, state: progress.Progress) -> str:
     """Return the phase of a run in progress, or its step and the time left."""
+    if users := job.waits_for:
+        return f"waiting for the memory that {users} uses …"
     if not is_training(state):
         return f"{PHASES.get(state.phase, 'starting')} …"
     time_left = ""

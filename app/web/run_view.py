@@ -77,8 +77,9 @@ def build() -> RunView:
 
 def find(context: AppContext, name: str) -> Job | None:
     """Return the run of that name, or else the run in progress or the newest one."""
-    jobs = context.queue.jobs()
-    return next((job for job in jobs if job.run.name == name), jobs[0] if jobs else None)
+    with contextlib.suppress(UserError):  # no name, or a run that was deleted
+        return context.queue.job(name)
+    return next(iter(context.queue.jobs(1)), None)
 
 
 def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> list[Any]:

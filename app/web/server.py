@@ -31,7 +31,7 @@ def serve(
     output: Path,
     bases: Sequence[str],
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: Path | None = None,
@@ -41,18 +41,22 @@ def serve(
     prediction_type: str | None = None,
     rescale_zero_snr: bool | None = None,
 ) -> Any:
-    """Start the page and load the base model in the background. Returns the blocks if ``block`` is False."""
+    """Start the page and load the base model in the background. Returns the blocks if ``block`` is False.
+
+    ``dtype``: precision of the base models; None for the one that the device is made for.
+    """
     gc.disable()  # until all imports are done: collections take a seventh of the start and free nothing
     prepare_environment(output)
     from app.inference_session import InferenceSession
+    from app.web import keeper
     from app.web.blocks import build
     from app.web.context import AppContext
-    from hra_diffusion import trash
     from hra_diffusion.files import make_folder
+    from hra_diffusion.models import devices
 
     make_folder(output)
-    trash.delete_expired(output)
-    session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
+    dtype = dtype or devices.preferred_dtype(devices.device_for(device))
+    session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr, output)
     context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
     _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
@@ -60,7 +64,7 @@ def serve(
     page.queue(default_concurrency_limit=8, max_size=64)
     _listen(page, output, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
-    context.queue.start()  # runs that were waiting when the machine went down
+    keeper.start(context, page)
     if block:
         page.block_thread()
     return page

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from app.inference_session import InferenceSession
 from app.web.context import AppContext
 from app.web.events import HIDDEN, QUIET, changed, clicked, user_errors
 from app.web.html import render
@@ -84,8 +85,8 @@ def connect(context: AppContext, page: gr.Blocks, status: StatusBar) -> None:
 
 def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     """Return updates of all components that differ from ``seen``. Any visitor may change the base and the device."""
-    jobs, session = context.queue.jobs(), context.session
-    line, runs = show_status(jobs), show_runs(jobs[:MAX_RUNS])
+    jobs, session = context.queue.jobs(MAX_RUNS), context.session
+    line, runs = show_status(jobs, context.queue.count("waiting"), sharing(session)), show_runs(jobs)
     selection = session.base, devices.device_for(session.device)
     digest, *selected = seen or ("", "", "")
     new_digest = changed([line, runs], digest)
@@ -103,8 +104,22 @@ def base_name(base: str) -> str:
     return PureWindowsPath(base).name.removesuffix(".safetensors")  # accepts both kinds of slashes
 
 
-def show_status(jobs: list[Job]) -> Markup:
-    """Return one line about the run in progress or an interrupted one."""
+def sharing(session: InferenceSession) -> str:
+    """Return how images and runs share the device at present; "" if only one of them uses it."""
+    if session.gave_way:
+        return "The base model is unloaded while a run needs its memory."
+    neighbours = session.hold.neighbours()
+    return f"Pictures share the device with {neighbours}." if neighbours else ""
+
+
+def show_status(jobs: list[Job], waiting: int, sharing: str) -> Markup:
+    """Return one line about the run in progress or an interrupted one.
+
+    Args:
+        jobs: the first runs of the queue.
+        waiting: number of waiting runs.
+        sharing: how images and runs share the device.
+    """
     running = next((job for job in jobs if job.status == "running"), None)
     if running is None:
         return render("status_bar", running=None, died=next((job for job in jobs if job.status == "died"), None))
@@ -114,6 +129,7 @@ def show_status(jobs: list[Job]) -> Markup:
         running=running,
         progress=progress_text(running, state),
         percent=round(100 * state.step / max(1, running.steps)),
-        waiting=sum(job.status == "waiting" for job in jobs),
+        waiting=waiting,
+        sharing=sharing,
         announce=not is_training(state),  # screen readers announce a new phase, not every step
     )

@@ -12,7 +12,7 @@ from torch import nn
 from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.models import families, single_file
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
-from hra_diffusion.models.folders import INDEX
+from hra_diffusion.models.folders import INDEX, check_index
 from hra_diffusion.models.loading import LOAD_ERRORS
 from hra_diffusion.models.sources import base_version, local_path, model_folder
 
@@ -45,6 +45,8 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     try:
         if path.is_file():
             return single_file.detect_architecture(path, prediction_type)
+        if path.is_dir():
+            check_index(path)
         if folder and (path.is_dir() or (folder / "vae" / "config.json").is_file()):
             return _architecture_in(folder)
     except UserError:

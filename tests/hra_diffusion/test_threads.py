@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 from hra_diffusion import threads
+from hra_diffusion.processes import start_time
 
 COMPUTE = """
 import torch

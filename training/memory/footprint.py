@@ -107,6 +107,17 @@ def predict_footprint(
     return Footprint({name: round(constant + peak) for name, peak in phases.items()})
 
 
+def predict_generation(base: str, dtype: str, device: str, prediction_type: str | None = None, images: int = 8) -> int:
+    """Return the predicted memory in bytes of generating a batch of images on a "cpu", "cuda" or "mps" device.
+
+    Raises BaseModelError if the configuration of the base model can't be read.
+    """
+    shapes = meta_pipeline(base, DTYPES[dtype], prediction_type)
+    memory = measure_base(shapes, shapes.unet.config.sample_size * shapes.vae_scale_factor)
+    constant, factor = OVERHEAD[device]
+    return round(constant + memory.unet + memory.vae + memory.text_encoders + factor * memory.generation * images)
+
+
 def measure_base(pipe: StableDiffusionPipeline, resolution: int) -> BaseMemory:
     """Return the sizes of a pipeline's components and the peaks of its passes at a resolution in pixels."""
     text_encoders = sum(map(module_bytes, families.text_encoders(pipe)))

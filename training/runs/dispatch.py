@@ -34,7 +34,9 @@ def dispatch(index: Index, device: str, forever: bool = False) -> None:
             name, lease = run
             with leases.held(index, f"end of {name}", "dispatch", f"the worker of {device}"):
                 try:
-                    _record_end(index, name, _start_training(index, name, device, lease).wait())
+                    code = _start_training(index, name, device, lease).wait()
+                    if leases.exists(index, lease):  # or else the process has recorded its end itself
+                        _record_end(index, name, code)
                 except FileNotFoundError:  # its folder was deleted
                     _forget(index, name)
                 finally:
@@ -95,6 +97,8 @@ def _record_end(index: Index, name: str, code: int) -> None:
     if now is None or now.status not in ("running", "waiting"):
         return
     if code in (STOPPED, -signal.SIGTERM):  # SIGTERM itself ends a Python that is still starting
+        if not (folder / "stop").exists():  # the machine shuts down: the run continues later
+            return
         changes = {"status": "stopped"}
     else:
         changes = {"status": "failed", "reason": cause(code)}

@@ -185,7 +185,7 @@ class Index:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open a database, create its tables if it has none, and check it. Raises sqlite3.DatabaseError if it is damaged."""
+    """Open a database, create its tables if needed, and check it. Raises sqlite3.DatabaseError if it is damaged."""
     database = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     database.row_factory = sqlite3.Row
     try:

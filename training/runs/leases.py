@@ -133,10 +133,15 @@ def adopt(index: Index, holder: str, resource: str) -> None:
     _beat_for(index, holder, resource)
 
 
+def exists(index: Index, holder: str) -> bool:
+    """Whether a lease was not released, even if its process has ended."""
+    return bool(index.value("SELECT count(*) FROM leases WHERE holder = ?", holder))
+
+
 def require(index: Index, resource: str) -> None:
     """Raise LeaseError if this process has lost its lease on a resource, as it may after a long suspension."""
     own = [holder for holder, held_one in list(_held.items()) if held_one == (index, resource)]
-    if own and not index.value("SELECT count(*) FROM leases WHERE holder = ?", own[0]):
+    if own and not exists(index, own[0]):
         raise LeaseError("another process has taken over this run while this one was suspended; nothing was written")
 
 

@@ -19,23 +19,27 @@ from hra_diffusion.models import devices
 from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import TrainConfig
-from training.runs import catalog, leases
+from training.runs import catalog, device_use, leases
 from training.runs.index import Index
 from training.runs.leases import Lease
 from training.runs.run_folder import RUN_FILES, Run, RunError
+from training.runs.state import MAX_RESTARTS
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
 """Statuses of a run that ended early and can be resumed."""
-MAX_RESTARTS = 3
-"""How often an interrupted run is continued without a new checkpoint in between: it may be what ends the machine."""
 DETACHED = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)}
 """Popen options: Ctrl-C does not reach the process, and closing the terminal does not end it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run with its status and progress. ``place``: number of runs before it in the queue, if it is waiting."""
+    """A run with its status and progress.
+
+    Attributes:
+        place: number of runs before it in the queue, if it is waiting.
+        waits_for: what uses the memory that it needs, if it has been started and waits for it.
+    """
 
     run: Run
     status: Status
@@ -43,6 +47,7 @@ class Job:
     steps: int
     reason: str = ""
     place: int | None = None
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,10 @@ class Queue:
         catalog.scan_runs(self.index)
         return self._jobs(self._rows("status IS NOT NULL", limit=limit))
 
+    def count(self, status: str) -> int:
+        """Return the number of runs with a status in their files."""
+        return self.index.value("SELECT count(*) FROM folders WHERE status = ?", status)
+
     def _rows(self, condition: str, *values: Any, limit: int | None = None) -> list[Any]:
         names = [f"run {name}" for name in self._training()]
         marks = ",".join("?" * len(names))
@@ -144,7 +153,7 @@ class Queue:
         training, before, jobs = self._training(), 0, []
         for row in rows:
             status, place = row["status"], None
-            if row["name"] in training:
+            if row["name"] in training and status in ("waiting", "running"):
                 status = "running"
             elif status == "running":
                 status = "died"
@@ -152,7 +161,8 @@ class Queue:
                 place = self._before(row["place"]) if len(rows) == 1 else before
                 before += 1
             run = Run(self.output / row["name"])
-            jobs.append(Job(run, status, row["step"], row["steps"], row["reason"], place))
+            users = self.waits_for(run.name) if status == "running" and row["status"] == "waiting" else ""
+            jobs.append(Job(run, status, row["step"], row["steps"], row["reason"], place, users))
         return jobs
 
     def _before(self, place: float) -> int:
@@ -202,6 +212,14 @@ class Queue:
                 if not watched and state.status == "running" and state.restarts < MAX_RESTARTS:
                     restarts = state.restarts + 1
                     Run(self.output / name).write_state("waiting", state.step, state.steps, restarts=restarts)
+
+    def waits_for(self, name: str) -> str:
+        """Return what uses the memory that a starting run waits for; "" if it waits for none."""
+        for lease in leases.live(self.index, "device %"):
+            if lease.waiting and lease.purpose == f"the run {name}":
+                others = leases.live(self.index, lease.resource)
+                return device_use.describe([other for other in others if not other.waiting])
+        return ""
 
     def busy(self) -> Run | None:
         """Return a run that is training, from this queue or a command line, or None."""

@@ -10,6 +10,8 @@ from hra_diffusion.files import read_json, remove, write_text
 from training.runs.index import Index
 
 FILE = "state.json"
+MAX_RESTARTS = 3
+"""How often an interrupted run is continued without a new checkpoint in between: it may be what ends the machine."""
 Request = Literal["stop", "sample-now"]
 
 
@@ -24,6 +26,7 @@ class RunState(BaseModel):
         queued: place among the waiting runs, lowest first; None for a run outside the queue.
         device: device asked for, such as "cuda:1"; "" for any.
         restarts: how often it was continued after an interruption, without a new checkpoint in between.
+        stop_requested: whether a person stopped it, and not the end of its process, as when the machine shuts down.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +39,7 @@ class RunState(BaseModel):
     queued: float | None = None
     device: str = ""
     restarts: int = 0
+    stop_requested: bool = False
 
 
 def read(folder: Path) -> RunState | None:
@@ -63,8 +67,10 @@ def stamp(folder: Path) -> str:
 
 def enter(index: Index, name: str, state: RunState, run_stamp: str) -> None:
     """Enter the state of a run into the index."""
-    place = state.queued if state.status in ("waiting", "running") else None
     changed = max((int(part.split()[-1]) for part in run_stamp.split(", ") if part), default=0) / 1e9
+    place = state.queued
+    if state.status == "waiting" and place is None:  # of an earlier version
+        place = changed
     values = (run_stamp, state.status, state.step, state.steps, state.reason, place, state.device, changed)
     with index.writing() as database:
         database.execute(
