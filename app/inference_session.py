@@ -24,7 +24,6 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find_clip
 from hra_diffusion.generation.previews import DenoisingStep, OnStep
 from hra_diffusion.models import devices, loading
-from training.memory.footprint import predict_generation
 from training.runs.index import Index
 
 T = TypeVar("T")
@@ -164,7 +163,7 @@ class InferenceSession:
         """Ask for the device. Returns "" if it is granted, or what has to end before (see ``DeviceHold.request``)."""
         device = devices.numbered(devices.device_for(self.device))
         kind, base, dtype = device.split(":")[0], self.base, self.dtype
-        return self.hold.request(device, lambda: predict_generation(base, dtype, kind, self.prediction_type))
+        return self.hold.request(device, lambda: _predict_memory(base, dtype, kind, self.prediction_type))
 
     def give_way(self) -> None:
         """Unload the base model if a run waits for its memory and nothing is being generated."""
@@ -253,6 +252,13 @@ class InferenceSession:
             if previews.cancel.wait(DEVICE_POLL_SECONDS):
                 self.hold.release()
                 previews.raise_if_cancelled()
+
+
+def _predict_memory(base: str, dtype: str, device: str, prediction_type: str | None) -> int:
+    import_libraries()
+    from training.memory.footprint import predict_generation
+
+    return predict_generation(base, dtype, device, prediction_type)
 
 
 class _Previews:

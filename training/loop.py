@@ -15,6 +15,7 @@ from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import loading
 from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
+from training import planning
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.dataset import Dataset, load_dataset
@@ -82,8 +83,10 @@ def train(
     timer = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
     reset_peak_memory(str(accelerator.device))
+    memory = 0
     if plan or (config.memory_limit and not run.checkpoints()):
-        requested, config = config, plan_run(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
+        requested = config
+        config, memory = plan_run(config, output, accelerator.device.type, len(photos), timer.emit, pipe)
         if config != requested:  # precision or gradient accumulation may have changed
             accelerator = make_accelerator(config)
     with timer.phase("load base"):
@@ -94,7 +97,7 @@ def train(
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
     check_adapter(config, pipe)
-    context = run_context(run, config, dataset, resume, accelerator, timer)
+    context = run_context(run, config, dataset, resume, accelerator, timer, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer)
         if run.checkpoints():
@@ -137,9 +140,10 @@ def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiff
 
 @contextlib.contextmanager
 def run_context(
-    run: Run, config: TrainConfig, dataset: Dataset, resume: bool, accelerator: Accelerator, timer: PhaseTimer
-) -> Iterator[None]:
-    """Within the block, lock the run's folder and log events to it. An error marks the run as failed.
+    run: Run, config: TrainConfig, dataset: Dataset, resume: bool, accelerator: Accelerator, timer: PhaseTimer,
+    memory: int,
+) -> Iterator[None]:  # fmt: skip
+    """Within the block, lock the run's folder, use its device and log events to it. An error marks the run as failed.
 
     The main process does so; the others wait until it has begun.
     """
@@ -151,7 +155,7 @@ def run_context(
         {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
         for photo in dataset.photos
     ]
-    with run.locked():
+    with run.locked(), planning.use_of_own_process(config, run.index, memory):
         run.begin(config, photos, resume)
         timer.add_listener(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()

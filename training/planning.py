@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
@@ -18,8 +19,10 @@ from training.runs.index import Index
 def plan_run(
     config: TrainConfig, output: Path, device: str, photos: int, emit: Listener,
     pipe: StableDiffusionPipeline | None = None,
-) -> TrainConfig:  # fmt: skip
-    """Return the run as it fits into ``config.memory_limit``; emit the savings and the predicted memory and time.
+) -> tuple[TrainConfig, int]:  # fmt: skip
+    """Return the run as it fits into ``config.memory_limit``, and its predicted memory in bytes.
+
+    Emits the savings and the predicted memory and time.
 
     If the memory does not fit beside other programs that use the device, a notice says so.
     """
@@ -30,31 +33,40 @@ def plan_run(
     seconds = None if measured is None or measured.error else round(measured.seconds(config, photos), 1)
     emit(Plan(footprint.peak, footprint.phase, device.split(":")[0], seconds, dict(footprint.phases)))
     name, purpose = devices.numbered(device), purpose_of(config)
-    device_use.state_memory(Index(output), name, purpose, footprint.peak)
     others = [lease for lease in device_use.users(Index(output), name) if lease.purpose != purpose]
     if not device_use.fits(name, "generate", footprint.peak, others):
         emit(Notice(f"{device_use.describe(others)} uses {name}, too: there may not be enough memory for both"))
-    return after
+    return after, footprint.peak
 
 
 def use_for_run(
-    config: TrainConfig, index: Index, device: str, kind: str = "train", wait: bool = True
+    config: TrainConfig, index: Index, device: str, kind: str = "train", memory: int = 0, wait: bool = True
 ) -> contextlib.AbstractContextManager[DeviceUse]:
-    """Return a context in which the run uses a device, with the memory that was measured or is predicted for it.
+    """Return a context in which a run uses a device.
 
     Args:
         config: the run.
         index: the index of the output folder whose programs share the device.
         device: as ``devices.training_devices`` names it.
         kind: "train" or "measure".
-        wait: wait for other runs, and for a page that must free its memory first. Otherwise ``plan_run`` states the
-            memory of a run that was not measured.
+        memory: predicted bytes; 0 to use the measured ones or to predict them here, which takes seconds.
+        wait: wait for other runs, and for a page that must free its memory first.
     """
-    measured = calibration.load(index.output, config)
-    memory = measured.memory if measured and not measured.error else 0
-    if not memory and wait:
-        memory = fit_to_limit(config, device.split(":")[0])[1].peak
+    if not memory and (measured := calibration.load(index.output, config)):
+        memory = measured.memory
+    memory = memory or fit_to_limit(config, device.split(":")[0])[1].peak
     return device_use.using(index, device, kind, purpose_of(config), memory, wait)
+
+
+def use_of_own_process(config: TrainConfig, index: Index, memory: int) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which the run uses its device beside others, unless its process uses it already.
+
+    Without a prediction of the ``memory``, others are told 0 bytes.
+    """
+    device = device_of(config)
+    if any(lease.purpose == purpose_of(config) for lease in device_use.users(index, device)):
+        return contextlib.nullcontext()
+    return device_use.using(index, device, "train", purpose_of(config), memory, wait=False)
 
 
 def device_of(config: TrainConfig) -> str:

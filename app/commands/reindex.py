@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, add_output_mode, print_result
+from app.commands.common import OUTPUTS, Stopwatch, add_base, print_result
 from training.runs import catalog
 from training.runs.index import Index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="folder of the runs")
-    add_output_mode(parser)
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

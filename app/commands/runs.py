@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, add_output_mode, print_result
+from app.commands.common import OUTPUTS, add_base, print_result
 from training.runs.queue import Job, Queue
 
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_argument("--stop", metavar="NAME", help="stop a run after its current step; it can be resumed")
     actions.add_argument("--resume", metavar="NAME", help="put a run that ended early back into the queue")
     actions.add_argument("--cancel", metavar="NAME", help="take a waiting run out of the queue")
-    add_output_mode(parser)
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -59,12 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         dry_run(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
     else:
         from training.loop import train  # takes seconds to import
-        from training.planning import device_of, use_for_run
 
-        run, device = Run(arguments.output / config.name), device_of(config)
-        run.take_request("stop")  # of an earlier process
-        with use_for_run(config, run.index, device, wait=False):
-            train(config, arguments.output, listeners, arguments.resume, plan=True)
+        Run(arguments.output / config.name).take_request("stop")  # of an earlier process
+        train(config, arguments.output, listeners, arguments.resume, plan=True)
 
 
 def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:

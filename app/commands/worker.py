@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, add_output_mode
+from app.commands.common import OUTPUTS, add_base
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
 from training.runs.dispatch import dispatch
@@ -15,15 +15,15 @@ from training.runs.index import Index
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="folder of the runs")
-    parser.add_argument("--device", action="append", metavar="DEVICE", help="cpu, mps or cuda:0; may be repeated "
-                        "(default: every GPU, or else the CPU)")  # fmt: skip
-    add_output_mode(parser)
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="such as cpu, mps, cuda:0 (default: every GPU, "
+                        "or else the CPU)")  # fmt: skip
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     index = Index(make_folder(arguments.output).resolve())
     own = training_devices()
-    names = arguments.device or own
+    names = arguments.devices or own
     if unknown := [name for name in names if name not in (*own, "cpu")]:
         raise UserError(f"there is no device {unknown[0]!r} here; use {', '.join(own)}")
     workers = [threading.Thread(target=dispatch, args=(index, name, True), daemon=True) for name in names]

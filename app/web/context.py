@@ -1,6 +1,5 @@
 """What all tabs share: the outputs folder, the queue of runs, the inference session, the visitors' folders."""
 
-import contextlib
 import functools
 import hmac
 import re
@@ -68,6 +67,11 @@ class AppContext:
     def adapters(self) -> list[library.SavedAdapter]:
         """Return all finished adapters."""
         return list(library.list_adapters([self.output]))
+
+    def rescan(self) -> None:
+        """Enter what the page has just moved or copied into the index."""
+        catalog.scan_runs(self.queue.index, force=True)
+        catalog.scan_adapters(self.queue.index, force=True)
 
     def adapter_choices(self) -> list[tuple[str, str]]:
         """Return (label, key) of the finished adapters, then of every checkpoint. Damaged files are left out."""

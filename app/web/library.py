@@ -114,6 +114,7 @@ class Events:
         """Rename the adapter, and clear the search, which may not match the new name."""
         require_idle(self.context, chosen)
         key = self.context.key(lookup.rename(self.context.adapter_path(chosen), (name or "").strip()))
+        self.context.rescan()
         return (
             key,
             show_facts(self.context, key),
@@ -129,11 +130,13 @@ class Events:
             read_info(self.context.adapter_path(chosen)).name,
             trash.move_to_trash(self.context.adapter_path(chosen), self.context.output),
         )
+        self.context.rescan()
         return None, gr.update(visible=False), render("library_binned", name=name, key=key), *self.refresh(search, None)
 
     @user_errors
     def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
         path = trash.restore(clicked(event)["key"], self.context.output)
+        self.context.rescan()
         return note(f"{path.stem} is restored.", "plain"), *self.refresh(search, None)
 
     @user_errors
@@ -141,6 +144,7 @@ class Events:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search)
         path, _ = import_file(self.context, Path(str(uploaded)))
+        self.context.rescan()
         return note(f"{read_info(path).name} is imported.", "plain"), *self.refresh(search, None)
 
     @user_errors

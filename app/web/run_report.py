@@ -10,6 +10,7 @@ from training import scoring
 from training.config import TrainConfig
 from training.memory import advice
 from training.runs import progress
+from training.runs.event_text import PHASES
 from training.runs.queue import Job
 
 MAX_NOTICES = 4
@@ -29,6 +30,18 @@ def show_head(job: Job, state: progress.Progress, config: TrainConfig) -> Markup
         advice=advice.advise(job.reason, config).text if job.status == "failed" else "",
         duration=progress.format_duration(sum(job.run.state.seconds.values())),
         notices=state.notices[-MAX_NOTICES:],
+        silence=silence_text(state) if job.status == "running" else "",
+    )
+
+
+def silence_text(state: progress.Progress) -> str:
+    """Return a warning about a run that has written nothing for long; "" if it has."""
+    if not (seconds := state.silence()):
+        return ""
+    phase = PHASES.get(state.phase, state.phase)
+    return (
+        f"Nothing has been heard of this run for {progress.format_duration(seconds)}; its last phase was: {phase}. "
+        "It may hang; stop and resume it if this goes on."
     )
 
 

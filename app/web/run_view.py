@@ -25,8 +25,8 @@ from training.runs.queue import OVER, Job
 class RunView:
     """Components of the view.
 
-    ``shown`` holds the run's name, or "" for the run in progress or the newest one; ``seen`` holds digests of what was
-    sent.
+    ``shown`` holds the run's name, or "" for the run in progress or the newest one; ``displayed`` the name of the run
+    that the visitor sees, to which the buttons apply; ``seen`` digests of what was sent.
     """
 
     head: gr.HTML
@@ -41,12 +41,14 @@ class RunView:
     generate: gr.Button
     compare: gr.Button
     shown: gr.State
+    displayed: gr.State
     seen: gr.State
 
     @property
     def outputs(self) -> list[Any]:
         """Components that ``refresh`` updates."""
-        return [self.head, self.plot, self.samples, self.log, self.log_accordion, *self.buttons, self.seen]
+        return [self.head, self.plot, self.samples, self.log, self.log_accordion, *self.buttons, self.seen,
+                self.displayed]  # fmt: skip
 
     @property
     def buttons(self) -> list[Any]:
@@ -72,7 +74,8 @@ def build() -> RunView:
         samples = gr.HTML(js_on_load=CLICKS, elem_id="rounds")
         with gr.Accordion("Log", open=False, visible=False) as log_accordion:
             log = gr.HTML()
-    return RunView(head, plot, samples, log, log_accordion, **buttons, shown=gr.State(""), seen=gr.State())
+    return RunView(head, plot, samples, log, log_accordion, **buttons, shown=gr.State(""), displayed=gr.State(""),
+                   seen=gr.State())  # fmt: skip
 
 
 def find(context: AppContext, name: str) -> Job | None:
@@ -97,7 +100,7 @@ def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> lis
     new_state = changed([head, state.step, len(state.losses), state.log[-1:]], seen[0] if seen else None)
     new_samples = changed(samples, seen[1] if seen else None)
     if not new_state and not new_samples:
-        return [gr.skip()] * 12
+        return [gr.skip()] * 13
     now = (new_state or seen[0], new_samples or seen[1])  # type: ignore[index]
     return [
         head,
@@ -107,13 +110,16 @@ def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> lis
         gr.update(visible=True),
         *_offered(job),
         now,
+        job.run.name,
     ]
 
 
 def _only(text: str, seen: tuple[str, str] | None) -> list[Any]:
     """Return updates that show this text alone, unless it is shown already."""
     now = (text, "")
-    return [gr.skip()] * 12 if now == seen else [text, "", "", "", gr.update(visible=False), *_offered(None), now]
+    if now == seen:
+        return [gr.skip()] * 13
+    return [text, "", "", "", gr.update(visible=False), *_offered(None), now, ""]
 
 
 def _offered(job: Job | None) -> list[Any]:
@@ -147,28 +153,22 @@ class Events:
     def restore(self, request: gr.Request) -> str:
         return self.context.draft(request).read().values.get("watching", "")
 
-    def current(self, name: str) -> str:
-        job = find(self.context, name)
-        if job is None:
-            raise UserError("there is no run yet")
-        return job.run.name
-
     def acting(self, action: str) -> Any:
         @user_errors
-        def act(name: str) -> list[Any]:
-            act_on_run(self.context, action, self.current(name))
-            return refresh(self.context, name, None)
+        def act(shown: str, displayed: str) -> list[Any]:
+            act_on_run(self.context, action, displayed)
+            return refresh(self.context, shown, None)
 
         return act
 
     @user_errors
     def sample_now(self, name: str) -> None:
-        self.context.queue.job(self.current(name)).run.request("sample-now")
+        self.context.queue.job(name).run.request("sample-now")
         gr.Info("Sample pictures follow after the current step.")
 
     @user_errors
     def train_again(self, name: str, request: gr.Request) -> str:
-        new = train_again(self.context, self.current(name))
+        new = train_again(self.context, name)
         self.context.draft(request).save_values(watching=new)
         return new
 
@@ -182,18 +182,18 @@ class Events:
 
     @user_errors
     def open_generate(self, name: str) -> tuple[Any, ...]:
-        return _open_tab(self.context, "generate", self.context.queue.job(self.current(name)).run.adapter)
+        return _open_tab(self.context, "generate", self.context.queue.job(name).run.adapter)
 
     @user_errors
     def open_checkpoint(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
-        run = self.context.queue.job(self.current(name)).run
+        run = self.context.queue.job(name).run
         return _open_tab(
             self.context, "generate", run.checkpoint_folder(int(clicked(event)["step"])) / "adapter.safetensors"
         )
 
     @user_errors
     def open_compare(self, name: str) -> tuple[Any, ...]:
-        return _open_tab(self.context, "compare", *trained_on_same_photos(self.context, self.current(name)))
+        return _open_tab(self.context, "compare", *trained_on_same_photos(self.context, name))
 
 
 def connect(
@@ -204,13 +204,13 @@ def connect(
     watching: dict[str, Any] = {"inputs": [view.shown, view.seen], "outputs": view.outputs}
     page.load(events.restore, None, view.shown, **QUIET).then(events.watch, **watching, **QUIET)
     status.timer.tick(events.watch, **watching, **QUIET)
-    view.stop.click(events.acting("stop"), view.shown, view.outputs, **MINE)
-    view.resume.click(events.acting("resume"), view.shown, view.outputs, **MINE)
-    view.sample_now.click(events.sample_now, view.shown, None, **MINE)
-    view.again.click(events.train_again, view.shown, view.shown, **MINE)
-    view.generate.click(events.open_generate, view.shown, [tabs, generating.adapters], **MINE)
-    view.samples.click(events.open_checkpoint, view.shown, [tabs, generating.adapters], **MINE)
-    view.compare.click(events.open_compare, view.shown, [tabs, comparing.adapters], **MINE)
+    view.stop.click(events.acting("stop"), [view.shown, view.displayed], view.outputs, **MINE)
+    view.resume.click(events.acting("resume"), [view.shown, view.displayed], view.outputs, **MINE)
+    view.sample_now.click(events.sample_now, view.displayed, None, **MINE)
+    view.again.click(events.train_again, view.displayed, view.shown, **MINE)
+    view.generate.click(events.open_generate, view.displayed, [tabs, generating.adapters], **MINE)
+    view.samples.click(events.open_checkpoint, view.displayed, [tabs, generating.adapters], **MINE)
+    view.compare.click(events.open_compare, view.displayed, [tabs, comparing.adapters], **MINE)
     status.runs.click(events.show, None, [view.shown, view.seen, tabs], **MINE)
 
 

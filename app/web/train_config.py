@@ -10,7 +10,6 @@ from app.web import form
 from app.web.context import AppContext
 from app.web.status_bar import base_name
 from hra_diffusion.errors import UserError
-from hra_diffusion.models.meta import meta_pipeline
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.names import validated_name
 from training import config as configs
@@ -141,6 +140,8 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
         if values.mode == "YAML"
         else {*settings}
     )
+    from hra_diffusion.models.meta import meta_pipeline  # takes seconds to import
+
     pipe = context.session.pipe if context.session.loaded else meta_pipeline(first.base)
     shapes = layer_shapes(pipe, first)
     size = count_parameters(first.method, first.options, shapes)

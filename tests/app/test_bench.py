@@ -5,12 +5,11 @@ import json
 from threading import Timer
 
 from conftest import tiny_pipe, tiny_text_encoder
-from filelock import FileLock
 
 from app.cli import main
 from app.commands import bench
-from hra_diffusion.files import make_folder
-from training.runs import calibration
+from training.runs import calibration, leases
+from training.runs.index import Index
 
 
 def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
@@ -62,8 +61,8 @@ def test_methods_not_measured_in_time_are_named(base_folder, tmp_path, capsys):
 
 
 def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):
-    lock = FileLock(make_folder(tmp_path / ".queue" / "calibrations") / ".lock", thread_local=False)
-    lock.acquire()
-    Timer(0.5, lock.release).start()
+    index = Index(tmp_path)
+    lease = leases.acquire(index, calibration.LEASE, "measure", "a measurement")
+    Timer(0.5, leases.release, [index, lease]).start()
     bench.wait_for_measurement(tmp_path, quiet=False)
-    assert "waiting for another measurement" in capsys.readouterr().err and not lock.is_locked
+    assert "waiting for another measurement" in capsys.readouterr().err and not calibration.is_measuring(tmp_path)

@@ -82,16 +82,9 @@ def fits(device: str, kind: str, memory: int, others: list[Lease]) -> bool:
     return memory + sum(other.memory for other in others) <= USABLE * devices.memory(device)
 
 
-def state_memory(index: Index, device: str, purpose: str, memory: int) -> None:
-    """Enter the memory of a use that is known only after the use began."""
-    with index.writing() as database:
-        values = (memory, f"device {device}", purpose)
-        database.execute("UPDATE leases SET memory = ? WHERE resource = ? AND purpose = ?", values)
-
-
 def users(index: Index, device: str) -> list[Lease]:
-    """Return the uses of a device, oldest first."""
-    return leases.live(index, f"device {device}")
+    """Return the uses of a device, oldest first. Creates no index."""
+    return leases.live(index, f"device {device}") if index.path.exists() else []
 
 
 @contextlib.contextmanager

@@ -87,8 +87,8 @@ class Index:
 
     @property
     def path(self) -> Path:
-        """The database file."""
-        return self.output / ".queue" / "index.sqlite3"
+        """The database file, as an absolute path."""
+        return self.output.absolute() / ".queue" / "index.sqlite3"
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """Return the rows of a SELECT statement."""

@@ -3,6 +3,7 @@
 import math
 import statistics
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from training.runs.run_folder import Run
 RECENT_STEPS = 20
 """Number of steps whose median time predicts the time left."""
 LOG_LINES = 12
+SILENCE_SECONDS = 600.0
+"""A run that trains writes events more often than this. Only caching many photos or class images may take longer."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Progress:
         total: number of steps of the run.
         step_seconds: seconds of the last ``RECENT_STEPS`` steps.
         samples_seconds: seconds of the last round of sample images.
+        last_event: time of the last event in Unix seconds.
     """
 
     phase: str = ""
@@ -49,10 +53,12 @@ class Progress:
     total: int = 0
     step_seconds: list[float] = field(default_factory=list)
     samples_seconds: float = 0.0
+    last_event: float = 0.0
 
     def update(self, event: dict[str, Any]) -> None:
         """Apply one event, as parsed from a line of the log."""
         self.log = [*self.log, event_line(event)][-LOG_LINES:]
+        self.last_event = max(self.last_event, event.get("time", 0.0))
         match event:
             case {"event": "phase", "name": name, "time": time}:
                 self.phase, self.phase_start = name, time
@@ -75,6 +81,12 @@ class Progress:
         steps = self.total - self.step
         rounds = (math.ceil(self.total / sample_every) - self.step // sample_every) if sample_every else min(steps, 1)
         return steps * statistics.median(self.step_seconds) + rounds * self.samples_seconds
+
+    def silence(self) -> float:
+        """Return the seconds since the last event, once they are suspiciously many; otherwise 0."""
+        expected = max(SILENCE_SECONDS, 20 * max(self.step_seconds, default=0.0))
+        seconds = time.time() - self.last_event if self.last_event else 0.0
+        return seconds if seconds > expected else 0.0
 
     def _advance(self, event: dict[str, Any]) -> None:
         self.step, self.total = event["step"], event["total"]

@@ -24,7 +24,7 @@ def test_a_finished_run_shows_losses_samples_and_next_steps(context):
         "newest first, the base's idea last"
     )
     assert rounds.count("Try this one") == 2
-    seen = run_view.refresh(context, "Rex", None)[-1]
+    seen = run_view.refresh(context, "Rex", None)[-2]
     assert all(
         isinstance(update, dict) and update.get("__type__") == "update"
         for update in run_view.refresh(context, "Rex", seen)
@@ -43,7 +43,7 @@ def test_compare_selects_all_adapters_trained_on_the_same_photos(context):
 
 def test_a_failed_run_shows_its_reason_and_advice(context):
     Run(context.output / "Rex").write_state("failed", 3, 6, reason="the loss became nan at step 4")
-    head, _, _, log, _, *offers, _ = run_view.refresh(context, "Rex", None)
+    head, _, _, log, _, *offers, _, _ = run_view.refresh(context, "Rex", None)
     assert "The run failed: the loss became nan" in head and "learning rate" in head
     assert "ready" not in head.lower() and "complete" not in (head + log).lower()
     buttons = ("stop", "sample_now", "resume", "again", "generate", "compare")
@@ -53,7 +53,7 @@ def test_a_failed_run_shows_its_reason_and_advice(context):
 def test_an_interrupted_run_can_be_resumed(context):
     Run(context.output / "Rex").write_state("running", 3, 6)
     jobs = context.queue.jobs()
-    line = status_bar.show_status(jobs)
+    line = status_bar.show_status(jobs, 0, "")
     assert "interrupted" in line and 'data-do="resume"' in line
     assert "Resume continues" in run_view.refresh(context, "Rex", None)[0]
 
@@ -72,6 +72,7 @@ def test_a_failed_run_moves_to_the_bin_and_back(context, monkeypatch):
     assert context.queue.jobs() == [] and "Rex" in library_cards.show_bin(context)
     (key,) = trash.keys(context.output)
     trash.restore(key, context.output)
+    context.rescan()
     assert [(job.run.name, job.status, job.reason) for job in context.queue.jobs()] == [
         ("Rex", "failed", "the loss became nan")
     ]

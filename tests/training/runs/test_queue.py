@@ -9,7 +9,7 @@ import pytest
 
 from hra_diffusion.models import devices
 from training.loop import train
-from training.runs import device_use, dispatch, leases, progress
+from training.runs import device_use, dispatch, leases
 from training.runs.events import Step
 from training.runs.queue import Queue
 from training.runs.run_folder import RunError
