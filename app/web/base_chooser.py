@@ -187,5 +187,6 @@ def connect(context: AppContext, page: gr.Blocks, chooser: BaseChooser, photos: 
         event(function, inputs, chooser.panel, **MINE).success(**noticing)
     chooser.look_up.click(events.look_up, [chooser.name, chooser.dtype], chooser.found, **MINE)
     chooser.found.click(events.download, None, [chooser.found, chooser.download], **HIDDEN)
-    status.timer.tick(events.watch, chooser.seen, [chooser.download, chooser.seen], **QUIET)
+    status.changes["download"].click(events.watch, chooser.seen, [chooser.download, chooser.seen], **QUIET)
+    context.pulse.sources["download"] = lambda: show_download(events.current)
     gr.on([page.load, photos.thumbnails.change, status.base.change], **noticing)

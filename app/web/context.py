@@ -4,12 +4,13 @@ import functools
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
 
 from app.inference_session import InferenceSession
+from app.web.pulse import Pulse
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
@@ -31,6 +32,8 @@ class AppContext:
     session: InferenceSession
     bases: list[str]
     """Base models of the command line, and those chosen on the page since."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """What browsers ask for to follow changes."""
     local: bool = False
     """Whether only this machine reaches the page: then visitors may choose any base model."""
 

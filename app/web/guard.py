@@ -4,9 +4,11 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import cookie_parser
 
 from app.web.context import COOKIE
+from app.web.pulse import PATH, Pulse
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -29,10 +31,13 @@ BLOCKED = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http
 
 
 class Guard:
-    """ASGI middleware. ``hosts`` are the accepted host names; None accepts any, for servers protected by logins."""
+    """ASGI middleware that also answers the browsers' questions for changes.
 
-    def __init__(self, app: Any, hosts: frozenset[str] | None):
-        self.app, self.hosts = app, hosts
+    ``hosts`` are the accepted host names; None accepts any, for servers protected by logins.
+    """
+
+    def __init__(self, app: Any, hosts: frozenset[str] | None, pulse: Pulse):
+        self.app, self.hosts, self.pulse = app, hosts, pulse
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,6 +45,9 @@ class Guard:
             return
         if not self._is_allowed(scope):
             await _refuse(send)
+            return
+        if scope["path"].endswith(PATH):
+            await _send_json(send, await run_in_threadpool(self.pulse.answer))
             return
         cookie = None if cookie_parser(_header(scope, b"cookie")).get(COOKIE) else secrets.token_urlsafe(16)
         if cookie:  # the application sees it from the first request on
@@ -76,6 +84,12 @@ def _with_headers(send: Send, policy: str, cookie: str | None) -> Send:
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+async def _send_json(send: Send, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _refuse(send: Send) -> None:

@@ -203,7 +203,7 @@ def connect(
     events = Events(context)
     watching: dict[str, Any] = {"inputs": [view.shown, view.seen], "outputs": view.outputs}
     page.load(events.restore, None, view.shown, **QUIET).then(events.watch, **watching, **QUIET)
-    status.timer.tick(events.watch, **watching, **QUIET)
+    status.changes["runs"].click(events.watch, **watching, **QUIET)
     view.stop.click(events.acting("stop"), [view.shown, view.displayed], view.outputs, **MINE)
     view.resume.click(events.acting("resume"), [view.shown, view.displayed], view.outputs, **MINE)
     view.sample_now.click(events.sample_now, view.displayed, None, **MINE)

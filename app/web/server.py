@@ -62,7 +62,7 @@ def serve(
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
-    _listen(page, output, host, port, auth, share)
+    _listen(page, context, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
     keeper.start(context, page)
     if block:
@@ -70,7 +70,7 @@ def serve(
     return page
 
 
-def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | None, share: bool) -> None:
+def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | None, share: bool) -> None:
     """Listen at this address. Raises UserError if that is not possible."""
     from starlette.middleware import Middleware
 
@@ -78,7 +78,7 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
     from app.web.guard import Guard
     from hra_diffusion.errors import UserError
 
-    hosts = None if share or host not in LOOPBACK else LOOPBACK
+    output, hosts = context.output, None if share or host not in LOOPBACK else LOOPBACK
     try:
         page.launch(
             server_name=host,
@@ -100,7 +100,11 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
             theme=theme.theme(),
             css=theme.css(),
             head=theme.head(),
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(Guard, hosts=hosts, pulse=context.pulse)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
         )
     except OSError as error:
         raise UserError(

@@ -1,5 +1,6 @@
 """The status bar at the top of every tab: the run in progress, the queue, the base model and the device."""
 
+import time
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any
@@ -14,8 +15,9 @@ from app.web.html import render
 from app.web.run_list import act_on_run, is_training, progress_text, show_runs
 from app.web.theme import CLICKS
 from hra_diffusion.models import devices
-from training.runs import progress
+from training.runs import catalog, progress
 from training.runs.queue import Job
+from training.runs.run_folder import Run
 
 Seen = tuple[str, str, str]
 """What a visitor has been sent: the digest of the runs, the base model and the device."""
@@ -26,13 +28,17 @@ MAX_RUNS = 12
 
 @dataclass
 class StatusBar:
-    """Components of the status bar. ``timer`` also drives the other parts of the page that follow the runs."""
+    """Components of the status bar.
+
+    ``changes`` holds hidden buttons that the browser presses when "runs", "forecast" or "download" has changed (see
+    ``app.web.pulse``).
+    """
 
     line: gr.HTML
     base: gr.Dropdown
     device: gr.Dropdown
     runs: gr.HTML
-    timer: gr.Timer
+    changes: dict[str, gr.Button]
     seen: gr.State
 
 
@@ -53,7 +59,11 @@ def build(context: AppContext) -> StatusBar:
         )  # fmt: skip
     with gr.Accordion("Runs", open=False, elem_id="runs"):
         runs = gr.HTML(js_on_load=CLICKS)
-    return StatusBar(line, base, device, runs, gr.Timer(1.5), gr.State())
+    changes = {
+        name: gr.Button("Refresh", elem_id=f"pulse-{name}", elem_classes="pulse")
+        for name in ("runs", "forecast", "download")
+    }
+    return StatusBar(line, base, device, runs, changes, gr.State())
 
 
 def connect(context: AppContext, page: gr.Blocks, status: StatusBar) -> None:
@@ -76,11 +86,21 @@ def connect(context: AppContext, page: gr.Blocks, status: StatusBar) -> None:
     selection = [status.base, status.device]
     outputs = [status.line, status.runs, *selection, status.seen]
     page.load(watch, status.seen, outputs, **QUIET)
-    status.timer.tick(watch, status.seen, outputs, **QUIET)
+    status.changes["runs"].click(watch, status.seen, outputs, **QUIET)
+    context.pulse.sources["runs"] = lambda: followed(context)
     for part in selection:
         part.input(change, selection, None, **HIDDEN)
     for part in (status.line, status.runs):
         part.click(act, None, outputs, **HIDDEN)
+
+
+def followed(context: AppContext) -> object:
+    """Return what the status bar and the view of a run depend on."""
+    session, queue = context.session, context.queue
+    catalog.scan_runs(queue.index)
+    training = [(name, progress.log_size(Run(context.output / name))) for name in queue.training()]
+    minute = time.time() // 60 if training else 0  # a run that has been silent for long is marked
+    return queue.index.revision(), training, minute, session.base, session.device, sharing(session)
 
 
 def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:

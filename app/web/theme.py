@@ -90,6 +90,6 @@ def css() -> str:
 
 
 def head() -> str:
-    """Return the page's scripts: enlarging images, dropping and pasting files anywhere."""
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("zoom.js", "drop.js")]
+    """Return the page's scripts: enlarging images, dropping and pasting files anywhere, following changes."""
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("zoom.js", "drop.js", "pulse.js")]
     return "".join(f"<script>{script}</script>" for script in scripts)

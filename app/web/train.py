@@ -45,7 +45,7 @@ def connect(
     form = tab.form
     train_photos.connect(context, page, tab.photos, form.noun, form.name)
     base_chooser.connect(context, page, tab.base, tab.photos, status)
-    train_form.connect(context, page, form, status)
+    train_form.connect(context, page, form, tab.photos, status)
     train_form.connect_captions(context, form, tab.photos)
     run_view.connect(context, page, tabs, tab.run, status, generating, comparing)
 

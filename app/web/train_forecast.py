@@ -41,6 +41,13 @@ def forecast(
     return gr.update(choices=_preset_choices(context, entries, count, values)), text
 
 
+def measurements(context: AppContext) -> object:
+    """Return what forecasts depend on besides the form: the measurements, and whether a run keeps them waiting."""
+    folder = calibration.measurements_folder(context.output)
+    changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
+    return changed, bool(context.queue.training()), context.session.base, context.session.loaded
+
+
 def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:
     if context.queue.busy():
         text = "Time and memory can be measured once the current run has ended."

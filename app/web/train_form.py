@@ -13,7 +13,7 @@ from app.web.events import HIDDEN, QUIET, changed, user_errors
 from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, changed_settings, preview_config, to_yaml
-from app.web.train_forecast import forecast
+from app.web.train_forecast import forecast, measurements
 from app.web.train_photos import PhotoEditor, PhotoEvents
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
@@ -187,7 +187,7 @@ class FormEvents:
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 
-def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, status: StatusBar) -> None:
+def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, photos: PhotoEditor, status: StatusBar) -> None:
     """Wire the form."""
     events, inputs = FormEvents(context, form_), form_.inputs
     defaults: dict[str, Any] = {
@@ -203,7 +203,6 @@ def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, status: Stat
         **QUIET,
     }
     gr.on(form_.edited, events.store, inputs, None, **QUIET)
-    gr.on([form_.preset.input, form_.method.input, form_.several.input], **forecasting)
     gr.on([form_.preset.input, form_.method.input, status.base.change], **defaults)
     subject = [form_.trigger, form_.noun]
     gr.on([form_.noun.change, form_.trigger.change], show_subject, subject, form_.in_prompts, **QUIET)
@@ -211,7 +210,9 @@ def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, status: Stat
     form_.mode.input(events.switch_mode, [form_.mode, *inputs], switched, **HIDDEN).then(**defaults).then(
         events.store, inputs, None, **QUIET
     )
-    status.timer.tick(**forecasting)
+    status.changes["forecast"].click(**forecasting)
+    gr.on([*form_.edited, photos.thumbnails.change], **forecasting)
+    context.pulse.sources["forecast"] = lambda: measurements(context)
     page.load(events.restore, None, inputs, **QUIET).then(
         events.show_mode, form_.mode, [form_.fields, form_.text], **QUIET
     ).then(**defaults).then(**forecasting)

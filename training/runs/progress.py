@@ -131,6 +131,14 @@ def read(run: Run) -> Progress:
         return reader.progress
 
 
+def log_size(run: Run) -> int:
+    """Return the size of the run's event log in bytes, 0 if there is none."""
+    try:
+        return (run.folder / "events.jsonl").stat().st_size
+    except OSError:
+        return 0
+
+
 def smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:
     """Return the exponential moving average of values, with the bias correction of Adam."""
     average, averages = 0.0, []

@@ -138,7 +138,7 @@ class Queue:
         return self.index.value("SELECT count(*) FROM folders WHERE status = ?", status)
 
     def _rows(self, condition: str, *values: Any, limit: int | None = None) -> list[Any]:
-        names = [f"run {name}" for name in self._training()]
+        names = [f"run {name}" for name in self.training()]
         marks = ",".join("?" * len(names))
         return self.index.rows(
             f"SELECT name, status, step, steps, reason, place FROM folders WHERE {condition} "
@@ -150,7 +150,7 @@ class Queue:
         )
 
     def _jobs(self, rows: list[Any]) -> list[Job]:
-        training, before, jobs = self._training(), 0, []
+        training, before, jobs = self.training(), 0, []
         for row in rows:
             status, place = row["status"], None
             if row["name"] in training and status in ("waiting", "running"):
@@ -168,15 +168,15 @@ class Queue:
     def _before(self, place: float) -> int:
         """Return the number of waiting runs before a place."""
         rows = self.index.rows("SELECT name FROM folders WHERE status = 'waiting' AND place < ?", place)
-        return len({row["name"] for row in rows} - self._training().keys())
+        return len({row["name"] for row in rows} - self.training().keys())
 
-    def _training(self) -> dict[str, Lease]:
+    def training(self) -> dict[str, Lease]:
         """Return the leases of the runs that a process trains or is about to, by name."""
         return {lease.resource.removeprefix("run "): lease for lease in leases.live(self.index, "run %")}
 
     def trainer(self, name: str) -> Lease | None:
         """Return the lease of the process that trains a run or is about to, or None."""
-        return self._training().get(name)
+        return self.training().get(name)
 
     def start(self) -> None:
         """Start a worker for each device that waiting runs can use and that has none. Returns at once."""
@@ -187,7 +187,7 @@ class Queue:
                 self._start_worker(device)
 
     def _rows_of_devices(self) -> list[Any]:
-        training = self._training()
+        training = self.training()
         rows = self.index.rows("SELECT name, device FROM folders WHERE status = 'waiting'")
         return [row for row in rows if row["name"] not in training]
 
@@ -223,7 +223,7 @@ class Queue:
 
     def busy(self) -> Run | None:
         """Return a run that is training, from this queue or a command line, or None."""
-        return next((Run(self.output / name) for name in self._training()), None)
+        return next((Run(self.output / name) for name in self.training()), None)
 
     def _waiting_job(self, name: str) -> Job:
         job = self.job(name)
