@@ -47,7 +47,8 @@ class Guard:
             await _refuse(send)
             return
         if scope["path"].endswith(PATH):
-            await _send_json(send, await run_in_threadpool(self.pulse.answer))
+            pulse = self.pulse
+            await _send_json(send, pulse.answer() if pulse.is_fresh else await run_in_threadpool(pulse.answer))
             return
         cookie = None if cookie_parser(_header(scope, b"cookie")).get(COOKIE) else secrets.token_urlsafe(16)
         if cookie:  # the application sees it from the first request on

@@ -24,10 +24,15 @@ class Pulse:
     _time: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether ``answer`` returns at once."""
+        return time.monotonic() - self._time <= PERIOD
+
     def answer(self) -> bytes:
         """Return a digest of each part by its name, as JSON."""
         with self._lock:
-            if time.monotonic() - self._time > PERIOD:
+            if not self.is_fresh:
                 parts = {name: _digest(source()) for name, source in self.sources.items()}
                 self._answer, self._time = json.dumps(parts).encode(), time.monotonic()
             return self._answer

@@ -62,6 +62,7 @@ def serve(
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
+    page._queue.sleep_when_free = 0.05  # as Gradio has it on Windows; elsewhere it wakes 1000 times a second
     _listen(page, context, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
     keeper.start(context, page)
