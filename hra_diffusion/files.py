@@ -131,10 +131,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file."""
+    return _retry_while_busy(path.read_bytes)
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it is missing, empty or damaged, as after a power cut."""
     try:
-        return json.loads(_retry_while_busy(lambda: path.read_text(encoding="utf-8")))
+        return json.loads(read_bytes(path).decode())
     except (OSError, ValueError):
         return None
 
