@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it is missing, empty or damaged, as after a power cut."""
     try:
         return json.loads(read_bytes(path).decode())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -154,23 +154,6 @@ def append_line(path: Path, line: str) -> None:
             file.write(("\n" * incomplete + line + "\n").encode())
     except OSError as error:
         raise to_file_error(error, path) from error
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a JSON Lines file (see ``json_objects``); none if it is missing."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return
-    yield from json_objects(lines)
-
-
-def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among lines; other lines, such as incomplete ones after a power cut, are skipped."""
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            if isinstance(value := json.loads(line), dict):
-                yield value
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:

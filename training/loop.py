@@ -26,7 +26,7 @@ from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, Notice, Stopped
 from training.runs.listeners import LogFile
-from training.runs.run_folder import Run
+from training.runs.run_folder import PhotoRecord, Run
 from training.samples import generate_samples, samples_due, score_samples
 from training.session.devices import make_accelerator, restore_eval
 from training.session.model import check_adapter
@@ -147,10 +147,7 @@ def run_context(
         accelerator.wait_for_everyone()
         yield
         return
-    photos = [
-        {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
-        for photo in dataset.photos
-    ]
+    photos = [PhotoRecord(photo.sha256, photo.crop, photo.caption, photo.frame) for photo in dataset.photos]
     with run.locked():
         run.begin(config, photos, resume)
         timer.add_listener(LogFile(run.folder / "events.jsonl"))

@@ -12,6 +12,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from PIL import Image
+from pydantic import RootModel
 
+from hra_diffusion import records
 from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path, make_folder, read_json, remove, write_text
 from training import config as configs
 from training.config import EXECUTION_FIELDS, TrainConfig
+from training.data.photo import Box
 from training.runs.locks import LOCK_TIMEOUT
 
 RUN_FILES = ("state.json", "config.yaml")
@@ -34,6 +38,21 @@ RUN_FILES = ("state.json", "config.yaml")
 
 class RunError(UserError):
     """A run can't be started, resumed or found. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class PhotoRecord:
+    """What identifies a photo of a run.
+
+    Attributes:
+        sha256: SHA-256 of the file in hexadecimal.
+        crop, frame, caption: as in ``Photo``. Earlier versions stored no frame.
+    """
+
+    sha256: str
+    crop: Box
+    caption: str | None
+    frame: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +95,9 @@ class Run:
         return {"status": "finished" if self.adapter.is_file() else "running", "step": step, "steps": steps}
 
     @property
-    def photo_records(self) -> list[dict[str, Any]] | None:
-        """Hash, crop, frame and caption of each photo, or None if photos.json is missing or damaged.
-
-        Earlier versions stored no frame.
-        """
-        return read_json(self.folder / "photos.json")
+    def photo_records(self) -> list[PhotoRecord] | None:
+        """The record of each photo, or None if photos.json is missing or damaged."""
+        return records.read(self.folder / "photos.json", list[PhotoRecord], None)
 
     def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
         """Replace the state."""
@@ -92,14 +108,14 @@ class Run:
         state = self.state
         self.write_state("failed", state["step"], state["steps"], reason=reason)
 
-    def begin(self, config: TrainConfig, photos: list[dict[str, Any]], resume: bool) -> None:
+    def begin(self, config: TrainConfig, photos: list[PhotoRecord], resume: bool) -> None:
         """Write the files of a new run, or check that a resumed one has not changed. The run must be locked.
 
         A run without checkpoints starts over; its samples and log are removed. Raises RunError.
         """
         if self.checkpoints():
             self.require_resumable(config, resume)
-            if (records := self.photo_records) is not None and not _same_photos(photos, records):
+            if (stored_photos := self.photo_records) is not None and not _same_photos(photos, stored_photos):
                 raise RunError(f"the photos or captions of {self.folder} have changed; start a new run")
             self.write_state("running", self.state["step"], config.steps)
             stored = self.config
@@ -111,7 +127,7 @@ class Run:
             self.write_state("running", 0, config.steps)
             stored = None
         if self.photo_records != photos:
-            write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
+            write_text(self.folder / "photos.json", RootModel[list[PhotoRecord]](photos).model_dump_json(indent=1))
         if config != stored:
             configs.write(config, self.folder / "config.yaml")
 
@@ -184,8 +200,9 @@ class Run:
             ) from None
 
 
-def _same_photos(photos: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> bool:
-    """Return whether photos agree with their records, which may lack some of the keys."""
-    return len(photos) == len(records) and all(
-        photo | record == photo for photo, record in zip(photos, records, strict=True)
+def _same_photos(photos: Sequence[PhotoRecord], stored: Sequence[PhotoRecord]) -> bool:
+    """Return whether photos agree with their stored records, which may lack the frame."""
+    return len(photos) == len(stored) and all(
+        dataclasses.replace(photo, frame=record.frame and photo.frame) == record
+        for photo, record in zip(photos, stored, strict=True)
     )
