@@ -156,11 +156,42 @@ def append_line(path: Path, line: str) -> None:
         raise to_file_error(error, path) from error
 
 
-def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file atomically; floating-point tensors as float32."""
-    data = _serialised(tensors, metadata)
+def save_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None, checksum: bool = False
+) -> None:
+    """Write tensors to a safetensors file atomically; floating-point tensors as float32.
+
+    ``checksum`` adds a checksum of the file to its metadata, for ``has_changed``.
+    """
+    data = _serialised(tensors, {**(metadata or {}), CHECKSUM: _NO_CHECKSUM} if checksum else metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+        if checksum:
+            with temporary.open("r+b") as file:
+                file.seek(data.index(_checksum_entry(_NO_CHECKSUM)))
+                file.write(_checksum_entry(hashlib.sha256(data).hexdigest()))
+
+
+CHECKSUM = "sha256"
+"""Key in the metadata of a safetensors file: the SHA-256 of the file with zeros in place of this value."""
+_NO_CHECKSUM = "0" * 64
+
+
+def has_changed(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Return whether a safetensors file with this metadata has changed since it was saved; False without a checksum."""
+    if (stored := metadata.get(CHECKSUM)) is None:
+        return False
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+        digest = hashlib.sha256(length + header.replace(_checksum_entry(stored), _checksum_entry(_NO_CHECKSUM), 1))
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest() != stored
+
+
+def _checksum_entry(value: str) -> bytes:
+    return f'"{CHECKSUM}":"{value}"'.encode()
 
 
 def tensors_hash(tensors: "Mapping[str, Tensor]") -> str:

@@ -47,7 +47,7 @@ def read_with(path: Path, parse: Callable[[bytes], Kind], default: Default) -> K
         if path.is_dir():
             _set_aside(path, "a folder is in its place")
         else:
-            _warn(path, f"{path} can't be read ({error.strerror}); the program continues without it")
+            warn_once(path, f"{path} can't be read ({error.strerror}); the program continues without it")
     except ValueError as error:
         _set_aside(path, _reason(error))
     return default
@@ -64,7 +64,7 @@ def parse_lines(path: Path, lines: Iterable[bytes], kind: Any) -> Iterator[Any]:
         try:
             yield _adapter(kind).validate_json(line)
         except ValidationError as error:
-            _warn(path, f"{path} has a damaged line ({_reason(error)}); such lines are ignored")
+            warn_once(path, f"{path} has a damaged line ({_reason(error)}); such lines are ignored")
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def _set_aside(path: Path, reason: str) -> None:
         move(path, aside)
     except FileError:
         if path.exists():  # else another process was faster
-            _warn(path, f"{path} is damaged ({reason}) and can't be moved; the program continues without it")
+            warn_once(path, f"{path} is damaged ({reason}) and can't be moved; the program continues without it")
         return
     warnings.warn(
         f"{path} is damaged ({reason}); it was set aside as {aside.name}, and the program continues without it",
@@ -88,7 +88,8 @@ def _set_aside(path: Path, reason: str) -> None:
     )
 
 
-def _warn(path: Path, message: str) -> None:
+def warn_once(path: Path, message: str) -> None:
+    """Warn (``Note``) about a file, once per process."""
     if path not in _reported:
         _reported.add(path)
         warnings.warn(message, Note, stacklevel=4)

@@ -25,11 +25,12 @@ from pydantic import RootModel
 
 from hra_diffusion import records
 from hra_diffusion.comparison.storage import save_photos
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import atomic_path, make_folder, read_json, remove, write_text
 from training import config as configs
-from training.config import EXECUTION_FIELDS, TrainConfig
-from training.data.photo import Box
+from training.config import EXECUTION_FIELDS, ConfigError, TrainConfig
+from training.runs import identity as identities
+from training.runs.identity import Identity, PhotoRecord
 from training.runs.locks import LOCK_TIMEOUT
 
 RUN_FILES = ("state.json", "config.yaml")
@@ -38,21 +39,6 @@ RUN_FILES = ("state.json", "config.yaml")
 
 class RunError(UserError):
     """A run can't be started, resumed or found. The message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class PhotoRecord:
-    """What identifies a photo of a run.
-
-    Attributes:
-        sha256: SHA-256 of the file in hexadecimal.
-        crop, frame, caption: as in ``Photo``. Earlier versions stored no frame.
-    """
-
-    sha256: str
-    crop: Box
-    caption: str | None
-    frame: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,36 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        return configs.read_run(self.folder / "config.yaml")
+        """The configuration; that of the newest checkpoint, with a warning, if config.yaml can't be read.
+
+        Raises ConfigError for invalid values, or without such a checkpoint.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            values = configs.read_values(path)
+        except ConfigError as error:
+            if (identity := self.identity) is None:
+                raise
+            records.warn_once(path, f"{first_line(error)}; those in the newest checkpoint are used")
+            return identity.config.model_copy(update={"name": self.name})
+        try:
+            return configs.parse_run(values)
+        except ConfigError as error:
+            if (identity := self.identity) is None:
+                raise
+            self._require_same(identity.config, values)
+            raise ConfigError(f"{path}: {error}") from None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in the newest checkpoint that has one."""
+        return next((found for folder in reversed(self.checkpoints()) if (found := identities.read(folder))), None)
+
+    @property
+    def started_with(self) -> TrainConfig:
+        """The configuration of the newest checkpoint; of config.yaml if an earlier version made the checkpoints."""
+        identity = self.identity
+        return identity.config if identity else self.config
 
     @property
     def finished(self) -> bool:
@@ -96,7 +111,11 @@ class Run:
 
     @property
     def photo_records(self) -> list[PhotoRecord] | None:
-        """The record of each photo, or None if photos.json is missing or damaged."""
+        """The records of the photos in the newest checkpoint, else in photos.json; None if that is damaged too."""
+        identity = self.identity
+        return identity.photos if identity else self._listed_photos()
+
+    def _listed_photos(self) -> list[PhotoRecord] | None:
         return records.read(self.folder / "photos.json", list[PhotoRecord], None)
 
     def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
@@ -119,14 +138,14 @@ class Run:
                 raise RunError(f"the photos or captions of {self.folder} have changed; start a new run")
             self.write_state("running", self.state["step"], config.steps)
             stored = self.config
-            config = stored.model_copy(update={"photos": config.photos, "boxes": config.boxes})
+            config = config.model_copy(update={name: getattr(stored, name) for name in EXECUTION_FIELDS})
         else:
             self.require_free()
             for stale in ("samples", "events.jsonl", "sample-now", "photos"):
                 remove(self.folder / stale)
             self.write_state("running", 0, config.steps)
             stored = None
-        if self.photo_records != photos:
+        if self._listed_photos() != photos:
             write_text(self.folder / "photos.json", RootModel[list[PhotoRecord]](photos).model_dump_json(indent=1))
         if config != stored:
             configs.write(config, self.folder / "config.yaml")
@@ -144,15 +163,16 @@ class Run:
             raise RunError(f"{self.adapter} exists already; choose another --name, or move the file")
 
     def require_resumable(self, config: TrainConfig, resume: bool) -> None:
-        """Raise RunError if ``resume`` is False or the run was started with another configuration."""
+        """Raise RunError if ``resume`` is False, or a value that decides the weights was another one at the start."""
         if not resume:
             raise RunError(f"{self.folder} exists already; continue with --resume, or choose another --name")
+        self._require_same(self.started_with, config.model_dump(mode="json"))
+
+    def _require_same(self, before: TrainConfig, values: dict[str, Any]) -> None:
         # photos are compared by their hashes
-        excluded = {*EXECUTION_FIELDS, *(("photos", "boxes") if self.photo_records else ())}
-        before, now = (c.model_dump(mode="json", exclude=excluded) for c in (self.config, config))
-        if changed := [field for field in now if now[field] != before[field]]:
+        if changed := identities.differences(before, values, with_photos=not self.photo_records):
             raise RunError(
-                f"{self.folder} was started with other values of {', '.join(changed)}; "
+                f"{self.folder} was started with other values: {'; '.join(changed)}; "
                 f"resume with the same settings, or start a new run with another --name"
             )
 
@@ -170,7 +190,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of the complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("checkpoints/[0-9]*"))
+        return sorted(path for path in self.folder.glob("checkpoints/[0-9]*") if path.name.isdecimal())
 
     def checkpoint_folder(self, step: int) -> Path:
         """Return the folder for the checkpoint of a step."""
