@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -131,11 +131,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file."""
+    return _retry_while_busy(path.read_bytes)
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it is missing, empty or damaged, as after a power cut."""
     try:
-        return json.loads(_retry_while_busy(lambda: path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return json.loads(read_bytes(path).decode())
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -151,28 +156,42 @@ def append_line(path: Path, line: str) -> None:
         raise to_file_error(error, path) from error
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a JSON Lines file (see ``json_objects``); none if it is missing."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return
-    yield from json_objects(lines)
+def save_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None, checksum: bool = False
+) -> None:
+    """Write tensors to a safetensors file atomically; floating-point tensors as float32.
 
-
-def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among lines; other lines, such as incomplete ones after a power cut, are skipped."""
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            if isinstance(value := json.loads(line), dict):
-                yield value
-
-
-def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file atomically; floating-point tensors as float32."""
-    data = _serialised(tensors, metadata)
+    ``checksum`` adds a checksum of the file to its metadata, for ``has_changed``.
+    """
+    data = _serialised(tensors, {**(metadata or {}), CHECKSUM: _NO_CHECKSUM} if checksum else metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+        if checksum:
+            with temporary.open("r+b") as file:
+                file.seek(data.index(_checksum_entry(_NO_CHECKSUM)))
+                file.write(_checksum_entry(hashlib.sha256(data).hexdigest()))
+
+
+CHECKSUM = "sha256"
+"""Key in the metadata of a safetensors file: the SHA-256 of the file with zeros in place of this value."""
+_NO_CHECKSUM = "0" * 64
+
+
+def has_changed(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Return whether a safetensors file with this metadata has changed since it was saved; False without a checksum."""
+    if (stored := metadata.get(CHECKSUM)) is None:
+        return False
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+        digest = hashlib.sha256(length + header.replace(_checksum_entry(stored), _checksum_entry(_NO_CHECKSUM), 1))
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest() != stored
+
+
+def _checksum_entry(value: str) -> bytes:
+    return f'"{CHECKSUM}":"{value}"'.encode()
 
 
 def tensors_hash(tensors: "Mapping[str, Tensor]") -> str:

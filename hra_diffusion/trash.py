@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from hra_diffusion import records
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, move, remove, write_text
 
 FOLDER = ".bin"
 RETENTION_DAYS = 30
 """Days until an item in the trash is deleted for good."""
+MAX_NAME_BYTES = 255
+"""Longest file name that file systems accept."""
 
 
 def move_to_trash(path: Path, root: Path) -> str:
@@ -42,10 +45,16 @@ def restore(key: str, root: Path) -> Path:
 
 def _origin(trashed: Path, root: Path) -> Path:
     """Return the original path of an item; without a valid note beside it, its own name in ``root``."""
-    note = _origin_note(trashed)
-    origin = root / (note.read_text(encoding="utf-8", errors="replace") if note.is_file() else "")
+    origin = root / records.read_with(_origin_note(trashed), _parse_origin, "")
     inside = origin != root and origin.resolve().is_relative_to(root.resolve())
     return origin if inside else root / trashed.name.partition("-")[2]
+
+
+def _parse_origin(content: bytes) -> str:
+    origin = content.decode()
+    if not origin.isprintable() or any(len(part) > MAX_NAME_BYTES for part in content.split(b"/")):
+        raise ValueError("it does not hold a path")
+    return origin
 
 
 def _origin_note(trashed: Path) -> Path:
@@ -53,9 +62,13 @@ def _origin_note(trashed: Path) -> Path:
     return trashed.with_name(f"{trashed.name}.from")
 
 
+def _is_note(name: str) -> bool:
+    return name.partition(records.DAMAGED)[0].endswith(".from")
+
+
 def keys(root: Path) -> list[str]:
     """Return the keys of the items in the trash, newest first."""
-    names = [path.name for path in (root / FOLDER).glob("[0-9]*-*") if path.suffix != ".from"]
+    names = [path.name for path in (root / FOLDER).glob("[0-9]*-*") if not _is_note(path.name)]
     return sorted((name for name in names if name.partition("-")[0].isdecimal()), reverse=True)
 
 

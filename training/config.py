@@ -253,8 +253,13 @@ EARLIER_DEFAULTS = {"min_snr_formula": "plus-one", "size_conditioning": False, "
 
 
 def read_run(path: Path) -> TrainConfig:
-    """Read the configuration of a run. Missing fields take ``EARLIER_DEFAULTS``."""
-    return parse(EARLIER_DEFAULTS | read_values(path))
+    """Read the configuration of a run from a file (see ``parse_run``)."""
+    return parse_run(read_values(path))
+
+
+def parse_run(values: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of a run with these values. Missing fields take ``EARLIER_DEFAULTS``."""
+    return parse(EARLIER_DEFAULTS | with_current_names(values))
 
 
 _EXPECTED = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}

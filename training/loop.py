@@ -26,6 +26,7 @@ from training.planning import plan_run
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, Notice, Stopped
+from training.runs.identity import PhotoRecord
 from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
 from training.samples import generate_samples, samples_due, score_samples
@@ -73,7 +74,8 @@ def train(
     """
     run = Run(output / config.name)
     if run.checkpoints():
-        config = restore_reductions(restore_savings(config, run.config), run.config)
+        before = run.started_with
+        config = restore_reductions(restore_savings(config, before), before)
         run.require_resumable(config, resume)
         if run.finished:
             return run.adapter
@@ -151,10 +153,7 @@ def run_context(
         accelerator.wait_for_everyone()
         yield
         return
-    photos = [
-        {"sha256": photo.sha256, "crop": list(photo.crop), "frame": list(photo.frame), "caption": photo.caption}
-        for photo in dataset.photos
-    ]
+    photos = [PhotoRecord.of(photo) for photo in dataset.photos]
     with run.locked(), planning.use_of_own_process(config, run.index, memory):
         run.begin(config, photos, resume)
         timer.add_listener(LogFile(run.folder / "events.jsonl"))

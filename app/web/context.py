@@ -11,7 +11,7 @@ import gradio as gr
 
 from app.inference_session import InferenceSession
 from app.web.pulse import Pulse
-from hra_diffusion import library
+from hra_diffusion import library, records
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_text
@@ -58,10 +58,11 @@ class AppContext:
     def salt(self) -> bytes:
         """Secret of this outputs folder: without it, the folder of a login could be computed from its name."""
         file = self.output / ".salt"
-        if not (file.is_file() and re.fullmatch(rb"[0-9a-f]{64}", file.read_bytes())):  # none yet, or damaged
-            write_text(file, secrets.token_hex(32))
+        if (salt := records.read_with(file, _parse_salt, None)) is None:
+            salt = secrets.token_bytes(32)
+            write_text(file, salt.hex())
             file.chmod(0o600)
-        return bytes.fromhex(file.read_text(encoding="utf-8"))
+        return salt
 
     def draft(self, request: gr.Request) -> Draft:
         """Return the subject that this visitor is preparing."""
@@ -105,3 +106,9 @@ class AppContext:
         except AdapterFileError:
             return "", ""
         return info.subject, info.class_noun
+
+
+def _parse_salt(content: bytes) -> bytes:
+    if not re.fullmatch(rb"[0-9a-f]{64}", content):
+        raise ValueError("it does not hold 64 hexadecimal digits")
+    return bytes.fromhex(content.decode())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapters import adapter_keys, attachment, registry
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import save_tensors
+from hra_diffusion.files import has_changed, save_tensors
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
@@ -78,7 +78,7 @@ def save(
     Raises FileError if the file can't be written.
     """
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "adapter": info.model_dump_json()}
-    save_tensors(path, tensors or parameters(components, info.name), metadata)
+    save_tensors(path, tensors or parameters(components, info.name), metadata, checksum=True)
 
 
 def parameters(components: Mapping[str, nn.Module], name: str) -> dict[str, nn.Parameter]:
@@ -111,9 +111,17 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
-    """Read an adapter file. Raises AdapterFileError if it is damaged or a tensor is not finite."""
+    """Read an adapter file. Raises AdapterFileError if it is damaged or a tensor is not finite.
+
+    Files of earlier versions have no checksum that would show a changed tensor.
+    """
     with open_safetensors(path) as file:
         info = _parse_info(path, file)
+        if has_changed(path, file.metadata()):
+            raise AdapterFileError(
+                f"{path} does not match its checksum: it is damaged, or another program has changed it; copy it again "
+                "or use another checkpoint"
+            )
         # copies: Windows can't replace a file while tensors are mapped to it
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
+from pydantic import BaseModel, Field, model_validator
 
+from hra_diffusion import records
 from hra_diffusion.comparison.compare import Comparison, Sample, Variant
 from hra_diffusion.comparison.grid import draw_grid
 from hra_diffusion.comparison.statistics import difference_from_base, score_statistics
@@ -15,7 +17,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Score
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.png import PNG_KEY, read_image, save_png, slug
-from hra_diffusion.generation.requests import SIZE_CONDITIONING, FullSettings, Request
+from hra_diffusion.generation.requests import FullSettings, Request
 
 PHOTO_SIDE = 512
 """Largest side of stored reference photos, in pixels."""
@@ -50,34 +52,64 @@ def save_photos(photos: Sequence[Image.Image], folder: Path) -> None:
 
 def load_comparison(folder: Path) -> Comparison:
     """Load a comparison written by ``save_comparison``, with its small photos. Raises UserError if it is incomplete."""
-    try:
-        results = _rename_old_keys(json.loads((folder / "results.json").read_text(encoding="utf-8")))
-        entries = [_rename_old_keys(entry) for entry in results["samples"]]
-        samples = tuple(_load_sample(folder, entry) for entry in entries)
-        names = [field.name for field in dataclasses.fields(FullSettings)]
-        full = FullSettings(
-            **{name: entries[0][name] for name in names if name in entries[0] or name not in SIZE_CONDITIONING}
-        )
-        variants = tuple(Variant(**variant) for variant in results["variants"])
-        prompts, seeds, seconds = tuple(results["prompts"]), tuple(results["seeds"]), results["seconds"]
-        notes = tuple(results.get("notes", ()))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} holds no whole comparison ({error}); make it again") from None
+    results = records.read(folder / "results.json", _Results, None)
+    if results is None:
+        raise UserError(f"{folder} holds no whole comparison (results.json is missing or damaged); make it again")
+    samples = tuple(_load_sample(folder, stored) for stored in results.samples)
     photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_image(file)))
-    return Comparison(variants, prompts, seeds, samples, full, seconds, photos, notes)
+    return Comparison(
+        results.variants, results.prompts, results.seeds, samples, results.samples[0].settings, results.seconds, photos,
+        results.notes,
+    )  # fmt: skip
 
 
-def _rename_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {OLD_KEYS.get(name, name): value for name, value in values.items()}
+class _Stored(BaseModel):
+    """Part of ``results.json``, with the present names of its keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_old_keys(cls, values: Any) -> Any:
+        return (
+            {OLD_KEYS.get(name, name): value for name, value in values.items()} if isinstance(values, dict) else values
+        )
 
 
-def _load_sample(folder: Path, entry: Mapping[str, Any]) -> Sample:
-    adapters = tuple(entry["adapters"].items())
-    request = Request(entry["prompt"], entry["seed"], adapters, entry["negative_prompt"])
-    score = Score(**entry["score"]) if "score" in entry else None
-    if (image := read_image(folder / entry["image"])) is None:
-        raise ValueError(f"{entry['image']} can't be read")
-    return Sample(entry["variant"], request, image, score)
+class _StoredSample(_Stored):
+    variant: str
+    image: str
+    prompt: str
+    seed: int = Field(ge=0, lt=2**63)
+    adapters: dict[str, float]
+    negative_prompt: str
+    settings: FullSettings
+    score: Score | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_settings(cls, values: Any) -> Any:
+        return {**values, "settings": values} if isinstance(values, dict) else values
+
+
+class _Results(_Stored):
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    samples: tuple[_StoredSample, ...] = Field(min_length=1)
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        if len(self.samples) != (count := len(self.prompts) * len(self.seeds) * len(self.variants)):
+            raise ValueError(f"{len(self.samples)} samples in place of {count}")
+        return self
+
+
+def _load_sample(folder: Path, stored: _StoredSample) -> Sample:
+    request = Request(stored.prompt, stored.seed, tuple(stored.adapters.items()), stored.negative_prompt)
+    if (image := read_image(folder / stored.image)) is None:
+        raise UserError(f"{folder} holds no whole comparison ({stored.image} can't be read); make it again")
+    return Sample(stored.variant, request, image, stored.score)
 
 
 def _summary(comparison: Comparison) -> dict[str, Any]:

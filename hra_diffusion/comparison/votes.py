@@ -1,6 +1,5 @@
 """Blind votes: two unlabelled images of a comparison, and which is better. Votes are stored beside the comparison."""
 
-import contextlib
 import json
 import math
 import random
@@ -10,7 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from hra_diffusion.files import append_line, make_folder, read_json_lines
+from hra_diffusion import records
+from hra_diffusion.files import append_line, make_folder
 
 Question = Literal["subject", "prompt"]
 QUESTIONS: dict[Question, str] = {
@@ -119,8 +119,4 @@ def upcoming(folder: Path) -> int:
 
 
 def _read(folder: Path) -> list[Vote]:
-    votes = []
-    for line in read_json_lines(folder / "votes.jsonl"):
-        with contextlib.suppress(TypeError):  # not a vote
-            votes.append(Vote(**line))
-    return votes
+    return records.read_lines(folder / "votes.jsonl", Vote)

@@ -3,8 +3,10 @@
 import time
 
 import pytest
+from damage import damage
 
 from hra_diffusion import library, trash
+from hra_diffusion.errors import Note
 
 
 def test_items_are_restored_or_expire(adapter, tmp_path):
@@ -42,4 +44,13 @@ def test_restoring_without_a_valid_note_of_the_origin(adapter, tmp_path, note):
     assert trash.keys(tmp_path) == [key]
     trash.delete_expired(tmp_path, days=1)
     assert trash.restore(key, tmp_path) == tmp_path / "Rex" and adapter.is_file()
+    assert trash.keys(tmp_path) == []
+
+
+@pytest.mark.parametrize("note", [b"a\0b", b"\xff\xfe", b"a/" + b"b" * 300, "folder"])
+def test_a_damaged_note_of_the_origin_is_set_aside(adapter, tmp_path, note):
+    key = trash.move_to_trash(adapter, tmp_path)
+    damage(tmp_path / ".bin" / f"{key}.from", note)
+    with pytest.warns(Note, match="set aside"):
+        assert trash.restore(key, tmp_path) == tmp_path / "Rex" and adapter.is_file()
     assert trash.keys(tmp_path) == []

@@ -38,7 +38,7 @@ def test_a_run_with_reduced_memory_resumes_with_its_settings(settings, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", [full_device, StopAfter(3)])
     assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), weights(whole))
-    with pytest.raises(RunError, match="started with other values of batch_size"):
+    with pytest.raises(RunError, match="started with other values: batch_size 1, not 8"):
         train(settings(sample_every=0, batch_size=8), tmp_path / "whole", resume=True)
 
 

@@ -117,7 +117,7 @@ def test_a_name_in_use_is_rejected(settings, tmp_path):
     train(settings(), tmp_path)
     with pytest.raises(RunError, match="exists already; continue with --resume, or choose another --name"):
         train(settings(), tmp_path)
-    with pytest.raises(RunError, match="was started with other values of steps, learning_rate"):
+    with pytest.raises(RunError, match=r"was started with other values: steps 4, not 9; learning_rate 0.01, not 0.001"):
         train(settings(steps=9, learning_rate=1e-3), tmp_path, resume=True)
 
 

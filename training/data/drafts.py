@@ -12,12 +12,13 @@ import shutil
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion import records
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, read_json, write_text
+from hra_diffusion.files import make_folder, write_text
 from hra_diffusion.names import is_reserved, unused_name
 from training.config import with_current_names
 from training.data.caption_files import CAPTION_SUFFIXES
@@ -49,8 +50,8 @@ class DraftPhoto:
 class Contents:
     """The photos of a draft and the plain ``values`` of the form."""
 
-    photos: tuple[DraftPhoto, ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)
+    photos: tuple[DraftPhoto, ...]
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,9 @@ class Draft:
     def read(self) -> Contents:
         """Return the contents: empty without a folder, only the photos if draft.json is damaged."""
         files = sorted(path.name for path in self.folder.glob("photos/*"))
-        found = read_json(self.folder / "draft.json")
-        if not isinstance(found, dict):
-            return Contents(tuple(map(DraftPhoto, files)))
-        photos = [DraftPhoto(p["file"], tuple(p["box"]) if p["box"] else None, p["caption"]) for p in found["photos"]]
-        return Contents(tuple(photo for photo in photos if photo.file in files), with_current_names(found["values"]))
+        found = records.read(self.folder / "draft.json", Contents, Contents(tuple(map(DraftPhoto, files)), {}))
+        photos = tuple(photo for photo in found.photos if photo.file in files)
+        return Contents(photos, with_current_names(found.values))
 
     def add(self, files: Sequence[Path], replace_all: bool = False) -> list[str]:
         """Copy photos, and caption files of the same names, into the draft. Return a message per unusable file.

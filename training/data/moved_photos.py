@@ -25,9 +25,9 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     the folders nearby and in the folder to which the page copies photos. Raises RunError if a photo is not found.
     """
     if not (stored := run.photo_records):
-        emit(Notice(f"{run.folder / 'photos.json'} is damaged: the photos cannot be verified and are used as they are"))
+        emit(Notice(f"{run.folder / 'photos.json'} is missing or damaged: the photos can't be verified"))
         return find_photos(config.photos)
-    hashes, given = [photo["sha256"] for photo in stored], list(_files(config.photos))
+    hashes, given = [photo.sha256 for photo in stored], list(_files(config.photos))
     found = _match(hashes, given)
     if None in found:
         near = _files(_folders_near([*config.photos, run.folder.parent / "photos" / run.name]))
@@ -58,8 +58,8 @@ def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, reso
     restored = (
         replace(
             loaded[path],
-            caption=loaded[path].caption or entry["caption"],
-            frame=tuple(entry.get("frame", loaded[path].frame)),
+            caption=loaded[path].caption or entry.caption,
+            frame=entry.frame or loaded[path].frame,
         )
         for path, entry in zip(photos, stored, strict=True)
     )
@@ -75,7 +75,7 @@ def with_current_paths(config: TrainConfig, photos: list[Path], run: Run) -> Tra
 
 
 def _boxes(photos: list[Path], run: Run) -> dict[Path, tuple[int, int, int, int]]:
-    return {path: tuple(entry["crop"]) for path, entry in zip(photos, run.photo_records or (), strict=True)}
+    return {path: entry.crop for path, entry in zip(photos, run.photo_records or (), strict=True)}
 
 
 def _match(hashes: Iterable[str], files: Iterable[Path]) -> list[Path | None]:

@@ -96,12 +96,21 @@ def reduced_memory(config: TrainConfig) -> TrainConfig | None:
 
 
 def restore_reductions(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """Return a resumed run with the reductions that ``before``, its stored configuration, made when out of memory."""
+    """Return a resumed run with the ``REDUCED_FIELDS`` of ``before``, its last checkpoint.
+
+    If they differ by what a run does when out of memory, before or after that checkpoint; else ``config`` itself.
+    """
+    if _reduces_to(config, before) or _reduces_to(before, config):
+        return config.model_copy(update={name: getattr(before, name) for name in REDUCED_FIELDS})
+    return config
+
+
+def _reduces_to(config: TrainConfig, other: TrainConfig) -> bool:
     after: TrainConfig | None = config
     while after := reduced_memory(after):
-        if all(getattr(after, name) == getattr(before, name) for name in REDUCED_FIELDS):
-            return after
-    return config
+        if all(getattr(after, name) == getattr(other, name) for name in REDUCED_FIELDS):
+            return True
+    return False
 
 
 def is_out_of_memory(error: Exception) -> bool:

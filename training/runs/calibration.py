@@ -16,7 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hra_diffusion.files import make_folder, read_json, write_text
+from pydantic import ConfigDict
+
+from hra_diffusion import records
+from hra_diffusion.files import make_folder, write_text
 from training import config as configs
 from training.config import TrainConfig
 from training.runs import leases
@@ -47,6 +50,8 @@ class Calibration:
         memory: peak memory in bytes.
         error: why such a run fails; empty if it doesn't.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     load: float = 0.0
     photo: float = 0.0
@@ -87,11 +92,12 @@ def cost_key(config: TrainConfig) -> str:
 def load(output: Path, config: TrainConfig) -> Calibration | None:
     """Return the stored measurement for this run, or None. A failed one expires after ``ERROR_EXPIRES``."""
     path = result_path(output, config)
+    calibration = records.read(path, Calibration, None)
     try:
-        calibration = Calibration(**read_json(path))
-        return None if calibration.error and time.time() - path.stat().st_mtime > ERROR_EXPIRES else calibration
-    except (TypeError, OSError):  # missing, or of another version
+        expired = calibration and calibration.error and time.time() - path.stat().st_mtime > ERROR_EXPIRES
+    except OSError:  # deleted meanwhile
         return None
+    return None if expired else calibration
 
 
 INTERRUPTED = "the measurement was interrupted, most likely for lack of memory"

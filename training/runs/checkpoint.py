@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hra_diffusion.adapters import adapter_file
-from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, save_tensors
+from hra_diffusion.adapters import adapter_file, fingerprint
+from hra_diffusion.errors import first_line
+from hra_diffusion.files import atomic_path, has_changed, save_tensors
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
 from training.memory.peak import peak_memory
+from training.runs import identity as identities
 from training.runs.events import Checkpoint, Notice
+from training.runs.identity import Identity, PhotoRecord
 from training.runs.run_folder import RunError
 from training.session.state import Session
 
@@ -26,7 +28,9 @@ def save_checkpoint(session: Session) -> None:
         session.run.require_lease()
         folder = session.run.checkpoint_folder(session.step)
         with atomic_path(folder) as unfinished:
-            save_tensors(unfinished / "training.safetensors", training_state(session))
+            identity = Identity(session.config, [PhotoRecord.of(photo) for photo in session.dataset.photos])
+            metadata = identities.metadata(identity)
+            save_tensors(unfinished / "training.safetensors", training_state(session), metadata, checksum=True)
             write_adapter(session, unfinished / "adapter.safetensors")
         session.run.write_state("running", session.step, session.config.steps, restarts=0)
         session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
@@ -48,22 +52,46 @@ def training_state(session: Session) -> dict[str, Tensor]:
 
 
 def restore_latest(session: Session) -> None:
-    """Restore the newest readable checkpoint.
+    """Restore the newest whole checkpoint.
 
     Raises RunError if there is none, or if the number of processes has changed.
     """
     for folder in reversed(session.run.checkpoints()):
         try:
-            state = load_file(folder / "training.safetensors")
-            seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
-        except (OSError, SafetensorError, UserError) as error:
-            session.timer.emit(Notice(f"checkpoint {folder} can't be read ({error}); using the previous one"))
+            state = read_state(folder, session)
+            info, _ = adapter_file.read(folder / "adapter.safetensors")
+            seconds = TypeAdapter(dict[str, float]).validate_python(info.training.get("seconds", {}))
+        except (OSError, SafetensorError, ValueError) as error:
+            reason = first_line(error)
+            session.timer.emit(Notice(f"checkpoint {folder} can't be read ({reason}); using the previous one"))
             continue
         if (processes := int(state["processes"])) != session.accelerator.num_processes:
             raise RunError(f"{session.run.folder} was trained by {processes} processes; resume it with the same number")
         session.timer.add_earlier(seconds)
+        if (distance := fingerprint.distance(info.fingerprint, session.trained_components)) > fingerprint.TOLERANCE:
+            session.timer.emit(
+                Notice(
+                    f"the weights of {session.config.base} have changed since the last checkpoint (fingerprints differ "
+                    f"by {distance:.2g}): the adapter will differ from that of a run without the interruption"
+                )
+            )
         return restore(session, state)
     raise RunError(f"no checkpoint of {session.run.folder} can be read; start a new run with another --name")
+
+
+def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
+    """Return the ``training_state`` in a checkpoint's folder. Raises ValueError if it is damaged or of other layers."""
+    path = folder / "training.safetensors"
+    with safe_open(path, "pt") as file:
+        if has_changed(path, file.metadata() or {}):
+            raise ValueError(f"{path.name} does not match its checksum")
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    expected = {f"parameter/{key}": value.shape for key, value in session.parameters.items()}
+    expected |= {f"average/{key}": value.shape for key, value in session.moving_averages.items()}
+    for key in (*expected, "step", "processes"):
+        if key not in state or state[key].shape != expected.get(key, ()):
+            raise ValueError(f"{path.name} does not hold {key} as this run needs it")
+    return state
 
 
 def restore(session: Session, state: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,14 @@
 """Events of a training run. The loop emits them; the progress bar, the log and the page are listeners."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -121,3 +125,24 @@ def to_json(event: Event) -> str:
         {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **dataclasses.asdict(event)},
         ensure_ascii=False,
     )
+
+
+class _Logged(BaseModel):
+    event: str
+    time: float = Field(0.0, ge=0, lt=2**33)
+
+
+@functools.cache
+def _kinds() -> dict[str, TypeAdapter[Any]]:
+    return {kind.__name__.lower(): TypeAdapter(kind) for kind in get_args(Event)}
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    kind = _Logged.model_validate(values).event
+    if kind in _kinds():
+        _kinds()[kind].validate_python(values)
+    return values
+
+
+LoggedEvent = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""An event as parsed from a line that ``to_json`` returned. Events of a kind that is not known have any fields."""

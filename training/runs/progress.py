@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion import records
 from hra_diffusion.evaluation.clip import Score
-from hra_diffusion.files import json_objects
 from training.runs.event_text import event_line
+from training.runs.events import LoggedEvent
 from training.runs.run_folder import Run
 
 RECENT_STEPS = 20
@@ -126,7 +127,7 @@ def read(run: Run) -> Progress:
                 if not line.endswith(b"\n"):  # still being written
                     break
                 reader.offset += len(line)
-                for event in json_objects([line]):
+                for event in records.parse_lines(log, [line], LoggedEvent):
                     reader.progress.update(event)
         return reader.progress
 

@@ -13,20 +13,24 @@
 """
 
 import contextlib
-import json
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import RootModel
 
+from hra_diffusion import records
 from hra_diffusion.comparison.storage import save_photos
-from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, make_folder, read_json, remove, write_text
+from hra_diffusion.errors import UserError, first_line
+from hra_diffusion.files import atomic_path, make_folder, remove, write_text
 from training import config as configs
-from training.config import EXECUTION_FIELDS, TrainConfig
+from training.config import EXECUTION_FIELDS, ConfigError, TrainConfig
+from training.runs import identity as identities
 from training.runs import leases, state
+from training.runs.identity import Identity, PhotoRecord
 from training.runs.index import Index
 from training.runs.state import Request, RunState
 
@@ -55,7 +59,36 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
-        return configs.read_run(self.folder / "config.yaml")
+        """The configuration; that of the newest checkpoint, with a warning, if config.yaml can't be read.
+
+        Raises ConfigError for invalid values, or without such a checkpoint.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            values = configs.read_values(path)
+        except ConfigError as error:
+            if (identity := self.identity) is None:
+                raise
+            records.warn_once(path, f"{first_line(error)}; those in the newest checkpoint are used")
+            return identity.config.model_copy(update={"name": self.name})
+        try:
+            return configs.parse_run(values)
+        except ConfigError as error:
+            if (identity := self.identity) is None:
+                raise
+            self._require_same(identity.config, values)
+            raise ConfigError(f"{path}: {error}") from None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in the newest checkpoint that has one."""
+        return next((found for folder in reversed(self.checkpoints()) if (found := identities.read(folder))), None)
+
+    @property
+    def started_with(self) -> TrainConfig:
+        """The configuration of the newest checkpoint; of config.yaml if an earlier version made the checkpoints."""
+        identity = self.identity
+        return identity.config if identity else self.config
 
     @property
     def finished(self) -> bool:
@@ -81,12 +114,13 @@ class Run:
         return RunState(status="finished" if self.adapter.is_file() else "running", step=step, steps=steps)
 
     @property
-    def photo_records(self) -> list[dict[str, Any]] | None:
-        """Hash, crop, frame and caption of each photo, or None if photos.json is missing or damaged.
+    def photo_records(self) -> list[PhotoRecord] | None:
+        """The records of the photos in the newest checkpoint, else in photos.json; None if that is damaged too."""
+        identity = self.identity
+        return identity.photos if identity else self._listed_photos()
 
-        Earlier versions stored no frame.
-        """
-        return read_json(self.folder / "photos.json")
+    def _listed_photos(self) -> list[PhotoRecord] | None:
+        return records.read(self.folder / "photos.json", list[PhotoRecord], None)
 
     def write_state(self, status: str, step: int, steps: int, **more: Any) -> None:
         """Replace the state. A run that waits or trains keeps its place in the queue."""
@@ -102,26 +136,26 @@ class Run:
         now = self.state
         self.write_state("failed", now.step, now.steps, reason=reason)
 
-    def begin(self, config: TrainConfig, photos: list[dict[str, Any]], resume: bool) -> None:
+    def begin(self, config: TrainConfig, photos: list[PhotoRecord], resume: bool) -> None:
         """Write the files of a new run, or check that a resumed one has not changed. The run must be locked.
 
         A run without checkpoints starts over; its samples and log are removed. Raises RunError.
         """
         if self.checkpoints():
             self.require_resumable(config, resume)
-            if (records := self.photo_records) is not None and not _same_photos(photos, records):
+            if (stored_photos := self.photo_records) is not None and not _same_photos(photos, stored_photos):
                 raise RunError(f"the photos or captions of {self.folder} have changed; start a new run")
             self.write_state("running", self.state.step, config.steps)
             stored = self.config
-            config = stored.model_copy(update={"photos": config.photos, "boxes": config.boxes})
+            config = config.model_copy(update={name: getattr(stored, name) for name in EXECUTION_FIELDS})
         else:
             self.require_free()
             for stale in ("samples", "events.jsonl", "sample-now", "photos"):
                 remove(self.folder / stale)
             self.write_state("running", 0, config.steps)
             stored = None
-        if self.photo_records != photos:
-            write_text(self.folder / "photos.json", json.dumps(photos, indent=1, ensure_ascii=False))
+        if self._listed_photos() != photos:
+            write_text(self.folder / "photos.json", RootModel[list[PhotoRecord]](photos).model_dump_json(indent=1))
         if config != stored:
             configs.write(config, self.folder / "config.yaml")
 
@@ -138,15 +172,16 @@ class Run:
             raise RunError(f"{self.adapter} exists already; choose another --name, or move the file")
 
     def require_resumable(self, config: TrainConfig, resume: bool) -> None:
-        """Raise RunError if ``resume`` is False or the run was started with another configuration."""
+        """Raise RunError if ``resume`` is False, or a value that decides the weights was another one at the start."""
         if not resume:
             raise RunError(f"{self.folder} exists already; continue with --resume, or choose another --name")
+        self._require_same(self.started_with, config.model_dump(mode="json"))
+
+    def _require_same(self, before: TrainConfig, values: dict[str, Any]) -> None:
         # photos are compared by their hashes
-        excluded = {*EXECUTION_FIELDS, *(("photos", "boxes") if self.photo_records else ())}
-        before, now = (c.model_dump(mode="json", exclude=excluded) for c in (self.config, config))
-        if changed := [field for field in now if now[field] != before[field]]:
+        if changed := identities.differences(before, values, with_photos=not self.photo_records):
             raise RunError(
-                f"{self.folder} was started with other values of {', '.join(changed)}; "
+                f"{self.folder} was started with other values: {'; '.join(changed)}; "
                 f"resume with the same settings, or start a new run with another --name"
             )
 
@@ -160,7 +195,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of the complete checkpoints, oldest first."""
-        return sorted(self.folder.glob("checkpoints/[0-9]*"))
+        return sorted(path for path in self.folder.glob("checkpoints/[0-9]*") if path.name.isdecimal())
 
     def checkpoint_folder(self, step: int) -> Path:
         """Return the folder for the checkpoint of a step."""
@@ -198,8 +233,9 @@ class Run:
         return f"run {self.name}"
 
 
-def _same_photos(photos: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> bool:
-    """Return whether photos agree with their records, which may lack some of the keys."""
-    return len(photos) == len(records) and all(
-        photo | record == photo for photo, record in zip(photos, records, strict=True)
+def _same_photos(photos: Sequence[PhotoRecord], stored: Sequence[PhotoRecord]) -> bool:
+    """Return whether photos agree with their stored records, which may lack the frame."""
+    return len(photos) == len(stored) and all(
+        dataclasses.replace(photo, frame=record.frame and photo.frame) == record
+        for photo, record in zip(photos, stored, strict=True)
     )

@@ -4,9 +4,10 @@ import contextlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from hra_diffusion.files import read_json, remove, write_text
+from hra_diffusion import records
+from hra_diffusion.files import remove, write_text
 from training.runs.index import Index
 
 FILE = "state.json"
@@ -43,11 +44,8 @@ class RunState(BaseModel):
 
 
 def read(folder: Path) -> RunState | None:
-    """Return the state in a run's folder, or None if the file is missing or damaged."""
-    try:
-        return RunState.model_validate(read_json(folder / FILE))
-    except ValidationError:
-        return None
+    """Return the state in a run's folder, or None if the file is missing or damaged; then it is set aside."""
+    return records.read(folder / FILE, RunState, None)
 
 
 def write(folder: Path, state: RunState) -> None:

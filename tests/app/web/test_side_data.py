@@ -1,9 +1,11 @@
 """Damaged files of the page: it opens all the same and reports what is wrong."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
+from damage import damage
 from PIL import Image, PngImagePlugin
 from visitors import Visitor
 
@@ -11,15 +13,18 @@ from app.web import compare, compare_plan, compare_results, generate_images, log
 from hra_diffusion.comparison.compare import Variant
 from hra_diffusion.comparison.compare import compare as run_compare
 from hra_diffusion.comparison.storage import load_comparison
+from hra_diffusion.errors import Note
 from hra_diffusion.generation.png import PNG_KEY
 from hra_diffusion.generation.requests import Settings
 from training.runs.run_folder import Run
 
 
-@pytest.mark.parametrize("content", ["", "abc", "zz" * 32])
+@pytest.mark.parametrize("content", [b"", b"abc", b"zz" * 32, b"\0" * 64, b"\xff" * 64, "folder"])
 def test_a_damaged_salt_is_replaced(context, content):
     """With an empty one, visitors' folders could be guessed."""
-    (context.output / ".salt").write_text(content)
+    damage(context.output / ".salt", content)
+    with pytest.warns(Note, match="set aside"):
+        assert len(context.salt) == 32
     assert len(context.salt) == 32 and (context.output / ".salt").read_text() == context.salt.hex()
     assert context.visitor_folder(Visitor()).parent == context.output / "visitors"
 
@@ -71,7 +76,8 @@ def test_a_comparison_with_a_damaged_photo_is_shown(context, compared):
 def test_a_damaged_comparison_is_reported_and_the_tab_opens(context, compared, file, content):
     assert (compared / file).exists()
     (compared / file).write_bytes(content)
-    shown = restore(context)
+    with warnings.catch_warnings(action="ignore", category=Note):
+        shown = restore(context)
     assert "0001 holds no whole comparison" in shown[0] and len(shown) == 10
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, attachment, fingerprint
 from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
-from hra_diffusion.files import FileError
+from hra_diffusion.files import CHECKSUM, FileError
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def rewrite(path, tensors=None, **metadata):
     """Write the file again with other tensors or metadata."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    save_file(tensors or load_file(path), path, header["__metadata__"] | metadata)
+    kept = {key: value for key, value in header["__metadata__"].items() if key != CHECKSUM}
+    save_file(tensors or load_file(path), path, kept | metadata)
 
 
 def test_keys_name_component_layer_and_parameter(saved):
@@ -55,6 +56,20 @@ def test_loads_on_the_same_base_without_warnings(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline.load(tiny_pipe(), saved)
+
+
+@pytest.mark.parametrize("where", [30, 0.5, -1], ids=["in the header", "in a tensor", "in the last byte"])
+def test_a_flipped_bit_is_refused(saved, where):
+    data = bytearray(saved.read_bytes())
+    data[int(where * len(data)) if where == 0.5 else where] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(AdapterFileError):
+        adapter_file.read(saved)
+
+
+def test_files_of_earlier_versions_have_no_checksum(saved):
+    rewrite(saved)
+    assert adapter_file.read(saved)[0].name == "Rex"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from damage import GARBAGE, damage
 from PIL import Image
 
 import hra_diffusion as hra
 from hra_diffusion.comparison.storage import load_comparison, save_comparison
+from hra_diffusion.errors import Note, UserError
 from hra_diffusion.generation.requests import Request
 
 V0_1 = {
@@ -56,6 +58,17 @@ def test_a_saved_comparison_is_loaded_unchanged(pipe, tmp_path):
 def test_a_missing_comparison_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no whole comparison"):
         load_comparison(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", [
+    {"seeds": ["x"]}, {"prompts": [3]}, {"columns": []}, {"cells": []}, {"seeds": [1, 2]}, {"seconds": None},
+    {"cells": [V0_1["cells"][0] | {"width": "wide"}]}, {"cells": [V0_1["cells"][0] | {"adapters": [1]}]},
+])  # fmt: skip
+def test_a_damaged_comparison_is_set_aside(tmp_path, change):
+    for content in (json.dumps(V0_1 | change).encode(), *(GARBAGE.values() if "seconds" in change else ())):
+        damage(tmp_path / "results.json", content)
+        with pytest.warns(Note, match="set aside"), pytest.raises(UserError, match="no whole comparison"):
+            load_comparison(tmp_path)
 
 
 def test_a_comparison_of_version_0_1_is_loaded(tmp_path):

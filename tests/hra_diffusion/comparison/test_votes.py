@@ -6,6 +6,7 @@ import pytest
 
 from hra_diffusion.comparison import votes
 from hra_diffusion.comparison.votes import Vote
+from hra_diffusion.errors import Note
 
 
 def test_every_pair_has_one_ballot_per_question_and_sides_are_mixed():
@@ -50,7 +51,9 @@ def test_invalid_lines_of_the_votes_are_skipped(tmp_path):
     votes.record(Vote("subject", "HRA", "LoRA", at=0), tmp_path)
     with (tmp_path / "votes.jsonl").open("ab") as file:
         file.write(b'{"question": "prom')
-    assert votes.upcoming(tmp_path) == 1
+    with pytest.warns(Note, match="damaged line"):
+        assert votes.upcoming(tmp_path) == 1
     votes.record(Vote("prompt", "HRA", "LoRA", at=1), tmp_path)
-    (tmp_path / "votes.jsonl").write_bytes(b"\0\0\n[1]\n{}\n" + (tmp_path / "votes.jsonl").read_bytes())
+    odd = b'\0\0\n[1]\n{}\n{"question": "subject", "winner": ["HRA"], "loser": 3}\n'
+    (tmp_path / "votes.jsonl").write_bytes(odd + (tmp_path / "votes.jsonl").read_bytes())
     assert [vote.at for vote in votes.recorded(tmp_path)] == [0, 1]

@@ -8,9 +8,9 @@ import sqlite3
 import pytest
 import torch
 from conftest import StopAfter, weights
-from damage import DAMAGED, damage
+from damage import DAMAGED, GARBAGE, damage
 
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import Note, UserError
 from training import config as configs
 from training.loop import train
 from training.runs import calibration, progress
@@ -64,10 +64,37 @@ def test_resume_with_a_damaged_checkpoint_file(stopped_copy, tmp_path, file):
     assert any("can't be read" in notice for notice in progress.read(run).notices)
 
 
+ODD_EVENTS = (b'{"event": "step"}', b'{"event": "sample", "step": 1, "pictures": 3}', b'{"event": ["step"]}',
+              b'{"event": "step", "step": [], "total": 1, "loss": "x", "learning_rate": 1, "seconds": 1}',
+              b'{"event": "notice", "message": 3}', b'{"event": "notice", "message": "x", "time": 1e300}')  # fmt: skip
+
+
 def test_invalid_log_lines_are_skipped(tmp_path):
     run = Run(tmp_path)
-    (tmp_path / "events.jsonl").write_bytes(b'3\n[1]\n"x"\n\0\0\0\nnull\n{"event": "notice", "message": "here"}\n')
-    assert progress.read(run).notices == ["here"]
+    odd = [*ODD_EVENTS, *(content for content in GARBAGE.values() if isinstance(content, bytes))]
+    lines = b"\n".join([*odd, b'{"event": "notice", "message": "here"}', b'{"event": "of a later version"}', b""])
+    (tmp_path / "events.jsonl").write_bytes(lines)
+    with pytest.warns(Note, match="damaged line") as said:
+        assert progress.read(run).notices == ["here"]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("how", ["folder", "other types"])
+def test_resume_with_damaged_photo_records(stopped_copy, tmp_path, how):
+    config, run, uninterrupted = stopped_copy
+    damage(run.folder / "photos.json", GARBAGE[how])
+    with pytest.warns(Note, match=r"photos\.json is damaged .* set aside"):
+        assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
+    records = run.photo_records
+    assert records is not None and len(records) == 3
+
+
+def test_damaged_photo_records_read_as_none(tmp_path):
+    run = Run(tmp_path)
+    for content in GARBAGE.values():
+        damage(tmp_path / "photos.json", content)
+        with pytest.warns(Note, match="set aside"):
+            assert run.photo_records is None
 
 
 def test_a_damaged_queue_is_rebuilt_from_the_runs(settings, tmp_path):
@@ -104,13 +131,12 @@ def test_runs_of_an_earlier_version_keep_waiting(settings, tmp_path):
     assert Queue(tmp_path).waiting() == ["b", "a"]
 
 
-@pytest.mark.parametrize("how", DAMAGED)
-def test_a_damaged_calibration_is_ignored(settings, tmp_path, how):
+def test_a_damaged_calibration_is_set_aside(settings, tmp_path):
     config, file = settings(), tmp_path / ".queue" / "calibrations" / f"{calibration.cost_key(settings())}.json"
     file.parent.mkdir(parents=True)
-    damage(file, DAMAGED[how])
-    assert calibration.load(tmp_path, config) is None
-    file.write_text('{"of_another_version": 1}')
-    assert calibration.load(tmp_path, config) is None
+    for content in (*GARBAGE.values(), b'{"of_another_version": 1}'):
+        damage(file, content)
+        with pytest.warns(Note, match="set aside"):
+            assert calibration.load(tmp_path, config) is None
     calibration.save(Calibration(step=1.0), file)
     assert calibration.load(tmp_path, config) == Calibration(step=1.0)
