@@ -19,5 +19,5 @@
     timer = setTimeout(ask, 2000);
   }
   document.addEventListener("visibilitychange", ask);
-  addEventListener("load", ask);
+  timer = setTimeout(ask, 1000);
 })();
