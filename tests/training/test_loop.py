@@ -269,7 +269,7 @@ def test_nan_class_images_fail_the_run_and_nan_samples_do_not(settings, tmp_path
         broken.vae.decoder.conv_out.bias.fill_(float("nan"))
     with pytest.raises(GenerationError, match="'a photo of a dog' with seed 0 came out as NaN"):
         train(settings(), tmp_path, pipe=broken)
-    assert not list((tmp_path / ".cache").rglob("*.png")) and Run(tmp_path / "Rex").state["status"] == "failed"
+    assert not list((tmp_path / ".cache").rglob("*.png")) and Run(tmp_path / "Rex").state.status == "failed"
     without_classes = settings(method="lora", prior_loss_weight=0, train_text_encoder=False, steps=2)
     adapter = train(without_classes, tmp_path, [events.append], pipe=tiny_pipe_with(broken.vae))
     assert adapter.is_file() and not Run(tmp_path / "Rex").samples()
