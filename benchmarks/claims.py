@@ -163,6 +163,14 @@ CLAIMS = (
         "default spin count and all cores in every process.",
     ),
     Claim(
+        "bench_page",
+        "A page for many runs and many people",
+        "50 idle browsers ≤ 5 % of a core; under load no error, fair turns",
+        "An output folder with 1,000 runs of four checkpoints each, served to idle browsers; then visitors that "
+        "follow the page and reload it every 20 seconds, while others generate images on toybox one after another, "
+        "all on the same cores. A poll is the question for changes that an open page asks every two seconds.",
+    ),
+    Claim(
         "bench_start",
         "Starts quickly",
         "--help ≤ 0.6 s without torch, page ≤ 8 s, first image ≤ 5 s later",
