@@ -1,6 +1,7 @@
 """Command line: ``hra-diffusion COMMAND …``. The module of a command is imported only when the command runs."""
 
 import argparse
+import errno
 import importlib
 import io
 import json
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from hra_diffusion.errors import shown
 from hra_diffusion.libraries import hide_bitsandbytes
+from hra_diffusion.names import is_text
 
 COMMANDS = {
     "app": "start the web page: train, generate, compare and manage adapters in the browser",
@@ -35,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # run as a program; a Python caller may use bitsandbytes
         hide_bitsandbytes()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if odd := [argument for argument in argv if not is_text(argument)]:
+        print(f"error: the argument {shown(odd[0])} is not UTF-8 text; rename the file or folder", file=sys.stderr)
+        return 2
     _set_output(errors="backslashreplace")  # code pages of Windows have no "→"; standard error escapes by itself
     overview = _overview()
     if not argv or argv[0] not in COMMANDS:
@@ -68,6 +74,10 @@ def run(command, arguments: argparse.Namespace) -> int:
             command.run(arguments)
     except UserError as error:
         return _fail(str(error), arguments)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _fail(f"{shown(error.filename)} is too long for a path", arguments)
     except MemoryError as error:
         return _fail(f"out of memory ({error}); try a smaller --batch-size or --resolution", arguments)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ PACKAGES = ("hra_diffusion", "training", "app")
 DEVELOPMENT = ("toybox", "benchmarks", "tests", "examples")
 """What the installed packages never import."""
 LAYERS = (
-    {"allocator", "errors", "files", "hub", "libraries", "locks", "names", "threads"},
+    {"allocator", "errors", "files", "hub", "libraries", "locks", "names", "patterns", "threads", "yaml_text"},
     {"adapters"},
     {"models"},
     {"pipeline"},

@@ -17,15 +17,16 @@ from training.runs import lookup
 
 def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> Markup:
     """Return the adapters that match the search as cards, newest first."""
-    adapters = context.adapters()
-    if not adapters:
+    adapters, broken = context.adapters(), context.broken_adapters()
+    if not adapters and not broken:
         return empty_state("No adapters yet", "Trained adapters appear here. You can also import a file below.")
     terms = search.casefold().split()
     found = [saved for saved in adapters if all(term in _searchable(saved.info) for term in terms)]
-    if not found:
+    broken = [file for file in broken if all(term in file.path.name.casefold() for term in terms)]
+    if not found and not broken:
         return note("No adapter matches the search.", "plain")
     found.sort(key=lambda saved: -saved.path.stat().st_mtime)
-    return render("library_cards", cards=[_card(context, saved) for saved in found], chosen=chosen)
+    return render("library_cards", cards=[_card(context, saved) for saved in found], chosen=chosen, broken=broken)
 
 
 def _searchable(info: AdapterInfo) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, registry
@@ -30,6 +30,8 @@ from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError
 from hra_diffusion.interop.peft_settings import PeftSettings
 from hra_diffusion.names import MAX_NAME, validated_name
 
+MAX_KEPT = 300_000
+"""Characters of the original file's metadata that an import keeps."""
 NOT_TARGETED = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 
 
@@ -102,11 +104,21 @@ def import_adapter(
         fingerprint=fingerprint,
         targets="imported",
         trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
-        training={"imported": report.file, "metadata": report.metadata},
+        training={"imported": report.file, "metadata": _kept(report.metadata)},  # type: ignore[typeddict-item]
     )
     file = Path(output) / f"{name}.safetensors"
     adapter_file.save(file, components, info, imported.tensors)
     return file, report
+
+
+def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of the original file without its largest entries, such as lists of tags, if they are too many."""
+    kept, size = {}, 0
+    for key, value in sorted(metadata.items(), key=lambda item: len(item[1])):
+        if (size := size + len(key) + len(value)) > MAX_KEPT:
+            break
+        kept[key] = value
+    return kept
 
 
 def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[LayerPath], Report]:
@@ -160,8 +172,9 @@ def _collect(
             skipped.setdefault(found, []).append(key)
             continue
         layer, part = found
-        settings = _layer_settings(source, layer, index.name_of(key))
-        by_part = layers.setdefault(layer, LayerTensors({}, settings)).by_part
+        if layer not in layers:
+            layers[layer] = LayerTensors({}, _layer_settings(source, layer, index.name_of(key)))
+        by_part = layers[layer].by_part
         if part in by_part:
             raise AdapterImportError(f"{source.path} names {'.'.join(layer)} twice ({key}); get the file again")
         by_part[part] = tensor
@@ -234,5 +247,5 @@ def _fits(layer: nn.Module, tensors: LayerTensors, method: registry.Method, conf
     d_out, d_in = matrix_shape(layer)
     if config.rank > min(d_out, d_in) or set(tensors.by_part) != set(form.parameters.values()):
         return False
-    own = dict(method.build(config, d_in, d_out, Generator().manual_seed(0)).named_parameters())
-    return all(tensors.by_part[theirs].shape == own[ours].shape for ours, theirs in form.parameters.items())
+    own = method.shapes(config, d_in, d_out)
+    return all(tensors.by_part[theirs].shape == own[ours] for ours, theirs in form.parameters.items())

@@ -54,7 +54,7 @@ def restore_latest(session: Session) -> None:
     for folder in reversed(session.run.checkpoints()):
         try:
             state = load_file(folder / "training.safetensors")
-            seconds = adapter_file.read_info(folder / "adapter.safetensors").training["seconds"]
+            seconds = adapter_file.read_info(folder / "adapter.safetensors").training.get("seconds", {})
         except (OSError, SafetensorError, UserError) as error:
             session.timer.emit(Notice(f"checkpoint {folder} can't be read ({error}); using the previous one"))
             continue
