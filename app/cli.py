@@ -7,6 +7,7 @@ import io
 import json
 import keyword
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -106,6 +107,7 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, arguments: argparse.Namespace) -> int:
+    message = re.sub(r"\S{1000,}", lambda found: f"{found[0][:100]}…", message)  # arguments may be of any length
     if getattr(arguments, "json", False):
         print(json.dumps({"error": message}, ensure_ascii=False))
     print(f"error: {message}", file=sys.stderr)

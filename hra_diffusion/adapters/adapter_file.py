@@ -170,11 +170,8 @@ def read_tensors(path: Path, file: Any) -> dict[str, Tensor]:
     if len(keys) > MAX_TENSORS:
         raise AdapterFileError(f"{path} has {len(keys):,} tensors; adapters have at most {MAX_TENSORS:,}")
     for key in keys:
-        kind, dimensions = file.get_slice(key).get_dtype(), len(file.get_slice(key).get_shape())
-        if len(key) > MAX_KEY or kind not in DTYPES or dimensions > MAX_DIMENSIONS:
-            raise AdapterFileError(
-                f"{path} is not an adapter: its tensor {shown(key)} has {dimensions} dimensions and the type {kind}"
-            )
+        if reason := _oddity(key, file.get_slice(key)):
+            raise AdapterFileError(f"{path} is not an adapter: its tensor {shown(key)} has {reason}")
     tensors = {key: file.get_tensor(key) for key in keys}
     for key, tensor in tensors.items():
         if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():  # float8 has no isfinite
@@ -182,6 +179,15 @@ def read_tensors(path: Path, file: Any) -> dict[str, Tensor]:
                 f"{path} contains NaN or infinite values in {key}; get the file again, or use an earlier checkpoint"
             )
     return tensors
+
+
+def _oddity(key: str, part: Any) -> str:
+    """What a tensor has that no adapter's has, or ""."""
+    if len(key) > MAX_KEY:
+        return f"a name of more than {MAX_KEY} characters"
+    if (dimensions := len(part.get_shape())) > MAX_DIMENSIONS:
+        return f"{dimensions} dimensions"
+    return "" if (kind := part.get_dtype()) in DTYPES else f"the type {kind}"
 
 
 def rewrite_info(path: Path, info: AdapterInfo) -> None:
