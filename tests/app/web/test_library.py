@@ -113,7 +113,7 @@ def test_a_broken_file_is_a_card_that_says_what_is_wrong(context):
     path = context.output / "Odd" / "Odd.safetensors"
     info, tensors = read(context.output / "Rex" / "Rex.safetensors")
     component, probes = next(iter(info.fingerprint.items()))
-    odd = {component: dict.fromkeys(probes, 1e+200)}
+    odd = {component: dict.fromkeys(probes, 1e200)}
     adapter_file.save(path, {}, info.model_copy(update={"name": "Odd", "fingerprint": odd}), tensors)
     shown = library_cards.show_cards(context)
     assert "no weight has such a probe" in shown and ">Odd<" in shown and 'data-key="Rex/Rex.safetensors"' in shown
