@@ -44,9 +44,15 @@ def is_reserved(stem: str) -> bool:
     return stem.casefold() in _RESERVED
 
 
+def cut(name: str, room: int = 0) -> str:
+    """Return the start of a name that leaves room for so many more ASCII characters."""
+    return name[: MAX_NAME - room].encode()[: MAX_BYTES - room].decode(errors="ignore")
+
+
 def first_free(name: str, is_taken: Callable[[str], bool]) -> str:
-    """Return the first of "name", "name 2", "name 3", … that is not taken."""
-    names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+    """Return the first of "name", "name 2", "name 3", … that is not taken; a long name is cut for its number."""
+    ends = (f" {number}" for number in itertools.count(2))
+    names = itertools.chain([name], (cut(name, len(end)) + end for end in ends))
     return next(free for free in names if not is_taken(free))
 
 

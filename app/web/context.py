@@ -68,10 +68,6 @@ class AppContext:
         """Return all finished adapters."""
         return list(library.list_adapters([self.output]))
 
-    def broken_adapters(self) -> list[library.BrokenAdapter]:
-        """Return the adapter files that can't be used."""
-        return [found for found in library.scan([self.output]) if isinstance(found, library.BrokenAdapter)]
-
     def adapter_choices(self) -> list[tuple[str, str]]:
         """Return (label, key) of the finished adapters, then of every checkpoint. Damaged files are left out."""
         finished, found = [saved.path for saved in self.adapters()], []

@@ -55,6 +55,7 @@ def _plausible(probe: float) -> float:
 
 _Text = Annotated[str, Field(max_length=1000)]
 _Layer = Annotated[str, Field(max_length=MAX_KEY)]
+_Probes = Annotated[dict[_Layer, Annotated[float, AfterValidator(_plausible)]], Field(min_length=1)]
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -82,8 +83,7 @@ class AdapterInfo(BaseModel):
     method: Annotated[str, Field(max_length=100)]
     options: dict[str, Any] = Field(description="The method's configuration.")
     base: _Text = Field(description="Name of the base model at the time of training.")
-    fingerprint: dict[_Text, Annotated[dict[_Layer, Annotated[float, AfterValidator(_plausible)]], Field(min_length=1)]]
-    """Component -> layer -> probe of the frozen weight."""
+    fingerprint: dict[_Text, _Probes] = Field(description="Component -> layer -> probe of the frozen weight.")
     ranks: dict[_Text, dict[_Layer, Annotated[int, Field(ge=1)]]] = Field(
         default_factory=dict, description="Component -> layer -> rank, where it differs from the options."
     )

@@ -3,6 +3,9 @@
 A file of a method that hra-diffusion shares with PEFT is imported as this method. Otherwise each layer becomes an
 equivalent LoRA of its own rank; a dense change has full rank. Changes that depend on the frozen weight (DoRA, OFT, HRA
 of odd rank) are exact for the base model of the import.
+
+The shapes of the tensors are compared with the base model's before any are multiplied, so an import takes at most twice
+the size of the adapted weights in float32, and a few copies of one layer and of the file in float64.
 """
 
 import re
@@ -28,7 +31,7 @@ from hra_diffusion.interop.key_names import LayerPath, public_path
 from hra_diffusion.interop.layer_index import LayerIndex
 from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError
 from hra_diffusion.interop.peft_settings import PeftSettings
-from hra_diffusion.names import MAX_NAME, validated_name
+from hra_diffusion.names import cut, validated_name
 
 MAX_KEPT = 300_000
 """Characters of the original file's metadata that an import keeps."""
@@ -153,7 +156,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
 def name_for(file: Path) -> str:
     """An adapter name made from a file name, with letters, digits, - and _ only."""
     stem = unicodedata.normalize("NFC", file.parent.name if file.name in WEIGHT_NAMES else file.stem)
-    return re.sub(r"\W+", "-", stem).strip("-_")[:MAX_NAME] or "imported"
+    return cut(re.sub(r"\W+", "-", stem).strip("-_")) or "imported"
 
 
 def _collect(

@@ -15,7 +15,8 @@ SIZES = (0, 1, 2, 3, 4, 8, 16, 32, 33, 64, 288, 2000, 30_000)
 PARTS = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "hada_w1_a",
          "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w2", "lokr_w1_a",
          "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "hra_u", "oft_R.weight", "oft_blocks", "rescale", "on_input",
-         "weight", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "bias", "lora_magnitude_vector")  # fmt: skip
+         "weight", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight", "bias",
+         "lora_magnitude_vector")  # fmt: skip
 """Ends of keys."""
 MOST = 200_000
 """Bytes of data that a mutated tensor has at most, so that files stay small."""
