@@ -32,8 +32,10 @@ def parse(text: str) -> dict[str, Any]:
         values = yaml.load(text, Loader=_Loader)
     except UserError:
         raise
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter: numbers such as "0x_" or 5,000 digits
+    except yaml.YAMLError as error:
         raise UserError(f"it is not YAML: {_place(error)}{first_line(error)}") from None
+    except (ValueError, OverflowError):  # such as "0x_", or 5,000 digits
+        raise UserError("a value looks like a number but can't be read as one; put it in quotes") from None
     if values is not None and not isinstance(values, dict):
         raise UserError("it holds no settings; expected lines like 'name: Rex'")
     return values or {}
