@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test docs slow lint types bench screenshots clean
+.PHONY: setup app demo test docs fuzz slow lint types bench screenshots clean
 
 setup: .venv/dev
 
@@ -27,6 +27,9 @@ test: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow

@@ -1,18 +1,22 @@
 """Command line: ``hra-diffusion COMMAND …``. The module of a command is imported only when the command runs."""
 
 import argparse
+import errno
 import importlib
 import io
 import json
 import keyword
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from hra_diffusion.errors import shown
 from hra_diffusion.libraries import hide_bitsandbytes
+from hra_diffusion.names import is_text
 
 COMMANDS = {
     "app": "start the web page: train, generate, compare and manage adapters in the browser",
@@ -38,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # run as a program; a Python caller may use bitsandbytes
         hide_bitsandbytes()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if odd := [argument for argument in argv if not is_text(argument)]:
+        print(f"error: the argument {shown(odd[0])} is not UTF-8 text; rename the file or folder", file=sys.stderr)
+        return 2
     _set_output(errors="backslashreplace")  # code pages of Windows have no "→"; standard error escapes by itself
     overview = _overview()
     if not argv or argv[0] not in COMMANDS:
@@ -71,6 +78,10 @@ def run(command, arguments: argparse.Namespace) -> int:
             command.run(arguments)
     except UserError as error:
         return _fail(str(error), arguments)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _fail(f"{shown(error.filename)} is too long for a path", arguments)
     except MemoryError as error:
         return _fail(f"out of memory ({error}); try a smaller --batch-size or --resolution", arguments)
     except KeyboardInterrupt:
@@ -99,6 +110,7 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, arguments: argparse.Namespace) -> int:
+    message = re.sub(r"\S{1000,}", lambda found: f"{found[0][:100]}…", message)  # arguments may be of any length
     if getattr(arguments, "json", False):
         print(json.dumps({"error": message}, ensure_ascii=False))
     print(f"error: {message}", file=sys.stderr)

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median, quantiles
 
 import psutil
 
@@ -57,8 +57,8 @@ def main() -> None:
         visits = under_load(Path(folder) / "load", args.visitors, args.drawing, args.minutes)
     more_rows, more_targets = load_results(visits)
     conditions = (
-        f"{args.runs} runs of {len(CHECKPOINTS)} checkpoints, {args.browsers} idle browsers; then {args.visitors} visitors "
-        f"following and {args.drawing} generating images of {STEPS} steps on toybox, for {args.minutes:g} minutes"
+        f"{args.runs} runs of {len(CHECKPOINTS)} checkpoints, {args.browsers} idle browsers; then {args.visitors} "
+        f"visitors following and {args.drawing} generating images of {STEPS} steps on toybox for {args.minutes:g} min"
     )
     raw = {"seconds": visits.seconds, "errors": visits.errors, "images": visits.images, "memory_mib": visits.memory}
     publish(Report(conditions, ("what", "figure"), rows + more_rows, targets + more_targets, raw=raw), args)
@@ -208,11 +208,11 @@ def draw(port: int, visits: Visits, seconds: float, number: int) -> None:
 def load_results(visits: Visits) -> tuple[list[tuple[str, str]], list[Target]]:
     """Return rows and targets of the load."""
     images, quarter = list(visits.images.values()), len(visits.memory) // 4
-    early, late = (statistics.median(part) for part in (visits.memory[quarter : 2 * quarter], visits.memory[-quarter:]))
+    early, late = (median(part) for part in (visits.memory[quarter : 2 * quarter], visits.memory[-quarter:]))
     rows = [
         (
             f"{kind}, median and 95th percentile of {len(values)}",
-            f"{statistics.median(values):.3f}, {p95(values):.3f} s",
+            f"{median(values):.3f}, {p95(values):.3f} s",
         )
         for kind, values in visits.seconds.items()
     ]
@@ -233,7 +233,7 @@ def load_results(visits: Visits) -> tuple[list[tuple[str, str]], list[Target]]:
 
 def p95(values: Sequence[float]) -> float:
     """Return the 95th percentile."""
-    return statistics.quantiles(values, n=20)[-1]
+    return quantiles(values, n=20)[-1]
 
 
 if __name__ == "__main__":

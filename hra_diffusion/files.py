@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
+from hra_diffusion.names import is_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,19 @@ BUSY_SECONDS = 1.0
 
 class FileError(UserError, OSError):
     """A file or folder can't be read or written."""
+
+
+def path_of(text: str | Path) -> Path:
+    """Return the path that a person wrote, with ``~`` expanded. Raises FileError if no file can have it."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise FileError(f"{shown(str(text))}: there is no such user; write the whole path") from None
+    if not is_text(str(path)):
+        raise FileError(f"{shown(str(path))} is not UTF-8 text; rename the file or folder")
+    if any(len(part.encode()) > 255 for part in path.parts) or len(str(path).encode()) > 4095:
+        raise FileError(f"{shown(str(path))} is too long for a path")
+    return path
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import shlex
-import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from hra_diffusion.adapters.adapter_file import (
     PICKLE_SUFFIXES,
     AdapterFileError,
     AdapterInfo,
+    OtherFileError,
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, move, replace
+from hra_diffusion.files import move
 from hra_diffusion.names import first_free, unused_name, validated_name
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class SavedAdapter:
 
     path: Path
     info: AdapterInfo
+
+
+@dataclass(frozen=True)
+class BrokenAdapter:
+    """An adapter file that can't be used, and why."""
+
+    path: Path
+    reason: str
 
 
 def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
@@ -78,7 +86,12 @@ def _no_file(path: Path) -> str:
 
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
-    """Yield the finished adapters in the ``roots``, sorted by file name; other files are skipped."""
+    """Yield the finished adapters in the ``roots``, sorted by file name; other and broken files are skipped."""
+    return (found for found in scan(roots) if isinstance(found, SavedAdapter))
+
+
+def scan(roots: Sequence[Path]) -> Iterator[SavedAdapter | BrokenAdapter]:
+    """Yield the finished adapters in the ``roots``, whole or broken, sorted by file name."""
     paths = {
         path.resolve()
         for root in roots
@@ -88,8 +101,10 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
     for path in sorted(paths, key=lambda path: path.name.casefold()):
         try:
             yield SavedAdapter(path, read_info(path))
-        except AdapterFileError:
+        except OtherFileError:
             continue
+        except AdapterFileError as error:
+            yield BrokenAdapter(path, str(error).replace(str(path), path.name))
 
 
 @functools.lru_cache(maxsize=200)
@@ -143,11 +158,8 @@ def add_file(file: Path, root: Path) -> Path:
 
     Raises AdapterFileError, and copies nothing, unless it is a complete adapter file of this project.
     """
-    info = adapter_file.read(file)[0]
+    info, tensors = adapter_file.read(file)
     name = unused_name(info.name, root)
     copy = root / name / f"{name}.safetensors"
-    temporary = make_folder(copy.parent) / ".import.tmp"
-    shutil.copyfile(file, temporary)
-    adapter_file.rewrite_info(temporary, info.model_copy(update={"name": name}))
-    replace(temporary, copy)
+    adapter_file.save(copy, {}, info.model_copy(update={"name": name}), tensors)
     return copy

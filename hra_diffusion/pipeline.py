@@ -16,6 +16,7 @@ from torch import nn
 
 from hra_diffusion.adapters import activation, adapter_file, attachment, fingerprint, hub, loading, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.linear_map import unsupported_reason
 from hra_diffusion.adapters.registry import MethodConfig
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules
@@ -118,8 +119,9 @@ def incompatibility(info: AdapterInfo, target: Target) -> str:
     """Return why an adapter is incompatible with this base model, or "" if it is compatible."""
     models = components(target)
     for component, probes in info.fingerprint.items():
-        layers = dict(base_modules(models[component])) if component in models else {}
-        if any(path not in layers for path in probes):
+        modules = base_modules(models[component]) if component in models else ()
+        layers = {path for path, module in modules if not unsupported_reason(module)}
+        if not layers.issuperset(probes):
             return f"made for another base model, {info.base}: it can't be used with {base_name_of(target)}"
     if fingerprint.distance(info.fingerprint, models) > fingerprint.TOLERANCE:
         return f"made for {info.base}, but its weights differ from those in use: expect poor results"

@@ -14,7 +14,20 @@ PACKAGES = ("hra_diffusion", "training", "app")
 DEVELOPMENT = ("toybox", "benchmarks", "tests", "examples")
 """What the installed packages never import."""
 LAYERS = (
-    {"allocator", "errors", "files", "hub", "libraries", "locks", "names", "processes", "records", "threads"},
+    {
+        "allocator",
+        "errors",
+        "files",
+        "hub",
+        "libraries",
+        "locks",
+        "names",
+        "patterns",
+        "processes",
+        "records",
+        "threads",
+    },
+    {"yaml_text"},
     {"adapters"},
     {"models"},
     {"pipeline"},

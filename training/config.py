@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hra_diffusion import yaml_text
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.registry import explain
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import write_text
 from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.sources import TOYBOX
@@ -107,6 +107,7 @@ class TrainConfig(BaseModel):
     )
     ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default_factory=dict,
+        max_length=1000,
         description="Ranks that differ from the method's option, by pattern of layer names. The first match counts.",
     )
     train_text_encoder: bool = Field(description="Also train an adapter for the text encoder.")
@@ -187,11 +188,11 @@ class TrainConfig(BaseModel):
         given = {field: value for field, value in with_current_names(given).items() if value is not None}
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
-        preset = preset if preset in PRESETS else "balanced"  # validated with the other fields
+        preset = preset if str(preset) in PRESETS else "balanced"  # validated with the other fields
         filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
         options = given.get("options", {})
         if not isinstance(options, dict):
-            raise ValueError(f"options must be lines like 'rank: 8', not {options!r}")
+            raise ValueError(f"options must be lines like 'rank: 8', not {shown(options)}")
         return filled | given | {"options": method.parse(filled["options"] | options).model_dump()}
 
     @field_validator("name")
@@ -262,23 +263,38 @@ def parse_run(values: dict[str, Any]) -> TrainConfig:
     return parse(EARLIER_DEFAULTS | with_current_names(values))
 
 
+_KINDS = {"photos": list, "options": dict, "ranks": dict, "name": str, "base": str}
 _EXPECTED = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}
 
 
 def read_values(path: Path) -> dict[str, Any]:
     """Read the plain values of a YAML file. Raises ConfigError if it is unreadable or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open(encoding="utf-8") as file:
+            values = parse_yaml(file.read(yaml_text.MAX_CHARACTERS + 1))
+        if not values:
+            raise ConfigError("it holds no settings; expected lines like 'name: Rex'")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from None
+    except ValueError as error:  # also of the decoder
         raise ConfigError(f"{path} can't be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings; expected lines like 'name: Rex'")
-    for field, kind in (("photos", list), ("options", dict), ("ranks", dict), ("base", str)):
-        if not isinstance(values.get(field, kind()), kind):
-            raise ConfigError(f"{path}: {field} must be {_EXPECTED[kind]}, not {values[field]!r}")
+    return values
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Parse settings written as YAML, {} for an empty text. Raises ConfigError if it is malformed or not a mapping."""
+    try:
+        values = yaml_text.parse(text)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+    for field, kind in _KINDS.items():
+        if not isinstance(given := values.get(field, kind()), kind):
+            raise ConfigError(f"{field} must be {_EXPECTED[kind]}, not {shown(given)}")
+    if wrong := [photo for photo in values.get("photos", ()) if not isinstance(photo, str)]:
+        raise ConfigError(f"photos must be paths, not {shown(wrong[0])}; write it in quotes")
     return with_current_names(values)
 
 
 def write(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML, including the values of the preset."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, yaml_text.write(config.model_dump(mode="json")))

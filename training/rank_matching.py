@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import bisect
-import functools
-import re
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from hra_diffusion.adapters import registry, targets
 from hra_diffusion.adapters.linear_map import matrix_shape
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
 from hra_diffusion.models import families
+from hra_diffusion.patterns import compile_pattern
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -49,21 +48,20 @@ def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[
     ]
     for model, remaining in layers:
         if not remaining:
-            raise UserError(f"exclude: {config.exclude!r} matches every target of {type(model).__name__}")
+            raise UserError(f"exclude: {shown(config.exclude)} matches every target of {type(model).__name__}")
     return layers
 
 
 def _matches(pattern: str, field: str, found: Sequence[tuple[nn.Module, list[str]]]) -> set[tuple[int, str]]:
     """Return the number of the model and the path of all target layers whose whole path matches ``pattern``."""
     try:
-        matches = {
-            (number, path) for number, (_, paths) in enumerate(found) for path in paths if re.fullmatch(pattern, path)
-        }
-    except re.error as error:
-        raise UserError(f"{field}: {pattern!r} is not a valid regular expression ({error})") from None
+        matching = compile_pattern(pattern)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    matches = {(number, path) for number, (_, paths) in enumerate(found) for path in paths if matching.fullmatch(path)}
     if not matches:
         raise UserError(
-            f"{field}: {pattern!r} matches no target; use a regular expression for paths like {found[0][1][0]}"
+            f"{field}: {shown(pattern)} matches no target; use a regular expression for paths like {found[0][1][0]}"
         )
     return matches
 
@@ -97,10 +95,8 @@ def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, parame
     return min(ranks[max(0, above - 1) : above + 1], key=lambda rank: abs(count(rank) - parameters))
 
 
-@functools.lru_cache(maxsize=4096)  # the page counts again at every change of the form
 def _layer_parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
-    adapter = registry.get_method(method).build(config, d_in, d_out, torch.Generator())
-    return sum(parameter.numel() for parameter in adapter.parameters())
+    return sum(map(math.prod, registry.get_method(method).shapes(config, d_in, d_out).values()))
 
 
 def _valid_ranks(method: str, options: Mapping[str, Any], largest: int) -> Sequence[int]:

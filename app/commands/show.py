@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
 from app.commands.adapters import facts
 from app.commands.common import adapter_folders, add_base, print_result
+from hra_diffusion import yaml_text
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.generation.png import read_png
 from hra_diffusion.library import SavedAdapter, find_adapter
@@ -24,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         path = find_adapter(arguments.item, adapter_folders(arguments.output))
         shown = facts(SavedAdapter(path, read_info(path)))
-    print_result(arguments, yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), shown)
+    print_result(arguments, yaml_text.write(shown).rstrip(), shown)

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from app.commands.common import OUTPUTS, add_output_mode
 from hra_diffusion.adapters import registry
+from hra_diffusion.files import path_of
 from hra_diffusion.libraries import hide_loading_bars
 from hra_diffusion.models.sources import TOYBOX
 from training import config as configs
@@ -116,7 +117,7 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:
-    return tuple(Path(photo).expanduser().resolve() for photo in photos)
+    return tuple(path_of(photo).resolve() for photo in photos)
 
 
 class _RenamedFlag(argparse.Action):

@@ -1,7 +1,6 @@
 """Choosing the base model on the page: what toybox is for, known bases, a folder or file, a download from the hub."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +13,7 @@ from app.web.status_bar import StatusBar, base_name
 from app.web.theme import CLICKS
 from app.web.train_photos import PhotoEditor
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import path_of
 from hra_diffusion.hub import OfflineError
 from hra_diffusion.models import hub
 from hra_diffusion.models.devices import device_for, preferred_dtype
@@ -101,7 +101,7 @@ def use_base(context: AppContext, base: str, dtype: str) -> None:
 
 def checked_path(text: str) -> str:
     """Return the absolute path of a folder or file. Raises UserError if there is none."""
-    path = Path(text.strip().strip("\"'")).expanduser()
+    path = path_of(text.strip().strip("\"'"))
     if not text.strip() or not path.exists():
         raise UserError(f"there is no folder or file {text.strip()!r} on the machine that serves this page")
     return str(path.resolve())

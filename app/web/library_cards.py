@@ -8,27 +8,32 @@ from markupsafe import Markup
 
 from app.web.context import AppContext
 from app.web.html import empty_state, note, render
-from hra_diffusion import pipeline, trash
+from hra_diffusion import library, pipeline, trash
 from hra_diffusion.adapters import registry
-from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
-from hra_diffusion.library import SavedAdapter
+from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.library import BrokenAdapter, SavedAdapter
 from training.runs import lookup
 
 
 def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> Markup:
     """Return the adapters that match the search as cards, newest first."""
-    adapters = context.adapters()
-    if not adapters:
+    files = list(library.scan([context.output]))
+    if not files:
         return empty_state("No adapters yet", "Trained adapters appear here. You can also import a file below.")
     terms = search.casefold().split()
-    found = [saved for saved in adapters if all(term in _searchable(saved.info) for term in terms)]
-    if not found:
+    matching = [file for file in files if all(term in _searchable(file) for term in terms)]
+    if not matching:
         return note("No adapter matches the search.", "plain")
+    found = [file for file in matching if isinstance(file, SavedAdapter)]
+    broken = [file for file in matching if isinstance(file, BrokenAdapter)]
     found.sort(key=lambda saved: -saved.path.stat().st_mtime)
-    return render("library_cards", cards=[_card(context, saved) for saved in found], chosen=chosen)
+    return render("library_cards", cards=[_card(context, saved) for saved in found], chosen=chosen, broken=broken)
 
 
-def _searchable(info: AdapterInfo) -> str:
+def _searchable(file: SavedAdapter | BrokenAdapter) -> str:
+    if isinstance(file, BrokenAdapter):
+        return file.path.name.casefold()
+    info = file.info
     return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
 
 

@@ -44,7 +44,8 @@ def _training_cost(info: AdapterInfo) -> str:
     parts = []
     if "step" in training:
         seconds = sum(training.get("seconds", {}).values())
-        parts.append(f"{training['photos']} photos, {training['step']} steps, {seconds:.0f} s")
+        photos = [f"{training['photos']} photos"] if "photos" in training else []
+        parts += [*photos, f"{training['step']} steps", f"{seconds:.0f} s"]
     if "memory" in training:
         parts.append(f"{training['memory'] / 2**30:.1f} GiB")
     return ", ".join(parts)

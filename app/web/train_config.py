@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from app.web import form
 from app.web.context import AppContext
 from app.web.status_bar import base_name
+from hra_diffusion import yaml_text
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.names import validated_name
@@ -73,26 +72,22 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
         "rescale_zero_snr": session.rescale_zero_snr,
     }
     if values.mode == "YAML":
-        typed = parse_yaml(values.text)
+        typed = _parse_yaml(values.text)
         return basics | {key: value for key, value in typed.items() if key not in NOT_FROM_YAML}
     return basics | form.collect(entries, values.advanced, values.method)
 
 
-def parse_yaml(text: str) -> dict[str, Any]:
-    """Parse settings typed as YAML. Raises ConfigError if the text is malformed or not a mapping."""
+def _parse_yaml(text: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(text or "")
-    except yaml.YAMLError as error:
+        return configs.parse_yaml(text or "")
+    except ConfigError as error:
         raise ConfigError(f"the YAML can't be read: {error}") from None
-    if settings is not None and not isinstance(settings, dict):
-        raise ConfigError("the YAML holds no settings; expected lines like 'steps: 300'")
-    return configs.with_current_names(settings or {})
 
 
 def to_yaml(config: TrainConfig) -> str:
     """Return a configuration as YAML, without the settings that have their own place on the page."""
     hidden: set[str] = {*form.NOT_IN_FORM} - {"method", "options", "preset"}
-    return yaml.safe_dump(config.model_dump(mode="json", exclude=hidden), sort_keys=False, allow_unicode=True)
+    return yaml_text.write(config.model_dump(mode="json", exclude=hidden))
 
 
 def absolute_base(base: str) -> str:

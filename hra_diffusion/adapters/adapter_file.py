@@ -6,19 +6,20 @@ in the file's metadata.
 
 import contextlib
 import shlex
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from hra_diffusion.adapters import adapter_keys, attachment, registry
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import has_changed, save_tensors
+from hra_diffusion.names import validated_name
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
@@ -29,10 +30,48 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 IMPORT_COMMAND = "hra-diffusion import"
 MAX_RANK = 256
 """Largest rank in an adapter's options. Layers of a larger rank are listed in ``AdapterInfo.ranks``."""
+MAX_METADATA, MAX_HEADER = 10**6, 2**24
+"""Largest size in bytes of this project's metadata, and of the header of an adapter file of any program."""
+MAX_TENSORS, MAX_KEY, MAX_DIMENSIONS = 20_000, 500, 8
+"""Largest number of tensors in an adapter file, length of a key, and number of a tensor's dimensions."""
+DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL"})
+"""Types of tensors in adapter files, as safetensors names them."""
 
 
 class AdapterFileError(UserError):
     """An adapter file can't be used."""
+
+
+class OtherFileError(AdapterFileError):
+    """A file is whole, but not an adapter of this project."""
+
+
+def _plausible(probe: float) -> float:
+    """Return the probe, which is NaN for a weight of zeros. Raises ValueError for one that no weight has."""
+    if abs(probe) > 1e6:
+        raise ValueError("no weight has such a probe")
+    return probe
+
+
+_Text = Annotated[str, Field(max_length=1000)]
+_Layer = Annotated[str, Field(max_length=MAX_KEY)]
+_Probes = Annotated[dict[_Layer, Annotated[float, AfterValidator(_plausible)]], Field(min_length=1)]
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TrainingRecord(TypedDict, total=False):
+    """Record of a training or of an import, with further entries."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    step: Annotated[int, Field(ge=0)]
+    photos: Annotated[int, Field(ge=0)]
+    seconds: dict[_Text, _Amount]
+    memory: _Amount
+    preset: _Text
+    learning_rate: _Amount
+    resolution: Annotated[int, Field(ge=1, le=2**16)] | None
+    seed: int
 
 
 class AdapterInfo(BaseModel):
@@ -41,28 +80,32 @@ class AdapterInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
 
     name: str
-    method: str
+    method: Annotated[str, Field(max_length=100)]
     options: dict[str, Any] = Field(description="The method's configuration.")
-    base: str = Field(description="Name of the base model at the time of training.")
-    fingerprint: dict[str, dict[str, float]] = Field(description="Component -> layer -> probe of the frozen weight.")
-    ranks: dict[str, dict[str, int]] = Field(
+    base: _Text = Field(description="Name of the base model at the time of training.")
+    fingerprint: dict[_Text, _Probes] = Field(description="Component -> layer -> probe of the frozen weight.")
+    ranks: dict[_Text, dict[_Layer, Annotated[int, Field(ge=1)]]] = Field(
         default_factory=dict, description="Component -> layer -> rank, where it differs from the options."
     )
-    prediction_type: str = Field(default="", description='What the base model\'s UNet predicts; "" if unknown.')
+    prediction_type: _Text = Field(default="", description='What the base model\'s UNet predicts; "" if unknown.')
     zero_snr: bool | None = Field(
         default=None, description="Whether the base model's noise schedule has zero terminal SNR."
     )
-    targets: str = "attention"
-    trigger: str = ""
-    class_noun: str = ""
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="Record of the training: steps, learning rates, seconds."
-    )
+    targets: _Text = "attention"
+    trigger: _Text = ""
+    class_noun: _Text = ""
+    training: TrainingRecord = Field(default_factory=TrainingRecord)
 
     @field_validator("name")
     @classmethod
-    def _normalize(cls, name: str) -> str:
-        return unicodedata.normalize("NFC", name)
+    def _check_name(cls, name: str) -> str:
+        return validated_name(name)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "AdapterInfo":
+        if self.method in registry.method_names():
+            registry.get_method(self.method).parse(self.options)
+        return self
 
     @property
     def subject(self) -> str:
@@ -123,10 +166,36 @@ def read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
                 "or use another checkpoint"
             )
         # copies: Windows can't replace a file while tensors are mapped to it
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise AdapterFileError(f"{path} contains NaN or infinite values in {bad[0]}; use an earlier checkpoint")
-    return info, tensors
+        return info, {key: tensor.clone() for key, tensor in read_tensors(path, file).items()}
+
+
+def read_tensors(path: Path, file: Any) -> dict[str, Tensor]:
+    """Read the tensors of an open adapter file of any program.
+
+    Raises AdapterFileError if one is not finite or of a kind that adapters don't have, or if there are too many.
+    """
+    keys = list(file.keys())
+    if len(keys) > MAX_TENSORS:
+        raise AdapterFileError(f"{path} has {len(keys):,} tensors; adapters have at most {MAX_TENSORS:,}")
+    for key in keys:
+        if reason := _oddity(key, file.get_slice(key)):
+            raise AdapterFileError(f"{path} is not an adapter: its tensor {shown(key)} has {reason}")
+    tensors = {key: file.get_tensor(key) for key in keys}
+    for key, tensor in tensors.items():
+        if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():  # float8 has no isfinite
+            raise AdapterFileError(
+                f"{path} contains NaN or infinite values in {key}; get the file again, or use an earlier checkpoint"
+            )
+    return tensors
+
+
+def _oddity(key: str, part: Any) -> str:
+    """What a tensor has that no adapter's has, or ""."""
+    if len(key) > MAX_KEY:
+        return f"a name of more than {MAX_KEY} characters"
+    if (dimensions := len(part.get_shape())) > MAX_DIMENSIONS:
+        return f"{dimensions} dimensions"
+    return "" if (kind := part.get_dtype()) in DTYPES else f"the type {kind}"
 
 
 def rewrite_info(path: Path, info: AdapterInfo) -> None:
@@ -154,8 +223,12 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """Context manager that opens a safetensors file. Raises AdapterFileError if it is missing or unreadable."""
+    """Context manager that opens an adapter file of any program.
+
+    Raises AdapterFileError if it is missing, unreadable, no safetensors file, or has a header that no adapter needs.
+    """
     try:
+        _check_header(path)
         with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError:
@@ -173,17 +246,31 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         ) from None
 
 
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < size <= path.stat().st_size:  # the size of a damaged file is reported by safetensors
+        raise AdapterFileError(
+            f"{path} is not an adapter: its header has {size / 1e6:.0f} MB; at most {MAX_HEADER / 1e6:.0f} are allowed"
+        )
+
+
 def _parse_info(path: Path, file: Any) -> AdapterInfo:
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         if adapter_keys.has_adapter_keys(file.keys()):
-            raise AdapterFileError(
+            raise OtherFileError(
                 f"{path} is another program's adapter; import it with {IMPORT_COMMAND} {shlex.quote(str(path))}"
             )
-        raise AdapterFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
+        raise OtherFileError(f"{path} is a safetensors file, but not an adapter of hra-diffusion")
+    if (size := sum(map(len, metadata.values()))) > MAX_METADATA:
+        raise AdapterFileError(
+            f"{path} has {size / 1e6:.1f} MB of metadata; at most {MAX_METADATA / 1e6:.0f} is allowed; "
+            "copy it again, or import the original file again"
+        )
     version = metadata.get("format_version", "")
-    if not version.isdecimal():
-        raise AdapterFileError(f"{path} has damaged metadata: format version {version!r}; copy it again")
+    if not version.isdecimal() or len(version) > 9:
+        raise AdapterFileError(f"{path} has damaged metadata: format version {shown(version)}; copy it again")
     if int(version) > FORMAT_VERSION:
         raise AdapterFileError(
             f"{path} has format version {version}, newer than {FORMAT_VERSION}; update hra-diffusion"

@@ -1,5 +1,6 @@
 """Fingerprints: the probes of a base model's weights, and the distance between a recorded one and a model's own."""
 
+import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -52,11 +53,17 @@ def adapter_fingerprint(components: Mapping[str, nn.Module], name: str) -> Finge
 def distance(recorded: Mapping[str, Mapping[str, float]], components: Mapping[str, nn.Module]) -> float:
     """RMS distance between a recorded fingerprint and the same layers of these components."""
     differences = [
-        probe - layer_probe(target_layer(components[component], path))
+        _difference(probe, layer_probe(target_layer(components[component], path)))
         for component, probes in recorded.items()
         for path, probe in probes.items()
     ]
     return (sum(difference**2 for difference in differences) / max(1, len(differences))) ** 0.5
+
+
+def _difference(probe: float, other: float) -> float:
+    """The difference of two probes, which are NaN for weights of zeros."""
+    zeros = math.isnan(probe) + math.isnan(other)
+    return probe - other if not zeros else math.inf if zeros == 1 else 0.0
 
 
 def _version_key(tensor: Tensor) -> tuple[int, int]:

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapters import adapter_file, attachment, fingerprint
+from hra_diffusion.adapters import adapter_file, attachment, fingerprint, registry
 from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
+from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.state import AdapterState
-from hra_diffusion.adapters.targets import base_modules
+from hra_diffusion.adapters.targets import base_modules, target_layer
 from hra_diffusion.errors import Note
 
 
@@ -28,6 +29,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     info = info.model_copy(update={"name": name or info.name})
     known = info.model_dump(exclude={"name", "method", "options", "ranks"})
     _check_layers(path, info, components)
+    _check_tensors(path, info, tensors, components)
     previous = {model: (attachment.state_of(model) or AdapterState()).active for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
@@ -40,12 +42,14 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
                 ranks=info.ranks.get(component),
             )
             attachment.remember(components[component], info.name, known)
-        _copy_parameters(path, info, tensors, adapter_file.parameters(components, info.name))
+        with torch.no_grad():
+            for key, parameter in adapter_file.parameters(components, info.name).items():
+                parameter.copy_(tensors[key])
     except ValueError as error:
         unload(components, info.name)
         for model, active in previous.items():
             activate(model, dict(active))
-        raise error if isinstance(error, AdapterFileError) else AdapterFileError(f"{path}: {error}") from None
+        raise AdapterFileError(f"{path}: {error}") from None
     _warn_of_other_weights(path, info, components)
     return info
 
@@ -75,24 +79,39 @@ def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Mod
             )
 
 
-def _copy_parameters(
-    path: Path, info: AdapterInfo, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+def _check_tensors(
+    path: Path, info: AdapterInfo, tensors: Mapping[str, Tensor], components: Mapping[str, nn.Module]
 ) -> None:
-    if missing := sorted(set(parameters) - set(tensors)):
+    """Raise AdapterFileError unless the tensors are those of the adapter on these models, before it is built."""
+    try:
+        shapes = _parameter_shapes(info, components)
+    except ValueError as error:
+        raise AdapterFileError(f"{path}: {error}") from None
+    if missing := sorted(set(shapes) - set(tensors)):
         raise AdapterFileError(
             f"{path} is incomplete: {missing[0]} is missing; copy it again or use another checkpoint"
         )
-    if extra := sorted(set(tensors) - set(parameters)):
+    if extra := sorted(set(tensors) - set(shapes)):
         raise AdapterFileError(f"{path} contains {extra[0]}, which belongs to none of its layers")
-    for key, parameter in parameters.items():
-        if tensors[key].shape != parameter.shape:
+    for key, shape in shapes.items():
+        if tensors[key].shape != shape:
             raise AdapterFileError(
                 f"{path} is for another base ({info.base}): {key} is {tuple(tensors[key].shape)} in the file, "
-                f"{tuple(parameter.shape)} here"
+                f"{tuple(shape)} here"
             )
-    with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(tensors[key])
+
+
+def _parameter_shapes(info: AdapterInfo, components: Mapping[str, nn.Module]) -> dict[str, torch.Size]:
+    method, shapes = registry.get_method(info.method), {}
+    for component, probes in info.fingerprint.items():
+        model, ranks = components[component], info.ranks.get(component)
+        configs = attachment.plan_attachment(
+            model, info.method, info.options, name=info.name, targets=list(probes), ranks=ranks
+        )
+        for layer, config in configs.items():
+            d_out, d_in = matrix_shape(target_layer(model, layer))
+            shapes |= {f"{component}.{layer}.{key}": size for key, size in method.shapes(config, d_in, d_out).items()}
+    return shapes
 
 
 def _warn_of_other_weights(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:

@@ -1,15 +1,17 @@
 """The adapter methods by name. A new method is one file in ``adapters/methods`` that calls ``register``."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters.factors import LayerFactors, LowRank, adapted_weight, compose
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
 
 
 class MethodConfig(BaseModel):
@@ -85,6 +87,10 @@ class Method:
     starts_at_base: Callable[[MethodConfig], bool] = lambda config: True
     peft: PeftForm | None = None
 
+    def shapes(self, config: MethodConfig, d_in: int, d_out: int) -> Mapping[str, torch.Size]:
+        """Shapes of an adapter's parameters, by name, for a layer (d_out, d_in)."""
+        return _shapes(self.build, cast(Any, config), d_in, d_out)
+
     def parse(self, options: dict | MethodConfig) -> MethodConfig:
         """Validate options. Raises UserError naming the invalid option and the allowed values."""
         if isinstance(options, MethodConfig):
@@ -95,6 +101,11 @@ class Method:
             return self.config.model_validate(options)
         except ValidationError as error:
             raise UserError(f"{self.name}: {explain(error)}") from None
+
+
+@functools.lru_cache(maxsize=4096)  # the page counts parameters at every change of the form
+def _shapes(build: AdapterClass, config: MethodConfig, d_in: int, d_out: int) -> Mapping[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in build(config, d_in, d_out, Generator()).named_parameters()}
 
 
 _methods: dict[str, Method] = {}
@@ -119,7 +130,7 @@ def get_method(name: str) -> Method:
     try:
         return _methods[name]
     except KeyError:
-        raise UserError(f"unknown method {name!r}; known methods: {', '.join(method_names())}") from None
+        raise UserError(f"unknown method {shown(name)}; known methods: {', '.join(method_names())}") from None
 
 
 def method_names() -> list[str]:
@@ -136,14 +147,20 @@ def options() -> dict[str, tuple[FieldInfo, list[str]]]:
     return found
 
 
+MAX_ERRORS = 5
+"""Number of problems that ``explain`` writes out."""
+
+
 def explain(error: ValidationError) -> str:
-    """Format a pydantic error as one line: field, problem, given value."""
-    return "; ".join(_explain_one(item) for item in error.errors(include_url=False))
+    """Format a pydantic error as one line of bounded length: field, problem, given value."""
+    items = error.errors(include_url=False)
+    more = [f"and {len(items) - MAX_ERRORS} more"] if len(items) > MAX_ERRORS else []
+    return "; ".join([*map(_explain_one, items[:MAX_ERRORS]), *more])
 
 
 def _explain_one(item) -> str:
-    field = ".".join(str(part) for part in item["loc"])
+    field = ".".join(part if isinstance(part, str) and len(part) < 100 else shown(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"there is no option {field!r}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{field}: {message} (given: {item['input']!r})" if field else message
+    return f"{field}: {message} (given: {shown(item['input'])})" if field else message

@@ -7,7 +7,8 @@ from torch import nn
 
 from hra_diffusion.adapters.layer import LayerAdapters
 from hra_diffusion.adapters.linear_map import unsupported_reason
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
+from hra_diffusion.patterns import compile_pattern
 
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
 # an attention in add_embedding pools the prompt for the time embedding; it belongs to none of the UNet's blocks
@@ -25,38 +26,31 @@ def find_targets(model: nn.Module, targets: str = "attention", exclude: str = ""
     """Paths of the layers to adapt.
 
     Args:
-        targets: A key of ``TARGETS`` or a regular expression for the whole path.
+        targets: A key of ``TARGETS`` or a regular expression for the whole path (see ``patterns``).
         exclude: A regular expression for the whole path of layers to leave out; "" leaves out none.
 
     Raises UserError if nothing matches or if a matching layer can't be adapted.
     """
-    pattern, excluded = _compile(TARGETS.get(targets, targets)), _compile(exclude)
+    pattern = re.compile(TARGETS[targets]) if targets in TARGETS else compile_pattern(targets)
+    excluded = compile_pattern(exclude)
     leaves = {path: module for path, module in base_modules(model) if not _has_children(module)}
     matching = [path for path in leaves if pattern.fullmatch(path)]
     if not matching:
         usable = [path for path, module in leaves.items() if not unsupported_reason(module)]
         raise UserError(
-            f"no layer of {type(model).__name__} matches the target {targets!r}; "
+            f"no layer of {type(model).__name__} matches the target {shown(targets)}; "
             f"use one of {', '.join(TARGETS)} or a regular expression for paths like {', '.join(usable[:3])}"
         )
     found = [path for path in matching if not excluded.fullmatch(path)]
     if exclude and len(found) in (0, len(matching)):
         which = "all layers" if not found else "no layer"
-        raise UserError(f"exclude={exclude!r} matches {which} of the target {targets!r}, such as {matching[0]}")
+        raise UserError(
+            f"exclude={shown(exclude)} matches {which} of the target {shown(targets)}, such as {matching[0]}"
+        )
     for path in found:
         if reason := unsupported_reason(leaves[path]):
-            raise UserError(f"target {targets!r} matches {path}: {reason}")
+            raise UserError(f"target {shown(targets)} matches {path}: {reason}")
     return found
-
-
-def _compile(pattern: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"the target {pattern!r} is not a valid regular expression ({error}); "
-            "'.*to_q' matches all layers whose path ends in to_q"
-        ) from None
 
 
 def target_layer(model: nn.Module, path: str) -> nn.Module:

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.generation.requests import FullSettings, Request, prompt_notes
@@ -21,6 +23,31 @@ if TYPE_CHECKING:
 
 PNG_KEY = "hra_diffusion"
 """Key of the settings in ``image.info`` and in PNG metadata."""
+
+
+_Text = Annotated[str, Field(max_length=20_000)]
+_Side = Annotated[int, Field(ge=1, le=2**16)]
+_Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=2, max_length=2)]
+
+
+class PngSettings(BaseModel):
+    """What ``describe`` returns, as it is stored in a PNG."""
+
+    base: _Text
+    dtype: _Text = ""
+    prompt: _Text
+    seed: int = Field(ge=0, lt=2**63)
+    adapters: Annotated[dict[_Text, FiniteFloat], Field(max_length=100)]
+    negative_prompt: _Text
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: FiniteFloat
+    scheduler: _Text
+    width: _Side
+    height: _Side
+    original_size: _Pair | None = None
+    crops_coords_top_left: _Pair | None = None
+    target_size: _Pair | None = None
+    notes: Annotated[list[_Text], Field(max_length=100)] = Field(default_factory=list)
 
 
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
@@ -46,12 +73,16 @@ def save_png(image: Image.Image, path: Path) -> Path:
 
 
 def read_png(path: Path) -> dict[str, Any]:
-    """Read the settings stored by ``save_png``. Raises UserError if the file has none."""
+    """Read the settings stored by ``save_png``. Raises UserError if the file has none, or damaged ones."""
     try:
-        with Image.open(path) as image:
-            return json.loads(image.info[PNG_KEY])
-    except (OSError, KeyError, ValueError):
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info[PNG_KEY]
+    except Exception:  # Pillow's decoders raise any exception on a damaged file
         raise UserError(f"{path.name} holds no settings of hra-diffusion") from None
+    try:
+        return PngSettings.model_validate_json(text).model_dump(exclude_unset=True, exclude_none=True)
+    except ValidationError as error:
+        raise UserError(f"the settings in {path.name} are damaged: {explain(error)}") from None
 
 
 def read_image(path: Path) -> Image.Image | None:

@@ -1,11 +1,11 @@
 """Read another program's adapter files: tensors, metadata and PEFT's settings."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 from torch import Tensor
 
 from hra_diffusion import pipeline
@@ -58,9 +58,17 @@ def _read_folder(weights: Path) -> AdapterSource:
     return _read_file(weights, settings, component if component in pipeline.COMPONENTS else "")
 
 
+def _from_json(data: bytes) -> Any:
+    """Parse JSON. Raises ValueError, also for too much of it and for deep nesting."""
+    if len(data) > adapter_file.MAX_METADATA:
+        raise ValueError(f"more than {adapter_file.MAX_METADATA / 1e6:.0f} MB")
+    return pydantic_core.from_json(data)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            settings = _from_json(file.read(adapter_file.MAX_METADATA + 1))
     except (OSError, ValueError) as error:
         raise AdapterImportError(f"{path} can't be read: {error}; copy the folder again") from None
     if not isinstance(settings, dict):
@@ -74,14 +82,9 @@ def _read_file(path: Path, settings: dict[str, Any] | None = None, component: st
             metadata = dict(file.metadata() or {})
             if metadata.get("format") == adapter_file.FORMAT:
                 raise AdapterImportError(f"{path} is an adapter of hra-diffusion already; use it directly")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = adapter_file.read_tensors(path, file)
     except AdapterFileError as error:
         raise AdapterImportError(str(error)) from None
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise AdapterImportError(
-                f"{path} contains NaN or infinite values in {key}; get the file again, or an earlier one"
-            )
     found = {"": settings} if settings else _adapter_metadata(path, metadata)
     try:
         checked = {key: peft_settings.read(value) for key, value in found.items()}
@@ -98,11 +101,9 @@ def _adapter_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, dict
     Keys are "unet.lora_alpha" in the file of a pipeline, "lora_alpha" in that of a single model.
     """
     try:
-        flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        raise AdapterImportError(
-            f"{path} has damaged metadata (lora_adapter_metadata is not JSON); get it again"
-        ) from None
+        flat = _from_json(metadata.get("lora_adapter_metadata", "{}").encode())
+    except ValueError as error:
+        raise AdapterImportError(f"{path} has damaged metadata: lora_adapter_metadata: {error}; get it again") from None
     settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items() if isinstance(flat, dict) else ():
         component, _, name = key.rpartition(".")

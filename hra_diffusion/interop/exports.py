@@ -2,13 +2,16 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -145,10 +148,10 @@ def merged(job: ExportJob, path: Path) -> Exported:
         if path.suffix == ".safetensors":
             version = checkpoint.version(job.pipe)
             markers, facts = checkpoint.noise_markers(process)
-            with atomic_path(path) as temporary:
+            with atomic_path(path) as temporary, _disk_errors():
                 save_file(checkpoint.state_dict(job.pipe) | markers, temporary, metadata | facts)
         else:
-            with atomic_path(path) as folder:
+            with atomic_path(path) as folder, _disk_errors():
                 job.pipe.save_pretrained(folder)
     return Exported(path, "merged", "weights", None, 0.0, process, version)
 
@@ -156,6 +159,17 @@ def merged(job: ExportJob, path: Path) -> Exported:
 FORMATS: dict[str, Callable[[ExportJob, Path], Exported]] = {
     "kohya": kohya, "diffusers": diffusers, "peft": peft, "merged": merged,
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Within the block, turn errors of safetensors about the disk into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _require_free(path: Path) -> None:

@@ -3,6 +3,9 @@
 A file of a method that hra-diffusion shares with PEFT is imported as this method. Otherwise each layer becomes an
 equivalent LoRA of its own rank; a dense change has full rank. Changes that depend on the frozen weight (DoRA, OFT, HRA
 of odd rank) are exact for the base model of the import.
+
+The shapes of the tensors are compared with the base model's before any are multiplied, so an import takes at most twice
+the size of the adapted weights in float32, and a few copies of one layer and of the file in float64.
 """
 
 import re
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, registry
@@ -28,8 +31,10 @@ from hra_diffusion.interop.key_names import LayerPath, public_path
 from hra_diffusion.interop.layer_index import LayerIndex
 from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError
 from hra_diffusion.interop.peft_settings import PeftSettings
-from hra_diffusion.names import MAX_NAME, validated_name
+from hra_diffusion.names import cut, validated_name
 
+MAX_KEPT = 300_000
+"""Characters of the original file's metadata that an import keeps."""
 NOT_TARGETED = "its settings (target_modules, exclude_modules, layers_to_transform) leave this layer out"
 
 
@@ -102,11 +107,21 @@ def import_adapter(
         fingerprint=fingerprint,
         targets="imported",
         trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
-        training={"imported": report.file, "metadata": report.metadata},
+        training={"imported": report.file, "metadata": _kept(report.metadata)},  # type: ignore[typeddict-item]
     )
     file = Path(output) / f"{name}.safetensors"
     adapter_file.save(file, components, info, imported.tensors)
     return file, report
+
+
+def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of the original file without its largest entries, such as lists of tags, if they are too many."""
+    kept, size = {}, 0
+    for key, value in sorted(metadata.items(), key=lambda item: len(item[1])):
+        if (size := size + len(key) + len(value)) > MAX_KEPT:
+            break
+        kept[key] = value
+    return kept
 
 
 def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[LayerPath], Report]:
@@ -141,7 +156,7 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
 def name_for(file: Path) -> str:
     """An adapter name made from a file name, with letters, digits, - and _ only."""
     stem = unicodedata.normalize("NFC", file.parent.name if file.name in WEIGHT_NAMES else file.stem)
-    return re.sub(r"\W+", "-", stem).strip("-_")[:MAX_NAME] or "imported"
+    return cut(re.sub(r"\W+", "-", stem).strip("-_")) or "imported"
 
 
 def _collect(
@@ -160,8 +175,9 @@ def _collect(
             skipped.setdefault(found, []).append(key)
             continue
         layer, part = found
-        settings = _layer_settings(source, layer, index.name_of(key))
-        by_part = layers.setdefault(layer, LayerTensors({}, settings)).by_part
+        if layer not in layers:
+            layers[layer] = LayerTensors({}, _layer_settings(source, layer, index.name_of(key)))
+        by_part = layers[layer].by_part
         if part in by_part:
             raise AdapterImportError(f"{source.path} names {'.'.join(layer)} twice ({key}); get the file again")
         by_part[part] = tensor
@@ -234,5 +250,5 @@ def _fits(layer: nn.Module, tensors: LayerTensors, method: registry.Method, conf
     d_out, d_in = matrix_shape(layer)
     if config.rank > min(d_out, d_in) or set(tensors.by_part) != set(form.parameters.values()):
         return False
-    own = dict(method.build(config, d_in, d_out, Generator().manual_seed(0)).named_parameters())
-    return all(tensors.by_part[theirs].shape == own[ours].shape for ours, theirs in form.parameters.items())
+    own = method.shapes(config, d_in, d_out)
+    return all(tensors.by_part[theirs].shape == own[ours] for ours, theirs in form.parameters.items())

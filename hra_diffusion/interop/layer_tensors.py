@@ -23,9 +23,27 @@ class LayerTensors:
 
     def get(self, part: str) -> Tensor:
         """The tensor of a part in float64. Raises LayerTensorsError if it is missing."""
+        return self._part(part).double()
+
+    def matrix(self, part: str) -> Tensor:
+        """The tensor of a part in float64. Raises LayerTensorsError if it is missing or has not two dimensions."""
+        return self._part(part, dimensions=(2, 2)).double()
+
+    def shape(self, part: str) -> tuple[int, int]:
+        """(rows, columns) of a part as a matrix, in which a kernel is part of the columns."""
+        return matrix_shape(self._part(part, dimensions=(2, 4)))
+
+    def kernel(self, part: str) -> int:
+        """Number of values of the kernel in a part (rank, rank, …)."""
+        return self._part(part, dimensions=(2, 4)).shape[2:].numel()
+
+    def _part(self, part: str, dimensions: tuple[int, int] = (0, 8)) -> Tensor:
         if part not in self.by_part:
             raise LayerTensorsError(f"{part} is missing; the file is incomplete, get it again")
-        return self.by_part[part].double()
+        tensor, (least, most) = self.by_part[part], dimensions
+        if not least <= tensor.ndim <= most:
+            raise LayerTensorsError(f"{part} is {tuple(tensor.shape)}, not a matrix; get the file again")
+        return tensor
 
     def has(self, prefix: str) -> bool:
         """Whether the name of any part starts with ``prefix``."""
@@ -40,6 +58,20 @@ class LayerTensors:
 def disagreement(name: str, expected: object, found: object) -> LayerTensorsError:
     """The error for tensors whose shape or kind contradicts PEFT's setting ``name``."""
     return LayerTensorsError(f"its settings say {name} = {expected}, its tensors {found}; get the folder again")
+
+
+def matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a layer's weight, or of a part, as a matrix."""
+    return len(weight), weight.shape[1:].numel()
+
+
+def check_shape(weight: Tensor, rows: int, columns: int) -> None:
+    """Raise LayerTensorsError unless a change of this shape fits the weight.
+
+    Called before factors are multiplied: the product of small ones can have any size.
+    """
+    if (rows, columns) != (own := matrix_shape(weight)):
+        raise LayerTensorsError(f"the file has {(rows, columns)}, this base {own}: it is for another base")
 
 
 def check_rank(tensors: LayerTensors, rank: int) -> None:

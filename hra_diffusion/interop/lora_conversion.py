@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapters.factors import Factors
 from hra_diffusion.adapters.layer import original_weight
-from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError, full_rank_factors, in_float64
+from hra_diffusion.interop.layer_tensors import (
+    LayerTensors,
+    LayerTensorsError,
+    check_shape,
+    full_rank_factors,
+    in_float64,
+    matrix_shape,
+)
 from hra_diffusion.interop.low_rank_forms import (
     full_factors,
     glora_factors,
@@ -63,7 +70,10 @@ def to_lora(layer: nn.Module, tensors: LayerTensors) -> Factors:
         raise LayerTensorsError(f"its {empty[0]} is empty; get the file again")
     _check_settings(form[0], tensors)
     try:
-        up, down = _check_shape(form[1](weight, tensors), weight)
+        up, down = form[1](weight, tensors)
+        check_shape(weight, len(up), down.shape[1])
+        if up.shape[1] != len(down):
+            raise LayerTensorsError(f"its factors have ranks {up.shape[1]} and {len(down)}; get the file again")
         if tensors.decomposed:
             up, down = _apply_magnitudes(weight, up, down, tensors)
     except (RuntimeError, IndexError) as error:  # raised by torch for shapes that don't match
@@ -72,17 +82,9 @@ def to_lora(layer: nn.Module, tensors: LayerTensors) -> Factors:
         ) from None
     if not (up.isfinite().all() and down.isfinite().all()):
         raise LayerTensorsError("its tensors give a weight that is not finite; get the file again")
-    if up.shape[1] > min(weight.flatten(1).shape):
+    if up.shape[1] > min(matrix_shape(weight)):
         up, down = full_rank_factors(up @ down)
     return up.float().contiguous(), down.float().contiguous()
-
-
-def _check_shape(factors: Factors, weight: Tensor) -> Factors:
-    """Return the factors. Raises LayerTensorsError if they don't have the weight's shape."""
-    shape, own = (len(factors[0]), factors[1].shape[1]), tuple(weight.flatten(1).shape)
-    if shape != own:
-        raise LayerTensorsError(f"the file has {shape}, this base {own}: it is for another base")
-    return factors
 
 
 def _check_settings(kind: str, tensors: LayerTensors) -> None:
@@ -101,7 +103,7 @@ def _apply_magnitudes(weight: Tensor, up: Tensor, down: Tensor, tensors: LayerTe
     matrix = in_float64(weight).flatten(1)
     changed = matrix + up @ down
     sizes = tensors.get("magnitude" if tensors.has("magnitude") else "dora_scale")
-    if tensors.has("dora_scale") and len(sizes) == 1 and len(matrix) != 1:  # (1, d_in, 1, 1): a norm per input
+    if tensors.has("dora_scale") and sizes.shape[:1] == (1,) and len(matrix) != 1:  # (1, d_in, 1, 1): a norm per input
         shaped = changed.reshape(weight.shape)
         norms = shaped.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.ndim - 2))
         return full_rank_factors((shaped * (sizes.reshape(norms.shape) / norms)).flatten(1) - matrix)

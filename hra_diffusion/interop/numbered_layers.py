@@ -3,10 +3,10 @@
 The order is that of the modules in diffusers 0.10: feed-forward before cross-attention, the middle block last.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
+import pydantic_core
 from torch import nn
 
 from hra_diffusion.adapters import adapter_keys
@@ -41,7 +41,7 @@ def numbered_layers(
 def _adapted_classes(component: str, metadata: Mapping[str, str], count: int, all_layers: int) -> list[str]:
     """The module classes with adapted layers, from the metadata or else by the number of layers."""
     try:
-        return list(json.loads(metadata[component]))
+        return list(pydantic_core.from_json(metadata[component]))
     except (KeyError, ValueError, TypeError):
         return ["GEGLU"] if count == all_layers else []
 

@@ -6,13 +6,14 @@ They follow PEFT 0.21.2: ``tuners/tuners_utils.py`` (layers), ``utils/other.py``
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from hra_diffusion.adapters import registry
-from hra_diffusion.errors import UserError
+from hra_diffusion.errors import UserError, shown
+from hra_diffusion.patterns import compile_pattern
 
 METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}
 """``peft_type`` -> name of the method in ``lora_conversion.FORMS``."""
@@ -60,6 +61,16 @@ class SettingsError(UserError):
     """A setting can't be honoured."""
 
 
+T = TypeVar("T")
+_Many = Field(max_length=2000)
+_Names = Annotated[list[str], _Many] | str
+_BY_NAME = r"(?:.*\.)?(?:{})"
+"""Where PEFT matches the patterns of ranks and alphas: at the end of a name."""
+_BY_INDEX = r"(?:^|.*?\.){}\.(\d+)\."
+"""Where PEFT matches ``layers_pattern``: before the index of a block."""
+_ANY_BLOCK = re.compile(r".*?\.[^.]*\.(\d+)\.")
+
+
 class PeftSettings(BaseModel):
     """The settings that determine the meaning of an adapter's tensors, with PEFT's defaults."""
 
@@ -68,12 +79,12 @@ class PeftSettings(BaseModel):
     peft_type: Literal["LORA", "LOHA", "LOKR", "HRA", "OFT"] = "LORA"
     r: int | None = Field(default=None, ge=0)
     alpha: float = 8.0
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str = Field(default_factory=list)
-    layers_to_transform: list[int] | int = Field(default_factory=list)
-    layers_pattern: list[str] | str = Field(default_factory=list)
+    rank_pattern: Annotated[dict[str, int], _Many] = Field(default_factory=dict)
+    alpha_pattern: Annotated[dict[str, float], _Many] = Field(default_factory=dict)
+    target_modules: _Names | None = None
+    exclude_modules: _Names = Field(default_factory=list)
+    layers_to_transform: Annotated[list[int], _Many] | int = Field(default_factory=list)
+    layers_pattern: _Names = Field(default_factory=list)
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str = True
@@ -92,14 +103,21 @@ class PeftSettings(BaseModel):
     @classmethod
     def _check_patterns(cls, patterns: dict[str, Any]) -> dict[str, Any]:
         for pattern in patterns:
-            _compiled(pattern)
+            compile_pattern(pattern, _BY_NAME)
         return patterns
 
-    @field_validator("target_modules", "exclude_modules", "layers_pattern")
+    @field_validator("target_modules", "exclude_modules")
     @classmethod
     def _check_names(cls, names: Any) -> Any:
         if isinstance(names, str):
-            _compiled(names)
+            compile_pattern(names)
+        return names
+
+    @field_validator("layers_pattern")
+    @classmethod
+    def _check_layer_names(cls, names: Any) -> Any:
+        for pattern in [names] if isinstance(names, str) else names:
+            compile_pattern(pattern, _BY_INDEX)
         return names
 
     @model_validator(mode="after")
@@ -130,10 +148,10 @@ class PeftSettings(BaseModel):
         if self.layers_to_transform == []:
             return True
         given = self.layers_pattern
-        patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in ([given] if isinstance(given, str) else given) if p]
-        found = next(filter(None, (re.match(p, name) for p in patterns or [r".*?\.[^.]*\.(\d+)\."])), None)
+        patterns = [compile_pattern(p, _BY_INDEX) for p in ([given] if isinstance(given, str) else given) if p]
+        found = next(filter(None, (p.match(name) for p in patterns or [_ANY_BLOCK])), None)
         indices = self.layers_to_transform
-        return found is not None and int(found[1]) in (indices if isinstance(indices, list) else [indices])
+        return found is not None and found[1] in map(str, indices if isinstance(indices, list) else [indices])
 
 
 def read(given: Mapping[str, Any]) -> PeftSettings:
@@ -144,7 +162,7 @@ def read(given: Mapping[str, Any]) -> PeftSettings:
     given = {"peft_version": "0", **{"alpha" if name == "lora_alpha" else name: value for name, value in given.items()}}
     for name, value in given.items():
         if reason := _refusal(name, value, given):
-            raise SettingsError(f"its setting {name} = {value!r} can't be honoured: {reason}")
+            raise SettingsError(f"its setting {shown(name)[1:-1]} = {shown(value)} can't be honoured: {reason}")
     known = {name: given[name] for name in PeftSettings.model_fields if given.get(name) is not None}
     try:
         return PeftSettings.model_validate(known)
@@ -179,21 +197,14 @@ def _old_oft(version: str) -> str:
     return "" if numbers >= [0, 18] else "before PEFT 0.18 the tensors of OFT had another meaning"
 
 
-def _first_match(patterns: Mapping[str, Any], names: Sequence[str], default: Any) -> Any:
+def _first_match(patterns: Mapping[str, T], names: Sequence[str], default: T) -> T:
     for pattern, value in patterns.items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        if any(map(compile_pattern(pattern, _BY_NAME).fullmatch, names)):
             return value
     return default
 
 
 def _matches(name: str, modules: list[str] | str) -> bool:
     if isinstance(modules, str):
-        return bool(modules) and re.fullmatch(modules, name) is not None
+        return bool(modules) and compile_pattern(modules).fullmatch(name) is not None
     return any(name == end or name.endswith(f".{end}") for end in modules)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(f"({pattern})")
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None

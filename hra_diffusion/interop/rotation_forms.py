@@ -15,16 +15,22 @@ from hra_diffusion.interop.layer_tensors import (
     LayerTensors,
     LayerTensorsError,
     check_rank,
+    check_shape,
     disagreement,
     full_rank_factors,
     in_float64,
+    matrix_shape,
 )
 from hra_diffusion.interop.peft_settings import PeftSettings
 
 
 def hra_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
     """``W H₁ … H_r − W`` for any number of reflections."""
-    u = tensors.get("hra_u")
+    u, inputs = tensors.matrix("hra_u"), matrix_shape(weight)[1]
+    if len(u) != inputs or u.shape[1] > inputs:
+        raise LayerTensorsError(
+            f"its {u.shape[1]} reflections of {len(u)} inputs don't fit {inputs} inputs: it is for another base"
+        )
     check_rank(tensors, u.shape[1])
     orthonormal = tensors.settings is not None and tensors.settings.apply_GS
     chain = householder.gram_schmidt_chain if orthonormal else householder.reflection_chain
@@ -38,15 +44,14 @@ def oft_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
     For PEFT's OFT, and for OneTrainer's, whose files have no settings and may be scaled (``modules/module/
     LoRAModule.py`` and ``oft_utils.py`` at 23df3832).
     """
-    settings, matrix = tensors.settings or PeftSettings(peft_type="OFT"), in_float64(weight).flatten(1)
-    skew = _skew(tensors.get("oft_R"))
-    number, size = skew.shape[:2]
-    count = matrix.shape[1] // size
-    if matrix.shape[1] % size or number not in (1, count):
-        raise LayerTensorsError(
-            f"{number} blocks of {size} don't add up to {matrix.shape[1]} inputs: it is for another base"
-        )
-    _check_oft(tensors, matrix.shape[1], number, size)
+    settings, vectors = tensors.settings or PeftSettings(peft_type="OFT"), tensors.matrix("oft_R")
+    inputs = matrix_shape(weight)[1]
+    number, size = len(vectors), (1 + math.isqrt(1 + 8 * vectors.shape[1])) // 2
+    count = inputs // size
+    if inputs % size or number not in (1, count):
+        raise LayerTensorsError(f"{number} blocks of {size} don't add up to {inputs} inputs: it is for another base")
+    _check_oft(tensors, inputs, number, size)
+    matrix, skew = in_float64(weight).flatten(1), _skew(vectors, size)
     if "scaled_oft" in tensors.by_part:
         skew = skew / (2 * math.sqrt(size - 1))
     if settings.coft:
@@ -64,11 +69,14 @@ def diagonal_oft_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
 
     For LyCORIS' diag-OFT and kohya's OFT (blocks (n, b, b)), and for LyCORIS' BOFT (stages (m, n, b, b)).
     """
-    matrix, blocks = in_float64(weight).flatten(1), tensors.get("oft_blocks")
-    if blocks.ndim not in (3, 4):
+    blocks = tensors.get("oft_blocks")
+    most = len(weight).bit_length()  # each stage doubles the distance of the rows that it mixes
+    if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2] or (blocks.ndim == 4 and len(blocks) > most):
         raise LayerTensorsError(
             f"oft_blocks are {tuple(blocks.shape)}, not blocks of one or more stages; get the file again"
         )
+    check_shape(weight, blocks.shape[-3] * blocks.shape[-2], matrix_shape(weight)[1])
+    matrix = in_float64(weight).flatten(1)
     skew = blocks - blocks.mT
     limit = tensors.by_part["alpha"].item() * len(matrix) if "alpha" in tensors.by_part else 0
     if limit > 0:
@@ -101,9 +109,8 @@ def _divisor_near(size: int, target: int) -> int:
     return min((d for d in range(1, size + 1) if size % d == 0), key=lambda d: (abs(d - target), d))
 
 
-def _skew(vectors: Tensor) -> Tensor:
+def _skew(vectors: Tensor, size: int) -> Tensor:
     """Skew-symmetric blocks (n, b, b) from their upper triangles (n, b(b−1)/2)."""
-    size = (1 + math.isqrt(1 + 8 * vectors.shape[1])) // 2
     skew = torch.zeros(len(vectors), size, size, dtype=vectors.dtype)
     rows, columns = torch.triu_indices(size, size, 1)
     skew[:, rows, columns] = vectors

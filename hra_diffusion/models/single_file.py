@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from hra_diffusion.adapters import adapter_file, adapter_keys
-from hra_diffusion.errors import BaseModelError, Note
+from hra_diffusion.errors import BaseModelError, Note, shown
 from hra_diffusion.models import families
 from hra_diffusion.models.families.architectures import PREDICTION_KEY, RELEASED, SD2, SD2_BASE, SDXL, Architecture
 
@@ -118,7 +118,7 @@ def detect_noise(path: Path, architecture: Architecture, prediction_type: str | 
         predicted = PREDICTIONS[stated]
     elif stated:
         raise BaseModelError(
-            f"{path} says {PREDICTION_KEY} {stated!r}, which is neither epsilon nor v; if that is wrong, add "
+            f"{path} says {PREDICTION_KEY} {shown(stated)}, which is neither epsilon nor v; if that is wrong, add "
             "--prediction-type epsilon or v_prediction"
         )
     elif architecture not in (SD2, SD2_BASE):
@@ -153,21 +153,25 @@ def _prediction_from_weights(path: Path, biases: torch.Tensor) -> tuple[str, str
     return predicted, note
 
 
+def _columns(shape: list[int]) -> int:
+    return shape[1] if len(shape) > 1 else 0
+
+
 def _architecture(path: Path, shapes: dict[str, Any], metadata: Mapping[str, str]) -> Architecture:
     """Return the architecture by tensor names and shapes; SD2 for either Stable Diffusion 2."""
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
         raise BaseModelError(f"{path} is {_describe_other(shapes, metadata)}")
-    if first[1] != 4:
+    if (channels := _columns(first)) != 4:
         raise BaseModelError(
-            f"{path} can't be used: its UNet takes {first[1]} channels, not 4: an inpainting, depth or editing model, "
+            f"{path} can't be used: its UNet takes {channels} channels, not 4: an inpainting, depth or editing model, "
             "not a text-to-image model"
         )
     if any(key.startswith("conditioner.embedders.1.") for key in shapes):
         return SDXL
     if any(key.startswith("conditioner.") for key in shapes):
         raise BaseModelError(f"{path} is an SDXL refiner, not a base model")
-    width = shapes.get(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", [0, 0])[1]
+    width = _columns(shapes.get(f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", []))
     if families.VERSIONS.get(width) not in ("sd1", "sd2"):
         raise BaseModelError(
             f"{path} is not Stable Diffusion 1, 2 or XL: its text embeddings have width {width}, not 768 or 1024"

@@ -594,3 +594,52 @@ def test_strengths_after_a_drive_letter():
     assert parse_strength(r"C:\models\Rex.safetensors") == (r"C:\models\Rex.safetensors", 1.0)
     assert parse_strength(r"C:\models\Rex.safetensors:0.5") == (r"C:\models\Rex.safetensors", 0.5)
     assert parse_strength("Rex:0.5") == ("Rex", 0.5)
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["show", LONG], ["show", f"{LONG}.png"], ["show", f"{LONG}.safetensors"], ["show", "a\0b"], ["show", "\ud800"],
+        ["show", "\udcff.png"], ["adapters", "--output", LONG], ["adapters", "--base", LONG], ["import", LONG],
+        ["import", "x.safetensors", "--name", LONG], ["export", LONG, "--format", "kohya"],
+        ["generate", "--prompt", "a", "--base", LONG], ["generate", "--prompt", "a", "--output", LONG],
+        ["generate", "--prompt", "a", "--output", "a\0b"], ["compare", "--adapter", LONG, "--prompt", "a"],
+        ["train", "--photos", "~nosuch/x", "--class-noun", "dog", "--name", "Rex"],
+        ["train", "--photos", LONG, "--class-noun", "dog", "--name", "Rex"],
+        ["train", "--photos", ".", "--class-noun", LONG, "--name", "Rex"],
+        ["train", "--photos", ".", "--class-noun", "dog", "--name", LONG],
+        ["train", "--photos", ".", "--class-noun", "dog", "--name", "Rex", "--base", LONG],
+        ["train", "--photos", ".", "--class-noun", "dog", "--name", "Rex", "--output", LONG],
+        ["train", "--photos", ".", "--class-noun", "dog", "--name", "Rex", "--steps", "9" * 5000],
+        ["train", "--config", LONG], ["train", "--resume", "--name", LONG], ["bases", "--download", LONG],
+    ],
+    ids=lambda command: "-".join(word[:12].encode("ascii", "replace").decode().replace("\0", "0") for word in command),
+)  # fmt: skip
+def test_odd_arguments_end_in_a_short_error(command, base_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command if "--base" in command else [*command, *uses_base(command, base_folder)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("error:") and len(error) < 1000 and "Traceback" not in error
+
+
+def uses_base(command, base_folder):
+    return ["--base", str(base_folder)] if command[0] in ("generate", "compare", "export", "import", "train") else []
+
+
+@pytest.mark.parametrize("file", ["bool-tag", "deep-list-closed", "int-5000-digits", "laughs-in-name", "photos-int"])
+def test_hostile_configurations_end_in_a_short_error(file, shared, capsys, tmp_path):
+    assert (
+        main(["train", "--config", str(shared / "data" / "hostile" / f"{file}.yaml"), "--output", str(tmp_path)]) == 1
+    )
+    assert len(capsys.readouterr().err) < 600
+
+
+def test_a_configuration_may_name_a_folder_by_a_date(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: Rex\nclass_noun: dog\nphotos: [2026-01-01]\n")
+    parser = argparse.ArgumentParser()
+    train_cli.add_arguments(parser)
+    config = train_cli.read_config(parser.parse_args(["--config", str(tmp_path / "c.yaml")]))
+    assert [photo.name for photo in config.photos] == ["2026-01-01"]

@@ -17,8 +17,8 @@ from app.web import (
     library_files,
 )
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment
-from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.adapters import adapter_file, attachment
+from hra_diffusion.adapters.adapter_file import read, read_info
 from training.runs import lookup
 from training.runs.run_folder import Run
 
@@ -106,3 +106,17 @@ def test_an_adapter_of_another_base_is_marked(context, tmp_path):
 def test_keys_from_the_page_cannot_leave_the_outputs_folder(context, key):
     with pytest.raises(ValueError, match="no longer exists"):
         context.adapter_path(key)
+
+
+def test_a_broken_file_is_a_card_that_says_what_is_wrong(context):
+    """An adapter file with a probe of 1e200 once closed the Library to everybody."""
+    path = context.output / "Odd" / "Odd.safetensors"
+    info, tensors = read(context.output / "Rex" / "Rex.safetensors")
+    component, probes = next(iter(info.fingerprint.items()))
+    odd = {component: dict.fromkeys(probes, 1e200)}
+    adapter_file.save(path, {}, info.model_copy(update={"name": "Odd", "fingerprint": odd}), tensors)
+    shown = library_cards.show_cards(context)
+    assert "no weight has such a probe" in shown and ">Odd<" in shown and 'data-key="Rex/Rex.safetensors"' in shown
+    assert f"{context.output}/Odd" not in shown
+    assert "broken file" not in library_cards.show_cards(context, search="rex")
+    assert [key for _, key in context.adapter_choices() if "Odd" in key] == []

@@ -17,7 +17,7 @@ from app.web import guard, html, library_cards, logins, run_list, train_form
 from app.web.context import COOKIE
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison.votes import Standing
-from hra_diffusion.library import SavedAdapter
+from hra_diffusion.library import BrokenAdapter, SavedAdapter
 from training.runs.queue import Job
 from training.runs.run_folder import Run
 
@@ -196,7 +196,7 @@ def test_names_inside_an_adapter_file_are_escaped(context):
     saved = SavedAdapter(path, info)
     card = library_cards._card(context, saved)
     assert {card["name"], card["base"]} == {SCRIPT}
-    text = html.render("library_cards", cards=[card], chosen=None)
+    text = html.render("library_cards", cards=[card], chosen=None, broken=[BrokenAdapter(path, SCRIPT)])
     facts = html.facts(fields.items())
     text += html.render("library_facts", name=SCRIPT, warning=SCRIPT, samples=[path], summary=facts, details="")
     assert "<script" not in text and text.count("&lt;script&gt;") > 5

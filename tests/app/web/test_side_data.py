@@ -41,7 +41,9 @@ def test_a_truncated_login_is_reported_at_the_start(tmp_path, cut):
 def test_a_damaged_image_is_left_out(context):
     folder = context.visitor_folder(Visitor()) / "pictures"
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(PNG_KEY, json.dumps({"prompt": "a dog", "seed": 1}))
+    settings = {"base": "toybox", "prompt": "a dog", "seed": 1, "adapters": {}, "negative_prompt": "", "steps": 2,
+                "guidance_scale": 3.0, "scheduler": "dpm++", "width": 40, "height": 40}  # fmt: skip
+    info.add_itxt(PNG_KEY, json.dumps(settings))
     folder.mkdir(parents=True)
     Image.new("RGB", (40, 40), "red").save(folder / "00000-a.png", pnginfo=info)
     (folder / "00001-b.png").write_bytes(b"")

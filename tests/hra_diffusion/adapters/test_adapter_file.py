@@ -192,3 +192,104 @@ def test_threads_that_write_the_same_file_don_t_mix_their_contents(tmp_path):
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(write, ["a" * 9000, "b" * 9000])) == [None, None]
     assert set(place.read_text()) in ({"a"}, {"b"}) and list(tmp_path.iterdir()) == [place]
+
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fingerprint": {"unet": {LAYER: 1e200}}}, "no weight has such a probe"),
+        ({"fingerprint": {"unet": {LAYER: "x"}}}, "valid number"),
+        ({"fingerprint": {"unet": {}}}, "at least 1"),
+        ({"fingerprint": {"unet": {"x" * 501: 1.0}}}, "500 characters"),
+        ({"ranks": {"unet": {LAYER: -3}}}, "greater than or equal to 1"),
+        ({"options": {"rank": -4}}, "greater than or equal to 1"),
+        ({"options": {"rank": 4, "other": 1}}, "no option 'other'"),
+        ({"name": "../x"}, "the name"),
+        ({"name": "x" * 10**5}, "100000 characters"),
+        ({"trigger": "x" * 1001}, "1000 characters"),
+        ({"method": ["hra"]}, "valid string"),
+        ({"training": {"seconds": 5}}, "should be an object"),
+        ({"training": {"seconds": {"train": "x"}}}, "valid number"),
+        ({"training": {"memory": [1]}}, "valid number"),
+        ({"training": {"memory": 1e400}}, "finite"),
+        ({"training": {"photos": "many"}}, "valid integer"),
+        ({"training": {"resolution": "big"}}, "valid integer"),
+        ({"training": {"note": "x" * 1_000_001}}, "1.0 MB of metadata"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_metadata_are_refused_when_the_file_is_read(saved, changes, message):
+    with saved.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    rewrite(saved, adapter=json.dumps(json.loads(header["__metadata__"]["adapter"]) | changes))
+    for read in (adapter_file.read_info, adapter_file.read):
+        with pytest.raises(AdapterFileError, match=message) as error:
+            read(saved)
+        assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"name": ' + "9" * 5000 + "}", '"\\ud800"', "null", ""], ids=range(5))
+def test_metadata_that_are_not_an_object_are_refused(saved, text):
+    rewrite(saved, adapter=text)
+    with pytest.raises(AdapterFileError, match="damaged metadata"):
+        adapter_file.read_info(saved)
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, "²", "-1"])
+def test_odd_format_versions_are_refused(saved, version):
+    rewrite(saved, format_version=version)
+    with pytest.raises(AdapterFileError, match="format version"):
+        adapter_file.read_info(saved)
+
+
+def test_tensors_of_odd_types_are_refused(saved):
+    rewrite(saved, {key: tensor.to(torch.complex64) for key, tensor in load_file(saved).items()})
+    with pytest.raises(AdapterFileError, match="the type C64"):
+        adapter_file.read(saved)
+
+
+def test_float8_tensors_are_read(saved):
+    rewrite(saved, {key: tensor.to(torch.float8_e5m2) for key, tensor in load_file(saved).items()})
+    fresh = tiny_pipe()
+    pipeline.load(fresh, saved)
+    assert pipeline.loaded(fresh) == ["Rex"]
+
+
+def test_a_large_rank_is_refused_before_an_adapter_of_it_is_built(saved, monkeypatch):
+    """A small file may list many layers with the largest rank."""
+    info, tensors = adapter_file.read(saved)
+    ranks = {component: dict.fromkeys(probes, 16) for component, probes in info.fingerprint.items()}
+    adapter_file.save(saved, {}, info.model_copy(update={"ranks": ranks}), tensors)
+    monkeypatch.setattr(attachment, "attach", lambda *_, **__: pytest.fail("an adapter is built"))
+    with pytest.raises(AdapterFileError, match=r"in the file, .* here"):
+        pipeline.load(tiny_pipe(), saved)
+
+
+def test_a_module_in_the_place_of_a_layer_makes_the_file_incompatible(saved):
+    info, tensors = adapter_file.read(saved)
+    changed = info.model_copy(update={"fingerprint": {"unet": {"mid_block": 1.0}}})
+    assert "made for another base model" in pipeline.incompatibility(changed, tiny_pipe())
+    adapter_file.save(saved, {}, changed, tensors)
+    with pytest.raises(AdapterFileError, match="mid_block"):
+        pipeline.load(tiny_pipe(), saved)
+
+
+def test_probes_of_zeros_fit_weights_of_zeros_only(saved):
+    info, pipe = adapter_file.read_info(saved), tiny_pipe()
+    unknown = info.model_copy(update={"fingerprint": {"unet": {LAYER: float("nan")}}})
+    assert "its weights differ" in pipeline.incompatibility(unknown, pipe)
+    torch.nn.init.zeros_(pipe.unet.get_submodule(LAYER).weight)
+    assert pipeline.incompatibility(unknown, pipe) == ""
+
+
+def test_metadata_of_earlier_versions_are_read(saved):
+    old = {
+        "name": "Rex", "method": "hra", "options": {"rank": 4, "orthogonality": "Infinity"}, "base": "toybox",
+        "fingerprint": {"unet": {LAYER: "NaN"}}, "targets": "attention", "trigger": "sks", "class_noun": "dog",
+        "training": {"step": 3, "photos": 5, "seconds": {"train": 1.5}, "prior_weight": 1.0, "resolution": None},
+    }  # fmt: skip
+    rewrite(saved, adapter=json.dumps(old))
+    assert adapter_file.read_info(saved).training["prior_weight"] == 1.0

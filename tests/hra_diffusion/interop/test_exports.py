@@ -22,6 +22,7 @@ from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import attachment, merging, registry
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import FileError
 from hra_diffusion.interop.exports import ExportError
 from hra_diffusion.models import families, loading, sources
 
@@ -240,3 +241,18 @@ def test_layers_without_a_place_in_the_original_layout_are_refused(tmp_path, pip
         interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
     assert pipeline.loaded(pipe) == ["Rex"] and not list(tmp_path.iterdir())
     assert interop.export(pipe, "Rex", "merged", tmp_path / "rex").path.is_dir()
+
+
+@pytest.mark.parametrize("file", ["base.safetensors", "base"])
+def test_a_merged_export_that_the_disk_refuses_is_a_file_error_and_leaves_nothing(file, tmp_path):
+    """A limit of the size of files stands for a full disk, which safetensors reports in the same way."""
+    resource = pytest.importorskip("resource", reason="needs a limit of the size of files")
+    pipe, _ = adapted("sd", "lora")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(FileError, match="too large"):
+            interop.export(pipe, "Rex", "merged", tmp_path / file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
