@@ -14,7 +14,7 @@ from app.inference_session import InferenceSession
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import write_text
+from hra_diffusion.files import write_private
 from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
@@ -56,8 +56,7 @@ class AppContext:
         """Secret of this outputs folder: without it, the folder of a login could be computed from its name."""
         file = self.output / ".salt"
         if not (file.is_file() and re.fullmatch(rb"[0-9a-f]{64}", file.read_bytes())):  # none yet, or damaged
-            write_text(file, secrets.token_hex(32))
-            file.chmod(0o600)
+            write_private(file, secrets.token_hex(32))
         return bytes.fromhex(file.read_text(encoding="utf-8"))
 
     def draft(self, request: gr.Request) -> Draft:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
-PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
-"""Entries of the outputs folder that are never served."""
+MAX_THREADS = 100
+"""Threads of the server: waiting requests for images take up to 40 (``drawing_queue.MAX_TURNS``)."""
 MAX_UPLOAD = "2gb"
 """Enough for an adapter for Stable Diffusion XL; photos have their own limit (training.data.drafts)."""
 WARMING = "warming"
@@ -58,7 +58,7 @@ def serve(
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)
     page.queue(default_concurrency_limit=8, max_size=64)
-    _listen(page, output, host, port, auth, share)
+    _listen(page, context, host, port, auth, share)
     print(f"hra-diffusion is at {page.local_url}", flush=True)
     context.queue.start()  # runs that were waiting when the machine went down
     if block:
@@ -66,7 +66,7 @@ def serve(
     return page
 
 
-def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | None, share: bool) -> None:
+def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | None, share: bool) -> None:
     """Listen at this address. Raises UserError if that is not possible."""
     from starlette.middleware import Middleware
 
@@ -82,9 +82,9 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
             share=share,
             quiet=True,
             prevent_thread_lock=True,
-            auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
-            allowed_paths=[str(output.resolve())],
-            blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
+            auth=logins.LoginCheck(auth).check if auth else None,
+            allowed_paths=[str(context.output.resolve())],  # the guard decides about each file
+            max_threads=MAX_THREADS,
             max_file_size=MAX_UPLOAD,
             footer_links=[],
             run_history=False,
@@ -96,7 +96,7 @@ def _listen(page: Any, output: Path, host: str, port: int | None, auth: Path | N
             theme=theme.theme(),
             css=theme.css(),
             head=theme.head(),
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, context=context)], "openapi_url": None},
         )
     except OSError as error:
         raise UserError(
