@@ -40,7 +40,18 @@ def checked_body(app: Any, api_name: str, raw: bytes) -> bytes:
     uploads = Path(app.uploaded_file_dir).resolve()
     for value in _mappings([body.data, body.event_data]):
         _check_upload(value, uploads)
+    for part, value in zip(function.inputs, body.data, strict=True):
+        _check_files(getattr(part, "data_model", None), value)
     return json.dumps(body.model_dump(exclude_none=True)).encode()
+
+
+def _check_files(model: type[BaseModel] | None, value: Any) -> None:
+    """Raise UserError unless a value is what a component for files sends."""
+    try:
+        if model and value is not None:
+            model.model_validate(value, context={"validate_meta": True})
+    except ValidationError:
+        raise UserError("this is not an uploaded file; choose it again") from None
 
 
 def check_queue(app: Any, sender: str) -> None:

@@ -5,7 +5,7 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ WARMING = "warming"
 def prepare_environment(output: Path) -> None:
     """Set the environment that Gradio reads on import: no telemetry, its files inside the outputs folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # it makes a table of the last 10,000 events after each
     os.environ["GRADIO_TEMP_DIR"] = str(output.resolve() / ".gradio")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("GRADIO_SHARE", "GRADIO_SERVER_NAME", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
@@ -68,13 +69,17 @@ def serve(
 
 def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | None, share: bool) -> None:
     """Listen at this address. Raises UserError if that is not possible."""
-    from starlette.middleware import Middleware
-
     from app.web import logins, theme
     from app.web.guard import Guard
     from hra_diffusion.errors import UserError
 
     hosts = None if share or host not in LOOPBACK else LOOPBACK
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = Guard(app.middleware_stack, hosts, context)  # also in front of Gradio's own middleware
+        yield
+
     try:
         page.launch(
             server_name=host,
@@ -96,7 +101,7 @@ def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | N
             theme=theme.theme(),
             css=theme.css(),
             head=theme.head(),
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, context=context)], "openapi_url": None},
+            app_kwargs={"lifespan": guarded, "openapi_url": None},
         )
     except OSError as error:
         raise UserError(

@@ -4,9 +4,10 @@ import functools
 import re
 import typing
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
