@@ -21,7 +21,7 @@ WARMING = "warming"
 def prepare_environment(output: Path) -> None:
     """Set the environment that Gradio reads on import: no telemetry, its files inside the outputs folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # it makes a table of the last 10,000 events after each
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)  # else each event makes a table of the last 10,000
     os.environ["GRADIO_TEMP_DIR"] = str(output.resolve() / ".gradio")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("GRADIO_SHARE", "GRADIO_SERVER_NAME", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
