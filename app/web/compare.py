@@ -149,7 +149,8 @@ class Events:
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield updates of the status and ``shown``: previews, then the saved comparison."""
         plan = make_plan(self.context, values)
-        with self.queue.place(sender(request), plan.cost(self.context.resolution)) as turn:
+        cost, name = plan.cost(self.context.resolution), f"compare {request.session_hash}"
+        with self.queue.place(sender(request), cost, name) as turn:
             try:
                 yield from self._run(request, plan, turn)
             except UserError as error:
@@ -179,7 +180,7 @@ class Events:
         return render("compare_done", text=text, warning=self.context.session.unscored)
 
     def stop(self, request: gr.Request) -> Any:
-        return note("Stopping …", "plain") if self.queue.cancel(sender(request)) else gr.skip()
+        return note("Stopping …", "plain") if self.queue.cancel(f"compare {request.session_hash}") else gr.skip()
 
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
         """Return the visitor's latest comparison. Raises UserError if there is none."""

