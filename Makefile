@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test docs fuzz slow lint types bench screenshots clean
+.PHONY: setup app demo test docs fuzz slow lint types bench audit lock screenshots clean
 
 setup: .venv/dev
 
@@ -44,6 +44,18 @@ types: setup
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 	$(BIN)/python -m benchmarks.tables
+
+.venv/tools:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet pip-audit==2.10.1 uv==0.13.9
+
+audit: .venv/tools
+	.venv/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	.venv/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
+lock: .venv/tools
+	.venv/tools/bin/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+		--generate-hashes --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 screenshots: setup demo
 	$(BIN)/python tests/screenshots.py outputs/demo docs/images

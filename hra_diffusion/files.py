@@ -150,6 +150,19 @@ def read_bytes(path: Path) -> bytes:
     return _retry_while_busy(path.read_bytes)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a text file atomically that only its owner can read, at every moment."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=make_folder(path.parent), prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:  # mkstemp's mode is 0600
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        move(Path(name), path)
+    except OSError as error:
+        raise to_file_error(error, path) from error
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it is missing, empty or damaged, as after a power cut."""
     try:

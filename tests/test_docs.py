@@ -96,3 +96,19 @@ def test_the_worked_example_is_a_method():
         assert torch.allclose(low_rank.scale[:, None] * (weight + low_rank.up @ low_rank.down), adapted, atol=1e-6)
     finally:
         registry._methods.pop("output_scale", None)
+
+
+def test_every_promise_about_security_names_a_test_that_exists():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "app" / "web").glob("*.py"))
+    named = re.findall(r"`(test_\w+)`", TEXTS["docs/security.md"])
+    assert len(named) > 30 and [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_the_lock_file_has_the_tested_versions_with_their_hashes():
+    pins = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
+    constraints = dict(pins.findall((ROOT / "constraints.txt").read_text()))
+    tested = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in constraints.items()}
+    parts = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())[1:]
+    locked = dict(pins.match(part).groups() for part in parts)
+    assert len(locked) > 60 and all("--hash=sha256:" in part for part in parts)
+    assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}

@@ -1,8 +1,10 @@
 """Visitors of the page, and what they enter on its tabs."""
 
 import threading
+from types import SimpleNamespace
 
 from app.web.compare_plan import Plan, make_plan
+from app.web.events import SENDER
 from app.web.generate_request import GenerationRequest, generate_images
 
 ADAPTER = "Rex/Rex.safetensors"
@@ -15,6 +17,7 @@ class Visitor:
 
     def __init__(self, cookie="a"):
         self.cookies, self.session_hash = {"hra_visitor": cookie}, cookie
+        self.request = SimpleNamespace(scope={SENDER: f"cookie {cookie}"})
 
 
 def generation_request(**changes) -> GenerationRequest:

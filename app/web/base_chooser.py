@@ -8,10 +8,11 @@ import gradio as gr
 from app.web import base_view
 from app.web.base_download import Download, show_download
 from app.web.context import AppContext
-from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, user_errors
+from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, say, user_errors
 from app.web.status_bar import StatusBar, base_name
 from app.web.theme import CLICKS
 from app.web.train_photos import PhotoEditor
+from app.web.values import Dtype, Line
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import path_of
 from hra_diffusion.hub import OfflineError
@@ -123,24 +124,24 @@ class ChooserEvents:
         return base_view.show_notice(self.context, self.context.draft(request))
 
     @user_errors
-    def use(self, dtype: str, event: gr.EventData) -> Any:
+    def use(self, dtype: Dtype, event: gr.EventData) -> Any:
         return self._use(clicked(event)["base"], dtype)
 
     @user_errors
-    def use_path(self, path: str, dtype: str) -> Any:
+    def use_path(self, path: Line, dtype: Dtype) -> Any:
         self._require_local()
         return self._use(checked_path(path), dtype)
 
     def _use(self, base: str, dtype: str) -> Any:
         use_base(self.context, base, dtype)
-        gr.Info(f"The base model in use is {base_name(base)}.")
+        say(f"The base model in use is {base_name(base)}.")
         return gr.update(visible=False)
 
     @user_errors
-    def look_up(self, name: str, dtype: str, request: gr.Request) -> str:
+    def look_up(self, name: Line, dtype: Dtype, request: gr.Request) -> str:
         self._require_local()
         try:
-            found = hub.find_base((name or "").strip(), dtype)
+            found = hub.find_base(name.strip(), dtype)
         except OfflineError as error:
             return base_view.show_offline(f"{error}.")
         self.found[str(request.session_hash)] = found
@@ -151,12 +152,14 @@ class ChooserEvents:
         self._require_local()
         if self.current and self.current.state == "running":
             raise UserError(f"{self.current.base.name} is being downloaded; wait for it or stop it first")
-        self.current = Download(self.found[str(request.session_hash)])
+        if (found := self.found.get(str(request.session_hash))) is None:
+            raise UserError("look up a base model first")
+        self.current = Download(found)
         self.current.start()
         return "", show_download(self.current)
 
     @user_errors
-    def act_on_download(self, dtype: str, event: gr.EventData) -> Any:
+    def act_on_download(self, dtype: Dtype, event: gr.EventData) -> Any:
         if clicked(event)["do"] == "use":
             return self._use(clicked(event)["base"], dtype)
         if self.current:

@@ -5,28 +5,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
 from markupsafe import Markup
+from pydantic import Field
 
 from app.inference_session import Cancelled, Preview
-from app.web.compare_plan import make_plan, run_comparison
+from app.web.compare_plan import Plan, make_plan, run_comparison
 from app.web.compare_results import latest, overlay_images, save, show_downloads, show_previews, show_saved
 from app.web.compare_votes import record_vote, show_ballot
 from app.web.context import AppContext
-from app.web.events import (
-    DEVICE_QUEUE,
-    HIDDEN,
-    QUIET,
-    CancellationRegistry,
-    clicked,
-    user_errors,
-    user_errors_each,
-    waiting_text,
-)
+from app.web.drawing_queue import DrawingQueue, Turn
+from app.web.events import HIDDEN, QUIET, clicked, sender, user_errors, waiting_text
 from app.web.html import empty_state, note, render
 from app.web.theme import CLICKS
+from app.web.values import Line, Whole
 from hra_diffusion.comparison import report
 from hra_diffusion.comparison.compare import Comparison
 from hra_diffusion.comparison.storage import load_comparison
@@ -80,7 +74,7 @@ def build(context: AppContext) -> CompareTab:
     parts: dict[str, Any] = {}
     with gr.Row(equal_height=True):
         with gr.Column(scale=5, min_width=300):
-            parts["adapters"] = gr.Dropdown(context.adapter_choices(), multiselect=True, label="Adapters",
+            parts["adapters"] = gr.Dropdown([], multiselect=True, label="Adapters",
                                             info="One column each.", elem_id="compare-adapters")  # fmt: skip
             parts["base"] = gr.Checkbox(True, label="Include the base model as the first column")
         with gr.Column(scale=5, min_width=300):
@@ -128,9 +122,8 @@ def _tools() -> dict[str, Any]:
 class Events:
     """Event handlers of the tab."""
 
-    def __init__(self, context: AppContext, parts: CompareTab):
-        self.context, self.parts = context, parts
-        self.cancellation = CancellationRegistry()
+    def __init__(self, context: AppContext, parts: CompareTab, queue: DrawingQueue):
+        self.context, self.parts, self.queue = context, parts, queue
 
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
         """Return updates of ``shown`` for a saved comparison."""
@@ -153,33 +146,33 @@ class Events:
         return message, *[gr.skip()] * (len(self.parts.shown) - 1)
 
     @user_errors
-    def register(self, request: gr.Request, *values: Any) -> Markup:
-        """Check the values and register the request, before it waits in the device queue."""
-        make_plan(self.context, values)
-        self.cancellation.register(request)
-        return render("compare_status", text=waiting_text(self.context.session), percent=None)
-
-    @user_errors_each
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield updates of the status and ``shown``: previews, then the saved comparison."""
-        with self.cancellation.running(request) as cancel:
-            plan, start = make_plan(self.context, values), time.monotonic()
-            unchanged = [gr.skip()] * (len(self.parts.shown) - 2)
-            status = render("compare_status", text=f"{plan.sample_count} pictures to generate …", percent=0)
-            yield status, show_previews(plan, {}), gr.update(visible=False), *unchanged
+        plan = make_plan(self.context, values)
+        cost, name = plan.cost(self.context.resolution), f"compare {request.session_hash}"
+        with self.queue.place(sender(request), cost, name) as turn:
             try:
-                for update in run_comparison(self.context, plan, cancel):
-                    if isinstance(update, Preview):
-                        grid = show_previews(plan, update.images)
-                        yield _progress(update, start), grid, gr.skip(), *unchanged
-                        continue
-                    folder = next_numbered_folder(self.context.visitor_folder(request) / "compare")
-                    save(update, folder)
-                    yield self.done_text(update), *self.show(folder, update)
+                yield from self._run(request, plan, turn)
             except UserError as error:
                 stopped = isinstance(error, Cancelled)
                 message = note("Stopped.", "plain") if stopped else note(str(error), "bad")
                 yield message, *self.restore(request)
+
+    def _run(self, request: gr.Request, plan: Plan, turn: Turn) -> Iterator[tuple[Any, ...]]:
+        unchanged = [gr.skip()] * (len(self.parts.shown) - 2)
+        for ahead in itertools.chain(self.queue.wait(turn), [0]):
+            text = waiting_text(self.context.session, ahead)
+            yield render("compare_status", text=text, percent=None), gr.skip(), gr.skip(), *unchanged
+        start = time.monotonic()
+        status = render("compare_status", text=f"{plan.sample_count} pictures to generate …", percent=0)
+        yield status, show_previews(plan, {}), gr.update(visible=False), *unchanged
+        for update in run_comparison(self.context, plan, turn.cancelled):
+            if isinstance(update, Preview):
+                yield _progress(update, start), show_previews(plan, update.images), gr.skip(), *unchanged
+                continue
+            folder = next_numbered_folder(self.context.visitor_folder(request) / "compare")
+            save(update, folder)
+            yield self.done_text(update), *self.show(folder, update)
 
     def done_text(self, comparison: Comparison) -> Markup:
         count, seconds = len(comparison.samples), comparison.seconds
@@ -187,7 +180,7 @@ class Events:
         return render("compare_done", text=text, warning=self.context.session.unscored)
 
     def stop(self, request: gr.Request) -> Any:
-        return note("Stopping …", "plain") if self.cancellation.cancel(request) else gr.skip()
+        return note("Stopping …", "plain") if self.queue.cancel(f"compare {request.session_hash}") else gr.skip()
 
     def current(self, request: gr.Request) -> tuple[Path, Comparison]:
         """Return the visitor's latest comparison. Raises UserError if there is none."""
@@ -206,7 +199,7 @@ class Events:
             return self.show_message(note(str(error), "bad"))
 
     @user_errors
-    def overlay(self, row: int, left: str, right: str, request: gr.Request) -> Any:
+    def overlay(self, row: Annotated[Whole, Field(ge=0)], left: Line, right: Line, request: gr.Request) -> Any:
         return overlay_images(*self.current(request), row, left, right)
 
     @user_errors
@@ -215,7 +208,7 @@ class Events:
         data = clicked(event)
         if data["of"] != folder.name:
             raise UserError("there is a newer comparison, perhaps from another tab; reload the page to vote on it")
-        record_vote(folder, comparison, int(data["at"]), data["do"], int(data["cell"]) if "cell" in data else None)
+        record_vote(folder, comparison, data["at"], data["do"], data.get("cell"))
         return show_ballot(folder, comparison)
 
 
@@ -225,12 +218,12 @@ def _progress(preview: Preview, start: float) -> Markup:
     return render("compare_status", text=f"Generating … about {left:.0f} s left", percent=round(100 * preview.progress))
 
 
-def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab) -> None:
+def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue) -> None:
     """Connect the events."""
-    events, shown = Events(context, parts), parts.shown
-    parts.run.click(events.register, parts.inputs, parts.status, **HIDDEN).success(
-        events.run, parts.inputs, [parts.status, *shown], show_progress="hidden",
-        concurrency_id=DEVICE_QUEUE, concurrency_limit=1, trigger_mode="multiple", api_name="compare",
+    events, shown = Events(context, parts, queue), parts.shown
+    parts.run.click(
+        events.run, parts.inputs, [parts.status, *shown], preprocess=False, show_progress="hidden",
+        concurrency_limit=None, trigger_mode="once", api_name="compare",
     )  # fmt: skip
     parts.stop.click(events.stop, None, parts.status, **QUIET)
     page.load(events.restore, None, shown, **QUIET)

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
+from pydantic import Field
 
 from app.inference_session import Preview
 from app.web.context import AppContext
+from app.web.values import Flag, Keys, Seed, Steps, Strength, Text, Whole, row
 from hra_diffusion import library
 from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info
 from hra_diffusion.comparison.compare import BASE, Comparison, Variant, compare, drift_pairs
@@ -65,6 +67,10 @@ class Plan:
         pairs = drift_pairs(variants, self.prompts, self.seeds[0]) if self.drift else {}
         return self.sample_count + len({request for pair in pairs.values() for request in pair})
 
+    def cost(self, resolution: int) -> int:
+        """Return the pixel-steps of all images, on a base model of this resolution."""
+        return resolution**2 * self.settings.steps * self.image_count
+
     def variants(self, strengths: Sequence[Mapping[str, float]]) -> list[Variant]:
         """Return the variants, given each adapter's name on the pipeline with its strength."""
         first_noun = [self.infos[0].class_noun] if self.infos else [""]
@@ -75,20 +81,36 @@ class Plan:
         return [Variant(*fields) for fields in zip(self.labels, adapters, subjects, nouns, costs, strict=True)]
 
 
+class CompareValues(NamedTuple):
+    """The tab's values, by name."""
+
+    adapters: Keys
+    base: Flag
+    prompts: Text
+    seed: Annotated[Seed, Field(ge=0)] | None
+    seeds: Annotated[Whole, Field(ge=1, le=MAX_SAMPLES)]
+    strength: Strength
+    steps: Steps
+    drift: Flag
+
+
 def make_plan(context: AppContext, values: Sequence[Any]) -> Plan:
     """Read the tab's values. Raises UserError for missing values and for too many samples."""
-    keys, base, text, seed, count, strength, steps, drift = values
-    files = tuple(context.adapter_path(key) for key in keys or [])
-    prompts = tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+    given = row(CompareValues, values)
+    files = tuple(context.adapter_path(key) for key in given.adapters)
+    prompts = tuple(line.strip() for line in given.prompts.splitlines() if line.strip())
     if not files:
         raise UserError("Choose at least one adapter. If there is none, train one first.")
     if not prompts:
         raise UserError("Write at least one prompt.")
     infos = tuple(read_info(file) for file in files)
     prompts = tuple(insert_placeholder(prompt, infos[0]) for prompt in prompts)
-    seeds = tuple(range(int(seed or 0), int(seed or 0) + int(count)))
+    first = given.seed or 0
     names = tuple(library.display_name(file) for file in files)
-    plan = Plan(files, names, infos, bool(base), prompts, seeds, strength, Settings(steps=int(steps)), drift)
+    plan = Plan(
+        files, names, infos, given.base, prompts, tuple(range(first, first + given.seeds)), given.strength,
+        Settings(steps=given.steps), given.drift,
+    )  # fmt: skip
     if plan.sample_count > MAX_SAMPLES:
         raise UserError(
             f"That makes {plan.sample_count} pictures; at most {MAX_SAMPLES} are possible. "

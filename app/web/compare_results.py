@@ -13,6 +13,7 @@ from hra_diffusion.comparison import report
 from hra_diffusion.comparison.compare import Comparison
 from hra_diffusion.comparison.statistics import score_summary
 from hra_diffusion.comparison.storage import save_comparison
+from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 
 DOWNLOADS = {"grid.png": "Grid as a picture", "report.html": "Report in one file", "pictures.zip": "All pictures"}
@@ -74,9 +75,11 @@ def latest(folder: Path) -> Path | None:
 
 
 def overlay_images(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:
-    """Return the files of two variants' images in a row, for the overlay."""
+    """Return the files of two variants' images in a row, for the overlay. Raises UserError if there are none."""
     labels, files = [variant.label for variant in comparison.variants], _sample_files(folder)
-    first, second = (str(files[int(row) * len(labels) + labels.index(label)]) for label in (left, right))
+    if not {left, right} <= {*labels} or row >= len(files) // len(labels):
+        raise UserError("this comparison has no such pictures; reload the page")
+    first, second = (str(files[row * len(labels) + labels.index(label)]) for label in (left, right))
     return first, second
 
 

@@ -54,8 +54,11 @@ def show_standings(cast: Sequence[Vote], revealed: bool) -> Markup:
 
 
 def record_vote(folder: Path, comparison: Comparison, number: int, answer: str, sample: int | None) -> None:
-    """Record the answer to a ballot. Raises UserError for a sample that the ballot does not show."""
-    ballot = _ballots(comparison)[number]
+    """Record the answer to a ballot. Raises UserError for an unknown ballot, or a sample that it does not show."""
+    ballots = _ballots(comparison)
+    if number >= len(ballots):
+        raise UserError("this comparison has no such question; reload the page")
+    ballot = ballots[number]
     if answer == "skip":
         votes.record(Vote(ballot.question, "", "", at=number), folder)
         return

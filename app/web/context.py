@@ -14,7 +14,7 @@ from app.web.pulse import Pulse
 from hra_diffusion import library, records
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import write_text
+from hra_diffusion.files import write_private
 from hra_diffusion.generation.requests import Settings, complete_settings
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
@@ -60,8 +60,7 @@ class AppContext:
         file = self.output / ".salt"
         if (salt := records.read_with(file, _parse_salt, None)) is None:
             salt = secrets.token_bytes(32)
-            write_text(file, salt.hex())
-            file.chmod(0o600)
+            write_private(file, salt.hex())
         return salt
 
     def draft(self, request: gr.Request) -> Draft:

@@ -1,5 +1,6 @@
 """Generate tab: a prompt, adapters with their strengths, and images that appear while they are generated."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,8 @@ from markupsafe import Markup
 
 from app.inference_session import Cancelled
 from app.web.context import AppContext
-from app.web.events import (
-    DEVICE_QUEUE,
-    HIDDEN,
-    MINE,
-    QUIET,
-    CancellationRegistry,
-    clicked,
-    user_errors,
-    user_errors_each,
-    waiting_text,
-)
+from app.web.drawing_queue import DrawingQueue
+from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, say, sender, user_errors, waiting_text
 from app.web.generate_images import images_folder, save_images, saved_images, show_images, show_progress
 from app.web.generate_request import (
     MAX_ADAPTERS,
@@ -34,6 +26,7 @@ from app.web.generate_request import (
 )
 from app.web.html import render
 from app.web.theme import CLICKS
+from app.web.values import Keys, Strength, Text
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_png
 from hra_diffusion.generation.schedulers import SCHEDULERS
@@ -85,7 +78,7 @@ def build(context: AppContext) -> GenerateTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
             parts["adapters"] = gr.Dropdown(
-                context.adapter_choices(), multiselect=True, max_choices=MAX_ADAPTERS, label="Adapters",
+                [], multiselect=True, max_choices=MAX_ADAPTERS, label="Adapters",
                 info="Several can be combined. None: the base model alone.", elem_id="adapters",
             )  # fmt: skip
             parts["strengths"] = [
@@ -137,9 +130,8 @@ def _more() -> dict[str, Any]:
 class Events:
     """Event handlers of the tab."""
 
-    def __init__(self, context: AppContext, parts: GenerateTab):
-        self.context, self.parts = context, parts
-        self.cancellation = CancellationRegistry()
+    def __init__(self, context: AppContext, parts: GenerateTab, queue: DrawingQueue):
+        self.context, self.parts, self.queue = context, parts, queue
 
     def choices(self) -> Any:
         return gr.update(choices=self.context.adapter_choices())
@@ -147,47 +139,44 @@ class Events:
     def images(self, request: gr.Request) -> Markup:
         return show_images(self.context, request)
 
-    def sliders(self, adapters: list[str] | None, mixed: list[str], *strengths: float) -> list[Any]:
+    @checked
+    def sliders(self, adapters: Keys, mixed: list[str], *strengths: Strength) -> list[Any]:
         """Show a strength slider per adapter. Each adapter keeps its strength when its position changes."""
         labels = {key: label for label, key in self.context.adapter_choices()}
         current = dict(zip(mixed, strengths, strict=False))
         shown = [
             gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=current.get(key, 1.0))
-            for key in (adapters or [])[:MAX_ADAPTERS]
+            for key in adapters[:MAX_ADAPTERS]
         ]
-        return [*shown, *[gr.update(visible=False, value=1.0)] * (MAX_ADAPTERS - len(shown)), adapters or []]
+        return [*shown, *[gr.update(visible=False, value=1.0)] * (MAX_ADAPTERS - len(shown)), adapters]
 
-    def show_prompt(self, adapters: list[str] | None, prompt: str) -> Markup:
+    @checked
+    def show_prompt(self, adapters: Keys, prompt: Text) -> Markup:
         resolved = resolve_prompt(self.context, adapters, prompt)
         return render("prompt_used", prompt=resolved, changed=resolved and resolved != prompt)
 
-    def idea(self, event: gr.EventData, adapters: list[str] | None) -> str:
+    @checked
+    def idea(self, event: gr.EventData, adapters: Keys) -> str:
         noun = self.context.subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
-
-    @user_errors
-    def register(self, request: gr.Request, *values: Any) -> Markup:
-        """Check the values and register the request, before it waits in the device queue."""
-        generation = read_request(values)
-        self.cancellation.register(request)
-        text = waiting_text(self.context.session)
-        return show_progress({}, generation.count, 0, text, self.earlier(request))
 
     def earlier(self, request: gr.Request) -> Markup:
         return show_images(self.context, request) if saved_images(self.context, request) else Markup("")
 
-    @user_errors_each
+    @user_errors
     def generate(self, request: gr.Request, *values: Any) -> Iterator[tuple[Markup, Any]]:
         generation, earlier, finished = read_request(values), self.earlier(request), []
-        count = generation.count
+        count, cost = generation.count, generation.cost(self.context.resolution)
         try:
-            with self.cancellation.running(request) as cancel:
-                yield show_progress({}, count, 0, waiting_text(self.context.session), earlier), generation.seed
-                for images, done in generate_images(self.context, generation, cancel):
+            with self.queue.place(sender(request), cost, f"generate {request.session_hash}") as turn:
+                for ahead in itertools.chain(self.queue.wait(turn), [0]):
+                    text = waiting_text(self.context.session, ahead)
+                    yield show_progress({}, count, 0, text, earlier), generation.seed
+                for images, done in generate_images(self.context, generation, turn.cancelled):
                     finished = list(images.values()) if done == 1 else finished
                     yield show_progress(images, count, done, "Generating …", earlier), gr.skip()
         except Cancelled:
-            gr.Info("Stopped.")
+            say("Stopped.")
         except UserError:
             yield show_images(self.context, request), gr.skip()
             raise
@@ -195,7 +184,9 @@ class Events:
         yield show_images(self.context, request), generation.seed
 
     def stop(self, request: gr.Request) -> Any:
-        return show_images(self.context, request) if self.cancellation.cancel(request) else gr.skip()
+        return (
+            show_images(self.context, request) if self.queue.cancel(f"generate {request.session_hash}") else gr.skip()
+        )
 
     @user_errors
     def load_settings(self, file: str | None) -> list[Any]:
@@ -214,15 +205,16 @@ class Events:
             return [*unchanged, gr.Tabs(selected="compare"), saved["prompt"], saved["seed"], adapters]
         if action == "again":
             saved = without_adapters(self.context, saved)
-            gr.Info("Choose another adapter, then press Generate. Seed and settings are those of the picture.")
+            say("Choose another adapter, then press Generate. Seed and settings are those of the picture.")
         return [*values_from_settings(self.context, saved), *[gr.skip()] * 4]
 
 
 def connect(
-    context: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: GenerateTab, comparing: Any
-) -> None:
+    context: AppContext, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, parts: GenerateTab, comparing: Any,
+    queue: DrawingQueue,
+) -> None:  # fmt: skip
     """Connect the events."""
-    events = Events(context, parts)
+    events = Events(context, parts, queue)
     page.load(events.choices, None, parts.adapters, **QUIET)
     page.load(events.images, None, parts.images, **QUIET)
     tab.select(events.choices, None, parts.adapters, **QUIET)
@@ -234,12 +226,14 @@ def connect(
         parts.prompt_used, **QUIET,
     )  # fmt: skip
     parts.ideas.click(events.idea, parts.adapters, parts.prompt, **QUIET)
-    gr.on([parts.generate.click, parts.prompt.submit], events.register, parts.inputs, parts.images, **HIDDEN).success(
-        events.generate, parts.inputs, [parts.images, parts.seed], show_progress="hidden",
-        concurrency_id=DEVICE_QUEUE, concurrency_limit=1, trigger_mode="multiple", api_name="generate",
+    gr.on(
+        [parts.generate.click, parts.prompt.submit], events.generate, parts.inputs, [parts.images, parts.seed],
+        preprocess=False, show_progress="hidden", concurrency_limit=None, trigger_mode="once", api_name="generate",
     )  # fmt: skip
     parts.stop.click(events.stop, None, parts.images, **QUIET)
-    parts.settings_file.upload(events.load_settings, parts.settings_file, [parts.settings_file, *parts.filled], **MINE)
+    parts.settings_file.upload(
+        events.load_settings, parts.settings_file, [parts.settings_file, *parts.filled], **UPLOAD
+    )
     compare_inputs = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
     parts.images.click(events.act_on_image, None, [*parts.filled, *compare_inputs], **MINE).then(
         None, None, None, js="() => document.getElementById('adapters')?.scrollIntoView({block: 'nearest'})"

@@ -1,17 +1,20 @@
 """What the Generate tab asks for: reading its values, filling them in from a PNG, and generating the images."""
 
+import dataclasses
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import gradio as gr
 from PIL import Image
+from pydantic import Field
 
 from app.inference_session import Preview
 from app.web.compare_plan import insert_placeholder
 from app.web.context import AppContext
+from app.web.events import say
+from app.web.values import Flag, Keys, Number, Scheduler, Seed, Steps, Strength, Text, Whole, row
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.previews import OnStep
@@ -23,45 +26,46 @@ from hra_diffusion.generation.subjects import with_subject
 MAX_ADAPTERS, MAX_IMAGES, MAX_SIDE = 4, 8, 2048
 
 
+Side = Annotated[Whole, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The tab's values, by name."""
+    """The tab's values, by name. Widths, heights and guidance of 0 or None mean the base model's default."""
 
-    adapters: Sequence[str]
-    prompt: str
-    count: int
-    seed: int
-    lock: bool
-    negative: str
-    steps: int
-    guidance: float | None
-    scheduler: str
-    width: int | None
-    height: int | None
-    strengths: Sequence[float]
+    adapters: Annotated[Keys, Field(max_length=MAX_ADAPTERS)]
+    prompt: Text
+    count: Annotated[Whole, Field(ge=1, le=MAX_IMAGES)]
+    seed: Seed | None
+    lock: Flag
+    negative: Text
+    steps: Steps
+    guidance: Annotated[Number, Field(ge=0, le=100)] | None
+    scheduler: Scheduler
+    width: Side | None
+    height: Side | None
+    strengths: tuple[Strength, ...]
 
     @property
     def settings(self) -> Settings:
         """Settings shared by all images."""
-        width, height = (int(side) if side else None for side in (self.width, self.height))
-        return Settings(int(self.steps), self.guidance or None, self.scheduler, width, height)
+        return Settings(self.steps, self.guidance or None, self.scheduler, self.width or None, self.height or None)
+
+    def cost(self, resolution: int) -> int:
+        """Return the pixel-steps of all images, on a base model of this resolution."""
+        return (self.width or resolution) * (self.height or resolution) * self.steps * self.count
 
 
 def read_request(values: Sequence[Any]) -> GenerationRequest:
     """Read the tab's values. Without a locked seed, or with −1 as in other programs, the seed is random.
 
-    Raises UserError for values that are too large. (Gradio's own limits would refuse them without a message.)
+    Raises UserError for values of other types, or too large.
     """
-    adapters, prompt, count, seed, lock, negative, steps, guidance, scheduler, width, height, *strengths = values
-    if max(width or 0, height or 0) > MAX_SIDE:
+    request = row(GenerationRequest, values)
+    if max(request.width or 0, request.height or 0) > MAX_SIDE:
         raise UserError(f"width and height are at most {MAX_SIDE} pixels here")
-    if (seed or 0) >= 2**63:
-        raise UserError(f"the seed {seed} is too large; the largest is {2**63 - 1}")
-    seed = int(seed or 0) if lock and (seed or 0) >= 0 else random.randrange(2**31)
-    return GenerationRequest(
-        adapters or [], prompt or "", min(int(count), MAX_IMAGES), seed, lock, negative or "", steps, guidance,
-        scheduler, width, height, strengths,
-    )  # fmt: skip
+    seed = request.seed or 0
+    return dataclasses.replace(request, seed=seed if request.lock and seed >= 0 else random.randrange(2**31))
 
 
 def resolve_prompt(context: AppContext, adapters: Sequence[str] | None, prompt: str) -> str:
@@ -83,7 +87,7 @@ def generate_images(
         infos = session.load_adapters([context.adapter_path(key) for key in request.adapters])
         strengths = {info.name: strength for info, strength in zip(infos, request.strengths, strict=False)}
         return generate(
-            session.pipe, prompt, strengths, request.seed, request.count, request.settings, request.negative,
+            session.pipe, prompt, strengths, request.seed or 0, request.count, request.settings, request.negative,
             on_step=on_step,
         )  # fmt: skip
 
@@ -104,14 +108,15 @@ def values_from_settings(context: AppContext, saved: Mapping[str, Any]) -> list[
     """Return the settings recorded in a PNG as values of ``GenerateTab.filled``, the seed locked."""
     known, strengths = {name for name, _ in context.adapter_choices()}, adapter_strengths(context, saved)
     if missing := [name for name in saved["adapters"] if name not in known]:
-        gr.Warning(f"This picture was made with {', '.join(missing)}, which is not in the library.")
+        say(f"This picture was made with {', '.join(missing)}, which is not in the library.", warning=True)
     size = [saved["height"], saved["width"]]
     defaults = dict(zip(SIZE_CONDITIONING, (size, [0, 0], size), strict=True))
     if others := [name for name in defaults if saved.get(name, defaults[name]) != defaults[name]]:
-        gr.Warning(f"This picture was made with another {', '.join(others)}; only the command line can set it.")
+        say(f"This picture was made with another {', '.join(others)}; only the command line can set it.", warning=True)
     if (scheduler := saved["scheduler"]) not in SCHEDULERS:
-        gr.Warning(
-            f"This picture was made with a pipeline's own {scheduler}, which is not in the list; dpm++ is filled in."
+        say(
+            f"This picture was made with a pipeline's own {scheduler}, which is not in the list; dpm++ is filled in.",
+            warning=True,
         )
         scheduler = "dpm++"
     sliders = [*strengths.values(), *[1.0] * MAX_ADAPTERS][:MAX_ADAPTERS]

@@ -1,17 +1,29 @@
-"""Middleware in front of the page: checks host names and paths, and gives each browser its own cookie."""
+"""Middleware in front of the page: who may ask for what, the visitors' cookie, security headers."""
 
-import secrets
+import http
+import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
-from starlette.concurrency import run_in_threadpool
+import anyio.to_thread
+from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
-from app.web.context import COOKIE
-from app.web.pulse import PATH, Pulse
+from app.web import logins
+from app.web.context import COOKIE, AppContext
+from app.web.event_bodies import check_queue, checked_body
+from app.web.events import REFUSED, SENDER
+from app.web.pulse import PATH
+from app.web.served_files import is_served
+from app.web.visitor_cookie import VisitorCookie
+from hra_diffusion.errors import UserError
 
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
@@ -25,9 +37,23 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
-FILES = ("/gradio_api/file", "/file")
-BLOCKED = ("/gradio_api/proxy=", "/proxy=", "/gradio_api/file=http", "/file=http", "/gradio_api/runs", "/monitoring")
-"""Gradio's paths that fetch from other hosts or show other visitors' runs; the page uses none of them."""
+API = "/gradio_api"
+FILE = f"{API}/file="
+PUBLIC = re.compile(
+    rf"/|/login/?|/(assets|static|svelte)/.+|(?:{API})?/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
+    rf"|{API}/startup-events"
+)
+"""Paths that the login page needs, and the server itself at its start."""
+MEMBERS = re.compile(
+    rf"/logout|/config/?|/pulse|{re.escape(FILE)}.+|{API}/(info/?|heartbeat/[\w-]+|queue/(data|status)|upload_progress|app_id"
+    rf"|login_check/?|queue/join|(run|api)/\w+/?|call/\w+(/\w+)?/?|upload|cancel|reset/?)",
+    re.DOTALL,
+)
+"""Paths of the page for whoever may use it. All other paths of Gradio are closed."""
+EVENTS = re.compile(rf"{API}/(?:queue/join|(?:run|api|call)/(\w+)/?)")
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s\[\]:@/\\]+)(?::\d{1,5})?", re.IGNORECASE)
+MAX_BODY = {"login": 16 * 1024, "other": 2**20}
+"""Bytes of a login, and of other requests except uploads, which have a limit of their own."""
 
 
 class Guard:
@@ -36,63 +62,144 @@ class Guard:
     ``hosts`` are the accepted host names; None accepts any, for servers protected by logins.
     """
 
-    def __init__(self, app: Any, hosts: frozenset[str] | None, pulse: Pulse):
-        self.app, self.hosts, self.pulse = app, hosts, pulse
+    def __init__(self, app: Any, hosts: frozenset[str] | None, context: AppContext):
+        self.app, self.hosts, self.context = app, hosts, context
+        self.cookie = VisitorCookie(context)
 
-    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if not self._is_allowed(scope):
-            await _refuse(send)
+        headers = Headers(scope=scope)  # type: ignore[arg-type]
+        cookies = cookie_parser(headers.get("cookie", ""))
+        user, visitor = _login(scope, cookies), self.cookie.read(cookies)
+        known, fresh = (visitor, None) if visitor else self.cookie.new()
+        address = (scope.get("client") or ("",))[0]
+        scope[SENDER] = f"login {user}" if user else f"cookie {visitor}" if visitor else f"address {address}"
+        logins.ADDRESS.set(address)
+        send = _with_headers(send, scope, fresh)
+        _replace_headers(scope, headers, f"{COOKIE}={known}")
+        if status := self._refused(scope, headers, SimpleNamespace(username=user, cookies={COOKIE: known})):
+            await _answer(send, status)
             return
-        if scope["path"].endswith(PATH):
-            pulse = self.pulse
-            await _send_json(send, pulse.answer() if pulse.is_fresh else await run_in_threadpool(pulse.answer))
+        if scope["path"] == PATH:
+            pulse = self.context.pulse
+            parts = pulse.answer() if pulse.is_fresh else await anyio.to_thread.run_sync(pulse.answer)
+            await _send_json(send, 200, parts)
             return
-        cookie = None if cookie_parser(_header(scope, b"cookie")).get(COOKIE) else secrets.token_urlsafe(16)
-        if cookie:  # the application sees it from the first request on
-            before = _header(scope, b"cookie")
-            given = f"{before}; {COOKIE}={cookie}" if before else f"{COOKIE}={cookie}"
-            others = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
-            scope["headers"] = [*others, (b"cookie", given.encode())]
-        policy = FILE_POLICY if scope["path"].startswith(FILES) else POLICY
-        await self.app(scope, receive, _with_headers(send, policy, cookie))
+        if scope["method"] == "POST" and scope["path"] != f"{API}/upload":
+            if (read := await self._read(scope, receive, send)) is None:
+                return
+            receive = read
+        await self.app(scope, receive, send)
 
-    def _is_allowed(self, scope: Scope) -> bool:
-        if any(scope["path"].startswith(start) for start in BLOCKED):
-            return False
-        host = _header(scope, b"host").rsplit(":", 1)[0] if "]" not in _header(scope, b"host") else "[::1]"
-        return self.hosts is None or host.lower() in self.hosts
+    def _refused(self, scope: Message, headers: Headers, asking: Any) -> int | None:
+        """Return the status of a request that is refused. ``asking`` has the visitor's login and cookies."""
+        path, output = scope["path"], self.context.output
+        host = HOST.fullmatch(headers.get("host", ""))
+        if not host or (self.hosts is not None and host[1].lower() not in self.hosts):
+            return 403
+        if scope["method"] not in ("GET", "HEAD", "POST"):
+            return 405
+        if not _is_own_origin(scope, headers):
+            return 403
+        if PUBLIC.fullmatch(path):
+            return None
+        if not MEMBERS.fullmatch(path):
+            return 404
+        if asking.username is None and getattr(scope.get("app"), "auth", None) is not None:
+            return 401
+        is_file = path.startswith(FILE)
+        served = not is_file or is_served(output, path.removeprefix(FILE), self.context.visitor_folder(asking))
+        return None if served else 403
+
+    async def _read(self, scope: Message, receive: Receive, send: Send) -> Receive | None:
+        """Return what the application receives of a checked body, or None if the request has been answered."""
+        is_login = scope["path"].startswith("/login")
+        body = await _body(receive, MAX_BODY["login" if is_login else "other"])
+        if body is None:
+            await _answer(send, 413)
+            return None
+        if event := EVENTS.fullmatch(scope["path"]):
+            try:
+                body = await anyio.to_thread.run_sync(checked_body, scope["app"], event[1] or "", body)
+                check_queue(scope["app"], scope[SENDER])
+            except UserError as error:
+                await _answer(send, 400, str(error))
+                return None
+        rest = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
+        scope["headers"] = [*rest, (b"content-length", str(len(body)).encode())]
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return replay
 
 
-def _with_headers(send: Send, policy: str, cookie: str | None) -> Send:
-    """Wrap ``send`` to add the security headers and a new visitor's cookie."""
+def _login(scope: Message, cookies: dict[str, str]) -> str | None:
+    """Return the login of a request, as Gradio finds it."""
+    if (app := scope.get("app")) is None:
+        return None
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return next((app.tokens[cookies[name]] for name in names if cookies.get(name) in app.tokens), None)
 
-    async def answer(message: MutableMapping[str, Any]) -> None:
+
+def _is_own_origin(scope: Message, headers: Headers) -> bool:
+    """Return whether a request comes from this page, from a program, or opens the page from elsewhere.
+
+    Browsers send Sec-Fetch-Site to this machine and over HTTPS, otherwise at least Origin with what changes something.
+    """
+    site = headers.get("sec-fetch-site")
+    if scope["path"] == "/logout" and headers.get("sec-fetch-dest", "document") != "document":
+        return False
+    if site is not None:
+        opens = scope["method"] == "GET" and scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        return site in ("same-origin", "none") or opens
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("host")
+
+
+def _replace_headers(scope: Message, headers: Headers, cookie: str) -> None:
+    """Give the application the visitor's checked cookie, and no Range: Gradio answers it with the request's headers."""
+    given = "; ".join(part for part in (headers.get("cookie"), cookie) if part)
+    kept = [(key, value) for key, value in scope["headers"] if key not in (b"cookie", b"range")]
+    scope["headers"] = [*kept, (b"cookie", given.encode("latin-1"))]
+
+
+def _with_headers(send: Send, scope: Message, cookie: str | None) -> Send:
+    """Wrap ``send`` to add the security headers and a new visitor's cookie, and the status of a refused event."""
+    policy = FILE_POLICY if scope["path"].startswith(FILE) else POLICY
+
+    async def answer(message: Message) -> None:
         if message["type"] == "http.response.start":
-            ours = HEADERS | {"content-security-policy": policy}
+            ours = HEADERS | {"content-security-policy": policy} | ({"set-cookie": cookie} if cookie else {})
             headers = [*message.get("headers", []), *((k.encode(), v.encode()) for k, v in ours.items())]
-            if cookie:
-                year = 365 * 24 * 3600
-                text = f"{COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Lax; Max-Age={year}"
-                headers.append((b"set-cookie", text.encode()))
-            message = {**message, "headers": headers}
+            status = 400 if scope.get(REFUSED) else message["status"]  # Gradio answers 500 to every exception
+            message = {**message, "headers": headers, "status": status}
         await send(message)
 
     return answer
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+async def _body(receive: Receive, limit: int) -> bytes | None:
+    """Return the body of a request; None if it is longer than ``limit``."""
+    body = bytearray()
+    while (message := await receive())["type"] == "http.request":
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not message.get("more_body"):
+            break
+    return bytes(body)
 
 
-async def _send_json(send: Send, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+async def _answer(send: Send, status: int, text: str = "") -> None:
+    """Answer a request. The page shows ``detail`` as a message, as HTML: it holds nothing from the request."""
+    await _send_json(send, status, json.dumps({"detail": text or http.HTTPStatus(status).phrase}).encode())
+
+
+async def _send_json(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"forbidden"})

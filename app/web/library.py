@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
 
 from app.web.context import AppContext
-from app.web.events import DEVICE_QUEUE, HIDDEN, MINE, QUIET, clicked, user_errors
+from app.web.events import DEVICE_QUEUE, HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
 from app.web.html import button, note, render
 from app.web.library_cards import show_bin, show_cards
 from app.web.library_facts import show_compatibility, show_facts
@@ -22,11 +22,13 @@ from app.web.library_files import (
     require_idle,
 )
 from app.web.theme import CLICKS
+from app.web.values import Line, one_of
 from hra_diffusion import trash
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import make_folder, remove
 from training.runs import lookup
 
+Format = Annotated[str, one_of(EXPORTS.values())]
 SCROLL_TO_FACTS = """() => {
   const facts = document.getElementById('facts');
   if (facts?.getBoundingClientRect().top > innerHeight - 80) facts.scrollIntoView();
@@ -99,18 +101,19 @@ class Events:
     def __init__(self, context: AppContext):
         self.context = context
 
-    def refresh(self, search: str, chosen: str | None) -> tuple[str, str]:
-        return show_cards(self.context, search or "", chosen), show_bin(self.context)
+    @checked
+    def refresh(self, search: Line, chosen: str | None) -> tuple[str, str]:
+        return show_cards(self.context, search, chosen), show_bin(self.context)
 
     @user_errors
-    def choose(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
+    def choose(self, event: gr.EventData, search: Line) -> tuple[Any, ...]:
         key = clicked(event)["key"]
         info = read_info(self.context.adapter_path(key))
         shown = show_facts(self.context, key), info.name, show_compatibility(info)
-        return key, gr.update(visible=True), *shown, show_cards(self.context, search or "", key)
+        return key, gr.update(visible=True), *shown, show_cards(self.context, search, key)
 
     @user_errors
-    def rename(self, chosen: str, name: str) -> tuple[Any, ...]:
+    def rename(self, chosen: str, name: Line) -> tuple[Any, ...]:
         """Rename the adapter, and clear the search, which may not match the new name."""
         require_idle(self.context, chosen)
         key = self.context.key(lookup.rename(self.context.adapter_path(chosen), (name or "").strip()))
@@ -124,7 +127,7 @@ class Events:
         )
 
     @user_errors
-    def delete(self, chosen: str, search: str) -> tuple[Any, ...]:
+    def delete(self, chosen: str, search: Line) -> tuple[Any, ...]:
         require_idle(self.context, chosen)
         name, key = (
             read_info(self.context.adapter_path(chosen)).name,
@@ -134,13 +137,13 @@ class Events:
         return None, gr.update(visible=False), render("library_binned", name=name, key=key), *self.refresh(search, None)
 
     @user_errors
-    def restore(self, event: gr.EventData, search: str) -> tuple[Any, ...]:
+    def restore(self, event: gr.EventData, search: Line) -> tuple[Any, ...]:
         path = trash.restore(clicked(event)["key"], self.context.output)
         self.context.rescan()
         return note(f"{path.stem} is restored.", "plain"), *self.refresh(search, None)
 
     @user_errors
-    def confirm(self, event: gr.EventData, search: str, uploaded: str | None) -> tuple[Any, ...]:
+    def confirm(self, event: gr.EventData, search: Line, uploaded: str | None) -> tuple[Any, ...]:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search)
         path, _ = import_file(self.context, Path(str(uploaded)))
@@ -157,14 +160,14 @@ class Events:
         )
 
     @user_errors
-    def export(self, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+    def export(self, chosen: str, form: Format, request: gr.Request) -> tuple[Any, ...]:
         """Export the adapter, or ask first if some programs load this format incorrectly."""
         if question := export_warning(self.context, chosen, form):
             return gr.update(visible=False), question
         return self._export(chosen, form, request)
 
     @user_errors
-    def export_confirmed(self, event: gr.EventData, chosen: str, form: str, request: gr.Request) -> tuple[Any, ...]:
+    def export_confirmed(self, event: gr.EventData, chosen: str, form: Format, request: gr.Request) -> tuple[Any, ...]:
         """Export the adapter as the visitor answered: in this format all the same, or as a plain LoRA."""
         return self._export(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
 
@@ -203,10 +206,12 @@ def connect(
                        [parts.chosen, parts.panel, parts.message, *overview], **MINE)  # fmt: skip
     parts.bin.click(events.restore, parts.search, [parts.message, *overview], **MINE)
     parts.message.click(events.confirm, [parts.search, parts.uploaded], [parts.message, *overview], **MINE)
-    parts.upload.upload(events.describe, parts.upload, [parts.upload, parts.message, parts.uploaded], **MINE)
+    parts.upload.upload(events.describe, parts.upload, [parts.upload, parts.message, parts.uploaded], **UPLOAD)
     parts.generate.click(events.open_generate, parts.chosen, [tabs, generating.adapters], **MINE)
     exported = [parts.download, parts.export_notes]
     request = [parts.chosen, parts.format]
-    parts.export.click(events.export, request, exported, concurrency_id=DEVICE_QUEUE, **MINE)
-    parts.export_notes.click(events.export_confirmed, request, exported, concurrency_id=DEVICE_QUEUE, **MINE)
+    parts.export.click(events.export, request, exported, concurrency_id=DEVICE_QUEUE, concurrency_limit=1, **MINE)
+    parts.export_notes.click(
+        events.export_confirmed, request, exported, concurrency_id=DEVICE_QUEUE, concurrency_limit=1, **MINE
+    )
     gr.on([parts.chosen.change, parts.format.change], events.clear_export, None, exported, **QUIET)

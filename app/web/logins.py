@@ -1,15 +1,21 @@
 """Logins: a file with one name and salted scrypt hash per line. Passwords are not stored."""
 
 import base64
+import contextvars
 import hashlib
 import hmac
 import re
 import secrets
+import time
 import unicodedata
+from collections import defaultdict, deque
 from pathlib import Path
 
+import anyio
+from fastapi import HTTPException
+
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import write_text
+from hra_diffusion.files import write_private
 from hra_diffusion.names import validated_name
 
 N, R, P = 2**15, 8, 1
@@ -17,6 +23,12 @@ N, R, P = 2**15, 8, 1
 MIN_LENGTH = 8
 LOGIN = re.compile(r"[^:]+:scrypt\$[\w+/=]{24}\$[\w+/=]{88}", re.ASCII)
 """A line of the file: name, 16 bytes of salt and 64 bytes of hash in base64."""
+
+
+ADDRESS: contextvars.ContextVar[str] = contextvars.ContextVar("address", default="")
+"""Address of the client whose request is being answered (see ``guard``)."""
+PERIOD, PER_NAME, PER_ADDRESS = 60.0, 10, 20
+"""Attempts within these seconds for a name, and from an address."""
 
 
 def add_user(file: Path, name: str, password: str) -> None:
@@ -29,8 +41,7 @@ def add_user(file: Path, name: str, password: str) -> None:
     salt = secrets.token_bytes(16)
     logins = _read(file) if file.exists() else {}
     logins[validated_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
-    write_text(file, "".join(f"{user}:{secret}\n" for user, secret in logins.items()))
-    file.chmod(0o600)
+    write_private(file, "".join(f"{user}:{secret}\n" for user, secret in logins.items()))
 
 
 def check(file: Path, name: str, password: str) -> bool:
@@ -38,6 +49,32 @@ def check(file: Path, name: str, password: str) -> bool:
     secret = _read(file).get(unicodedata.normalize("NFC", name), f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
     _, salt, expected = secret.split("$")
     return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(expected))
+
+
+class LoginCheck:
+    """Checks logins for the server, one at a time in a thread: a hash takes a fifth of a second and 32 MiB."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._one = anyio.CapacityLimiter(1)
+        self._attempts: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    async def check(self, name: str, password: str) -> bool:
+        """Return whether a login is right. Raises HTTPException after too many attempts in a minute."""
+        self._count(f"address {ADDRESS.get()}", PER_ADDRESS)
+        self._count(f"name {name[:100]}", PER_NAME)
+        return await anyio.to_thread.run_sync(check, self.file, name, password, limiter=self._one)
+
+    def _count(self, key: str, limit: int) -> None:
+        now = time.monotonic()
+        for known, times in list(self._attempts.items()):
+            while times and now - times[0] > PERIOD:
+                times.popleft()
+            if not times:
+                del self._attempts[known]
+        if len(self._attempts[key]) >= limit:
+            raise HTTPException(429, "too many attempts; wait a minute")
+        self._attempts[key].append(now)
 
 
 def require_logins(file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app.web.context import AppContext
-from app.web.events import MINE, QUIET, changed, clicked, user_errors
+from app.web.events import MINE, QUIET, changed, clicked, say, user_errors
 from app.web.html import empty_state, note
 from app.web.run_list import act_on_run
 from app.web.run_report import show_head, show_log, show_loss, show_samples
@@ -164,7 +164,7 @@ class Events:
     @user_errors
     def sample_now(self, name: str) -> None:
         self.context.queue.job(name).run.request("sample-now")
-        gr.Info("Sample pictures follow after the current step.")
+        say("Sample pictures follow after the current step.")
 
     @user_errors
     def train_again(self, name: str, request: gr.Request) -> str:

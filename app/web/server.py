@@ -5,13 +5,13 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
-PRIVATE = ("photos", ".queue", ".cache", ".bin", ".salt")
-"""Entries of the outputs folder that are never served."""
+MAX_THREADS = 100
+"""Threads of the server: waiting requests for images take up to 40 (``drawing_queue.MAX_TURNS``)."""
 MAX_UPLOAD = "2gb"
 """Enough for an adapter for Stable Diffusion XL; photos have their own limit (training.data.drafts)."""
 WARMING = "warming"
@@ -21,6 +21,7 @@ WARMING = "warming"
 def prepare_environment(output: Path) -> None:
     """Set the environment that Gradio reads on import: no telemetry, its files inside the outputs folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)  # else each event makes a table of the last 10,000
     os.environ["GRADIO_TEMP_DIR"] = str(output.resolve() / ".gradio")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("GRADIO_SHARE", "GRADIO_SERVER_NAME", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
@@ -73,13 +74,17 @@ def serve(
 
 def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | None, share: bool) -> None:
     """Listen at this address. Raises UserError if that is not possible."""
-    from starlette.middleware import Middleware
-
     from app.web import logins, theme
     from app.web.guard import Guard
     from hra_diffusion.errors import UserError
 
-    output, hosts = context.output, None if share or host not in LOOPBACK else LOOPBACK
+    hosts = None if share or host not in LOOPBACK else LOOPBACK
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = Guard(app.middleware_stack, hosts, context)  # also in front of Gradio's own middleware
+        yield
+
     try:
         page.launch(
             server_name=host,
@@ -87,9 +92,9 @@ def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | N
             share=share,
             quiet=True,
             prevent_thread_lock=True,
-            auth=(lambda name, password: logins.check(auth, name, password)) if auth else None,
-            allowed_paths=[str(output.resolve())],
-            blocked_paths=[str(output.resolve() / name) for name in PRIVATE],
+            auth=logins.LoginCheck(auth).check if auth else None,
+            allowed_paths=[str(context.output.resolve())],  # the guard decides about each file
+            max_threads=MAX_THREADS,
             max_file_size=MAX_UPLOAD,
             footer_links=[],
             run_history=False,
@@ -101,11 +106,7 @@ def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | N
             theme=theme.theme(),
             css=theme.css(),
             head=theme.head(),
-            app_kwargs={
-                "middleware": [Middleware(Guard, hosts=hosts, pulse=context.pulse)],
-                "docs_url": None,
-                "redoc_url": None,
-            },
+            app_kwargs={"lifespan": guarded, "openapi_url": None},
         )
     except OSError as error:
         raise UserError(

@@ -10,10 +10,12 @@ from markupsafe import Markup
 
 from app.inference_session import InferenceSession
 from app.web.context import AppContext
-from app.web.events import HIDDEN, QUIET, changed, clicked, user_errors
+from app.web.events import HIDDEN, QUIET, changed, clicked, say, user_errors
 from app.web.html import render
 from app.web.run_list import act_on_run, is_training, progress_text, show_runs
 from app.web.theme import CLICKS
+from app.web.values import Line
+from hra_diffusion.errors import UserError
 from hra_diffusion.models import devices
 from training.runs import catalog, progress
 from training.runs.queue import Job
@@ -76,11 +78,13 @@ def connect(context: AppContext, page: gr.Blocks, status: StatusBar) -> None:
     def act(event: gr.EventData) -> tuple[Any, ...]:
         act_on_run(context, clicked(event)["do"], clicked(event)["run"])
         if clicked(event)["do"] == "delete":
-            gr.Info(f"{clicked(event)['run']} is now in the bin, at the bottom of the Library tab.")
+            say(f"{clicked(event)['run']} is now in the bin, at the bottom of the Library tab.")
         return refresh(context, None)
 
     @user_errors
-    def change(base: str, device: str) -> None:
+    def change(base: Line, device: Line) -> None:
+        if base not in context.bases or device not in devices.available():
+            raise UserError("this base model or device is not offered here; reload the page")
         context.session.change(base, device)
 
     selection = [status.base, status.device]

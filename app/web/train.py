@@ -7,9 +7,10 @@ import gradio as gr
 
 from app.web import base_chooser, run_view, train_form, train_photos
 from app.web.context import AppContext
-from app.web.events import MINE, QUIET, user_errors
+from app.web.events import MINE, QUIET, say, user_errors
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, queue_runs
+from app.web.values import Line
 
 
 @dataclass
@@ -50,11 +51,11 @@ def connect(
     run_view.connect(context, page, tabs, tab.run, status, generating, comparing)
 
     @user_errors
-    def start(request: gr.Request, base: str, *values: Any) -> str:
+    def start(request: gr.Request, base: Line, *values: Any) -> str:
         draft = context.draft(request)
         names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
         draft.save_values(watching=names[0])
-        gr.Info(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
+        say(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
         return names[0]
 
     tab.start.click(start, [status.base, *form.inputs], tab.run.shown, **MINE).then(

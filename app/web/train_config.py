@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from app.web import form
 from app.web.context import AppContext
 from app.web.status_bar import base_name
+from app.web.values import Flag, Line, Method, Methods, Mode, Preset, Text, row
 from hra_diffusion import yaml_text
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import TOYBOX
@@ -30,22 +31,21 @@ class FormValues(NamedTuple):
     ``text``: the settings as YAML, used when ``mode`` is "YAML". ``advanced``: one value per field of form.Entry.
     """
 
-    noun: str
-    name: str
-    trigger: str
-    preset: str
-    method: str
-    several: Sequence[str]
-    mode: str
-    text: str
-    add_trigger: bool
-    advanced: tuple[Any, ...]
+    noun: Line
+    name: Line
+    trigger: Line
+    preset: Preset
+    method: Method
+    several: Methods
+    mode: Mode
+    text: Text
+    add_trigger: Flag
+    advanced: tuple[Text, ...]
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "FormValues":
-        """The values of an event, which come in a row."""
-        basics = len(cls._fields) - 1
-        return cls(*values[:basics], advanced=tuple(values[basics:]))
+        """The values of an event, which come in a row. Raises UserError for values of other types."""
+        return row(cls, values)
 
     def without_advanced(self) -> "FormValues":
         """The same with the advanced settings left empty."""

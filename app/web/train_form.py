@@ -9,12 +9,13 @@ import gradio as gr
 
 from app.web import form
 from app.web.context import AppContext
-from app.web.events import HIDDEN, QUIET, changed, user_errors
+from app.web.events import HIDDEN, QUIET, changed, checked, user_errors
 from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, changed_settings, preview_config, to_yaml
 from app.web.train_forecast import forecast, measurements
 from app.web.train_photos import PhotoEditor, PhotoEvents
+from app.web.values import Line, Mode
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 from training.data.captions import final_captions
@@ -129,7 +130,8 @@ def show_captions(
     return render("train_captions", lines=lines), gr.update(visible=bool(lacking))
 
 
-def show_subject(trigger: str, noun: str) -> str:
+@checked
+def show_subject(trigger: Line, noun: Line) -> str:
     """Return how prompts refer to the subject."""
     subject = f"{trigger.strip() or 'sks'} {noun.strip() or 'dog'}"
     return render("train_subject", subject=subject)
@@ -141,17 +143,21 @@ class FormEvents:
     def __init__(self, context: AppContext, form_: TrainForm):
         self.context, self.form = context, form_
 
+    @checked
     def store(self, request: gr.Request, *values: Any) -> None:
+        FormValues.of(values)
         self.context.draft(request).save_values(**dict(zip(self.form.names, values, strict=True)))
 
     def restore(self, request: gr.Request) -> list[Any]:
         stored = self.context.draft(request).read().values
         return [stored.get(name, gr.skip()) for name in self.form.names]
 
-    def show_mode(self, mode: str) -> list[Any]:
+    @checked
+    def show_mode(self, mode: Mode) -> list[Any]:
         return [gr.update(visible=mode == "Form"), gr.update(visible=mode == "YAML")]
 
-    def show_defaults(self, base: str, *values: Any) -> list[Any]:
+    @checked
+    def show_defaults(self, base: Line, *values: Any) -> list[Any]:
         """Show the defaults of empty fields on the base model shown; the session may still be switching to it."""
         try:
             defaults = FormValues.of(values).without_advanced()
@@ -163,6 +169,7 @@ class FormEvents:
             *form.placeholder_updates(self.form.entries, config),
         ]
 
+    @checked
     def show_forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         photos = len(self.context.draft(request).read().photos)
         entries, given = self.form.entries, FormValues.of(values)
@@ -170,12 +177,13 @@ class FormEvents:
         now = changed([presets, text], seen)
         return (presets, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
+    @checked
     def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any]:
         draft = self.context.draft(request)
         return show_captions(self.context, self.form.entries, draft, FormValues.of(values))
 
     @user_errors
-    def switch_mode(self, mode: str, *values: Any) -> list[Any]:
+    def switch_mode(self, mode: Mode, *values: Any) -> list[Any]:
         given = FormValues.of(values)
         if mode == "YAML":
             text = to_yaml(preview_config(self.context, self.form.entries, given._replace(mode="Form")))

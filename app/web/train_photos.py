@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
+from pydantic import Field
 
 from app.web.context import AppContext
-from app.web.events import HIDDEN, MINE, QUIET, clicked, user_errors
+from app.web.events import HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
 from app.web.html import note, render, step_title
 from app.web.theme import CLICKS
+from app.web.values import Fraction, Line, Number, Text
 from hra_diffusion.models.sources import ASSETS
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.decoding import load_photo
@@ -23,6 +25,7 @@ BADGES = {
     "different": "different?",
     "ignored": "left out",
 }
+Zoom = Annotated[Number, Field(ge=1, le=100)]
 SAMPLE_SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Class noun of each sample subject in the assets."""
 
@@ -120,7 +123,7 @@ class PhotoEvents:
         return None, thumbnails, note(refused, "bad") + warnings
 
     @user_errors
-    def use_sample(self, name: str, request: gr.Request) -> tuple[Any, ...]:
+    def use_sample(self, name: Line, request: gr.Request) -> tuple[Any, ...]:
         if name not in SAMPLE_SUBJECTS:
             return *[gr.skip()] * 6, ""
         draft = self.context.draft(request)
@@ -139,15 +142,19 @@ class PhotoEvents:
         return file, gr.update(visible=True), whole, caption, *sliders, *self.refresh(request, file)
 
     @user_errors
-    def crop(self, selected: str, zoom: float, across: float, down: float, request: gr.Request) -> tuple[Any, ...]:
+    def crop(
+        self, selected: Line, zoom: Zoom, across: Fraction, down: Fraction, request: gr.Request
+    ) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
         draft.change(selected, box=box_from_zoom(draft.photo(selected, resolution).size, zoom, across, down))
         return show_crop(draft, resolution, selected), *self.refresh(request, selected)
 
-    def set_caption(self, selected: str, caption: str, request: gr.Request) -> None:
+    @checked
+    def set_caption(self, selected: Line, caption: Text, request: gr.Request) -> None:
         self.context.draft(request).change(selected, caption=caption)
 
-    def remove(self, selected: str, request: gr.Request) -> tuple[Any, ...]:
+    @checked
+    def remove(self, selected: Line, request: gr.Request) -> tuple[Any, ...]:
         self.context.draft(request).remove(selected)
         return gr.update(visible=False), *self.refresh(request)
 
@@ -160,7 +167,7 @@ def sample_photos(name: str) -> list[Path]:
 def connect(context: AppContext, page: gr.Blocks, photos: PhotoEditor, noun: gr.Textbox, name: gr.Textbox) -> None:
     """Wire the editor. A sample subject fills in ``noun`` and ``name``."""
     events, shown = PhotoEvents(context), [photos.thumbnails, photos.warnings]
-    photos.upload.upload(events.add, photos.upload, [photos.upload, *shown], **MINE)
+    photos.upload.upload(events.add, photos.upload, [photos.upload, *shown], **UPLOAD)
     photos.sample.input(
         events.use_sample, photos.sample,
         [photos.selected, photos.editor, *shown, noun, name, photos.sample], **MINE,

@@ -18,6 +18,7 @@ from app.web import (
     generate_images,
 )
 from app.web.context import AppContext
+from app.web.drawing_queue import DrawingQueue
 from hra_diffusion.comparison import report
 from hra_diffusion.comparison.storage import load_comparison
 
@@ -48,9 +49,9 @@ def test_the_photos_are_shown_beside_the_previews(context):
     """Even without the original photos: the run keeps small copies."""
     shutil.rmtree(context.output / "photos")
     with gr.Blocks():
-        events = compare.Events(context, compare.build(context))
+        events = compare.Events(context, compare.build(context), DrawingQueue())
     values = [["Rex/Rex.safetensors"], True, "a {subject}", 1, 2, 1.0, 2, False]
-    shown = [update[1] for update in events.run(Visitor("a"), *values)]
+    shown = [update[1] for update in events.run(Visitor("a"), *values)][1:]  # the first says that it waits
     assert len(shown) > 2
     for grid in shown:
         assert grid.count('alt="photo"') == 2 and "<th>photos</th>" in grid

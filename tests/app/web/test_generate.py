@@ -11,6 +11,7 @@ from app.web import (
     generate_images,
     generate_request,
 )
+from app.web.drawing_queue import DrawingQueue
 from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 
@@ -36,7 +37,7 @@ def test_images_follow_previews_and_contain_their_settings(context, tmp_path):
 
 def test_every_adapter_keeps_its_strength(context):
     with gr.Blocks():
-        events = generate.Events(context, generate.build(context))
+        events = generate.Events(context, generate.build(context), DrawingQueue())
     rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
     *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
     assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
@@ -68,19 +69,19 @@ def test_an_empty_prompt_and_an_invalid_size_are_refused(context):
         list(generate_request.generate_images(context, generation_request(width=33), threading.Event()))
 
 
-def test_stop_cancels_a_request_that_waits_for_the_device(context):
+def test_stop_cancels_a_request_that_waits_behind_another_visitors(context):
     with gr.Blocks():
-        events = generate.Events(context, generate.build(context))
+        events = generate.Events(context, generate.build(context), DrawingQueue())
     ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
     images = generated(context, count=1)
     generate_images.save_images(images, context.visitor_folder(ann) / "pictures")
-    assert "Waiting for the device" in events.register(ann, *values), "shown at once, not when it runs"
-    with pytest.raises(gr.Error, match="already being generated"):
-        events.register(ann, *values)
+    running, waiting = events.generate(Visitor("bob"), *values), events.generate(ann, *values)
+    next(running)
+    assert "1 request is ahead" in next(waiting)[0], "shown at once, not when it runs"
     assert events.stop(ann).count('class="picture"') == 1
-    events.register(ann, *values)
-    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 1, "cancelled before it ran"
-    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 2
+    assert list(waiting)[-1][0].count('class="picture"') == 1, "cancelled before it ran"
+    running.close()  # as Gradio does when bob has left
+    assert list(events.generate(ann, *values))[-1][0].count('class="picture"') == 2, "a lost request blocks nobody"
 
 
 def test_every_prompt_idea_is_a_toybox_scene() -> None:

@@ -10,6 +10,7 @@ from PIL import Image, PngImagePlugin
 from visitors import Visitor
 
 from app.web import compare, compare_plan, compare_results, generate_images, logins, run_view, status_bar
+from app.web.drawing_queue import DrawingQueue
 from hra_diffusion.comparison.compare import Variant
 from hra_diffusion.comparison.compare import compare as run_compare
 from hra_diffusion.comparison.storage import load_comparison
@@ -64,7 +65,7 @@ def compared(context, pipe):
 
 def restore(context):
     parts = SimpleNamespace(shown=[None] * 10)
-    return compare.Events(context, parts).restore(Visitor())
+    return compare.Events(context, parts, DrawingQueue()).restore(Visitor())
 
 
 def test_a_comparison_with_a_damaged_photo_is_shown(context, compared):
