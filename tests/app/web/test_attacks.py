@@ -280,7 +280,8 @@ def test_a_request_of_hours_is_refused(attacker):
 def test_names_in_messages_are_escaped(attacker, tmp_path):
     info = PngImagePlugin.PngInfo()
     saved = {"prompt": SCRIPT, "seed": 1, "negative_prompt": SCRIPT, "steps": 2, "guidance_scale": 1.0,
-             "notes": [SCRIPT], "scheduler": SCRIPT, "width": 16, "height": 16, "adapters": {SCRIPT: 1.0}}  # fmt: skip
+             "notes": [SCRIPT], "scheduler": SCRIPT, "width": 16, "height": 16, "adapters": {SCRIPT: 1.0},
+             "base": SCRIPT}  # fmt: skip
     info.add_itxt(PNG_KEY, json.dumps(saved))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
     file = attacker.upload("x.png", (tmp_path / "x.png").read_bytes())

@@ -84,6 +84,7 @@ def test_a_damaged_comparison_is_reported_and_the_tab_opens(context, compared, f
     assert "0001 holds no whole comparison" in shown[0] and len(shown) == 10
 
 
+@pytest.mark.filterwarnings("ignore::hra_diffusion.errors.Note")
 @pytest.mark.parametrize("file", ["config.yaml", "state.json", "events.jsonl", "photos.json", "photos/00.png"])
 @pytest.mark.parametrize("content", [b"", b'{"na', b"\0\0"])
 def test_a_run_with_damaged_files_is_shown(context, file, content):
@@ -94,6 +95,7 @@ def test_a_run_with_damaged_files_is_shown(context, file, content):
     assert compare_plan.photos_of(Run(context.output / "Rex").adapter, 64)
 
 
+@pytest.mark.filterwarnings("ignore::hra_diffusion.errors.Note")
 def test_the_status_bar_shows_a_run_with_a_damaged_configuration(context):
     run = Run(context.output / "Rex")
     run.write_state("running", 2, 6)
