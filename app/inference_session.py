@@ -55,14 +55,10 @@ class Cancelled(UserError):  # noqa: N818 (not an error)
 
 @dataclass(frozen=True)
 class Preview:
-    """Intermediate images by the index of their request, and the progress from 0 to 1.
-
-    ``waiting``: what has to end before the generation can begin; "" once it has begun.
-    """
+    """Intermediate images by the index of their request, and the progress from 0 to 1."""
 
     images: Mapping[int, Image.Image]
     progress: float
-    waiting: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,8 @@ class InferenceSession:
         self.hold = DeviceHold(Index(output) if output else None)
         self.gave_way = False
         """Whether the base model was unloaded for a run."""
+        self.waits_for = ""
+        """What has to end before the generation that was asked for can use the device; "" if it may."""
         self._pipe: Any = None
         self._clip: Any = _NOT_LOADED
         self.unscored = ""
@@ -247,11 +245,15 @@ class InferenceSession:
         if self.hold.is_granted:
             return
         import_libraries()
-        while before := self.request_device():
-            previews.updates.put(Preview({}, 0.0, before))
-            if previews.cancel.wait(DEVICE_POLL_SECONDS):
-                self.hold.release()
-                previews.raise_if_cancelled()
+        try:
+            while before := self.request_device():
+                self.waits_for = before
+                previews.updates.put(Preview({}, 0.0))
+                if previews.cancel.wait(DEVICE_POLL_SECONDS):
+                    self.hold.release()
+                    previews.raise_if_cancelled()
+        finally:
+            self.waits_for = ""
 
 
 def _predict_memory(base: str, dtype: str, device: str, prediction_type: str | None) -> int:

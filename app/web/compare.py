@@ -17,7 +17,7 @@ from app.web.compare_results import latest, overlay_images, save, show_downloads
 from app.web.compare_votes import record_vote, show_ballot
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue, Turn
-from app.web.events import HIDDEN, QUIET, clicked, sender, user_errors, waiting_text
+from app.web.events import HIDDEN, QUIET, clicked, progress_text, sender, user_errors, waiting_text
 from app.web.html import empty_state, note, render
 from app.web.theme import CLICKS
 from app.web.values import Line, Whole
@@ -168,11 +168,17 @@ class Events:
         yield status, show_previews(plan, {}), gr.update(visible=False), *unchanged
         for update in run_comparison(self.context, plan, turn.cancelled):
             if isinstance(update, Preview):
-                yield _progress(update, start), show_previews(plan, update.images), gr.skip(), *unchanged
+                yield self.progress(update, start), show_previews(plan, update.images), gr.skip(), *unchanged
                 continue
             folder = next_numbered_folder(self.context.visitor_folder(request) / "compare")
             save(update, folder)
             yield self.done_text(update), *self.show(folder, update)
+
+    def progress(self, preview: Preview, start: float) -> Markup:
+        """Return the status of a comparison in progress, with the estimated time left."""
+        left = (time.monotonic() - start) * (1 - preview.progress) / max(preview.progress, 0.01)
+        text = progress_text(self.context.session, f"Generating … about {left:.0f} s left")
+        return render("compare_status", text=text, percent=round(100 * preview.progress))
 
     def done_text(self, comparison: Comparison) -> Markup:
         count, seconds = len(comparison.samples), comparison.seconds
@@ -210,12 +216,6 @@ class Events:
             raise UserError("there is a newer comparison, perhaps from another tab; reload the page to vote on it")
         record_vote(folder, comparison, data["at"], data["do"], data.get("cell"))
         return show_ballot(folder, comparison)
-
-
-def _progress(preview: Preview, start: float) -> Markup:
-    """Return the status of a comparison in progress with the estimated time left."""
-    left = (time.monotonic() - start) * (1 - preview.progress) / max(preview.progress, 0.01)
-    return render("compare_status", text=f"Generating … about {left:.0f} s left", percent=round(100 * preview.progress))
 
 
 def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue) -> None:

@@ -49,6 +49,12 @@ def waiting_text(session: InferenceSession, ahead: int) -> str:
     return "Waiting for the device …" if session.loaded else "Loading the base model …"
 
 
+def progress_text(session: InferenceSession, text: str) -> str:
+    """Return the status text of a generation: ``text``, or what it waits for."""
+    before = session.waits_for
+    return f"Waiting until {before} has ended: the device has too little memory for both …" if before else text
+
+
 def sender(request: gr.Request) -> str:
     """Return whom a request counts for: the login, the browser, or the address of a client without cookies."""
     return request.request.scope[SENDER]  # type: ignore[union-attr]

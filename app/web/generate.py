@@ -12,7 +12,7 @@ from markupsafe import Markup
 from app.inference_session import Cancelled
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue
-from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, say, sender, user_errors, waiting_text
+from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, progress_text, say, sender, user_errors, waiting_text
 from app.web.generate_images import images_folder, save_images, saved_images, show_images, show_progress
 from app.web.generate_request import (
     MAX_ADAPTERS,
@@ -174,7 +174,8 @@ class Events:
                     yield show_progress({}, count, 0, text, earlier), generation.seed
                 for images, done in generate_images(self.context, generation, turn.cancelled):
                     finished = list(images.values()) if done == 1 else finished
-                    yield show_progress(images, count, done, "Generating …", earlier), gr.skip()
+                    text = progress_text(self.context.session, "Generating …")
+                    yield show_progress(images, count, done, text, earlier), gr.skip()
         except Cancelled:
             say("Stopped.")
         except UserError:
