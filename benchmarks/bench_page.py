@@ -188,7 +188,7 @@ def draw(port: int, visits: Visits, seconds: float, number: int) -> None:
     """Generate one image after another through the page's API, as one visitor."""
     from gradio_client import Client
 
-    client = Client(f"http://127.0.0.1:{port}", verbose=False)
+    client = Client(f"http://127.0.0.1:{port}", verbose=False, headers={"cookie": new_cookie(port)})
     end, visits.images[number] = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         start = time.perf_counter()
@@ -203,6 +203,13 @@ def draw(port: int, visits: Visits, seconds: float, number: int) -> None:
         else:
             visits.seconds["images"].append(time.perf_counter() - start)
             visits.images[number] += 1
+
+
+def new_cookie(port: int) -> str:
+    """Return the cookie that the page gives to a new visitor."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/")
+    return (connection.getresponse().getheader("set-cookie") or "").partition(";")[0]
 
 
 def load_results(visits: Visits) -> tuple[list[tuple[str, str]], list[Target]]:
