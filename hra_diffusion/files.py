@@ -37,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     If it fails, the temporary file or folder is deleted. Creates parent folders. Raises FileError for a full disk, a
     read-only folder, or a file in the place of a folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
+    temporary = _temporary_path(path)
     try:
         make_folder(path.parent)
         remove(temporary)
@@ -50,6 +50,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new empty folder beside ``path``, which is deleted after the block. Raises FileError."""
+    folder = _temporary_path(path)
+    remove(folder)
+    try:
+        yield make_folder(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            remove(folder)
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
 
 
 def _apply_default_mode(path: Path) -> None:
