@@ -26,7 +26,7 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, move, replace
+from hra_diffusion.files import atomic_path, move
 from hra_diffusion.names import first_free, unused_name, validated_name
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
     paths = {
         path.resolve()
         for root in roots
-        for pattern in ("*.safetensors", "[!.]*/*.safetensors")
+        for pattern in ("[!.]*.safetensors", "[!.]*/[!.]*.safetensors")
         for path in root.glob(pattern)
     }
     for path in sorted(paths, key=lambda path: path.name.casefold()):
@@ -146,8 +146,7 @@ def add_file(file: Path, root: Path) -> Path:
     info = adapter_file.read(file)[0]
     name = unused_name(info.name, root)
     copy = root / name / f"{name}.safetensors"
-    temporary = make_folder(copy.parent) / ".import.tmp"
-    shutil.copyfile(file, temporary)
-    adapter_file.rewrite_info(temporary, info.model_copy(update={"name": name}))
-    replace(temporary, copy)
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(file, temporary)
+        adapter_file.rewrite_info(temporary, info.model_copy(update={"name": name}))
     return copy

@@ -48,10 +48,11 @@ def serve(
     from app.web.blocks import build
     from app.web.context import AppContext
     from hra_diffusion import trash
-    from hra_diffusion.files import make_folder
+    from hra_diffusion.files import make_folder, sweep
 
     make_folder(output)
     trash.delete_expired(output)
+    sweep(output)
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr)
     context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
     _ = context.salt  # before the first visitors: two at once would each create one

@@ -1,5 +1,7 @@
 """Saved adapters: finding, renaming, copying, and error messages."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import tiny_pipe
@@ -10,6 +12,7 @@ from hra_diffusion import library, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import _temporary_path
 
 
 def test_renaming_changes_file_folder_and_metadata(adapter, tmp_path):
@@ -104,3 +107,10 @@ def test_rename_trash_and_restore_by_the_rules_of_windows(windows, adapter, tmp_
     assert copy.stem == "Max 2"
     assert all(torch.equal(tensor, before[key]) for key, tensor in load_file(copy).items())
     assert not windows, "no file was in use when it was replaced or deleted"
+
+
+def test_a_whole_temporary_file_is_no_adapter(adapter, tmp_path):
+    """A process that is killed just before it renames the file leaves one."""
+    for place in (adapter, tmp_path / "loose.safetensors"):
+        shutil.copyfile(adapter, _temporary_path(place))
+    assert [saved.path for saved in library.list_adapters([tmp_path])] == [adapter]
