@@ -6,9 +6,9 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     If it fails, the temporary file or folder is deleted. Creates parent folders. Raises FileError for a full disk, a
     read-only folder, or a file in the place of a folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
+    temporary = _temporary_path(path)
     try:
         make_folder(path.parent)
         remove(temporary)
@@ -66,12 +66,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new empty folder beside ``path``, which is deleted after the block. Raises FileError."""
+    folder = _temporary_path(path)
+    remove(folder)
+    try:
+        yield make_folder(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            remove(folder)
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
+
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+-\d+(\.tmp(\.[^.]+)?|(\.tmp)?(?P<old>\.old))")
+"""Names of ``_temporary_path``, and of the outdated folders that ``replace`` moves aside."""
+
+
+def sweep(folder: Path, seconds: float = 3600.0) -> None:
+    """Delete the temporary files that killed processes left in a folder and below, if unchanged for ``seconds``.
+
+    A folder that was moved aside to be replaced, and was not, is moved back.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if (match := _TEMPORARY.fullmatch(name)) is None:
+                continue
+            path, target = Path(parent, name), Path(parent, match["name"])
+            with contextlib.suppress(OSError):
+                if max(file.stat().st_mtime for file in [path, *_files(path)]) < time.time() - seconds:
+                    restored = match["old"] and path.is_dir() and not target.exists()
+                    move(path, target) if restored else remove(path)
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+
+
 def _apply_default_mode(path: Path) -> None:
     """Give files that only their owner can read, as safetensors writes them, the default mode of new files."""
     private = [file for file in _files(path) if not file.stat().st_mode & 0o077]
     if private:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mode.") as folder:
-            plain = Path(folder) / "plain"
+        with temporary_folder(path.with_name("mode")) as folder:
+            plain = folder / "plain"
             plain.touch()
             for file in private:
                 file.chmod(plain.stat().st_mode)

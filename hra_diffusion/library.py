@@ -95,7 +95,7 @@ def scan(roots: Sequence[Path]) -> Iterator[SavedAdapter | BrokenAdapter]:
     paths = {
         path.resolve()
         for root in roots
-        for pattern in ("*.safetensors", "[!.]*/*.safetensors")
+        for pattern in ("[!.]*.safetensors", "[!.]*/[!.]*.safetensors")
         for path in root.glob(pattern)
     }
     for path in sorted(paths, key=lambda path: path.name.casefold()):

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from hra_diffusion.allocator import freed_memory_retained
 from hra_diffusion.errors import Note
+from hra_diffusion.files import sweep
 from hra_diffusion.generation.requests import Settings as GenerationSettings
 from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import loading
@@ -155,6 +156,8 @@ def run_context(
         return
     photos = [PhotoRecord.of(photo) for photo in dataset.photos]
     with run.locked(), planning.use_of_own_process(config, run.index, memory):
+        for folder in (run.folder, run.folder.parent / ".cache"):
+            sweep(folder)
         run.begin(config, photos, resume)
         timer.add_listener(LogFile(run.folder / "events.jsonl"))
         accelerator.wait_for_everyone()

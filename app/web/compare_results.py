@@ -85,4 +85,4 @@ def overlay_images(folder: Path, comparison: Comparison, row: int, left: str, ri
 
 def _sample_files(folder: Path) -> list[Path]:
     """Return the images of a saved comparison in the order of its samples."""
-    return sorted((folder / "pictures").glob("*.png"))
+    return sorted((folder / "pictures").glob("[!.]*.png"))

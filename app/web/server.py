@@ -52,10 +52,11 @@ def serve(
     from app.web import keeper
     from app.web.blocks import build
     from app.web.context import AppContext
-    from hra_diffusion.files import make_folder
+    from hra_diffusion.files import make_folder, sweep
     from hra_diffusion.models import devices
 
     make_folder(output)
+    sweep(output)
     dtype = dtype or devices.preferred_dtype(devices.device_for(device))
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr, output)
     context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)

@@ -14,7 +14,6 @@ from app.web.theme import CLICKS
 from app.web.values import Fraction, Line, Number, Text
 from hra_diffusion.models.sources import ASSETS
 from training.data.caption_files import CAPTION_SUFFIXES
-from training.data.decoding import load_photo
 from training.data.drafts import Draft, box_from_zoom, zoom_from_box
 from training.data.photo_files import MAX_PHOTOS
 
@@ -97,10 +96,10 @@ def show_photos(draft: Draft, resolution: int, selected: str = "") -> tuple[str,
 
 def show_crop(draft: Draft, resolution: int, file: str) -> str:
     """Return the whole photo, dimmed outside its crop."""
-    photo = draft.photo(file, resolution)
-    image, (left, top, right, bottom) = load_photo(photo.path), photo.crop
-    dimmed = image.point(lambda value: value * 0.35)
-    dimmed.paste(image.crop((left, top, right, bottom)), (left, top))
+    upright, crop = draft.upright(file), draft.photo(file, resolution).crop
+    left, top, right, bottom = map(round, upright.box(crop))
+    dimmed = upright.image.point(lambda value: value * 0.35)
+    dimmed.paste(upright.image.crop((left, top, right, bottom)), (left, top))
     return render("train_crop", photo=dimmed)
 
 

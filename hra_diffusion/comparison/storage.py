@@ -56,7 +56,7 @@ def load_comparison(folder: Path) -> Comparison:
     if results is None:
         raise UserError(f"{folder} holds no whole comparison (results.json is missing or damaged); make it again")
     samples = tuple(_load_sample(folder, stored) for stored in results.samples)
-    photos = tuple(photo for file in sorted((folder / "photos").glob("*.png")) if (photo := read_image(file)))
+    photos = tuple(photo for file in sorted((folder / "photos").glob("[!.]*.png")) if (photo := read_image(file)))
     return Comparison(
         results.variants, results.prompts, results.seeds, samples, results.samples[0].settings, results.seconds, photos,
         results.notes,

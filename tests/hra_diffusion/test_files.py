@@ -1,5 +1,6 @@
 """Atomic file operations, validated names, and incomplete files."""
 
+import os
 import threading
 import time
 
@@ -80,3 +81,54 @@ def test_a_line_is_not_appended_to_an_incomplete_one(tmp_path):
     append_line(tmp_path / "log", "two")
     append_line(tmp_path / "log", "três")
     assert (tmp_path / "log").read_bytes() == 'one\n{"to\ntwo\ntrês\n'.encode()
+
+
+def leave(path, folder=False):
+    """Leave the temporary file or folder that ``atomic_path`` writes, as if its process had been killed."""
+    temporary = files._temporary_path(path)
+    if folder:
+        temporary.mkdir()
+    (temporary / "a.txt" if folder else temporary).write_text("1")
+    return temporary
+
+
+def age(path, seconds=4000):
+    for file in [path, *path.rglob("*")]:
+        os.utime(file, (time.time() - seconds,) * 2)
+
+
+def test_leftover_temporary_files_are_swept_and_no_others(tmp_path):
+    (tmp_path / "Rex").mkdir()
+    names = ["state.json", "Rex/Rex.safetensors", "Rex/checkpoint", "Rex/pictures.zip"]
+    left = [leave(tmp_path / name, name.endswith("checkpoint")) for name in names]
+    unlike = (".tmp", "a.tmp", ".a.1-2.txt", ".a.tmp", "Rex/.lock", "a.1-2.tmp", ".1-2.tmp")
+    others = [tmp_path / name for name in unlike]
+    for file in others:
+        file.write_text("x")
+    for path in [*others, *left[1:]]:
+        age(path)
+    files.sweep(tmp_path)
+    assert all(file.exists() for file in others) and left[0].exists(), "it may still be being written"
+    assert not any(temporary.exists() for temporary in left[1:])
+
+
+def test_a_folder_that_was_moved_aside_is_moved_back(tmp_path, monkeypatch):
+    """The process is killed between the two moves that replace a folder."""
+    with files.atomic_path(tmp_path / "000050") as temporary:
+        write_text(temporary / "a.txt", "1")
+    original, moves = files.move, []
+
+    def killed(source, target):
+        if moves:
+            raise KeyboardInterrupt
+        moves.append(source)
+        original(source, target)
+
+    monkeypatch.setattr(files, "move", killed)
+    with pytest.raises(KeyboardInterrupt), files.atomic_path(tmp_path / "000050") as temporary:
+        temporary.mkdir()
+    monkeypatch.undo()
+    (outdated,) = tmp_path.iterdir()
+    age(outdated)
+    files.sweep(tmp_path)
+    assert (tmp_path / "000050" / "a.txt").read_text() == "1" and len(list(tmp_path.iterdir())) == 1

@@ -1,5 +1,7 @@
 """Saved adapters: finding, renaming, copying, and error messages."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import tiny_pipe
@@ -10,6 +12,7 @@ from hra_diffusion import library, trash
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import _temporary_path
 
 
 def test_renaming_changes_file_folder_and_metadata(adapter, tmp_path):
@@ -125,3 +128,10 @@ def test_the_longest_names_can_be_written(name, adapter, tmp_path):
 def test_names_that_are_too_long_for_a_file_are_refused(adapter):
     with pytest.raises(UserError, match="too long for the names of files"):
         library.rename(adapter, "𠀀" * 64)
+
+
+def test_a_whole_temporary_file_is_no_adapter(adapter, tmp_path):
+    """A process that is killed just before it renames the file leaves one."""
+    for place in (adapter, tmp_path / "loose.safetensors"):
+        shutil.copyfile(adapter, _temporary_path(place))
+    assert [saved.path for saved in library.list_adapters([tmp_path])] == [adapter]

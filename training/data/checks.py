@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from training.data.cropping import downscaled
-from training.data.photo import Box, Photo, PhotoWarning
+from training.data.photo import Box, Photo, PhotoWarning, Upright
 
 MIN_SHARPNESS = 2.75
 """The photos score 4.3 to 18 at 64 to 512 pixels, even at 0.4 of their contrast, and images of toybox at least 3.3.
@@ -26,7 +26,7 @@ median distance of 0.21, and a quarter of them more than 0.29: the check finds f
 PALETTE_SIDE = 48
 
 
-def check_photo(photo: Photo, upright: Image.Image) -> list[PhotoWarning]:
+def check_photo(photo: Photo, upright: Upright) -> list[PhotoWarning]:
     """Return warnings for a photo that is enlarged or blurred. ``upright`` is the uncropped photo."""
     warnings = []
     left, top, right, bottom = photo.crop
@@ -45,7 +45,7 @@ def check_together(photos: Sequence[Photo]) -> list[PhotoWarning]:
     return [*_duplicates(photos), *_outliers(photos)]
 
 
-def _sharpness(photo: Image.Image, window: Box) -> float:
+def _sharpness(photo: Upright, window: Box) -> float:
     """Variance of the Laplacian, divided by its variance after a 3×3 blur, at a short side of at most 256 pixels.
 
     The variance alone grows with contrast and texture; the share that the blur removes does not. Fine detail loses

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from training.data.photo import MIN_SIDE, Box, PhotoError
+from training.data.photo import MIN_SIDE, Box, PhotoError, Upright
 
 CropMode = Literal["smart", "center", "letterbox"]
 
@@ -29,7 +29,7 @@ def checked_box(path: Path, box: Box, size: tuple[int, int]) -> Box:
     return box
 
 
-def crop_window(photo: Image.Image, frame: Box, mode: CropMode) -> Box:
+def crop_window(photo: Upright, frame: Box, mode: CropMode) -> Box:
     """Return the part of ``frame`` to use: all of it for "letterbox", else a square over its full short side.
 
     The square lies in the middle for "center", and where the photo has the most detail for "smart".
@@ -47,11 +47,11 @@ def crop_window(photo: Image.Image, frame: Box, mode: CropMode) -> Box:
     return left, top, left + side, top + side
 
 
-def resize_to_square(photo: Image.Image, window: Box, resolution: int) -> Image.Image:
+def resize_to_square(photo: Upright, window: Box, resolution: int) -> Image.Image:
     """Resize the window to resolution × resolution pixels, padding the short side with the mean colour of the edges."""
     size = (window[2] - window[0], window[3] - window[1])
     width, height = (max(1, round(side * resolution / max(size))) for side in size)
-    image = photo.resize((width, height), Image.Resampling.LANCZOS, box=window)
+    image = photo.resized(window, (width, height))
     if width == height:
         return image
     square = Image.new("RGB", (resolution, resolution), _edge_colour(image))
@@ -59,17 +59,17 @@ def resize_to_square(photo: Image.Image, window: Box, resolution: int) -> Image.
     return square
 
 
-def downscaled(photo: Image.Image, window: Box, short_side: int) -> np.ndarray:
+def downscaled(photo: Upright, window: Box, short_side: int) -> np.ndarray:
     """Return the window, scaled to this short side, as float32 of shape (height, width, 3) in 0 to 255."""
     size = (window[2] - window[0], window[3] - window[1])
     scale = short_side / min(size)
     width, height = (round(side * scale) for side in size)
     # reducing_gap averages blocks first, which is faster on large photos and as good at this size
-    scaled = photo.resize((width, height), Image.Resampling.LANCZOS, box=window, reducing_gap=3.0)
+    scaled = photo.resized(window, (width, height), reducing_gap=3.0)
     return np.asarray(scaled, dtype=np.float32)
 
 
-def _smart_shift(photo: Image.Image, frame: Box, slack: int) -> int:
+def _smart_shift(photo: Upright, frame: Box, slack: int) -> int:
     """Return the offset (0 to ``slack``) along the long side at which the square contains the most gradient energy.
 
     The energy is the norm of the gradient over the three channels, summed across the short side. A small constant is

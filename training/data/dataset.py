@@ -53,9 +53,9 @@ def _load(
     path: Path, given: Path, resolution: int, crop: CropMode, box: Box | None
 ) -> tuple[Photo, list[PhotoWarning]]:
     """Load the photo at a resolved path; its caption lies beside the path as ``given``."""
-    upright, sha256 = decode(path)
+    upright = decode(path)
     frame = checked_box(path, box, upright.size) if box else (0, 0, *upright.size)
     window = crop_window(upright, frame, crop)
     image = resize_to_square(upright, window, resolution)
-    photo = Photo(path, image, read_caption(given), window, frame, upright.size, sha256)
+    photo = Photo(path, image, read_caption(given), window, frame, upright.size, upright.sha256)
     return photo, check_photo(photo, upright)

@@ -1,13 +1,17 @@
 """Draft of a subject on the page: the uploaded photos, their crop boxes and captions, and the values of the form.
 
-{folder}/draft.json      the photos in order with their boxes and captions, and the values of the form
-{folder}/photos/a.jpg    each photo as uploaded
+{folder}/draft.json             the photos in order with their boxes and captions, and the values of the form
+{folder}/photos/a.jpg           each photo as uploaded
+{folder}/previews/a.jpg.png     a small copy of it, decoded once by another process: what the page shows and checks
+{folder}/previews/a.jpg.json    its facts (see ``Preview``)
 
 A draft is not a run: ``copy_photos`` copies its photos to where runs read them.
 """
 
+import contextlib
 import functools
 import json
+import math
 import shutil
 import threading
 import unicodedata
@@ -16,16 +20,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from hra_diffusion import records
-from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, write_text
+from hra_diffusion.files import make_folder, move, remove, temporary_folder, write_text
+from hra_diffusion.generation.png import read_image
 from hra_diffusion.names import is_reserved, unused_name
 from training.config import with_current_names
 from training.data.caption_files import CAPTION_SUFFIXES
-from training.data.checks import check_together
-from training.data.cropping import CropMode
-from training.data.dataset import load_dataset
-from training.data.photo import MIN_SIDE, Box, Photo, PhotoError, PhotoWarning
+from training.data.checks import check_photo, check_together
+from training.data.cropping import checked_box, crop_window, resize_to_square
+from training.data.decode_process import DECODER, Facts
+from training.data.photo import MIN_SIDE, Box, Photo, PhotoError, PhotoWarning, Upright
 from training.data.photo_files import MAX_PHOTOS, SUFFIXES
 
 CAPTION_LENGTH = 300
@@ -33,8 +39,19 @@ MAX_MEGABYTES = 100
 """Largest file of a photo: 150 megapixels as JPEG or HEIC."""
 
 
-_lock = threading.Lock()
-"""Held while a draft is read or changed: the page sends several events at a time."""
+MAX_MEGAPIXELS = 2000
+"""Most megapixels of a draft's photos together: 50 photos of 40 megapixels."""
+
+_lock = threading.RLock()
+"""Held while the list of a draft is read or changed, never while a photo is decoded."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The facts of a photo's small copy. ``stamp``: size in bytes and time (ns) of the photo that it was made from."""
+
+    facts: Facts
+    stamp: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,9 @@ class Draft:
 
     def read(self) -> Contents:
         """Return the contents: empty without a folder, only the photos if draft.json is damaged."""
-        files = sorted(path.name for path in self.folder.glob("photos/*"))
-        found = records.read(self.folder / "draft.json", Contents, Contents(tuple(map(DraftPhoto, files)), {}))
+        with _lock:
+            files = sorted(path.name for path in self.folder.glob("photos/*"))
+            found = records.read(self.folder / "draft.json", Contents, Contents(tuple(map(DraftPhoto, files)), {}))
         photos = tuple(photo for photo in found.photos if photo.file in files)
         return Contents(photos, with_current_names(found.values))
 
@@ -79,22 +97,24 @@ class Draft:
         for path in (path for suffix in CAPTION_SUFFIXES for path in files if path.suffix.lower() == suffix):
             if (used := captions.setdefault(path.stem, path)) != path:
                 refused.append(f"{path.name}: {used.name} is the caption of this photo, so this file is ignored")
-        with _lock:
-            if replace_all:
-                shutil.rmtree(self.folder / "photos", ignore_errors=True)
-            photos = [] if replace_all else list(self.read().photos)
-            for path in photos_given:
-                try:
-                    photos.append(self._add_photo(path, photos, captions.get(path.stem)))
-                except PhotoError as error:
-                    refused.append(str(error).replace(str(path), path.name))
-            for path in (path for stem, path in captions.items() if stem not in given):  # of photos added before
-                stem = next(_stems(path, 0))
-                if (at := next((i for i, photo in enumerate(photos) if Path(photo.file).stem == stem), None)) is None:
-                    refused.append(f"{path.name}: no photo has this name")
-                else:
-                    photos[at] = replace(photos[at], caption=_caption(path))
-            self._write(replace(self.read(), photos=tuple(photos)))
+        with temporary_folder(self.folder / "incoming") as folder:
+            staged = self._stage(photos_given, folder, () if replace_all else self.read().photos, refused)
+            with _lock:
+                before = self.read()
+                photos = [] if replace_all else list(before.photos)
+                # captions are found by stem, and file systems of Windows and macOS ignore case
+                taken = {Path(photo.file).stem.casefold() for photo in before.photos}
+                for path, decoded in staged[: MAX_PHOTOS - len(photos)]:
+                    caption = _caption(captions[path.stem]) if path.stem in captions else ""
+                    photos.append(DraftPhoto(self._place(path, decoded, taken), caption=caption))
+                for path in (path for stem, path in captions.items() if stem not in given):  # of photos added before
+                    stem = next(_stems(path, 0))
+                    at = next((i for i, photo in enumerate(photos) if Path(photo.file).stem == stem), None)
+                    if at is None:
+                        refused.append(f"{path.name}: no photo has this name")
+                    else:
+                        photos[at] = replace(photos[at], caption=_caption(path))
+                self._write(replace(before, photos=tuple(photos)))
         return refused
 
     def get(self, file: str) -> DraftPhoto:
@@ -108,8 +128,6 @@ class Draft:
         """Remove a photo, if it is still in the draft."""
         with _lock:
             contents = self.read()
-            for photo in (photo for photo in contents.photos if photo.file == file):
-                (self.folder / "photos" / photo.file).unlink(missing_ok=True)
             self._write(replace(contents, photos=tuple(photo for photo in contents.photos if photo.file != file)))
 
     def change(self, file: str, **changes: Any) -> None:
@@ -132,26 +150,40 @@ class Draft:
         """Delete the draft."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
-        """Return the photos as cropped for training, with warnings. Damaged photos give only a warning."""
+    def photos(self, resolution: int) -> tuple[list[Photo], list[PhotoWarning]]:
+        """Return the small copies as their photos are cropped for training, with warnings.
+
+        Damaged photos give only a warning.
+        """
+        while True:
+            with contextlib.suppress(_RemovedError):  # since the list was read
+                return self._load(self.read().photos, resolution)
+
+    def _load(self, listed: Sequence[DraftPhoto], resolution: int) -> tuple[list[Photo], list[PhotoWarning]]:
         photos: list[Photo] = []
         warnings: list[PhotoWarning] = []
-        with _lock:
-            for photo in self.read().photos:
-                path = self.folder / "photos" / photo.file
-                try:
-                    loaded, own = _load_one(path, resolution, crop, photo.box)
-                except PhotoError as error:
-                    warnings.append(PhotoWarning("ignored", path, str(error)))
-                else:
-                    photos.append(loaded)
-                    warnings += own
+        for photo in listed:
+            path = self.folder / "photos" / photo.file
+            try:
+                loaded, own = _cropped(path, _stamp(path), resolution, photo.box)
+            except _RemovedError:
+                raise
+            except PhotoError as error:
+                warnings.append(PhotoWarning("ignored", path, str(error).replace(str(path), path.name)))
+            else:
+                photos.append(loaded)
+                warnings += own
         return photos, [*warnings, *check_together(photos)]
 
-    def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
-        """Return one photo as cropped for training. Raises PhotoError if it has been removed."""
-        with _lock:
-            return _load_one(self.folder / "photos" / file, resolution, crop, self.get(file).box)[0]
+    def photo(self, file: str, resolution: int) -> Photo:
+        """Return one photo, as ``photos`` does. Raises PhotoError if it has been removed."""
+        path = self.folder / "photos" / file
+        return _cropped(path, _stamp(path), resolution, self.get(file).box)[0]
+
+    def upright(self, file: str) -> Upright:
+        """Return the small copy of a whole photo. Raises PhotoError if it has been removed."""
+        path = self.folder / "photos" / self.get(file).file
+        return _preview(path, _stamp(path))[0]
 
     def copy_photos(self, folder: Path) -> dict[Path, Box]:
         """Copy the photos and captions to a new folder for a run. Return the crop boxes by path of the copies.
@@ -172,26 +204,53 @@ class Draft:
                 boxes[copy] = photo.box
         return boxes
 
-    def _add_photo(self, path: Path, others: Sequence[DraftPhoto], caption: Path | None) -> DraftPhoto:
-        if len(others) == MAX_PHOTOS:
-            raise PhotoError(f"{path.name}: the limit is {MAX_PHOTOS} photos; this one was not added")
-        if (size := path.stat().st_size / 1e6) > MAX_MEGABYTES:
-            raise PhotoError(
-                f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most. Save a smaller copy."
-            )
-        load_dataset([path], MIN_SIDE)  # raise now rather than when training starts
-        # captions are found by stem, and file systems of Windows and macOS ignore case
-        taken = {Path(photo.file).stem.casefold() for photo in others}
-        stem = next(stem for stem in _stems(path, len(others)) if stem.casefold() not in taken)
+    def _stage(
+        self, files: Sequence[Path], folder: Path, others: Sequence[DraftPhoto], refused: list[str]
+    ) -> list[tuple[Path, Path]]:
+        """Decode the photos among files, and copy each with its preview into a folder of its own in ``folder``.
+
+        Returns the files and these folders, and adds a message per unusable file to ``refused``.
+        """
+        staged: list[tuple[Path, Path]] = []
+        notes = (records.read(_preview_paths(self.folder / "photos" / o.file)[1], Preview, None) for o in others)
+        pixels = sum(math.prod(note.facts.size) for note in notes if note)
+        for path in files:
+            try:
+                if len(others) + len(staged) == MAX_PHOTOS:
+                    raise PhotoError(f"{path.name}: the limit is {MAX_PHOTOS} photos; this one was not added")
+                if pixels > MAX_MEGAPIXELS * 10**6:
+                    raise PhotoError(
+                        f"{path.name}: the photos have more than {MAX_MEGAPIXELS} megapixels together; this one was "
+                        "not added. Save smaller copies."
+                    )
+                decoded = make_folder(folder / str(len(staged)))
+                pixels += math.prod(_decode_copy(path, decoded).size)
+                staged.append((path, decoded))
+            except PhotoError as error:
+                refused.append(str(error).replace(str(path), path.name))
+        return staged
+
+    def _place(self, path: Path, decoded: Path, taken: set[str]) -> str:
+        """Move a decoded photo into the draft under a stem that is not ``taken``, and return its file name."""
+        stem = next(stem for stem in _stems(path, len(taken)) if stem.casefold() not in taken)
+        taken.add(stem.casefold())
         # load_dataset finds photos by suffix, but detects the format from the content
         file = f"{stem}{suffix if (suffix := path.suffix.lower()) in SUFFIXES else '.jpg'}"
-        make_folder(self.folder / "photos")
-        shutil.copyfile(path, self.folder / "photos" / file)
-        return DraftPhoto(file, caption=_caption(caption) if caption else "")
+        photo = make_folder(self.folder / "photos") / file
+        make_folder(self.folder / "previews")
+        for source, target in zip(("photo.png", "photo.json", "photo"), (*_preview_paths(photo), photo), strict=True):
+            move(decoded / source, target)
+        return file
 
     def _write(self, contents: Contents) -> None:
+        """Write draft.json, then delete the photos that it does not list: a crash in between loses nothing listed."""
         make_folder(self.folder)
         write_text(self.folder / "draft.json", json.dumps(asdict(contents), ensure_ascii=False))
+        photos = [self.folder / "photos" / photo.file for photo in contents.photos]
+        kept = {*photos, *(path for photo in photos for path in _preview_paths(photo))}
+        for path in [*self.folder.glob("photos/*"), *self.folder.glob("previews/*")]:
+            if path not in kept:
+                remove(path)
 
 
 def free_photo_folder(output: Path, name: str) -> Path:
@@ -235,19 +294,65 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:CAPTION_LENGTH]
 
 
-def _load_one(path: Path, resolution: int, crop: CropMode, box: Box | None) -> tuple[Photo, Sequence[PhotoWarning]]:
-    if not path.is_file():
-        raise PhotoError("this photo has been removed; choose another")
-    return _load_cached(path, path.stat().st_mtime_ns, resolution, crop, box)
+class _RemovedError(PhotoError):
+    pass
 
 
-@functools.lru_cache(maxsize=200)
-def _load_cached(
-    path: Path, modified: int, resolution: int, crop: CropMode, box: Box | None
-) -> tuple[Photo, Sequence[PhotoWarning]]:
-    """Load a photo. Cached by file and crop, since decoding a large photo takes about a second."""
+def _stamp(photo: Path) -> tuple[int, int]:
     try:
-        dataset = load_dataset([path], resolution, crop, {path: box} if box else None)
-    except UserError as error:
-        raise PhotoError(str(error).replace(str(path), path.name)) from error
-    return dataset.photos[0], dataset.warnings
+        status = photo.stat()
+    except OSError:
+        raise _RemovedError("this photo has been removed; choose another") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def _preview_paths(photo: Path) -> tuple[Path, Path]:
+    folder = photo.parent.parent / "previews"
+    return folder / f"{photo.name}.png", folder / f"{photo.name}.json"
+
+
+def _decode_copy(path: Path, folder: Path) -> Facts:
+    """Copy a photo to ``folder`` as "photo", with its preview "photo.png" and the preview's facts "photo.json"."""
+    if (size := path.stat().st_size / 1e6) > MAX_MEGABYTES:
+        raise PhotoError(
+            f"{path.name}: {size:.0f} MB; a photo may have {MAX_MEGABYTES} MB at most. Save a smaller copy."
+        )
+    facts = DECODER.decode(path, folder / "photo.png")
+    shutil.copyfile(path, folder / "photo")
+    preview = Preview(facts, _stamp(folder / "photo"))
+    write_text(folder / "photo.json", json.dumps(asdict(preview)))
+    return facts
+
+
+@functools.lru_cache(maxsize=64)
+def _cropped(
+    photo: Path, stamp: tuple[int, int], resolution: int, box: Box | None
+) -> tuple[Photo, Sequence[PhotoWarning]]:
+    upright, window = _preview(photo, stamp)
+    frame: Box = checked_box(photo, box, upright.size) if box else (0, 0, *upright.size)
+    if box:
+        window = crop_window(upright, frame, "smart")
+    image = resize_to_square(upright, window, resolution)
+    cropped = Photo(photo, image, None, window, frame, upright.size, upright.sha256)
+    return cropped, check_photo(cropped, upright)
+
+
+def _preview(photo: Path, stamp: tuple[int, int]) -> tuple[Upright, Box]:
+    """Return the small copy of a photo and its smart crop. Raises PhotoError.
+
+    The copy is made again if it is missing, damaged or of another photo.
+    """
+    image_path, facts_path = _preview_paths(photo)
+    stored = records.read(facts_path, Preview, None)
+    image = read_image(image_path) if stored and stored.stamp == stamp else None
+    if stored is None or image is None:
+        with temporary_folder(photo.parent.parent / "incoming") as folder:
+            facts = DECODER.decode(photo, folder / "photo.png")
+            make_folder(image_path.parent)
+            move(folder / "photo.png", image_path)
+        stored = Preview(facts, stamp)
+        write_text(facts_path, json.dumps(asdict(stored)))
+        image = Image.open(image_path).convert("RGB")
+    (width, height), facts = image.size, stored.facts
+    scale = width / facts.size[0], height / facts.size[1]
+    return Upright(image, scale, facts.size, facts.sha256), facts.window

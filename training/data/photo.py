@@ -52,6 +52,32 @@ class Photo:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Upright:
+    """A decoded photo, not yet cropped.
+
+    Attributes:
+        image: The upright photo, RGB in sRGB.
+        scale: Width and height of ``image`` relative to those in the file, which may be larger.
+        size: Width and height of the upright photo in the file, in pixels. Boxes are in these pixels.
+        sha256: SHA-256 of the file in hexadecimal.
+    """
+
+    image: Image.Image
+    scale: tuple[float, float]
+    size: tuple[int, int]
+    sha256: str
+
+    def resized(self, window: Box, size: tuple[int, int], reducing_gap: float | None = None) -> Image.Image:
+        """Return a window of the photo, resized to ``size`` with Lanczos' filter."""
+        return self.image.resize(size, Image.Resampling.LANCZOS, box=self.box(window), reducing_gap=reducing_gap)
+
+    def box(self, window: Box) -> tuple[float, float, float, float]:
+        """Return a window of the photo in pixels of ``image``."""
+        across, down = self.scale
+        return window[0] * across, window[1] * down, window[2] * across, window[3] * down
+
+
 def unreadable(path: Path, error: Exception) -> PhotoError:
     """Return the error to raise for a file or folder that the operating system refuses to read."""
     reason = getattr(error, "strerror", None) or error

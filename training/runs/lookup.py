@@ -41,7 +41,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
     run = run_of(adapter)
     if run is None:
         return []
-    files = sorted((run.folder / "photos").glob("*.png"))
+    files = sorted((run.folder / "photos").glob("[!.]*.png"))
     if copies := [image for file in files if (image := read_image(file))]:
         return copies
     with contextlib.suppress(UserError):

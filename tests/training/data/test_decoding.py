@@ -7,10 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, distance
 from PIL import Image, ImageCms, ImageOps
 from sample_photos import plain, scene
 
+from training.data import decoding
 from training.data.dataset import load_dataset
 from training.data.decoding import load_photo
 from training.data.photo import PhotoError
@@ -215,6 +216,44 @@ def test_a_decompression_bomb_is_rejected_by_its_header(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png(*size, b"never read"))
     with pytest.raises(PhotoError, match=r"bomb\.png: has more than 150 megapixels\. Save a smaller copy"):
         load_dataset([tmp_path], 64)
+
+
+def test_a_strip_is_rejected_by_its_header(tmp_path):
+    (tmp_path / "strip.png").write_bytes(png(64, 2_300_000, b"never read"))
+    with pytest.raises(PhotoError, match=r"strip\.png: has a side of 2300000 pixels; the limit is 32767"):
+        load_dataset([tmp_path], 64)
+
+
+def test_a_webp_photo_has_a_lower_limit(tmp_path):
+    """Its decoder takes twice the memory of others."""
+    header = (9_999).to_bytes(3, "little") + (7_999).to_bytes(3, "little")
+    chunk = b"VP8X" + (10).to_bytes(4, "little") + b"\0\0\0\0" + header
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + (len(chunk) + 4).to_bytes(4, "little") + b"WEBP" + chunk)
+    with pytest.raises(PhotoError, match=r"a\.webp: (has more than 70 megapixels|is not a photo)"):
+        load_dataset([tmp_path], 64)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "turned.jpg", "odd.png", "clear.png", "icc.png"])
+def test_a_huge_photo_is_halved_with_the_same_crop(save, monkeypatch, name):
+    size = (601, 401) if name == "odd.png" else (600, 400)
+    image, options = Image.fromarray(np.asarray(scene(1, *size))), {}
+    if name == "clear.png":
+        image.putalpha(scene(2, *size).convert("L"))
+    if name == "turned.jpg":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+    if name == "icc.png":
+        options["icc_profile"] = display_p3()
+    path = save(image, name, **options, **({"quality": 95} if name.endswith("jpg") else {}))
+    (whole,) = load_dataset([path], 64).photos
+    monkeypatch.setattr(decoding, "HALVED_ABOVE", 100_000)
+    monkeypatch.setattr(decoding, "MIN_HALVED", 100)
+    upright = decoding.decode(path)
+    (halved,) = load_dataset([path], 64).photos
+    assert upright.image.size == tuple(-(-side // 2) for side in upright.size) and halved.size == whole.size
+    assert halved.crop == whole.crop and distance(halved.image, whole.image) < 2.5
+    monkeypatch.setattr(decoding, "MIN_HALVED", 300)
+    assert decoding.decode(path).image.size == whole.size, "a crop would have too few pixels"
 
 
 def test_a_photo_of_108_megapixels_is_accepted_without_a_warning(tmp_path, recwarn):

@@ -1,12 +1,17 @@
 """Drafts of the page: adding, cropping, captioning and removing photos, and copying them for a run."""
 
+import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import save_photos
+from conftest import distance, save_photos
 from PIL import Image
+from sample_photos import scene
 
+from training.data import drafts
 from training.data.dataset import load_dataset
+from training.data.decode_process import DECODER
 from training.data.drafts import Draft, box_from_zoom, free_photo_folder, zoom_from_box
 from training.data.photo import PhotoError
 from training.data.photo_files import MAX_PHOTOS
@@ -167,3 +172,78 @@ def test_form_values_and_removals_are_stored(draft, files):
     assert not (draft.folder / "photos" / "0.jpg").exists()
     draft.clear()
     assert draft.read().photos == ()
+
+
+def test_the_page_shows_the_crops_of_training(draft, tmp_path):
+    """From small copies: the page never decodes a photo itself."""
+    for number in range(3):
+        scene(number, 1600 + 500 * number, 1200).save(tmp_path / f"{number}.png")
+    draft.add(sorted(tmp_path.glob("*.png")))
+    box = box_from_zoom((1600, 1200), 2, 0.3, 0.7)
+    draft.change("0.png", box=box)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.data.decoding.decode", None)
+        shown, _ = draft.photos(64)
+        assert draft.upright("2.png").image.size == (2219, 1024)
+    folder = draft.folder / "photos"
+    trained = load_dataset([folder], 64, boxes={folder / "0.png": box}).photos
+    assert [(a.crop, a.frame, a.size, a.sha256) for a in shown] == [
+        (b.crop, b.frame, b.size, b.sha256) for b in trained
+    ]
+    assert max(distance(a.image, b.image) for a, b in zip(shown, trained, strict=True)) < 1.5
+
+
+def test_no_lock_is_held_while_a_photo_is_decoded(draft, files, tmp_path, monkeypatch):
+    decoding, others = threading.Event(), threading.Event()
+    original = DECODER.decode
+
+    def slow(*paths):
+        decoding.set()
+        assert others.wait(20)
+        return original(*paths)
+
+    monkeypatch.setattr(DECODER, "decode", slow)
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(draft.add, files[:1])
+        assert decoding.wait(20)
+        draft.save_values(noun="dog")
+        Draft(tmp_path / "another").save_values(noun="cat")
+        others.set()
+        assert adding.result(timeout=20) == []
+    assert draft.read().values == {"noun": "dog"} and len(draft.read().photos) == 1
+
+
+def test_the_megapixels_of_a_draft_are_limited(draft, files, monkeypatch):
+    monkeypatch.setattr(drafts, "MAX_MEGAPIXELS", 256 * 192 * 1.5 / 1e6)
+    (refused,) = draft.add(files)
+    assert refused.startswith("2.jpg: the photos have more than") and len(draft.read().photos) == 2
+    assert len(draft.add(files[:1])) == 1
+
+
+def test_a_crash_loses_no_photo_that_is_listed(draft, files, monkeypatch):
+    """Whether the process ends before draft.json is written, or after it but before the files are deleted."""
+    draft.add(files)
+    draft.change("1.jpg", caption="kept")
+    for function in ("write_text", "remove"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(drafts, function, interrupt)
+            draft.remove("0.jpg")
+    listed = draft.read().photos
+    assert [(photo.file, photo.caption) for photo in listed] == [("1.jpg", "kept"), ("2.jpg", "")]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(drafts, "move", interrupt)
+        draft.add(files, replace_all=True)
+    assert draft.read().photos == listed and len(draft.photos(64)[0]) == 2
+    draft.save_values(noun="dog")
+    assert sorted(path.name for path in (draft.folder / "photos").iterdir()) == ["1.jpg", "2.jpg"]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_drafts_of_earlier_versions_have_no_small_copies(draft, files):
+    draft.add(files)
+    shutil.rmtree(draft.folder / "previews")
+    drafts._cropped.cache_clear()
+    assert len(draft.photos(64)[0]) == 3 and len(list((draft.folder / "previews").iterdir())) == 6
