@@ -190,12 +190,15 @@ def read_bytes(path: Path) -> bytes:
 def write_private(path: Path, text: str) -> None:
     """Write a text file atomically that only its owner can read, at every moment."""
     try:
-        descriptor, name = tempfile.mkstemp(dir=make_folder(path.parent), prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:  # mkstemp's mode is 0600
+        make_folder(path.parent)
+        temporary = _temporary_path(path)
+        remove(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        move(Path(name), path)
+        move(temporary, path)
     except OSError as error:
         raise to_file_error(error, path) from error
 

@@ -42,6 +42,7 @@ def stopped_copy(stopped_run, tmp_path):
     return config, Run(shutil.copytree(folder, tmp_path / "out" / "Rex")), uninterrupted
 
 
+@pytest.mark.filterwarnings("ignore::hra_diffusion.errors.Note")
 @pytest.mark.parametrize("how", DAMAGED)
 def test_resume_with_damaged_state_and_log(stopped_copy, tmp_path, how):
     config, run, uninterrupted = stopped_copy
