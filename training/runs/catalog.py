@@ -18,6 +18,7 @@ from training import config as configs
 from training.runs import state
 from training.runs.index import Index
 from training.runs.run_folder import Run
+from training.runs.state import RunState
 
 SCAN_SECONDS = 5.0
 """The folders are scanned at most this often, by all programs together."""
@@ -31,36 +32,45 @@ def scan_runs(index: Index, force: bool = False) -> None:
     known = {row["name"]: row["run_stamp"] for row in index.rows("SELECT name, run_stamp FROM folders")}
     found = {folder.name for folder in _folders(index.output)}
     for name in found:
-        if (stamp := state.stamp(index.output / name)) != known.get(name, ""):
-            _enter_run(index, name, stamp)
+        if state.stamp(index.output / name) != known.get(name, ""):
+            _enter_run(index, name)
     for name in known.keys() - found - {""}:
         forget(index, name)
 
 
 def refresh_run(index: Index, name: str) -> None:
     """Enter a run if its files have changed."""
-    stamp = state.stamp(index.output / name)
-    if stamp != index.value("SELECT run_stamp FROM folders WHERE name = ?", name):
-        _enter_run(index, name, stamp)
+    if state.stamp(index.output / name) != index.value("SELECT run_stamp FROM folders WHERE name = ?", name):
+        _enter_run(index, name)
 
 
-def _enter_run(index: Index, name: str, stamp: str) -> None:
+def _enter_run(index: Index, name: str) -> None:
     folder = index.output / name
-    if not (folder / state.FILE).exists():
-        try:
-            configs.read_run(folder / "config.yaml")
-        except UserError:  # another program's folder
-            with index.writing() as database:
+    for _ in range(3):  # a file that was just damaged, or is being written, changes meanwhile
+        stamp = state.stamp(folder)
+        now = _state(folder)
+        with index.writing() as database:
+            if state.stamp(folder) != stamp:
+                continue
+            if now:
+                state.enter(index, name, now, stamp)
+            else:
                 database.execute(
                     "INSERT INTO folders (name, run_stamp) VALUES (?, ?) "
                     "ON CONFLICT (name) DO UPDATE SET run_stamp = excluded.run_stamp, status = NULL",
                     (name, stamp),
                 )
             return
-    now = Run(folder).state
-    with index.writing():
-        if state.stamp(folder) == stamp:  # or else it has just been entered by its own process
-            state.enter(index, name, now, stamp)
+
+
+def _state(folder: Path) -> RunState | None:
+    """Return the state of a run, or None for another program's folder."""
+    if not (folder / state.FILE).exists():
+        try:
+            configs.read_run(folder / "config.yaml")
+        except UserError:
+            return None
+    return Run(folder).state
 
 
 def forget(index: Index, name: str) -> None:
