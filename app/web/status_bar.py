@@ -132,8 +132,7 @@ def sharing(session: InferenceSession) -> str:
     """Return how images and runs share the device at present; "" if only one of them uses it."""
     if session.gave_way:
         return "The base model is unloaded while a run needs its memory."
-    neighbours = session.hold.neighbours()
-    return f"Pictures share the device with {neighbours}." if neighbours else ""
+    return "Pictures share the device." if session.hold.neighbours() else ""
 
 
 def show_status(jobs: list[Job], waiting: int, sharing: str) -> Markup:
