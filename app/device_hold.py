@@ -54,6 +54,11 @@ class DeviceHold:
         use = self._use
         return use is not None and self._granted and use.is_awaited()
 
+    def gives_way_to(self, memory: int) -> bool:
+        """Whether a run with this memory in bytes does not fit beside this hold."""
+        use = self._use
+        return use is not None and self._granted and not use.fits_beside("train", memory)
+
     def neighbours(self) -> str:
         """Return what else uses the device at present, for people; "" for nothing."""
         use = self._use

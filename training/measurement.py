@@ -4,10 +4,14 @@
 measurements and writes ``KEY.json``. It is a process of its own, whose peak memory is that of the run.
 """
 
+import contextlib
 import json
+import os
 import statistics
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,8 @@ from training.runs.events import Step
 from training.runs.index import Index
 
 STEPS, IMAGES = 4, 2
+MAX_SECONDS = 1800.0
+"""Longest time of a measurement, from when the device is free."""
 
 
 def measure(config: TrainConfig) -> Calibration:
@@ -62,6 +68,23 @@ def _shortened(config: TrainConfig, folder: Path) -> TrainConfig:
     return configs.parse(config.model_dump(mode="json") | changes)
 
 
+@contextlib.contextmanager
+def time_limit(path: Path) -> Iterator[None]:
+    """End this process if the block takes ``MAX_SECONDS``, with an error as the result: it keeps runs waiting."""
+
+    def end() -> None:
+        save(Calibration(error=f"a few steps take longer than {MAX_SECONDS / 60:.0f} minutes here"), path)
+        os._exit(1)
+
+    timer = threading.Timer(MAX_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def main(output: Path, key: str) -> None:
     """Measure the configuration ``key`` and save the result, or the error, so that a failure is not repeated."""
     folder, index = measurements_folder(output), Index(output)
@@ -72,7 +95,7 @@ def main(output: Path, key: str) -> None:
             from training.planning import device_of, use_for_run  # after bitsandbytes is hidden
 
             config = configs.read(folder / f"{key}.yaml")
-            with use_for_run(config, index, device_of(config), "measure"):
+            with use_for_run(config, index, device_of(config), "measure"), time_limit(folder / f"{key}.json"):
                 result = measure(config)
         except Exception as error:
             result = Calibration(error=first_line(error))

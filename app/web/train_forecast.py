@@ -12,7 +12,11 @@ from app.web.train_config import FormValues, plan, preview_config
 from hra_diffusion.errors import UserError
 from training.config import TrainConfig
 from training.presets import PRESETS
-from training.runs import calibration
+from training.runs import calibration, progress
+from training.runs.queue import Job
+
+MAX_BEFORE = 20
+"""Number of runs in the queue whose time is added up."""
 
 
 def forecast(
@@ -35,17 +39,44 @@ def forecast(
         return gr.skip(), note(f"this can't run here: {error}", "bad")
     count = max(photos, 1)
     seconds = sum(found.seconds(config, count) for config, found in known)
-    memory = max(found.memory for _, found in known) / 2**30
+    memory = max(found.memory for _, found in known)
     start = f"{len(known)} runs, about" if len(known) > 1 else "About"
-    text = render("train_forecast", runs=start, duration=duration(seconds), memory=f"{memory:.1f} GB")
+    text = render(
+        "train_forecast", runs=start, duration=duration(seconds), memory=f"{memory / 2**30:.1f} GB",
+        before=runs_before(context), gives_way=context.session.hold.gives_way_to(memory),
+    )  # fmt: skip
     return gr.update(choices=_preset_choices(context, entries, count, values)), text
+
+
+def runs_before(context: AppContext) -> str:
+    """Return how many runs train or wait before a new one, and for how long as far as it is known; "" for none."""
+    jobs = [job for job in context.queue.jobs(MAX_BEFORE) if job.status in ("running", "waiting")]
+    seconds = [_seconds_left(context, job) for job in jobs]
+    if not jobs:
+        return ""
+    count = "one run" if len(jobs) == 1 else f"{len(jobs)} runs"
+    known = f", in about {duration(sum(seconds))}" if all(seconds) else ""
+    return f"It starts after {count} before it{known}."
+
+
+def _seconds_left(context: AppContext, job: Job) -> float:
+    """Return the predicted seconds until a run ends; 0 if they are unknown."""
+    try:
+        config = job.run.config
+    except UserError:  # edited by hand
+        return 0.0
+    if job.status == "running" and (left := progress.read(job.run).seconds_left(config.sample_every)) is not None:
+        return left
+    found = calibration.load(context.output, config)
+    return found.seconds(config, len(job.run.photo_records or ())) if found and not found.error else 0.0
 
 
 def measurements(context: AppContext) -> object:
     """Return what forecasts depend on besides the form: the measurements, and whether a run keeps them waiting."""
     folder = calibration.measurements_folder(context.output)
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    return changed, bool(context.queue.training()), context.session.base, context.session.loaded
+    runs = [(job.run.name, job.status) for job in context.queue.jobs(MAX_BEFORE)]
+    return changed, runs, context.session.base, context.session.loaded
 
 
 def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:

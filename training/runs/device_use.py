@@ -47,6 +47,11 @@ class DeviceUse:
         rest = [lease for lease in everyone if lease.holder != self.holder and not lease.waiting]
         return any(lease.waiting and fits(self.device, lease.kind, lease.memory, rest) for lease in everyone)
 
+    def fits_beside(self, kind: str, memory: int) -> bool:
+        """Whether another use would fit beside this one alone."""
+        own = [lease for lease in users(self.index, self.device) if lease.holder == self.holder]
+        return fits(self.device, kind, memory, own)
+
     def release(self) -> None:
         """End the use."""
         leases.release(self.index, self.holder)

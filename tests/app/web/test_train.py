@@ -243,7 +243,10 @@ def test_time_and_memory_are_measured_never_guessed(context, entries):
     presets, text = shown()
     time = duration(60 + config.steps)
     assert f"About <b>{time}</b> and <b>3.0 GB</b>" in text
-    assert (f"Quick · {time}", "quick") in presets["choices"]
+    assert (f"Quick · {time}", "quick") in presets["choices"] and "before it" not in text
+    context.queue.add(config.model_copy(update={"name": "first"}))
+    assert f"It starts after one run before it, in about {time}." in shown()[1]
+    context.queue.cancel("first")
     file.write_text(json.dumps({"error": "it needs 40 GB"}))
     assert "run here: it needs 40 GB" in shown()[1]
 
