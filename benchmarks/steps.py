@@ -22,6 +22,7 @@ from training.runs.events import Event, Notice
 from training.runs.run_folder import Run
 from training.session.devices import make_accelerator
 from training.session.phase_timer import PhaseTimer
+from training.session.processes import Processes
 from training.session.setup import set_up
 from training.session.state import Session
 from training.step import TrainingStep
@@ -91,7 +92,8 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     retain_freed_memory()  # as in a run
     accelerator = make_accelerator(config)
     dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
-    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, PhaseTimer(True, [print_notice]))
+    timer, processes = PhaseTimer(True, [print_notice]), Processes(accelerator)
+    return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, timer, processes)
 
 
 def print_notice(event: Event) -> None:

@@ -22,7 +22,7 @@ from training.data import moved_photos
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
 from training.memory.peak import reset_peak_memory
-from training.memory.savings import is_out_of_memory, restore_reductions, restore_savings
+from training.memory.savings import restore_reductions, restore_savings
 from training.planning import plan_run
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
@@ -35,6 +35,7 @@ from training.session.devices import make_accelerator, restore_eval
 from training.session.model import check_adapter
 from training.session.optimizer import current_learning_rate
 from training.session.phase_timer import PhaseTimer
+from training.session.processes import PeerLostError, Processes, ran_out_of_memory
 from training.session.setup import set_up
 from training.session.state import Session
 from training.step import TrainingStep
@@ -100,9 +101,10 @@ def train(
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
     check_adapter(config, pipe)
-    context = run_context(run, config, dataset, resume, accelerator, timer, memory)
+    processes = Processes(accelerator)
+    context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
-        session = set_up(config, run, accelerator, pipe, dataset, timer)
+        session = set_up(config, run, accelerator, pipe, dataset, timer, processes)
         if run.checkpoints():
             restore_latest(session)
         return run_session(session)
@@ -144,41 +146,58 @@ def load_base(config: TrainConfig, device: str, timer: PhaseTimer) -> StableDiff
 @contextlib.contextmanager
 def run_context(
     run: Run, config: TrainConfig, dataset: Dataset, resume: bool, accelerator: Accelerator, timer: PhaseTimer,
-    memory: int,
+    processes: Processes, memory: int,
 ) -> Iterator[None]:  # fmt: skip
     """Within the block, lock the run's folder, use its device and log events to it. An error marks the run as failed.
 
-    The main process does so; the others wait until it has begun.
+    The main process does so; the others wait until it has begun, and only record errors that it does not know.
     """
+    log = LogFile(run.folder / "events.jsonl")
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if not processes.agreeing and run.state.status != "failed":
+                record_failure(run, f"process {processes.index}: {error}", log)
+            raise
         return
     photos = [PhotoRecord.of(photo) for photo in dataset.photos]
     with run.locked(), planning.use_of_own_process(config, run.index, memory):
         for folder in (run.folder, run.folder.parent / ".cache"):
             sweep(folder)
         run.begin(config, photos, resume)
-        timer.add_listener(LogFile(run.folder / "events.jsonl"))
+        timer.add_listener(log)
         accelerator.wait_for_everyone()
         try:
             run.save_photos([photo.image for photo in dataset.photos])
             yield
         except Exception as error:
-            with contextlib.suppress(OSError):  # raise the error even if the folder can't be written
-                run.fail(str(error))
-                timer.emit(Failed(str(error)))
+            if not (isinstance(error, PeerLostError) and run.state.status == "failed"):  # the lost process said why
+                record_failure(run, str(error), timer.emit)
             raise
 
 
+def record_failure(run: Run, reason: str, emit: Listener) -> None:
+    """Mark a run as failed and emit the event, unless its folder can't be written."""
+    with contextlib.suppress(OSError):
+        run.fail(reason)
+        emit(Failed(reason))
+
+
 def run_session(session: Session) -> Path:
-    """Run all steps; whenever memory runs out, reduce the memory and continue. Returns the adapter's file."""
+    """Run all steps; whenever memory runs out, in any process, reduce the memory of all and continue.
+
+    Returns the adapter's file.
+    """
+    session.processes.agreeing = True
     with stop_signals() as stop:
         while True:
             try:
                 return run_steps(session, stop)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
+            except Exception as error:
+                session.processes.report(session.step, error)
+                if not ran_out_of_memory(error):
                     raise
                 reduce_memory(session, error)
 
@@ -195,8 +214,10 @@ def run_steps(session: Session, stop: StopFlag) -> Path:
             log = StepLog(session)
             try:
                 take_steps(session, log, stop)
-            except RuntimeError:  # such as out of memory: the steps before it are complete
-                log.read()
+            except Exception as error:
+                session.processes.report(session.step, error)
+                if ran_out_of_memory(error):  # the steps before it are complete
+                    log.read()
                 raise
     return finish_run(session)
 
@@ -242,5 +263,5 @@ def finish_run(session: Session) -> Path:
         score_samples(session)
         run.write_state("finished", session.step, config.steps, seconds=phases)
     session.timer.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
-    session.accelerator.wait_for_everyone()
+    session.processes.agree(session.step)
     return run.adapter

@@ -12,7 +12,7 @@ from training.session.model import enable_gradient_checkpointing
 from training.session.state import Session
 
 
-def reduce_memory(session: Session, error: RuntimeError) -> None:
+def reduce_memory(session: Session, error: Exception) -> None:
     """Reduce the memory of a running session, and emit a notice. Training continues after the last completed step.
 
     A CUDA graph, which holds the memory of a step also while samples are generated, is dropped before anything else.

@@ -76,6 +76,7 @@ class TrainingStep:
                 loss = batch_loss(session, batch)
                 self.results[number] = loss.detach()
                 accelerator.backward(loss)
+        session.processes.average_gradients(session.step, session.parameters.values())
         norm: Any = accelerator.clip_grad_norm_(session.parameters.values(), session.config.max_grad_norm)
         if not accelerator.scaler:  # which skips steps whose gradients are not finite
             self.results[-1] = norm

@@ -38,13 +38,13 @@ class StepLog:
     def read(self) -> None:
         """Read all results in one transfer and emit an event for each step.
 
-        The seconds of a step are the mean since the last reading. Raises TrainingError for the first loss or gradient
-        that is not finite.
+        Losses are means over the processes; the seconds of a step are the mean since the last reading. Raises
+        TrainingError for the first loss or gradient that is not finite.
         """
         if not self._steps:
             return
         session, steps = self.session, self._steps
-        rows = self._rows[: len(steps)].tolist()
+        rows = session.processes.average(session.step, self._rows[: len(steps)].cpu()).tolist()
         seconds = round((time.perf_counter() - self._start) / len(steps), 4)
         self._steps = []
         for (step, learning_rate), (*losses, norm) in zip(steps, rows, strict=True):

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from training.session.processes import Status
 from training.session.state import Session
 
 
@@ -48,13 +47,10 @@ def stop_requested(session: Session, stop: StopFlag, agree: bool) -> bool:
     """Return whether any process was asked to stop, by a signal or a request to the run.
 
     All processes get the same answer after the same step.
-    Several processes agree on it only if ``agree`` is true, which must be so in all of them: it waits for the devices.
+    Several processes agree on it only if ``agree`` is true, which must be so in all of them.
     """
     if session.accelerator.is_main_process and session.run.take_request("stop"):
         stop.is_set = stop.requested = True
-    if session.accelerator.num_processes == 1:
-        return stop.is_set
-    if not agree:
+    if session.processes.count > 1 and not agree:
         return False
-    flag = torch.tensor(float(stop.is_set), device=session.accelerator.device)
-    return bool(session.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
+    return session.processes.agree(session.step, Status.STOP if stop.is_set else Status.OK)

@@ -34,7 +34,7 @@ def save_checkpoint(session: Session) -> None:
             write_adapter(session, unfinished / "adapter.safetensors")
         session.run.write_state("running", session.step, session.config.steps, restarts=0)
         session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
-    session.accelerator.wait_for_everyone()
+    session.processes.agree(session.step)
 
 
 def training_state(session: Session) -> dict[str, Tensor]:

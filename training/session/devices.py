@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +16,7 @@ from hra_diffusion.models.devices import local, training_devices
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.session.model import disable_gradient_checkpointing, discard_compiled_blocks
+from training.session.processes import TIMEOUT
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -34,8 +34,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             cpu=config.device == "cpu",
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            # the other processes wait while the main process generates class images
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     except ValueError as error:
         raise TrainingError(f"--mixed-precision {config.mixed_precision} can't be used here: {error}") from error

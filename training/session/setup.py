@@ -25,6 +25,7 @@ from training.session.devices import offload
 from training.session.model import Denoiser, add_adapter, compile_blocks, enable_gradient_checkpointing
 from training.session.optimizer import make_optimizer
 from training.session.phase_timer import PhaseTimer
+from training.session.processes import Processes
 from training.session.state import Session
 
 
@@ -35,6 +36,7 @@ def set_up(
     pipe: StableDiffusionPipeline,
     dataset: Dataset,
     timer: PhaseTimer,
+    processes: Processes,
 ) -> Session:
     """Build the latent caches, attach the adapter and create the optimiser. Missing class images are generated."""
     captions = final_captions(config, {photo.path: photo.caption for photo in dataset.photos})
@@ -58,12 +60,15 @@ def set_up(
         enable_gradient_checkpointing(pipe, config)
     if config.compile:
         compile_blocks(pipe, accelerator.device)
-    denoiser, optimizer = accelerator.prepare(denoiser, make_optimizer(config, parameters, accelerator.device))
+    # in evaluation mode, it is not wrapped for several processes, whose gradients ``Processes`` averages
+    denoiser = accelerator.prepare_model(denoiser, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(make_optimizer(config, parameters, accelerator.device))
+    processes.share(parameters.values())
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, averages,
-        fingerprint, dataset, noise.of(pipe.scheduler),
+        fingerprint, dataset, noise.of(pipe.scheduler), processes,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache
 from training.runs.run_folder import Run
 from training.session.phase_timer import PhaseTimer
+from training.session.processes import Processes
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Session:
         class_images: the same of the class images, or None without prior preservation.
         moving_averages: exponential moving averages of ``parameters``; empty without ``ema_decay``.
         fingerprint: fingerprint of the base model's weights, saved with the adapter.
+        processes: the processes of the run.
         step: number of optimiser steps done.
         skipped_steps: steps in a row that the float16 loss scaler has just skipped.
         graph: replays the captured step (see ``training.step_graph``); None if steps run eagerly.
@@ -47,6 +49,7 @@ class Session:
     fingerprint: dict[str, dict[str, float]]
     dataset: Dataset
     noise_process: NoiseProcess
+    processes: Processes
     step: int = 0
     skipped_steps: int = 0
     graph: Callable[[], None] | None = None
