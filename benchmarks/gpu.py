@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480.0
 PACKAGES = (
     "hra-diffusion", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow", "numpy",
-    "pydantic", "pyyaml", "filelock", "psutil", "tqdm", "lazy-loader",
+    "pydantic", "pyyaml", "psutil", "tqdm", "lazy-loader",
 )  # fmt: skip
 OPTIONAL = ("bitsandbytes",)
 
