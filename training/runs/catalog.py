@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.adapters.adapter_file import OtherFileError, read_info
 from hra_diffusion.errors import UserError
 from training import config as configs
 from training.runs import state
@@ -107,8 +107,8 @@ def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) ->
                 rows.append((key, folder_name, *_facts(path), status.st_size, status.st_mtime_ns))
     with index.writing() as database:
         database.executemany(
-            "INSERT OR REPLACE INTO adapters (path, folder, step, name, method, base, subject, class_noun, error, "
-            "size, modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO adapters (path, folder, step, name, method, base, subject, class_noun, words, error, "
+            "size, modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         database.executemany("DELETE FROM adapters WHERE path = ?", [(key,) for key in known.keys() - found.keys()])
@@ -120,13 +120,16 @@ def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) ->
 
 
 def _facts(path: Path) -> tuple[Any, ...]:
-    """Return step, name, method, base model, subject, class noun and error of an adapter file."""
+    """Return step, name, method, base model, subject, class noun, words to search and error of an adapter file."""
     step = int(path.parent.name) if path.parent.parent.name == "checkpoints" else None
     try:
         info = read_info(path)
+    except OtherFileError as error:
+        return step, None, "", "", "", "", "", str(error)
     except UserError as error:
-        return step, path.stem, "", "", "", "", str(error)
-    return step, info.name, info.method, info.base, info.subject, info.class_noun, ""
+        return step, path.stem, "", "", "", "", path.name.casefold(), str(error).replace(str(path), path.name)
+    words = f"{info.name} {info.method} {info.base} {info.subject}".casefold()
+    return step, info.name, info.method, info.base, info.subject, info.class_noun, words, ""
 
 
 def _adapter_files(folder: Path, name: str) -> Iterator[Path]:

@@ -36,7 +36,9 @@ TABLES = (
     path TEXT PRIMARY KEY,                -- relative to the output folder
     folder TEXT NOT NULL,
     step INTEGER,                         -- of a checkpoint
-    name TEXT, method TEXT, base TEXT, subject TEXT, class_noun TEXT,
+    name TEXT,                            -- NULL for another program's file
+    method TEXT, base TEXT, subject TEXT, class_noun TEXT,
+    words TEXT NOT NULL,                  -- what a search looks into
     error TEXT NOT NULL DEFAULT '',       -- why it can't be read
     size INTEGER NOT NULL, modified INTEGER NOT NULL
 )""",
