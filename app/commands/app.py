@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--auth-file", type=Path, metavar="FILE", help="require a login; FILE holds the hashed passwords"
     )
     safety.add_argument("--add-user", metavar="NAME", help="add a login to --auth-file (asks for a password) and exit")
+    safety.add_argument(
+        "--admin", action="store_true", help="with --add-user: the login sees and changes what belongs to all"
+    )
     safety.add_argument("--insecure", action="store_true", help="allow --host without a login")
     safety.add_argument(
         "--share", action="store_true", help="create a public link through Gradio's servers; requires a login"
@@ -69,9 +72,14 @@ def run(arguments: argparse.Namespace) -> None:
 def check_safety(arguments: argparse.Namespace) -> None:
     """Raise UserError if others could reach the page without a login, unless --insecure is given."""
     if arguments.auth_file:
-        from app.web.logins import require_logins
+        from app.web.logins import admins, require_logins
 
         require_logins(arguments.auth_file)
+        if not admins(arguments.auth_file):
+            print(
+                f"{arguments.auth_file} has no admin, who would see what was made without a login and could change the "
+                f"base model; create one: hra-diffusion app --auth-file {arguments.auth_file} --add-user NAME --admin"
+            )
     elif arguments.share:
         raise UserError("--share makes the page public: add --auth-file FILE")
     elif arguments.host not in server.LOOPBACK and not arguments.insecure:
@@ -90,5 +98,5 @@ def ask_password(arguments: argparse.Namespace) -> None:
     password = getpass.getpass(f"password for {arguments.add_user}: ")
     if getpass.getpass("again: ") != password:
         raise UserError("the passwords differ; nothing was changed")
-    add_user(arguments.auth_file, arguments.add_user, password)
-    print(f"{arguments.add_user} can log in now")
+    add_user(arguments.auth_file, arguments.add_user, password, arguments.admin)
+    print(f"{arguments.add_user} can log in now{', as an admin' if arguments.admin else ''}")

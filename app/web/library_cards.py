@@ -6,6 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from app.inference_session import InferenceSession
 from app.web.context import AppContext
 from app.web.html import empty_state, note, render
 from hra_diffusion import library, pipeline, trash
@@ -17,7 +18,7 @@ from training.runs import lookup
 
 def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> Markup:
     """Return the adapters that match the search as cards, newest first."""
-    files = list(library.scan([context.output]))
+    files = [file for file in library.scan([context.output]) if context.person.may_see(context.owner(file.path))]
     if not files:
         return empty_state("No adapters yet", "Trained adapters appear here. You can also import a file below.")
     terms = search.casefold().split()
@@ -65,16 +66,17 @@ def incompatibility(context: AppContext, path: Path) -> str:
     if not session.loaded or not session.lock.acquire(blocking=False):
         return ""
     try:
-        return _incompatibility(context, session.base, path, path.stat().st_mtime_ns)
+        return _incompatibility(session, session.base, path, path.stat().st_mtime_ns)
     finally:
         session.lock.release()
 
 
 @functools.lru_cache(maxsize=500)
-def _incompatibility(context: AppContext, base: str, path: Path, modified: int) -> str:
-    return pipeline.incompatibility(read_info(path), context.session.pipe)
+def _incompatibility(session: InferenceSession, base: str, path: Path, modified: int) -> str:
+    return pipeline.incompatibility(read_info(path), session.pipe)
 
 
 def show_bin(context: AppContext) -> Markup:
-    """Return what was deleted and can still be restored."""
-    return render("library_bin", entries=[(key, key.split("-", 1)[1]) for key in trash.keys(context.output)])
+    """Return what the visitor has deleted and can still restore."""
+    keys = [key for key in trash.keys(context.output) if context.person.may_change(context.binned(key))]
+    return render("library_bin", entries=[(key, key.split("-", 1)[1]) for key in keys])

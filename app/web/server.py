@@ -54,11 +54,13 @@ def serve(
     from app.web.context import AppContext
     from hra_diffusion.files import make_folder
     from hra_diffusion.models import devices
+    from training.runs.owners import LOCAL, Person
 
     make_folder(output)
     dtype = dtype or devices.preferred_dtype(devices.device_for(device))
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr, output)
-    context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
+    local = host in LOOPBACK and not auth and not share
+    context = AppContext(output, session, list(bases), local=local, auth=auth, person=LOCAL if local else Person(""))
     _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)

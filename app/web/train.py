@@ -53,7 +53,7 @@ def connect(
     @user_errors
     def start(request: gr.Request, base: Line, *values: Any) -> str:
         draft = context.draft(request)
-        names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
+        names = queue_runs(context.for_visitor(request), form.entries, draft, base, FormValues.of(values))
         draft.save_values(watching=names[0])
         say(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
         return names[0]

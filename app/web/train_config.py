@@ -16,6 +16,7 @@ from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_photo_folder
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
+from training.runs.owners import Owner
 
 NOT_FROM_YAML = (
     "photos", "boxes", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
@@ -173,7 +174,8 @@ def queue_runs(
     boxes = {str(path): box for path, box in draft.copy_photos(photos).items()}
     for new, config in zip(names, runs, strict=True):
         settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
-        context.queue.add(configs.parse(settings | {"photos": [str(photos)], "boxes": boxes}))
+        config = configs.parse(settings | {"photos": [str(photos)], "boxes": boxes})
+        context.queue.add(config, Owner(owner=context.person.name))
     context.queue.start()
     return names
 

@@ -86,8 +86,12 @@ def test_an_import_needs_confirmation(context, tmp_path):
         shutil.copy(context.adapter_path("Rex/Rex.safetensors"), tmp_path / "given.safetensors"),
     )
     _, text, given = events.describe(str(file))
-    assert "Rex: HRA of “sks dog”, for tiny-sd." in text and 'data-do="import"' in text and len(context.adapters()) == 1
-    said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given)
+    assert (
+        "Rex: HRA of “sks dog”, for tiny-sd." in text
+        and 'data-do="import"' in text
+        and len(list(context.output.glob("*/*.safetensors"))) == 1
+    )
+    said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given, Visitor())
     assert "Rex 2 is imported" in said and cards.count('data-do="open"') == 2
 
 
