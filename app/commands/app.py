@@ -5,6 +5,7 @@ import getpass
 from pathlib import Path
 
 from app.web import server
+from app.web.limits import Limits
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.noise import PREDICTION_TYPES
 
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     safety.add_argument(
         "--share", action="store_true", help="create a public link through Gradio's servers; requires a login"
     )
+    quotas = parser.add_argument_group("limits of each login that is no admin, or visitor of --insecure")
+    quotas.add_argument("--max-waiting-runs", type=int, default=4, metavar="N", help="runs in the queue (default 4)")
+    quotas.add_argument("--max-images-per-hour", type=int, default=200, metavar="N", help="pictures (default 200)")
+    quotas.add_argument("--max-gigabytes", type=float, default=20, metavar="N", help="files (default 20)")
+    quotas.add_argument("--keep-visitors-days", type=float, default=30, metavar="N",
+                        help="delete pictures and drafts after so many days without a visit (default 30)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         clip=arguments.clip,
         prediction_type=arguments.prediction_type,
         rescale_zero_snr=arguments.rescale_zero_snr,
+        limits=Limits(arguments.max_waiting_runs, arguments.max_images_per_hour, arguments.max_gigabytes),
+        keep_visitors_days=arguments.keep_visitors_days,
     )
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from app.inference_session import Cancelled, Preview
+from app.web import quotas
 from app.web.compare_plan import Plan, make_plan, run_comparison
 from app.web.compare_results import latest, overlay_images, save, show_downloads, show_previews, show_saved
 from app.web.compare_votes import record_vote, show_ballot
@@ -151,10 +152,13 @@ class Events:
     @user_errors
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield updates of the status and ``shown``: previews, then the saved comparison."""
-        plan = make_plan(self.context.for_visitor(request), values)
+        context = self.context.for_visitor(request)
+        quotas.require_space(context, request)
+        plan = make_plan(context, values)
         cost, name = plan.cost(self.context.resolution), f"compare {request.session_hash}"
         with self.queue.place(sender(request), cost, name) as turn:
             try:
+                quotas.count_images(context, request, plan.image_count)
                 yield from self._run(request, plan, turn)
             except UserError as error:
                 stopped = isinstance(error, Cancelled)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from app.inference_session import InferenceSession
 from app.web import logins
+from app.web.limits import DEFAULTS, Limits
 from app.web.pulse import Pulse
 from hra_diffusion import records, trash
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
@@ -45,6 +46,9 @@ class AppContext:
     """Whether only this machine reaches the page: then visitors may choose any base model."""
     auth: Path | None = None
     """The file of the logins, if the page requires one."""
+    limits: Limits = DEFAULTS
+    keep_visitors_days: float = 30.0
+    """After how many days without a visit the folder of a visitor is deleted, unless the page is local."""
     person: Person = LOCAL
     """Who sees the page (see ``for_visitor``)."""
 
@@ -81,6 +85,14 @@ class AppContext:
     def _folder_of(self, visitor: str) -> Path:
         """Return the folder of a login or cookie. Its name can't be guessed and does not reveal the cookie."""
         return self.output / "visitors" / hmac.new(self.salt, visitor.encode(), "sha256").hexdigest()[:32]
+
+    def folders_of(self, owner: Owner) -> list[Path]:
+        """Return the visitors' folders of an owner: on this machine alone, all of them are one person's."""
+        if self.local:
+            return list((self.output / "visitors").glob("*"))
+        if owner.owner.startswith("#"):
+            return [self.output / "visitors" / owner.owner[1:]]
+        return [self._folder_of(f"login {owner.owner}")]
 
     @functools.cached_property
     def salt(self) -> bytes:

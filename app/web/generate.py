@@ -10,6 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from app.inference_session import Cancelled
+from app.web import quotas
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue
 from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, say, sender, user_errors, waiting_text
@@ -167,9 +168,11 @@ class Events:
     def generate(self, request: gr.Request, *values: Any) -> Iterator[tuple[Markup, Any]]:
         generation, earlier, finished = read_request(values), self.earlier(request), []
         context = self.context.for_visitor(request)
+        quotas.require_space(context, request)
         count, cost = generation.count, generation.cost(self.context.resolution)
         try:
             with self.queue.place(sender(request), cost, f"generate {request.session_hash}") as turn:
+                quotas.count_images(context, request, count)
                 for ahead in itertools.chain(self.queue.wait(turn), [0]):
                     text = waiting_text(self.context.session, ahead)
                     yield show_progress({}, count, 0, text, earlier), generation.seed

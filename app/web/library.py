@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import gradio as gr
 
+from app.web import cleaning, quotas
 from app.web.context import SHARE, AppContext
 from app.web.events import DEVICE_QUEUE, HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
 from app.web.html import button, note, render
@@ -154,6 +155,9 @@ class Events:
     def restore(self, event: gr.EventData, search: Line, request: gr.Request) -> tuple[Any, ...]:
         context, key = self.context.for_visitor(request), clicked(event)["key"]
         context.require_own_binned(key)
+        if clicked(event)["do"] == "ask":
+            name = key.partition("-")[2]
+            return render("library_delete", name=name, key=key), *_overview(context, search)
         path = trash.restore(key, context.output)
         context.rescan()
         return note(f"{path.stem} is restored.", "plain"), *_overview(context, search)
@@ -165,6 +169,11 @@ class Events:
         if clicked(event)["do"] == "restore":
             return self.restore(event, search, request)
         context = self.context.for_visitor(request)
+        if clicked(event)["do"] == "delete":
+            context.require_own_binned(clicked(event)["key"])
+            cleaning.delete_for_good(context, clicked(event)["key"])
+            return note("Deleted for good.", "plain"), *_overview(context, search)
+        quotas.require_space(context, request)
         path, _ = import_file(context, Path(str(uploaded)))
         context.rescan()
         return note(f"{read_info(path).name} is imported.", "plain"), *_overview(context, search)

@@ -4,6 +4,7 @@ import contextlib
 
 from markupsafe import Markup
 
+from app.web import quotas
 from app.web.context import AppContext
 from app.web.html import render
 from hra_diffusion.errors import UserError
@@ -60,7 +61,9 @@ def act_on_run(context: AppContext, action: str, name: str) -> None:
         case "stop":
             queue.stop(name)
         case "resume":
-            queue.resume(name)
+            with queue.index.writing():
+                quotas.require_turns(context)
+                queue.resume(name)
             queue.start()
         case "cancel":
             queue.cancel(name)

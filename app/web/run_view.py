@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.web import cleaning, quotas
 from app.web.context import SHARE, AppContext
 from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, say, user_errors
 from app.web.html import empty_state, note
@@ -144,7 +145,9 @@ def train_again(context: AppContext, name: str) -> str:
     job = context.own_job(name)
     config, new = job.run.config, unused_name(name, context.output)
     values = config.model_dump(mode="json") | advice.advise(job.reason, config).changes | {"name": new}
-    context.queue.add(configs.parse(values), owners.read(job.run.folder))
+    with context.queue.index.writing():
+        quotas.require_turns(context)
+        context.queue.add(configs.parse(values), owners.read(job.run.folder))
     context.queue.start()
     return new
 
@@ -159,6 +162,7 @@ class Events:
         return refresh(self.context.for_visitor(request), name, seen)
 
     def restore(self, request: gr.Request) -> str:
+        cleaning.note_visit(self.context, request)
         return self.context.draft(request).read().values.get("watching", "")
 
     def acting(self, action: str) -> Any:
