@@ -19,6 +19,7 @@ from app.web import cleaning, logins, quotas, run_list
 from app.web.limits import Limits
 from hra_diffusion import trash
 from hra_diffusion.errors import UserError
+from training import config as configs
 from training.runs import owners
 from training.runs.owners import LOCAL, Owner
 from training.runs.queue import Queue
@@ -226,6 +227,8 @@ def strict(trained, tmp_path, base_folder):
 
     output = shutil.copytree(trained, tmp_path / "outputs")
     logins.add_user(tmp_path / "logins", "bob", PASSWORD)
+    config = configs.read(output / "Rex" / "config.yaml")
+    configs.write(config.model_copy(update={"photos": (output / "photos" / "Rex",)}), output / "Rex" / "config.yaml")
     session = InferenceSession(str(base_folder), "cpu")
     context = AppContext(output, session, [str(base_folder)], auth=tmp_path / "logins", limits=Limits(2, 5, 0.001))
     return context.for_visitor(BOB)
