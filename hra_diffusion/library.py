@@ -27,7 +27,7 @@ from hra_diffusion.adapters.adapter_file import (
 )
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import move
-from hra_diffusion.names import first_free, unused_name, validated_name
+from hra_diffusion.names import first_free, validated_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -153,13 +153,12 @@ def rename(path: Path, name: str) -> Path:
     return new
 
 
-def add_file(file: Path, root: Path) -> Path:
-    """Copy an adapter file into a new folder in ``root``, numbered if its name is in use; returns the copy.
+def add_file(file: Path, folder: Path) -> Path:
+    """Copy an adapter file into a folder, whose name becomes the adapter's; returns the copy.
 
     Raises AdapterFileError, and copies nothing, unless it is a complete adapter file of this project.
     """
     info, tensors = adapter_file.read(file)
-    name = unused_name(info.name, root)
-    copy = root / name / f"{name}.safetensors"
-    adapter_file.save(copy, {}, info.model_copy(update={"name": name}), tensors)
+    copy = folder / f"{folder.name}.safetensors"
+    adapter_file.save(copy, {}, info.model_copy(update={"name": folder.name}), tensors)
     return copy

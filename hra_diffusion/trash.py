@@ -72,9 +72,12 @@ def keys(root: Path) -> list[str]:
     return sorted((name for name in names if name.partition("-")[0].isdecimal()), reverse=True)
 
 
-def delete_expired(root: Path, days: float = RETENTION_DAYS) -> None:
-    """Delete the items that have been in the trash for more than ``days``."""
-    for key in keys(root):
-        if time.time() - int(key.split("-")[0]) > days * 86400:
-            remove(root / FOLDER / key)
-            remove(_origin_note(root / FOLDER / key))
+def expired(root: Path, days: float = RETENTION_DAYS) -> list[str]:
+    """Return the keys of the items that have been in the trash for more than ``days``."""
+    return [key for key in keys(root) if time.time() - int(key.split("-")[0]) > days * 86400]
+
+
+def delete(key: str, root: Path) -> None:
+    """Delete an item for good."""
+    remove(root / FOLDER / Path(key).name)
+    remove(_origin_note(root / FOLDER / Path(key).name))

@@ -5,6 +5,7 @@ import getpass
 from pathlib import Path
 
 from app.web import server
+from app.web.limits import Limits
 from hra_diffusion.errors import UserError
 from hra_diffusion.models.noise import PREDICTION_TYPES
 
@@ -40,10 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--auth-file", type=Path, metavar="FILE", help="require a login; FILE holds the hashed passwords"
     )
     safety.add_argument("--add-user", metavar="NAME", help="add a login to --auth-file (asks for a password) and exit")
+    safety.add_argument(
+        "--admin", action="store_true", help="with --add-user: the login sees and changes what belongs to all"
+    )
     safety.add_argument("--insecure", action="store_true", help="allow --host without a login")
     safety.add_argument(
         "--share", action="store_true", help="create a public link through Gradio's servers; requires a login"
     )
+    quotas = parser.add_argument_group("limits of each login that is no admin, or visitor of --insecure")
+    quotas.add_argument("--max-waiting-runs", type=int, default=4, metavar="N", help="runs in the queue (default 4)")
+    quotas.add_argument("--max-images-per-hour", type=int, default=200, metavar="N", help="pictures (default 200)")
+    quotas.add_argument("--max-gigabytes", type=float, default=20, metavar="N", help="files (default 20)")
+    quotas.add_argument("--keep-visitors-days", type=float, default=30, metavar="N",
+                        help="delete pictures and drafts after so many days without a visit (default 30)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -63,15 +73,22 @@ def run(arguments: argparse.Namespace) -> None:
         clip=arguments.clip,
         prediction_type=arguments.prediction_type,
         rescale_zero_snr=arguments.rescale_zero_snr,
+        limits=Limits(arguments.max_waiting_runs, arguments.max_images_per_hour, arguments.max_gigabytes),
+        keep_visitors_days=arguments.keep_visitors_days,
     )
 
 
 def check_safety(arguments: argparse.Namespace) -> None:
     """Raise UserError if others could reach the page without a login, unless --insecure is given."""
     if arguments.auth_file:
-        from app.web.logins import require_logins
+        from app.web.logins import admins, require_logins
 
         require_logins(arguments.auth_file)
+        if not admins(arguments.auth_file):
+            print(
+                f"{arguments.auth_file} has no admin, who would see what was made without a login and could change the "
+                f"base model; create one: hra-diffusion app --auth-file {arguments.auth_file} --add-user NAME --admin"
+            )
     elif arguments.share:
         raise UserError("--share makes the page public: add --auth-file FILE")
     elif arguments.host not in server.LOOPBACK and not arguments.insecure:
@@ -90,5 +107,5 @@ def ask_password(arguments: argparse.Namespace) -> None:
     password = getpass.getpass(f"password for {arguments.add_user}: ")
     if getpass.getpass("again: ") != password:
         raise UserError("the passwords differ; nothing was changed")
-    add_user(arguments.auth_file, arguments.add_user, password)
-    print(f"{arguments.add_user} can log in now")
+    add_user(arguments.auth_file, arguments.add_user, password, arguments.admin)
+    print(f"{arguments.add_user} can log in now{', as an admin' if arguments.admin else ''}")

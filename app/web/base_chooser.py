@@ -9,7 +9,7 @@ from app.web import base_view
 from app.web.base_download import Download, show_download
 from app.web.context import AppContext
 from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, say, user_errors
-from app.web.status_bar import StatusBar, base_name
+from app.web.status_bar import StatusBar, base_name, require_may_configure
 from app.web.theme import CLICKS
 from app.web.train_photos import PhotoEditor
 from app.web.values import Dtype, Line
@@ -88,6 +88,7 @@ def use_base(context: AppContext, base: str, dtype: str) -> None:
     """
     if base not in context.bases and not context.local:
         raise UserError(base_view.SHARED)
+    require_may_configure(context)
     session = context.session
     before = session.base, session.device, session.dtype
     session.change(base, session.device, dtype)
@@ -121,19 +122,19 @@ class ChooserEvents:
         return gr.update(visible=True), base_view.show_known(self.context), offline
 
     def notice(self, request: gr.Request) -> tuple[str, Any]:
-        return base_view.show_notice(self.context, self.context.draft(request))
+        return base_view.show_notice(self.context.for_visitor(request), self.context.draft(request))
 
     @user_errors
-    def use(self, dtype: Dtype, event: gr.EventData) -> Any:
-        return self._use(clicked(event)["base"], dtype)
+    def use(self, dtype: Dtype, event: gr.EventData, request: gr.Request) -> Any:
+        return self._use(clicked(event)["base"], dtype, request)
 
     @user_errors
-    def use_path(self, path: Line, dtype: Dtype) -> Any:
+    def use_path(self, path: Line, dtype: Dtype, request: gr.Request) -> Any:
         self._require_local()
-        return self._use(checked_path(path), dtype)
+        return self._use(checked_path(path), dtype, request)
 
-    def _use(self, base: str, dtype: str) -> Any:
-        use_base(self.context, base, dtype)
+    def _use(self, base: str, dtype: str, request: gr.Request) -> Any:
+        use_base(self.context.for_visitor(request), base, dtype)
         say(f"The base model in use is {base_name(base)}.")
         return gr.update(visible=False)
 
@@ -159,10 +160,10 @@ class ChooserEvents:
         return "", show_download(self.current)
 
     @user_errors
-    def act_on_download(self, dtype: Dtype, event: gr.EventData) -> Any:
+    def act_on_download(self, dtype: Dtype, event: gr.EventData, request: gr.Request) -> Any:
         if clicked(event)["do"] == "use":
-            return self._use(clicked(event)["base"], dtype)
-        if self.current:
+            return self._use(clicked(event)["base"], dtype, request)
+        if self.current and self.context.local:
             self.current.stopped.set()
         return gr.skip()
 

@@ -36,8 +36,8 @@ def show_notice(context: AppContext, draft: Draft) -> tuple[Markup, Any]:
     purpose = TOYBOX_PURPOSE if toybox else f"{size}, {session.dtype}."
     text = render("base_notice", warn=warn, name=base_name(session.base), purpose=purpose)
     if warn:
-        return text, gr.update(value="Choose Stable Diffusion", variant="primary")
-    return text, gr.update(value="Choose a base model", variant="secondary")
+        return text, gr.update(value="Choose Stable Diffusion", variant="primary", visible=context.may_configure)
+    return text, gr.update(value="Choose a base model", variant="secondary", visible=context.may_configure)
 
 
 def only_samples(draft: Draft) -> bool:

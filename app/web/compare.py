@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from app.inference_session import Cancelled, Preview
+from app.web import quotas
 from app.web.compare_plan import Plan, make_plan, run_comparison
 from app.web.compare_results import latest, overlay_images, save, show_downloads, show_previews, show_saved
 from app.web.compare_votes import record_vote, show_ballot
@@ -125,6 +126,9 @@ class Events:
     def __init__(self, context: AppContext, parts: CompareTab, queue: DrawingQueue):
         self.context, self.parts, self.queue = context, parts, queue
 
+    def choices(self, request: gr.Request) -> Any:
+        return gr.update(choices=self.context.for_visitor(request).adapter_choices())
+
     def show(self, folder: Path, comparison: Comparison) -> tuple[Any, ...]:
         """Return updates of ``shown`` for a saved comparison."""
         labels = [variant.label for variant in comparison.variants]
@@ -148,10 +152,13 @@ class Events:
     @user_errors
     def run(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Yield updates of the status and ``shown``: previews, then the saved comparison."""
-        plan = make_plan(self.context, values)
+        context = self.context.for_visitor(request)
+        quotas.require_space(context, request)
+        plan = make_plan(context, values)
         cost, name = plan.cost(self.context.resolution), f"compare {request.session_hash}"
         with self.queue.place(sender(request), cost, name) as turn:
             try:
+                quotas.count_images(context, request, plan.image_count)
                 yield from self._run(request, plan, turn)
             except UserError as error:
                 stopped = isinstance(error, Cancelled)
@@ -227,7 +234,7 @@ def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab
     )  # fmt: skip
     parts.stop.click(events.stop, None, parts.status, **QUIET)
     page.load(events.restore, None, shown, **QUIET)
-    gr.on([page.load, tab.select], lambda: gr.update(choices=context.adapter_choices()), None, parts.adapters, **QUIET)
+    gr.on([page.load, tab.select], events.choices, None, parts.adapters, **QUIET)
     gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
           parts.overlay, **HIDDEN)  # fmt: skip
     parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **HIDDEN)

@@ -41,11 +41,13 @@ class Plan:
     strength: float
     settings: Settings
     drift: bool = False
+    shows_photos: bool = True
+    """Whether the visitor may see the photos of the first adapter."""
 
     @functools.cached_property
     def photos(self) -> list[Image.Image]:
-        """Training photos of the first adapter."""
-        return photos_of(self.files[0], PHOTO_SIDE)
+        """Training photos of the first adapter, if the visitor may see them."""
+        return photos_of(self.files[0], PHOTO_SIDE) if self.shows_photos else []
 
     @property
     def labels(self) -> list[str]:
@@ -109,7 +111,7 @@ def make_plan(context: AppContext, values: Sequence[Any]) -> Plan:
     names = tuple(library.display_name(file) for file in files)
     plan = Plan(
         files, names, infos, given.base, prompts, tuple(range(first, first + given.seeds)), given.strength,
-        Settings(steps=given.steps), given.drift,
+        Settings(steps=given.steps), given.drift, context.person.may_change(context.owner(files[0])),
     )  # fmt: skip
     if plan.sample_count > MAX_SAMPLES:
         raise UserError(

@@ -4,29 +4,37 @@ import functools
 import hmac
 import re
 import secrets
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import gradio as gr
 
 from app.inference_session import InferenceSession
+from app.web import logins
+from app.web.limits import DEFAULTS, Limits
 from app.web.pulse import Pulse
-from hra_diffusion import library, records
+from hra_diffusion import records, trash
 from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_private
 from hra_diffusion.generation.requests import Settings, complete_settings
+from hra_diffusion.names import validated_name
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
-from training.runs import catalog
-from training.runs.queue import Queue
+from training.runs import catalog, owners
+from training.runs.owners import LOCAL, Owner, Person
+from training.runs.queue import Job, Queue
+from training.runs.run_folder import RunError
 
 COOKIE = "hra_visitor"
+SHARE = "Share with everyone who can log in"
+"""Label of the checkboxes that share a run or an adapter."""
 
 
 @dataclass(frozen=True, eq=False)  # hashable by identity, for caches
 class AppContext:
-    """One outputs folder and one base model at a time, shared by all visitors."""
+    """One outputs folder and one base model at a time, shared by all visitors, as one of them sees it."""
 
     output: Path
     session: InferenceSession
@@ -36,6 +44,30 @@ class AppContext:
     """What browsers ask for to follow changes."""
     local: bool = False
     """Whether only this machine reaches the page: then visitors may choose any base model."""
+    auth: Path | None = None
+    """The file of the logins, if the page requires one."""
+    limits: Limits = DEFAULTS
+    keep_visitors_days: float = 30.0
+    """After how many days without a visit the folder of a visitor is deleted, unless the page is local."""
+    person: Person = LOCAL
+    """Who sees the page (see ``for_visitor``)."""
+
+    def for_visitor(self, request: gr.Request) -> "AppContext":
+        """Return the page as the visitor of a request sees it."""
+        return replace(self, person=self._person(request))
+
+    def _person(self, request: gr.Request) -> Person:
+        if self.local:
+            return LOCAL
+        if self.auth:
+            name = unicodedata.normalize("NFC", request.username or "")
+            return Person(name, is_admin=name in logins.admins(self.auth))
+        return Person(f"#{self.visitor_folder(request).name}", is_guest=True)
+
+    @property
+    def may_configure(self) -> bool:
+        """Whether the visitor may change the base model and the device of all. With logins these are the admins."""
+        return not self.auth or self.person.is_admin
 
     @property
     def queue(self) -> Queue:
@@ -47,12 +79,20 @@ class AppContext:
         return complete_settings(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
 
     def visitor_folder(self, request: gr.Request) -> Path:
-        """Return the visitor's folder: by login, else by the browser's cookie, which ``guard`` sets.
+        """Return the visitor's folder: by login, else by the browser's cookie, which ``guard`` sets."""
+        return self._folder_of(f"login {request.username}" if request.username else f"cookie {request.cookies[COOKIE]}")
 
-        Its name can't be guessed and does not reveal the cookie.
-        """
-        visitor = f"login {request.username}" if request.username else f"cookie {request.cookies[COOKIE]}"
+    def _folder_of(self, visitor: str) -> Path:
+        """Return the folder of a login or cookie. Its name can't be guessed and does not reveal the cookie."""
         return self.output / "visitors" / hmac.new(self.salt, visitor.encode(), "sha256").hexdigest()[:32]
+
+    def folders_of(self, owner: Owner) -> list[Path]:
+        """Return the visitors' folders of an owner: on this machine alone, all of them are one person's."""
+        if self.local:
+            return list((self.output / "visitors").glob("*"))
+        if owner.owner.startswith("#"):
+            return [self.output / "visitors" / owner.owner[1:]]
+        return [self._folder_of(f"login {owner.owner}")]
 
     @functools.cached_property
     def salt(self) -> bytes:
@@ -67,9 +107,44 @@ class AppContext:
         """Return the subject that this visitor is preparing."""
         return Draft(self.visitor_folder(request) / "draft")
 
-    def adapters(self) -> list[library.SavedAdapter]:
-        """Return all finished adapters."""
-        return list(library.list_adapters([self.output]))
+    def owner(self, path: Path) -> Owner:
+        """Return the owner of a file or folder below the outputs folder."""
+        return owners.read(self.output / self.key(path).split("/")[0])
+
+    def may_share(self, owner: Owner) -> bool:
+        """Whether the visitor may share what belongs to ``owner``. Without logins nothing is shared."""
+        return self.auth is not None and self.person.may_change(owner)
+
+    def share(self, folder: Path, shared: bool) -> None:
+        """Let everyone who can log in see the run or adapter in a folder, or its owner alone."""
+        owners.write(folder, owners.read(folder).model_copy(update={"shared": shared}))
+        catalog.refresh_run(self.queue.index, folder.name)
+
+    def binned(self, key: str) -> Owner:
+        """Return the owner of something in the bin."""
+        return owners.read(self.output / trash.FOLDER / key)
+
+    def require_own_binned(self, key: str) -> None:
+        """Raise UserError unless the key is that of something in the bin that the visitor may change."""
+        if key not in trash.keys(self.output) or not self.person.may_change(self.binned(key)):
+            raise UserError("it is not in the bin any more")
+
+    def jobs(self, limit: int | None = None) -> list[Job]:
+        """Return the runs that the visitor may see, as ``Queue.jobs``."""
+        return self.queue.jobs(limit, self.person)
+
+    def job(self, name: str) -> Job:
+        """Return a run. Raises RunError, also for a run that the visitor may not see."""
+        if not self.person.may_see(owners.read(self.output / validated_name(name))):
+            raise self.queue.missing(name)
+        return self.queue.job(name)
+
+    def own_job(self, name: str) -> Job:
+        """Return a run to change. Raises RunError, also for a run that belongs to somebody else."""
+        job = self.job(name)
+        if not self.person.may_change(owners.read(job.run.folder)):
+            raise RunError(f"{name!r} belongs to somebody else, who shares it; only its owner can change it")
+        return job
 
     def rescan(self) -> None:
         """Enter what the page has just moved or copied into the index."""
@@ -77,25 +152,63 @@ class AppContext:
         catalog.scan_adapters(self.queue.index, force=True)
 
     def adapter_choices(self) -> list[tuple[str, str]]:
-        """Return (label, key) of the finished adapters, then of every checkpoint. Damaged files are left out."""
+        """Return (label, key) of the finished adapters, then of every checkpoint, that the visitor may see.
+
+        Damaged files are left out.
+        """
+        catalog.scan_runs(self.queue.index)
         catalog.scan_adapters(self.queue.index)
+        condition, values = self.person.visible
         rows = self.queue.index.rows(
-            "SELECT name, step, path FROM adapters WHERE error = '' "
-            "ORDER BY step IS NOT NULL, CASE WHEN step IS NULL THEN name END COLLATE NOCASE, path"
+            "SELECT adapters.name, adapters.step, path FROM adapters JOIN folders ON folders.name = folder "
+            f"WHERE error = '' AND {condition} ORDER BY adapters.step IS NOT NULL, "
+            "CASE WHEN adapters.step IS NULL THEN adapters.name END COLLATE NOCASE, path",
+            *values,
         )
         return [(row["name"] if row["step"] is None else f"{row['name']} step {row['step']}", row["path"])
                 for row in rows]  # fmt: skip
+
+    def library(self, search: str, limit: int) -> list[Any]:
+        """Return rows of the index for the adapters, whole ones first, newest first, that the visitor may see.
+
+        Args:
+            search: words that each must occur in the name, method, base model or subject.
+            limit: number of rows.
+        """
+        catalog.scan_runs(self.queue.index)
+        catalog.scan_adapters(self.queue.index)
+        condition, values = self.person.visible
+        words = search.casefold().split()
+        return self.queue.index.rows(
+            "SELECT adapters.* FROM adapters JOIN folders ON folders.name = folder "
+            f"WHERE adapters.step IS NULL AND adapters.name IS NOT NULL AND {condition}"
+            f"{' AND instr(words, ?)' * len(words)} ORDER BY error != '', modified DESC LIMIT ?",
+            *values,
+            *words,
+            limit,
+        )
 
     def key(self, path: Path) -> str:
         """Return the name of a file on the page: its path in the outputs folder."""
         return path.resolve().relative_to(self.output.resolve()).as_posix()
 
     def adapter_path(self, key: str) -> Path:
-        """Return the adapter file of a key from the page. Raises UserError for anything else, or outside the folder."""
+        """Return the adapter file of a key from the page.
+
+        Raises UserError for anything else, outside the folder, or that the visitor may not see.
+        """
         path, root = (self.output / key).resolve(), self.output.resolve()
         inside = path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        if not inside or path.suffix != ".safetensors" or not path.is_file():
+        found = inside and path.suffix == ".safetensors" and path.is_file()
+        if not found or not self.person.may_see(self.owner(path)):
             raise UserError("this adapter no longer exists; reload the page")
+        return path
+
+    def own_adapter_path(self, key: str) -> Path:
+        """Return the adapter file of a key to change. Raises UserError, also if it belongs to somebody else."""
+        path = self.adapter_path(key)
+        if not self.person.may_change(self.owner(path)):
+            raise UserError("this adapter belongs to somebody else, who shares it; only its owner can change it")
         return path
 
     def subject_of(self, key: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from app.inference_session import Cancelled
+from app.web import quotas
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue
 from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, progress_text, say, sender, user_errors, waiting_text
@@ -133,16 +134,16 @@ class Events:
     def __init__(self, context: AppContext, parts: GenerateTab, queue: DrawingQueue):
         self.context, self.parts, self.queue = context, parts, queue
 
-    def choices(self) -> Any:
-        return gr.update(choices=self.context.adapter_choices())
+    def choices(self, request: gr.Request) -> Any:
+        return gr.update(choices=self.context.for_visitor(request).adapter_choices())
 
     def images(self, request: gr.Request) -> Markup:
         return show_images(self.context, request)
 
     @checked
-    def sliders(self, adapters: Keys, mixed: list[str], *strengths: Strength) -> list[Any]:
+    def sliders(self, request: gr.Request, adapters: Keys, mixed: list[str], *strengths: Strength) -> list[Any]:
         """Show a strength slider per adapter. Each adapter keeps its strength when its position changes."""
-        labels = {key: label for label, key in self.context.adapter_choices()}
+        labels = {key: label for label, key in self.context.for_visitor(request).adapter_choices()}
         current = dict(zip(mixed, strengths, strict=False))
         shown = [
             gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=current.get(key, 1.0))
@@ -151,13 +152,13 @@ class Events:
         return [*shown, *[gr.update(visible=False, value=1.0)] * (MAX_ADAPTERS - len(shown)), adapters]
 
     @checked
-    def show_prompt(self, adapters: Keys, prompt: Text) -> Markup:
-        resolved = resolve_prompt(self.context, adapters, prompt)
+    def show_prompt(self, adapters: Keys, prompt: Text, request: gr.Request) -> Markup:
+        resolved = resolve_prompt(self.context.for_visitor(request), adapters, prompt)
         return render("prompt_used", prompt=resolved, changed=resolved and resolved != prompt)
 
     @checked
-    def idea(self, event: gr.EventData, adapters: Keys) -> str:
-        noun = self.context.subject_of(adapters[0])[1] if adapters else ""
+    def idea(self, event: gr.EventData, adapters: Keys, request: gr.Request) -> str:
+        noun = self.context.for_visitor(request).subject_of(adapters[0])[1] if adapters else ""
         return f"a photo of a {noun or 'dog'} {clicked(event)['text']}"
 
     def earlier(self, request: gr.Request) -> Markup:
@@ -166,13 +167,16 @@ class Events:
     @user_errors
     def generate(self, request: gr.Request, *values: Any) -> Iterator[tuple[Markup, Any]]:
         generation, earlier, finished = read_request(values), self.earlier(request), []
+        context = self.context.for_visitor(request)
+        quotas.require_space(context, request)
         count, cost = generation.count, generation.cost(self.context.resolution)
         try:
             with self.queue.place(sender(request), cost, f"generate {request.session_hash}") as turn:
+                quotas.count_images(context, request, count)
                 for ahead in itertools.chain(self.queue.wait(turn), [0]):
                     text = waiting_text(self.context.session, ahead)
                     yield show_progress({}, count, 0, text, earlier), generation.seed
-                for images, done in generate_images(self.context, generation, turn.cancelled):
+                for images, done in generate_images(context, generation, turn.cancelled):
                     finished = list(images.values()) if done == 1 else finished
                     text = progress_text(self.context.session, "Generating …")
                     yield show_progress(images, count, done, text, earlier), gr.skip()
@@ -190,24 +194,25 @@ class Events:
         )
 
     @user_errors
-    def load_settings(self, file: str | None) -> list[Any]:
+    def load_settings(self, file: str | None, request: gr.Request) -> list[Any]:
         if not file:
             return [gr.skip()] * (len(self.parts.filled) + 1)
-        return [None, *values_from_settings(self.context, read_png(Path(file)))]
+        return [None, *values_from_settings(self.context.for_visitor(request), read_png(Path(file)))]
 
     @user_errors
     def act_on_image(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Return updates of ``filled``, the tabs, and the Compare tab's prompts, seed and adapters."""
         action, file = clicked(event)["do"], Path(clicked(event)["file"]).name
-        saved = read_png(images_folder(self.context, request) / file)
+        context = self.context.for_visitor(request)
+        saved = read_png(images_folder(context, request) / file)
         if action == "compare":
-            adapters = list(adapter_strengths(self.context, saved))
+            adapters = list(adapter_strengths(context, saved))
             unchanged = [gr.skip()] * len(self.parts.filled)
             return [*unchanged, gr.Tabs(selected="compare"), saved["prompt"], saved["seed"], adapters]
         if action == "again":
-            saved = without_adapters(self.context, saved)
+            saved = without_adapters(context, saved)
             say("Choose another adapter, then press Generate. Seed and settings are those of the picture.")
-        return [*values_from_settings(self.context, saved), *[gr.skip()] * 4]
+        return [*values_from_settings(context, saved), *[gr.skip()] * 4]
 
 
 def connect(

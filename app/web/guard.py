@@ -95,7 +95,7 @@ class Guard:
 
     def _refused(self, scope: Message, headers: Headers, asking: Any) -> int | None:
         """Return the status of a request that is refused. ``asking`` has the visitor's login and cookies."""
-        path, output = scope["path"], self.context.output
+        path = scope["path"]
         host = HOST.fullmatch(headers.get("host", ""))
         if not host or (self.hosts is not None and host[1].lower() not in self.hosts):
             return 403
@@ -109,9 +109,10 @@ class Guard:
             return 404
         if asking.username is None and getattr(scope.get("app"), "auth", None) is not None:
             return 401
-        is_file = path.startswith(FILE)
-        served = not is_file or is_served(output, path.removeprefix(FILE), self.context.visitor_folder(asking))
-        return None if served else 403
+        if not path.startswith(FILE):
+            return None
+        own = self.context.visitor_folder(asking)
+        return None if is_served(self.context.for_visitor(asking), path.removeprefix(FILE), own) else 403
 
     async def _read(self, scope: Message, receive: Receive, send: Send) -> Receive | None:
         """Return what the application receives of a checked body, or None if the request has been answered."""

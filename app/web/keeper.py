@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from app.web import cleaning
 from app.web.context import AppContext
-from hra_diffusion import trash
 from hra_diffusion.errors import UserError
 
 PERIOD = 1.0
@@ -27,7 +27,7 @@ def _work(context: AppContext, page: Any) -> None:
         _attempt(context.session.return_after_run)
         if time.monotonic() - cleaned > CLEANING_PERIOD:
             cleaned = time.monotonic()
-            _attempt(lambda: trash.delete_expired(context.output))
+            _attempt(lambda: cleaning.delete_expired(context))
         time.sleep(PERIOD)
 
 

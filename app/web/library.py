@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
+from pydantic import Field
 
-from app.web.context import AppContext
+from app.web import cleaning, quotas
+from app.web.context import SHARE, AppContext
 from app.web.events import DEVICE_QUEUE, HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
 from app.web.html import button, note, render
-from app.web.library_cards import show_bin, show_cards
+from app.web.library_cards import PAGE, show_bin, show_cards
 from app.web.library_facts import show_compatibility, show_facts
 from app.web.library_files import (
     EXPORTS,
@@ -22,12 +24,13 @@ from app.web.library_files import (
     require_idle,
 )
 from app.web.theme import CLICKS
-from app.web.values import Line, one_of
+from app.web.values import Flag, Line, Whole, one_of
 from hra_diffusion import trash
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import make_folder, remove
 from training.runs import lookup
 
+Count = Annotated[Whole, Field(ge=1, le=100_000)]
 Format = Annotated[str, one_of(EXPORTS.values())]
 SCROLL_TO_FACTS = """() => {
   const facts = document.getElementById('facts');
@@ -38,12 +41,13 @@ SCROLL_TO_FACTS = """() => {
 
 @dataclass
 class LibraryTab:
-    """Components of the tab. ``uploaded`` holds a file until its import is confirmed."""
+    """Components of the tab. ``count`` is the number of cards shown at most; ``uploaded`` holds a file until its import is confirmed."""
 
     search: gr.Textbox
     cards: gr.HTML
     panel: gr.Column
     about: gr.HTML
+    own_name: gr.Row
     name: gr.Textbox
     rename: gr.Button
     generate: gr.Button
@@ -52,11 +56,13 @@ class LibraryTab:
     download: gr.DownloadButton
     compatibility: gr.HTML
     export_notes: gr.HTML
+    share: gr.Checkbox
     delete: gr.Button
     upload: gr.UploadButton
     message: gr.HTML
     bin: gr.HTML
     chosen: gr.State
+    count: gr.State
     uploaded: gr.State
 
 
@@ -82,7 +88,7 @@ def build(context: AppContext) -> LibraryTab:
         with gr.Column(scale=4, min_width=300), gr.Column(visible=False, elem_id="facts") as panel:
             parts |= {"panel": panel, "about": gr.HTML()}
             parts["generate"] = gr.Button("Generate with it", variant="primary")
-            with gr.Row(elem_id="rename"):
+            with gr.Row(elem_id="rename") as parts["own_name"]:
                 parts["name"] = gr.Textbox(label="Name", max_length=64, scale=3, min_width=120)
                 parts["rename"] = gr.Button("Rename", scale=1, min_width=80, size="md")
             parts["compatibility"] = gr.HTML()
@@ -91,8 +97,9 @@ def build(context: AppContext) -> LibraryTab:
                 parts["export"] = gr.Button("Export", size="md")
                 parts["download"] = gr.DownloadButton("Download", size="md", variant="primary", visible=False)
             parts["export_notes"] = gr.HTML(js_on_load=CLICKS)
+            parts["share"] = gr.Checkbox(False, label=SHARE, visible=False)
             parts["delete"] = gr.Button("Move to the bin", size="md")
-    return LibraryTab(**parts, chosen=gr.State(), uploaded=gr.State())
+    return LibraryTab(**parts, chosen=gr.State(), count=gr.State(PAGE), uploaded=gr.State())
 
 
 class Events:
@@ -102,53 +109,84 @@ class Events:
         self.context = context
 
     @checked
-    def refresh(self, search: Line, chosen: str | None) -> tuple[str, str]:
-        return show_cards(self.context, search, chosen), show_bin(self.context)
+    def refresh(self, search: Line, chosen: str | None, request: gr.Request) -> tuple[str, str]:
+        return _overview(self.context.for_visitor(request), search, chosen)
 
     @user_errors
-    def choose(self, event: gr.EventData, search: Line) -> tuple[Any, ...]:
+    def choose(
+        self, event: gr.EventData, search: Line, chosen: str | None, count: Count, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Show an adapter's facts, or more cards."""
+        context = self.context.for_visitor(request)
+        if clicked(event)["do"] == "more":
+            count = min(clicked(event)["at"], 100_000)
+            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count
         key = clicked(event)["key"]
-        info = read_info(self.context.adapter_path(key))
-        shown = show_facts(self.context, key), info.name, show_compatibility(info)
-        return key, gr.update(visible=True), *shown, show_cards(self.context, search, key)
+        path = context.adapter_path(key)
+        info, owner = read_info(path), context.owner(path)
+        own = gr.update(visible=context.person.may_change(owner))
+        in_folder = path.parent != context.output.resolve()
+        share = gr.update(visible=in_folder and context.may_share(owner), value=owner.shared)
+        shown = show_facts(context, key), info.name, show_compatibility(info)
+        return key, gr.update(visible=True), *shown, show_cards(context, search, key, count), own, own, share, count
 
     @user_errors
-    def rename(self, chosen: str, name: Line) -> tuple[Any, ...]:
+    def share(self, chosen: str, shared: Flag, request: gr.Request) -> None:
+        context = self.context.for_visitor(request)
+        context.share(context.own_adapter_path(chosen).parent, shared)
+
+    @user_errors
+    def rename(self, chosen: str, name: Line, request: gr.Request) -> tuple[Any, ...]:
         """Rename the adapter, and clear the search, which may not match the new name."""
-        require_idle(self.context, chosen)
-        key = self.context.key(lookup.rename(self.context.adapter_path(chosen), (name or "").strip()))
-        self.context.rescan()
+        context = self.context.for_visitor(request)
+        path = context.own_adapter_path(chosen)
+        require_idle(context, chosen)
+        key = context.key(lookup.rename(path, (name or "").strip()))
+        context.rescan()
         return (
             key,
-            show_facts(self.context, key),
+            show_facts(context, key),
             "",
-            show_cards(self.context, "", key),
+            show_cards(context, "", key),
             note(f"Renamed to {name}.", "plain"),
         )
 
     @user_errors
-    def delete(self, chosen: str, search: Line) -> tuple[Any, ...]:
-        require_idle(self.context, chosen)
-        name, key = (
-            read_info(self.context.adapter_path(chosen)).name,
-            trash.move_to_trash(self.context.adapter_path(chosen), self.context.output),
-        )
-        self.context.rescan()
-        return None, gr.update(visible=False), render("library_binned", name=name, key=key), *self.refresh(search, None)
+    def delete(self, chosen: str, search: Line, request: gr.Request) -> tuple[Any, ...]:
+        context = self.context.for_visitor(request)
+        path = context.own_adapter_path(chosen)
+        require_idle(context, chosen)
+        name, key = read_info(path).name, trash.move_to_trash(path, context.output)
+        context.rescan()
+        message = render("library_binned", name=name, key=key)
+        return None, gr.update(visible=False), message, *_overview(context, search)
 
     @user_errors
-    def restore(self, event: gr.EventData, search: Line) -> tuple[Any, ...]:
-        path = trash.restore(clicked(event)["key"], self.context.output)
-        self.context.rescan()
-        return note(f"{path.stem} is restored.", "plain"), *self.refresh(search, None)
+    def restore(self, event: gr.EventData, search: Line, request: gr.Request) -> tuple[Any, ...]:
+        context, key = self.context.for_visitor(request), clicked(event)["key"]
+        context.require_own_binned(key)
+        if clicked(event)["do"] == "ask":
+            name = key.partition("-")[2]
+            return render("library_delete", name=name, key=key), *_overview(context, search)
+        path = trash.restore(key, context.output)
+        context.rescan()
+        return note(f"{path.stem} is restored.", "plain"), *_overview(context, search)
 
     @user_errors
-    def confirm(self, event: gr.EventData, search: Line, uploaded: str | None) -> tuple[Any, ...]:
+    def confirm(
+        self, event: gr.EventData, search: Line, uploaded: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:  # fmt: skip
         if clicked(event)["do"] == "restore":
-            return self.restore(event, search)
-        path, _ = import_file(self.context, Path(str(uploaded)))
-        self.context.rescan()
-        return note(f"{read_info(path).name} is imported.", "plain"), *self.refresh(search, None)
+            return self.restore(event, search, request)
+        context = self.context.for_visitor(request)
+        if clicked(event)["do"] == "delete":
+            context.require_own_binned(clicked(event)["key"])
+            cleaning.delete_for_good(context, clicked(event)["key"])
+            return note("Deleted for good.", "plain"), *_overview(context, search)
+        quotas.require_space(context, request)
+        path, _ = import_file(context, Path(str(uploaded)))
+        context.rescan()
+        return note(f"{read_info(path).name} is imported.", "plain"), *_overview(context, search)
 
     @user_errors
     def describe(self, file: str | None) -> tuple[Any, ...]:
@@ -162,7 +200,7 @@ class Events:
     @user_errors
     def export(self, chosen: str, form: Format, request: gr.Request) -> tuple[Any, ...]:
         """Export the adapter, or ask first if some programs load this format incorrectly."""
-        if question := export_warning(self.context, chosen, form):
+        if question := export_warning(self.context.for_visitor(request), chosen, form):
             return gr.update(visible=False), question
         return self._export(chosen, form, request)
 
@@ -172,19 +210,24 @@ class Events:
         return self._export(chosen, form, request, PLAIN_RANK if clicked(event)["do"] == "plain" else None)
 
     def _export(self, chosen: str, form: str, request: gr.Request, lora_rank: int | None = None) -> tuple[Any, ...]:
-        folder = self.context.visitor_folder(request) / "exports"
+        context = self.context.for_visitor(request)
+        adapter, folder = context.adapter_path(chosen), context.visitor_folder(request) / "exports"
         remove(folder)  # keep one export: merged weights are large
-        path, notes = export_file(self.context, self.context.adapter_path(chosen), form, make_folder(folder), lora_rank)
+        path, notes = export_file(context, adapter, form, make_folder(folder), lora_rank)
         return gr.update(value=str(path), visible=True), note(notes, "plain")
 
     def clear_export(self) -> tuple[Any, ...]:
         return gr.update(value=None, visible=False), ""
 
     @user_errors
-    def open_generate(self, chosen: str) -> tuple[Any, ...]:
-        return gr.Tabs(selected="generate"), gr.update(
-            choices=self.context.adapter_choices(), value=[self.context.key(self.context.adapter_path(chosen))]
-        )
+    def open_generate(self, chosen: str, request: gr.Request) -> tuple[Any, ...]:
+        context = self.context.for_visitor(request)
+        chosen = context.key(context.adapter_path(chosen))
+        return gr.Tabs(selected="generate"), gr.update(choices=context.adapter_choices(), value=[chosen])
+
+
+def _overview(context: AppContext, search: str, chosen: str | None = None) -> tuple[str, str]:
+    return show_cards(context, search, chosen), show_bin(context)
 
 
 def connect(
@@ -197,9 +240,11 @@ def connect(
         trigger_mode="always_last", **QUIET,
     )  # fmt: skip
     parts.cards.click(
-        events.choose, parts.search,
-        [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards], **HIDDEN,
+        events.choose, [parts.search, parts.chosen, parts.count],
+        [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards, parts.own_name,
+         parts.delete, parts.share, parts.count], **HIDDEN,
     ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
+    parts.share.input(events.share, [parts.chosen, parts.share], None, **HIDDEN)
     parts.rename.click(events.rename, [parts.chosen, parts.name],
                        [parts.chosen, parts.about, parts.search, parts.cards, parts.message], **MINE)  # fmt: skip
     parts.delete.click(events.delete, [parts.chosen, parts.search],

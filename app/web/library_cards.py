@@ -3,51 +3,48 @@
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
+from app.inference_session import InferenceSession
 from app.web.context import AppContext
 from app.web.html import empty_state, note, render
-from hra_diffusion import library, pipeline, trash
+from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import read_info
-from hra_diffusion.library import BrokenAdapter, SavedAdapter
 from training.runs import lookup
 
 
-def show_cards(context: AppContext, search: str = "", chosen: str | None = None) -> Markup:
-    """Return the adapters that match the search as cards, newest first."""
-    files = list(library.scan([context.output]))
-    if not files:
-        return empty_state("No adapters yet", "Trained adapters appear here. You can also import a file below.")
-    terms = search.casefold().split()
-    matching = [file for file in files if all(term in _searchable(file) for term in terms)]
-    if not matching:
+PAGE = 60
+"""Number of cards that are shown at first, and that each press of "Show more" adds."""
+
+
+def show_cards(context: AppContext, search: str = "", chosen: str | None = None, count: int = PAGE) -> Markup:
+    """Return the adapters that match the search as cards, newest first, at most ``count``."""
+    rows = context.library(search, count + 1)
+    if not rows and search.strip():
         return note("No adapter matches the search.", "plain")
-    found = [file for file in matching if isinstance(file, SavedAdapter)]
-    broken = [file for file in matching if isinstance(file, BrokenAdapter)]
-    found.sort(key=lambda saved: -saved.path.stat().st_mtime)
-    return render("library_cards", cards=[_card(context, saved) for saved in found], chosen=chosen, broken=broken)
+    if not rows:
+        return empty_state("No adapters yet", "Trained adapters appear here. You can also import a file below.")
+    shown = [row for row in rows[:count] if (context.output / row["path"]).is_file()]
+    cards = [_card(context, row) for row in shown if not row["error"]]
+    broken = [row for row in shown if row["error"]]
+    more = count + PAGE if len(rows) > count else 0
+    return render("library_cards", cards=cards, chosen=chosen, broken=broken, more=more)
 
 
-def _searchable(file: SavedAdapter | BrokenAdapter) -> str:
-    if isinstance(file, BrokenAdapter):
-        return file.path.name.casefold()
-    info = file.info
-    return f"{info.name} {info.method} {info.base} {info.subject}".casefold()
-
-
-def _card(context: AppContext, saved: SavedAdapter) -> dict[str, object]:
-    info, file = saved.info, saved.path.stat()
+def _card(context: AppContext, row: Any) -> dict[str, object]:
+    path = context.output / row["path"]
     return {
-        "key": context.key(saved.path),
-        "name": info.name,
-        "method": method_title(info.method),
-        "base": info.base,
-        "size": f"{file.st_size / 1e6:.1f} MB",
-        "date": time.strftime("%d %b %Y", time.localtime(file.st_mtime)),
-        "sample": next(iter(lookup.samples_of(saved.path)), None),
-        "incompatible": incompatibility(context, saved.path),
+        "key": row["path"],
+        "name": row["name"],
+        "method": method_title(row["method"]),
+        "base": row["base"],
+        "size": f"{row['size'] / 1e6:.1f} MB",
+        "date": time.strftime("%d %b %Y", time.localtime(row["modified"] / 1e9)),
+        "sample": next(iter(lookup.samples_of(path)), None),
+        "incompatible": incompatibility(context, path),
     }
 
 
@@ -65,16 +62,17 @@ def incompatibility(context: AppContext, path: Path) -> str:
     if not session.loaded or not session.lock.acquire(blocking=False):
         return ""
     try:
-        return _incompatibility(context, session.base, path, path.stat().st_mtime_ns)
+        return _incompatibility(session, session.base, path, path.stat().st_mtime_ns)
     finally:
         session.lock.release()
 
 
 @functools.lru_cache(maxsize=500)
-def _incompatibility(context: AppContext, base: str, path: Path, modified: int) -> str:
-    return pipeline.incompatibility(read_info(path), context.session.pipe)
+def _incompatibility(session: InferenceSession, base: str, path: Path, modified: int) -> str:
+    return pipeline.incompatibility(read_info(path), session.pipe)
 
 
 def show_bin(context: AppContext) -> Markup:
-    """Return what was deleted and can still be restored."""
-    return render("library_bin", entries=[(key, key.split("-", 1)[1]) for key in trash.keys(context.output)])
+    """Return what the visitor has deleted and can still restore."""
+    keys = [key for key in trash.keys(context.output) if context.person.may_change(context.binned(key))]
+    return render("library_bin", entries=[(key, key.split("-", 1)[1]) for key in keys])

@@ -1,6 +1,8 @@
 """Importing and exporting adapter files on the Library tab."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from markupsafe import Markup
@@ -13,8 +15,10 @@ from hra_diffusion import library
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import remove
 from hra_diffusion.names import unused_name
-from training.runs import lookup
+from training.runs import lookup, owners
+from training.runs.owners import Owner
 
 OWN = "own"
 EXPORTS = {
@@ -51,14 +55,26 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
     Files of other programs must fit the base model in use. Raises UserError for a file that is no adapter.
     """
     if is_adapter_file(file):
-        return library.add_file(file, context.output), []
+        with _owned_folder(context, read_info(file).name) as folder:
+            return library.add_file(file, folder), []
     import_libraries()
     from hra_diffusion import interop
 
-    name = unused_name(interop.name_for(file), context.output)
-    with context.session.lock:
-        path, report = interop.import_adapter(context.session.pipe, file, context.output / name, name)
+    with context.session.lock, _owned_folder(context, interop.name_for(file)) as folder:
+        path, report = interop.import_adapter(context.session.pipe, file, folder, folder.name)
     return path, report.lines
+
+
+@contextlib.contextmanager
+def _owned_folder(context: AppContext, name: str) -> Iterator[Path]:
+    """Yield a new folder of the visitor, numbered if its name is in use. It is deleted if the block fails."""
+    folder = context.output / unused_name(name, context.output)
+    owners.write(folder, Owner(owner=context.person.name))
+    try:
+        yield folder
+    except BaseException:
+        remove(folder)
+        raise
 
 
 def export_warning(context: AppContext, key: str, form: str) -> Markup:

@@ -1,4 +1,4 @@
-"""Logins: a file with one name and salted scrypt hash per line. Passwords are not stored."""
+"""Logins: a file with one name and salted scrypt hash per line, and who is an admin. Passwords are not stored."""
 
 import base64
 import contextvars
@@ -21,8 +21,9 @@ from hra_diffusion.names import validated_name
 N, R, P = 2**15, 8, 1
 """Cost of scrypt: 32 MiB and about 0.1 s per attempt."""
 MIN_LENGTH = 8
-LOGIN = re.compile(r"[^:]+:scrypt\$[\w+/=]{24}\$[\w+/=]{88}", re.ASCII)
-"""A line of the file: name, 16 bytes of salt and 64 bytes of hash in base64."""
+ADMIN = ":admin"
+LOGIN = re.compile(rf"[^:]+:scrypt\$[\w+/=]{{24}}\$[\w+/=]{{88}}(?:{ADMIN})?", re.ASCII)
+"""A line of the file: name, 16 bytes of salt and 64 bytes of hash in base64, and ``ADMIN`` for an admin."""
 
 
 ADDRESS: contextvars.ContextVar[str] = contextvars.ContextVar("address", default="")
@@ -31,8 +32,10 @@ PERIOD, PER_NAME, PER_ADDRESS = 60.0, 10, 20
 """Attempts within these seconds for a name, and from an address."""
 
 
-def add_user(file: Path, name: str, password: str) -> None:
+def add_user(file: Path, name: str, password: str, admin: bool = False) -> None:
     """Add a login to the file, or replace the one of that name. Only the file's owner can read it.
+
+    ``admin``: whether the login sees and changes what belongs to all.
 
     Raises UserError for a password that is too short.
     """
@@ -40,15 +43,22 @@ def add_user(file: Path, name: str, password: str) -> None:
         raise UserError(f"the password must have at least {MIN_LENGTH} characters")
     salt = secrets.token_bytes(16)
     logins = _read(file) if file.exists() else {}
-    logins[validated_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}"
+    logins[validated_name(name)] = f"scrypt${_text(salt)}${_text(_hash(password, salt))}{ADMIN * admin}"
     write_private(file, "".join(f"{user}:{secret}\n" for user, secret in logins.items()))
 
 
 def check(file: Path, name: str, password: str) -> bool:
     """Return whether the name and password match a login. Takes equally long for unknown names."""
     secret = _read(file).get(unicodedata.normalize("NFC", name), f"scrypt${_text(bytes(16))}${_text(bytes(64))}")
-    _, salt, expected = secret.split("$")
+    _, salt, expected = secret.removesuffix(ADMIN).split("$")
     return hmac.compare_digest(_hash(password, base64.b64decode(salt)), base64.b64decode(expected))
+
+
+def admins(file: Path) -> set[str]:
+    """Return the names of the admins. Damaged lines, and a missing file, have none."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    logins = (line.strip() for line in lines)
+    return {line.split(":")[0] for line in logins if line.endswith(ADMIN) and LOGIN.fullmatch(line)}
 
 
 class LoginCheck:

@@ -4,11 +4,13 @@ import contextlib
 
 from markupsafe import Markup
 
+from app.web import quotas
 from app.web.context import AppContext
 from app.web.html import render
 from hra_diffusion.errors import UserError
-from training.runs import progress
+from training.runs import owners, progress
 from training.runs.event_text import PHASES
+from training.runs.owners import LOCAL, Person
 from training.runs.queue import OVER, Job
 
 LABELS = {"waiting": "waiting", "died": "interrupted", "finished": "ready"}
@@ -21,13 +23,24 @@ def label(job: Job) -> str:
     return LABELS.get(job.status, job.status)
 
 
-def show_runs(jobs: list[Job]) -> Markup:
-    """Return the runs with their buttons."""
+def show_runs(jobs: list[Job], person: Person = LOCAL) -> Markup:
+    """Return the runs with the buttons for a person. Admins see whose they are."""
     rows = [
-        {"job": job, "label": label(job), "kind": BADGE_KINDS.get(job.status, ""), "actions": _actions(job)}
+        {
+            "job": job,
+            "label": label(job),
+            "kind": BADGE_KINDS.get(job.status, ""),
+            "actions": _actions(job) if person.may_change(job.owner) else [],
+            "owner": _of(job.owner.owner) if person.is_admin and job.owner.owner != person.name else "",
+            "shared": job.owner.shared,
+        }
         for job in jobs
     ]
     return render("run_list", rows=rows)
+
+
+def _of(owner: str) -> str:
+    return "of a visitor" if owner.startswith("#") else f"of {owner}" if owner else "of this machine"
 
 
 def _actions(job: Job) -> list[tuple[str, str]]:
@@ -41,20 +54,25 @@ def _actions(job: Job) -> list[tuple[str, str]]:
 
 
 def act_on_run(context: AppContext, action: str, name: str) -> None:
-    """Carry out an action from the list of runs. Raises RunError."""
+    """Carry out an action from the list of runs. Raises RunError, also for a run of somebody else."""
     queue = context.queue
+    place = context.own_job(name).place or 0
     match action:
         case "stop":
             queue.stop(name)
         case "resume":
-            queue.resume(name)
+            with queue.index.writing():
+                quotas.require_turns(context)
+                queue.resume(name)
             queue.start()
         case "cancel":
             queue.cancel(name)
         case "delete":
             queue.discard(name)
         case "earlier":
-            queue.move(name, (queue.job(name).place or 0) - 1)
+            if place and not context.person.may_change(owners.read(context.output / queue.waiting()[place - 1])):
+                raise UserError("the run before it belongs to somebody else")
+            queue.move(name, place - 1)
 
 
 def progress_text(job: Job, state: progress.Progress) -> str:

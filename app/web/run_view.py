@@ -1,23 +1,26 @@
 """The run beside the training form: following it, and what can be done with it."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.web.context import AppContext
-from app.web.events import MINE, QUIET, changed, clicked, say, user_errors
+from app.web import cleaning, quotas
+from app.web.context import SHARE, AppContext
+from app.web.events import HIDDEN, MINE, QUIET, changed, clicked, say, user_errors
 from app.web.html import empty_state, note
 from app.web.run_list import act_on_run
 from app.web.run_report import show_head, show_log, show_loss, show_samples
 from app.web.theme import CLICKS
+from app.web.values import Flag
 from hra_diffusion.errors import UserError
 from hra_diffusion.names import unused_name
 from training import config as configs
 from training.memory import advice
-from training.runs import progress
+from training.runs import owners, progress
 from training.runs.queue import OVER, Job
 
 
@@ -40,6 +43,7 @@ class RunView:
     again: gr.Button
     generate: gr.Button
     compare: gr.Button
+    share: gr.Checkbox
     shown: gr.State
     displayed: gr.State
     seen: gr.State
@@ -47,8 +51,8 @@ class RunView:
     @property
     def outputs(self) -> list[Any]:
         """Components that ``refresh`` updates."""
-        return [self.head, self.plot, self.samples, self.log, self.log_accordion, *self.buttons, self.seen,
-                self.displayed]  # fmt: skip
+        return [self.head, self.plot, self.samples, self.log, self.log_accordion, *self.buttons, self.share,
+                self.seen, self.displayed]  # fmt: skip
 
     @property
     def buttons(self) -> list[Any]:
@@ -71,18 +75,19 @@ def build() -> RunView:
                     "Train again with this change", variant="primary", visible=False, size="md", min_width=120
                 ),
             }
+        share = gr.Checkbox(False, label=SHARE, visible=False)
         samples = gr.HTML(js_on_load=CLICKS, elem_id="rounds")
         with gr.Accordion("Log", open=False, visible=False) as log_accordion:
             log = gr.HTML()
-    return RunView(head, plot, samples, log, log_accordion, **buttons, shown=gr.State(""), displayed=gr.State(""),
-                   seen=gr.State())  # fmt: skip
+    return RunView(head, plot, samples, log, log_accordion, **buttons, share=share, shown=gr.State(""),
+                   displayed=gr.State(""), seen=gr.State())  # fmt: skip
 
 
 def find(context: AppContext, name: str) -> Job | None:
     """Return the run of that name, or else the run in progress or the newest one."""
     with contextlib.suppress(UserError):  # no name, or a run that was deleted
-        return context.queue.job(name)
-    return next(iter(context.queue.jobs(1)), None)
+        return context.job(name)
+    return next(iter(context.jobs(1)), None)
 
 
 def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> list[Any]:
@@ -95,20 +100,23 @@ def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> lis
         state, config = progress.read(job.run), job.run.config
     except UserError as error:  # a configuration edited by hand, or of another version
         return _only(note(f"{job.run.name} can't be shown: {error}", "bad"), seen)
+    if not (own := context.person.may_change(job.owner)):  # these texts name photos and folders
+        state, job = dataclasses.replace(state, notices=[], log=[]), dataclasses.replace(job, reason="ask its owner")
     head = show_head(job, state, config)
     samples = [job.run.name, sorted(state.samples), state.checkpoints, sorted(state.scores)]
     new_state = changed([head, state.step, len(state.losses), state.log[-1:]], seen[0] if seen else None)
     new_samples = changed(samples, seen[1] if seen else None)
     if not new_state and not new_samples:
-        return [gr.skip()] * 13
+        return [gr.skip()] * 14
     now = (new_state or seen[0], new_samples or seen[1])  # type: ignore[index]
     return [
         head,
         show_loss(state, job.steps),
         show_samples(job, state, config) if new_samples else gr.skip(),
-        show_log(job, state),
-        gr.update(visible=True),
-        *_offered(job),
+        show_log(job, state) if own else "",
+        gr.update(visible=own),
+        *_offered(job, own),
+        gr.update(visible=context.may_share(job.owner), value=job.owner.shared),
         now,
         job.run.name,
     ]
@@ -118,25 +126,28 @@ def _only(text: str, seen: tuple[str, str] | None) -> list[Any]:
     """Return updates that show this text alone, unless it is shown already."""
     now = (text, "")
     if now == seen:
-        return [gr.skip()] * 13
-    return [text, "", "", "", gr.update(visible=False), *_offered(None), now, ""]
+        return [gr.skip()] * 14
+    hidden = gr.update(visible=False)
+    return [text, "", "", "", hidden, *_offered(None, False), hidden, now, ""]
 
 
-def _offered(job: Job | None) -> list[Any]:
-    """Return which buttons apply to the run."""
+def _offered(job: Job | None, own: bool) -> list[Any]:
+    """Return which buttons apply to the run. ``own``: whether the visitor may change it."""
     status = job.status if job else ""
     has_advice = bool(job and status == "failed" and advice.advise(job.reason, job.run.config).changes)
     done = status == "finished"
-    visible = [status == "running", status == "running", status in OVER and not has_advice, has_advice, done, done]
-    return [gr.update(visible=v) for v in visible]
+    changes = [status == "running", status == "running", status in OVER and not has_advice, has_advice]
+    return [gr.update(visible=v) for v in [*(own and change for change in changes), done, done]]
 
 
 def train_again(context: AppContext, name: str) -> str:
     """Queue the run once more with the changes that the advice suggests; returns its new name."""
-    job = context.queue.job(name)
+    job = context.own_job(name)
     config, new = job.run.config, unused_name(name, context.output)
     values = config.model_dump(mode="json") | advice.advise(job.reason, config).changes | {"name": new}
-    context.queue.add(configs.parse(values))
+    with context.queue.index.writing():
+        quotas.require_turns(context)
+        context.queue.add(configs.parse(values), owners.read(job.run.folder))
     context.queue.start()
     return new
 
@@ -147,28 +158,35 @@ class Events:
     def __init__(self, context: AppContext):
         self.context = context
 
-    def watch(self, name: str, seen: Any) -> list[Any]:
-        return refresh(self.context, name, seen)
+    def watch(self, name: str, seen: Any, request: gr.Request) -> list[Any]:
+        return refresh(self.context.for_visitor(request), name, seen)
 
     def restore(self, request: gr.Request) -> str:
+        cleaning.note_visit(self.context, request)
         return self.context.draft(request).read().values.get("watching", "")
 
     def acting(self, action: str) -> Any:
         @user_errors
-        def act(shown: str, displayed: str) -> list[Any]:
-            act_on_run(self.context, action, displayed)
-            return refresh(self.context, shown, None)
+        def act(shown: str, displayed: str, request: gr.Request) -> list[Any]:
+            context = self.context.for_visitor(request)
+            act_on_run(context, action, displayed)
+            return refresh(context, shown, None)
 
         return act
 
     @user_errors
-    def sample_now(self, name: str) -> None:
-        self.context.queue.job(name).run.request("sample-now")
+    def sample_now(self, name: str, request: gr.Request) -> None:
+        self.context.for_visitor(request).own_job(name).run.request("sample-now")
         say("Sample pictures follow after the current step.")
 
     @user_errors
+    def share(self, name: str, shared: Flag, request: gr.Request) -> None:
+        context = self.context.for_visitor(request)
+        context.share(context.own_job(name).run.folder, shared)
+
+    @user_errors
     def train_again(self, name: str, request: gr.Request) -> str:
-        new = train_again(self.context, name)
+        new = train_again(self.context.for_visitor(request), name)
         self.context.draft(request).save_values(watching=new)
         return new
 
@@ -176,24 +194,25 @@ class Events:
     def show(self, event: gr.EventData, request: gr.Request) -> Any:
         if clicked(event)["do"] != "show":
             return gr.skip(), gr.skip(), gr.skip()
-        name = self.context.queue.job(clicked(event)["run"]).run.name
+        name = self.context.for_visitor(request).job(clicked(event)["run"]).run.name
         self.context.draft(request).save_values(watching=name)
         return name, None, gr.Tabs(selected="train")
 
     @user_errors
-    def open_generate(self, name: str) -> tuple[Any, ...]:
-        return _open_tab(self.context, "generate", self.context.queue.job(name).run.adapter)
+    def open_generate(self, name: str, request: gr.Request) -> tuple[Any, ...]:
+        context = self.context.for_visitor(request)
+        return _open_tab(context, "generate", context.job(name).run.adapter)
 
     @user_errors
-    def open_checkpoint(self, name: str, event: gr.EventData) -> tuple[Any, ...]:
-        run = self.context.queue.job(name).run
-        return _open_tab(
-            self.context, "generate", run.checkpoint_folder(int(clicked(event)["step"])) / "adapter.safetensors"
-        )
+    def open_checkpoint(self, name: str, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        context = self.context.for_visitor(request)
+        checkpoint = context.job(name).run.checkpoint_folder(int(clicked(event)["step"]))
+        return _open_tab(context, "generate", checkpoint / "adapter.safetensors")
 
     @user_errors
-    def open_compare(self, name: str) -> tuple[Any, ...]:
-        return _open_tab(self.context, "compare", *trained_on_same_photos(self.context, name))
+    def open_compare(self, name: str, request: gr.Request) -> tuple[Any, ...]:
+        context = self.context.for_visitor(request)
+        return _open_tab(context, "compare", *trained_on_same_photos(context, name))
 
 
 def connect(
@@ -207,6 +226,7 @@ def connect(
     view.stop.click(events.acting("stop"), [view.shown, view.displayed], view.outputs, **MINE)
     view.resume.click(events.acting("resume"), [view.shown, view.displayed], view.outputs, **MINE)
     view.sample_now.click(events.sample_now, view.displayed, None, **MINE)
+    view.share.input(events.share, [view.displayed, view.share], None, **HIDDEN)
     view.again.click(events.train_again, view.displayed, view.shown, **MINE)
     view.generate.click(events.open_generate, view.displayed, [tabs, generating.adapters], **MINE)
     view.samples.click(events.open_checkpoint, view.displayed, [tabs, generating.adapters], **MINE)
@@ -215,9 +235,9 @@ def connect(
 
 
 def trained_on_same_photos(context: AppContext, name: str) -> list[Path]:
-    """Return the adapters of all finished runs on the same photos, oldest first."""
-    photos, found = context.queue.job(name).run.config.photos, []
-    for job in reversed(context.queue.jobs()):
+    """Return the adapters of all finished runs on the same photos that the visitor may see, oldest first."""
+    photos, found = context.job(name).run.config.photos, []
+    for job in reversed(context.jobs()):
         with contextlib.suppress(UserError):  # a configuration edited by hand
             if job.status == "finished" and job.run.config.photos == photos:
                 found.append(job.run.adapter)

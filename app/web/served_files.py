@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
-SAMPLES = re.compile(r"[^.][^/]*/samples/[^/]+\.png")
-"""Sample images of a run, which all visitors see."""
+from app.web.context import AppContext
+from training.runs import owners
+
+SAMPLES = re.compile(r"(?P<folder>[^./][^/]*)/samples/[^/]+\.png")
+"""Sample images of a run, for whoever may see the run."""
 OWN = re.compile(
     r"visitors/(?P<folder>[0-9a-f]{32})/"
     r"(pictures/[^/]+\.png|compare/\d+/(pictures/[^/]+\.png|grid\.png|report\.html|pictures\.zip))"
@@ -14,12 +17,14 @@ PREPARED = re.compile(r"\.gradio/[0-9a-f]{64}/[^/]+")
 """Gradio's copies of uploads and downloads. The name of the folder is a hash of the content, which nobody can guess."""
 
 
-def is_served(output: Path, path: str, own: Path) -> bool:
-    """Return whether a request for a file is answered. ``own`` is the folder of the visitor who asks."""
+def is_served(context: AppContext, path: str, own: Path) -> bool:
+    """Return whether a visitor's request for a file is answered. ``own`` is the visitor's folder."""
     try:
-        name = Path(path).resolve().relative_to(output.resolve()).as_posix()
+        name = context.key(Path(path))
     except (ValueError, OSError, RuntimeError):  # outside, not a path, a circle of links
         return False
     if found := OWN.fullmatch(name):
         return found["folder"] == own.name
-    return bool(SAMPLES.fullmatch(name) or PREPARED.fullmatch(name))
+    if found := SAMPLES.fullmatch(name):
+        return context.person.may_see(owners.read(context.output / found["folder"]))
+    return bool(PREPARED.fullmatch(name))

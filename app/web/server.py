@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.web.limits import DEFAULTS, Limits
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 MAX_THREADS = 100
 """Threads of the server: waiting requests for images take up to 40 (``drawing_queue.MAX_TURNS``)."""
@@ -41,10 +43,13 @@ def serve(
     clip: str | None = None,
     prediction_type: str | None = None,
     rescale_zero_snr: bool | None = None,
+    limits: Limits = DEFAULTS,
+    keep_visitors_days: float = 30.0,
 ) -> Any:
     """Start the page and load the base model in the background. Returns the blocks if ``block`` is False.
 
-    ``dtype``: precision of the base models; None for the one that the device is made for.
+    ``dtype``: precision of the base models; None for the one that the device is made for. ``limits``: of
+    each person, unless the page is local. ``keep_visitors_days``: see ``AppContext``.
     """
     gc.disable()  # until all imports are done: collections take a seventh of the start and free nothing
     prepare_environment(output)
@@ -54,12 +59,17 @@ def serve(
     from app.web.context import AppContext
     from hra_diffusion.files import make_folder, sweep
     from hra_diffusion.models import devices
+    from training.runs.owners import LOCAL, Person
 
     make_folder(output)
     sweep(output)
     dtype = dtype or devices.preferred_dtype(devices.device_for(device))
     session = InferenceSession(bases[0], device, dtype, clip, prediction_type, rescale_zero_snr, output)
-    context = AppContext(output, session, list(bases), local=host in LOOPBACK and not auth and not share)
+    local = host in LOOPBACK and not auth and not share
+    context = AppContext(
+        output, session, list(bases), local=local, auth=auth, limits=limits,
+        keep_visitors_days=keep_visitors_days, person=LOCAL if local else Person(""),
+    )  # fmt: skip
     _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()
     page = build(context)

@@ -18,6 +18,7 @@ from app.web.values import Line
 from hra_diffusion.errors import UserError
 from hra_diffusion.models import devices
 from training.runs import catalog, progress
+from training.runs.owners import LOCAL, Person
 from training.runs.queue import Job
 from training.runs.run_folder import Run
 
@@ -71,18 +72,20 @@ def build(context: AppContext) -> StatusBar:
 def connect(context: AppContext, page: gr.Blocks, status: StatusBar) -> None:
     """Connect the events. ``run_view`` handles the runs' Show buttons."""
 
-    def watch(seen: Seen | None) -> tuple[Any, ...]:
-        return refresh(context, seen)
+    def watch(seen: Seen | None, request: gr.Request) -> tuple[Any, ...]:
+        return refresh(context.for_visitor(request), seen)
 
     @user_errors
-    def act(event: gr.EventData) -> tuple[Any, ...]:
-        act_on_run(context, clicked(event)["do"], clicked(event)["run"])
+    def act(event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        if clicked(event)["do"] != "show":  # run_view's
+            act_on_run(context.for_visitor(request), clicked(event)["do"], clicked(event)["run"])
         if clicked(event)["do"] == "delete":
             say(f"{clicked(event)['run']} is now in the bin, at the bottom of the Library tab.")
-        return refresh(context, None)
+        return refresh(context.for_visitor(request), None)
 
     @user_errors
-    def change(base: Line, device: Line) -> None:
+    def change(base: Line, device: Line, request: gr.Request) -> None:
+        require_may_configure(context.for_visitor(request))
         if base not in context.bases or device not in devices.available():
             raise UserError("this base model or device is not offered here; reload the page")
         context.session.change(base, device)
@@ -108,9 +111,11 @@ def followed(context: AppContext) -> object:
 
 
 def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
-    """Return updates of all components that differ from ``seen``. Any visitor may change the base and the device."""
-    jobs, session = context.queue.jobs(MAX_RUNS), context.session
-    line, runs = show_status(jobs, context.queue.count("waiting"), sharing(session)), show_runs(jobs)
+    """Return updates of all components that differ from ``seen``. Other visitors may change the base and the device."""
+    jobs, session, waiting = context.jobs(MAX_RUNS), context.session, context.queue.count("waiting")
+    running = next((job for job in [*jobs[:1], *context.queue.jobs(1)] if job.status == "running"), None)
+    line = show_status(running, jobs, waiting, sharing(session), context.person)
+    runs = show_runs(jobs, context.person)
     selection = session.base, devices.device_for(session.device)
     digest, *selected = seen or ("", "", "")
     new_digest = changed([line, runs], digest)
@@ -119,8 +124,17 @@ def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     updates = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(selection, selected, strict=True))
     base, device = updates
     if base != gr.skip():  # it may have been chosen after the page was built
-        base |= {"choices": [(base_name(name), name) for name in context.bases], "interactive": len(context.bases) > 1}
+        choices = [(base_name(name), name) for name in context.bases]
+        base |= {"choices": choices, "interactive": len(choices) > 1 and context.may_configure}
+    if device != gr.skip():
+        device |= {"interactive": len(devices.available()) > 1 and context.may_configure}
     return line, runs, base, device, (new_digest or digest, *selection)
+
+
+def require_may_configure(context: AppContext) -> None:
+    """Raise UserError if the visitor may not change the base model and the device of all."""
+    if not context.may_configure:
+        raise UserError("everyone uses the same base model and device; only an admin can change them")
 
 
 def base_name(base: str) -> str:
@@ -135,21 +149,26 @@ def sharing(session: InferenceSession) -> str:
     return "Pictures share the device." if session.hold.neighbours() else ""
 
 
-def show_status(jobs: list[Job], waiting: int, sharing: str) -> Markup:
+def show_status(
+    running: Job | None, jobs: list[Job], waiting: int, sharing: str, person: Person = LOCAL
+) -> Markup:  # fmt: skip
     """Return one line about the run in progress or an interrupted one.
 
     Args:
-        jobs: the first runs of the queue.
+        running: the run in progress. Its name is shown to those who may see it.
+        jobs: the first runs of the queue that the person may see.
         waiting: number of waiting runs.
         sharing: how images and runs share the device.
     """
-    running = next((job for job in jobs if job.status == "running"), None)
     if running is None:
-        return render("status_bar", running=None, died=next((job for job in jobs if job.status == "died"), None))
+        died = next((job for job in jobs if job.status == "died" and person.may_change(job.owner)), None)
+        return render("status_bar", running=None, died=died)
     state = progress.read(running.run)
     return render(
         "status_bar",
         running=running,
+        name=running.run.name if person.may_see(running.owner) else "",
+        stoppable=person.may_change(running.owner),
         progress=progress_text(running, state),
         percent=round(100 * state.step / max(1, running.steps)),
         waiting=waiting,

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.web import base_chooser, run_view, train_form, train_photos
+from app.web import base_chooser, quotas, run_view, train_form, train_photos
 from app.web.context import AppContext
 from app.web.events import MINE, QUIET, say, user_errors
 from app.web.status_bar import StatusBar
@@ -53,7 +53,8 @@ def connect(
     @user_errors
     def start(request: gr.Request, base: Line, *values: Any) -> str:
         draft = context.draft(request)
-        names = queue_runs(context, form.entries, draft, base, FormValues.of(values))
+        quotas.require_space(context.for_visitor(request), request)
+        names = queue_runs(context.for_visitor(request), form.entries, draft, base, FormValues.of(values))
         draft.save_values(watching=names[0])
         say(f"{', '.join(names)}: in the queue. Training continues if you close this page.")
         return names[0]

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.web import form
+from app.web import form, quotas
 from app.web.context import AppContext
 from app.web.status_bar import base_name
 from app.web.values import Flag, Line, Method, Methods, Mode, Preset, Text, row
 from hra_diffusion import yaml_text
 from hra_diffusion.errors import UserError
+from hra_diffusion.files import remove
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_photo_folder
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
+from training.runs.owners import Owner
 
 NOT_FROM_YAML = (
     "photos", "boxes", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
@@ -171,9 +173,16 @@ def queue_runs(
             raise UserError(f"{new!r} exists already; choose another name")
     photos = free_photo_folder(context.output, name).resolve()
     boxes = {str(path): box for path, box in draft.copy_photos(photos).items()}
-    for new, config in zip(names, runs, strict=True):
-        settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
-        context.queue.add(configs.parse(settings | {"photos": [str(photos)], "boxes": boxes}))
+    with context.queue.index.writing():
+        try:
+            quotas.require_turns(context, len(runs))
+        except UserError:
+            remove(photos)
+            raise
+        for new, config in zip(names, runs, strict=True):
+            settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
+            config = configs.parse(settings | {"photos": [str(photos)], "boxes": boxes})
+            context.queue.add(config, Owner(owner=context.person.name))
     context.queue.start()
     return names
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import gradio as gr
 from pydantic import Field
 
+from app.web import quotas
 from app.web.context import AppContext
 from app.web.events import HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
 from app.web.html import note, render, step_title
@@ -114,6 +115,7 @@ class PhotoEvents:
 
     @user_errors
     def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
+        quotas.require_space(self.context.for_visitor(request), request)
         uploaded = [Path(file) for file in files or []]
         refused = self.context.draft(request).add(uploaded[: 2 * MAX_PHOTOS])
         for file in uploaded:  # the draft has its own copies

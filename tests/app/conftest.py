@@ -40,4 +40,4 @@ def context(output, base_folder):
     from app.inference_session import InferenceSession
     from app.web.context import AppContext
 
-    return AppContext(output, InferenceSession(str(base_folder), "cpu"), [str(base_folder)])
+    return AppContext(output, InferenceSession(str(base_folder), "cpu"), [str(base_folder)], local=True)

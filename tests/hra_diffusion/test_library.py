@@ -50,8 +50,8 @@ def test_renaming_refuses_a_name_in_use(adapter, tmp_path):
     assert read_info(adapter).name == "Rex"
 
 
-def test_added_files_are_checked_and_numbered(adapter, tmp_path):
-    copy = library.add_file(adapter, tmp_path)
+def test_added_files_are_checked_and_named_after_their_folder(adapter, tmp_path):
+    copy = library.add_file(adapter, tmp_path / "Rex 2")
     assert copy == tmp_path / "Rex 2" / "Rex 2.safetensors" and read_info(copy).name == "Rex 2"
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, other)
@@ -103,8 +103,7 @@ def test_rename_trash_and_restore_by_the_rules_of_windows(windows, adapter, tmp_
     assert read_info(path).name == "Max" and path == tmp_path / "Max" / "Max.safetensors"
     key = trash.move_to_trash(path, tmp_path)
     assert trash.restore(key, tmp_path) == tmp_path / "Max"
-    copy = library.add_file(path, tmp_path)
-    assert copy.stem == "Max 2"
+    copy = library.add_file(path, tmp_path / "Max 2")
     assert all(torch.equal(tensor, before[key]) for key, tensor in load_file(copy).items())
     assert not windows, "no file was in use when it was replaced or deleted"
 

@@ -9,18 +9,23 @@ from hra_diffusion import library, trash
 from hra_diffusion.errors import Note
 
 
+def delete_expired(folder, **options):
+    for key in trash.expired(folder, **options):
+        trash.delete(key, folder)
+
+
 def test_items_are_restored_or_expire(adapter, tmp_path):
     key = trash.move_to_trash(adapter, tmp_path)
     assert not adapter.exists() and trash.keys(tmp_path) == [key] and not list(library.list_adapters([tmp_path]))
     trash.restore(key, tmp_path)
     assert adapter.is_file() and (adapter.parent / "samples").is_dir() and trash.keys(tmp_path) == []
     key = trash.move_to_trash(adapter, tmp_path)
-    trash.delete_expired(tmp_path)
+    delete_expired(tmp_path)
     assert trash.keys(tmp_path) == [key], "a new item is kept"
     old = f"{int(time.time()) - 31 * 86400}-Rex"
     for path in (tmp_path / ".bin" / key, tmp_path / ".bin" / f"{key}.from"):
         path.rename(path.with_name(path.name.replace(key, old)))
-    trash.delete_expired(tmp_path)
+    delete_expired(tmp_path)
     assert trash.keys(tmp_path) == []
     with pytest.raises(ValueError, match="not in the bin"):
         trash.restore(old, tmp_path)
@@ -42,7 +47,7 @@ def test_restoring_without_a_valid_note_of_the_origin(adapter, tmp_path, note):
     origin = tmp_path / ".bin" / f"{key}.from"
     origin.unlink() if note is None else origin.write_text(note)
     assert trash.keys(tmp_path) == [key]
-    trash.delete_expired(tmp_path, days=1)
+    delete_expired(tmp_path, days=1)
     assert trash.restore(key, tmp_path) == tmp_path / "Rex" and adapter.is_file()
     assert trash.keys(tmp_path) == []
 

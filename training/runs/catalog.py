@@ -15,7 +15,7 @@ from typing import Any
 from hra_diffusion.adapters.adapter_file import OtherFileError, read_info
 from hra_diffusion.errors import UserError
 from training import config as configs
-from training.runs import state
+from training.runs import owners, state
 from training.runs.index import Index
 from training.runs.run_folder import Run
 from training.runs.state import RunState
@@ -48,17 +48,18 @@ def _enter_run(index: Index, name: str) -> None:
     folder = index.output / name
     for _ in range(3):  # a file that was just damaged, or is being written, changes meanwhile
         stamp = state.stamp(folder)
-        now = _state(folder)
+        now, owner = _state(folder), owners.read(folder)
         with index.writing() as database:
             if state.stamp(folder) != stamp:
                 continue
             if now:
                 state.enter(index, name, now, stamp)
-            else:
+            else:  # an adapter without a run, or another program's folder
                 database.execute(
-                    "INSERT INTO folders (name, run_stamp) VALUES (?, ?) "
-                    "ON CONFLICT (name) DO UPDATE SET run_stamp = excluded.run_stamp, status = NULL",
-                    (name, stamp),
+                    "INSERT INTO folders (name, run_stamp, owner, shared) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO "
+                    "UPDATE SET run_stamp = excluded.run_stamp, status = NULL, owner = excluded.owner, "
+                    "shared = excluded.shared",
+                    (name, stamp, owner.owner, owner.shared),
                 )
             return
 
@@ -105,6 +106,7 @@ def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) ->
             status = path.stat()
             if known.get(key) != (status.st_size, status.st_mtime_ns):
                 rows.append((key, folder_name, *_facts(path), status.st_size, status.st_mtime_ns))
+    owner = owners.read(folder)
     with index.writing() as database:
         database.executemany(
             "INSERT OR REPLACE INTO adapters (path, folder, step, name, method, base, subject, class_noun, words, error, "
@@ -113,9 +115,9 @@ def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) ->
         )
         database.executemany("DELETE FROM adapters WHERE path = ?", [(key,) for key in known.keys() - found.keys()])
         database.execute(
-            "INSERT INTO folders (name, adapter_stamp) VALUES (?, ?) "
+            "INSERT INTO folders (name, adapter_stamp, owner, shared) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET adapter_stamp = excluded.adapter_stamp",
-            (folder_name, stamp),
+            (folder_name, stamp, owner.owner, owner.shared),
         )
 
 

@@ -112,5 +112,7 @@ def using(
 
 
 def describe(others: list[Lease]) -> str:
-    """Return who uses a device, for people: "the run Rex (5.1 GB) and the page (4.0 GB)"."""
-    return " and ".join(f"{lease.purpose} ({lease.memory / GIB:.1f} GB)" for lease in others)
+    """Return who uses a device: "a run (5.1 GB) and the page (4.0 GB)". A run's name is for its owner alone."""
+    names = {"train": "a run", "measure": "a measurement"}
+    uses = ((names.get(lease.kind, lease.purpose), lease.memory / GIB) for lease in others)
+    return " and ".join(f"{name} ({memory:.1f} GB)" for name, memory in uses)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hra_diffusion.files import FileError, make_folder, move, remove, to_file_error
 
-VERSION = 1
+VERSION = 2
 """Version of the schema. An index of another version is deleted and filled again."""
 BUSY_SECONDS = 30.0
 """How long to wait while another process writes."""
@@ -30,7 +30,9 @@ TABLES = (
     step INTEGER, steps INTEGER, reason TEXT,
     place REAL,                           -- orders the waiting runs; NULL for runs outside the queue
     device TEXT NOT NULL DEFAULT '',      -- asked for; '' for any
-    changed REAL NOT NULL DEFAULT 0       -- Unix seconds
+    changed REAL NOT NULL DEFAULT 0,      -- Unix seconds
+    owner TEXT NOT NULL DEFAULT '',       -- see ``owners.Owner``
+    shared INTEGER NOT NULL DEFAULT 0
 )""",
     """CREATE TABLE adapters (
     path TEXT PRIMARY KEY,                -- relative to the output folder
@@ -51,11 +53,12 @@ TABLES = (
     space TEXT NOT NULL, pid INTEGER NOT NULL, started REAL NOT NULL,
     since REAL NOT NULL, heartbeat REAL NOT NULL
 )""",
+    "CREATE TABLE requested (visitor TEXT NOT NULL, images INTEGER NOT NULL, time REAL NOT NULL)",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL)",
     "INSERT INTO facts VALUES ('revision', 0), ('scanned', 0)",
 )
 VISIBLE = {
-    "folders": "UPDATE OF status, step, steps, reason, place",
+    "folders": "UPDATE OF status, step, steps, reason, place, owner, shared",
     "adapters": "UPDATE",
     "leases": "UPDATE OF waiting",
 }

@@ -19,9 +19,10 @@ from hra_diffusion.models import devices
 from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import TrainConfig
-from training.runs import catalog, device_use, leases
+from training.runs import catalog, device_use, leases, owners
 from training.runs.index import Index
 from training.runs.leases import Lease
+from training.runs.owners import LOCAL, UNOWNED, Owner, Person
 from training.runs.run_folder import RUN_FILES, Run, RunError
 from training.runs.state import MAX_RESTARTS
 
@@ -39,6 +40,7 @@ class Job:
     Attributes:
         place: number of runs before it in the queue, if it is waiting.
         waits_for: what uses the memory that it needs, if it has been started and waits for it.
+        owner: whose it is.
     """
 
     run: Run
@@ -48,6 +50,7 @@ class Job:
     reason: str = ""
     place: int | None = None
     waits_for: str = ""
+    owner: Owner = UNOWNED
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,13 @@ class Queue:
         """The index of the output folder."""
         return Index(self.output)
 
-    def add(self, config: TrainConfig) -> Run:
+    def add(self, config: TrainConfig, owner: Owner = UNOWNED) -> Run:
         """Prepare a run and append it to the queue. Raises RunError if its name is taken."""
         run = Run(self.output / config.name)
         with self.index.writing():
             if run.folder.exists():
                 raise RunError(f"a run called {config.name!r} exists already; choose another name")
+            owners.write(run.folder, owner)  # first: others must never see the run
             configs.write(config, run.folder / "config.yaml")
             run.write_state("waiting", 0, config.steps, queued=time.time(), device=config.device or "")
         return run
@@ -121,17 +125,22 @@ class Queue:
         """Return a run with its status: "died" if it is recorded as running and no process trains it."""
         folder = self.output / validated_name(name)
         if not any((folder / file).is_file() for file in RUN_FILES):
-            raise RunError(f"there is no run called {name!r} in {self.output}")
+            raise self.missing(name)
         catalog.refresh_run(self.index, folder.name)
         jobs = self._jobs(self._rows("name = ?", folder.name))
         if not jobs:
             raise RunError(f"{folder} is not the folder of a run")
         return jobs[0]
 
-    def jobs(self, limit: int | None = None) -> list[Job]:
-        """Return the runs: those that train, the waiting ones in order, then the others, newest first."""
+    def missing(self, name: str) -> RunError:
+        """The error for a run that does not exist."""
+        return RunError(f"there is no run called {name!r} in {self.output}")
+
+    def jobs(self, limit: int | None = None, person: Person = LOCAL) -> list[Job]:
+        """Return the runs that a person may see: those that train, the waiting ones in order, then the newest."""
         catalog.scan_runs(self.index)
-        return self._jobs(self._rows("status IS NOT NULL", limit=limit))
+        condition, values = person.visible
+        return self._jobs(self._rows(f"status IS NOT NULL AND {condition}", *values, limit=limit))
 
     def count(self, status: str) -> int:
         """Return the number of runs with a status in their files."""
@@ -141,7 +150,7 @@ class Queue:
         names = [f"run {name}" for name in self.training()]
         marks = ",".join("?" * len(names))
         return self.index.rows(
-            f"SELECT name, status, step, steps, reason, place FROM folders WHERE {condition} "
+            f"SELECT name, status, step, steps, reason, place, owner, shared FROM folders WHERE {condition} "
             f"ORDER BY 'run ' || name IN ({marks}) DESC, status = 'waiting' DESC, "
             "CASE status WHEN 'waiting' THEN place END, changed DESC LIMIT ?",
             *values,
@@ -150,7 +159,11 @@ class Queue:
         )
 
     def _jobs(self, rows: list[Any]) -> list[Job]:
-        training, before, jobs = self.training(), 0, []
+        training, jobs = self.training(), []
+        waiting = self.index.rows("SELECT name FROM folders WHERE status = 'waiting' ORDER BY place")
+        places = {
+            name: place for place, name in enumerate(row["name"] for row in waiting if row["name"] not in training)
+        }
         for row in rows:
             status, place = row["status"], None
             if row["name"] in training and status in ("waiting", "running"):
@@ -158,17 +171,12 @@ class Queue:
             elif status == "running":
                 status = "died"
             elif status == "waiting":
-                place = self._before(row["place"]) if len(rows) == 1 else before
-                before += 1
+                place = places.get(row["name"])
             run = Run(self.output / row["name"])
             users = self.waits_for(run.name) if status == "running" and row["status"] == "waiting" else ""
-            jobs.append(Job(run, status, row["step"], row["steps"], row["reason"], place, users))
+            owner = Owner(owner=row["owner"], shared=bool(row["shared"]))
+            jobs.append(Job(run, status, row["step"], row["steps"], row["reason"], place, users, owner))
         return jobs
-
-    def _before(self, place: float) -> int:
-        """Return the number of waiting runs before a place."""
-        rows = self.index.rows("SELECT name FROM folders WHERE status = 'waiting' AND place < ?", place)
-        return len({row["name"] for row in rows} - self.training().keys())
 
     def training(self) -> dict[str, Lease]:
         """Return the leases of the runs that a process trains or is about to, by name."""

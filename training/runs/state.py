@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hra_diffusion import records
 from hra_diffusion.files import remove, write_text
+from training.runs import owners
 from training.runs.index import Index
 
 FILE = "state.json"
@@ -57,7 +58,7 @@ def write(folder: Path, state: RunState) -> None:
 def stamp(folder: Path) -> str:
     """Return the modification times of the files that a run's row in the index is read from; "" for none."""
     times = []
-    for name in (FILE, "config.yaml"):
+    for name in (FILE, "config.yaml", owners.FILE):
         with contextlib.suppress(OSError):
             times.append(f"{name} {(folder / name).stat().st_mtime_ns}")
     return ", ".join(times)
@@ -65,18 +66,22 @@ def stamp(folder: Path) -> str:
 
 def enter(index: Index, name: str, state: RunState, run_stamp: str) -> None:
     """Enter the state of a run into the index."""
-    changed = max((int(part.split()[-1]) for part in run_stamp.split(", ") if part), default=0) / 1e9
+    times = [int(part.split()[-1]) for part in run_stamp.split(", ") if part and not part.startswith(owners.FILE)]
+    changed, owner = max(times, default=0) / 1e9, owners.read(index.output / name)
     place = state.queued
     if state.status == "waiting" and place is None:  # of an earlier version
         place = changed
-    values = (run_stamp, state.status, state.step, state.steps, state.reason, place, state.device, changed)
+    row = {
+        "name": name, "run_stamp": run_stamp, "status": state.status, "step": state.step, "steps": state.steps,
+        "reason": state.reason, "place": place, "device": state.device, "changed": changed, "owner": owner.owner,
+        "shared": owner.shared,
+    }  # fmt: skip
+    updates = ", ".join(f"{column} = excluded.{column}" for column in row)
     with index.writing() as database:
         database.execute(
-            "INSERT INTO folders (name, run_stamp, status, step, steps, reason, place, device, changed) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET run_stamp = excluded.run_stamp, "
-            "status = excluded.status, step = excluded.step, steps = excluded.steps, reason = excluded.reason, "
-            "place = excluded.place, device = excluded.device, changed = excluded.changed",
-            (name, *values),
+            f"INSERT INTO folders ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) "
+            f"ON CONFLICT (name) DO UPDATE SET {updates}",
+            tuple(row.values()),
         )
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 import pytest
 from fake_hub import fake_hub, online
 from hub_page import choose_from_hub
+from visitors import Visitor
 
 from app.inference_session import InferenceSession
 from app.web import base_chooser, base_download, base_view
@@ -75,11 +76,11 @@ def test_a_shared_page_offers_and_allows_the_command_lines_bases_only(toybox, ba
         chooser = base_chooser.build(shared)
     assert not chooser.elsewhere.visible, "neither paths nor the hub are offered"
     events = base_chooser.ChooserEvents(shared)
-    request = gr.Request(username=None, session_hash="a")
+    request = Visitor()
     for refused in (
-        lambda: events.use_path(str(base_folder), "float32"),
-        lambda: events.use("float32", gr.EventData(None, {"base": str(base_folder)})),
-        lambda: events.use("float32", gr.EventData(None, {"base": "owner/name"})),
+        lambda: events.use_path(str(base_folder), "float32", request),
+        lambda: events.use("float32", gr.EventData(None, {"base": str(base_folder)}), request),
+        lambda: events.use("float32", gr.EventData(None, {"base": "owner/name"}), request),
         lambda: events.look_up("owner/name", "float32", request),
         lambda: events.download(request),
     ):

@@ -72,7 +72,7 @@ def test_an_incomplete_or_too_large_comparison_is_refused(context, changes, said
 
 def test_similarity_is_plotted_against_cost(output, base_folder, tmp_path):
     clip = str(tiny_clip(tmp_path / "clip"))
-    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)])
+    context = AppContext(output, InferenceSession(str(base_folder), "cpu", clip=clip), [str(base_folder)], local=True)
     plan = comparison_plan(context, drift=True)
     updates = list(compare_plan.run_comparison(context, plan, threading.Event()))
     assert max(preview.progress for preview in updates[:-1]) == pytest.approx(1), "what drift takes is counted"

@@ -39,7 +39,7 @@ def test_every_adapter_keeps_its_strength(context):
     with gr.Blocks():
         events = generate.Events(context, generate.build(context), DrawingQueue())
     rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
-    *sliders, mixed = events.sliders([early], [rex, early], 0.3, 0.8, 1.0, 1.0)
+    *sliders, mixed = events.sliders(Visitor(), [early], [rex, early], 0.3, 0.8, 1.0, 1.0)
     assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
     made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
             "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip

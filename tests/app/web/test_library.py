@@ -86,8 +86,12 @@ def test_an_import_needs_confirmation(context, tmp_path):
         shutil.copy(context.adapter_path("Rex/Rex.safetensors"), tmp_path / "given.safetensors"),
     )
     _, text, given = events.describe(str(file))
-    assert "Rex: HRA of “sks dog”, for tiny-sd." in text and 'data-do="import"' in text and len(context.adapters()) == 1
-    said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given)
+    assert (
+        "Rex: HRA of “sks dog”, for tiny-sd." in text
+        and 'data-do="import"' in text
+        and len(list(context.output.glob("*/*.safetensors"))) == 1
+    )
+    said, cards, _ = events.confirm(gr.EventData(None, {"do": "import"}), "", given, Visitor())
     assert "Rex 2 is imported" in said and cards.count('data-do="open"') == 2
 
 
@@ -115,8 +119,11 @@ def test_a_broken_file_is_a_card_that_says_what_is_wrong(context):
     component, probes = next(iter(info.fingerprint.items()))
     odd = {component: dict.fromkeys(probes, 1e200)}
     adapter_file.save(path, {}, info.model_copy(update={"name": "Odd", "fingerprint": odd}), tensors)
+    context.rescan()
     shown = library_cards.show_cards(context)
     assert "no weight has such a probe" in shown and ">Odd<" in shown and 'data-key="Rex/Rex.safetensors"' in shown
     assert f"{context.output}/Odd" not in shown
     assert "broken file" not in library_cards.show_cards(context, search="rex")
+    first = library_cards.show_cards(context, count=1)
+    assert ">Rex<" in first and ">Odd<" not in first and "Show more" in first
     assert [key for _, key in context.adapter_choices() if "Odd" in key] == []

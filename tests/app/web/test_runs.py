@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from visitors import Visitor
 
 from app.web import (
     library_cards,
@@ -37,13 +38,13 @@ def test_compare_selects_all_adapters_trained_on_the_same_photos(context):
         (context.output / name / "Rex.safetensors").rename(context.output / name / f"{name}.safetensors")
     other = Run(context.output / "Other")
     configs.write(other.config.model_copy(update={"photos": (Path("elsewhere"),)}), other.folder / "config.yaml")
-    _, chosen = run_view.Events(context).open_compare("Rex")
+    _, chosen = run_view.Events(context).open_compare("Rex", Visitor())
     assert sorted(chosen["value"]) == ["Rex-lora/Rex-lora.safetensors", "Rex/Rex.safetensors"]
 
 
 def test_a_failed_run_shows_its_reason_and_advice(context):
     Run(context.output / "Rex").write_state("failed", 3, 6, reason="the loss became nan at step 4")
-    head, _, _, log, _, *offers, _, _ = run_view.refresh(context, "Rex", None)
+    head, _, _, log, _, *offers, _, _, _ = run_view.refresh(context, "Rex", None)
     assert "The run failed: the loss became nan" in head and "learning rate" in head
     assert "ready" not in head.lower() and "complete" not in (head + log).lower()
     buttons = ("stop", "sample_now", "resume", "again", "generate", "compare")
@@ -53,7 +54,7 @@ def test_a_failed_run_shows_its_reason_and_advice(context):
 def test_an_interrupted_run_can_be_resumed(context):
     Run(context.output / "Rex").write_state("running", 3, 6)
     jobs = context.queue.jobs()
-    line = status_bar.show_status(jobs, 0, "")
+    line = status_bar.show_status(None, jobs, 0, "")
     assert "interrupted" in line and 'data-do="resume"' in line
     assert "Resume continues" in run_view.refresh(context, "Rex", None)[0]
 
