@@ -11,7 +11,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import harness  # noqa: E402
 
 COUNTS = {"own adapters": 35_000, "kohya, diffusers, LyCORIS": 40_000, "PEFT folders": 25_000, "checkpoints": 5_000,
-          "images": 20_000, "PNG settings": 20_000, "configurations": 20_000, "patterns": 20_000}  # fmt: skip
+          "images": 20_000, "PNG settings": 20_000, "configurations": 20_000, "patterns": 20_000,
+          "API calls": 20_000}  # fmt: skip
 """Inputs of each kind in the full run: 100,000 adapter files and 20,000 images."""
 
 

@@ -7,15 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from attacker import GENERATE
 from conftest import stir, tiny_pipe
 from mutations import mutate_adapter, mutate_bytes, mutate_json, mutate_text
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
 from app.commands import adapters as adapters_command
+from app.inference_session import InferenceSession
+from app.web import blocks
+from app.web.context import AppContext
+from app.web.event_bodies import checked_body
+from app.web.generate_request import read_request
 from hra_diffusion import interop, library, patterns, pipeline, yaml_text
 from hra_diffusion.adapters import adapter_file, attachment, registry, targets
 from hra_diffusion.generation.png import PNG_KEY, read_png
@@ -54,7 +61,21 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("PNG settings", _png, lambda path: _show(read_png(path))),
         Kind("configurations", _yaml, lambda text: _configure(pipe, text)),
         Kind("patterns", _pattern, lambda text: _match(pipe, text)),
+        Kind("API calls", _event, _caller(folder)),
     ]  # fmt: skip
+
+
+def _event(random: Random, folder: Path) -> bytes:
+    body = {"data": GENERATE, "fn_index": None, "session_hash": "s1", "event_data": {"do": "x"}, "trigger_id": 3}
+    text = mutate_text(json.dumps(body), random)
+    return text.encode(errors="surrogatepass") if random.random() < 0.8 else mutate_bytes(text.encode(errors="replace"), random)
+
+
+def _caller(folder: Path) -> Callable[[bytes], object]:
+    """What the page does with the body of an event before it generates images."""
+    page = blocks.build(AppContext(folder / "outputs", InferenceSession("toybox", "cpu"), ["toybox"], local=True))
+    app = SimpleNamespace(get_blocks=lambda: page, uploaded_file_dir=str(folder))
+    return lambda raw: read_request(json.loads(checked_body(app, "generate", raw))["data"])
 
 
 def _file(

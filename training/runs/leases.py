@@ -61,10 +61,21 @@ class Lease:
         return time.time() - self.heartbeat < STALE_SECONDS
 
 
-def live(index: Index, resource: str = "%") -> list[Lease]:
-    """Return the leases of living processes whose resource matches an SQL pattern, oldest first."""
-    rows = index.rows("SELECT * FROM leases WHERE resource LIKE ? ORDER BY since, rowid", resource)
-    return [lease for row in rows if (lease := Lease(**{**row, "waiting": bool(row["waiting"])})).is_alive]
+def live(index: Index, resource: str = "", kind: str = "") -> list[Lease]:
+    """Return the leases of living processes, oldest first.
+
+    Args:
+        index: the index that holds them.
+        resource: of this resource alone.
+        kind: of the resources that begin with this word, such as "run".
+    """
+    rows = index.rows("SELECT * FROM leases ORDER BY since, rowid")
+    leases = (Lease(**{**row, "waiting": bool(row["waiting"])}) for row in rows)
+    return [
+        lease
+        for lease in leases
+        if resource in ("", lease.resource) and (not kind or lease.resource.startswith(f"{kind} ")) and lease.is_alive
+    ]
 
 
 def acquire(
@@ -83,10 +94,10 @@ def acquire(
     """
     holder = uuid.uuid4().hex
     with index.writing() as database:
-        others = live(index, resource)
-        names = [other.holder for other in others]
-        marks = ",".join("?" * len(names))
-        database.execute(f"DELETE FROM leases WHERE resource = ? AND holder NOT IN ({marks})", (resource, *names))
+        everyone = live(index)
+        marks = ",".join("?" * len(everyone))
+        database.execute(f"DELETE FROM leases WHERE holder NOT IN ({marks})", [lease.holder for lease in everyone])
+        others = [lease for lease in everyone if lease.resource == resource]
         waiting = not allowed(others)
         if waiting and not wait:
             return None

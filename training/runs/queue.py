@@ -29,6 +29,8 @@ from training.runs.state import MAX_RESTARTS
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
 """Statuses of a run that ended early and can be resumed."""
+GAP = 0.001
+"""Between the places of neighbours in the queue, which are otherwise the times at which they were queued."""
 DETACHED = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0)}
 """Popen options: Ctrl-C does not reach the process, and closing the terminal does not end it."""
 
@@ -72,7 +74,7 @@ class Queue:
                 raise RunError(f"a run called {config.name!r} exists already; choose another name")
             owners.write(run.folder, owner)  # first: others must never see the run
             configs.write(config, run.folder / "config.yaml")
-            run.write_state("waiting", 0, config.steps, queued=time.time(), device=config.device or "")
+            run.write_state("waiting", 0, config.steps, queued=self._last_place(), device=config.device or "")
         return run
 
     def resume(self, name: str) -> None:
@@ -82,7 +84,7 @@ class Queue:
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
             job.run.take_request("stop")
-            job.run.write_state("waiting", job.step, job.steps, queued=time.time(), restarts=0)
+            job.run.write_state("waiting", job.step, job.steps, queued=self._last_place(), restarts=0)
 
     def waiting(self) -> list[str]:
         """Names of the waiting runs, the next one first."""
@@ -92,12 +94,22 @@ class Queue:
         """Move a waiting run to another place (0 is next)."""
         with self.index.writing():
             job = self._waiting_job(name)
-            others = [other for other in self._rows("status = 'waiting'") if other["name"] != name]
-            places = [other["place"] for other in others]
-            at = min(max(0, place), len(places))
-            before = places[at - 1] if at else (places[0] if places else 0.0) - 2
-            after = places[at] if at < len(places) else before + 2
-            job.run.write_state("waiting", job.step, job.steps, queued=(before + after) / 2)
+            places = self._places()
+            names = [other for other in places if other != name]
+            names.insert(max(0, place), job.run.name)
+            for number, waiting in enumerate(names):
+                run = Run(self.output / waiting)
+                run.write_state("waiting", run.state.step, run.state.steps, queued=min(places.values()) + number * GAP)
+
+    def _places(self) -> dict[str, float]:
+        """Return the places of the waiting runs that no process has taken, in order."""
+        rows = self.index.rows("SELECT name, place FROM folders WHERE status = 'waiting' ORDER BY place, name")
+        training = self.training()
+        return {row["name"]: row["place"] for row in rows if row["name"] not in training}
+
+    def _last_place(self) -> float:
+        """Return a place after all waiting runs: the time, or more after many moves within a moment."""
+        return max([time.time(), *(place + GAP for place in self._places().values())])
 
     def cancel(self, name: str) -> None:
         """Remove a waiting run from the queue; its checkpoints stay."""
@@ -160,10 +172,7 @@ class Queue:
 
     def _jobs(self, rows: list[Any]) -> list[Job]:
         training, jobs = self.training(), []
-        waiting = self.index.rows("SELECT name FROM folders WHERE status = 'waiting' ORDER BY place")
-        places = {
-            name: place for place, name in enumerate(row["name"] for row in waiting if row["name"] not in training)
-        }
+        places = {name: number for number, name in enumerate(self._places())}
         for row in rows:
             status, place = row["status"], None
             if row["name"] in training and status in ("waiting", "running"):
@@ -180,7 +189,7 @@ class Queue:
 
     def training(self) -> dict[str, Lease]:
         """Return the leases of the runs that a process trains or is about to, by name."""
-        return {lease.resource.removeprefix("run "): lease for lease in leases.live(self.index, "run %")}
+        return {lease.resource.removeprefix("run "): lease for lease in leases.live(self.index, kind="run")}
 
     def trainer(self, name: str) -> Lease | None:
         """Return the lease of the process that trains a run or is about to, or None."""
@@ -223,7 +232,7 @@ class Queue:
 
     def waits_for(self, name: str) -> str:
         """Return what uses the memory that a starting run waits for; "" if it waits for none."""
-        for lease in leases.live(self.index, "device %"):
+        for lease in leases.live(self.index, kind="device"):
             if lease.waiting and lease.purpose == f"the run {name}":
                 others = leases.live(self.index, lease.resource)
                 return device_use.describe([other for other in others if not other.waiting])
