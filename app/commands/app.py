@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.add_user:
         ask_password(arguments)
         return
+    if arguments.admin:
+        raise UserError("--admin belongs to --add-user NAME")
     check_safety(arguments)
     server.serve(
         arguments.output,

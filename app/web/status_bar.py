@@ -113,7 +113,8 @@ def followed(context: AppContext) -> object:
 def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     """Return updates of all components that differ from ``seen``. Other visitors may change the base and the device."""
     jobs, session, waiting = context.jobs(MAX_RUNS), context.session, context.queue.count("waiting")
-    running = next((job for job in [*jobs[:1], *context.queue.jobs(1)] if job.status == "running"), None)
+    first = jobs[:1] if context.person.is_admin else [*jobs[:1], *context.queue.jobs(1)]
+    running = next((job for job in first if job.status == "running"), None)
     line = show_status(running, jobs, waiting, sharing(session), context.person)
     runs = show_runs(jobs, context.person)
     selection = session.base, devices.device_for(session.device)
