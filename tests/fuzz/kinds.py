@@ -68,7 +68,11 @@ def kinds(folder: Path) -> list[Kind]:
 def _event(random: Random, folder: Path) -> bytes:
     body = {"data": GENERATE, "fn_index": None, "session_hash": "s1", "event_data": {"do": "x"}, "trigger_id": 3}
     text = mutate_text(json.dumps(body), random)
-    return text.encode(errors="surrogatepass") if random.random() < 0.8 else mutate_bytes(text.encode(errors="replace"), random)
+    return (
+        text.encode(errors="surrogatepass")
+        if random.random() < 0.8
+        else mutate_bytes(text.encode(errors="replace"), random)
+    )
 
 
 def _caller(folder: Path) -> Callable[[bytes], object]:
