@@ -7,6 +7,7 @@ import secrets
 import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 

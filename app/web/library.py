@@ -41,7 +41,10 @@ SCROLL_TO_FACTS = """() => {
 
 @dataclass
 class LibraryTab:
-    """Components of the tab. ``count`` is the number of cards shown at most; ``uploaded`` holds a file until its import is confirmed."""
+    """Components of the tab.
+
+    ``count`` is the number of cards shown at most; ``uploaded`` holds a file until its import is confirmed.
+    """
 
     search: gr.Textbox
     cards: gr.HTML

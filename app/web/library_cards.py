@@ -15,7 +15,6 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import read_info
 from training.runs import lookup
 
-
 PAGE = 60
 """Number of cards that are shown at first, and that each press of "Show more" adds."""
 

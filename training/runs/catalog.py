@@ -109,8 +109,8 @@ def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) ->
     owner = owners.read(folder)
     with index.writing() as database:
         database.executemany(
-            "INSERT OR REPLACE INTO adapters (path, folder, step, name, method, base, subject, class_noun, words, error, "
-            "size, modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO adapters (path, folder, step, name, method, base, subject, class_noun, words, "
+            "error, size, modified) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         database.executemany("DELETE FROM adapters WHERE path = ?", [(key,) for key in known.keys() - found.keys()])
