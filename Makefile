@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test docs slow lint types bench screenshots clean
+.PHONY: setup app demo test docs slow faults lint types bench screenshots clean
 
 setup: .venv/dev
 
@@ -30,6 +30,10 @@ docs: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow
+
+faults: setup
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table
+	PYTHONPATH=.:tests $(BIN)/python -m faults.bombs
 
 lint: setup
 	$(BIN)/ruff check .

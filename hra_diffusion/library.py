@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import itertools
@@ -26,7 +27,7 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, move
+from hra_diffusion.files import atomic_path, make_folder, move
 from hra_diffusion.names import first_free, unused_name, validated_name
 
 if TYPE_CHECKING:
@@ -144,7 +145,11 @@ def add_file(file: Path, root: Path) -> Path:
     Raises AdapterFileError, and copies nothing, unless it is a complete adapter file of this project.
     """
     info = adapter_file.read(file)[0]
-    name = unused_name(info.name, root)
+    while True:
+        name = unused_name(info.name, make_folder(root))
+        with contextlib.suppress(FileExistsError):  # another process has just taken it
+            (root / name).mkdir()
+            break
     copy = root / name / f"{name}.safetensors"
     with atomic_path(copy) as temporary:
         shutil.copyfile(file, temporary)
