@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup app demo test docs fuzz slow lint types bench audit lock screenshots clean
+.PHONY: setup app demo test docs faults fuzz slow lint types bench audit lock screenshots clean
 
 setup: .venv/dev
 
@@ -33,6 +33,10 @@ fuzz: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow
+
+faults: setup
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table
+	PYTHONPATH=.:tests $(BIN)/python -m faults.bombs
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import itertools
@@ -26,8 +27,8 @@ from hra_diffusion.adapters.adapter_file import (
     read_info,
 )
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import move
-from hra_diffusion.names import first_free, validated_name
+from hra_diffusion.files import make_folder, move
+from hra_diffusion.names import first_free, unused_name, validated_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -151,6 +152,18 @@ def rename(path: Path, name: str) -> Path:
     if own_folder:
         move(path.parent, folder)
     return new
+
+
+def new_folder(name: str, root: Path) -> Path:
+    """Create a folder of this name in ``root``, numbered if the name is in use, and return it.
+
+    Processes that do so at the same time get different folders.
+    """
+    while True:
+        folder = root / unused_name(name, make_folder(root))
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 def add_file(file: Path, folder: Path) -> Path:

@@ -45,11 +45,11 @@ def read_with(path: Path, parse: Callable[[bytes], Kind], default: Default) -> K
         pass
     except OSError as error:
         if path.is_dir():
-            _set_aside(path, "a folder is in its place")
+            set_aside(path, "a folder is in its place")
         else:
             warn_once(path, f"{path} can't be read ({error.strerror}); the program continues without it")
     except ValueError as error:
-        _set_aside(path, _reason(error))
+        set_aside(path, _reason(error))
     return default
 
 
@@ -72,7 +72,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _set_aside(path: Path, reason: str) -> None:
+def set_aside(path: Path, reason: str) -> None:
+    """Move a damaged file, or a folder in its place, aside, with a warning."""
     names = (path.with_name(f"{path.name}{DAMAGED}{number}") for number in itertools.count(1))
     aside = next(name for name in names if not name.exists())
     try:

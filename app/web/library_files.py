@@ -16,7 +16,6 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import is_adapter_file, read, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import remove
-from hra_diffusion.names import unused_name
 from training.runs import lookup, owners
 from training.runs.owners import Owner
 
@@ -68,7 +67,7 @@ def import_file(context: AppContext, file: Path) -> tuple[Path, list[str]]:
 @contextlib.contextmanager
 def _owned_folder(context: AppContext, name: str) -> Iterator[Path]:
     """Yield a new folder of the visitor, numbered if its name is in use. It is deleted if the block fails."""
-    folder = context.output / unused_name(name, context.output)
+    folder = library.new_folder(name, context.output)
     owners.write(folder, Owner(owner=context.person.name))
     try:
         yield folder

@@ -115,13 +115,13 @@ def read(run: Run) -> Progress:
     log = run.folder / "events.jsonl"
     with _reading:
         try:
-            status = log.stat()
+            status, file = log.stat(), log.open("rb")
         except OSError:
             return Progress()
         reader = _readers.get(log)
         if reader is None or reader.inode != status.st_ino or reader.offset > status.st_size:
             reader = _readers[log] = _LogReader(status.st_ino)
-        with log.open("rb") as file:
+        with file:
             file.seek(reader.offset)
             for line in file:
                 if not line.endswith(b"\n"):  # still being written

@@ -154,6 +154,8 @@ class Run:
                 remove(self.folder / stale)
             self.write_state("running", 0, config.steps)
             stored = None
+        if (log := self.folder / "events.jsonl").is_dir():
+            records.set_aside(log, "a folder is in its place")
         if self._listed_photos() != photos:
             write_text(self.folder / "photos.json", RootModel[list[PhotoRecord]](photos).model_dump_json(indent=1))
         if config != stored:

@@ -81,13 +81,14 @@ def test_invalid_log_lines_are_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["folder", "other types"])
-def test_resume_with_damaged_photo_records(stopped_copy, tmp_path, how):
+def test_resume_with_damaged_photo_records_and_log(stopped_copy, tmp_path, how):
     config, run, uninterrupted = stopped_copy
-    damage(run.folder / "photos.json", GARBAGE[how])
+    for file in ("photos.json", "events.jsonl"):
+        damage(run.folder / file, GARBAGE[how])
     with pytest.warns(Note, match=r"photos\.json is damaged .* set aside"):
         assert torch.equal(weights(train(config, tmp_path / "out", resume=True)), uninterrupted)
     records = run.photo_records
-    assert records is not None and len(records) == 3
+    assert records is not None and len(records) == 3 and list(progress.read(run).losses) == [4, 5]
 
 
 def test_damaged_photo_records_read_as_none(tmp_path):

@@ -1,0 +1,130 @@
+"""The kinds of work that faults hit, each a function that runs in a process of its own, and what must hold afterwards.
+
+A work starts over, or continues, when its function is called again on the same folder.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import transformers
+
+import hra_diffusion as hra
+from hra_diffusion import interop, library
+from hra_diffusion.adapters import adapter_file
+from hra_diffusion.errors import UserError
+from training import config as configs
+from training.loop import train
+from training.runs import lookup
+
+LOADED = (diffusers.StableDiffusionPipeline, transformers.CLIPTextModel, hra.export, hra.load)
+"""Imported on first use otherwise, after the process has been forked."""
+EXPORTS = ("kohya", "peft", "merged")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files that all works read: a base model, photos, an adapter of this program and one of another."""
+
+    folder: Path
+
+    @property
+    def base(self) -> str:
+        return str(self.folder / "tiny-sd")
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "Max.safetensors"
+
+    @property
+    def foreign(self) -> Path:
+        return self.folder / "foreign.safetensors"
+
+
+def run_config(inputs: Inputs, **changes) -> configs.TrainConfig:
+    values = {"name": "Rex", "photos": [str(inputs.folder / "photos")], "class_noun": "dog", "base": inputs.base,
+              "device": "cpu", "resolution": 64, "steps": 8, "batch_size": 2, "checkpoint_every": 2,
+              "num_class_images": 2, "sample_every": 4, "sample_prompts": ["a {subject}"], "method": "lora",
+              "learning_rate": 1e-2, "train_text_encoder": False}  # fmt: skip
+    return configs.parse(values | changes)
+
+
+def do_train(inputs: Inputs, output: Path, name: str = "Rex") -> None:
+    train(run_config(inputs, name=name), output, resume=True)
+
+
+def do_export(inputs: Inputs, output: Path) -> None:
+    pipe = hra.load_base(inputs.base, "cpu")
+    info = hra.load(pipe, inputs.adapter)
+    for form in EXPORTS:
+        target = output / (form if form == "peft" else f"{form}.safetensors")
+        if not target.exists():  # an export overwrites nothing
+            hra.export(pipe, info.name, form, target, info=info)
+
+
+def do_import(inputs: Inputs, output: Path) -> None:
+    interop.import_adapter(hra.load_base(inputs.base, "cpu"), inputs.foreign, output / "New", "New")
+    if not any(saved.info.name.startswith("Max") for saved in library.list_adapters([output])):
+        library.add_file(inputs.adapter, library.new_folder("Imported", output))
+
+
+def content(path: Path) -> set[tuple[str, bytes]]:
+    """Return the names and tensors of the files that a finished work leaves; without the number of a name in use."""
+    return {(file.name.replace(" 2", ""), tensor_bytes(file)) for file in files(path)}
+
+
+def files(path: Path) -> list[Path]:
+    found = path.rglob("*.safetensors")
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def tensor_bytes(file: Path) -> bytes:
+    data = file.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def whole(output: Path) -> bool:
+    """Return whether every file that is not a temporary one can be read."""
+    for file in files(output):
+        with adapter_file.open_safetensors(file) as opened:
+            own = (opened.metadata() or {}).get("format") == adapter_file.FORMAT
+        if own:
+            adapter_file.read(file)
+    list(library.list_adapters([output]))
+    for folder in output.glob("[!.]*/"):
+        if run := lookup.find(output, folder.name):
+            _ = run.config, run.state, run.photo_records
+    return True
+
+
+WORKS: dict[str, Callable[[Inputs, Path], None]] = {"train": do_train, "export": do_export, "import": do_import}
+
+
+def child(work: str, inputs: Inputs, output: Path, started, limit: int = 0, user: int = 0) -> None:
+    """Do a work in a child process. ``limit``: largest file that it may write, in bytes. ``user``: whose rights it has.
+
+    Exits with 1 for an error that a person can fix.
+    """
+    import os
+
+    import torch
+
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
+    if limit:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail instead, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if user:
+        os.setuid(user)
+    started.set()
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            WORKS[work](inputs, output)
+        except UserError:
+            sys.exit(1)
