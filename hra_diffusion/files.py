@@ -25,6 +25,9 @@ T = TypeVar("T")
 WINDOWS = os.name == "nt"
 BUSY_SECONDS = 1.0
 """On Windows, how long to retry while another process has a file open."""
+CHECKSUM = "sha256"
+"""Key in the metadata of a safetensors file: the SHA-256 of the file with zeros in place of this value."""
+_NO_CHECKSUM = "0" * 64
 
 
 class FileError(UserError, OSError):
@@ -237,11 +240,6 @@ def save_tensors(
             with temporary.open("r+b") as file:
                 file.seek(data.index(_checksum_entry(_NO_CHECKSUM)))
                 file.write(_checksum_entry(hashlib.sha256(data).hexdigest()))
-
-
-CHECKSUM = "sha256"
-"""Key in the metadata of a safetensors file: the SHA-256 of the file with zeros in place of this value."""
-_NO_CHECKSUM = "0" * 64
 
 
 def has_changed(path: Path, metadata: Mapping[str, str]) -> bool:

@@ -250,7 +250,8 @@ class Draft:
         kept = {*photos, *(path for photo in photos for path in _preview_paths(photo))}
         for path in [*self.folder.glob("photos/*"), *self.folder.glob("previews/*")]:
             if path not in kept:
-                remove(path)
+                with contextlib.suppress(OSError):  # Windows: it is being shown; the next change deletes it
+                    remove(path)
 
 
 def free_photo_folder(output: Path, name: str) -> Path:

@@ -86,10 +86,10 @@ def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
         if has_changed(path, file.metadata() or {}):
             raise ValueError(f"{path.name} does not match its checksum")
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    expected = {f"parameter/{key}": value.shape for key, value in session.parameters.items()}
-    expected |= {f"average/{key}": value.shape for key, value in session.moving_averages.items()}
-    for key in (*expected, "step", "processes"):
-        if key not in state or state[key].shape != expected.get(key, ()):
+    expected = training_state(session)  # its moments may be missing before the first step
+    needed = {key for key in expected if not key.startswith("moment/")}
+    for key in needed | {key for key in state if key.startswith("parameter/")}:
+        if key not in needed or key not in state or state[key].shape != expected[key].shape:
             raise ValueError(f"{path.name} does not hold {key} as this run needs it")
     return state
 

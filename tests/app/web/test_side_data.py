@@ -101,7 +101,8 @@ def test_the_status_bar_shows_a_run_with_a_damaged_configuration(context):
     run.write_state("running", 2, 6)
     with run.locked():
         (run.folder / "config.yaml").write_text("")
-        assert "Rex" in status_bar.refresh(context, None)[0]
+        with pytest.warns(Note, match="those in the newest checkpoint are used"):
+            assert "Rex" in status_bar.refresh(context, None)[0]
 
 
 @pytest.mark.parametrize("base", [r"C:\models\sd15.safetensors", "/models/sd15.safetensors", "someone/sd15"])

@@ -126,10 +126,11 @@ def test_runs_of_earlier_versions_without_identity_resume(run, stopped):
     assert torch.equal(resume(run), stopped[2])
 
 
-def test_other_layers_without_an_identity_are_no_traceback(run):
+@pytest.mark.parametrize("changes", [{"options": {"rank": 4}}, {"exclude": ".*attn2.*"}, {"method": "hoft"}])
+def test_other_layers_without_an_identity_are_no_traceback(run, changes):
     for file in run.folder.glob("checkpoints/*/training.safetensors"):
         save_file(load_file(file), file)
-    edit(run, options={"rank": 4})
+    edit(run, **changes)
     with pytest.raises(RunError, match=r"no checkpoint of .* can be read"):
         resume(run)
 
