@@ -31,7 +31,7 @@ def test_a_run_that_fits_shares_the_device(session, tmp_path):
     use = run(Index(tmp_path), 1)
     assert use.granted() and not session.hold.is_awaited()
     assert isinstance(list(session.watch(generation(session), 2, threading.Event()))[-1], Result)
-    assert session.hold.neighbours() == "the run Rex (0.0 GB)"
+    assert session.hold.neighbours() == "a run (0.0 GB)"
 
 
 def test_the_page_gives_way_to_a_run_between_generations_and_returns_after_it(session, tmp_path):
@@ -55,7 +55,7 @@ def test_the_page_gives_way_to_a_run_between_generations_and_returns_after_it(se
 def test_a_generation_waits_for_a_run_and_says_so(session, tmp_path):
     use = run(Index(tmp_path), devices.memory("cpu"))
     updates = session.watch(generation(session), 2, threading.Event())
-    assert next(updates) == Preview({}, 0.0) and session.waits_for.startswith("the run Rex (")
+    assert next(updates) == Preview({}, 0.0) and session.waits_for.startswith("a run (")
     use.release()
     assert isinstance(list(updates)[-1], Result) and session.waits_for == ""
 
@@ -72,7 +72,7 @@ def test_a_generation_that_waits_can_be_cancelled(session, tmp_path):
 
 def test_what_needs_the_base_model_at_once_is_refused_while_a_run_needs_the_memory(session, tmp_path):
     use = run(Index(tmp_path), devices.memory("cpu"))
-    with pytest.raises(UserError, match=r"the run Rex \(.* GB\) uses the device"):
+    with pytest.raises(UserError, match=r"a run \(.* GB\) uses the device"):
         _ = session.pipe
     use.release()
     assert session.pipe is not None

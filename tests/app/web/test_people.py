@@ -92,7 +92,7 @@ def test_people_see_their_own_and_admins_see_all(office):
 def test_a_foreign_key_answers_like_one_that_does_not_exist(office):
     missing = KEY.replace("Rex", "Max")
     events = [
-        ("library.choose", [""], {"do": "open", "key": KEY}), ("generate.generate", [[KEY], *GENERATE[1:]], None),
+        ("library.choose", ["", None, None], {"do": "open", "key": KEY}), ("generate.generate", [[KEY], *GENERATE[1:]], None),
         ("generate.generate", [[CHECKPOINT], *GENERATE[1:]], None), ("compare.run", COMPARE, None),
         ("show_prompt", [[KEY], "a"], None),
         ("run_view.show", [], {"do": "show", "run": "Rex"}), ("status_bar.act", [], {"do": "delete", "run": "Rex"}),
@@ -116,7 +116,7 @@ def test_what_is_shared_is_used_by_all_and_changed_by_its_owner_alone(shared):
     bob, sample = shared.bob, next((shared.output / "Rex" / "samples").glob("*.png"))
     assert "Rex" in overview(bob) and "Old" not in overview(bob)
     assert bob.web.get(f"gradio_api/file={sample}").status_code == 200
-    assert "'error': None" not in said(bob, "library.choose", [""], {"do": "open", "key": KEY})
+    assert "'error': None" not in said(bob, "library.choose", ["", None, None], {"do": "open", "key": KEY})
     assert "<img" in said(bob, "generate.generate", [[KEY], *GENERATE[1:]])
     for name, data, event in (
         ("library.rename", ["Mine"], None), ("library.delete", [""], None), ("library.share", [False], None),
@@ -144,7 +144,7 @@ def test_photos_and_logs_are_shown_to_their_owner_alone(shared):
 
 def test_the_owner_and_admins_share_and_stop_sharing(office):
     for person, wanted in ((office.ann, True), (office.eve, False)):
-        said(person, "library.choose", [""], {"do": "open", "key": KEY})
+        said(person, "library.choose", ["", None, None], {"do": "open", "key": KEY})
         said(person, "library.share", [None, wanted])
         assert owners.read(office.output / "Rex") == Owner(owner="ann", shared=wanted)
         assert ("Rex" in overview(office.bob)) is wanted
