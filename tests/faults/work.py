@@ -18,6 +18,8 @@ from hra_diffusion import interop, library
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
 from training import config as configs
+from training import samples
+from training.data import class_images
 from training.loop import train
 from training.runs import lookup
 
@@ -114,6 +116,7 @@ def child(work: str, inputs: Inputs, output: Path, started, limit: int = 0, user
     import torch
 
     torch.set_num_threads(1)
+    samples.SAMPLE_STEPS = class_images.CLASS_IMAGE_STEPS = 2
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     if limit:
         import resource
