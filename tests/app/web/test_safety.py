@@ -23,9 +23,7 @@ from app.web import guard, html, library_cards, logins, run_list, train_form
 from app.web.context import COOKIE
 from app.web.server import LOOPBACK
 from hra_diffusion import files
-from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.comparison.votes import Standing
-from hra_diffusion.library import BrokenAdapter, SavedAdapter
 from training.runs.queue import Job
 from training.runs.run_folder import Run
 
@@ -260,11 +258,11 @@ def test_names_inside_an_adapter_file_are_escaped(context):
     """An imported file may hold any text in its metadata."""
     path = context.adapter_path("Rex/Rex.safetensors")
     fields = {"name": SCRIPT, "base": SCRIPT, "subject": SCRIPT}
-    info = read_info(path).model_copy(update=fields)
-    saved = SavedAdapter(path, info)
-    card = library_cards._card(context, saved)
+    row = {**context.library("", 1)[0], "name": SCRIPT, "base": SCRIPT}
+    card = library_cards._card(context, row)
     assert {card["name"], card["base"]} == {SCRIPT}
-    text = html.render("library_cards", cards=[card], chosen=None, broken=[BrokenAdapter(path, SCRIPT)])
+    broken = [{"name": SCRIPT, "error": SCRIPT}]
+    text = html.render("library_cards", cards=[card], chosen=None, broken=broken, more=0)
     facts = html.facts(fields.items())
     text += html.render("library_facts", name=SCRIPT, warning=SCRIPT, samples=[path], summary=facts, details="")
     assert "<script" not in text and text.count("&lt;script&gt;") > 5
