@@ -51,7 +51,14 @@ def main() -> None:
         parts += [compare_steps(args, method, pipe) for method in PEFT_NAMES]
     rows, targets = ([item for part in parts for item in part[index]] for index in (0, 1))
     raw = {name: values for part in parts for name, values in part[2].items()}
-    columns = ("run", "rounds", "ours, s", "plain diffusers + PEFT, s", "plain ÷ ours", "relative loss difference")
+    columns = (
+        "run",
+        "rounds",
+        "ours, s",
+        "plain diffusers + PEFT, s",
+        "plain ÷ ours",
+        "relative difference of the mean losses",
+    )
     conditions = (
         f"rank {args.rank}, {args.dtype}, {args.device}; "
         f"{'toybox 128 px, whole runs in turn; ' if args.rounds else ''}"
@@ -80,15 +87,16 @@ def compare_runs(args: argparse.Namespace, method: str) -> Part:
     variants = {"ours": ours, "plain": plain}
     seconds = time_interleaved(variants, args.rounds, warm_up=False, minutes=args.minutes, alternate=True)
     speedup = ratios(seconds["plain"], seconds["ours"])
-    difference = max(abs(a - b) / b for a, b in zip(losses["ours"], losses["plain"], strict=True))
+    difference = abs(sum(losses["ours"]) / sum(losses["plain"]) - 1)
+    largest = max(abs(a / b - 1) for a, b in zip(losses["ours"], losses["plain"], strict=True))
     name = f"toybox, {method}, {args.steps} steps of 8"
     row = (name, len(speedup), *map(median_with_range, seconds.values()), median_with_range(speedup, ".2f"))
     targets = [
         Target.of(f"toybox, {PEFT_NAMES[method]} plain ÷ ours", speedup, TOYBOX_SPEEDUP, at_least=True),
-        Target(f"toybox, {method}, relative loss difference", difference, MAX_LOSS_DIFFERENCE),
+        Target(f"toybox, {method}, relative difference of the mean losses", difference, MAX_LOSS_DIFFERENCE),
     ]
     raw = {name: seconds | {f"losses, {variant}": values for variant, values in losses.items()}}
-    return [(*row, f"{difference:.1e}")], targets, raw
+    return [(*row, f"{difference:.1e} ({largest:.1e} at one step)")], targets, raw
 
 
 def compare_steps(args: argparse.Namespace, method: str, pipe: Any) -> Part:
