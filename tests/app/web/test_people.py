@@ -92,7 +92,8 @@ def test_people_see_their_own_and_admins_see_all(office):
 def test_a_foreign_key_answers_like_one_that_does_not_exist(office):
     missing = KEY.replace("Rex", "Max")
     events = [
-        ("library.choose", ["", None, None], {"do": "open", "key": KEY}), ("generate.generate", [[KEY], *GENERATE[1:]], None),
+        ("library.choose", ["", None, None], {"do": "open", "key": KEY}),
+        ("generate.generate", [[KEY], *GENERATE[1:]], None),
         ("generate.generate", [[CHECKPOINT], *GENERATE[1:]], None), ("compare.run", COMPARE, None),
         ("show_prompt", [[KEY], "a"], None),
         ("run_view.show", [], {"do": "show", "run": "Rex"}), ("status_bar.act", [], {"do": "delete", "run": "Rex"}),
