@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -242,10 +242,14 @@ def save_tensors(
                 file.write(_checksum_entry(hashlib.sha256(data).hexdigest()))
 
 
-def has_changed(path: Path, metadata: Mapping[str, str]) -> bool:
-    """Return whether a safetensors file with this metadata has changed since it was saved; False without a checksum."""
+def has_changed(path: Path, metadata: Mapping[str, str], names: Collection[str]) -> bool:
+    """Return whether a safetensors file with this metadata has changed since it was saved.
+
+    Without a checksum, as in files of earlier versions, only an entry that is not among ``names`` shows a change, as in
+    the name of the checksum.
+    """
     if (stored := metadata.get(CHECKSUM)) is None:
-        return False
+        return not metadata.keys() <= set(names)
     with path.open("rb") as file:
         length = file.read(8)
         header = file.read(int.from_bytes(length, "little"))

@@ -23,6 +23,8 @@ from hra_diffusion.names import validated_name
 
 FORMAT = "hra-diffusion"
 FORMAT_VERSION = 1
+METADATA = frozenset({"format", "format_version", "adapter"})
+"""Names of the entries in the metadata of an adapter file, beside the checksum."""
 WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """File names of the weights in an adapter folder of PEFT and of diffusers."""
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -160,7 +162,7 @@ def read(path: Path) -> tuple[AdapterInfo, dict[str, Tensor]]:
     """
     with open_safetensors(path) as file:
         info = _parse_info(path, file)
-        if has_changed(path, file.metadata()):
+        if has_changed(path, file.metadata(), METADATA):
             raise AdapterFileError(
                 f"{path} does not match its checksum: it is damaged, or another program has changed it; copy it again "
                 "or use another checkpoint"

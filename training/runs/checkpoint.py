@@ -83,7 +83,7 @@ def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
     """Return the ``training_state`` in a checkpoint's folder. Raises ValueError if it is damaged or of other layers."""
     path = folder / "training.safetensors"
     with safe_open(path, "pt") as file:
-        if has_changed(path, file.metadata() or {}):
+        if has_changed(path, file.metadata() or {}, {identities.KEY}):
             raise ValueError(f"{path.name} does not match its checksum")
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     expected = training_state(session)  # its moments may be missing before the first step
