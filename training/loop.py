@@ -16,14 +16,13 @@ from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import loading
 from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
-from training import planning
 from training.config import TrainConfig
 from training.data import moved_photos
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
 from training.memory.peak import reset_peak_memory
 from training.memory.savings import restore_reductions, restore_savings
-from training.planning import plan_run
+from training.planning import plan_run, use_of_own_process
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
 from training.runs.events import Failed, Finished, Listener, Notice, Stopped
@@ -163,7 +162,7 @@ def run_context(
             raise
         return
     photos = [PhotoRecord.of(photo) for photo in dataset.photos]
-    with run.locked(), planning.use_of_own_process(config, run.index, memory):
+    with run.locked(), use_of_own_process(config, run.index, memory):
         for folder in (run.folder, run.folder.parent / ".cache"):
             sweep(folder)
         run.begin(config, photos, resume)

@@ -14,6 +14,7 @@ from training.runs import calibration, device_use
 from training.runs.device_use import DeviceUse
 from training.runs.events import Listener, Notice, Plan
 from training.runs.index import Index
+from training.runs.leases import run_purpose
 
 
 def plan_run(
@@ -26,13 +27,13 @@ def plan_run(
 
     If the memory does not fit beside other programs that use the device, a notice says so.
     """
-    after, footprint = fit_to_limit(config, device.split(":")[0], pipe)
+    after, footprint = fit_to_limit(config, device, pipe)
     if after != config:
         emit(Notice(f"to fit in {config.memory_limit}: {describe_changes(config, after)}"))
     measured = calibration.load(output, config)
     seconds = None if measured is None or measured.error else round(measured.seconds(config, photos), 1)
-    emit(Plan(footprint.peak, footprint.phase, device.split(":")[0], seconds, dict(footprint.phases)))
-    name, purpose = devices.numbered(device), purpose_of(config)
+    emit(Plan(footprint.peak, footprint.phase, device, seconds, dict(footprint.phases)))
+    name, purpose = device_of(config), run_purpose(config.name)
     others = [lease for lease in device_use.users(Index(output), name) if lease.purpose != purpose]
     if not device_use.fits(name, "generate", footprint.peak, others):
         emit(Notice(f"{device_use.describe(others)} uses {name}, too: there may not be enough memory for both"))
@@ -40,22 +41,21 @@ def plan_run(
 
 
 def use_for_run(
-    config: TrainConfig, index: Index, device: str, kind: str = "train", memory: int = 0, wait: bool = True
+    config: TrainConfig, index: Index, device: str, kind: str = "train"
 ) -> contextlib.AbstractContextManager[DeviceUse]:
-    """Return a context in which a run uses a device.
+    """Return a context in which a run uses a device, after other runs and a page that must free its memory first.
+
+    The memory is the measured one, or else it is predicted, which takes seconds.
 
     Args:
         config: the run.
         index: the index of the output folder whose programs share the device.
         device: as ``devices.training_devices`` names it.
         kind: "train" or "measure".
-        memory: predicted bytes; 0 to use the measured ones or to predict them here, which takes seconds.
-        wait: wait for other runs, and for a page that must free its memory first.
     """
-    if not memory and (measured := calibration.load(index.output, config)):
-        memory = measured.memory
-    memory = memory or fit_to_limit(config, device.split(":")[0])[1].peak
-    return device_use.using(index, device, kind, purpose_of(config), memory, wait)
+    measured = calibration.load(index.output, config)
+    memory = (measured and measured.memory) or fit_to_limit(config, device.split(":")[0])[1].peak
+    return device_use.using(index, device, kind, run_purpose(config.name), memory)
 
 
 def use_of_own_process(config: TrainConfig, index: Index, memory: int) -> contextlib.AbstractContextManager[Any]:
@@ -63,17 +63,12 @@ def use_of_own_process(config: TrainConfig, index: Index, memory: int) -> contex
 
     Without a prediction of the ``memory``, others are told 0 bytes.
     """
-    device = device_of(config)
-    if any(lease.purpose == purpose_of(config) for lease in device_use.users(index, device)):
+    device, purpose = device_of(config), run_purpose(config.name)
+    if any(lease.purpose == purpose for lease in device_use.users(index, device)):
         return contextlib.nullcontext()
-    return device_use.using(index, device, "train", purpose_of(config), memory, wait=False)
+    return device_use.using(index, device, "train", purpose, memory, wait=False)
 
 
 def device_of(config: TrainConfig) -> str:
     """Return the device of a run, as ``devices.training_devices`` names it."""
     return devices.numbered(devices.device_for(config.device))
-
-
-def purpose_of(config: TrainConfig) -> str:
-    """Return what a run uses a device for, for people."""
-    return f"the run {config.name}"

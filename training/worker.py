@@ -30,7 +30,7 @@ def main(output: Path, name: str, device: str, lease: str) -> int:
     place, requested = run.state.queued, watch_for_stop(run)
     code = _train(run, device)
     if code == STOPPED:
-        _record_stop(run, requested.is_set() or run.state.stop_requested, place)
+        _record_stop(run, lease, requested.is_set() or run.state.stop_requested, place)
     return code
 
 
@@ -52,9 +52,14 @@ def watch_for_stop(run: Run) -> threading.Event:
     return requested
 
 
-def _record_stop(run: Run, requested: bool, place: float | None) -> None:
-    """Mark the run as stopped, or if nobody asked for it, as when the machine shuts down, as waiting in its place."""
+def _record_stop(run: Run, lease: str, requested: bool, place: float | None) -> None:
+    """Mark the run as stopped, or if nobody asked for it, as when the machine shuts down, as waiting in its place.
+
+    A loop that had begun has marked it as stopped and released the lease: a person may have resumed the run since.
+    """
     now = run.state
+    if not leases.exists(run.index, lease) and (requested or now.status != "stopped"):
+        return
     if requested or now.restarts >= MAX_RESTARTS:
         run.write_state("stopped", now.step, now.steps)
     else:

@@ -143,22 +143,24 @@ class AppContext:
     def own_job(self, name: str) -> Job:
         """Return a run to change. Raises RunError, also for a run that belongs to somebody else."""
         job = self.job(name)
-        if not self.person.may_change(owners.read(job.run.folder)):
+        if not self.person.may_change(job.owner):
             raise RunError(f"{name!r} belongs to somebody else, who shares it; only its owner can change it")
         return job
 
     def rescan(self) -> None:
         """Enter what the page has just moved or copied into the index."""
-        catalog.scan_runs(self.queue.index, force=True)
-        catalog.scan_adapters(self.queue.index, force=True)
+        self._scan(force=True)
+
+    def _scan(self, force: bool = False) -> None:
+        catalog.scan_runs(self.queue.index, force)
+        catalog.scan_adapters(self.queue.index, force)
 
     def adapter_choices(self) -> list[tuple[str, str]]:
         """Return (label, key) of the finished adapters, then of every checkpoint, that the visitor may see.
 
         Damaged files are left out.
         """
-        catalog.scan_runs(self.queue.index)
-        catalog.scan_adapters(self.queue.index)
+        self._scan()
         condition, values = self.person.visible
         rows = self.queue.index.rows(
             "SELECT adapters.name, adapters.step, path FROM adapters JOIN folders ON folders.name = folder "
@@ -176,8 +178,7 @@ class AppContext:
             search: words that each must occur in the name, method, base model or subject.
             limit: number of rows.
         """
-        catalog.scan_runs(self.queue.index)
-        catalog.scan_adapters(self.queue.index)
+        self._scan()
         condition, values = self.person.visible
         words = search.casefold().split()
         return self.queue.index.rows(

@@ -45,7 +45,7 @@ PUBLIC = re.compile(
 )
 """Paths that the login page needs, and the server itself at its start."""
 MEMBERS = re.compile(
-    rf"/logout|/config/?|/pulse|{re.escape(FILE)}.+|{API}/(info/?|heartbeat/[\w-]+|queue/(data|status)|upload_progress|app_id"
+    rf"/logout|/config/?|{PATH}|{re.escape(FILE)}.+|{API}/(info/?|heartbeat/[\w-]+|queue/(data|status)|upload_progress|app_id"
     rf"|login_check/?|queue/join|(run|api)/\w+/?|call/\w+(/\w+)?/?|upload|cancel|reset/?)",
     re.DOTALL,
 )

@@ -35,7 +35,7 @@ def scan_runs(index: Index, force: bool = False) -> None:
         if state.stamp(index.output / name) != known.get(name, ""):
             _enter_run(index, name)
     for name in known.keys() - found - {""}:
-        forget(index, name)
+        index.forget(name)
 
 
 def refresh_run(index: Index, name: str) -> None:
@@ -74,13 +74,6 @@ def _state(folder: Path) -> RunState | None:
     return Run(folder).state
 
 
-def forget(index: Index, name: str) -> None:
-    """Remove a folder that was deleted or moved, with its adapters."""
-    with index.writing() as database:
-        database.execute("DELETE FROM folders WHERE name = ?", (name,))
-        database.execute("DELETE FROM adapters WHERE folder = ?", (name,))
-
-
 def scan_adapters(index: Index, force: bool = False) -> None:
     """Enter the finished adapters and checkpoints whose folders have changed, and remove those that are gone."""
     if not _due(index, "scanned adapters", force):
@@ -91,7 +84,7 @@ def scan_adapters(index: Index, force: bool = False) -> None:
         if (stamp := _adapter_stamp(folder)) != known.get(name, ""):
             _enter_adapters(index, name, folder, stamp)
     for name in known.keys() - found.keys():
-        forget(index, name)
+        index.forget(name)
 
 
 def _enter_adapters(index: Index, folder_name: str, folder: Path, stamp: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hra_diffusion.models import devices
@@ -14,8 +14,6 @@ GIB = 2**30
 POLL_SECONDS = 0.5
 USABLE = 0.9
 """Part of a device's memory that is planned with; the rest is for the system and for fragmentation."""
-EXCLUSIVE = ("train", "measure")
-"""Kinds of use of which a device serves one at a time: they compute all the time."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,9 @@ class DeviceUse:
 
         Raises LeaseError if the lease was lost.
         """
-        return leases.try_waiting(self.index, self.holder, self._allowed)
-
-    def _allowed(self, others: list[Lease]) -> bool:
-        own = next(lease for lease in leases.live(self.index) if lease.holder == self.holder)
-        return fits(self.device, own.kind, own.memory, others)
+        return leases.try_waiting(
+            self.index, self.holder, lambda own, others: fits(self.device, own.kind, own.memory, others)
+        )
 
     def others(self) -> list[Lease]:
         """Return the other granted uses of the device."""
@@ -43,9 +39,8 @@ class DeviceUse:
 
     def is_awaited(self) -> bool:
         """Whether another use waits that would fit without this one."""
-        everyone = users(self.index, self.device)
-        rest = [lease for lease in everyone if lease.holder != self.holder and not lease.waiting]
-        return any(lease.waiting and fits(self.device, lease.kind, lease.memory, rest) for lease in everyone)
+        waiting, others = [lease for lease in users(self.index, self.device) if lease.waiting], self.others()
+        return any(fits(self.device, lease.kind, lease.memory, others) for lease in waiting)
 
     def fits_beside(self, kind: str, memory: int) -> bool:
         """Whether another use would fit beside this one alone."""
@@ -82,7 +77,7 @@ def fits(device: str, kind: str, memory: int, others: list[Lease]) -> bool:
     """
     if not others:
         return True
-    if kind in EXCLUSIVE and any(other.kind in EXCLUSIVE for other in others):
+    if kind in leases.EXCLUSIVE and any(other.kind in leases.EXCLUSIVE for other in others):
         return False
     return memory + sum(other.memory for other in others) <= USABLE * devices.memory(device)
 
@@ -93,18 +88,11 @@ def users(index: Index, device: str) -> list[Lease]:
 
 
 @contextlib.contextmanager
-def using(
-    index: Index, device: str, kind: str, purpose: str, memory: int, wait: bool = True,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[DeviceUse]:  # fmt: skip
-    """Within the block, use a device; before it, wait until the use is granted, unless ``wait`` is false.
-
-    ``check`` is called while it waits, and may raise an error that ends the wait.
-    """
+def using(index: Index, device: str, kind: str, purpose: str, memory: int, wait: bool = True) -> Iterator[DeviceUse]:
+    """Within the block, use a device; before it, wait until the use is granted, unless ``wait`` is false."""
     use = begin(index, device, kind, purpose, memory)
     try:
         while wait and not use.granted():
-            check()
             time.sleep(POLL_SECONDS)
         yield use
     finally:

@@ -20,8 +20,6 @@ STOPPED = 130
 KILLED = -getattr(signal, "SIGKILL", 9)
 """Exit code of a process that the system killed; Windows has no such signal."""
 POLL_SECONDS = 0.5
-USES = ("train", "measure")
-"""Kinds of leases on a device that a run waits for."""
 
 
 def dispatch(index: Index, device: str, forever: bool = False) -> None:
@@ -38,7 +36,7 @@ def dispatch(index: Index, device: str, forever: bool = False) -> None:
                     if leases.exists(index, lease):  # or else the process has recorded its end itself
                         _record_end(index, name, code)
                 except FileNotFoundError:  # its folder was deleted
-                    _forget(index, name)
+                    index.forget(name)
                 finally:
                     leases.release(index, lease)
 
@@ -55,14 +53,14 @@ def _take_next(index: Index, device: str, worker: str | None) -> tuple[str, str]
             if name is None and worker:
                 leases.release(index, worker)
                 return None
-            free = not any(lease.kind in USES for lease in leases.live(index, f"device {device}"))
-            if name and free and (lease := leases.acquire(index, f"run {name}", "train", f"the run {name}")):
+            free = not any(lease.kind in leases.EXCLUSIVE for lease in leases.live(index, f"device {device}"))
+            if name and free and (lease := leases.acquire(index, f"run {name}", "train", leases.run_purpose(name))):
                 return name, lease
         time.sleep(POLL_SECONDS)
 
 
 def _next_name(index: Index, device: str) -> str | None:
-    taken = {lease.resource.removeprefix("run ") for lease in leases.live(index, "run %")}
+    taken = leases.training(index)
     rows = index.rows(
         "SELECT name FROM folders WHERE status = 'waiting' AND device IN ('', ?, ?) ORDER BY place",
         device,
@@ -103,11 +101,6 @@ def _record_end(index: Index, name: str, code: int) -> None:
     else:
         changes = {"status": "failed", "reason": cause(code)}
     state.write(folder, now.model_copy(update={**changes, "queued": None}))
-
-
-def _forget(index: Index, name: str) -> None:
-    with index.writing() as database:
-        database.execute("DELETE FROM folders WHERE name = ?", (name,))
 
 
 def cause(code: int) -> str:

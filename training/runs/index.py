@@ -124,6 +124,12 @@ class Index:
         """Return a number that grows with every change of the runs, adapters and leases."""
         return int(self.value("SELECT value FROM facts WHERE name = 'revision'"))
 
+    def forget(self, name: str) -> None:
+        """Remove the folder of this name, which was deleted or moved, with its adapters."""
+        with self.writing() as database:
+            database.execute("DELETE FROM folders WHERE name = ?", (name,))
+            database.execute("DELETE FROM adapters WHERE folder = ?", (name,))
+
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         with _lock:

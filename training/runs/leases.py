@@ -17,6 +17,8 @@ from hra_diffusion.processes import is_running, process_space, start_time
 from training.runs.index import Index
 
 HEARTBEAT_SECONDS = 10.0
+EXCLUSIVE = ("train", "measure")
+"""Kinds of use of which a device serves one at a time: they compute all the time."""
 STALE_SECONDS = 60.0
 """Six heartbeats; also more than the clocks of two machines differ."""
 
@@ -78,6 +80,16 @@ def live(index: Index, resource: str = "", kind: str = "") -> list[Lease]:
     ]
 
 
+def training(index: Index) -> dict[str, Lease]:
+    """Return the leases of the runs that a process trains or is about to, by name."""
+    return {lease.resource.removeprefix("run "): lease for lease in live(index, kind="run")}
+
+
+def run_purpose(name: str) -> str:
+    """Return the purpose of a run's leases. It begins with a word for people and ends with the run's name."""
+    return f"the run {name}"
+
+
 def acquire(
     index: Index,
     resource: str,
@@ -108,16 +120,20 @@ def acquire(
     return holder
 
 
-def try_waiting(index: Index, holder: str, allowed: Callable[[list[Lease]], bool]) -> bool:
-    """Grant a waiting lease if the others on its resource, those that came later and wait left out, allow it."""
+def try_waiting(index: Index, holder: str, allowed: Callable[[Lease, list[Lease]], bool]) -> bool:
+    """Grant a waiting lease if ``allowed`` is true of it and the others on its resource.
+
+    Those that came later and wait are left out.
+    """
     with index.writing() as database:
-        own = next((lease for lease in live(index) if lease.holder == holder), None)
+        everyone = live(index)
+        own = next((lease for lease in everyone if lease.holder == holder), None)
         if own is None:
             raise LeaseError("the place in the queue for the device was lost; try again")
-        everyone = live(index, own.resource)
-        before = everyone[: everyone.index(own)]
-        others = [lease for lease in everyone if lease != own and (not lease.waiting or lease in before)]
-        if own.waiting and allowed(others):
+        same = [lease for lease in everyone if lease.resource == own.resource]
+        before = same[: same.index(own)]
+        others = [lease for lease in same if lease != own and (not lease.waiting or lease in before)]
+        if own.waiting and allowed(own, others):
             database.execute("UPDATE leases SET waiting = 0 WHERE holder = ?", (holder,))
             return True
     return not own.waiting

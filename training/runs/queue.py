@@ -103,9 +103,12 @@ class Queue:
 
     def _places(self) -> dict[str, float]:
         """Return the places of the waiting runs that no process has taken, in order."""
-        rows = self.index.rows("SELECT name, place FROM folders WHERE status = 'waiting' ORDER BY place, name")
+        return {row["name"]: row["place"] for row in self._waiting_rows()}
+
+    def _waiting_rows(self) -> list[Any]:
+        rows = self.index.rows("SELECT name, place, device FROM folders WHERE status = 'waiting' ORDER BY place, name")
         training = self.training()
-        return {row["name"]: row["place"] for row in rows if row["name"] not in training}
+        return [row for row in rows if row["name"] not in training]
 
     def _last_place(self) -> float:
         """Return a place after all waiting runs: the time, or more after many moves within a moment."""
@@ -124,7 +127,7 @@ class Queue:
             if job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}; only a stopped, failed or dead run can be deleted here")
             trash.move_to_trash(job.run.folder, self.output)
-            catalog.forget(self.index, name)
+            self.index.forget(name)
 
     def stop(self, name: str) -> None:
         """Ask a running run, of the queue or of a command line, to finish its step, save and end."""
@@ -189,7 +192,7 @@ class Queue:
 
     def training(self) -> dict[str, Lease]:
         """Return the leases of the runs that a process trains or is about to, by name."""
-        return {lease.resource.removeprefix("run "): lease for lease in leases.live(self.index, kind="run")}
+        return leases.training(self.index)
 
     def trainer(self, name: str) -> Lease | None:
         """Return the lease of the process that trains a run or is about to, or None."""
@@ -198,15 +201,10 @@ class Queue:
     def start(self) -> None:
         """Start a worker for each device that waiting runs can use and that has none. Returns at once."""
         self.restore_interrupted()
-        asked = [row["device"] for row in self._rows_of_devices()]
+        asked = [row["device"] for row in self._waiting_rows()]
         for device in _worker_devices(asked):
             if not leases.live(self.index, f"worker {device}"):
                 self._start_worker(device)
-
-    def _rows_of_devices(self) -> list[Any]:
-        training = self.training()
-        rows = self.index.rows("SELECT name, device FROM folders WHERE status = 'waiting'")
-        return [row for row in rows if row["name"] not in training]
 
     def _start_worker(self, device: str) -> None:
         with (make_folder(self.output / ".queue") / "worker.log").open("ab") as log:
@@ -233,7 +231,7 @@ class Queue:
     def waits_for(self, name: str) -> str:
         """Return what uses the memory that a starting run waits for; "" if it waits for none."""
         for lease in leases.live(self.index, kind="device"):
-            if lease.waiting and lease.purpose == f"the run {name}":
+            if lease.waiting and lease.purpose == leases.run_purpose(name):
                 others = leases.live(self.index, lease.resource)
                 return device_use.describe([other for other in others if not other.waiting])
         return ""

@@ -221,7 +221,7 @@ class Run:
         Raises RunError if another process trains it.
         """
         make_folder(self.folder)
-        with leases.held(self.index, self._resource, "train", f"the run {self.name}") as holder:
+        with leases.held(self.index, self._resource, "train", leases.run_purpose(self.name)) as holder:
             if holder is None:
                 raise RunError(f"{self.folder} is being trained by another process; wait, or choose another --name")
             yield holder

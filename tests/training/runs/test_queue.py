@@ -37,8 +37,9 @@ def queue(tmp_path):
 
 
 def kill(lease):
-    """Kill the process that holds a lease."""
+    """Kill the process that holds a lease, and wait for its end."""
     os.kill(lease.pid, signal.SIGKILL)
+    wait_for(lambda: not lease.is_alive)
 
 
 def training(queue):
@@ -179,6 +180,7 @@ def test_a_run_interrupted_with_its_worker_continues_by_itself(queue, settings):
     kill(own), kill(process)
     step = queue.job("Rex").step
     wait_for(lambda: queue.job("Rex").status == "died")
+    wait_for(lambda: not leases.live(queue.index))  # the worker has ended, too
     queue.start()
     wait_for(lambda: queue.job("Rex").step > step)
     assert queue.job("Rex").status == "running" and queue.job("Rex").run.state.restarts == 0, "a new checkpoint"
@@ -228,6 +230,11 @@ def test_each_device_trains_its_own_run(queue, settings, monkeypatch):
     started.clear()
     queue.start()
     assert started == ["cuda:1"]
+    queue.add(settings(name="third", device=None))
+    taken = leases.acquire(queue.index, "run second", "train", "the run second")
+    assert dispatch._next_name(queue.index, "cuda:1") == "third", "a worker skips the run that another one has taken"
+    leases.release(queue.index, taken)
+    queue.cancel("third")
     assert dispatch._next_name(queue.index, "cuda:0") is None and dispatch._next_name(queue.index, "cuda:1") == "second"
 
 
