@@ -1,21 +1,38 @@
 """Configuration of a training run, read from flags, a form or YAML and written as YAML."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hra_diffusion import yaml_text
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import write_text
-from hra_diffusion.models.loading import DTYPES
 from hra_diffusion.models.sources import TOYBOX
-from hra_diffusion.names import validated_name
 from training.presets import PRESETS, defaults
+from training.settings.adapter import AdapterSettings
+from training.settings.base_model import BaseModelSettings
+from training.settings.execution import ExecutionSettings
+from training.settings.images import ImageSettings
+from training.settings.monitoring import MonitoringSettings
+from training.settings.objective import ObjectiveSettings
+from training.settings.optimization import OptimizationSettings
+from training.settings.subject import SubjectSettings
+
+TOPICS: dict[str, type[BaseModel]] = {
+    "Subject": SubjectSettings,
+    "Photos": ImageSettings,
+    "Base model": BaseModelSettings,
+    "Adapter": AdapterSettings,
+    "Objective": ObjectiveSettings,
+    "Optimization": OptimizationSettings,
+    "Memory and speed": ExecutionSettings,
+    "Checkpoints and samples": MonitoringSettings,
+}
+"""The settings by topic, as the command line and the page group them."""
 
 
 class ConfigError(UserError):
@@ -42,145 +59,22 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(
+    MonitoringSettings,
+    ExecutionSettings,
+    OptimizationSettings,
+    ObjectiveSettings,
+    AdapterSettings,
+    BaseModelSettings,
+    ImageSettings,
+    SubjectSettings,
+):
     """Everything that determines a training run.
 
     Fields that are not given take the preset's value for the base model and method.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", validate_default=True)
-
-    name: str = Field(description="Name of the adapter and of the run folder.")
-    photos: tuple[Path, ...] = Field(min_length=1, description="Photos of the subject, or folders that contain them.")
-    class_noun: str = Field(
-        min_length=1, max_length=60, description='Class of the subject, in a word: "dog", "teapot", "toy".'
-    )
-    trigger: str = Field(
-        "sks", min_length=1, max_length=40, description="Rare word that stands for the subject in prompts."
-    )
-    caption: str = Field(
-        "a photo of a {subject}", description="Caption of photos without a .txt or .caption file beside them."
-    )
-    add_trigger: bool = Field(
-        True, description='Prepend the subject to captions that lack the trigger: "sks dog, a dog sitting".'
-    )
-    crop: Literal["smart", "center", "letterbox"] = Field(
-        "smart",
-        description="Square crop: around the most detail, in the centre, or none, with the photo padded to a square.",
-    )
-    boxes: dict[Path, tuple[int, int, int, int]] = Field(
-        default_factory=dict,
-        description="Part of each photo to use: left, top, right, bottom in pixels of the upright photo, by file.",
-    )
-
-    base: str = Field(TOYBOX, description="Base model: toybox, a diffusers folder, a .safetensors file or a hub id.")
-    base_revision: str | None = Field(
-        None, description="Branch, tag or commit of a base model on the hub. By default its main branch."
-    )
-    base_variant: str | None = Field(
-        None, description="Variant of the base model's weights, such as fp16. By default those without a variant."
-    )
-    dtype: str = Field("float32", description=f"Precision of the frozen base model: {', '.join(DTYPES)}.")
-    base_weights: Literal["full", "int8", "nf4"] = Field(
-        "full",
-        description="Storage of the frozen UNet weights: full precision, 8 bits or 4 bits. Fewer bits save memory.",
-    )
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
-        None, description="Overrides the prediction type saved with the base model."
-    )
-    rescale_zero_snr: bool | None = Field(None, description="Overrides whether the base model has zero terminal SNR.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of autocast arithmetic.")
-    device: str | None = Field(
-        None,
-        pattern=r"^(cpu|mps|cuda(:\d{1,3})?)$",
-        description="Device to train on: cpu, mps, cuda or, of several GPUs, such as cuda:1. By default the fastest.",
-    )
-
-    preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to train.")
-    method: str = Field("hra", description="Adapter method.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter method.")
-    targets: str = Field(
-        "attention", description="Layers of the UNet to adapt: a named set or a pattern of layer names."
-    )
-    exclude: str | None = Field(
-        None, description="Layers that are not adapted though they are targets: a pattern of layer names."
-    )
-    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict,
-        max_length=1000,
-        description="Ranks that differ from the method's option, by pattern of layer names. The first match counts.",
-    )
-    train_text_encoder: bool = Field(description="Also train an adapter for the text encoder.")
-    text_encoder_lr_scale: float = Field(
-        1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the UNet."
-    )
-
-    steps: int = Field(ge=1, le=100_000, description="Number of optimizer steps.")
-    batch_size: int = Field(ge=1, le=64, description="Photos per batch, on each device.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=64, description="Batches per optimizer step.")
-    learning_rate: float = Field(gt=0, le=1, description="Peak learning rate of AdamW.")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        description="Learning rate after the warmup: constant, or linear or cosine decay to 0."
-    )
-    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises to its peak.")
-    weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which gradients are clipped.")
-    timestep_bias: float = Field(
-        1.0,
-        gt=0,
-        le=4,
-        description="Exponent of the timestep distribution. 1 is uniform; lower values sample noisier timesteps.",
-    )
-    min_snr_gamma: float = Field(0.0, ge=0, description="γ of the min-SNR loss weighting. 0 disables it; 5 is usual.")
-    min_snr_formula: Literal["standard", "plus-one"] = Field(
-        description="Min-SNR weight for v-prediction: min(SNR, γ)/(SNR + 1) or (min(SNR, γ) + 1)/(SNR + 1)."
-    )
-    prior_loss_weight: float = Field(ge=0, le=10, description="Weight of the prior preservation loss. 0 disables it.")
-    num_class_images: int = Field(
-        ge=1, le=1000, description="Class images for prior preservation, generated once by the base model."
-    )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="Decay of the exponential moving average of the weights. 0 disables it."
-    )
-    flip: bool = Field(description="Also train on mirrored photos. Disable it for subjects with text, logos or faces.")
-    size_conditioning: bool = Field(
-        True, description="Condition Stable Diffusion XL on the original size and crop of each photo."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, about a third slower."
-    )
-    cuda_graph: Literal["auto", "off"] = Field(
-        "auto",
-        description="On CUDA, launch each step as one graph if a check at the start finds its results equal (auto).",
-    )
-    compile: bool = Field(
-        False,
-        description="Compile the transformer blocks of the UNet with torch.compile. The first step may take minutes.",
-    )
-    log_every: int | None = Field(
-        None, ge=1, le=1000, description="Steps between two readings of the loss. By default 1 on a CPU, 10 on a GPU."
-    )
-    sample_batch_size: int = Field(8, ge=1, le=8, description="Class images or samples generated at once.")
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="AdamW, or AdamW with its state in 8 bits (requires bitsandbytes)."
-    )
-    memory_limit: str | None = Field(
-        None,
-        description='Memory that training may use, such as "8GB". Settings that save memory are enabled until it fits.',
-    )
-    resolution: int | None = Field(
-        None, ge=64, le=2048, description="Side of the training images in pixels. By default that of the base model."
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
-
-    checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
-    sample_every: int = Field(
-        ge=0, description="Steps between rounds of samples. 0 generates them only before and after training."
-    )
-    sample_prompts: tuple[str, ...] = Field(
-        ("a photo of a {subject}", "a {subject} in the snow", "a {subject} on the beach"),
-        description="Prompts of the samples.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -194,37 +88,6 @@ class TrainConfig(BaseModel):
         if not isinstance(options, dict):
             raise ValueError(f"options must be lines like 'rank: 8', not {shown(options)}")
         return filled | given | {"options": method.parse(filled["options"] | options).model_dump()}
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return validated_name(name)
-
-    @field_validator("class_noun", "trigger")
-    @classmethod
-    def _check_text(cls, text: str) -> str:
-        if not text.isprintable() or not text.strip():
-            raise ValueError("must be plain words")
-        return text.strip()
-
-    @field_validator("dtype")
-    @classmethod
-    def _check_dtype(cls, dtype: str) -> str:
-        if dtype not in DTYPES:
-            raise ValueError(f"use one of {', '.join(DTYPES)}")
-        return dtype
-
-    @field_validator("memory_limit")
-    @classmethod
-    def _check_memory_limit(cls, limit: str | None) -> str | None:
-        if limit is not None and not re.fullmatch(r"\d{1,4}(\.\d{1,2})?GB", limit := limit.replace(" ", "").upper()):
-            raise ValueError('give an amount of memory such as "8GB"')
-        return limit
-
-    @property
-    def subject(self) -> str:
-        """The subject as it appears in prompts, such as "sks dog"."""
-        return f"{self.trigger} {self.class_noun}"
 
     @property
     def sample_texts(self) -> list[str]:

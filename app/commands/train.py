@@ -33,14 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the predicted memory and time of the run "
                         "and its captions, without training")  # fmt: skip
     add_output_mode(parser)
-    group = parser.add_argument_group("settings (defaults depend on --preset, --base and --method)")
-    for name, field in TrainConfig.model_fields.items():
-        if name == "method":
-            group.add_argument(
-                "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
-            )
-        elif name not in ("options", "boxes", "ranks"):  # mappings, given by YAML only
-            _add_flag(group, name, field, field.description or "")
+    for topic, settings in configs.TOPICS.items():
+        group = parser.add_argument_group(f"{topic} (defaults depend on --preset, --base and --method)")
+        for name, field in settings.model_fields.items():
+            if name == "method":
+                group.add_argument(
+                    "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
+                )
+            elif name not in ("options", "boxes", "ranks"):  # mappings, given by YAML only
+                _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
         parser.add_argument(
             _flag(old), dest=new, action=_RenamedFlag, default=argparse.SUPPRESS, help=argparse.SUPPRESS

@@ -10,7 +10,7 @@ import gradio as gr
 from pydantic.fields import FieldInfo
 
 from hra_diffusion.adapters import registry
-from training.config import TrainConfig
+from training.config import TOPICS, TrainConfig
 
 NOT_IN_FORM = (
     "name",
@@ -46,13 +46,13 @@ class Entry:
 def build() -> list[Entry]:
     """Create the fields. An empty field means the default, which is shown as its placeholder."""
     entries = []
-    with gr.Row(equal_height=True):
+    with gr.Accordion("Options of the method", open=True), gr.Row(equal_height=True):
         for name, (field, methods) in registry.options().items():
             entries.append(Entry(name, field, tuple(methods), _component(name, field)))
-    with gr.Row(equal_height=True):
-        for name, field in TrainConfig.model_fields.items():
-            if name not in NOT_IN_FORM:
-                entries.append(Entry(name, field, (), _component(name, field)))
+    for topic, settings in TOPICS.items():
+        fields = {name: field for name, field in settings.model_fields.items() if name not in NOT_IN_FORM}
+        with gr.Accordion(topic, open=False, visible=bool(fields)), gr.Row(equal_height=True):
+            entries += [Entry(name, field, (), _component(name, field)) for name, field in fields.items()]
     return entries
 
 
