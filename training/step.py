@@ -88,7 +88,9 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
     config = session.config
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)
     classes = config.batch_size if session.class_images is not None else 0
-    loss = objective.denoising_loss(prediction, batch.target, batch.weights, classes, config.prior_loss_weight)
+    loss = objective.denoising_loss(
+        prediction, batch.target, batch.weights, classes, config.prior_loss_weight, config.loss_type, batch.thresholds
+    )
     penalties = [attachment.penalty(model, config.name) for model in session.trained_components.values()]
     return loss + sum(penalty.to(loss.device) for penalty in penalties if penalty is not None)
 
