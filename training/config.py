@@ -83,7 +83,7 @@ class TrainConfig(
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if str(preset) in PRESETS else "balanced"  # validated with the other fields
-        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
+        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset, str(given.get("optimizer", "adamw")))
         options = given.get("options", {})
         if not isinstance(options, dict):
             raise ValueError(f"options must be lines like 'rank: 8', not {shown(options)}")

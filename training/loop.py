@@ -32,7 +32,7 @@ from training.runs.run_folder import Run
 from training.samples import generate_samples, samples_due, score_samples
 from training.session.devices import make_accelerator, restore_eval
 from training.session.model import check_adapter
-from training.session.optimizer import current_learning_rate
+from training.session.optimizer import check_optimizer, current_learning_rate
 from training.session.phase_timer import PhaseTimer
 from training.session.processes import PeerLostError, Processes, ran_out_of_memory
 from training.session.setup import set_up
@@ -100,6 +100,7 @@ def train(
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
     check_adapter(config, pipe)
+    check_optimizer(config, accelerator.device)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):

@@ -76,8 +76,9 @@ class TrainingStep:
                 loss = batch_loss(session, batch)
                 self.results[number] = loss.detach()
                 accelerator.backward(loss)
-        session.processes.average_gradients(session.step, session.parameters.values())
-        norm: Any = accelerator.clip_grad_norm_(session.parameters.values(), session.config.max_grad_norm)
+        trained = [parameter for parameter in session.parameters.values() if parameter.requires_grad]
+        session.processes.average_gradients(session.step, trained)
+        norm: Any = accelerator.clip_grad_norm_(trained, session.config.max_grad_norm)
         if not accelerator.scaler:  # which skips steps whose gradients are not finite
             self.results[-1] = norm
         session.optimizer.step()
