@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import activation, attachment
 from training import objective
 from training.batch import Batch, make_batches
 from training.errors import TrainingError
@@ -87,6 +87,10 @@ class TrainingStep:
 def batch_loss(session: Session, batch: Batch) -> Tensor:
     """Return the training loss of a batch on the device, regularisers of the method included."""
     config = session.config
+    if config.options["timestep_rank"] < 1:
+        shares = 1 - batch.timesteps / len(session.noise_process.betas)
+        for model in session.trained_components.values():
+            activation.set_rank_shares(model, shares)
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)
     classes = config.batch_size if session.class_images is not None else 0
     loss = objective.denoising_loss(

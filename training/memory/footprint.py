@@ -133,9 +133,9 @@ def module_bytes(module: nn.Module) -> int:
 
 def adapter_bytes(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> int:
     """Return the bytes of the adapter, the optimiser's state and the moving average, without gradients."""
-    shapes = [parameter.shape for parameter in parameters]
-    weights = sum(shape.numel() for shape in shapes) * (8 if config.ema_decay else 4)
-    return weights + sum(state_bytes(config.optimizer, shape) for shape in shapes)
+    parameters = list(parameters)
+    weights = sum(parameter.numel() for parameter in parameters) * (8 if config.ema_decay else 4)
+    return weights + sum(state_bytes(config.optimizer, p.shape) for p in parameters if p.requires_grad)
 
 
 STATE_VALUES = {"lion": 1, "lion8bit": 1, "adafactor": 1, "prodigy": 4}
