@@ -155,7 +155,9 @@ def offloaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
-def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors, thin: Thinning | None) -> Tensor:
+def adapted_output(
+    layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors, thin: Thinning | None = None
+) -> Tensor:
     """The layer's output ``y`` for the input ``x``, with the update, the scale and the left factors applied."""
     if isinstance(layer, nn.Conv2d):
         return _adapted_convolution(layer, y, x, factors, thin)

@@ -50,7 +50,8 @@ def training_state(session: Session) -> dict[str, Tensor]:
     state |= {f"average/{key}": average for key, average in session.moving_averages.items()}
     for number, group in enumerate(session.optimizer.param_groups):
         numbers = {name: torch.tensor(group[name], dtype=torch.float64) for name in GROUP_STATE if name in group}
-        state |= {f"group/{number}/{name}": value for name, value in numbers.items()}
+        # as integers, because a file's floating-point tensors are float32
+        state |= {f"group/{number}/{name}": value.view(torch.int64) for name, value in numbers.items()}
     scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
     return state | {f"scaler/{key}": torch.tensor(value) for key, value in scaler.items()}
 
@@ -114,7 +115,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
             moments[parameter][moment] = value.item() if is_number else value.to(parameter.device)
         if name.startswith("group/"):
             _, number, what = name.split("/")
-            session.optimizer.param_groups[int(number)][what] = value.item()
+            session.optimizer.param_groups[int(number)][what] = value.view(torch.float64).item()
     for key, average in session.moving_averages.items():
         average.copy_(state[f"average/{key}"])
     if scaler := session.accelerator.scaler:
