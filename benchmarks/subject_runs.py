@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.subject_results import BASE, CEILING, Case, Row
-from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
@@ -135,7 +135,7 @@ def set_up(args: argparse.Namespace) -> tuple[dict[str, Any], Runner]:
         "base": file_fingerprint(args.base),
         "judge": file_fingerprint(args.judge),
         "device": args.device,
-        "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in registry.method_names()},
+        "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in COMPARED},
     }
     references = make_references(args.sprites, judge)
     return facts, Runner(args.base, args.device, args.sprites, args.sheets, judge, references, not args.untimed)
