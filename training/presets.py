@@ -1,8 +1,7 @@
 """Default values of training settings by base model family, preset, method and optimiser.
 
 The learning rates for toybox were chosen by ``benchmarks/sweep.py`` (table: ``benchmarks/results/sweep.md``). Those for
-Stable Diffusion 1 are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909, 2402.09353,
-2306.07280, 2311.06243) and have not been measured
+Stable Diffusion 1 are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and have not been measured
 here. Stable Diffusion 2 and XL use the same values: none are published for these settings.
 """
 
@@ -52,6 +51,7 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "hra": {"learning_rate": 1e-4, "options": {"rank": 8, "orthogonality": 1e-3}},
         "hoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
+        # DoRA as LoRA; those of OFT and BOFT are neither measured nor from a source that could be checked
         "dora": {"learning_rate": 1e-4, "options": {"rank": 4}},
         "oft": {"learning_rate": 6e-5, "options": {"rank": 32}},
         "boft": {"learning_rate": 3e-5, "weight_decay": 0.0, "options": {"rank": 8}},
