@@ -119,12 +119,15 @@ class Events:
     def choose(
         self, event: gr.EventData, search: Line, chosen: str | None, count: Count, request: gr.Request
     ) -> tuple[Any, ...]:
-        """Show an adapter's facts, or more cards."""
+        """Show an adapter's facts, or more cards; or move a broken file to the bin."""
         context = self.context.for_visitor(request)
         if clicked(event)["do"] == "more":
             count = min(clicked(event)["at"], 100_000)
             return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count
         key = clicked(event)["key"]
+        if clicked(event)["do"] == "discard":
+            _move_to_trash(context, key)
+            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 4
         path = context.adapter_path(key)
         info, owner = read_info(path), context.owner(path)
         own = gr.update(visible=context.person.may_change(owner))
@@ -157,11 +160,8 @@ class Events:
     @user_errors
     def delete(self, chosen: str, search: Line, request: gr.Request) -> tuple[Any, ...]:
         context = self.context.for_visitor(request)
-        path = context.own_adapter_path(chosen)
-        require_idle(context, chosen)
-        name, key = read_info(path).name, trash.move_to_trash(path, context.output)
-        context.rescan()
-        message = render("library_binned", name=name, key=key)
+        name = read_info(context.own_adapter_path(chosen)).name
+        message = render("library_binned", name=name, key=_move_to_trash(context, chosen))
         return None, gr.update(visible=False), message, *_overview(context, search)
 
     @user_errors
@@ -229,6 +229,15 @@ class Events:
         return gr.Tabs(selected="generate"), gr.update(choices=context.adapter_choices(), value=[chosen])
 
 
+def _move_to_trash(context: AppContext, key: str) -> str:
+    """Move a visitor's own adapter file to the bin and return its key there."""
+    path = context.own_adapter_path(key)
+    require_idle(context, key)
+    trashed = trash.move_to_trash(path, context.output)
+    context.rescan()
+    return trashed
+
+
 def _overview(context: AppContext, search: str, chosen: str | None = None) -> tuple[str, str]:
     return show_cards(context, search, chosen), show_bin(context)
 
@@ -246,7 +255,9 @@ def connect(
         events.choose, [parts.search, parts.chosen, parts.count],
         [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards, parts.own_name,
          parts.delete, parts.share, parts.count], **HIDDEN,
-    ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
+    ).then(events.refresh, [parts.search, parts.chosen], overview, **QUIET).then(
+        None, None, None, js=SCROLL_TO_FACTS
+    )  # fmt: skip
     parts.share.input(events.share, [parts.chosen, parts.share], None, **HIDDEN)
     parts.rename.click(events.rename, [parts.chosen, parts.name],
                        [parts.chosen, parts.about, parts.search, parts.cards, parts.message], **MINE)  # fmt: skip

@@ -261,7 +261,7 @@ def test_names_inside_an_adapter_file_are_escaped(context):
     row = {**context.library("", 1)[0], "name": SCRIPT, "base": SCRIPT}
     card = library_cards._card(context, row)
     assert {card["name"], card["base"]} == {SCRIPT}
-    broken = [{"name": SCRIPT, "error": SCRIPT}]
+    broken = [{"name": SCRIPT, "error": SCRIPT, "path": SCRIPT}]
     text = html.render("library_cards", cards=[card], chosen=None, broken=broken, more=0)
     facts = html.facts(fields.items())
     text += html.render("library_facts", name=SCRIPT, warning=SCRIPT, samples=[path], summary=facts, details="")
