@@ -76,7 +76,7 @@ def do_export(inputs: Inputs, output: Path) -> None:
 
 def do_import(inputs: Inputs, output: Path) -> None:
     interop.import_adapter(hra.load_base(inputs.base, "cpu"), inputs.foreign, output / "New", "New")
-    if not any(saved.info.name.startswith("Max") for saved in library.list_adapters([output])):
+    if not any(saved.info.name.startswith("Imported") for saved in library.list_adapters([output])):
         library.add_file(inputs.adapter, library.new_folder("Imported", output))
 
 
