@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 group.add_argument(
                     "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
                 )
+            elif name == "concepts":
+                group.add_argument("--concepts", metavar="FILE", default=argparse.SUPPRESS, help=field.description)
             elif name not in ("options", "boxes", "ranks"):  # mappings, given by YAML only
                 _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
@@ -70,6 +72,7 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     """Emit the captions of a run and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
+    from training.data.concepts import concept_numbers
     from training.planning import plan_run
     from training.session.devices import make_accelerator
 
@@ -79,9 +82,9 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
 
     run = Run(output / config.name)
     if run.checkpoints():
-        config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
+        config = moved_photos.with_current_paths(config, moved_photos.find(run, config, emit), run)
     captions = read_captions(config.photos)
-    emit(final_captions(config, captions))
+    emit(final_captions(config, captions, concept_numbers(config)))
     plan_run(config, output, make_accelerator(config).device.type, len(captions), emit)
 
 
@@ -106,15 +109,34 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     run = lookup.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
-    values = (run.config.model_dump(mode="json") if run else {}) | from_file
+    concepts = _concepts(given, from_file)
+    values = (_values_of(run.config, bool(concepts)) if run else {}) | from_file
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
-    if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
+    values |= {"concepts": concepts} if concepts else {}
+    required = ("name",) if values.get("concepts") else ("photos", "class_noun", "name")
+    if missing := [name for name in required if name not in values]:
         raise ConfigError(f"missing settings: {', '.join(map(_flag, missing))}")
-    values["photos"] = _absolute(values["photos"])
+    if "photos" in values:
+        values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
         values["base"] = str(Path(base).resolve())
     return configs.parse(values)
+
+
+def _values_of(config: TrainConfig, other_concepts: bool) -> dict[str, Any]:
+    """Return the values of a run without those that follow from its concepts or, in their place, from other ones."""
+    derived = {"photos", "class_noun", "trigger"} if config.concepts or other_concepts else None
+    return config.model_dump(mode="json", exclude=derived)
+
+
+def _concepts(given: dict[str, Any], from_file: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the concepts of the flag, else of the YAML file, with absolute paths; [] if neither has any."""
+    from training.data.concepts import absolute_concepts, read_concepts
+
+    if "concepts" in given:
+        return read_concepts(path_of(given["concepts"]))
+    return absolute_concepts(from_file["concepts"], Path.cwd()) if from_file.get("concepts") else []
 
 
 def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:

@@ -41,6 +41,7 @@ class Photo:
         frame: The part that ``crop`` was chosen from: the photo's crop box, or the whole photo.
         size: Width and height of the upright photo in pixels.
         sha256: SHA-256 of the file in hexadecimal.
+        concept: number of its subject, among those of the run.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Photo:
     frame: Box
     size: tuple[int, int]
     sha256: str
+    concept: int = 0
 
 
 @dataclass(frozen=True)
