@@ -5,6 +5,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from training.config import ConfigError, TrainConfig
 from training.data.photo_files import read_captions
 from training.runs import lookup
 from training.runs.event_text import PHASES
-from training.runs.events import Event, Listener, Plan
+from training.runs.events import Event, Listener, Notice, Plan
 from training.runs.listeners import ProgressBar, print_json
 from training.runs.run_folder import Run
 
@@ -69,10 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
-    """Emit the captions of a run and its predicted memory and time, without training."""
+    """Emit the captions of a run, advice on its photos and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
     from training.data.concepts import concept_numbers
+    from training.data.dataset import load_dataset
+    from training.data.photo import MIN_SIDE
     from training.planning import plan_run
     from training.session.devices import make_accelerator
 
@@ -83,9 +86,13 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     run = Run(output / config.name)
     if run.checkpoints():
         config = moved_photos.with_current_paths(config, moved_photos.find(run, config, emit), run)
-    captions = read_captions(config.photos)
-    emit(final_captions(config, captions, concept_numbers(config)))
-    plan_run(config, output, make_accelerator(config).device.type, len(captions), emit)
+    concepts = concept_numbers(config)
+    dataset = load_dataset(config.photos, MIN_SIDE, config.crop, config.boxes, concepts)  # small: no photo is enlarged
+    captions = final_captions(config, read_captions(config.photos), concepts)
+    emit(replace(captions, coverage=dataset.coverage))
+    for warning in dataset.warnings:
+        emit(Notice(warning.message))
+    plan_run(config, output, make_accelerator(config).device.type, len(dataset.photos), emit)
 
 
 def print_phases(event: Event) -> None:

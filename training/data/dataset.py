@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from training.data.advice import coverage
 from training.data.caption_files import read_caption
 from training.data.checks import check_photo, check_together
 from training.data.cropping import CropMode, checked_box, crop_window, resize_to_square
@@ -20,6 +21,13 @@ class Dataset:
     photos: tuple[Photo, ...]
     warnings: tuple[PhotoWarning, ...]
     ignored: tuple[Path, ...]
+
+    @property
+    def coverage(self) -> tuple[str, ...]:
+        """A line for each subject with several photos that says what they show."""
+        numbers = sorted({photo.concept for photo in self.photos})
+        lines = (coverage([photo for photo in self.photos if photo.concept == number]) for number in numbers)
+        return tuple(filter(None, lines))
 
 
 def load_dataset(

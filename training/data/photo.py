@@ -10,7 +10,9 @@ from hra_diffusion.errors import UserError
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels of the upright photo."""
-WarningKind = Literal["blurred", "small", "duplicate", "different", "ignored"]
+WarningKind = Literal[
+    "blurred", "small", "dark", "bright", "far", "duplicate", "different", "background", "pose", "ignored"
+]
 
 MIN_SIDE = 64
 """Shortest side, in pixels, that a photo and its crop box may have."""

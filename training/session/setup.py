@@ -77,7 +77,7 @@ def final_texts(config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dat
     """Return the caption of each photo for training. Emits them, and notices about photos and captions."""
     given = {photo.path: photo.caption for photo in dataset.photos}
     captions = final_captions(config, given, {photo.path: photo.concept for photo in dataset.photos})
-    timer.emit(captions)
+    timer.emit(dataclasses.replace(captions, coverage=dataset.coverage))
     texts = list(captions.captions.values())
     for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
         timer.emit(Notice(message))
