@@ -33,8 +33,9 @@ def final_captions(
     captions, added = {}, []
     for path, caption in given.items():
         subject = config.subjects[(concepts or {}).get(path, 0)]
-        parts = config.caption_prefix, caption or subject.caption or config.caption, config.caption_suffix
-        text, names = " ".join(filter(None, parts)), (subject.trigger, subject.class_noun)
+        text, names = caption or subject.caption or config.caption, (subject.trigger, subject.class_noun)
+        if config.caption_prefix or config.caption_suffix:
+            text = f"{config.caption_prefix} {text} {config.caption_suffix}".replace(" ,", ",").strip()
         captions[str(path)] = final_caption(text, *names, config.add_trigger)
         if captions[str(path)] != final_caption(text, *names, False):
             added.append(str(path))

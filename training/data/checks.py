@@ -38,12 +38,16 @@ def check_photo(photo: Photo, upright: Upright) -> list[PhotoWarning]:
     if _sharpness(upright, photo.crop) < MIN_SHARPNESS:
         message = "blurred, or almost without detail. The adapter would learn the blur too. Use a sharper photo."
         warnings.append(PhotoWarning("blurred", photo.path, f"{photo.path.name}: {message}"))
+        return warnings
     return [*warnings, *check_exposure_and_size(photo)]
 
 
 def check_together(photos: Sequence[Photo]) -> list[PhotoWarning]:
     """Return warnings that depend on all photos: duplicates, outliers, one background or one pose in all."""
-    return [*_duplicates(photos), *_outliers(photos), *check_variety(photos)]
+    duplicates = _duplicates(photos)
+    repeated = [warning.photo for warning in duplicates]
+    distinct = [photo for photo in photos if photo.path not in repeated]
+    return [*duplicates, *_outliers(photos), *check_variety(distinct)]
 
 
 def _sharpness(photo: Upright, window: Box) -> float:

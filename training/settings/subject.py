@@ -60,7 +60,9 @@ class SubjectSettings(BaseModel):
     caption: str = Field(
         "a photo of a {subject}", description="Caption of photos without a .txt or .caption file beside them."
     )
-    caption_prefix: str = Field("", max_length=300, description="Text before every caption, with its own comma.")
+    caption_prefix: str = Field(
+        "", max_length=300, description='Text before every caption, with its own comma: "a drawing of {subject},".'
+    )
     caption_suffix: str = Field("", max_length=300, description="Text after every caption.")
     add_trigger: bool = Field(
         True, description='Prepend the subject to captions that lack the trigger: "sks dog, a dog sitting".'
