@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from app.commands.common import add_output_mode, print_result
+from app.commands.common import add_base, print_result
 from hra_diffusion import libraries
 from hra_diffusion.files import path_of, write_text
 from training.data.caption_files import existing_captions
@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-noun", default="", metavar="NOUN", help="class of the subject, whose place {subject} "
                         "takes in the captions")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the captions that exist, too")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: cpu")
-    add_output_mode(parser)
+    add_base(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

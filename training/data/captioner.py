@@ -11,6 +11,7 @@ from PIL import Image
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.generation.subjects import with_subject
 from hra_diffusion.hub import is_hub_id
+from hra_diffusion.models.devices import device_for
 from hra_diffusion.models.loading import LOAD_ERRORS, LOAD_LOCK
 from hra_diffusion.threads import sharing_cores
 
@@ -24,8 +25,11 @@ MAX_TOKENS = 60
 class Captioner:
     """A captioning model with its processor."""
 
-    def __init__(self, source: str = DEFAULT, device: str = "cpu", local_files_only: bool = False):
-        """Load from a folder or a hub id; weights must be safetensors. Raises UserError if it can't be loaded."""
+    def __init__(self, source: str = DEFAULT, device: str | None = "cpu", local_files_only: bool = False):
+        """Load from a folder or a hub id; weights must be safetensors.
+
+        Raises UserError if it can't be loaded, and BaseModelError for a device that is not available.
+        """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         given: dict[str, Any] = {"local_files_only": local_files_only, "trust_remote_code": False}
@@ -34,7 +38,7 @@ class Captioner:
                 model: Any = AutoModelForImageTextToText.from_pretrained(
                     source, dtype=torch.float32, use_safetensors=True, **given
                 )
-            self.model: Any = model.eval().to(device)
+            self.model: Any = model.eval().to(device_for(device))
             self.processor: Any = AutoProcessor.from_pretrained(source, **given)
         except LOAD_ERRORS as error:
             raise UserError(
@@ -64,7 +68,11 @@ def is_local(source: str) -> bool:
 
 
 def write_captions(
-    images: Sequence[Image.Image], class_noun: str, source: str = DEFAULT, device: str = "cpu", local: bool = False
+    images: Sequence[Image.Image],
+    class_noun: str,
+    source: str = DEFAULT,
+    device: str | None = "cpu",
+    local: bool = False,
 ) -> list[str]:
     """Return a caption for each image, with ``{subject}`` in place of the class noun or, if it lacks that, before it.
 
@@ -72,7 +80,7 @@ def write_captions(
         images: RGB images.
         class_noun: "" leaves the captions as they are.
         source: folder or hub id of the captioner.
-        device: "cpu", "cuda" or "mps".
+        device: "cpu", "cuda" or "mps"; None for the fastest.
         local: download nothing.
 
     Raises UserError if the captioner can't be loaded.

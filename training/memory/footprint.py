@@ -100,7 +100,7 @@ def predict_footprint(
     if config.uses_class_images:
         count = min(config.sample_batch_size, config.num_class_images)
         phases["class images"] = components + factor * base.generation * count
-    if count := min(config.sample_batch_size, len(config.sample_prompts)):
+    if count := min(config.sample_batch_size, len(config.samples)):
         held = factor * step if uses_graph(config, device) else 0
         phases["samples"] = components + adapter + factor * base.generation * count + held
     phases["train"] = components - offloaded + adapter + factor * step

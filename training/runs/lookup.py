@@ -11,8 +11,8 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_image
 from hra_diffusion.names import validated_name
 from training import config as configs
+from training.data.concepts import concept_numbers
 from training.data.dataset import load_dataset
-from training.data.photo_files import search
 from training.runs.run_folder import Run
 
 
@@ -49,9 +49,8 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
         return copies
     with contextlib.suppress(UserError):
         config = run.config
-        photos = config.subjects[0].photos
-        boxes = {path: box for path, box in config.boxes.items() if path in search(photos).photos}
-        return [photo.image for photo in load_dataset(photos, size, config.crop, boxes).photos]
+        dataset = load_dataset(config.photos, size, config.crop, config.boxes, concept_numbers(config))
+        return [photo.image for photo in dataset.photos if photo.concept == 0]
     return []
 
 

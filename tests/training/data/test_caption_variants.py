@@ -4,10 +4,12 @@ from itertools import permutations
 
 import pytest
 import torch
+from conftest import tiny_pipe, tiny_xl_pipe
 
 from training import config as configs
 from training.data.caption_variants import MAX_ORDERS, shuffled, variants
 from training.data.captions import class_caption, final_captions
+from training.data.latent_cache import encode_captions
 from training.objective import seeded_generator
 from training.settings.subject import Concept
 
@@ -56,6 +58,13 @@ def test_prefix_and_suffix_are_part_of_the_caption_before_the_trigger_is_added()
     assert captions == ["photo of sks dog, sitting, 4k", "photo of sks dog, a photo of a sks dog, 4k"]
     plain = configs.parse({**GIVEN, "caption_prefix": "drawing,"})
     assert final_captions(plain, given).captions["0.jpg"] == "sks dog, drawing, sitting", "the trigger rule holds"
+
+
+def test_an_empty_caption_of_sdxl_is_embedded_as_guidance_does_without_a_prompt():
+    text = encode_captions(tiny_xl_pipe(), ["", "a sks dog"], embed=True)
+    for value in text.values():
+        assert not value[0].any() and value[1].any()
+    assert encode_captions(tiny_pipe(), [""], embed=True)["hidden"].any(), "others embed the empty text"
 
 
 @pytest.mark.parametrize(
