@@ -21,6 +21,7 @@ from hra_diffusion.names import is_text
 COMMANDS = {
     "app": "start the web page: train, generate, compare and manage adapters in the browser",
     "train": "train an adapter on photos of a subject",
+    "caption": "write captions for photos with a captioning model",
     "runs": "list the training runs, stop or resume them",
     "worker": "train the waiting runs, for ever, as a service of the system",
     "reindex": "make the index of runs and adapters anew from the files",

@@ -4,7 +4,7 @@ A batch depends only on the seed and its position, and all batches of a run have
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from training.session.state import Session
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples of a training step, class images included.
+    """B samples of a training step, class images or class captions included.
 
     Attributes:
         latents: noisy latents (B, C, h, w).
@@ -69,4 +69,14 @@ def make_batch(session: Session, position: int) -> Batch:
     timesteps = objective.sample_timesteps(len(latents), len(alphas), config.timestep_bias, generator)
     target = objective.prediction_target(latents, noise, timesteps, alphas, kind)
     weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
-    return Batch(objective.add_noise(latents, noise, timesteps, alphas), timesteps, text, target, weights)
+    batch = Batch(objective.add_noise(latents, noise, timesteps, alphas), timesteps, text, target, weights)
+    if session.class_captions is None:
+        return batch
+    _, class_text = session.class_captions.batch(config.batch_size, position, config.seed, "photos")
+    return with_class_captions(batch, class_text)
+
+
+def with_class_captions(batch: Batch, text: Text) -> Batch:
+    """Return a batch of twice the size, whose second half has this text and is otherwise the same."""
+    twice = batch.map(lambda tensor: torch.cat([tensor, tensor]))
+    return replace(twice, text={key: torch.cat([value, text[key]]) for key, value in batch.text.items()})

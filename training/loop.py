@@ -18,6 +18,7 @@ from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
+from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
 from training.memory.peak import reset_peak_memory
@@ -115,7 +116,7 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     A resumed run gets the photos it began with, ``photos``, and their current paths.
     """
     if not run.checkpoints():
-        return config, load_dataset(config.photos, size, config.crop, config.boxes)
+        return config, load_dataset(config.photos, size, config.crop, config.boxes, concept_numbers(config))
     dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
     return moved_photos.with_current_paths(config, photos, run), dataset
 

@@ -1,9 +1,11 @@
 """Generate a run's sample images, and score them once the run has finished."""
 
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.evaluation.clip import Clip, default_source
+from hra_diffusion.evaluation.clip import Clip, Score, default_source
 from hra_diffusion.generation.png import PNG_KEY, describe, save_png
 from hra_diffusion.generation.requests import Request, complete_settings
 from hra_diffusion.generation.requests import Settings as GenerationSettings
@@ -14,6 +16,7 @@ from training.runs.checkpoint import averaged
 from training.runs.events import Notice, Sample, Scored
 from training.session.devices import onload
 from training.session.state import Session
+from training.settings.subject import Concept
 
 SAMPLE_STEPS = 15
 """Denoising steps of sample images: a second or two per round on the embedded base model."""
@@ -64,9 +67,19 @@ def score_samples(session: Session) -> None:
     except UserError:
         return
     with session.timer.phase("scores"):
-        prompts = [prompt.replace("{subject}", config.class_noun) for prompt in config.sample_prompts]
-        scores = scoring.score_rounds(rounds, prompts, [photo.image for photo in session.dataset.photos], clip)
+        subjects = dict.fromkeys(subject for subject, _ in config.samples)
+        scores = scoring.mean_scores([_scores(session, rounds, subject, clip) for subject in subjects])
     for step, score in scores.items():
         session.timer.emit(Scored(step, round(score.subject or 0.0, 4), round(score.prompt, 4)))
     if message := scoring.advice(scores):
         session.timer.emit(Notice(message))
+
+
+def _scores(session: Session, rounds: Mapping[int, Sequence[Path]], subject: Concept, clip: Clip) -> dict[int, Score]:
+    """Return the scores by step of the sample images of one subject, compared with its photos."""
+    own = {number: prompt for number, (other, prompt) in enumerate(session.config.samples) if other == subject}
+    prompts = [prompt.replace("{subject}", subject.class_noun) for prompt in own.values()]
+    files = {step: [paths[number] for number in own if number < len(paths)] for step, paths in rounds.items()}
+    concept = session.config.subjects.index(subject)
+    photos = [photo.image for photo in session.dataset.photos if photo.concept == concept]
+    return scoring.score_rounds(files, prompts, photos, clip)

@@ -37,6 +37,18 @@ def score_rounds(
     return scores
 
 
+def mean_scores(scores: Sequence[Mapping[int, Score]]) -> dict[int, Score]:
+    """Return the mean over several subjects of the scores by step. Steps that one lacks are left out."""
+    steps = [step for step in scores[0] if all(step in own for own in scores)]
+    return {
+        step: Score(
+            statistics.mean(own[step].subject or 0.0 for own in scores),
+            statistics.mean(own[step].prompt for own in scores),
+        )
+        for step in steps
+    }
+
+
 def best_step(scores: Mapping[int, Score]) -> int | None:
     """Return the step with the highest product of subject and prompt score, or None without trained rounds.
 

@@ -9,6 +9,7 @@ from hra_diffusion.adapters import attachment
 from training import objective
 from training.batch import Batch, make_batches
 from training.errors import TrainingError
+from training.preservation import preservation_target
 from training.session.model import has_dropout
 from training.session.optimizer import set_learning_rate
 from training.session.state import Session
@@ -86,9 +87,10 @@ class TrainingStep:
 def batch_loss(session: Session, batch: Batch) -> Tensor:
     """Return the training loss of a batch on the device, regularisers of the method included."""
     config = session.config
+    target = preservation_target(session, batch) if config.uses_base_output else batch.target
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)
-    classes = config.batch_size if session.class_images is not None else 0
-    loss = objective.denoising_loss(prediction, batch.target, batch.weights, classes, config.prior_loss_weight)
+    classes = config.batch_size if config.prior_loss_weight else 0
+    loss = objective.denoising_loss(prediction, target, batch.weights, classes, config.prior_loss_weight)
     penalties = [attachment.penalty(model, config.name) for model in session.trained_components.values()]
     return loss + sum(penalty.to(loss.device) for penalty in penalties if penalty is not None)
 

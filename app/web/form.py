@@ -18,6 +18,7 @@ NOT_IN_FORM = (
     "boxes",
     "class_noun",
     "trigger",
+    "concepts",
     "add_trigger",
     "preset",
     "method",

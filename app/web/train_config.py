@@ -20,7 +20,7 @@ from training.rank_matching import count_parameters, layer_shapes, matched_rank
 from training.runs.owners import Owner
 
 NOT_FROM_YAML = (
-    "photos", "boxes", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
+    "photos", "boxes", "concepts", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}

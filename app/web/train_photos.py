@@ -1,5 +1,6 @@
 """Photo editor of the Train tab: upload, sample subjects, crop and caption of each photo."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,10 @@ from app.web.html import note, render, step_title
 from app.web.theme import CLICKS
 from app.web.values import Fraction, Line, Number, Text
 from hra_diffusion.models.sources import ASSETS
+from training.data.advice import coverage
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.drafts import Draft, box_from_zoom, zoom_from_box
+from training.data.photo import PhotoWarning
 from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
@@ -23,8 +26,15 @@ BADGES = {
     "small": "too small",
     "duplicate": "duplicate",
     "different": "different?",
+    "dark": "too dark",
+    "bright": "too bright",
+    "far": "far away?",
+    "background": "same place",
+    "pose": "same pose",
     "ignored": "left out",
 }
+OF_ALL = ("background", "pose")
+"""Kinds of warnings that concern all photos."""
 Zoom = Annotated[Number, Field(ge=1, le=100)]
 SAMPLE_SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Class noun of each sample subject in the assets."""
@@ -84,24 +94,29 @@ def show_photos(draft: Draft, resolution: int, selected: str = "") -> tuple[str,
     if not photos:
         return "", ""
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
-    kinds = [[w.kind for w in warnings if w.photo.name == photo.path.name] for photo in photos]
-    badges = [[BADGES[kind] for kind in dict.fromkeys(own)] for own in kinds]
     cells = [
-        {"name": photo.path.name, "image": photo.image, "badges": own}
-        for photo, own in zip(photos, badges, strict=True)
+        {"name": photo.path.name, "image": photo.image, "warnings": warnings_of(warnings, photo.path.name)}
+        for photo in photos
     ]
     few = [] if len(photos) >= 3 else ["Three or more photos give better results."]
-    thumbnails = render("train_photos", photos=cells, selected=selected)
+    thumbnails = render("train_photos", photos=cells, selected=selected, coverage=coverage(photos))
     return thumbnails, note([w.message for w in warnings] + few)
 
 
+def warnings_of(warnings: Sequence[PhotoWarning], file: str) -> dict[str, str]:
+    """Return the badges of a photo and the message of each."""
+    own = [warning for warning in warnings if warning.kind in OF_ALL or warning.photo.name == file]
+    return {BADGES[warning.kind]: warning.message for warning in own}
+
+
 def show_crop(draft: Draft, resolution: int, file: str) -> str:
-    """Return the whole photo, dimmed outside its crop."""
+    """Return the whole photo, dimmed outside its crop, with the warnings about it."""
+    messages = warnings_of(draft.photos(resolution)[1], file).values()
     upright, crop = draft.upright(file), draft.photo(file, resolution).crop
     left, top, right, bottom = map(round, upright.box(crop))
     dimmed = upright.image.point(lambda value: value * 0.35)
     dimmed.paste(upright.image.crop((left, top, right, bottom)), (left, top))
-    return render("train_crop", photo=dimmed)
+    return render("train_crop", photo=dimmed, messages=list(messages))
 
 
 class PhotoEvents:

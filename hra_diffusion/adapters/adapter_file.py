@@ -76,6 +76,19 @@ class TrainingRecord(TypedDict, total=False):
     seed: int
 
 
+class Subject(BaseModel):
+    """A subject of an adapter."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    trigger: _Text = ""
+    class_noun: _Text = ""
+
+    def __str__(self) -> str:
+        """Return the subject as it appears in prompts: "sks dog"."""
+        return f"{self.trigger} {self.class_noun}".strip()
+
+
 class AdapterInfo(BaseModel):
     """Metadata of an adapter file."""
 
@@ -96,6 +109,9 @@ class AdapterInfo(BaseModel):
     targets: _Text = "attention"
     trigger: _Text = ""
     class_noun: _Text = ""
+    subjects: Annotated[tuple[Subject, ...], Field(max_length=100)] = Field(
+        default=(), description="All subjects of an adapter that has several. Trigger and class noun are the first's."
+    )
     training: TrainingRecord = Field(default_factory=TrainingRecord)
 
     @field_validator("name")
@@ -111,8 +127,18 @@ class AdapterInfo(BaseModel):
 
     @property
     def subject(self) -> str:
-        """The subject's name in prompts: "sks dog"."""
-        return f"{self.trigger} {self.class_noun}".strip()
+        """The name of the first subject in prompts: "sks dog"."""
+        return str(self.all_subjects[0])
+
+    @property
+    def all_subjects(self) -> tuple[Subject, ...]:
+        """The subjects, of which there is at least one."""
+        return self.subjects or (Subject(trigger=self.trigger, class_noun=self.class_noun),)
+
+    @property
+    def prompt_names(self) -> str:
+        """The names of all subjects in prompts: "sks dog, qwe teapot"."""
+        return ", ".join(map(str, self.all_subjects))
 
 
 def save(

@@ -158,7 +158,7 @@ def noise_settings(exported: Exported) -> dict[str, str]:
 
 def advice(info: AdapterInfo) -> list[str]:
     """Advice on using an adapter's export in other programs."""
-    lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
+    lines = [f'In prompts the subject is "{subject}".' for subject in info.all_subjects if str(subject)]
     if issubclass(get_method(info.method).config, ReflectionConfig):
         lines.append(
             f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "

@@ -17,19 +17,10 @@ from hra_diffusion.generation.requests import Request, Settings, complete_settin
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
+from training.data.captions import class_prompt
 
 CLASS_IMAGE_STEPS = Settings.steps
 """Denoising steps of class images."""
-
-
-def class_prompt(class_noun: str) -> str:
-    """Return the prompt for the class without the subject."""
-    return f"a photo of {with_article(class_noun)}"
-
-
-def with_article(noun: str) -> str:
-    """Return the noun with its indefinite article: "a fox", "an owl"."""
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def load_class_images(

@@ -1,10 +1,11 @@
 """The photos of one subject: found, decoded, cropped and checked. The files themselves are only read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from training.data.advice import coverage
 from training.data.caption_files import read_caption
 from training.data.checks import check_photo, check_together
 from training.data.cropping import CropMode, checked_box, crop_window, resize_to_square
@@ -21,10 +22,18 @@ class Dataset:
     warnings: tuple[PhotoWarning, ...]
     ignored: tuple[Path, ...]
 
+    @property
+    def coverage(self) -> tuple[str, ...]:
+        """A line for each subject with several photos that says what they show."""
+        numbers = sorted({photo.concept for photo in self.photos})
+        lines = (coverage([photo for photo in self.photos if photo.concept == number]) for number in numbers)
+        return tuple(filter(None, lines))
+
 
 def load_dataset(
-    paths: Sequence[Path], resolution: int, crop: CropMode = "smart", boxes: Mapping[Path, Box] | None = None
-) -> Dataset:
+    paths: Sequence[Path], resolution: int, crop: CropMode = "smart", boxes: Mapping[Path, Box] | None = None,
+    concepts: Mapping[Path, int] | None = None,
+) -> Dataset:  # fmt: skip
     """Load 1 to 50 photos and crop each to a square.
 
     Args:
@@ -33,6 +42,7 @@ def load_dataset(
         crop: "smart" chooses the square with the most detail, "center" the middle one. "letterbox" keeps the whole
             photo and pads it with the mean colour of its edges.
         boxes: Crop boxes by photo, in pixels of the upright photo. A box is applied before ``crop``.
+        concepts: Number of each photo's subject, by default the first. Photos are compared within a subject.
 
     Raises PhotoError at the first photo, caption or box that cannot be used.
     """
@@ -43,9 +53,11 @@ def load_dataset(
     for path in box_of.keys() - found.photos.keys():
         raise PhotoError(f"{path}: has a crop box but is not among the photos. Add the photo or remove the box.")
     loaded = [_load(path, found.photos[path], resolution, crop, box_of.get(path)) for path in sorted(found.photos)]
-    photos = tuple(photo for photo, _ in loaded)
+    photos = tuple(replace(photo, concept=(concepts or {}).get(photo.path, 0)) for photo, _ in loaded)
     warnings = [warning for _, own in loaded for warning in own]
-    warnings += [*check_together(photos), *map(ignored_warning, found.ignored)]
+    for number in sorted({photo.concept for photo in photos}):
+        warnings += check_together([photo for photo in photos if photo.concept == number])
+    warnings += map(ignored_warning, found.ignored)
     return Dataset(photos, tuple(warnings), tuple(found.ignored))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hra_diffusion.models import families
 from hra_diffusion.models.devices import vae_upcast
 from hra_diffusion.models.families import Text
+from training.data.caption_variants import CaptionRows
 from training.data.photo import Photo
 from training.objective import batch_indices, seeded_generator
 
@@ -24,20 +25,27 @@ class LatentCache:
         mean, std: Scaled latent distribution (N, views, C, h, w). The optional second view is the mirrored image.
         text: Token ids, or embeddings if the text encoders are frozen (see ``families``).
         time_ids: Size conditioning of Stable Diffusion XL (N, views, 6).
+        captions: Rows of the text that each image may have; None if it has one row per image.
+        epoch: Number of the image of each sample of an epoch; None if it contains each image once.
     """
 
     mean: Tensor
     std: Tensor
     text: Text
     time_ids: Tensor | None = None
+    captions: CaptionRows | None = None
+    epoch: Tensor | None = None
 
     def batch(self, size: int, position: int, seed: int, label: str) -> tuple[Tensor, Text]:
         """Return batch ``position``: latents (size, C, h, w), sampled from their distribution, and their text."""
-        picks = torch.tensor(batch_indices(len(self.mean), size, position, seed, label))
+        epoch = torch.arange(len(self.mean)) if self.epoch is None else self.epoch
+        picks = epoch[batch_indices(len(epoch), size, position, seed, label)]
         generator = seeded_generator(seed, label, "latents", position)
         view = torch.randint(self.mean.shape[1], (size,), generator=generator)
         mean, std = self.mean[picks, view], self.std[picks, view]
-        text = {key: value[picks] for key, value in self.text.items()}
+        drawing = seeded_generator(seed, label, "captions", position)
+        rows = picks if self.captions is None else self.captions.draw(picks, drawing)
+        text = {key: value[rows] for key, value in self.text.items()}
         if self.time_ids is not None:
             text["time_ids"] = self.time_ids[picks, view]
         return mean + std * torch.randn(mean.shape, generator=generator), text
@@ -47,14 +55,27 @@ def encode(
     pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool,
     time_ids: Tensor | None = None,
 ) -> LatentCache:  # fmt: skip
-    """Encode square RGB images and their captions. ``embed`` also runs the (frozen) text encoders."""
+    """Encode square RGB images, and captions as ``encode_captions`` does: one per image, unless rows are added."""
     views = [[image, ImageOps.mirror(image)] if flip else [image] for image in images]
     with torch.no_grad():
         moments = [[_moments(pipe, view) for view in image_views] for image_views in views]
-        ids = families.tokenize(pipe, captions)
-        text = {"ids": ids} if not embed else _embedded(pipe, ids)
     mean, std = (torch.stack([torch.stack([m[i] for m in image]) for image in moments]) for i in (0, 1))
-    return LatentCache(mean, std, text, time_ids)
+    return LatentCache(mean, std, encode_captions(pipe, captions, embed), time_ids)
+
+
+def encode_captions(pipe: StableDiffusionPipeline, captions: Sequence[str], embed: bool) -> Text:
+    """Tokenize captions. ``embed`` also runs the (frozen) text encoders.
+
+    The embedding of an empty caption is 0 where the base model generates with 0 for an empty negative prompt, as SDXL.
+    """
+    ids = families.tokenize(pipe, captions)
+    if not embed:
+        return {"ids": ids}
+    text = _embedded(pipe, ids)
+    if pipe.config.get("force_zeros_for_empty_prompt"):
+        for value in text.values():
+            value[[not caption for caption in captions]] = 0
+    return text
 
 
 def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
@@ -76,7 +97,8 @@ def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
 def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:
     """Embed token ids (N, encoders, L), one caption at a time. Returns float32 on the CPU."""
     family, encoders = families.of(pipe), families.text_encoders(pipe)
-    rows = [family.embed(encoders, row[None].to(pipe.device)) for row in ids]
+    with torch.no_grad():
+        rows = [family.embed(encoders, row[None].to(pipe.device)) for row in ids]
     return {key: torch.cat([row[key].float().cpu() for row in rows]) for key in rows[0]}
 
 

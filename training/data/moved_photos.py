@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.config import TrainConfig
+from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import SUFFIXES, find_photos
 from training.runs.events import Event, Notice
@@ -52,8 +53,9 @@ def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, reso
     A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
     """
     if not (stored := run.photo_records):
-        return load_dataset(photos, resolution, config.crop, config.boxes)
-    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
+        return load_dataset(photos, resolution, config.crop, config.boxes, concept_numbers(config))
+    concepts = {path: entry.concept for path, entry in zip(photos, stored, strict=True)}
+    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run), concepts)
     loaded = {photo.path: photo for photo in dataset.photos}
     restored = (
         replace(
@@ -71,7 +73,12 @@ def with_current_paths(config: TrainConfig, photos: list[Path], run: Run) -> Tra
     given = [*_files(config.photos)]
     if config.photos == run.config.photos and all(path in given for path in photos):
         return config
-    return config.model_copy(update={"photos": tuple(photos), "boxes": _boxes(photos, run)})
+    numbers = [entry.concept for entry in run.photo_records or ()]
+    concepts = tuple(
+        concept.model_copy(update={"photos": tuple(p for p, own in zip(photos, numbers, strict=True) if own == number)})
+        for number, concept in enumerate(config.concepts)
+    )
+    return config.model_copy(update={"photos": tuple(photos), "boxes": _boxes(photos, run), "concepts": concepts})
 
 
 def _boxes(photos: list[Path], run: Run) -> dict[Path, tuple[int, int, int, int]]:

@@ -10,7 +10,9 @@ from hra_diffusion.errors import UserError
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels of the upright photo."""
-WarningKind = Literal["blurred", "small", "duplicate", "different", "ignored"]
+WarningKind = Literal[
+    "blurred", "small", "dark", "bright", "far", "duplicate", "different", "background", "pose", "ignored"
+]
 
 MIN_SIDE = 64
 """Shortest side, in pixels, that a photo and its crop box may have."""
@@ -41,6 +43,7 @@ class Photo:
         frame: The part that ``crop`` was chosen from: the photo's crop box, or the whole photo.
         size: Width and height of the upright photo in pixels.
         sha256: SHA-256 of the file in hexadecimal.
+        concept: number of its subject, among those of the run.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Photo:
     frame: Box
     size: tuple[int, int]
     sha256: str
+    concept: int = 0
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,10 @@ def predict_footprint(
     offloaded = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text_encoders)
     constant, factor = OVERHEAD[device]
     phases = {"cache": components + factor * base.encoding}
-    if config.prior_loss_weight:
+    if config.uses_class_images:
         count = min(config.sample_batch_size, config.num_class_images)
         phases["class images"] = components + factor * base.generation * count
-    if count := min(config.sample_batch_size, len(config.sample_prompts)):
+    if count := min(config.sample_batch_size, len(config.samples)):
         held = factor * step if uses_graph(config, device) else 0
         phases["samples"] = components + adapter + factor * base.generation * count + held
     phases["train"] = components - offloaded + adapter + factor * step

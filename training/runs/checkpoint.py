@@ -19,6 +19,7 @@ from training.runs import identity as identities
 from training.runs.events import Checkpoint, Notice
 from training.runs.identity import Identity, PhotoRecord
 from training.runs.run_folder import RunError
+from training.session.model import subject_fields
 from training.session.state import Session
 
 
@@ -124,8 +125,7 @@ def write_adapter(session: Session, path: Path) -> None:
         fingerprint=session.fingerprint,
         base=base_name_of(session.pipe),
         targets=config.targets,
-        trigger=config.trigger,
-        class_noun=config.class_noun,
+        **subject_fields(config),
         **noise.process_settings(session.pipe.scheduler),
         training={
             "step": session.step,

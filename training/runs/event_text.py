@@ -59,4 +59,4 @@ def caption_lines(event: Captions) -> list[str]:
         lines = [f'caption of every photo: "{next(iter(photos))}"']
     if event.added:
         lines.append(f"the trigger was added to {len(event.added)} of {len(event.captions)} captions, which lacked it")
-    return lines
+    return [*lines, *event.coverage]

@@ -46,10 +46,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions for training, by path of the photo. ``added``: paths of captions to which the trigger was added."""
+    """The captions for training, by path of the photo.
+
+    Attributes:
+        added: paths of captions to which the trigger was added.
+        coverage: a line for each subject that says what its photos show.
+    """
 
     captions: dict[str, str]
     added: tuple[str, ...]
+    coverage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,18 @@ class PhotoRecord:
 
     Attributes:
         sha256: SHA-256 of the file in hexadecimal.
-        crop, frame, caption: as in ``Photo``. Earlier versions stored no frame.
+        crop, frame, caption, concept: as in ``Photo``. Earlier versions stored no frame.
     """
 
     sha256: str
     crop: Box
     caption: str | None
     frame: Box | None = None
+    concept: int = 0
 
     @classmethod
     def of(cls, photo: Photo) -> "PhotoRecord":
-        return cls(photo.sha256, photo.crop, photo.caption, photo.frame)
+        return cls(photo.sha256, photo.crop, photo.caption, photo.frame, photo.concept)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,21 @@ def differences(before: TrainConfig, now: Mapping[str, Any], with_photos: bool) 
     ``now`` holds plain values. ``with_photos``: compare the paths of the photos too.
     """
     excluded = {*FREE_FIELDS, *(() if with_photos else ("photos", "boxes"))}
-    old = dict(_flat(before.model_dump(mode="json", exclude=excluded)))
-    new = dict(_flat({name: value for name, value in now.items() if name not in excluded}))
+    old, new = (
+        dict(_flat({name: value for name, value in values.items() if name not in excluded}))
+        for values in (_comparable(before.model_dump(mode="json"), with_photos), _comparable(now, with_photos))
+    )
     return [
         f"{name} {_short(old.get(name))}, not {_short(new[name])}" for name in new if new[name] != old.get(name)
     ] + [f"{name} {_short(old[name])}, not given" for name in old if name not in new and "." in name]
+
+
+def _comparable(values: Mapping[str, Any], with_photos: bool) -> dict[str, Any]:
+    """Return the values, without the paths of the concepts' photos unless ``with_photos``."""
+    concepts = values.get("concepts", [])
+    if not with_photos:
+        concepts = [{**concept, "photos": None} if isinstance(concept, dict) else concept for concept in concepts]
+    return {**values, "concepts": concepts}
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

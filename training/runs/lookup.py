@@ -11,6 +11,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_image
 from hra_diffusion.names import validated_name
 from training import config as configs
+from training.data.concepts import concept_numbers
 from training.data.dataset import load_dataset
 from training.runs.run_folder import Run
 
@@ -34,7 +35,7 @@ def samples_of(adapter: Path) -> list[Path]:
 
 
 def photos_of(adapter: Path, size: int) -> list[Image.Image]:
-    """Return the cropped photos that an adapter was trained on, or an empty list if there are none.
+    """Return the cropped photos of an adapter's first subject, or an empty list if there are none.
 
     They are the small copies in the run's folder or, without these, the photos themselves at ``size`` pixels.
     """
@@ -42,11 +43,14 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
     if run is None:
         return []
     files = sorted((run.folder / "photos").glob("[!.]*.png"))
+    if len(records := run.photo_records or []) == len(files):
+        files = [file for file, record in zip(files, records, strict=True) if record.concept == 0]
     if copies := [image for file in files if (image := read_image(file))]:
         return copies
     with contextlib.suppress(UserError):
         config = run.config
-        return [photo.image for photo in load_dataset(config.photos, size, config.crop, config.boxes).photos]
+        dataset = load_dataset(config.photos, size, config.crop, config.boxes, concept_numbers(config))
+        return [photo.image for photo in dataset.photos if photo.concept == 0]
     return []
 
 

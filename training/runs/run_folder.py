@@ -210,7 +210,8 @@ class Run:
     def samples(self) -> dict[int, list[Path]]:
         """Return the existing sample images by step."""
         by_step: dict[int, list[Path]] = {}
-        for file in sorted(self.folder.glob("samples/[0-9]*-[0-9]*.png")):
+        files = self.folder.glob("samples/[0-9]*-[0-9]*.png")
+        for file in sorted(files, key=lambda file: (len(file.name), file.name)):
             by_step.setdefault(int(file.name.split("-")[0]), []).append(file)
         return by_step
 

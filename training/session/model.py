@@ -47,11 +47,17 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
             model, config.method, config.options, name=config.name, targets=list(layers), seed=config.seed + number,
             ranks=_given_ranks(layers),
         )  # fmt: skip
-        known = {"trigger": config.trigger, "class_noun": config.class_noun, "targets": config.targets}
+        known = {**subject_fields(config), "targets": config.targets}
         attachment.remember(model, config.name, known)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
     return adapter_file.parameters(pipeline.components(pipe), config.name)
+
+
+def subject_fields(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of ``adapter_file.AdapterInfo`` that name the subjects."""
+    several = [{"trigger": subject.trigger, "class_noun": subject.class_noun} for subject in config.concepts]
+    return {"trigger": config.trigger, "class_noun": config.class_noun, "subjects": several}
 
 
 def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:

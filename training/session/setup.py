@@ -1,6 +1,7 @@
 """Set up the state of a run: caches, adapter, optimiser."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +17,11 @@ from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
 from training.data import class_images
-from training.data.captions import final_captions
+from training.data.caption_variants import variants
+from training.data.captions import class_caption, class_prompt, final_captions
+from training.data.concepts import epoch
 from training.data.dataset import Dataset
-from training.data.latent_cache import LatentCache, encode, photo_time_ids
+from training.data.latent_cache import LatentCache, encode, encode_captions, photo_time_ids
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
@@ -39,20 +42,18 @@ def set_up(
     processes: Processes,
 ) -> Session:
     """Build the latent caches, attach the adapter and create the optimiser. Missing class images are generated."""
-    captions = final_captions(config, {photo.path: photo.caption for photo in dataset.photos})
-    timer.emit(captions)
-    texts = list(captions.captions.values())
-    for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
-        timer.emit(Notice(message))
-    generated: list[Image.Image] = []
-    if config.prior_loss_weight:
+    texts = final_texts(config, pipe, dataset, timer)
+    generated: dict[str, list[Image.Image]] = {}
+    if config.uses_class_images:
         with timer.phase("class images"), accelerator.main_process_first():
             folder, size = run.folder.parent / ".cache" / "class-images", dataset.photos[0].image.width
-            arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
-            generated = list(class_images.load_class_images(pipe, *arguments))
+            arguments = (config.num_class_images, size, folder, config.sample_batch_size)
+            for noun in dict.fromkeys(subject.class_noun for subject in config.subjects):
+                generated[noun] = list(class_images.load_class_images(pipe, noun, *arguments))
     with timer.phase("cache"):
         photo_cache = encode_photos(config, pipe, dataset, texts)
         class_cache = encode_class_images(config, pipe, generated) if generated else None
+        class_captions = with_class_captions(config, pipe, photo_cache, texts) if config.uses_base_output else None
     offload(pipe, config)
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
@@ -67,29 +68,54 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, averages,
-        fingerprint, dataset, noise.of(pipe.scheduler), processes,
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache,
+        class_captions, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes,
     )  # fmt: skip
+
+
+def final_texts(config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, timer: PhaseTimer) -> list[str]:
+    """Return the caption of each photo for training. Emits them, and notices about photos and captions."""
+    given = {photo.path: photo.caption for photo in dataset.photos}
+    captions = final_captions(config, given, {photo.path: photo.concept for photo in dataset.photos})
+    timer.emit(dataclasses.replace(captions, coverage=dataset.coverage))
+    texts = list(captions.captions.values())
+    for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
+        timer.emit(Notice(message))
+    return texts
 
 
 def encode_photos(
     config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
 ) -> LatentCache:
-    """Encode the photos, with their mirror images if ``config.flip`` is set, and their captions."""
+    """Encode the photos, with their mirror images if ``config.flip`` is set, and all variants of their captions."""
     images = [photo.image for photo in dataset.photos]
     ids = uncropped_ids(pipe, images, views=1 + config.flip)
     if ids is not None and config.size_conditioning:
         ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-    return encode(pipe, images, captions, config.flip, not config.train_text_encoder, ids)
+    texts, rows = variants(captions, config)
+    cache = encode(pipe, images, texts, config.flip, not config.train_text_encoder, ids)
+    samples = epoch([photo.concept for photo in dataset.photos], config)
+    return dataclasses.replace(cache, captions=rows, epoch=torch.tensor(samples))
+
+
+def with_class_captions(
+    config: TrainConfig, pipe: StableDiffusionPipeline, photos: LatentCache, captions: Sequence[str]
+) -> LatentCache:
+    """Return the cache of the photos with the class noun in place of the subject in every text, and no empty text."""
+    texts, rows = variants(captions, config)
+    texts = [class_caption(text, config.subjects) for text in texts]
+    text = encode_captions(pipe, texts, not config.train_text_encoder)
+    return dataclasses.replace(photos, text=text, captions=dataclasses.replace(rows, dropout=0.0))
 
 
 def encode_class_images(
-    config: TrainConfig, pipe: StableDiffusionPipeline, images: Sequence[Image.Image]
+    config: TrainConfig, pipe: StableDiffusionPipeline, images: Mapping[str, Sequence[Image.Image]]
 ) -> LatentCache:
-    """Encode the class images and their prompt."""
-    ids = uncropped_ids(pipe, images, views=1)
-    prompts = [class_images.class_prompt(config.class_noun)] * len(images)
-    return encode(pipe, images, prompts, False, not config.train_text_encoder, ids)
+    """Encode class images by class noun, and their prompts."""
+    together = [image for own in images.values() for image in own]
+    ids = uncropped_ids(pipe, together, views=1)
+    prompts = [class_prompt(noun) for noun, own in images.items() for _ in own]
+    return encode(pipe, together, prompts, False, not config.train_text_encoder, ids)
 
 
 def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:

@@ -26,7 +26,8 @@ class Session:
         denoiser: the prepared ``Denoiser`` (see ``training.session.model``).
         parameters: the adapter's parameters, by their key in the adapter file.
         photos: cached latents and text of the photos.
-        class_images: the same of the class images, or None without prior preservation.
+        class_images: the same of the class images, or None without them.
+        class_captions: the photos with class captions, whose targets the base model predicts, or None without them.
         moving_averages: exponential moving averages of ``parameters``; empty without ``ema_decay``.
         fingerprint: fingerprint of the base model's weights, saved with the adapter.
         processes: the processes of the run.
@@ -45,6 +46,7 @@ class Session:
     optimizer: Any
     photos: LatentCache
     class_images: LatentCache | None
+    class_captions: LatentCache | None
     moving_averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
     dataset: Dataset

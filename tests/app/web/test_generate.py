@@ -10,8 +10,10 @@ from app.web import (
     generate,
     generate_images,
     generate_request,
+    library_facts,
 )
 from app.web.drawing_queue import DrawingQueue
+from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info, rewrite_info
 from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 
@@ -33,6 +35,23 @@ def test_images_follow_previews_and_contain_their_settings(context, tmp_path):
     ]
     another = generate_request.values_from_settings(context, generate_request.without_adapters(context, made))
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
+
+
+def test_the_subject_that_a_prompt_names_is_used_of_an_adapter_with_several(context):
+    file = context.output / "Rex" / "Rex.safetensors"
+    subjects = ({"trigger": "sks", "class_noun": "dog"}, {"trigger": "qwe", "class_noun": "teapot"})
+    info = read_info(file).model_dump() | {"subjects": subjects}
+    rewrite_info(file, AdapterInfo.model_validate(info))
+    prompts = {
+        "a {subject} at night": "a sks dog at night",
+        "a qwe teapot at night": "a qwe teapot at night",
+        "a teapot at night": "a qwe teapot at night",
+        "a sks dog with a qwe teapot": "a sks dog with a qwe teapot",
+        "at night": "sks dog, at night",
+    }
+    for prompt, resolved in prompts.items():
+        assert generate_request.resolve_prompt(context, ["Rex/Rex.safetensors"], prompt) == resolved
+    assert "sks dog, qwe teapot" in library_facts.show_facts(context, "Rex/Rex.safetensors")
 
 
 def test_every_adapter_keeps_its_strength(context):

@@ -5,6 +5,8 @@ import re
 
 import gradio as gr
 import pytest
+from PIL import Image
+from tiny_blip import tiny_blip
 from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
@@ -13,6 +15,7 @@ from app.web.train_forecast import duration, forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
 from training import config as configs
+from training.data import captioner
 from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
@@ -156,6 +159,25 @@ def test_the_captions_used_for_training_are_shown(context, entries):
     assert shown(filled(entries, noun=""))[0] == ""
 
 
+def test_captions_are_written_for_the_photos_without_one(context, tab, tmp_path, monkeypatch):
+    ann, events = Visitor("ann"), train_form.FormEvents(context, tab)
+    with pytest.raises(gr.Error, match="No photos yet"):
+        events.describe("", "dog", ann)
+    draft = context.draft(ann)
+    draft.add(photos_of(context))
+    draft.change("1.jpg", caption="mine")
+    with pytest.raises(
+        gr.Error, match=r"is not on this machine. Download it once \(1 GB\) with: hra-diffusion caption"
+    ):
+        events.describe("", "dog", ann)
+    monkeypatch.setattr(captioner, "DEFAULT", str(tiny_blip(tmp_path)))
+    shown = events.describe("0.jpg", "dog", ann)
+    captions = {photo.file: photo.caption for photo in draft.read().photos}
+    assert captions["1.jpg"] == "mine" and captions["0.jpg"] == shown and "{subject}" in shown and captions["2.jpg"]
+    with pytest.raises(gr.Error, match="every photo has a caption already"):
+        events.describe("", "dog", ann)
+
+
 # Planned runs
 
 
@@ -262,6 +284,22 @@ def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
     assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop and caption"', thumbnails), "also when read out"
     assert thumbnails.count('class="thumb on"') == 1 and "data:image" in train_photos.show_crop(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbnails + warnings
+    assert "These 3 photos cover: " in thumbnails
+    assert "same file as" in train_photos.show_crop(draft, 64, draft.read().photos[2].file), "beside the photo, too"
+
+
+def test_what_is_wrong_with_all_photos_is_shown_on_each(tmp_path):
+    draft = Draft(tmp_path / "draft")
+    for number in range(3):
+        image = Image.new("RGB", (256, 256), (200, 190, 180))
+        image.paste(Image.radial_gradient("L").convert("RGB").rotate(40 * number), (20 * number, 0))
+        image.crop((0, 0, 256, 256)).resize((256, 256)).save(tmp_path / f"{number}.png")
+    draft.add(sorted(tmp_path.glob("*.png")))
+    kinds = {warning.kind for warning in draft.photos(64)[1]}
+    thumbnails, warnings = train_photos.show_photos(draft, 64)
+    for kind in kinds & set(train_photos.OF_ALL):
+        assert thumbnails.count(f">{train_photos.BADGES[kind]}</span>") == 3
+    assert kinds & set(train_photos.OF_ALL) and warnings.count("in all") == len(kinds & set(train_photos.OF_ALL))
 
 
 def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(context):
