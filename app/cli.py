@@ -26,6 +26,7 @@ COMMANDS = {
     "reindex": "make the index of runs and adapters anew from the files",
     "generate": "generate pictures with adapters",
     "compare": "compare adapters and the base model on the same prompts and noise",
+    "grid": "generate a grid of pictures over two settings, such as steps and guidance, from the same noise",
     "export": "export an adapter to a format that other programs load",
     "import": "import an adapter file from another program",
     "adapters": "list your adapters",

@@ -1,6 +1,7 @@
 """Set up the state of a run: caches, adapter, optimiser."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,8 @@ from training.data import class_images
 from training.data.captions import final_captions
 from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, photo_time_ids
+from training.data.validation_photo import held_out_photo
+from training.init_adapter import load_init_adapter
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
@@ -51,10 +54,14 @@ def set_up(
             arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
             generated = list(class_images.load_class_images(pipe, *arguments))
     with timer.phase("cache"):
-        photo_cache = encode_photos(config, pipe, dataset, texts)
+        photo_cache, held_out = encode_photos_apart(config, pipe, dataset, texts)
         class_cache = encode_class_images(config, pipe, generated) if generated else None
     offload(pipe, config)
-    parameters = add_adapter(config, pipe)
+    parameters, init_sha256 = add_adapter(config, pipe), ""
+    if run.checkpoints():
+        init_sha256 = identity.init_sha256 if (identity := run.identity) else ""
+    elif config.init_adapter:
+        init_sha256 = load_init_adapter(config.init_adapter, config, pipe, parameters, timer.emit)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
@@ -67,9 +74,24 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, averages,
-        fingerprint, dataset, noise.of(pipe.scheduler), processes,
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, held_out,
+        averages, fingerprint, dataset, noise.of(pipe.scheduler), processes, init_sha256,
     )  # fmt: skip
+
+
+def encode_photos_apart(
+    config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
+) -> tuple[LatentCache, LatentCache | None]:
+    """Encode the photos for training and the one for validation, which is None unless ``config`` holds one out."""
+    held_out = held_out_photo(dataset.photos, config.validation, config.seed)
+    if held_out is None:
+        return encode_photos(config, pipe, dataset, captions), None
+    parts = []
+    for validating in (False, True):
+        chosen = [pair for pair in zip(dataset.photos, captions, strict=True) if (pair[0] is held_out) == validating]
+        part = replace(dataset, photos=tuple(photo for photo, _ in chosen))
+        parts.append(encode_photos(config, pipe, part, [caption for _, caption in chosen]))
+    return parts[0], parts[1]
 
 
 def encode_photos(
