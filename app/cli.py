@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "compare adapters and the base model on the same prompts and noise",
     "grid": "generate a grid of pictures over two settings, such as steps and guidance, from the same noise",
     "export": "export an adapter to a format that other programs load",
+    "publish": "upload an adapter to the Hugging Face hub, with a model card",
     "import": "import an adapter file from another program",
     "adapters": "list your adapters",
     "show": "show the metadata of an adapter or a picture",

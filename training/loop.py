@@ -70,8 +70,7 @@ def train(
         output: the folder of all runs.
         listeners: called with every event (see ``training.runs.events``).
         resume: continue from the last checkpoint, bit for bit as without the interruption. Photos that have moved are
-            found by their hashes. A finished run returns at once, unless ``config.steps`` asks for more steps than it
-            has trained.
+            found by their hashes. A finished run returns at once, unless ``config`` asks for more steps.
         pipe: a loaded pipeline to use instead of ``config.base``. The adapter stays attached to it.
         plan: emit the predicted memory and time first.
 
@@ -105,21 +104,33 @@ def train(
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
-    check_adapter(config, pipe)
-    if not run.checkpoints():
-        held_out_photo(dataset.photos, config.validation, config.seed)
-        if config.init_adapter:
-            check_init_adapter(config.init_adapter, config)
+    check_run(config, run, pipe, dataset)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer, processes)
         if run.checkpoints():
-            steps = run.started_with.steps
-            restore_latest(session)
-            if config.steps > steps:
-                timer.emit(Notice(going_on_text(session, steps)))
+            restore(session)
         return run_session(session)
+
+
+def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset) -> None:
+    """Raise UserError if the adapter can't be attached, or a new run lacks photos or the adapter to start from."""
+    check_adapter(config, pipe)
+    if not run.checkpoints():
+        held_out_photo(dataset.photos, config.validation, config.seed)
+        if config.init_adapter:
+            check_init_adapter(config.init_adapter, config)
+
+
+def restore(session: Session) -> None:
+    """Restore the newest checkpoint. A notice says which learning rate follows if there are more steps than before."""
+    before, config = session.run.started_with.steps, session.config
+    restore_latest(session)
+    if config.steps > before:
+        rate = f"{current_learning_rate(session):.3g}, as in the {config.lr_scheduler} schedule of {config.steps} steps"
+        steps = f"from step {session.step} to {config.steps}"
+        session.timer.emit(Notice(f"the run of {before} steps goes on {steps}; the learning rate is now {rate}"))
 
 
 def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) -> tuple[TrainConfig, Dataset]:
@@ -197,16 +208,6 @@ def record_failure(run: Run, reason: str, emit: Listener) -> None:
     with contextlib.suppress(OSError):
         run.fail(reason)
         emit(Failed(reason))
-
-
-def going_on_text(session: Session, before: int) -> str:
-    """Return the notice of a run that goes on after the ``before`` steps that it was planned for."""
-    config = session.config
-    rate = current_learning_rate(session)
-    return (
-        f"the run of {before} steps goes on from step {session.step} to {config.steps}; the learning rate is now "
-        f"{rate:.3g}, as in the {config.lr_scheduler} schedule of {config.steps} steps"
-    )
 
 
 def run_session(session: Session) -> Path:

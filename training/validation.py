@@ -4,9 +4,12 @@ The loss is a mean over the same timesteps and the same noise at every step, so 
 ostris/ai-toolkit (27a03a9) computes its validation loss at four fixed noise levels, too.
 """
 
+from typing import cast
+
 import torch
 
 from training import objective
+from training.data.latent_cache import LatentCache
 from training.runs.checkpoint import averaged
 from training.runs.events import Validated
 from training.session.state import Session
@@ -34,9 +37,8 @@ def validate(session: Session) -> None:
 @torch.no_grad()
 def validation_loss(session: Session) -> float:
     """Return the mean squared error on the held-out photo over fixed timesteps and noise, without loss weights."""
-    photo, process, size = session.validation, session.noise_process, session.config.batch_size
-    if photo is None:
-        raise ValueError("no photo is held out")
+    photo = cast(LatentCache, session.validation)
+    process, size = session.noise_process, session.config.batch_size
     alphas, count = process.alphas_cumprod, TIMESTEPS * DRAWS
     latents, text = photo.batch(count, 0, 0, "validation")
     noise = torch.randn(latents.shape, generator=objective.seeded_generator(0, "validation noise"))

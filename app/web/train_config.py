@@ -84,10 +84,8 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
         raise UserError("trackers use the account of this machine: only an admin can choose them")
     if name := given.get("init_adapter"):
         path = _init_adapter(context, str(name))
-        if (method := read_info(path).method) != values.method:
-            raise UserError(
-                f"the adapter to start from is one of {registry.get_method(method).title}: choose that method"
-            )
+        if (method := read_info(path).method) != given.get("method", values.method):
+            raise UserError(f"the adapter to start from is {registry.get_method(method).title}: choose that method")
         given = settings_of(read_info(path)) | given | {"init_adapter": str(path)}
     return basics | given
 

@@ -28,7 +28,7 @@ def require_trackers(names: Sequence[str]) -> None:
     available = {str(name) for name in tracking.get_available_trackers()}
     for name in names:
         if name not in available:
-            package = name.replace("_", "-")
+            package = "'hra-diffusion[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
             raise TrainingError(f"--report-to {name} needs a package that is not installed: pip install {package}")
 
 
