@@ -5,9 +5,9 @@
 Each of ten subjects is trained from five photos, one of which is held out for validation, with the Balanced preset.
 Every checkpoint generates the subject's 25 prompts of the DreamBooth benchmark from the same noise, and the judge
 counts the images with the right subject and those with the right scene (see ``benchmarks.subjects``). The score of a
-checkpoint is the product of both shares. Compared are the last checkpoint, the one that the run names, those that its CLIP scores
-or its validation losses alone would name, and the one with the highest score. Each subject is saved when it is done, so
-that an interrupted benchmark continues; with ``--minutes`` no subject is begun after that time.
+checkpoint is the product of both shares. Compared are the last checkpoint, the one that the run names, those that its
+CLIP scores or its validation losses alone would name, and the one with the highest score. Each subject is saved when it
+is done, so that an interrupted benchmark continues; with ``--minutes`` no subject is begun after that time.
 """
 
 import json
