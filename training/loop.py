@@ -110,7 +110,7 @@ def train(
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer, processes)
         if run.checkpoints():
-            restore(session)
+            continue_run(session)
         return run_session(session)
 
 
@@ -123,7 +123,7 @@ def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, data
             check_init_adapter(config.init_adapter, config)
 
 
-def restore(session: Session) -> None:
+def continue_run(session: Session) -> None:
     """Restore the newest checkpoint. A notice says which learning rate follows if there are more steps than before."""
     before, config = session.run.started_with.steps, session.config
     restore_latest(session)
@@ -191,11 +191,11 @@ def run_context(
             sweep(folder)
         run.begin(config, photos, resume)
         timer.add_listener(log)
-        if config.report_to:
-            timer.add_listener(TrackerListener(start_trackers(config, run.folder)))
         accelerator.wait_for_everyone()
         try:
             run.save_photos([photo.image for photo in dataset.photos])
+            if config.report_to:
+                timer.add_listener(TrackerListener(start_trackers(config, run.folder)))
             yield
         except Exception as error:
             if not (isinstance(error, PeerLostError) and run.state.status == "failed"):  # the lost process said why

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 120
 LABEL_WIDTH = 200
-"""Width of the labels of the rows, in pixels."""
+"""Largest width of the labels of the rows, in pixels."""
 BASE_CHECKPOINT, LAST_CHECKPOINT = "base", "last"
 """Values of the axis "checkpoint" for the base model alone, and for the adapter itself."""
 
@@ -214,16 +214,18 @@ def _sheet(images: Sequence[Image.Image], x: Axis, y: Axis) -> Image.Image:
     width, height = images[0].size
     font = ImageFont.load_default(size=max(13, width // 14))
     line = int(font.getbbox("Ag")[3] * 1.3)
-    left, top = MARGIN + LABEL_WIDTH + GAP, MARGIN + 2 * line
+    rows = [_wrapped(_label(value), font) for value in y.values]
+    widest = max(font.getlength(text) for row in (y.name, *rows) for text in row.split("\n"))
+    left, top = MARGIN + int(widest) + 2 * GAP, MARGIN + 2 * line
     size = left + len(x.values) * (width + GAP) + MARGIN, top + len(y.values) * (height + GAP) + MARGIN
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((left, MARGIN), f"{x.name} →", GRAY, font)
-    pen.text((MARGIN, MARGIN + line), f"{y.name} ↓", GRAY, font)
+    pen.text((left, MARGIN), x.name, GRAY, font)
+    pen.text((MARGIN, MARGIN + line), y.name, GRAY, font)
     for column, value in enumerate(x.values):
         pen.text((left + column * (width + GAP), MARGIN + line), fit(_label(value), font, width), BLUE, font)
-    for row, value in enumerate(y.values):
-        pen.text((MARGIN, top + row * (height + GAP)), _wrapped(_label(value), font), BLUE, font)
+    for row, text in enumerate(rows):
+        pen.text((MARGIN, top + row * (height + GAP)), text, BLUE, font)
     for index, image in enumerate(images):
         row, column = divmod(index, len(x.values))
         sheet.paste(image, (left + column * (width + GAP), top + row * (height + GAP)))

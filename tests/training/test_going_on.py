@@ -86,6 +86,8 @@ def test_only_the_newest_training_states_are_kept(short, tmp_path):
     train(short(steps=5, checkpoint_every=1), tmp_path, [watch])
     assert kept[-1] == ["000003", "000004"], "one more, should the newest be damaged"
     assert [folder.name for folder in run.states()] == ["000005"]
+    run.prune_states(3)
+    assert len(run.states()) == 1, "fewer than are kept"
     assert len(run.checkpoints()) == 5 and all((f / "adapter.safetensors").is_file() for f in run.checkpoints())
 
 

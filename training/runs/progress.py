@@ -33,7 +33,7 @@ class Progress:
         validation: validation loss by step.
         samples: file names of the sample images by step.
         scores: mean CLIP scores of the sample images by step.
-        best: the step that was named as the best, and the reason; None before the end.
+        best: the step that was named as the best, and the reason; None until the end, also while a run goes on.
         checkpoints: steps with a checkpoint, in order.
         notices: messages for the user.
         log: the last ``LOG_LINES`` events as text.
@@ -100,7 +100,7 @@ class Progress:
         return seconds if seconds > expected else 0.0
 
     def _advance(self, event: dict[str, Any]) -> None:
-        self.step, self.total = event["step"], event["total"]
+        self.step, self.total, self.best = event["step"], event["total"], None
         while self.losses and next(reversed(self.losses)) >= self.step:  # a resumed run repeats some steps
             self.losses.popitem()
         self.losses[self.step] = event["loss"]

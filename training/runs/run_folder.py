@@ -225,7 +225,7 @@ class Run:
     def prune_states(self, keep: int) -> None:
         """Delete all training states but the newest ``keep``. The adapters of the checkpoints stay."""
         states = self.states()
-        for folder in states[: len(states) - keep]:
+        for folder in states[: max(0, len(states) - keep)]:
             remove(folder / TRAINING_STATE)
 
     def checkpoint_folder(self, step: int) -> Path:

@@ -10,7 +10,9 @@ from typing import Any, cast
 import numpy as np
 from accelerate import tracking
 
+from hra_diffusion.errors import first_line
 from hra_diffusion.generation.png import read_image
+from hra_diffusion.models.sources import base_name
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.runs.events import Event, Failed, Finished, Sample, Scored, Step, Stopped, Validated
@@ -19,6 +21,9 @@ LOGS = "logs"
 """Subfolder of a run's folder for trackers that write files."""
 PRIVATE_FIELDS = {"photos", "boxes", "init_adapter"}
 """Fields of TrainConfig that trackers don't get: paths of this machine."""
+PROJECT = "hra-diffusion"
+RUN_NAMES = {"wandb": "name", "trackio": "name", "swanlab": "experiment_name", "mlflow": "run_name"}
+"""Argument for the name of a run, by trackers that group runs into a project."""
 IMAGE_OPTIONS = {"tensorboard": {"dataformats": "NHWC"}}
 """Arguments of ``log_images`` by tracker."""
 
@@ -33,14 +38,21 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def start_trackers(config: TrainConfig, folder: Path) -> list[tracking.GeneralTracker]:
-    """Start the trackers of a run and store its settings there. Those that write files do so in ``folder``/logs."""
+    """Start the trackers of a run and store its settings there. Those that write files do so in ``folder``/logs.
+
+    Raises TrainingError if one can't be started, as without a login.
+    """
     trackers = []
     for name in config.report_to:
         kind: Any = tracking.LOGGER_TYPE_TO_CLASS[name]
         place = [str(folder / LOGS)] if kind.requires_logging_directory else []
-        tracker = kind(config.name, *place)
-        tracker.start()
-        tracker.store_init_configuration(_flat(config.model_dump(mode="json", exclude=PRIVATE_FIELDS)))
+        project = PROJECT if name in RUN_NAMES else config.name
+        try:
+            tracker = kind(project, *place, **({RUN_NAMES[name]: config.name} if name in RUN_NAMES else {}))
+            tracker.start()
+            tracker.store_init_configuration(_public(config))
+        except Exception as error:  # the libraries involved raise errors of many types
+            raise TrainingError(f"the tracker {name} can't be started: {first_line(error)}") from error
         trackers.append(tracker)
     return trackers
 
@@ -80,7 +92,9 @@ class TrackerListener:
                 cast(Any, tracker).log_images({"samples": np.stack(images)}, step=event.step, **options)
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as numbers and texts, which every tracker takes."""
+def _public(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings without paths of this machine, as numbers and texts, which every tracker takes."""
+    values = config.model_dump(mode="json", exclude=PRIVATE_FIELDS)
+    values |= {"base": base_name(config.base), "validation": Path(config.validation).name}
     plain = (bool, int, float, str)
     return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}

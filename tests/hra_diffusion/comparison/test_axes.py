@@ -92,8 +92,8 @@ def test_the_file_holds_the_axes_and_the_settings(pipe, tmp_path):
     assert saved["seed"] == 3 and saved["steps"] == 1 and saved["adapters"] == {"a": 1.0}
     with Image.open(tmp_path / "grid.png") as file:
         assert "X Type: steps, X Values: 1, 2" in file.info["parameters"] and json.loads(file.info[PNG_KEY])
-        labels = np.asarray(file.convert("L"))[: 14 + 40, 220:]
-    assert labels.min() < 200, "the columns are labelled"
+        top, left = np.asarray(file.convert("L"))[:44, 60:], np.asarray(file.convert("L"))[54:, :100]
+    assert top.min() < 200 and left.min() < 200, "columns and rows are labelled"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event as TensorBoardEvent
 from training.errors import TrainingError
 from training.loop import train
 from training.runs.events import Finished, Scored
+from training.runs.run_folder import Run
 from training.runs.trackers import TrackerListener
 
 
@@ -73,13 +74,26 @@ def test_tensorboard_files_hold_the_run(settings, tmp_path):
     values, images = scalars(tmp_path / "Rex" / "logs")
     assert {step for tag, step in values if tag == "loss"} == {1, 2, 3, 4}
     assert values["learning_rate", 1] > 0 and values["gradient_norm", 2] > 0 and images["samples", 2] == (64, 64)
-    assert "photos" not in "".join(path.read_text() for path in (tmp_path / "Rex" / "logs").rglob("hparams.yml"))
+    stored = "".join(path.read_text() for path in (tmp_path / "Rex" / "logs").rglob("hparams.yml"))
+    assert "learning_rate: 0.01" in stored and "/" not in stored, "settings, but no paths"
 
 
 def test_a_missing_package_is_an_error_before_the_run_begins(settings, tmp_path):
     with pytest.raises(TrainingError, match=r"--report-to comet_ml needs a package .* pip install comet-ml"):
         train(settings(report_to=["comet_ml"]), tmp_path)
     assert not (tmp_path / "Rex").exists()
+
+
+def test_a_tracker_that_can_not_be_started_fails_the_run_with_its_reason(settings, tmp_path, monkeypatch):
+    class NoLogin(Notebook):
+        def __init__(self, name, place):
+            raise OSError("log in first")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", type("Tracker", (NoLogin,), {
+        "requires_logging_directory": True}))  # fmt: skip
+    with pytest.raises(TrainingError, match="the tracker tensorboard can't be started: log in first"):
+        train(settings(report_to=["tensorboard"]), tmp_path)
+    assert Run(tmp_path / "Rex").state.status == "failed"
 
 
 def test_an_unknown_tracker_is_an_error(settings):
