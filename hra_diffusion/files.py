@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -178,9 +177,10 @@ def remove(path: Path) -> None:
         _retry_while_busy(lambda: path.unlink(missing_ok=True))
 
 
-def next_numbered_folder(parent: Path) -> Path:
-    """Return the first of parent/0001, parent/0002, … that does not exist."""
-    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
+def next_numbered(parent: Path, suffix: str = "") -> Path:
+    """Return the path after the highest of parent/0001, parent/0002, …, with the suffix of a file."""
+    numbers = (path.stem for path in parent.glob(f"[0-9]*{suffix}"))
+    return parent / f"{1 + max((int(number) for number in numbers if number.isdecimal()), default=0):04d}{suffix}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -64,8 +64,9 @@ def _shortened(config: TrainConfig, folder: Path) -> TrainConfig:
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((512, 512)).save(images / f"{number}.png")
     changes = {"name": "calibration", "photos": [str(images)], "boxes": {}, "concepts": [], "steps": STEPS,
-               "num_class_images": 1,
-               "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0, "log_every": 1}  # fmt: skip
+               "num_class_images": 1, "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0,
+               "log_every": 1, "init_adapter": None, "validation": "none", "early_stop": 0,
+               "report_to": []}  # fmt: skip
     return configs.parse(config.model_dump(mode="json") | changes)
 
 

@@ -1,4 +1,4 @@
-"""Generate a run's sample images, and score them once the run has finished."""
+"""Generate a run's sample images; once the run has finished, score them and name the best checkpoint."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -53,26 +53,35 @@ def generate_samples(session: Session) -> None:
     session.timer.emit(Sample(session.step, paths))
 
 
-def score_samples(session: Session) -> None:
-    """Emit the CLIP scores of each round of sample images, and a notice if an earlier checkpoint scores better.
+def name_best_checkpoint(session: Session) -> None:
+    """Emit the checkpoint that CLIP scores and validation losses favour, and a notice if it is not the last one."""
+    run = session.run
+    losses = {step: loss for step, loss in session.validation_losses.items() if run.checkpoint_folder(step).is_dir()}
+    if best := scoring.choose(score_samples(session), losses, session.step):
+        session.timer.emit(best)
+        if best.step != session.step:
+            session.timer.emit(Notice(best.reason))
 
-    Does nothing without sample images or without a local CLIP model: none is downloaded.
+
+def score_samples(session: Session) -> dict[int, Score]:
+    """Return the CLIP scores of the sample images of each checkpoint and of the base model, and emit them.
+
+    There are none without sample images or without a local CLIP model: none is downloaded.
     """
     config, run = session.config, session.run
     rounds = {step: files for step, files in run.samples().items() if step == 0 or run.checkpoint_folder(step).is_dir()}
     if not rounds:
-        return
+        return {}
     try:
         clip = Clip(default_source(config.base), local_files_only=True)
     except UserError:
-        return
+        return {}
     with session.timer.phase("scores"):
         subjects = dict.fromkeys(subject for subject, _ in config.samples)
         scores = scoring.mean_scores([_scores(session, rounds, subject, clip) for subject in subjects])
     for step, score in scores.items():
         session.timer.emit(Scored(step, round(score.subject or 0.0, 4), round(score.prompt, 4)))
-    if message := scoring.advice(scores):
-        session.timer.emit(Notice(message))
+    return scores
 
 
 def _scores(session: Session, rounds: Mapping[int, Sequence[Path]], subject: Concept, clip: Clip) -> dict[int, Score]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from app.commands.common import OUTPUTS, add_output_mode
+from app.commands.common import OUTPUTS, adapter_folders, add_output_mode
 from hra_diffusion.adapters import registry
 from hra_diffusion.files import path_of
 from hra_diffusion.libraries import hide_loading_bars
@@ -118,6 +118,9 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
     concepts = _concepts(given, from_file)
     values = (_values_of(run.config, bool(concepts)) if run else {}) | from_file
+    if init := given.get("init_adapter", from_file.get("init_adapter")):
+        given["init_adapter"], suitable = _init_adapter(str(init), arguments.output)
+        values = ({} if run or given.get("method") not in (None, suitable["method"]) else suitable) | values
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
     values |= {"concepts": concepts} if concepts else {}
     required = ("name",) if values.get("concepts") else ("photos", "class_noun", "name")
@@ -144,6 +147,16 @@ def _concepts(given: dict[str, Any], from_file: dict[str, Any]) -> list[dict[str
     if "concepts" in given:
         return read_concepts(path_of(given["concepts"]))
     return absolute_concepts(from_file["concepts"], Path.cwd()) if from_file.get("concepts") else []
+
+
+def _init_adapter(name_or_file: str, output: Path) -> tuple[str, dict[str, Any]]:
+    """Return the file of the adapter to start from, and the settings that suit it."""
+    from hra_diffusion.adapters.adapter_file import read_info  # takes seconds to import
+    from hra_diffusion.library import find_adapter
+    from training.init_adapter import settings_of
+
+    path = find_adapter(name_or_file, adapter_folders(output)).resolve()
+    return str(path), settings_of(read_info(path))
 
 
 def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:

@@ -26,6 +26,7 @@ NOT_IN_FORM = (
     "base",
     "base_revision",
     "base_variant",
+    "auto_resume",
     "device",
     "dtype",
     "prediction_type",

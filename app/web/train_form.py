@@ -198,14 +198,14 @@ class FormEvents:
     def show_forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         photos = len(self.context.draft(request).read().photos)
         entries, given = self.form.entries, FormValues.of(values)
-        presets, text = forecast(self.context, entries, photos, given, measure=photos > 0)
+        presets, text = forecast(self.context.for_visitor(request), entries, photos, given, measure=photos > 0)
         now = changed([presets, text], seen)
         return (presets, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
     @checked
     def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any]:
         draft = self.context.draft(request)
-        return show_captions(self.context, self.form.entries, draft, FormValues.of(values))
+        return show_captions(self.context.for_visitor(request), self.form.entries, draft, FormValues.of(values))
 
     @user_errors
     def describe(self, selected: Line, noun: Line, request: gr.Request) -> str:
@@ -215,15 +215,15 @@ class FormEvents:
         return next((photo.caption for photo in draft.read().photos if photo.file == selected), "")
 
     @user_errors
-    def switch_mode(self, mode: Mode, *values: Any) -> list[Any]:
-        given = FormValues.of(values)
+    def switch_mode(self, request: gr.Request, mode: Mode, *values: Any) -> list[Any]:
+        context, given = self.context.for_visitor(request), FormValues.of(values)
         if mode == "YAML":
-            text = to_yaml(preview_config(self.context, self.form.entries, given._replace(mode="Form")))
+            text = to_yaml(preview_config(context, self.form.entries, given._replace(mode="Form")))
             unchanged = [gr.skip()] * (2 + len(self.form.entries))
             return [gr.update(visible=False), gr.update(visible=True, value=text), *unchanged]
         given = given._replace(mode="YAML")
-        config = preview_config(self.context, self.form.entries, given)  # invalid YAML is refused here
-        fields = form.value_updates(self.form.entries, changed_settings(self.context, self.form.entries, given, config))
+        config = preview_config(context, self.form.entries, given)  # invalid YAML is refused here
+        fields = form.value_updates(self.form.entries, changed_settings(context, self.form.entries, given, config))
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 

@@ -16,11 +16,13 @@ from training import config as configs
 from training.config import EXECUTION_FIELDS, TrainConfig
 from training.data.photo import Box, Photo
 
+TRAINING_STATE = "training.safetensors"
+"""File of the training state in a checkpoint's folder."""
 KEY = "run"
-"""Key of the identity in the metadata of ``training.safetensors``."""
+"""Key of the identity in the metadata of the training state."""
 FREE_FIELDS = (
-    *EXECUTION_FIELDS, "name", "preset", "memory_limit", "sample_batch_size", "checkpoint_every", "sample_every",
-    "sample_prompts",
+    *EXECUTION_FIELDS, "name", "preset", "memory_limit", "sample_batch_size", "checkpoint_every", "keep_states",
+    "auto_resume", "sample_every", "sample_prompts", "validation_every", "early_stop", "report_to",
 )  # fmt: skip
 """Fields that do not decide the weights (a preset and a limit only fill in others). They may change on a resume."""
 
@@ -47,29 +49,35 @@ class PhotoRecord:
 
 @dataclass(frozen=True)
 class Identity:
-    """The configuration and the photos of a run."""
+    """The configuration and the photos of a run, and the hash of the adapter file that it started from ("" for none).
+
+    The hash is a SHA-256 in hexadecimal.
+    """
 
     config: TrainConfig
     photos: list[PhotoRecord]
+    init_sha256: str = ""
 
 
 class _Stored(BaseModel):
     config: dict[str, Any]
     photos: list[PhotoRecord]
+    init_sha256: str = ""
 
 
 def metadata(identity: Identity) -> dict[str, str]:
     """Return an identity as metadata of a checkpoint."""
-    stored = _Stored(config=identity.config.model_dump(mode="json"), photos=identity.photos)
+    config = identity.config.model_dump(mode="json")
+    stored = _Stored(config=config, photos=identity.photos, init_sha256=identity.init_sha256)
     return {KEY: stored.model_dump_json()}
 
 
 def read(checkpoint: Path) -> Identity | None:
     """Return the identity in a checkpoint's folder, or None if it has none or can't be read."""
     try:
-        with safe_open(checkpoint / "training.safetensors", "pt") as file:
+        with safe_open(checkpoint / TRAINING_STATE, "pt") as file:
             stored = _Stored.model_validate_json((file.metadata() or {}).get(KEY, ""))
-        return Identity(configs.parse_run(stored.config), stored.photos)
+        return Identity(configs.parse_run(stored.config), stored.photos, stored.init_sha256)
     except (OSError, SafetensorError, ValueError):
         return None
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from hra_diffusion import library
+from hra_diffusion.comparison.axes import BASE_CHECKPOINT, LAST_CHECKPOINT
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_image
 from hra_diffusion.names import validated_name
@@ -24,6 +26,34 @@ def find(output: Path, name: str) -> Run | None:
 def run_of(adapter: Path) -> Run | None:
     """Return the run that wrote an adapter or checkpoint, or None if the file is not in its folder."""
     return _existing(adapter.parents[2] if _is_checkpoint(adapter) else adapter.parent)
+
+
+def checkpoint_file(value: str, adapter: Path | None, find: Callable[[str], Path]) -> Path | None:
+    """Return the file that a value of the axis "checkpoint" of a grid names, or None for the base model.
+
+    Args:
+        value: the step of a checkpoint, "last", "base", or a name for ``find``.
+        adapter: the adapter that "last" means, and to whose run the checkpoints belong.
+        find: returns the file of another adapter.
+
+    Raises UserError if there is no such file.
+    """
+    if value == BASE_CHECKPOINT:
+        return None
+    if value != LAST_CHECKPOINT and not value.isdecimal():
+        return find(value)
+    if adapter is None:
+        raise UserError(f"the checkpoint {value} needs an adapter")
+    return adapter if value == LAST_CHECKPOINT else _checkpoint(adapter, int(value))
+
+
+def _checkpoint(adapter: Path, step: int) -> Path:
+    run = run_of(adapter)
+    steps = [int(folder.name) for folder in run.checkpoints()] if run else []
+    if run is None or step not in steps:
+        known = f"it has those of the steps {', '.join(map(str, steps))}" if steps else "no run belongs to it"
+        raise UserError(f"{adapter.name} has no checkpoint of step {step}; {known}")
+    return run.checkpoint_folder(step) / "adapter.safetensors"
 
 
 def samples_of(adapter: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Set up the state of a run: caches, adapter, optimiser."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +22,8 @@ from training.data.captions import class_caption, class_prompt, final_captions
 from training.data.concepts import epoch
 from training.data.dataset import Dataset
 from training.data.latent_cache import LatentCache, encode, encode_captions, photo_time_ids
+from training.data.validation_photo import held_out_photo
+from training.init_adapter import load_init_adapter
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
@@ -51,11 +53,17 @@ def set_up(
             for noun in dict.fromkeys(subject.class_noun for subject in config.subjects):
                 generated[noun] = list(class_images.load_class_images(pipe, noun, *arguments))
     with timer.phase("cache"):
-        photo_cache = encode_photos(config, pipe, dataset, texts)
+        (photos, texts), apart = hold_out(config, dataset, texts)
+        photo_cache = encode_photos(config, pipe, photos, texts)
+        held_out = encode_photos(config, pipe, *apart) if apart else None
         class_cache = encode_class_images(config, pipe, generated) if generated else None
         class_captions = with_class_captions(config, pipe, photo_cache, texts) if config.uses_base_output else None
     offload(pipe, config)
-    parameters = add_adapter(config, pipe)
+    parameters, init_sha256 = add_adapter(config, pipe), ""
+    if run.checkpoints():
+        init_sha256 = identity.init_sha256 if (identity := run.identity) else ""
+    elif config.init_adapter:
+        init_sha256 = load_init_adapter(config.init_adapter, config, pipe, parameters, timer.emit)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
@@ -69,7 +77,7 @@ def set_up(
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache,
-        class_captions, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes,
+        class_captions, held_out, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes, init_sha256,
     )  # fmt: skip
 
 
@@ -77,11 +85,27 @@ def final_texts(config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dat
     """Return the caption of each photo for training. Emits them, and notices about photos and captions."""
     given = {photo.path: photo.caption for photo in dataset.photos}
     captions = final_captions(config, given, {photo.path: photo.concept for photo in dataset.photos})
-    timer.emit(dataclasses.replace(captions, coverage=dataset.coverage))
+    timer.emit(replace(captions, coverage=dataset.coverage))
     texts = list(captions.captions.values())
     for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
         timer.emit(Notice(message))
     return texts
+
+
+Captioned = tuple[Dataset, list[str]]
+"""Photos and their captions."""
+
+
+def hold_out(config: TrainConfig, dataset: Dataset, captions: Sequence[str]) -> tuple[Captioned, Captioned | None]:
+    """Return the photos for training, and the one for validation: None unless ``config`` holds one out."""
+    if (held_out := held_out_photo(dataset.photos, config.validation, config.seed)) is None:
+        return (dataset, list(captions)), None
+    pairs = list(zip(dataset.photos, captions, strict=True))
+    training, validation = ([pair for pair in pairs if (pair[0] is held_out) == apart] for apart in (False, True))
+    return tuple(
+        (replace(dataset, photos=tuple(photo for photo, _ in part)), [caption for _, caption in part])
+        for part in (training, validation)
+    )  # type: ignore[return-value]
 
 
 def encode_photos(
@@ -95,7 +119,7 @@ def encode_photos(
     texts, rows = variants(captions, config)
     cache = encode(pipe, images, texts, config.flip, not config.train_text_encoder, ids)
     samples = epoch([photo.concept for photo in dataset.photos], config)
-    return dataclasses.replace(cache, captions=rows, epoch=torch.tensor(samples))
+    return replace(cache, captions=rows, epoch=torch.tensor(samples))
 
 
 def with_class_captions(
@@ -105,7 +129,7 @@ def with_class_captions(
     texts, rows = variants(captions, config)
     texts = [class_caption(text, config.subjects) for text in texts]
     text = encode_captions(pipe, texts, not config.train_text_encoder)
-    return dataclasses.replace(photos, text=text, captions=dataclasses.replace(rows, dropout=0.0))
+    return replace(photos, text=text, captions=replace(rows, dropout=0.0))
 
 
 def encode_class_images(

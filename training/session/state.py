@@ -1,7 +1,7 @@
 """Everything a run holds while it trains."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,9 +28,12 @@ class Session:
         photos: cached latents and text of the photos.
         class_images: the same of the class images, or None without them.
         class_captions: the photos with class captions, whose targets the base model predicts, or None without them.
+        validation: the same of the photo that is held out, or None.
         moving_averages: exponential moving averages of ``parameters``; empty without ``ema_decay``.
         fingerprint: fingerprint of the base model's weights, saved with the adapter.
         processes: the processes of the run.
+        init_sha256: hash of the adapter file that the run started from, or "".
+        validation_losses: validation losses so far, by step.
         step: number of optimiser steps done.
         skipped_steps: steps in a row that the float16 loss scaler has just skipped.
         graph: replays the captured step (see ``training.step_graph``); None if steps run eagerly.
@@ -47,11 +50,14 @@ class Session:
     photos: LatentCache
     class_images: LatentCache | None
     class_captions: LatentCache | None
+    validation: LatentCache | None
     moving_averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
     dataset: Dataset
     noise_process: NoiseProcess
     processes: Processes
+    init_sha256: str = ""
+    validation_losses: dict[int, float] = field(default_factory=dict)
     step: int = 0
     skipped_steps: int = 0
     graph: Callable[[], None] | None = None

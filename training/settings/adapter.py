@@ -1,5 +1,6 @@
 """The adapter method and the layers that it adapts."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -11,6 +12,9 @@ class AdapterSettings(BaseModel):
     preset: Literal["quick", "balanced", "best"] = Field("balanced", description="How long to train.")
     method: str = Field("hra", description="Adapter method.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the adapter method.")
+    init_adapter: Path | None = Field(
+        None, description="Adapter to start from: a name or a file, of the same method, rank and layers."
+    )
     targets: str = Field(
         "attention", description="Layers of the UNet to adapt: a named set or a pattern of layer names."
     )

@@ -1,5 +1,6 @@
 """The Train tab without a browser: form, photos, forecast, planned runs."""
 
+import dataclasses
 import json
 import re
 
@@ -19,6 +20,7 @@ from training.data import captioner
 from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
+from training.runs.owners import Person
 from training.runs.run_folder import Run
 
 
@@ -126,11 +128,13 @@ def test_opening_the_yaml_does_not_freeze_the_presets_values(context, tab):
     events, before = train_form.FormEvents(context, tab), filled(tab.entries, {"steps": "7"}, method="lora")
 
     def back_to_form(text):
-        _, _, preset, method, *fields = events.switch_mode("Form", *flat(before._replace(mode="YAML", text=text)))
+        _, _, preset, method, *fields = events.switch_mode(
+            Visitor(), "Form", *flat(before._replace(mode="YAML", text=text))
+        )
         updates = zip(tab.entries, fields, strict=True)
         return preset, method, {entry.name: update["value"] for entry, update in updates if update["value"]}
 
-    shown = events.switch_mode("YAML", *flat(before))[1]["value"]
+    shown = events.switch_mode(Visitor(), "YAML", *flat(before))[1]["value"]
     edited = shown.replace("method: lora", "method: moslora").replace("preset: quick", "preset: best")
     preset, method, kept = back_to_form(edited.replace("learning_rate: 0.0001", "learning_rate: 0.01"))
     assert (preset, method) == ("best", "moslora") and (kept["steps"], kept["learning_rate"]) == ("7", "0.01")
@@ -321,3 +325,24 @@ def test_late_edits_of_a_removed_photo_change_no_other(context):
     assert [(photo.file, photo.caption) for photo in context.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
     with pytest.raises(gr.Error, match="has been removed"):
         events.crop("0.jpg", 2, 0.5, 0.5, ann)
+
+
+def test_a_run_can_start_from_an_adapter_that_the_visitor_may_see(context, entries):
+    config = preview_config(context, entries, filled(entries, {"init_adapter": "Rex step 3"}))
+    assert config.init_adapter == (context.output / "Rex/checkpoints/000003/adapter.safetensors").resolve()
+    assert config.options["rank"] == Run(context.output / "Rex").config.options["rank"], "the adapter's own"
+    again = filled(entries, mode="YAML", text=to_yaml(config))
+    assert preview_config(context, entries, again).init_adapter == config.init_adapter
+    for name in ("../secret.safetensors", "/etc/passwd", "Max"):
+        with pytest.raises(ValueError, match="there is no adapter"):
+            preview_config(context, entries, filled(entries, {"init_adapter": name}))
+    with pytest.raises(ValueError, match="is HRA: choose that method"):
+        preview_config(context, entries, filled(entries, {"init_adapter": "Rex"}, method="lora"))
+
+
+def test_only_who_may_configure_the_page_chooses_trackers(context, entries, tmp_path):
+    given = filled(entries, {"report_to": "tensorboard\nwandb"})
+    assert preview_config(context, entries, given).report_to == ("tensorboard", "wandb")
+    guarded = dataclasses.replace(context, local=False, auth=tmp_path / "logins", person=Person("ann"))
+    with pytest.raises(ValueError, match="only an admin"):
+        preview_config(guarded, entries, given)
