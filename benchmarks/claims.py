@@ -171,6 +171,14 @@ CLAIMS = (
         "default spin count and all cores in every process.",
     ),
     Claim(
+        "bench_prodigy",
+        "Prodigy finds the learning rate",
+        "loss ≤ 1.02 × AdamW's at the preset's rate, for LoRA and HRA",
+        "Training on toybox with Prodigy, which is given no learning rate, and with AdamW at the preset's: the highest "
+        "learning rate and the loss at the end, on the same batches. Reflections do not depend on the length of their "
+        "vectors: from vectors four times as long, the rate that Prodigy finds must be higher.",
+    ),
+    Claim(
         "bench_page",
         "A page for many runs and many people",
         "50 idle browsers ≤ 5 % of a core; under load no error, fair turns",

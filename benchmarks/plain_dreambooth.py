@@ -43,7 +43,7 @@ def plain_steps(pipe: Any, config: TrainConfig, path: Path) -> Iterator[float]:
         generator, scheduler = objective.seeded_generator(config.seed, "noise", step), pipe.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         total = scheduler.config.num_train_timesteps
-        timesteps = objective.sample_timesteps(len(latents), total, config.timestep_bias, generator).to(latents.device)
+        timesteps = objective.sample_timesteps(len(latents), total, config, generator).to(latents.device)
         v_prediction = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timesteps) if v_prediction else noise
         predicted = pipe.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text).sample

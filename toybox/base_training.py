@@ -28,6 +28,7 @@ from toybox.shards import Shard
 from toybox.tokenizer import tokenise
 from toybox.warm_start import warm_start_unet
 from training.objective import sample_timesteps
+from training.settings.objective import ObjectiveSettings
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def train_base(
     # on a CPU workers would take cores from training; a GPU would wait for captions
     workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 2)
     batches = CaptionedBatches(latents.labels, tokenizer, recipe.batch, recipe.seed)
+    sampling = ObjectiveSettings.model_construct(timestep_bias=recipe.timestep_bias)
     upcoming = iter(batches.since(read_progress(checkpoint).step, workers))
 
     def loss_fn(step: int, used: float) -> Tensor:
@@ -139,7 +141,7 @@ def train_base(
         clean = values[indices].float()
         generator = torch.Generator(device).manual_seed(recipe.seed + step)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = sample_timesteps(recipe.batch, len(scheduler.alphas_cumprod), recipe.timestep_bias, generator)
+        timesteps = sample_timesteps(recipe.batch, len(scheduler.alphas_cumprod), sampling, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         target = scheduler.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         with autocast(device):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hra_diffusion.models.families import Text
 from training import objective
+from training.config import TrainConfig
 from training.session.state import Session
 
 
@@ -24,6 +25,7 @@ class Batch:
         text: token ids or embeddings, and time ids for SDXL (see ``families``).
         target: what the UNet should predict (B, C, h, w).
         weights: weight of each sample in the loss (B,).
+        thresholds: threshold of the Huber loss for each sample (B,).
     """
 
     latents: Tensor
@@ -31,18 +33,17 @@ class Batch:
     text: Text
     target: Tensor
     weights: Tensor
+    thresholds: Tensor
 
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order."""
-        return [self.latents, self.timesteps, self.target, self.weights, *self.text.values()]
+        return [self.latents, self.timesteps, self.target, self.weights, self.thresholds, *self.text.values()]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with ``function`` applied to every tensor."""
-        text = {key: function(value) for key, value in self.text.items()}
-        return Batch(
-            function(self.latents), function(self.timesteps), text, function(self.target), function(self.weights)
-        )
+        latents, timesteps, target, weights, thresholds, *text = map(function, self.tensors)
+        return Batch(latents, timesteps, dict(zip(self.text, text, strict=True)), target, weights, thresholds)
 
 
 def make_batches(session: Session, step: int) -> list[Batch]:
@@ -64,12 +65,17 @@ def make_batch(session: Session, position: int) -> Batch:
     latents = torch.cat([latents for latents, _ in batches])
     text = {key: torch.cat([text[key] for _, text in batches]) for key in batches[0][1]}
     alphas, kind = session.noise_process.alphas_cumprod, session.noise_process.prediction_type
-    generator = objective.seeded_generator(config.seed, "noise", position)
-    noise = torch.randn(latents.shape, generator=generator)
-    timesteps = objective.sample_timesteps(len(latents), len(alphas), config.timestep_bias, generator)
+    noise, generator = make_noise(latents.shape, config, position)
+    timesteps = objective.sample_timesteps(len(latents), len(alphas), config, generator)
     target = objective.prediction_target(latents, noise, timesteps, alphas, kind)
-    weights = objective.min_snr_weights(timesteps, alphas, config.min_snr_gamma, kind, config.min_snr_formula)
-    batch = Batch(objective.add_noise(latents, noise, timesteps, alphas), timesteps, text, target, weights)
+    if config.input_perturbation:
+        more = torch.randn(latents.shape, generator=objective.seeded_generator(config.seed, "perturbation", position))
+        noise = noise + config.input_perturbation * more  # arXiv 2301.11706: not in the target
+    batch = Batch(
+        objective.add_noise(latents, noise, timesteps, alphas), timesteps, text, target,
+        loss_weights(config, timesteps, alphas, kind),
+        objective.huber_thresholds(timesteps, alphas, config.huber_c, config.huber_schedule),
+    )  # fmt: skip
     if session.class_captions is None:
         return batch
     _, class_text = session.class_captions.batch(config.batch_size, position, config.seed, "photos")
@@ -80,3 +86,25 @@ def with_class_captions(batch: Batch, text: Text) -> Batch:
     """Return a batch of twice the size, whose second half has this text and is otherwise the same."""
     twice = batch.map(lambda tensor: torch.cat([tensor, tensor]))
     return replace(twice, text={key: torch.cat([value, text[key]]) for key, value in batch.text.items()})
+
+
+def make_noise(shape: torch.Size, config: TrainConfig, position: int) -> tuple[Tensor, torch.Generator]:
+    """Return the noise (B, C, h, w) of a batch, and the generator that draws its timesteps next."""
+    generator = objective.seeded_generator(config.seed, "noise", position)
+    noise = torch.randn(shape, generator=generator)
+    shaping = objective.seeded_generator(config.seed, "low frequencies", position)
+    if config.noise_offset:
+        noise = objective.offset_noise(noise, config.noise_offset, shaping)
+    if config.multires_noise_iterations:
+        levels, discount = config.multires_noise_iterations, config.multires_noise_discount
+        noise = objective.multires_noise(noise, levels, discount, shaping)
+    return noise, generator
+
+
+def loss_weights(config: TrainConfig, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return the weight of each sample (B,): debiased estimation, min-SNR, or 1."""
+    if config.debiased_estimation:
+        return objective.debiased_weights(timesteps, alphas_cumprod, prediction_type)
+    return objective.min_snr_weights(
+        timesteps, alphas_cumprod, config.min_snr_gamma, prediction_type, config.min_snr_formula
+    )

@@ -84,7 +84,7 @@ class TrainConfig(
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if str(preset) in PRESETS else "balanced"  # validated with the other fields
-        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset)
+        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset, str(given.get("optimizer", "adamw")))
         if given.get("preservation") == "base-output":  # chosen where the preset preserves nothing
             filled["prior_loss_weight"] = 1.0
         options = given.get("options", {})

@@ -36,7 +36,7 @@ from training.runs.trackers import TrackerListener, require_trackers, start_trac
 from training.samples import generate_samples, name_best_checkpoint, samples_due
 from training.session.devices import make_accelerator, restore_eval
 from training.session.model import check_adapter
-from training.session.optimizer import current_learning_rate
+from training.session.optimizer import check_optimizer, current_learning_rate
 from training.session.phase_timer import PhaseTimer
 from training.session.processes import PeerLostError, Processes, ran_out_of_memory
 from training.session.setup import set_up
@@ -106,6 +106,7 @@ def train(
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
     check_run(config, run, pipe, dataset)
+    check_optimizer(config, accelerator.device)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):

@@ -1,12 +1,19 @@
 """The DreamBooth objective as pure functions: timesteps, noise, target, weighting, prior loss.
 
-Sources: DreamBooth, arXiv 2208.12242; min-SNR weighting, arXiv 2303.09556; v-prediction, arXiv 2202.00512.
+Sources: DreamBooth, arXiv 2208.12242; v-prediction, arXiv 2202.00512. kohya-ss/sd-scripts is read at 48d368fa.
 """
 
 import hashlib
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from training.settings.objective import ObjectiveSettings
+
+MAX_SNR = 1000
+"""SNR at which debiased estimation stops lowering the weight, as in sd-scripts."""
 
 
 def seeded_generator(seed: int, *labels: object) -> torch.Generator:
@@ -31,13 +38,57 @@ def batch_indices(count: int, batch_size: int, position: int, seed: int, label: 
     return [orders[pick // count][pick % count] for pick in picks]
 
 
-def sample_timesteps(count: int, total: int, bias: float, generator: torch.Generator) -> Tensor:
-    """Sample ``count`` timesteps (B,) below ``total`` as ``total · u^bias`` for uniform ``u``.
+def sample_timesteps(count: int, total: int, settings: ObjectiveSettings, generator: torch.Generator) -> Tensor:
+    """Sample ``count`` timesteps (B,) below ``total``, from ``min_timestep`` up to but not including ``max_timestep``.
 
-    A bias of 1 is uniform; lower values sample noisier timesteps more often.
+    A higher timestep is noisier. Every distribution takes one uniform number per sample.
     """
     uniform = torch.rand(count, generator=generator, device=generator.device)
-    return (total * uniform.pow(bias)).long().clamp(max=total - 1)
+    first, end = min(settings.min_timestep, total - 1), min(settings.max_timestep, total)
+    return (first + (end - first) * timestep_quantiles(uniform, settings)).long().clamp(max=end - 1)
+
+
+def timestep_quantiles(uniform: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """Return the quantiles in [0, 1] of the timestep distribution at ``uniform`` (B,), numbers in [0, 1).
+
+    "power" is ``u^timestep_bias``; at bias 1 it is uniform, and lower values are noisier. "logit-normal", "mode" and
+    "cosine-map" are those of Stable Diffusion 3 (arXiv 2403.03206, section 3.1), with 1 as pure noise.
+    """
+    kind = settings.timestep_sampling
+    if kind == "power":
+        return uniform.pow(settings.timestep_bias)
+    if kind == "logit-normal":
+        return torch.sigmoid(settings.logit_mean + settings.logit_std * torch.special.ndtri(uniform))
+    if kind == "mode":
+        return 1 - uniform - settings.mode_scale * ((math.pi / 2 * uniform).cos().square() - 1 + uniform)
+    if kind == "cosine-map":
+        return 1 - 1 / ((math.pi / 2 * uniform).tan() + 1)
+    return uniform
+
+
+def offset_noise(noise: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Return noise (B, C, h, w) plus ``scale`` times a normal number per channel.
+
+    Source: https://www.crosslabs.org/blog/diffusion-with-offset-noise.
+    """
+    return noise + scale * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
+
+
+def multires_noise(noise: Tensor, iterations: int, discount: float, generator: torch.Generator) -> Tensor:
+    """Return noise (B, C, h, w) plus noise of lower resolutions, scaled to unit variance.
+
+    Level i is ``rⁱ`` times smaller, with r drawn from [2, 4), and counts ``discountⁱ``. Source: sd-scripts'
+    ``pyramid_noise_like`` (library/custom_train_functions.py).
+    """
+    size = noise.shape[-2:]
+    for level in range(iterations):
+        ratio = (2 + 2 * float(torch.rand((), generator=generator))) ** level
+        small = [max(1, int(side / ratio)) for side in size]
+        coarse = torch.randn(*noise.shape[:2], *small, generator=generator)
+        noise = noise + discount**level * F.interpolate(coarse, size, mode="bilinear")
+        if 1 in small:
+            break
+    return noise / noise.std()
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
@@ -72,8 +123,7 @@ def min_snr_weights(
     """
     if not gamma:
         return torch.ones(timesteps.shape, device=timesteps.device)
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
-    snr = alpha / (1 - alpha)
+    snr = _signal_to_noise(timesteps, alphas_cumprod)
     if prediction_type == "v_prediction":
         offset = 1 if formula == "plus-one" else 0
         return (snr.clamp(max=gamma) + offset) / (snr + 1)
@@ -82,11 +132,54 @@ def min_snr_weights(
     return snr.clamp(max=gamma)
 
 
+def debiased_weights(timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return the weights (B,) of debiased estimation, ``1/√SNR`` for epsilon (arXiv 2310.08442).
+
+    For v-prediction ``1/(SNR + 1)``, as in sd-scripts (``apply_debiased_estimation``); for sample prediction ``√SNR``,
+    the weight of the same loss for epsilon. The SNR counts as at most ``MAX_SNR``.
+    """
+    snr = _signal_to_noise(timesteps, alphas_cumprod).clamp(max=MAX_SNR)
+    if prediction_type == "v_prediction":
+        return 1 / (snr + 1)
+    return snr.rsqrt() if prediction_type == "epsilon" else snr.sqrt()
+
+
+def huber_thresholds(timesteps: Tensor, alphas_cumprod: Tensor, c: float, schedule: str) -> Tensor:
+    """Return the threshold of the Huber loss for each sample (B,).
+
+    "exponential" decays from 1 at timestep 0 to ``c`` at pure noise, "snr" is ``(1 − c)/(1 + σ)² + c`` with
+    ``σ = √(1/ᾱ − 1)``, and "constant" is ``c``. Sources: arXiv 2403.16728; ``get_huber_threshold_if_needed`` in
+    sd-scripts' library/train_util.py.
+    """
+    if schedule == "exponential":
+        return c ** (timesteps / len(alphas_cumprod))
+    if schedule == "snr":
+        sigma = _signal_to_noise(timesteps, alphas_cumprod).rsqrt()
+        return (1 - c) / (1 + sigma).square() + c
+    return torch.full(timesteps.shape, c, device=timesteps.device)
+
+
+def elementwise_errors(prediction: Tensor, target: Tensor, loss_type: str, thresholds: Tensor | None) -> Tensor:
+    """Return the error of each element (B, C, h, w) in float32.
+
+    The square d² of the difference, or with the threshold c of each sample "huber" ``2c(√(d² + c²) − c)``, close to d²
+    below c and to 2c|d| above; "smooth-l1" is 1/c times it. Source: ``conditional_loss`` in sd-scripts'
+    library/train_util.py.
+    """
+    squares = (prediction.float() - target.float()).square()
+    if loss_type == "l2" or thresholds is None:
+        return squares
+    c = thresholds[:, None, None, None]
+    roots = 2 * ((squares + c.square()).sqrt() - c)
+    return c * roots if loss_type == "huber" else roots
+
+
 def denoising_loss(
-    prediction: Tensor, target: Tensor, weights: Tensor, classes: int, prior_loss_weight: float
-) -> Tensor:
-    """Return the weighted mean squared error in float32, plus the prior loss of the last ``classes`` samples."""
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3)) * weights
+    prediction: Tensor, target: Tensor, weights: Tensor, classes: int, prior_loss_weight: float,
+    loss_type: str = "l2", thresholds: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the weighted mean error in float32, plus the prior loss of the last ``classes`` samples."""
+    errors = elementwise_errors(prediction, target, loss_type, thresholds).mean(dim=(1, 2, 3)) * weights
     if not classes:
         return errors.mean()
     return errors[:-classes].mean() + prior_loss_weight * errors[-classes:].mean()
@@ -102,6 +195,11 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
     if schedule == "cosine":
         return float(0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress))))
     return 1.0
+
+
+def _signal_to_noise(timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps].float()
+    return alpha / (1 - alpha)
 
 
 def _signal_and_noise(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:

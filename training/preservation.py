@@ -25,6 +25,7 @@ def preservation_target(session: Session, batch: Batch) -> Tensor:
     text = {key: value[count:] for key, value in batch.text.items()}
     with torch.no_grad(), contextlib.ExitStack() as stack:
         for model in session.trained_components.values():
+            activation.set_rank_shares(model, None)  # of the previous step, for a batch of another size
             stack.enter_context(activation.batch_adapters(model, [({}, count)]))
         prediction = session.denoiser(batch.latents[count:], batch.timesteps[count:], text)
     return torch.cat([batch.target[:count], prediction.to(batch.target)])

@@ -1,4 +1,4 @@
-"""Default values of training settings by base model family, preset and method.
+"""Default values of training settings by base model family, preset, method and optimiser.
 
 The learning rates for toybox were chosen by ``benchmarks/sweep.py`` (table: ``benchmarks/results/sweep.md``). Those for
 Stable Diffusion 1 are the papers' (arXiv 2106.09685, 2405.17484, 2505.16531, 2406.11909) and have not been measured
@@ -75,14 +75,24 @@ _BASE: dict[str, dict[str, Any]] = {
 }
 
 
+_OPTIMIZER: dict[str, dict[str, Any]] = {
+    # the learning rate is a factor on the one that Prodigy finds, which is the same for all parameters
+    "prodigy": {"learning_rate": 1.0, "text_encoder_lr_scale": 1.0},
+    # the average of the weights takes the place of a decay
+    "schedule-free-adamw": {"lr_scheduler": "constant"},
+}
+_LION_RATE = 0.2
+"""Lion's learning rate relative to AdamW's: 3 to 10 times lower (arXiv 2302.06675)."""
 _VARIANTS = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}}
 """Families that use the values of Stable Diffusion 1, and where they differ."""
 
 
-def defaults(base: str, method: str, preset: str) -> dict[str, Any]:
+def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> dict[str, Any]:
     """Return the default values of TrainConfig fields. Methods without values of their own use those of LoRA."""
     variant = base_version(base)
     values = variant if variant in _METHOD else "sd1"
     of_method = _METHOD[values].get(method, _METHOD[values]["lora"])
     of_combination = _COMBINATION.get((values, preset, method), {})
-    return _COMMON | _BASE[values] | _PRESET[values][preset] | of_method | of_combination | _VARIANTS.get(variant, {})
+    chosen = _COMMON | _BASE[values] | _PRESET[values][preset] | of_method | of_combination | _VARIANTS.get(variant, {})
+    rate = chosen["learning_rate"] * (_LION_RATE if optimizer.startswith("lion") else 1)
+    return chosen | {"learning_rate": rate} | _OPTIMIZER.get(optimizer, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,7 +95,7 @@ def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, parame
 
 
 def _layer_parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
-    return sum(map(math.prod, registry.get_method(method).shapes(config, d_in, d_out).values()))
+    return registry.get_method(method).trainable_values(config, d_in, d_out)
 
 
 def _valid_ranks(method: str, options: Mapping[str, Any], largest: int) -> Sequence[int]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import activation, attachment
 from training import objective
 from training.batch import Batch, make_batches
 from training.errors import TrainingError
@@ -77,8 +77,9 @@ class TrainingStep:
                 loss = batch_loss(session, batch)
                 self.results[number] = loss.detach()
                 accelerator.backward(loss)
-        session.processes.average_gradients(session.step, session.parameters.values())
-        norm: Any = accelerator.clip_grad_norm_(session.parameters.values(), session.config.max_grad_norm)
+        trained = [parameter for parameter in session.parameters.values() if parameter.requires_grad]
+        session.processes.average_gradients(session.step, trained)
+        norm: Any = accelerator.clip_grad_norm_(trained, session.config.max_grad_norm)
         if not accelerator.scaler:  # which skips steps whose gradients are not finite
             self.results[-1] = norm
         session.optimizer.step()
@@ -88,9 +89,15 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
     """Return the training loss of a batch on the device, regularisers of the method included."""
     config = session.config
     target = preservation_target(session, batch) if config.uses_base_output else batch.target
+    if config.options["timestep_rank"] < 1:
+        shares = 1 - batch.timesteps / len(session.noise_process.betas)
+        for model in session.trained_components.values():
+            activation.set_rank_shares(model, shares)
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)
     classes = config.batch_size if config.prior_loss_weight else 0
-    loss = objective.denoising_loss(prediction, target, batch.weights, classes, config.prior_loss_weight)
+    loss = objective.denoising_loss(
+        prediction, target, batch.weights, classes, config.prior_loss_weight, config.loss_type, batch.thresholds
+    )
     penalties = [attachment.penalty(model, config.name) for model in session.trained_components.values()]
     return loss + sum(penalty.to(loss.device) for penalty in penalties if penalty is not None)
 

@@ -59,8 +59,8 @@ def obstacle(config: TrainConfig, processes: int = 1) -> str:
     """Return why the step of a run can't be captured, or ""."""
     if config.mixed_precision == "fp16":
         return "the loss scaler of --mixed-precision fp16 reads the gradients in every step"
-    if config.optimizer == "adamw8bit":
-        return "AdamW in 8 bits counts its steps on the host"
+    if config.optimizer != "adamw":
+        return f"--optimizer {config.optimizer} keeps numbers on the host"
     return "several processes exchange gradients" if processes > 1 else ""
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from training.runs.events import Step
+from training.session.optimizer import found_learning_rate
 from training.session.state import Session
 from training.step import not_finite
 
@@ -33,7 +34,7 @@ class StepLog:
     def add(self, learning_rate: float, results: Tensor) -> None:
         """Keep the results of the step just taken (see ``TrainingStep``) without waiting for them."""
         self._rows[len(self._steps)] = results
-        self._steps.append((self.session.step, learning_rate))
+        self._steps.append((self.session.step, learning_rate * found_learning_rate(self.session.optimizer)))
 
     def read(self) -> None:
         """Read all results in one transfer and emit an event for each step.

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from hra_diffusion.adapters.attachment import require_adapter, state_of
 from hra_diffusion.adapters.layer import adapters_of
@@ -47,6 +47,15 @@ def batch_adapters(model: nn.Module, groups: Sequence[tuple[Mapping[str, float],
     finally:
         state.groups = previous
         refresh(model)
+
+
+def set_rank_shares(model: nn.Module, shares: Tensor | None) -> None:
+    """Set the share of the ranks that each sample uses in training (B,), for adapters with ``timestep_rank`` < 1.
+
+    0 at the noisiest timestep to 1 without noise (see ``factors.rank_mask``). None, and models in eval mode, use all.
+    """
+    if state := state_of(model):
+        state.rank_shares = shares
 
 
 @contextlib.contextmanager

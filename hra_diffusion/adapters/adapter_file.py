@@ -241,7 +241,9 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
     }
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
-    options = adapter.config.model_dump(exclude={"dropout"}) | {"rank": min(adapter.config.rank, MAX_RANK)}
+    options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {
+        "rank": min(adapter.config.rank, MAX_RANK)
+    }
     ranks = {
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()

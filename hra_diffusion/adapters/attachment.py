@@ -3,6 +3,7 @@
 The model's layers keep their class, their weights and the weights' names. ``detach`` restores the model completely.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapters import methods as _methods  # noqa: F401  (registers the methods)
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.layer import adapters_of, adapters_on, add_adapter, remove_adapter, unmerge_layer
-from hra_diffusion.adapters.linear_map import matrix_shape, storage_device
+from hra_diffusion.adapters.linear_map import as_matrix, matrix_shape, offloaded_weights, storage_device
 from hra_diffusion.adapters.model_hooks import ModelHooks, adapted_modules, hooks_of, refresh
 from hra_diffusion.adapters.registry import Adapter, MethodConfig
 from hra_diffusion.adapters.state import AdapterState
@@ -31,6 +32,7 @@ def attach(
     exclude: str = "",
     seed: int = 0,
     ranks: Mapping[str, int] | None = None,
+    start: bool = True,
 ) -> list[str]:
     """Add a new adapter to the model, make it the only active one, and freeze the model's own parameters.
 
@@ -41,6 +43,7 @@ def attach(
         exclude: A regular expression for the paths of layers that are not adapted.
         seed: Seed of the adapter's initial values.
         ranks: Ranks by layer path, where they differ from the rank in ``options``.
+        start: Compute the initial values that depend on weights. They take time, and are not needed if loaded.
 
     Returns the paths of the adapted layers. Raises UserError for an unknown method, an invalid option, a rank too large
     for a layer, or a name in use.
@@ -57,6 +60,9 @@ def attach(
         adapter = chosen.build(config, d_in, d_out, generator)
         adapter.method, adapter.config = chosen.name, config
         add_adapter(layer, state, name, adapter.to(storage_device(layer)))
+        if start:
+            with offloaded_weights([layer]):
+                adapter.start_from(functools.partial(as_matrix, layer))
     state.version += 1
     if hooks := hooks_of(model):
         hooks.update(model)

@@ -19,6 +19,10 @@ MIN_SCALE = 1e-4
 """Smallest scale of an output that a low-rank form divides by; scales closer to 0 are raised, to at most 3e-4."""
 
 
+Thinning = Callable[[Tensor], Tensor]
+"""What training does to the activations (rows, …, k) between the two factors."""
+
+
 class LowRank(NamedTuple):
     """An adapted weight as a low-rank update, ``W′ = diag(scale) (W + up · down)``. Without ``scale``, a plain LoRA.
 
@@ -34,8 +38,10 @@ class LayerFactors(NamedTuple):
     """Factors of one adapter on one layer, see above; None for a part that the method does not use.
 
     ``right`` (d_in, k), (k, d_in); ``update`` (d_out, k), (k, d_in); ``scale`` (d_out,); ``left`` (d_out, k),
-    (k, d_out). ``shift`` (d_out,) and ``offset`` (k,) leave the layer's bias out of ``scale`` and ``left``. In training
-    a share ``dropout`` of the k activations between the factors is set to 0.
+    (k, d_out). ``shift`` (d_out,) and ``offset`` (k,) leave the layer's bias out of ``scale`` and ``left``.
+
+    In training a share ``dropout`` of the k activations between the factors is set to 0. They are made of runs of
+    ``units`` ranks, of which at least a share ``least_rank`` is used at every timestep (see ``rank_mask``).
     """
 
     right: Factors | None = None
@@ -45,6 +51,8 @@ class LayerFactors(NamedTuple):
     shift: Tensor | None = None
     offset: Tensor | None = None
     dropout: float = 0.0
+    units: int = 1
+    least_rank: float = 1.0
 
     @property
     def depend_on_bias(self) -> bool:
@@ -58,15 +66,14 @@ class LayerFactors(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "LayerFactors":
         """The factors with ``function`` applied to each tensor."""
-        right, update, scale, left, shift, offset, dropout = self
-        return LayerFactors(
-            (function(right[0]), function(right[1])) if right else None,
-            (function(update[0]), function(update[1])) if update else None,
-            None if scale is None else function(scale),
-            (function(left[0]), function(left[1])) if left else None,
-            None if shift is None else function(shift),
-            None if offset is None else function(offset),
-            dropout,
+        right, update, scale, left, shift, offset, *_ = self
+        return self._replace(
+            right=(function(right[0]), function(right[1])) if right else None,
+            update=(function(update[0]), function(update[1])) if update else None,
+            scale=None if scale is None else function(scale),
+            left=(function(left[0]), function(left[1])) if left else None,
+            shift=None if shift is None else function(shift),
+            offset=None if offset is None else function(offset),
         )
 
     def unstack(self) -> list["LayerFactors"]:
@@ -81,15 +88,13 @@ class LayerFactors(NamedTuple):
 
     def narrow(self, d_out: int, d_in: int) -> "LayerFactors":
         """Stacked factors of padded layers without the padding."""
-        right, update, scale, left, shift, offset, dropout = self
-        return LayerFactors(
-            (right[0][:, :d_in], right[1][..., :d_in]) if right else None,
-            (update[0][:, :d_out], update[1][..., :d_in]) if update else None,
-            None if scale is None else scale[:, :d_out],
-            (left[0][:, :d_out], left[1][..., :d_out]) if left else None,
-            None if shift is None else shift[:, :d_out],
-            offset,
-            dropout,
+        right, update, scale, left, shift, *_ = self
+        return self._replace(
+            right=(right[0][:, :d_in], right[1][..., :d_in]) if right else None,
+            update=(update[0][:, :d_out], update[1][..., :d_in]) if update else None,
+            scale=None if scale is None else scale[:, :d_out],
+            left=(left[0][:, :d_out], left[1][..., :d_out]) if left else None,
+            shift=None if shift is None else shift[:, :d_out],
         )
 
     def _with(self, tensors: Iterator[Tensor]) -> "LayerFactors":
@@ -104,22 +109,55 @@ class LayerFactors(NamedTuple):
         return self._replace(shift=shift, offset=offset)
 
 
-def add_low_rank(y: Tensor, x: Tensor, factors: Factors, offset: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def thinning(factors: LayerFactors, rank_shares: Tensor | None) -> Thinning | None:
+    """What training does to the activations between the factors, or None for nothing.
+
+    ``rank_shares`` (rows,): see ``rank_mask``; None uses all ranks.
+    """
+    masked = rank_shares is not None and factors.least_rank < 1
+    if not factors.dropout and not masked:
+        return None
+
+    def thin(hidden: Tensor) -> Tensor:
+        if factors.dropout:
+            hidden = F.dropout(hidden, factors.dropout)
+        if rank_shares is None or not masked:
+            return hidden
+        mask = rank_mask(rank_shares, hidden.shape[-1], factors.units, factors.least_rank)
+        return hidden * mask.view(len(mask), *[1] * (hidden.ndim - 2), -1).to(hidden.dtype)
+
+    return thin
+
+
+def rank_mask(rank_shares: Tensor, size: int, units: int, least_rank: float) -> Tensor:
+    """Which of ``size`` activations, runs of ``units`` ranks, each sample uses: (B, size), boolean.
+
+    The first ``m + ⌊(units − m) · share⌋`` ranks, with ``m = least_rank · units``, rounded and at least 1, and a share
+    (B,) from 0 at the noisiest timestep to 1 without noise: T-LoRA (arXiv 2507.05964).
+    """
+    least = max(1, round(least_rank * units))
+    active = least + ((units - least) * rank_shares).floor()
+    return torch.arange(size, device=rank_shares.device) % units < active[:, None]
+
+
+def add_low_rank(
+    y: Tensor, x: Tensor, factors: Factors, offset: Tensor | None = None, thin: Thinning | None = None
+) -> Tensor:
     """``y + x · downᵀ · upᵀ`` for rows y (…, d_out) and x (…, d_in): two matrix products, the second adds.
 
-    ``offset`` (k,) is added to ``x · downᵀ``, of which a share ``dropout`` is set to 0.
+    ``offset`` (k,) is added to ``x · downᵀ``, to which ``thin`` is applied.
     """
     up, down = factors
     hidden = F.linear(x, down, offset)
-    if dropout:
-        hidden = F.dropout(hidden, dropout)
+    if thin:
+        hidden = thin(hidden)
     return torch.addmm(y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.mT).view(y.shape)
 
 
-def rotate(x: Tensor, factors: Factors, offset: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def rotate(x: Tensor, factors: Factors, offset: Tensor | None = None, thin: Thinning | None = None) -> Tensor:
     """``add_low_rank(x, x, …)`` for rows x (…, d), with one operation less in its backward pass."""
-    if dropout:
-        return add_low_rank(x, x, factors, offset, dropout)
+    if thin:
+        return add_low_rank(x, x, factors, offset, thin)
     up, down = factors
     rows = x.reshape(-1, x.shape[-1]).to(up.dtype)  # under autocast x may be wider
     return _Rotation.apply(rows, up, down, offset)[0].view(x.shape)

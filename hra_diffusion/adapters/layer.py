@@ -6,17 +6,28 @@ another adapter's. The layer's class, weight and bias, and their names in the st
 
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hra_diffusion.adapters.factors import rotate
+from hra_diffusion.adapters.factors import Thinning, rotate, thinning
 from hra_diffusion.adapters.linear_map import adapted_output, unsupported_reason, weight_of
 from hra_diffusion.adapters.preparation import Preparation
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
 from hra_diffusion.errors import UserError
+
+
+class Call(NamedTuple):
+    """What a forward pass of the layer applies to some of its rows.
+
+    ``inputs``: the input of the layer, then that of each adapter of the chain: the last adapter takes the layer's.
+    """
+
+    chain: Chain
+    inputs: list[Tensor]
+    thinnings: list[Thinning | None]
 
 
 class LayerAdapters(nn.ModuleDict):
@@ -36,7 +47,7 @@ class LayerAdapters(nn.ModuleDict):
         self.alone = False
         """Whether the latest forward pass prepared its own factors; its recomputation in the backward pass does too."""
         self.handles: list[RemovableHandle] = []
-        self._calls: dict[int, list[tuple[Chain, list[Tensor]]]] = {}
+        self._calls: dict[int, list[Call]] = {}
 
     def get(self, name: str) -> Any:
         """The adapter of this name, or None."""
@@ -72,20 +83,26 @@ class LayerAdapters(nn.ModuleDict):
         counts = [count for _, count in chains]
         parts = [x] if len(chains) == 1 else x.split(self.state.sizes(counts, x.shape[0]))
         repeated = [_matching(chain, x) for chain, _ in chains] * (len(parts) // len(chains))
-        calls = [(chain, _chain_inputs(layer, chain, part)) for chain, part in zip(repeated, parts, strict=True)]
+        rows = [part.shape[0] for part in parts]
+        calls = [
+            _call(chain, part, _thinnings(layer, chain, shares))
+            for chain, part, shares in zip(
+                repeated, parts, self.state.rank_shares_of(rows, layer.training), strict=True
+            )
+        ]
         self._calls[thread] = calls
-        first = calls[0][1][0] if len(calls) == 1 else torch.cat([inputs[0] for _, inputs in calls])
+        first = calls[0].inputs[0] if len(calls) == 1 else torch.cat([call.inputs[0] for call in calls])
         return (first, *others), {key: value for key, value in kwargs.items() if args or key != "input"}
 
     def adapt_output(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         """Forward hook: apply updates, scales and left factors to the layer's output."""
         if (calls := self._calls.pop(0 if torch.compiler.is_compiling() else threading.get_ident(), None)) is None:
             return None
-        parts = [output] if len(calls) == 1 else output.split([inputs[0].shape[0] for _, inputs in calls])
+        parts = [output] if len(calls) == 1 else output.split([call.inputs[0].shape[0] for call in calls])
         outputs = []
-        for (chain, inputs), part in zip(calls, parts, strict=True):
-            for factors, x in zip(chain, inputs[1:], strict=True):
-                part = adapted_output(layer, part, x, factors)
+        for call, part in zip(calls, parts, strict=True):
+            for factors, x, thin in zip(call.chain, call.inputs[1:], call.thinnings, strict=True):
+                part = adapted_output(layer, part, x, factors, thin)
             outputs.append(part)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -200,13 +217,15 @@ def unmerge_layer(layer: nn.Module) -> None:
         weight.data, adapters.original_weight = adapters.original_weight.to(weight), None
 
 
-def _chain_inputs(layer: nn.Module, chain: Chain, x: Tensor) -> list[Tensor]:
-    """The inputs of the layer and of each adapter of the chain: the last adapter takes ``x``."""
+def _call(chain: Chain, x: Tensor, thinnings: list[Thinning | None]) -> Call:
     inputs = [x]
-    for factors in reversed(chain):
-        last, dropout = inputs[-1], factors.dropout if layer.training else 0.0
-        inputs.append(rotate(last, factors.right, dropout=dropout) if factors.right else last)
-    return inputs[::-1]
+    for factors, thin in zip(reversed(chain), reversed(thinnings), strict=True):
+        inputs.append(rotate(inputs[-1], factors.right, thin=thin) if factors.right else inputs[-1])
+    return Call(chain, inputs[::-1], thinnings)
+
+
+def _thinnings(layer: nn.Module, chain: Chain, rank_shares: Tensor | None) -> list[Thinning | None]:
+    return [thinning(factors, rank_shares) if layer.training else None for factors in chain]
 
 
 def _matching(chain: Chain, x: Tensor) -> Chain:

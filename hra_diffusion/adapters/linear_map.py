@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hra_diffusion.adapters.factors import LayerFactors, add_low_rank, rotate
+from hra_diffusion.adapters.factors import LayerFactors, Thinning, add_low_rank, rotate
 from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.errors import UserError
 
@@ -155,23 +155,28 @@ def offloaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
-def adapted_output(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors) -> Tensor:
+def adapted_output(
+    layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors, thin: Thinning | None = None
+) -> Tensor:
     """The layer's output ``y`` for the input ``x``, with the update, the scale and the left factors applied."""
-    dropout = factors.dropout if layer.training else 0.0
     if isinstance(layer, nn.Conv2d):
-        return _adapted_convolution(layer, y, x, factors, dropout)
+        return _adapted_convolution(layer, y, x, factors, thin)
     if factors.update:
-        y = add_low_rank(y, x, factors.update, dropout=dropout)
+        y = add_low_rank(y, x, factors.update, thin=thin)
     y = _scaled(y, factors.scale, factors.shift)
-    return rotate(y, factors.left, factors.offset, dropout) if factors.left else y
+    return rotate(y, factors.left, factors.offset, thin) if factors.left else y
 
 
-def _adapted_convolution(layer: nn.Conv2d, y: Tensor, x: Tensor, factors: LayerFactors, dropout: float) -> Tensor:
+def _adapted_convolution(
+    layer: nn.Conv2d, y: Tensor, x: Tensor, factors: LayerFactors, thin: Thinning | None
+) -> Tensor:
     """``adapted_output`` of a convolution, whose factors are one update (see ``factors.compose``)."""
     up, down = cast(tuple[Tensor, Tensor], factors.update)
     kernels = down.unflatten(1, (layer.in_channels, *layer.kernel_size))
     hidden = F.conv2d(x, kernels, None, layer.stride, cast(Any, layer.padding), layer.dilation)
-    y = y + F.conv2d(F.dropout(hidden, dropout) if dropout else hidden, up[:, :, None, None])
+    if thin:
+        hidden = thin(hidden.movedim(1, -1)).movedim(-1, 1)
+    y = y + F.conv2d(hidden, up[:, :, None, None])
     scale, shift = (None if part is None else part[:, None, None] for part in (factors.scale, factors.shift))
     return _scaled(y, scale, shift)
 

@@ -40,6 +40,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
                 name=info.name,
                 targets=list(probes),
                 ranks=info.ranks.get(component),
+                start=False,
             )
             attachment.remember(components[component], info.name, known)
         with torch.no_grad():

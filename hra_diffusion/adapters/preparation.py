@@ -76,7 +76,7 @@ class Group:
             name: _padded([_stack(map(attrgetter(name), part.adapters), device) for part in self.parts])
             for name in names
         }
-        factors = first.factors(values, strength)._replace(dropout=first.config.dropout)
+        factors = first.factors(values, strength)._replace(**_training_options(first.config))
         if factors.depend_on_bias and any(part.has_bias for part in self.parts):
             like = next(factors.tensors())
             factors = factors.with_bias(_padded([part.biases(like) for part in self.parts]))
@@ -87,6 +87,10 @@ class Group:
             own = own.narrow(*matrix_shape(part.layers[0])) if len(self.parts) > 1 else own
             found.extend(zip(part.positions, own.unstack(), strict=True))
         return found
+
+
+def _training_options(config: MethodConfig) -> dict[str, Any]:
+    return {"dropout": config.dropout, "units": config.units, "least_rank": config.timestep_rank}
 
 
 def _stack(tensors: Iterable[Any], device: torch.device) -> Tensor:
@@ -155,7 +159,7 @@ class Preparation:
             weight = as_matrix(layer)
             keep = weight.dtype in PLAIN_DTYPES and self.state.frozen is None  # a copy would be kept for the backward
             up, down, scale = compose(weight.to(device, weight.dtype if keep else torch.float32), chain)
-            factors = LayerFactors(update=(up, down), scale=scale, dropout=chain[0].dropout)
+            factors = chain[0]._replace(right=None, update=(up, down), scale=scale, left=None, shift=None, offset=None)
             bias = cast(Tensor | None, layer.bias)
             if bias is not None and scale is not None:
                 factors = factors.with_bias(bias.to(scale))

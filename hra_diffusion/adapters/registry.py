@@ -23,6 +23,22 @@ class MethodConfig(BaseModel):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of each layer's rank-sized activations that training sets to 0."
     )
+    timestep_rank: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the rank that the noisiest timestep trains; less noise trains more of it, up to all "
+        "(T-LoRA). 1 disables it; 0.5 is usual.",
+    )
+
+    @property
+    def units(self) -> int:
+        """Number of ranks that a timestep uses or leaves out."""
+        return self.rank
+
+
+TRAINING_OPTIONS = {"dropout", "timestep_rank"}
+"""Options without effect on a finished adapter."""
 
 
 class Adapter(nn.Module):
@@ -37,6 +53,9 @@ class Adapter(nn.Module):
         The values may be those of several layers of equal shapes, stacked along a first dimension.
         """
         raise NotImplementedError
+
+    def start_from(self, weight: Callable[[], Tensor]) -> None:
+        """Set the initial values that depend on the layer's weight (d_out, d_in); most methods have none."""
 
     def extra_repr(self) -> str:
         """Return the options that differ from the defaults, and the rank."""
@@ -89,7 +108,12 @@ class Method:
 
     def shapes(self, config: MethodConfig, d_in: int, d_out: int) -> Mapping[str, torch.Size]:
         """Shapes of an adapter's parameters, by name, for a layer (d_out, d_in)."""
-        return _shapes(self.build, cast(Any, config), d_in, d_out)
+        return {name: shape for name, (shape, _) in _parameters(self.build, cast(Any, config), d_in, d_out).items()}
+
+    def trainable_values(self, config: MethodConfig, d_in: int, d_out: int) -> int:
+        """Number of values that an adapter trains for a layer (d_out, d_in)."""
+        found = _parameters(self.build, cast(Any, config), d_in, d_out).values()
+        return sum(shape.numel() for shape, trained in found if trained)
 
     def parse(self, options: dict | MethodConfig) -> MethodConfig:
         """Validate options. Raises UserError naming the invalid option and the allowed values."""
@@ -104,8 +128,12 @@ class Method:
 
 
 @functools.lru_cache(maxsize=4096)  # the page counts parameters at every change of the form
-def _shapes(build: AdapterClass, config: MethodConfig, d_in: int, d_out: int) -> Mapping[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in build(config, d_in, d_out, Generator()).named_parameters()}
+def _parameters(
+    build: AdapterClass, config: MethodConfig, d_in: int, d_out: int
+) -> Mapping[str, tuple[torch.Size, bool]]:
+    """The shapes of an adapter's parameters, and whether they are trained, by name."""
+    adapter = build(config, d_in, d_out, Generator())
+    return {name: (parameter.shape, parameter.requires_grad) for name, parameter in adapter.named_parameters()}
 
 
 _methods: dict[str, Method] = {}

@@ -18,6 +18,16 @@ CHAINS = {
 class ReflectionConfig(MethodConfig):
     """Options of the methods based on reflections."""
 
+    @property
+    def form(self) -> str:
+        """How the columns of ``Rotation`` make the matrix."""
+        return "exact"
+
+    @property
+    def units(self) -> int:
+        """Number of pairs of reflections, whose sums and differences are the ranks of an exact chain."""
+        return self.rank // 2 if self.form == "exact" else self.rank
+
     @field_validator("rank")
     @classmethod
     def _even(cls, rank: int) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from hra_diffusion.adapters.factors import LayerFactors
 from hra_diffusion.errors import UserError
 
@@ -33,6 +35,8 @@ class AdapterState:
     """Paths of the model's own parameters that ``attach`` froze."""
     version: int = 0
     """Increases when adapters are added or removed."""
+    rank_shares: Tensor | None = None
+    """Share of the ranks that each sample of a training batch uses (B,), see ``factors.rank_mask``; None for all."""
     batch: int = 0
     """Number of samples in the model's current forward pass; 0 if unknown."""
     running: bool = False
@@ -57,6 +61,13 @@ class AdapterState:
         if samples % size:
             raise UserError(f"the adapter groups cover {size} samples, which does not divide a batch of {samples}")
         return [count * (rows // samples) for count in counts] * (samples // size)
+
+    def rank_shares_of(self, rows: list[int], training: bool) -> list[Tensor | None]:
+        """``rank_shares`` for consecutive parts of a layer's input with these numbers of rows; None in eval mode."""
+        if (shares := self.rank_shares) is None or not training:
+            return [None] * len(rows)
+        each = sum(rows) // len(shares)  # a layer may have several rows per sample
+        return list(shares[:, None].expand(-1, each).flatten().split(rows))
 
     def require_unmerged(self) -> None:
         """Raise UserError while adapters are merged into the weights."""

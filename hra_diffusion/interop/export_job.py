@@ -87,6 +87,13 @@ class ExportJob:
         return len({cast(Any, adapter).config.model_dump_json() for adapter in self.adapters.values()}) == 1
 
     @property
+    def native_peft(self) -> registry.PeftForm | None:
+        """PEFT's form of the method, if it can hold this adapter as it is: at strength 1, with all its parameters."""
+        form = self.method.peft
+        whole = form and {name for name, _ in self._first_adapter.named_parameters()} == set(form.parameters)
+        return form if whole and self.strength == 1 and self.lora_rank is None and self.uniform else None
+
+    @property
     def _first_adapter(self) -> nn.Module:
         return next(iter(self.adapters.values()))
 

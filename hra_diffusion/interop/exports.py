@@ -121,7 +121,7 @@ def diffusers(job: ExportJob, path: Path) -> Exported:
 def peft(job: ExportJob, path: Path) -> Exported:
     """A folder with a PEFT folder per component. A method that PEFT has is exported as this method."""
     _require_free(path)
-    native = job.method.peft if job.strength == 1 and job.lora_rank is None and job.uniform else None
+    native = job.native_peft
     layers, error = ([], 0.0) if native else job.layers()
     with atomic_path(path) as folder:
         for component, model in job.components.items():

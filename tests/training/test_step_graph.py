@@ -197,7 +197,8 @@ def test_out_of_memory_in_the_check_reduces_memory(settings, tmp_path, use_graph
     ("changes", "processes", "reason"),
     [
         ({"mixed_precision": "fp16"}, 1, "the loss scaler of --mixed-precision fp16"),
-        ({"optimizer": "adamw8bit"}, 1, "AdamW in 8 bits"),
+        ({"optimizer": "adamw8bit"}, 1, "--optimizer adamw8bit keeps numbers on the host"),
+        ({"optimizer": "prodigy"}, 1, "--optimizer prodigy keeps numbers on the host"),
         ({}, 2, "several processes"),
     ],
 )

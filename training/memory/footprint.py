@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
@@ -132,7 +133,18 @@ def module_bytes(module: nn.Module) -> int:
 
 def adapter_bytes(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> int:
     """Return the bytes of the adapter, the optimiser's state and the moving average, without gradients."""
-    sizes = [parameter.numel() for parameter in parameters]
-    eight_bits = config.optimizer == "adamw8bit"
-    moments = sum(size * (2 if eight_bits and size >= 4096 else 8) for size in sizes)  # small ones stay in 32 bits
-    return moments + sum(sizes) * (8 if config.ema_decay else 4)
+    parameters = list(parameters)
+    weights = sum(parameter.numel() for parameter in parameters) * (8 if config.ema_decay else 4)
+    return weights + sum(state_bytes(config.optimizer, p.shape) for p in parameters if p.requires_grad)
+
+
+STATE_VALUES = {"lion": 1, "lion8bit": 1, "adafactor": 1, "prodigy": 4}
+"""Values in an optimiser's state per value of a parameter; 2 for those of the AdamW family."""
+
+
+def state_bytes(optimizer: str, shape: torch.Size) -> int:
+    """Return the bytes of the optimiser's state for a parameter of this shape; paged state counts, too."""
+    if optimizer == "adafactor" and len(shape) > 1:
+        return 4 * (shape.numel() // shape[-1] + shape.numel() // shape[-2])  # means of rows and columns
+    eight_bits = optimizer.endswith("8bit") and shape.numel() >= 4096  # small ones stay in 32 bits
+    return shape.numel() * STATE_VALUES.get(optimizer, 2) * (1 if eight_bits else 4)

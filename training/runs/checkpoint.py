@@ -21,6 +21,7 @@ from training.runs.events import Checkpoint, Notice
 from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord
 from training.runs.run_folder import RunError
 from training.session.model import subject_fields
+from training.session.optimizer import GROUP_STATE
 from training.session.state import Session
 
 
@@ -50,6 +51,10 @@ def training_state(session: Session) -> dict[str, Tensor]:
             # copied because parameters share tables of the 8-bit optimiser, whose step is a number
             state[f"moment/{moment}/{key}"] = torch.as_tensor(value).clone()
     state |= {f"average/{key}": average for key, average in session.moving_averages.items()}
+    for number, group in enumerate(session.optimizer.param_groups):
+        numbers = {name: torch.tensor(group[name], dtype=torch.float64) for name in GROUP_STATE if name in group}
+        # as integers, because a file's floating-point tensors are float32
+        state |= {f"group/{number}/{name}": value.view(torch.int64) for name, value in numbers.items()}
     scaler = session.accelerator.scaler.state_dict() if session.accelerator.scaler else {}
     return state | {f"scaler/{key}": torch.tensor(value) for key, value in scaler.items()}
 
@@ -121,6 +126,9 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
             parameter = session.parameters[key]
             is_number = value.dim() == 0 and not value.is_floating_point()
             moments[parameter][moment] = value.item() if is_number else value.to(parameter.device)
+        if name.startswith("group/"):
+            _, number, what = name.split("/")
+            session.optimizer.param_groups[int(number)][what] = value.view(torch.float64).item()
     for key, average in session.moving_averages.items():
         average.copy_(state[f"average/{key}"])
     if scaler := session.accelerator.scaler:
@@ -128,7 +136,7 @@ def restore(session: Session, state: Mapping[str, Tensor]) -> None:
 
 
 def write_adapter(session: Session, path: Path) -> None:
-    """Write the current adapter, or its moving average if the run has one, to a file."""
+    """Write the adapter to a file: its average, if the run has one, else its current values."""
     config, models = session.config, session.trained_components
     fields = {"preset", "steps", "batch_size", "learning_rate", "prior_loss_weight", "resolution", "seed"}
     info = adapter_file.attached_info(
@@ -148,17 +156,20 @@ def write_adapter(session: Session, path: Path) -> None:
             **config.model_dump(mode="json", include=fields),
         },
     )
-    adapter_file.save(path, models, info, session.moving_averages or None)
+    with averaged(session):
+        adapter_file.save(path, models, info)
 
 
 @contextlib.contextmanager
 def averaged(session: Session) -> Iterator[None]:
-    """Within the block, the adapter's parameters have the values of their moving averages, if the run has any."""
-    current = {key: session.parameters[key].detach().clone() for key in session.moving_averages}
+    """Within the block, the adapter's parameters have their averages, if the run or its optimiser keeps any."""
+    current = {key: parameter.detach().clone() for key, parameter in session.parameters.items()}
+    session.optimizer.eval()  # the averages of a schedule-free optimiser; others have no such mode
     _assign(session.parameters, session.moving_averages)
     try:
         yield
     finally:
+        session.optimizer.train()
         _assign(session.parameters, current)
 
 

@@ -28,7 +28,7 @@ from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
 from training.session.model import Denoiser, add_adapter, compile_blocks, enable_gradient_checkpointing
-from training.session.optimizer import make_optimizer
+from training.session.optimizer import make_optimizer, optimizer_notices
 from training.session.phase_timer import PhaseTimer
 from training.session.processes import Processes
 from training.session.state import Session
@@ -87,7 +87,8 @@ def final_texts(config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dat
     captions = final_captions(config, given, {photo.path: photo.concept for photo in dataset.photos})
     timer.emit(replace(captions, coverage=dataset.coverage))
     texts = list(captions.captions.values())
-    for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
+    warnings = [warning.message for warning in dataset.warnings]
+    for message in [*warnings, *prompt_notices(config, pipe, texts), *optimizer_notices(config)]:
         timer.emit(Notice(message))
     return texts
 

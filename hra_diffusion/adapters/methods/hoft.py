@@ -23,6 +23,10 @@ class HOFTConfig(ReflectionConfig):
         False, description="Use the paper's approximate inverse: not orthogonal, and not the base model at step 0."
     )
 
+    @property
+    def form(self) -> str:
+        return "approximate" if self.approximate_inverse else "exact"
+
 
 def starts_at_base(config: HOFTConfig) -> bool:
     """Whether the initial adapter is the identity; the approximate inverse is exact up to rank 2 only."""
@@ -42,9 +46,8 @@ class HOFT(Adapter):
 
     def __init__(self, config: HOFTConfig, d_in: int, d_out: int, generator: Generator):
         super().__init__()
-        form = "approximate" if config.approximate_inverse else "exact"
-        self.left = Rotation(d_out, config.rank, generator, form)
-        self.right = Rotation(d_in, config.rank, generator, form)
+        self.left = Rotation(d_out, config.rank, generator, config.form)
+        self.right = Rotation(d_in, config.rank, generator, config.form)
 
     def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
         left, right = parameters["left.u"], parameters["right.u"]

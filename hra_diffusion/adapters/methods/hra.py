@@ -37,6 +37,10 @@ class HRAConfig(ReflectionConfig):
     def orthonormal(self) -> bool:
         return math.isinf(self.orthogonality)
 
+    @property
+    def form(self) -> str:
+        return "orthonormal" if self.orthonormal else "exact"
+
 
 def penalty(config: HRAConfig, layers: Iterable["HRA"]) -> Tensor:
     """λ · mean (or sum) over layers of ``‖I − ÛᵀÛ‖²_F``, zero at λ = 0 and λ = ∞. With "sum", the paper's eq. 7.
@@ -73,7 +77,7 @@ class HRA(Adapter):
 
     def __init__(self, config: HRAConfig, d_in: int, d_out: int, generator: Generator):
         super().__init__()
-        self.right = Rotation(d_in, config.rank, generator, "orthonormal" if config.orthonormal else "exact")
+        self.right = Rotation(d_in, config.rank, generator, config.form)
 
     def factors(self, parameters: Mapping[str, Tensor], strength: float = 1.0) -> LayerFactors:
         return LayerFactors(right=self.right.factors(parameters["right.u"], strength))

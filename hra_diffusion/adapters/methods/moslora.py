@@ -9,11 +9,11 @@ from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters.factors import LayerFactors
 from hra_diffusion.adapters.initial_values import kaiming_uniform
-from hra_diffusion.adapters.methods.lora import LoRAConfig, scaled
+from hra_diffusion.adapters.methods.lora import UpdateConfig, scaled
 from hra_diffusion.adapters.registry import Adapter, register
 
 
-class MoSLoRAConfig(LoRAConfig):
+class MoSLoRAConfig(UpdateConfig):
     """Options of MoSLoRA."""
 
     mixer: Literal["orthogonal", "kaiming"] = Field(
