@@ -83,7 +83,7 @@ class LayerAdapters(nn.ModuleDict):
         counts = [count for _, count in chains]
         parts = [x] if len(chains) == 1 else x.split(self.state.sizes(counts, x.shape[0]))
         repeated = [_matching(chain, x) for chain, _ in chains] * (len(parts) // len(chains))
-        rows = [part.shape[0] for part in parts]
+        shares_of_parts = self.state.rank_shares_of([part.shape[0] for part in parts], layer.training)
         calls = [
             _call(chain, part, _thinnings(layer, chain, shares))
             for chain, part, shares in zip(
