@@ -17,6 +17,7 @@ from hra_diffusion.models.families import Text
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.rank_matching import LayerRanks, layers_to_adapt
+from training.session.trigger_embeddings import add_trigger_embeddings
 
 
 class Denoiser(nn.Module):
@@ -42,13 +43,17 @@ class Denoiser(nn.Module):
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
     """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does."""
     check_adapter(config, pipe)
+    known = {"trigger": config.trigger, "class_noun": config.class_noun, "targets": config.targets}
     for number, (model, layers) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=list(layers), seed=config.seed + number,
             ranks=_given_ranks(layers),
         )  # fmt: skip
-        known = {"trigger": config.trigger, "class_noun": config.class_noun, "targets": config.targets}
-        attachment.remember(model, config.name, known)
+    if config.train_trigger:
+        add_trigger_embeddings(config, pipe)
+    for model in pipeline.components(pipe).values():
+        if config.name in attachment.adapter_names(model):
+            attachment.remember(model, config.name, known)
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
     return adapter_file.parameters(pipeline.components(pipe), config.name)

@@ -56,7 +56,7 @@ def set_up(
         class_cache = encode_class_images(config, pipe, generated) if generated else None
     offload(pipe, config)
     parameters = add_adapter(config, pipe)
-    denoiser = Denoiser(pipe, config.train_text_encoder).train()
+    denoiser = Denoiser(pipe, config.runs_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
     if config.compile:
@@ -81,7 +81,7 @@ def encode_photos(
     ids = uncropped_ids(pipe, images, views=1 + config.flip)
     if ids is not None and config.size_conditioning:
         ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-    return encode(pipe, images, captions, config.flip, not config.train_text_encoder, ids)
+    return encode(pipe, images, captions, config.flip, not config.runs_text_encoder, ids)
 
 
 def encode_class_images(
@@ -90,7 +90,7 @@ def encode_class_images(
     """Encode the class images and their prompt."""
     ids = uncropped_ids(pipe, images, views=1)
     prompts = [class_images.class_prompt(config.class_noun)] * len(images)
-    return encode(pipe, images, prompts, False, not config.train_text_encoder, ids)
+    return encode(pipe, images, prompts, False, not config.runs_text_encoder, ids)
 
 
 def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:
