@@ -27,27 +27,16 @@ MAX_TOKENS = 100
 
 
 class TokenVectors(nn.Module):
-    """The vectors (K, d) of one adapter, for the K tokens of its triggers.
+    """The vectors (K, d) of one adapter, for the K tokens of its triggers, in float32."""
 
-    Their norm is fixed to ``norm``, the median of the vocabulary's (OneTrainer's ``preserve_embedding_norm``): only
-    directions are trained.
-    """
-
-    norm: Tensor
-
-    def __init__(self, tokens: Tokens, vectors: Tensor, norm: Tensor):
+    def __init__(self, tokens: Tokens, vectors: Tensor):
         super().__init__()
         self.tokens = {trigger: list(ids) for trigger, ids in tokens.items()}
         self.vectors = nn.Parameter(vectors.float().clone())
-        self.register_buffer("norm", norm.float(), persistent=False)
-
-    def effective(self) -> Tensor:
-        """The vectors (K, d) that replace the vocabulary's."""
-        return self.norm * nn.functional.normalize(self.vectors, dim=-1)
 
     def of_triggers(self) -> dict[str, Tensor]:
         """The vectors of each trigger, (tokens, d)."""
-        parts = self.effective().split([len(ids) for ids in self.tokens.values()])
+        parts = self.vectors.split([len(ids) for ids in self.tokens.values()])
         return dict(zip(self.tokens, parts, strict=True))
 
     def replace(self, ids: Tensor, embeddings: Tensor, strength: float) -> Tensor:
@@ -132,10 +121,9 @@ def vectors_of(model: nn.Module, name: str) -> TokenVectors | None:
     return found.get(name) if found else None
 
 
-def initial_vectors(model: nn.Module, ids: Sequence[int], count: int) -> Tensor:
-    """``count`` copies of the mean embedding of ``ids``, the class noun's tokens: (count, d) in float32."""
-    weight = cast(Tensor, cast(nn.Embedding, embedding_of(model)).weight).detach()
-    return weight[torch.tensor(ids, device=weight.device)].float().mean(dim=0).expand(count, -1)
+def vocabulary_of(model: nn.Module) -> Tensor:
+    """The embeddings of a text encoder's vocabulary (tokens, d), in its dtype."""
+    return cast(nn.Embedding, embedding_of(model)).weight.detach()
 
 
 def add_vectors(model: nn.Module, state: AdapterState, name: str, tokens: Tokens, vectors: Tensor) -> None:
@@ -145,8 +133,7 @@ def add_vectors(model: nn.Module, state: AdapterState, name: str, tokens: Tokens
     adapters = vectors_on(model)
     if adapters is None:
         adapters = embedding.adapters = EmbeddingAdapters(state, embedding)
-    norm = embedding.weight.detach().float().norm(dim=1).median()
-    adapters[adapter_key(name)] = TokenVectors(tokens, vectors, norm).to(embedding.weight.device)
+    adapters[adapter_key(name)] = TokenVectors(tokens, vectors).to(embedding.weight.device)
 
 
 def vectors_shape(model: nn.Module, tokens: Tokens) -> torch.Size:
