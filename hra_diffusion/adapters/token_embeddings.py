@@ -45,8 +45,7 @@ class TokenVectors(nn.Module):
             starts = _occurrences(ids, self.tokens[trigger])
             for offset, vector in enumerate(vectors.to(embeddings.dtype)):
                 place = nn.functional.pad(starts, (offset, 0))[:, : ids.shape[1], None]
-                moved = vector if strength == 1 else embeddings + strength * (vector - embeddings)
-                embeddings = torch.where(place, moved, embeddings)
+                embeddings = torch.where(place, embeddings.lerp(vector, strength), embeddings)
         return embeddings
 
 

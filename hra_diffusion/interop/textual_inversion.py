@@ -1,6 +1,6 @@
 """Trained embeddings in other programs' formats: textual inversion files, and LoRA files with ``bundle_emb`` keys.
 
-A word of its own, such as "Rex-sks", stands for the vectors in other programs, as their vocabularies stay as they are.
+A word of its own, such as "rex-sks", stands for the vectors in other programs, as their vocabularies stay as they are.
 Sources: AUTOMATIC1111 1.10.1 (modules/textual_inversion, extensions-builtin/Lora/networks.py), diffusers 0.42.1
 (loaders/textual_inversion.py).
 """
@@ -38,7 +38,8 @@ def words(pipe: DiffusionPipeline, name: str) -> dict[str, str]:
     """Return the triggers of an adapter whose embeddings are trained, by the word that stands for them elsewhere."""
     found = [vectors for model in pipeline.components(pipe).values() if (vectors := vectors_of(model, name))]
     triggers = found[0].tokens if found else {}
-    return {re.sub(r"\W+", "-", f"{name}-{trigger}"): trigger for trigger in triggers}
+    # in lower case, as diffusers looks them up
+    return {re.sub(r"\W+", "-", f"{name}-{trigger}").lower(): trigger for trigger in triggers}
 
 
 def tensors_of(pipe: DiffusionPipeline, name: str, trigger: str, strength: float = 1.0) -> dict[str, Tensor]:
@@ -49,7 +50,7 @@ def tensors_of(pipe: DiffusionPipeline, name: str, trigger: str, strength: float
         encoder = getattr(pipe, component)
         if vectors := vectors_of(encoder, name):
             own = vocabulary_of(encoder)[vectors.tokens[trigger]].float()
-            tensors[part] = own + strength * (vectors.of_triggers()[trigger].detach() - own)
+            tensors[part] = own.lerp(vectors.of_triggers()[trigger].detach(), strength)
     return tensors
 
 
@@ -115,7 +116,9 @@ def imported(
     parts, tokenizer = PARTS[families.of(pipe).name], families.tokenizer(pipe)
     tokens: dict[str, dict[str, list[int]]] = {}
     vectors: dict[str, list[Tensor]] = {}
-    for number, (word, by_part) in enumerate(embeddings.items()):
+    order = sorted(embeddings, key=lambda word: list(triggers).index(word) if word in triggers else len(triggers))
+    for number, word in enumerate(order):
+        by_part = embeddings[word]
         if unknown := sorted(by_part.keys() - parts.keys()):
             raise AdapterImportError(f"{source}: the embedding {word} has {unknown[0]}, which this base does not use")
         trigger = _trigger(tokenizer, triggers.get(word), {len(tensor) for tensor in by_part.values()}, number, source)

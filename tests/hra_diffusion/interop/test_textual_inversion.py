@@ -9,7 +9,7 @@ import hra_diffusion as hra
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.adapters.token_embeddings import vectors_of
-from hra_diffusion.interop import textual_inversion
+from hra_diffusion.interop import compatibility, textual_inversion
 from hra_diffusion.interop.adapter_source import AdapterImportError
 from hra_diffusion.interop.export_job import ExportError
 
@@ -41,9 +41,9 @@ def encoded(pipe, prompt):
 def test_diffusers_reads_the_embedding_as_it_was_trained(tmp_path):
     pipe, other = trained(), tiny_pipe()
     done = interop.export(pipe, "Rex", "diffusers", tmp_path / "rex.safetensors")
-    assert [file.name for file in done.embeddings] == ["Rex-sks.safetensors"]
-    other.load_textual_inversion(str(done.embeddings[0]), token="Rex-sks")
-    expected, read = encoded(pipe, "a sks dog"), encoded(other, "a Rex-sks dog")
+    assert [file.name for file in done.embeddings] == ["rex-sks.safetensors"]
+    other.load_textual_inversion(str(done.embeddings[0]), token="rex-sks")
+    expected, read = encoded(pipe, "a sks dog"), encoded(other, "a rex-sks dog")
     words = len(pipe.tokenizer("a sks dog").input_ids)
     assert torch.allclose(read[:, :words], expected[:, :words], atol=1e-5)
 
@@ -85,8 +85,8 @@ def test_the_strength_is_built_into_the_embedding(tmp_path):
 def test_notes_say_what_to_write_in_prompts(tmp_path):
     pipe = trained()
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
-    (note,) = [line for line in interop.compatibility.notes(pipe, "Rex", done) if "embedding" in line]
-    assert "Rex-sks.safetensors" in note and "write “Rex-sks” in place of “sks”" in note
+    (note,) = [line for line in compatibility.notes(pipe, "Rex", done) if "embedding" in line]
+    assert "rex-sks.safetensors" in note and "write “rex-sks” in place of “sks”" in note
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path):
