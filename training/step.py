@@ -13,6 +13,7 @@ from training.preservation import preservation_target
 from training.session.model import has_dropout
 from training.session.optimizer import set_learning_rate
 from training.session.state import Session
+from training.session.trigger_embeddings import unchanged_norms
 
 MAX_SKIPPED = 20
 """Consecutive steps that the loss scaler may skip before the run fails."""
@@ -82,7 +83,8 @@ class TrainingStep:
         norm: Any = accelerator.clip_grad_norm_(trained, session.config.max_grad_norm)
         if not accelerator.scaler:  # which skips steps whose gradients are not finite
             self.results[-1] = norm
-        session.optimizer.step()
+        with unchanged_norms(session.parameters):
+            session.optimizer.step()
 
 
 def batch_loss(session: Session, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from hra_diffusion.adapters import adapter_keys, attachment, registry
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
+from hra_diffusion.adapters.token_embeddings import vectors_of
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import has_changed, save_tensors
 from hra_diffusion.names import validated_name
@@ -105,6 +106,9 @@ class AdapterInfo(BaseModel):
     prediction_type: _Text = Field(default="", description='What the base model\'s UNet predicts; "" if unknown.')
     zero_snr: bool | None = Field(
         default=None, description="Whether the base model's noise schedule has zero terminal SNR."
+    )
+    embeddings: dict[_Text, dict[_Text, list[Annotated[int, Field(ge=0)]]]] = Field(
+        default_factory=dict, description="Component -> trigger -> ids of its tokens, whose embeddings are trained."
     )
     targets: _Text = "attention"
     trigger: _Text = ""
@@ -234,11 +238,8 @@ def rewrite_info(path: Path, info: AdapterInfo) -> None:
 
 def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any) -> AdapterInfo:
     """The metadata of an attached adapter; ``fields`` are those that the models don't provide (base, trigger, …)."""
-    adapters = {
-        component: attachment.adapter_layers(model, name)
-        for component, model in components.items()
-        if name in attachment.adapter_names(model)
-    }
+    adapted = {key: model for key, model in components.items() if name in attachment.adapter_names(model)}
+    adapters = {key: layers for key, model in adapted.items() if (layers := attachment.adapter_layers(model, name))}
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
     options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {
@@ -248,7 +249,9 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()
     }
-    return AdapterInfo(name=name, method=adapter.method, options=options, ranks=ranks, **fields)
+    embeddings = {key: vectors.tokens for key, model in adapted.items() if (vectors := vectors_of(model, name))}
+    known = {"options": options, "ranks": ranks, "embeddings": embeddings}
+    return AdapterInfo(name=name, method=adapter.method, **known, **fields)
 
 
 @contextlib.contextmanager

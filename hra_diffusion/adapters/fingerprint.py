@@ -46,7 +46,7 @@ def adapter_fingerprint(components: Mapping[str, nn.Module], name: str) -> Finge
     return {
         component: {path: layer_probe(target_layer(model, path)) for path in attachment.adapter_layers(model, name)}
         for component, model in components.items()
-        if name in attachment.adapter_names(model)
+        if name in attachment.adapter_names(model) and attachment.adapter_layers(model, name)
     }
 
 

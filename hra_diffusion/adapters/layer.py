@@ -86,9 +86,7 @@ class LayerAdapters(nn.ModuleDict):
         shares_of_parts = self.state.rank_shares_of([part.shape[0] for part in parts], layer.training)
         calls = [
             _call(chain, part, _thinnings(layer, chain, shares))
-            for chain, part, shares in zip(
-                repeated, parts, self.state.rank_shares_of(rows, layer.training), strict=True
-            )
+            for chain, part, shares in zip(repeated, parts, shares_of_parts, strict=True)
         ]
         self._calls[thread] = calls
         first = calls[0].inputs[0] if len(calls) == 1 else torch.cat([call.inputs[0] for call in calls])

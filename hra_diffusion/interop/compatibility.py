@@ -14,7 +14,7 @@ from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.registry import get_method
 from hra_diffusion.adapters.rotation import ReflectionConfig
-from hra_diffusion.interop import checkpoint, checkpoint_keys
+from hra_diffusion.interop import checkpoint, checkpoint_keys, textual_inversion
 from hra_diffusion.interop.exports import Exported
 
 EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
@@ -173,11 +173,26 @@ _SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\
 
 def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     """What some programs don't load of this export of the adapter ``name``, and what to do."""
+    return [*_embedding_notes(pipe, name, exported), *_layer_notes(pipe, name, exported)]
+
+
+def _embedding_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
+    """How to use the trained embeddings of the adapter's triggers."""
+    files = ", ".join(path.name for path in exported.embeddings)
+    where = f"{files}: put it where the program keeps embeddings (textual inversion)" if files else "in the file itself"
+    return [
+        f"The embedding of “{trigger}” is {where}; write “{word}” in place of “{trigger}” in prompts."
+        for word, trigger in textual_inversion.words(pipe, name).items()
+    ]
+
+
+def _layer_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     if exported.format == "kohya":
         models = pipeline.components(pipe).items()
         adapted = {key: model for key, model in models if name in attachment.adapter_names(model)}
-        layers = {key: list(attachment.adapter_layers(model, name)) for key, model in adapted.items()}
-        encoders = [layers[key] for key, model in adapted.items() if key != "unet" and checkpoint.is_open_clip(model)]
+        found = {key: list(attachment.adapter_layers(model, name)) for key, model in adapted.items()}
+        layers = {key: paths for key, paths in found.items() if paths}
+        encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(adapted[key])]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
         return _missing_text_layer(exported)

@@ -58,12 +58,14 @@ class ExportJob:
     lora_rank: int | None
     info: AdapterInfo | None
     sample: Path | None
+    bundle_embeddings: bool = False
 
     @functools.cached_property
     def components(self) -> dict[str, nn.Module]:
-        """The pipeline's components that have the adapter."""
+        """The pipeline's components with layers that have the adapter."""
         models = pipeline.components(self.pipe)
-        return {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
+        named = {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
+        return {name: model for name, model in named.items() if attachment.adapter_layers(model, self.name)}
 
     @functools.cached_property
     def adapters(self) -> dict[tuple[str, str], nn.Module]:

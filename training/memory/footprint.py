@@ -95,7 +95,7 @@ def predict_footprint(
     adapter = adapter_bytes(config, add_adapter(config, shapes).values())
     step = cache[step_key] = cache.get(step_key) or training_peak(config, shapes, resolution)
     components = base.unet + base.vae + base.text_encoders
-    offloaded = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text_encoders)
+    offloaded = 0 if device == "cpu" else base.vae + (0 if config.runs_text_encoder else base.text_encoders)
     constant, factor = OVERHEAD[device]
     phases = {"cache": components + factor * base.encoding}
     if config.uses_class_images:

@@ -64,7 +64,7 @@ def set_up(
         init_sha256 = identity.init_sha256 if (identity := run.identity) else ""
     elif config.init_adapter:
         init_sha256 = load_init_adapter(config.init_adapter, config, pipe, parameters, timer.emit)
-    denoiser = Denoiser(pipe, config.train_text_encoder).train()
+    denoiser = Denoiser(pipe, config.runs_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
     if config.compile:
@@ -118,7 +118,7 @@ def encode_photos(
     if ids is not None and config.size_conditioning:
         ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
     texts, rows = variants(captions, config)
-    cache = encode(pipe, images, texts, config.flip, not config.train_text_encoder, ids)
+    cache = encode(pipe, images, texts, config.flip, not config.runs_text_encoder, ids)
     samples = epoch([photo.concept for photo in dataset.photos], config)
     return replace(cache, captions=rows, epoch=torch.tensor(samples))
 
@@ -129,7 +129,7 @@ def with_class_captions(
     """Return the cache of the photos with the class noun in place of the subject in every text, and no empty text."""
     texts, rows = variants(captions, config)
     texts = [class_caption(text, config.subjects) for text in texts]
-    text = encode_captions(pipe, texts, not config.train_text_encoder)
+    text = encode_captions(pipe, texts, not config.runs_text_encoder)
     return replace(photos, text=text, captions=replace(rows, dropout=0.0))
 
 
@@ -140,7 +140,7 @@ def encode_class_images(
     together = [image for own in images.values() for image in own]
     ids = uncropped_ids(pipe, together, views=1)
     prompts = [class_prompt(noun) for noun, own in images.items() for _ in own]
-    return encode(pipe, together, prompts, False, not config.train_text_encoder, ids)
+    return encode(pipe, together, prompts, False, not config.runs_text_encoder, ids)
 
 
 def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:

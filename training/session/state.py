@@ -66,4 +66,4 @@ class Session:
     def trained_components(self) -> dict[str, nn.Module]:
         """The components with trained adapters, by name."""
         models = pipeline.components(self.pipe)
-        return models if self.config.train_text_encoder else {"unet": models["unet"]}
+        return models if self.config.runs_text_encoder else {"unet": models["unet"]}

@@ -30,3 +30,15 @@ class AdapterSettings(BaseModel):
     text_encoder_lr_scale: float = Field(
         1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the UNet."
     )
+    train_trigger: bool = Field(
+        False,
+        description="Also train the embeddings of the trigger's tokens, from those of the class noun (pivotal tuning).",
+    )
+    trigger_lr_scale: float = Field(
+        1.0, gt=0, le=100, description="Learning rate of the trigger's embeddings, relative to that of the UNet."
+    )
+
+    @property
+    def runs_text_encoder(self) -> bool:
+        """Whether the text encoders run in each step, rather than once before training."""
+        return self.train_text_encoder or self.train_trigger
