@@ -28,7 +28,8 @@ from training.runs.index import Index
 ERROR_EXPIRES = 600.0
 """Seconds after which a failed measurement is repeated: its cause may be gone."""
 COST_FIELDS = (
-    "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "train_trigger", "batch_size",
+    "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "train_trigger",
+    "batch_size",
     "gradient_accumulation_steps", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
     "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
