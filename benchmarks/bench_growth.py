@@ -137,10 +137,10 @@ def vary_photos(pipe: Any, args: argparse.Namespace, folder: Path, counts: Itera
     take_step = trainer_step(session)
 
     def step(photos: LatentCache) -> None:
-        session.photos = photos
+        session.photos = [photos]
         take_step()
 
-    caches = {count: repeat(session.photos, count) for count in counts}
+    caches = {count: repeat(session.photos[0], count) for count in counts}
     return {(PHOTOS, count): lambda cache=cache: step(cache) for count, cache in caches.items()}
 
 

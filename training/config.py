@@ -112,7 +112,13 @@ def read(path: Path) -> TrainConfig:
     return parse(read_values(path))
 
 
-EARLIER_DEFAULTS = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
+EARLIER_DEFAULTS = {
+    "min_snr_formula": "plus-one",
+    "size_conditioning": False,
+    "add_trigger": False,
+    "crop": "smart",
+    "mask": "off",
+}
 """Values of fields that earlier versions did not have, to reproduce their behaviour."""
 
 

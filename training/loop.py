@@ -115,7 +115,7 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     A resumed run gets the photos it began with, ``photos``, and their current paths.
     """
     if not run.checkpoints():
-        return config, load_dataset(config.photos, size, config.crop, config.boxes)
+        return config, load_dataset(config.photos, size, config.crop, config.boxes, config.mask)
     dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
     return moved_photos.with_current_paths(config, photos, run), dataset
 
@@ -170,6 +170,7 @@ def run_context(
         accelerator.wait_for_everyone()
         try:
             run.save_photos([photo.image for photo in dataset.photos])
+            run.save_masks([photo.mask for photo in dataset.photos])
             yield
         except Exception as error:
             if not (isinstance(error, PeerLostError) and run.state.status == "failed"):  # the lost process said why

@@ -83,10 +83,15 @@ def min_snr_weights(
 
 
 def denoising_loss(
-    prediction: Tensor, target: Tensor, weights: Tensor, classes: int, prior_loss_weight: float
-) -> Tensor:
-    """Return the weighted mean squared error in float32, plus the prior loss of the last ``classes`` samples."""
-    errors = (prediction.float() - target.float()).square().mean(dim=(1, 2, 3)) * weights
+    prediction: Tensor, target: Tensor, weights: Tensor, classes: int, prior_loss_weight: float,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the weighted mean squared error in float32, plus the prior loss of the last ``classes`` samples.
+
+    ``mask`` (B, 1, h, w) multiplies the errors of all channels before their mean.
+    """
+    squared = (prediction.float() - target.float()).square()
+    errors = (squared if mask is None else squared * mask).mean(dim=(1, 2, 3)) * weights
     if not classes:
         return errors.mean()
     return errors[:-classes].mean() + prior_loss_weight * errors[-classes:].mean()

@@ -68,8 +68,10 @@ _BASE: dict[str, dict[str, Any]] = {
         # the standard formula gives weight 0 to pure noise, where this base model determines the composition
         "min_snr_formula": "plus-one",
         "flip": True,
+        # a base model of squares only
+        "crop": "smart",
     },
-    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False},
+    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False, "crop": "bucket"},
 }
 
 

@@ -47,21 +47,23 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 
 
 def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
-    """Load the photos that ``find`` returned, with the crops and frames that the run started with.
+    """Load the photos that ``find`` returned, with the crops, frames and masks that the run started with.
 
     A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
+    Raises RunError if a stored mask is missing or damaged.
     """
     if not (stored := run.photo_records):
-        return load_dataset(photos, resolution, config.crop, config.boxes)
-    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
+        return load_dataset(photos, resolution, config.crop, config.boxes, config.mask)
+    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run), "off")
     loaded = {photo.path: photo for photo in dataset.photos}
     restored = (
         replace(
             loaded[path],
             caption=loaded[path].caption or entry.caption,
             frame=entry.frame or loaded[path].frame,
+            mask=run.stored_mask(number, entry.mask) if entry.mask else None,
         )
-        for path, entry in zip(photos, stored, strict=True)
+        for number, (path, entry) in enumerate(zip(photos, stored, strict=True))
     )
     return replace(dataset, photos=tuple(restored))
 

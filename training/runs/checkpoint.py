@@ -129,7 +129,7 @@ def write_adapter(session: Session, path: Path) -> None:
         **noise.process_settings(session.pipe.scheduler),
         training={
             "step": session.step,
-            "photos": len(session.photos.mean),
+            "photos": len(session.dataset.photos),
             "seconds": session.timer.seconds(),
             "memory": peak_memory(str(session.accelerator.device)),
             **config.model_dump(mode="json", include=fields),

@@ -46,7 +46,8 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
         return copies
     with contextlib.suppress(UserError):
         config = run.config
-        return [photo.image for photo in load_dataset(config.photos, size, config.crop, config.boxes).photos]
+        photos = load_dataset(config.photos, size, config.crop, config.boxes, mask="off").photos
+        return [photo.image for photo in photos]
     return []
 
 

@@ -1,6 +1,9 @@
 """Set up the state of a run: caches, adapter, optimiser."""
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +19,11 @@ from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
 from training.data import class_images
+from training.data.buckets import grouped
 from training.data.captions import final_captions
 from training.data.dataset import Dataset
-from training.data.latent_cache import LatentCache, encode, photo_time_ids
+from training.data.latent_cache import LatentCache, encode, mask_weights, photo_time_ids
+from training.data.photo import Photo
 from training.runs.events import Notice
 from training.runs.run_folder import Run
 from training.session.devices import offload
@@ -44,15 +49,15 @@ def set_up(
     texts = list(captions.captions.values())
     for message in [*(warning.message for warning in dataset.warnings), *prompt_notices(config, pipe, texts)]:
         timer.emit(Notice(message))
-    generated: list[Image.Image] = []
+    buckets = buckets_of(dataset, texts)
+    generated: list[list[Image.Image]] = []
     if config.prior_loss_weight:
         with timer.phase("class images"), accelerator.main_process_first():
-            folder, size = run.folder.parent / ".cache" / "class-images", dataset.photos[0].image.width
-            arguments = (config.class_noun, config.num_class_images, size, folder, config.sample_batch_size)
-            generated = list(class_images.load_class_images(pipe, *arguments))
+            folder = run.folder.parent / ".cache" / "class-images"
+            generated = [load_class_images(config, pipe, bucket, len(dataset.photos), folder) for bucket in buckets]
     with timer.phase("cache"):
-        photo_cache = encode_photos(config, pipe, dataset, texts)
-        class_cache = encode_class_images(config, pipe, generated) if generated else None
+        photo_caches = [encode_photos(config, pipe, bucket) for bucket in buckets]
+        class_caches = [encode_class_images(config, pipe, images) for images in generated]
     offload(pipe, config)
     parameters = add_adapter(config, pipe)
     denoiser = Denoiser(pipe, config.train_text_encoder).train()
@@ -67,20 +72,45 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache, averages,
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_caches, class_caches, averages,
         fingerprint, dataset, noise.of(pipe.scheduler), processes,
     )  # fmt: skip
 
 
-def encode_photos(
-    config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
-) -> LatentCache:
-    """Encode the photos, with their mirror images if ``config.flip`` is set, and their captions."""
-    images = [photo.image for photo in dataset.photos]
-    ids = uncropped_ids(pipe, images, views=1 + config.flip)
+class Bucket(NamedTuple):
+    """Photos whose training images have one size, and their captions."""
+
+    photos: Sequence[Photo]
+    captions: Sequence[str]
+
+
+def buckets_of(dataset: Dataset, captions: Sequence[str]) -> list[Bucket]:
+    """Return the photos and their captions by the size of the training image."""
+    groups = grouped([photo.image.size for photo in dataset.photos])
+    return [Bucket([dataset.photos[i] for i in group], [captions[i] for i in group]) for group in groups]
+
+
+def load_class_images(
+    config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Bucket, photos: int, folder: Path
+) -> list[Image.Image]:
+    """Return class images of the size of a bucket: its share of ``config.num_class_images`` among all ``photos``."""
+    count = math.ceil(config.num_class_images * len(bucket.photos) / photos)
+    size = bucket.photos[0].image.size
+    return list(class_images.load_class_images(pipe, config.class_noun, count, size, folder, config.sample_batch_size))
+
+
+def encode_photos(config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Bucket) -> LatentCache:
+    """Encode the photos of a bucket with their masks, their mirror images if ``config.flip`` is set, and captions."""
+    images, flip = [photo.image for photo in bucket.photos], config.flip
+    ids = uncropped_ids(pipe, images, views=1 + flip)
     if ids is not None and config.size_conditioning:
-        ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-    return encode(pipe, images, captions, config.flip, not config.train_text_encoder, ids)
+        ids = torch.stack([photo_time_ids(photo, flip) for photo in bucket.photos])
+    width, height = (side // pipe.vae_scale_factor for side in images[0].size)
+    weights = mask_weights(
+        [photo.mask for photo in bucket.photos], (width, height), flip, config.unmasked_weight,
+        config.normalize_masked_area_loss,
+    )  # fmt: skip
+    return encode(pipe, images, bucket.captions, flip, not config.train_text_encoder, ids, weights)
 
 
 def encode_class_images(
@@ -96,7 +126,7 @@ def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], 
     """Return the time ids (N, views, 6) of images that are not cropped; None if the UNet takes none."""
     if not families.size_conditioned(pipe.unet.config):
         return None
-    return uncropped_time_ids(images[0].width).float().expand(len(images), views, -1)
+    return uncropped_time_ids(images[0].height, images[0].width).float().expand(len(images), views, -1)
 
 
 def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:
