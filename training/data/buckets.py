@@ -15,7 +15,7 @@ def bucket_sizes(resolution: int) -> list[Size]:
     width in steps of 64 the largest height, and both orientations. Sides are half to twice the resolution, which are
     the 256 and 1024 of its defaults at 512 pixels.
     """
-    area, square = resolution**2, resolution // STEP * STEP
+    area, square = resolution**2, resolution // STEP * STEP or resolution
     shortest, longest = max(STEP, resolution // 2 // STEP * STEP), 2 * resolution // STEP * STEP
     sizes = {(square, square)}
     for width in range(shortest, longest + 1, STEP):

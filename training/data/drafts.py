@@ -4,7 +4,7 @@
 {folder}/photos/a.jpg           each photo as uploaded
 {folder}/previews/a.jpg.png     a small copy of it, decoded once by another process: what the page shows and checks
 {folder}/previews/a.jpg.json    its facts (see ``Preview``)
-{folder}/masks/a.jpg.png        its mask, if it has one, at the size of the small copy
+{folder}/masks/a.jpg.png        its mask, if it has one, of ``mask_size``
 
 A draft is not a run: ``copy_photos`` copies its photos to where runs read them.
 """
@@ -28,6 +28,7 @@ from hra_diffusion.files import make_folder, move, remove, temporary_folder, wri
 from hra_diffusion.generation.png import read_image, save_png
 from hra_diffusion.names import is_reserved, unused_name
 from training.config import with_current_names
+from training.data.buckets import Size
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.checks import check_photo, check_together
 from training.data.cropping import CropMode, checked_box, crop_window, image_size, resize
@@ -44,6 +45,8 @@ MAX_MEGABYTES = 100
 MAX_MEGAPIXELS = 2000
 """Most megapixels of a draft's photos together: 50 photos of 40 megapixels."""
 
+MASK_SIDE = 640
+"""Long side, in pixels, of a mask."""
 _lock = threading.RLock()
 """Held while the list of a draft is read or changed, never while a photo is decoded."""
 
@@ -139,26 +142,26 @@ class Draft:
                 self.set_mask(file, mask.convert("L"))
 
     def mask(self, file: str) -> Image.Image | None:
-        """Return the mask of a photo, at the size of its small copy, or None."""
+        """Return the mask of a photo, or None."""
         mask = read_image(self.folder / "masks" / f"{file}.png")
         return mask and mask.convert("L")
 
     def set_mask(self, file: str, mask: Image.Image | None) -> None:
-        """Store the mask of a photo, if it is still in the draft; None or an all black one removes it."""
-        path = self.folder / "masks" / f"{file}.png"
+        """Store the mask of a photo; None or an all black one removes it. Raises PhotoError if the photo is removed."""
+        path, size = self.folder / "masks" / f"{file}.png", mask_size(self.upright(file).size)
         with _lock:
+            self.get(file)
             if mask is None or not mask.getbbox():
                 remove(path)
-            elif any(photo.file == file for photo in self.read().photos):
-                save_png(mask, path)
+            else:
+                save_png(mask.resize(size), path)
 
     def find_mask(self, file: str) -> bool:
         """Store the mask that GrabCut finds in the photo's crop box. Return whether it found a subject.
 
         Raises PhotoError if OpenCV is missing.
         """
-        photo, upright = self.get(file), self.upright(file)
-        mask = grabcut(upright, photo.box).resize(upright.image.size)
+        mask = grabcut(self.upright(file), self.get(file).box)
         if found := is_found(mask):
             self.set_mask(file, mask)
         return found
@@ -308,6 +311,12 @@ class Draft:
             if path not in kept:
                 with contextlib.suppress(OSError):  # Windows: it is being shown; the next change deletes it
                     remove(path)
+
+
+def mask_size(photo: Size) -> Size:
+    """Return the size at which the mask of a photo of this size is painted and stored."""
+    scale = min(1.0, MASK_SIDE / max(photo))
+    return max(1, round(photo[0] * scale)), max(1, round(photo[1] * scale))
 
 
 def free_photo_folder(output: Path, name: str) -> Path:

@@ -259,7 +259,7 @@ def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
     draft.add([photos[0], photos[1], photos[0]])
     thumbnails, warnings = train_photos.show_photos(draft, 64, "1.jpg")
     assert thumbnails.count("<img") == 3 and "duplicate" in thumbnails and "same file as" in warnings
-    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop and caption"', thumbnails), "also when read out"
+    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop, caption and mask"', thumbnails), "also when read out"
     assert thumbnails.count('class="thumb on"') == 1 and "data:image" in train_photos.show_crop(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbnails + warnings
 
