@@ -143,6 +143,7 @@ def with_mask(photo: Photo) -> Image.Image:
 
 
 def dim(image: Image.Image) -> Image.Image:
+    """Return a darker image."""
     return image.point(lambda value: value * 0.35)
 
 

@@ -132,7 +132,7 @@ def test_a_mask_is_painted_over_its_photo(visit, page, tmp_path):
     before = browser.locator("#thumbs .thumb img").nth(1).get_attribute("src")
     browser.locator("#thumbs .thumb").nth(1).click()
     browser.locator("#masking button.label-wrap").click()
-    canvas = browser.locator("#painter canvas")
+    canvas = browser.locator("#painter canvas").first
     canvas.scroll_into_view_if_needed()
     browser.wait_for_timeout(1000)  # until the editor has laid out the photo
     box = canvas.bounding_box()

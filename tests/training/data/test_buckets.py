@@ -121,10 +121,9 @@ def test_all_processes_take_the_same_bucket_in_a_step(settings, mixed, tmp_path)
         assert first.latents.shape == second.latents.shape and not torch.equal(first.latents, second.latents)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_resumed_run_with_buckets_equals_an_uninterrupted_one(settings, mixed, tmp_path, masked):
-    """Also with masks, whose files are gone when it is resumed."""
-    for number, size in enumerate(SIZES if masked else ()):
+def test_a_resumed_run_with_buckets_equals_an_uninterrupted_one(settings, mixed, tmp_path):
+    """Two photos have masks, whose files are gone when it is resumed."""
+    for number, size in enumerate(SIZES[:2]):
         mask = np.zeros((size[1], size[0]), np.uint8)
         mask[: size[1] // 2] = 255
         Image.fromarray(mask).save(mixed / f"{number}.mask.png")

@@ -214,7 +214,7 @@ def test_real_photos_train_with_buckets_and_masks(settings, tmp_path):
     folder = tmp_path / "dog"
     folder.mkdir()
     for file, shape in zip(
-        sorted(subject("dog").glob("*.jpg"))[:4], ((512, 171), (171, 512), (512, 512), (512, 170)), strict=True
+        sorted(subject("dog").glob("*.jpg"))[:4], ((288, 96), (96, 288), (192, 192), (288, 97)), strict=True
     ):
         ImageOps.fit(Image.open(file), shape, centering=(0.5, 0.4)).save(folder / file.name)
     config = settings(
