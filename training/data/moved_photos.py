@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training.config import TrainConfig
 from training.data.dataset import Dataset, load_dataset
-from training.data.photo_files import SUFFIXES, find_photos
+from training.data.photo_files import SUFFIXES, find_photos, is_mask
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
@@ -96,7 +96,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # folders without read permission
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
-            if file.is_file() and (file == path or file.suffix.lower() in SUFFIXES):
+            if file.is_file() and (file == path or (file.suffix.lower() in SUFFIXES and not is_mask(file))):
                 yield file.resolve()
 
 

@@ -17,6 +17,7 @@ from training.data.latent_cache import mask_weights
 from training.data.masks import grabcut
 from training.data.photo import PhotoError, Upright
 from training.loop import train
+from training.runs.events import Notice
 from training.runs.identity import PhotoRecord
 from training.runs.run_folder import Run, RunError
 from training.step import batch_loss
@@ -194,6 +195,12 @@ def test_the_mask_belongs_to_the_identity_of_a_run(settings, masked, tmp_path):
     assert record == PhotoRecord.of(load_dataset([masked], 64).photos[0]) and record.mask
     with pytest.raises(RunError, match=r"unmasked_weight 0\.1, not 0\.5"):
         train(config.model_copy(update={"unmasked_weight": 0.5}), tmp_path, resume=True)
+    ImageOps.invert(left_half()).save(masked.with_name("0.mask.png"))
+    events = []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, [events.append, StopAfter(3)], resume=True)
+    assert run.photo_records == [record], "the mask that it began with"
+    assert not [event.message for event in events if isinstance(event, Notice)], "a mask is no photo"
     Image.new("L", (64, 64), 255).save(run.folder / "masks" / "00.png")
     with pytest.raises(RunError, match=r"masks.00.png is missing or damaged"):
         train(config, tmp_path, resume=True)
