@@ -11,6 +11,6 @@ from training.session.setup import set_up
 
 
 def make_session(config, folder, pipe=None):
-    dataset = load_dataset(config.photos, config.resolution, config.crop, config.boxes)
+    dataset = load_dataset(config.photos, config.resolution, config.crop, config.boxes, config.mask)
     accelerator, timer = make_accelerator(config), PhaseTimer(True, [])
     return set_up(config, Run(folder / "run"), accelerator, pipe or tiny_pipe(), dataset, timer, Processes(accelerator))

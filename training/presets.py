@@ -69,9 +69,17 @@ _BASE: dict[str, dict[str, Any]] = {
         "min_snr_formula": "plus-one",
         "flip": True,
         "caption_dropout": 0.0,
+        # a base model of squares only
+        "crop": "smart",
     },
-    # the share of ai-toolkit's examples; 0.1 in the training of Stable Diffusion 1
-    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False, "caption_dropout": 0.05},
+    "sd1": {
+        "lr_scheduler": "linear",
+        "min_snr_formula": "standard",
+        "flip": False,
+        # the share of ai-toolkit's examples; 0.1 in the training of Stable Diffusion 1
+        "caption_dropout": 0.05,
+        "crop": "bucket",
+    },
 }
 
 

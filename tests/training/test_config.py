@@ -47,7 +47,7 @@ def test_runs_of_earlier_versions_take_the_earlier_defaults(tmp_path):
     assert now.caption_dropout == 0.05, "the default of real base models, for guidance"
     lines = (tmp_path / "c.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
-    assert len(kept) == len(lines) - 4
+    assert len(kept) == len(lines) - len(configs.EARLIER_DEFAULTS)
     (tmp_path / "c.yaml").write_text("\n".join(kept))
     before = configs.read_run(tmp_path / "c.yaml")
     assert (before.min_snr_formula, before.size_conditioning, before.add_trigger) == ("plus-one", False, False)
