@@ -17,6 +17,7 @@ from training.data.buckets import bucket_sizes, nearest_bucket
 from training.data.dataset import load_dataset
 from training.data.latent_cache import photo_time_ids
 from training.loop import train
+from training.runs.events import Validated
 from training.runs.lookup import photos_of
 from training.step_graph import two_steps_per_bucket
 
@@ -137,6 +138,42 @@ def test_a_resumed_run_with_buckets_equals_an_uninterrupted_one(settings, mixed,
     adapter = train(config, tmp_path / "parts", resume=True)
     assert torch.equal(weights(adapter), whole)
     assert [image.size for image in photos_of(adapter, 64)] == [SQUARE, WIDE, TALL, WIDE]
+
+
+def two_subjects(folder):
+    """Save masks of the photos in a folder, and return the concepts of a run on them. Each has a wide photo."""
+    for number, (width, height) in enumerate(SIZES):
+        mask = Image.new("L", (width, height))
+        mask.paste(255, (0, 0, width, height // 2))
+        mask.save(folder / f"{number}.mask.png")
+    files = [str(folder / f"{number}.png") for number in range(len(SIZES))]
+    return [
+        {"photos": files[:2], "class_noun": "dog", "trigger": "sks"},
+        {"photos": files[2:], "class_noun": "teapot", "trigger": "qwe", "repeats": 2},
+    ]
+
+
+def test_each_subject_has_class_images_of_the_shapes_of_its_photos_and_its_repeats(settings, mixed, tmp_path):
+    config = settings(**BUCKETS, photos=None, class_noun=None, concepts=two_subjects(mixed))
+    session = make_session(config, tmp_path)
+    assert [len(cache.mean) for cache in session.class_images] == [2, 2, 4], "tall, square and wide; four per subject"
+    taken = [make_batches(session, step)[0].latents.shape[-2:] for step in range(6)]
+    assert [taken.count(cache.mean.shape[-2:]) for cache in session.photos] == [2, 1, 3]
+
+
+@pytest.mark.parametrize("preservation", ["class-images", "base-output"])
+def test_buckets_and_masks_resume_with_subjects_captions_and_validation(settings, mixed, tmp_path, preservation):
+    config = settings(
+        **BUCKETS, photos=None, class_noun=None, concepts=two_subjects(mixed), caption="a {subject}, red, big",
+        shuffle_captions=True, caption_dropout=0.3, loss_type="huber", input_perturbation=0.1, noise_offset=0.1,
+        preservation=preservation, prior_loss_weight=1, validation="auto", validation_every=2, steps=6, batch_size=1,
+    )  # fmt: skip
+    whole, events = weights(train(config, tmp_path / "whole")), []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", [StopAfter(3), events.append])
+    assert torch.equal(weights(train(config, tmp_path / "parts", [events.append], resume=True)), whole)
+    assert len({event.step for event in events if isinstance(event, Validated)}) == 4
+    assert len(list((tmp_path / "parts" / "Rex" / "masks").iterdir())) == 4
 
 
 def test_smaller_batches_keep_the_photos_of_each_step(settings, mixed, tmp_path):

@@ -1,12 +1,13 @@
 """Masks of the subject: files, transparency, GrabCut; their weights in the loss; errors."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import StopAfter, weights
+from conftest import StopAfter, stir, weights
 from PIL import Image, ImageOps
 from sample_photos import scene, subject
 from sessions import make_session
@@ -21,6 +22,7 @@ from training.runs.events import Notice
 from training.runs.identity import PhotoRecord
 from training.runs.run_folder import Run, RunError
 from training.step import batch_loss
+from training.validation import validation_loss
 
 
 def left_half(width=160, height=160):
@@ -166,24 +168,40 @@ def test_weights_of_latent_positions():
     assert mask_weights([None, None], (8, 8), True, 0.2, False) is None
 
 
-def test_the_loss_ignores_the_background(settings, save, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"loss_type": "smooth-l1"}, {"preservation": "base-output"}], ids=str)
+def test_the_loss_ignores_the_background(settings, save, tmp_path, changes):
     """With weight 0 outside, the gradient with respect to the prediction vanishes there, also in mirrored views."""
     save(left_half(), "p/0.mask.png")
     save(scene(0), "p/0.png")
-    config = settings(photos=[str(tmp_path / "p")], unmasked_weight=0, flip=True, batch_size=4)
+    config = settings(photos=[str(tmp_path / "p")], unmasked_weight=0, flip=True, batch_size=4, **changes)
     session = make_session(config, tmp_path)
+    stir(session.parameters.values())
     (batch,) = make_batches(session, 0)
-    assert batch.mask is not None and batch.mask[4:].eq(1).all(), "class images have no mask"
+    assert batch.mask is not None and batch.mask[4:].eq(1).all(), "class images and captions have no mask"
     outputs = []
     session.denoiser.register_forward_hook(lambda module, given, output: outputs.append(output))
     session.denoiser.unet.conv_out.weight.requires_grad_(True)
     loss = batch_loss(session, batch)
-    (gradient,) = torch.autograd.grad(loss, outputs)
+    (gradient,) = torch.autograd.grad(loss, outputs[-1:])
     background = batch.mask.eq(0).expand_as(gradient)
     assert background[:4].float().mean() == pytest.approx(0.5, abs=0.05) and not background[4:].any()
     assert gradient[background].eq(0).all() and gradient[~background].ne(0).float().mean() > 0.99
     columns = batch.mask[:4, 0, 0]
     assert {row[0].item() for row in columns} == {0, 1}, "some views are mirrored"
+
+
+def test_the_validation_loss_ignores_the_background(settings, save, tmp_path):
+    for number in range(4):
+        save(scene(number), f"p/{number}.png")
+    save(left_half(), "p/2.mask.png")
+    config = settings(photos=[str(tmp_path / "p")], unmasked_weight=0, prior_loss_weight=0, validation="2.png")
+    session = make_session(config, tmp_path)
+    inside, masks = validation_loss(session), session.validation.masks
+    assert masks is not None and session.photos[0].masks is None
+    session.validation = replace(session.validation, masks=1 - masks)
+    outside = validation_loss(session)
+    session.validation = replace(session.validation, masks=None)
+    assert min(inside, outside) > 0 and validation_loss(session) == pytest.approx(inside + outside, rel=1e-4)
 
 
 def test_the_mask_belongs_to_the_identity_of_a_run(settings, masked, tmp_path):
