@@ -52,7 +52,7 @@ def check_init_adapter(path: Path, config: TrainConfig) -> None:
 
 def _different_layers(tensors: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> str:
     """Return the first layer in which the file and the new adapter differ, or ""."""
-    hint = "--targets, --exclude and --train-text-encoder choose the layers, ranks in a --config file theirs"
+    hint = "--targets, --exclude, --train-text-encoder and --train-trigger choose them, ranks in a --config file theirs"
     for key in sorted({*tensors, *parameters}):
         if key not in tensors:
             return f"it has no {key}; {hint}"
@@ -75,5 +75,6 @@ def settings_of(info: AdapterInfo) -> dict[str, Any]:
         "options": info.options,
         "targets": targets,
         "train_text_encoder": bool(info.fingerprint.keys() - {"unet"}),
+        "train_trigger": bool(info.embeddings),
         "ranks": {re.escape(path): rank for ranks in info.ranks.values() for path, rank in ranks.items()},
     }
