@@ -119,7 +119,7 @@ def train(
 def check_run(
     config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset, device: torch.device
 ) -> None:
-    """Raise UserError if the adapter or the optimiser can't be used, or a new run lacks photos or an adapter to start."""
+    """Raise UserError if adapter or optimiser can't be used, or a new run lacks photos or the adapter to start from."""
     check_adapter(config, pipe)
     check_optimizer(config, device)
     if not run.checkpoints():
