@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
@@ -105,8 +106,7 @@ def train(
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
-    check_run(config, run, pipe, dataset)
-    check_optimizer(config, accelerator.device)
+    check_run(config, run, pipe, dataset, accelerator.device)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
@@ -116,9 +116,15 @@ def train(
         return run_session(session)
 
 
-def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset) -> None:
-    """Raise UserError if the adapter can't be attached, or a new run lacks photos or the adapter to start from."""
+def check_run(
+    config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset, device: torch.device
+) -> None:
+    """Raise UserError if the adapter can't be attached, the optimiser can't be used, or a new run lacks what it needs.
+
+    That is enough photos, and the adapter to start from.
+    """
     check_adapter(config, pipe)
+    check_optimizer(config, device)
     if not run.checkpoints():
         held_out_photo(dataset.photos, config.validation, config.seed)
         if config.init_adapter:
