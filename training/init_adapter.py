@@ -1,13 +1,14 @@
 """Start a run from an existing adapter, of this project or imported."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from hra_diffusion import pipeline
@@ -16,6 +17,9 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.runs.events import Listener, Notice
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 
 def load_init_adapter(

@@ -84,7 +84,7 @@ def _subject() -> dict[str, Any]:
         info="“a dog sitting” becomes “sks dog, a dog sitting”. A caption without the word teaches nothing about it.",
     )  # fmt: skip
     captions = gr.HTML(elem_id="captions")
-    describe = gr.Button("Write captions for photos without one", size="sm", elem_id="describe")
+    describe = gr.Button("Write captions for photos without one", size="sm", elem_id="describe", visible=False)
     return {"noun": noun, "name": name, "trigger": trigger, "in_prompts": in_prompts, "add_trigger": add_trigger,
             "captions": captions, "describe": describe}  # fmt: skip
 
@@ -203,9 +203,10 @@ class FormEvents:
         return (presets, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
     @checked
-    def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any]:
-        draft = self.context.draft(request)
-        return show_captions(self.context.for_visitor(request), self.form.entries, draft, FormValues.of(values))
+    def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any, Any]:
+        draft, context = self.context.draft(request), self.context.for_visitor(request)
+        describable = gr.update(visible=any(not photo.caption for photo in draft.read().photos))
+        return *show_captions(context, self.form.entries, draft, FormValues.of(values)), describable
 
     @user_errors
     def describe(self, selected: Line, noun: Line, request: gr.Request) -> str:
@@ -263,7 +264,7 @@ def connect_captions(context: AppContext, form_: TrainForm, photos: PhotoEditor)
     shown: dict[str, Any] = {
         "fn": FormEvents(context, form_).show_captions,
         "inputs": form_.inputs,
-        "outputs": [form_.captions, form_.add_trigger],
+        "outputs": [form_.captions, form_.add_trigger, form_.describe],
         **QUIET,
     }
     captioned = [photos.selected, photos.caption]

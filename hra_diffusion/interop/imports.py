@@ -145,7 +145,7 @@ def parse_adapter(
     """
     sources = list(read_sources(Path(path)))
     keys = sum(len(source.tensors) for source in sources)
-    words = _embeddings(sources, embeddings)
+    words = _embeddings(pipe, sources, embeddings)
     skipped: dict[str, list[str]] = {}
     layers: dict[LayerPath, LayerTensors] = {}
     for source in sources:
@@ -171,11 +171,13 @@ def parse_adapter(
     return imported, list(layers), report
 
 
-def _embeddings(sources: Sequence[AdapterSource], files: Sequence[Path]) -> dict[str, dict[str, Tensor]]:
+def _embeddings(
+    pipe: DiffusionPipeline, sources: Sequence[AdapterSource], files: Sequence[Path]
+) -> dict[str, dict[str, Tensor]]:
     """Return the embeddings bundled in the sources, which lose them, and those in textual inversion files, by word."""
     found: dict[str, dict[str, Tensor]] = {}
     for source in sources:
-        found |= textual_inversion.take_bundled(source.tensors)
+        found |= textual_inversion.take_bundled(pipe, source.tensors)
     for file in files:
         (source,) = read_sources(file)
         found[file.stem] = textual_inversion.read_file(source.tensors)

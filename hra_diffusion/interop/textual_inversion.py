@@ -80,12 +80,13 @@ def metadata(pipe: DiffusionPipeline, name: str) -> dict[str, str]:
     return {TRIGGERS: json.dumps(found)} if found else {}
 
 
-def take_bundled(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Remove the bundled embeddings from a file's tensors and return them by word and part."""
+def take_bundled(pipe: DiffusionPipeline, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Remove the bundled embeddings for this family from a file's tensors and return them by word and part."""
     found: dict[str, dict[str, Tensor]] = {}
     for key in [key for key in tensors if key.startswith(BUNDLE)]:
         word, _, part = key.removeprefix(BUNDLE).partition(".")
-        found.setdefault(word, {})[part] = tensors.pop(key)
+        if part in PARTS[families.of(pipe).name]:
+            found.setdefault(word, {})[part] = tensors.pop(key)
     return found
 
 

@@ -28,13 +28,12 @@ from training.runs.index import Index
 ERROR_EXPIRES = 600.0
 """Seconds after which a failed measurement is repeated: its cause may be gone."""
 COST_FIELDS = (
-    "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "train_trigger",
-    "batch_size",
+    "base", "dtype", "mixed_precision", "device", "method", "targets", "train_text_encoder", "batch_size",
     "gradient_accumulation_steps", "gradient_checkpointing", "resolution", "ema_decay", "sample_prompts",
     "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """The fields of TrainConfig that determine time and memory of a step."""
-LATER_COST_FIELDS = ("cuda_graph", "compile", "exclude", "ranks", "preservation")
+LATER_COST_FIELDS = ("cuda_graph", "compile", "exclude", "ranks", "preservation", "train_trigger")
 """The same that earlier versions did not have. They count if they differ from their defaults."""
 
 

@@ -98,7 +98,8 @@ def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         if has_changed(path, file.metadata() or {}, {identities.KEY}):
             raise ValueError(f"{path.name} does not match its checksum")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        # copies: Windows can't delete a file while tensors are mapped to it
+        state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     expected = training_state(session)  # its moments may be missing before the first step
     needed = {key for key in expected if not key.startswith("moment/")}
     for key in needed | {key for key in state if key.startswith("parameter/")}:

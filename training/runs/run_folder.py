@@ -245,7 +245,8 @@ class Run:
         """Delete all training states but the newest ``keep``. The adapters of the checkpoints stay."""
         states = self.states()
         for folder in states[: max(0, len(states) - keep)]:
-            remove(folder / TRAINING_STATE)
+            with contextlib.suppress(PermissionError):  # Windows, while a program has it open: deleted the next time
+                remove(folder / TRAINING_STATE)
 
     def checkpoint_folder(self, step: int) -> Path:
         """Return the folder for the checkpoint of a step."""

@@ -74,7 +74,9 @@ def train(page, name, method):
     fill(page, "#name", name)
     page.locator("#preset label").first.click()
     choose(page, "#method", method)
-    page.locator("#advanced button.label-wrap").click()
+    page.locator("#advanced > button.label-wrap").click()
+    for topic in ("Objective", "Optimization", "Checkpoints and samples"):
+        page.locator("#advanced button.label-wrap", has_text=topic).click()
     short = {"steps": 4, "num-class-images": 1, "checkpoint-every": 2, "sample-every": 2}
     for field, value in (short | {"sample-prompts": "a {subject}"}).items():
         fill(page, f"#field-{field}", str(value))

@@ -85,7 +85,7 @@ def test_a_line_says_what_the_photos_cover(name):
 
 def test_subjects_are_judged_apart(tmp_path):
     paths = [subject("cat"), subject("dog")]
-    concepts = dict.fromkeys(sorted(subject("dog").glob("*.jpg")), 1)
+    concepts = dict.fromkeys(sorted(subject("dog").resolve().glob("*.jpg")), 1)
     dataset = load_dataset(paths, 256, concepts=concepts)
     assert [warning.kind for warning in dataset.warnings] == ["background"], "that of the cat"
     assert len(dataset.coverage) == 2
