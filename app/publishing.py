@@ -1,6 +1,5 @@
 """The folder of a published adapter: its files, samples, settings and a model card."""
 
-import hashlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from hra_diffusion import interop, yaml_text
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import atomic_path, make_folder, write_text
+from hra_diffusion.files import atomic_path, make_folder, sha256, write_text
 from hra_diffusion.hub import is_hub_id
 from hra_diffusion.models import hub
 from hra_diffusion.models.sources import TOYBOX
@@ -113,11 +112,6 @@ def write_folder(publication: Publication, pipe: DiffusionPipeline, name: str, f
         hashes = {file.name: sha256(file) for file in (own, lora.path)}
         write_text(unfinished / CARD, _card(publication, lora.shape, hashes))
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def public_settings(config: TrainConfig, info: AdapterInfo) -> dict[str, Any]:

@@ -194,6 +194,12 @@ def read_bytes(path: Path) -> bytes:
     return _retry_while_busy(path.read_bytes)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with _retry_while_busy(lambda: path.open("rb")) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a text file atomically that only its owner can read, at every moment."""
     with atomic_path(path, private=True) as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, fingerprint
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.files import sha256
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.runs.events import Listener, Notice
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 
 def load_init_adapter(
-    path: Path, config: TrainConfig, pipe: StableDiffusionPipeline, parameters: Mapping[str, nn.Parameter],
-    emit: Listener,
-) -> str:  # fmt: skip
+    path: Path, pipe: StableDiffusionPipeline, parameters: Mapping[str, nn.Parameter], emit: Listener
+) -> str:
     """Copy the adapter in a file into the parameters of the new adapter. Returns the SHA-256 of the file.
 
     Emits a notice if the adapter was trained on other weights. Raises TrainingError if its layers or ranks are others,
@@ -39,7 +38,7 @@ def load_init_adapter(
             parameter.copy_(tensors[key])
     if fingerprint.distance(info.fingerprint, pipeline.components(pipe)) > fingerprint.TOLERANCE:
         emit(Notice(f"the adapter that this run starts from was trained on other weights ({info.base})"))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def check_init_adapter(path: Path, config: TrainConfig) -> None:

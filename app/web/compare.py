@@ -14,13 +14,13 @@ from pydantic import Field
 from app.inference_session import Cancelled, Preview
 from app.web import compare_axes, quotas
 from app.web.compare_axes import AxesPart
-from app.web.compare_history import ALL_RUNS, find, runs, show_history
+from app.web.compare_history import ALL_RUNS, runs, show_history, summaries
 from app.web.compare_plan import Plan, make_plan, run_comparison
-from app.web.compare_results import latest, overlay_images, save, show_downloads, show_previews, show_saved
+from app.web.compare_results import latest, overlay_images, save, saved, show_downloads, show_previews, show_saved
 from app.web.compare_votes import record_vote, show_ballot
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue, Turn
-from app.web.events import HIDDEN, QUIET, checked, clicked, progress_text, sender, user_errors, waiting_text
+from app.web.events import HIDDEN, QUIET, checked, clicked, named, progress_text, sender, user_errors, waiting_text
 from app.web.html import empty_state, note, render
 from app.web.theme import CLICKS
 from app.web.values import Line, Whole
@@ -209,7 +209,7 @@ class Events:
     def current(self, request: gr.Request, opened: str = "") -> tuple[Path, Comparison]:
         """Return the visitor's comparison of this number, by default the latest. Raises UserError if there is none."""
         folder = self.context.visitor_folder(request)
-        if (found := find(folder, opened) if opened else latest(folder)) is None:
+        if (found := named(saved(folder), opened, "comparison") if opened else latest(folder)) is None:
             raise UserError("there is no comparison yet")
         return found, load_comparison(found)
 
@@ -226,29 +226,29 @@ class Events:
     @checked
     def list_history(self, request: gr.Request, run: Line) -> tuple[Markup, Any, str]:
         """Return updates of the history, of the choice of a run, and of the comparison that is shown: the latest."""
-        folder = self.context.visitor_folder(request)
-        choices = [("all", ALL_RUNS), *((name, name) for name in runs(folder))]
+        found = summaries(self.context.visitor_folder(request))
+        choices = [("all", ALL_RUNS), *((name, name) for name in runs(found))]
         run = run if (run, run) in choices else ALL_RUNS
-        return show_history(folder, run), gr.update(choices=choices, value=run), ""
+        return show_history(found, run), gr.update(choices=choices, value=run), ""
 
     @checked
     def filter_history(self, run: Line, request: gr.Request) -> Markup:
-        return show_history(self.context.visitor_folder(request), run)
+        return show_history(summaries(self.context.visitor_folder(request)), run)
 
     @user_errors
     def turn_page(self, event: gr.EventData, run: Line, request: gr.Request) -> Markup:
-        return show_history(self.context.visitor_folder(request), run, clicked(event)["at"])
+        return show_history(summaries(self.context.visitor_folder(request)), run, clicked(event)["at"])
 
     @user_errors
     def open_or_delete(self, event: gr.EventData, opened: str, run: Line, request: gr.Request) -> tuple[Any, ...]:
         """Return updates of ``shown``, of the comparison that is shown, and of the history."""
         folder, data = self.context.visitor_folder(request), clicked(event)
-        chosen = find(folder, data["file"])
+        chosen = named(saved(folder), data["file"], "comparison")
         if data["do"] == "open":
             return *self.show(chosen, load_comparison(chosen)), chosen.name, gr.skip()
         remove(chosen)
         shown = self.restore(request) if opened in ("", chosen.name) else [gr.skip()] * len(self.parts.shown)
-        return *shown, "" if opened == chosen.name else opened, show_history(folder, run)
+        return *shown, "" if opened == chosen.name else opened, show_history(summaries(folder), run)
 
     @user_errors
     def overlay(

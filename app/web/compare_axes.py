@@ -16,7 +16,7 @@ from app.web import quotas
 from app.web.compare_plan import CompareValues, insert_placeholder
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue, Turn
-from app.web.events import HIDDEN, QUIET, clicked, progress_text, sender, user_errors, waiting_text
+from app.web.events import HIDDEN, QUIET, clicked, named, progress_text, sender, user_errors, waiting_text
 from app.web.html import date_of, render
 from app.web.theme import CLICKS
 from app.web.values import Line, Text, row
@@ -173,10 +173,7 @@ class Events:
     @user_errors
     def delete(self, event: gr.EventData, request: gr.Request) -> Markup:
         folder = self.context.visitor_folder(request)
-        file = next((file for file in _saved(folder) if file.name == clicked(event)["file"]), None)
-        if file is None:
-            raise UserError("this grid no longer exists; reload the page")
-        remove(file)
+        remove(named(_saved(folder), clicked(event)["file"], "grid"))
         return show_grids(folder)
 
 

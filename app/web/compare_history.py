@@ -1,41 +1,32 @@
 """The Compare tab's history: a visitor's earlier comparisons, by run and date."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
+from app.web.compare_results import saved
 from app.web.html import date_of, note, render
 from hra_diffusion.comparison.compare import BASE
-from hra_diffusion.comparison.storage import read_summary
-from hra_diffusion.errors import UserError
+from hra_diffusion.comparison.storage import Summary, read_summary
 
 PAGE = 20
 ALL_RUNS = ""
 """The choice of the dropdown that shows the comparisons of all runs."""
 
 
-def saved(folder: Path) -> list[Path]:
-    """Return the folders of a visitor's comparisons, newest first."""
-    return sorted((path.parent for path in folder.glob("compare/[0-9]*/results.json")), reverse=True)
+def summaries(folder: Path) -> list[tuple[Path, Summary]]:
+    """Return the folders of a visitor's comparisons with their summaries, newest first, without damaged ones."""
+    return [(path, summary) for path in saved(folder) if (summary := read_summary(path))]
 
 
-def find(folder: Path, name: str) -> Path:
-    """Return the folder of a comparison by its number. Raises UserError if the visitor has none of this number."""
-    found = next((path for path in saved(folder) if path.name == name), None)
-    if found is None:
-        raise UserError("this comparison no longer exists; reload the page")
-    return found
+def runs(found: Sequence[tuple[Path, Summary]]) -> list[str]:
+    """Return the labels of the variants in comparisons, without the base model."""
+    return sorted({label for _, summary in found for label in summary.labels} - {BASE})
 
 
-def runs(folder: Path) -> list[str]:
-    """Return the labels of the variants in a visitor's comparisons, without the base model."""
-    summaries = [summary for path in saved(folder) if (summary := read_summary(path))]
-    return sorted({label for summary in summaries for label in summary.labels} - {BASE})
-
-
-def show_history(folder: Path, run: str = ALL_RUNS, start: int = 0) -> Markup:
-    """Return a page of a visitor's comparisons that have a variant of this label, newest first, with their dates."""
-    found = [(path, summary) for path in saved(folder) if (summary := read_summary(path))]
+def show_history(found: Sequence[tuple[Path, Summary]], run: str = ALL_RUNS, start: int = 0) -> Markup:
+    """Return a page of the comparisons that have a variant of this label, with their dates."""
     found = [(path, summary) for path, summary in found if run in (ALL_RUNS, *summary.labels)]
     if not found:
         return note("No comparisons yet." if run == ALL_RUNS else f"No comparison of {run}.", "plain")

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from app.web.context import AppContext
+from app.web.events import named
 from app.web.html import date_of, empty_state, render
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, remove
@@ -41,10 +42,7 @@ def saved_images(context: AppContext, visitor: gr.Request) -> list[Path]:
 
 def delete_image(context: AppContext, visitor: gr.Request, name: str) -> None:
     """Delete one of a visitor's images for good. Raises UserError if there is none of this name."""
-    file = next((file for file in saved_images(context, visitor) if file.name == name), None)
-    if file is None:
-        raise UserError("this picture no longer exists; reload the page")
-    remove(file)
+    remove(named(saved_images(context, visitor), name, "picture"))
 
 
 def _read_settings(file: Path) -> dict[str, Any] | None:

@@ -123,18 +123,20 @@ class Events:
         context = self.context.for_visitor(request)
         if clicked(event)["do"] == "more":
             count = min(clicked(event)["at"], 100_000)
-            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count
+            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count, gr.skip()
         key = clicked(event)["key"]
         if clicked(event)["do"] == "discard":
             _move_to_trash(context, key)
-            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 4
+            cards = show_cards(context, search, chosen, count)
+            return *[gr.skip()] * 5, cards, *[gr.skip()] * 4, show_bin(context)
         path = context.adapter_path(key)
         info, owner = read_info(path), context.owner(path)
         own = gr.update(visible=context.person.may_change(owner))
         in_folder = path.parent != context.output.resolve()
         share = gr.update(visible=in_folder and context.may_share(owner), value=owner.shared)
         shown = show_facts(context, key), info.name, show_compatibility(info)
-        return key, gr.update(visible=True), *shown, show_cards(context, search, key, count), own, own, share, count
+        cards = show_cards(context, search, key, count)
+        return key, gr.update(visible=True), *shown, cards, own, own, share, count, gr.skip()
 
     @user_errors
     def share(self, chosen: str, shared: Flag, request: gr.Request) -> None:
@@ -254,10 +256,8 @@ def connect(
     parts.cards.click(
         events.choose, [parts.search, parts.chosen, parts.count],
         [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards, parts.own_name,
-         parts.delete, parts.share, parts.count], **HIDDEN,
-    ).then(events.refresh, [parts.search, parts.chosen], overview, **QUIET).then(
-        None, None, None, js=SCROLL_TO_FACTS
-    )  # fmt: skip
+         parts.delete, parts.share, parts.count, parts.bin], **HIDDEN,
+    ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
     parts.share.input(events.share, [parts.chosen, parts.share], None, **HIDDEN)
     parts.rename.click(events.rename, [parts.chosen, parts.name],
                        [parts.chosen, parts.about, parts.search, parts.cards, parts.message], **MINE)  # fmt: skip

@@ -84,18 +84,19 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
         raise UserError("trackers use the account of this machine: only an admin can choose them")
     if name := given.get("init_adapter"):
         path = _init_adapter(context, str(name))
-        if (method := read_info(path).method) != given.get("method", values.method):
-            raise UserError(f"the adapter to start from is {registry.get_method(method).title}: choose that method")
-        given = settings_of(read_info(path)) | given | {"init_adapter": str(path)}
+        if (info := read_info(path)).method != given.get("method", values.method):
+            raise UserError(
+                f"the adapter to start from is {registry.get_method(info.method).title}: choose that method"
+            )
+        given = settings_of(info) | given | {"init_adapter": str(path)}
     return basics | given
 
 
 def _init_adapter(context: AppContext, name: str) -> Path:
     """Return the file of an adapter by its path, or its name in the lists of the page. Raises UserError for others."""
     for label, key in context.adapter_choices():
-        path = context.adapter_path(key).resolve()
-        if name in (label, str(path)):
-            return path
+        if name in (label, str((context.output / key).resolve())):
+            return context.adapter_path(key)
     raise UserError(f"there is no adapter {name!r} to start from; use its name as in the Generate tab")
 
 

@@ -238,8 +238,7 @@ def rewrite_info(path: Path, info: AdapterInfo) -> None:
 
 def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any) -> AdapterInfo:
     """The metadata of an attached adapter; ``fields`` are those that the models don't provide (base, trigger, …)."""
-    adapted = {key: model for key, model in components.items() if name in attachment.adapter_names(model)}
-    adapters = {key: layers for key, model in adapted.items() if (layers := attachment.adapter_layers(model, name))}
+    adapters = attachment.layers_by_component(components, name)
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
     options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {
@@ -249,7 +248,7 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()
     }
-    embeddings = {key: vectors.tokens for key, model in adapted.items() if (vectors := vectors_of(model, name))}
+    embeddings = {key: vectors.tokens for key, model in components.items() if (vectors := vectors_of(model, name))}
     known = {"options": options, "ranks": ranks, "embeddings": embeddings}
     return AdapterInfo(name=name, method=adapter.method, **known, **fields)
 

@@ -169,6 +169,12 @@ def adapter_layers(model: nn.Module, name: str) -> dict[str, Adapter]:
     return {path: adapter for path, adapter in found.items() if adapter is not None}
 
 
+def layers_by_component(components: Mapping[str, nn.Module], name: str) -> dict[str, dict[str, Adapter]]:
+    """``adapter_layers`` of each component that the adapter adapts; one may have its trained embeddings alone."""
+    adapted = {key: model for key, model in components.items() if name in adapter_names(model)}
+    return {key: layers for key, model in adapted.items() if (layers := adapter_layers(model, name))}
+
+
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The trainable parameters of one adapter as ``{layer path}.{parameter}``, and trained embeddings (K, d)."""
     found = {

@@ -188,11 +188,9 @@ def _embedding_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> 
 
 def _layer_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     if exported.format == "kohya":
-        models = pipeline.components(pipe).items()
-        adapted = {key: model for key, model in models if name in attachment.adapter_names(model)}
-        found = {key: list(attachment.adapter_layers(model, name)) for key, model in adapted.items()}
-        layers = {key: paths for key, paths in found.items() if paths}
-        encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(adapted[key])]
+        models = pipeline.components(pipe)
+        layers = {key: list(own) for key, own in attachment.layers_by_component(models, name).items()}
+        encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(models[key])]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
         return _missing_text_layer(exported)

@@ -64,14 +64,13 @@ class ExportJob:
     def components(self) -> dict[str, nn.Module]:
         """The pipeline's components with layers that have the adapter."""
         models = pipeline.components(self.pipe)
-        named = {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
-        return {name: model for name, model in named.items() if attachment.adapter_layers(model, self.name)}
+        return {component: models[component] for component in attachment.layers_by_component(models, self.name)}
 
     @functools.cached_property
     def adapters(self) -> dict[tuple[str, str], nn.Module]:
         """The adapter's modules by (component, layer path)."""
-        found = {name: attachment.adapter_layers(model, self.name) for name, model in self.components.items()}
-        return {(name, path): adapter for name, layers in found.items() for path, adapter in layers.items()}
+        found = attachment.layers_by_component(self.components, self.name)
+        return {(component, path): adapter for component, layers in found.items() for path, adapter in layers.items()}
 
     @property
     def method(self) -> registry.Method:

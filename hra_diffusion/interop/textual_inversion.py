@@ -130,14 +130,9 @@ def imported(
                 raise AdapterImportError(
                     f"{source}: the embedding {word} is {tuple(tensor.shape)}; this base takes (vectors, {width})"
                 )
-            tokens.setdefault(component, {})[trigger] = ids(tokenizer, trigger)
+            tokens.setdefault(component, {})[trigger] = families.token_ids(tokenizer, trigger)
             vectors.setdefault(component, []).append(tensor.float())
     return tokens, {f"{component}.{PARAMETER}": cat(own) for component, own in vectors.items()}
-
-
-def ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text without those of its start and end."""
-    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _trigger(tokenizer: Any, known: str | None, counts: set[int], number: int, source: str) -> str:
@@ -145,9 +140,9 @@ def _trigger(tokenizer: Any, known: str | None, counts: set[int], number: int, s
     count = counts.pop()
     if counts or not 0 < count <= MAX_TOKENS or number >= len(PLACEHOLDERS):
         raise AdapterImportError(f"{source}: its embeddings can't be read; get the file again")
-    if known and len(ids(tokenizer, known)) == count:
+    if known and len(families.token_ids(tokenizer, known)) == count:
         return known
-    each = max(1, len(ids(tokenizer, PLACEHOLDERS[number])))
+    each = max(1, len(families.token_ids(tokenizer, PLACEHOLDERS[number])))
     if count % each:
         raise AdapterImportError(f"{source}: no trigger has {count} tokens with this base's tokenizer")
     return " ".join([PLACEHOLDERS[number]] * (count // each))

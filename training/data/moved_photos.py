@@ -1,13 +1,13 @@
 """Find the photos of a resumed run by the hashes of their files."""
 
 import contextlib
-import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hra_diffusion.files import sha256
 from training.config import TrainConfig
 from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
@@ -91,9 +91,9 @@ def _match(hashes: Iterable[str], files: Iterable[Path]) -> list[Path | None]:
     """Return a file for each hash, or None if there is none. No file is returned twice."""
     matches: defaultdict[str, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
-        with contextlib.suppress(OSError), file.open("rb") as stream:
-            matches[hashlib.file_digest(stream, "sha256").hexdigest()].append(file)
-    return [matches[sha256].pop(0) if matches[sha256] else None for sha256 in hashes]
+        with contextlib.suppress(OSError):
+            matches[sha256(file)].append(file)
+    return [matches[known].pop(0) if matches[known] else None for known in hashes]
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

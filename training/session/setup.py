@@ -70,7 +70,7 @@ def set_up(
     if run.checkpoints():
         init_sha256 = identity.init_sha256 if (identity := run.identity) else ""
     elif config.init_adapter:
-        init_sha256 = load_init_adapter(config.init_adapter, config, pipe, parameters, timer.emit)
+        init_sha256 = load_init_adapter(config.init_adapter, pipe, parameters, timer.emit)
     denoiser = Denoiser(pipe, config.runs_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)

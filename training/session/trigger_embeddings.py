@@ -24,15 +24,15 @@ def add_trigger_embeddings(config: TrainConfig, pipe: StableDiffusionPipeline) -
         vocabulary = vocabulary_of(encoder)
         norm, tokens, vectors = vocabulary.float().norm(dim=1).median(), {}, []
         for subject in config.subjects:
-            tokens[subject.trigger] = token_ids(read, subject.trigger)
-            noun = vocabulary[token_ids(read, subject.class_noun)].float().mean(dim=0)
+            tokens[subject.trigger] = _token_ids(read, subject.trigger)
+            noun = vocabulary[_token_ids(read, subject.class_noun)].float().mean(dim=0)
             vectors.append((noun * norm / noun.norm()).expand(len(tokens[subject.trigger]), -1))
         attachment.attach_vectors(encoder, config.name, tokens, torch.cat(vectors))
 
 
-def token_ids(tokenizer: Any, text: str) -> list[int]:
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of a text without those of its start and end; one of a pipeline without tokenizer."""
-    return tokenizer(text, add_special_tokens=False).input_ids if tokenizer else [0]
+    return families.token_ids(tokenizer, text) if tokenizer else [0]
 
 
 @contextlib.contextmanager

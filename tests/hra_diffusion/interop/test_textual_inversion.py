@@ -9,9 +9,10 @@ import hra_diffusion as hra
 from hra_diffusion import interop, pipeline
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.adapters.token_embeddings import vectors_of
-from hra_diffusion.interop import compatibility, textual_inversion
+from hra_diffusion.interop import compatibility
 from hra_diffusion.interop.adapter_source import AdapterImportError
 from hra_diffusion.interop.export_job import ExportError
+from hra_diffusion.models import families
 
 PIPES = {"SD": tiny_pipe, "SDXL": tiny_xl_pipe}
 
@@ -21,8 +22,8 @@ def trained(make=tiny_pipe, triggers=("sks",)):
     pipe = make()
     attachment.attach(pipe.unet, "lora", {"rank": 2}, name="Rex")
     stir(attachment.adapter_parameters(pipe.unet, "Rex").values(), by=1.0)
-    for number, (name, tokenizer) in enumerate(textual_inversion.families.of(pipe).encoders):
-        tokens = {trigger: textual_inversion.ids(getattr(pipe, tokenizer), trigger) for trigger in triggers}
+    for number, (name, tokenizer) in enumerate(families.of(pipe).encoders):
+        tokens = {trigger: families.token_ids(getattr(pipe, tokenizer), trigger) for trigger in triggers}
         size = getattr(pipe, name).get_input_embeddings().embedding_dim
         generator = torch.Generator().manual_seed(number)
         vectors = torch.randn(sum(map(len, tokens.values())), size, generator=generator)
@@ -66,7 +67,7 @@ def test_vectors_of_an_unknown_word_get_a_trigger_of_their_own(tmp_path):
     pipe = trained()
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     size = pipe.text_encoder.get_input_embeddings().embedding_dim
-    count = 2 * len(textual_inversion.ids(pipe.tokenizer, "sks"))
+    count = 2 * len(families.token_ids(pipe.tokenizer, "sks"))
     save_file({"my word": torch.ones(count, size)}, tmp_path / "my-word.safetensors")
     file, _ = interop.import_adapter(
         tiny_pipe(), done.path, tmp_path, "New", embeddings=[tmp_path / "my-word.safetensors"]
