@@ -75,7 +75,8 @@ def many_runs(output: Path, runs: int, browsers: int) -> tuple[list[tuple[str, s
         timings[name] = time.perf_counter() - start
         assert scan or index.value("SELECT count(*) FROM adapters") == runs * (1 + len(CHECKPOINTS))
     with serving(output) as (server, port):
-        threads = [threading.Thread(target=follow, args=(port, Visits(), IDLE_SECONDS + 10)) for _ in range(browsers)]
+        arguments = port, Visits(), IDLE_SECONDS + 10, float("inf")
+        threads = [threading.Thread(target=follow, args=arguments) for _ in range(browsers)]
         idle = busy_part(server, IDLE_SECONDS)
         for thread in threads:
             thread.start()
@@ -150,9 +151,9 @@ def get(port: int, path: str, connection: http.client.HTTPConnection | None = No
     return body
 
 
-def follow(port: int, visits: Visits, seconds: float) -> None:
+def follow(port: int, visits: Visits, seconds: float, reload_seconds: float = RELOAD_SECONDS) -> None:
     """Follow the page as an open browser does, and reload it now and then."""
-    end, reload_at = time.monotonic() + seconds, time.monotonic() + RELOAD_SECONDS
+    end, reload_at = time.monotonic() + seconds, time.monotonic() + reload_seconds
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while time.monotonic() < end:
         paths = {"poll": ["/pulse"]} | ({"page load": ["/", "/config"]} if time.monotonic() > reload_at else {})
@@ -166,7 +167,7 @@ def follow(port: int, visits: Visits, seconds: float) -> None:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             visits.seconds[kind].append(time.perf_counter() - start)
         if "page load" in paths:
-            reload_at = time.monotonic() + RELOAD_SECONDS
+            reload_at = time.monotonic() + reload_seconds
         time.sleep(POLL_SECONDS)
 
 

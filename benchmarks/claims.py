@@ -102,6 +102,14 @@ CLAIMS = (
         END_TO_END,
     ),
     Claim(
+        "bench_preservation",
+        "Preserves the class without class images",
+        "likeness ≥ 0.97, drift and seconds ≤ 1.0 of those with class images",
+        "The base model's own output as the target of prior preservation, against class images and against none. "
+        "Likeness is the CLIP similarity of pictures to the photos, drift the CLIP distance between pictures of the "
+        "class with and without the adapter, from the same noise. Both are by toybox's own CLIP model, a proxy.",
+    ),
+    Claim(
         "bench_memory",
         "Low memory",
         "SD 1.5 at 512 px ≤ 4.0 GiB, SDXL at 1024 px ≤ 10 GiB",

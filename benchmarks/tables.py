@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks.report import read_targets
 from hra_diffusion.files import write_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+MEMORY_PLOT = PAGE.parent / "images" / "page-memory.svg"
 NOT_MEASURED = "not measured"
 DEVICES = {"CPU": "", "GPU": "-cuda"}
 """Devices, and the suffixes of their result files."""
@@ -112,5 +114,24 @@ def _measurement(device: str, result: dict[str, Any]) -> str:
     )
 
 
+def memory_plot(mebibytes: Sequence[float], width: int = 640, height: int = 200, margin: int = 34) -> str:
+    """Return the memory of the page under load, from equally spaced measurements, as an SVG with an axis from 0."""
+    top = max(mebibytes) * 1.1
+    across, down = (width - 2 * margin) / (len(mebibytes) - 1), (height - 2 * margin) / top
+    points = [f"{margin + across * x:.1f},{height - margin - down * y:.1f}" for x, y in enumerate(mebibytes)]
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
+  font-family="sans-serif" font-size="11">
+<rect width="{width}" height="{height}" fill="white"/>
+<path d="M{margin} {margin}V{height - margin}H{width - margin}" fill="none" stroke="#888"/>
+<text x="{margin}" y="{margin - 10}">memory of the page in MiB, highest {max(mebibytes):.0f}</text>
+<text x="{margin - 6}" y="{height - margin}" text-anchor="end">0</text>
+<text x="{width - margin}" y="{height - margin + 16}" text-anchor="end">end of the load</text>
+<polyline points="{" ".join(points)}" fill="none" stroke="#c2481b" stroke-width="2"/>
+</svg>
+"""
+
+
 if __name__ == "__main__":
     write_text(PAGE, page())
+    if served := _read(RESULTS / "bench_page.json"):
+        write_text(MEMORY_PLOT, memory_plot(served["raw"]["memory_mib"]))

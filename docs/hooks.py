@@ -58,6 +58,7 @@ def _options(group: argparse._ArgumentGroup) -> str:
             continue
         choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else ""
         value = action.metavar or choices or action.dest.upper()
+        value = " ".join(value) if isinstance(value, tuple) else value
         takes_value = action.option_strings and action.nargs != 0
         names = ", ".join(action.option_strings) or (action.metavar or action.dest)
         flag = f"{names} {value}" if takes_value else str(names)

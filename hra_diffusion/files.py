@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -48,18 +47,22 @@ def path_of(text: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` for a file or folder, which replaces ``path`` if the block succeeds.
 
-    If it fails, the temporary file or folder is deleted. Creates parent folders. Raises FileError for a full disk, a
-    read-only folder, or a file in the place of a folder.
+    If it fails, the temporary file or folder is deleted. Creates parent folders. A ``private`` file can be read by its
+    owner alone, at every moment. Raises FileError for a full disk, a read-only folder, or a file in the place of a
+    folder.
     """
     temporary = _temporary_path(path)
     try:
         make_folder(path.parent)
         remove(temporary)
+        if private:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
-        _apply_default_mode(temporary)
+        if not private:
+            _apply_default_mode(temporary)
         flush(temporary)
         replace(temporary, path)
     except OSError as error:
@@ -174,9 +177,10 @@ def remove(path: Path) -> None:
         _retry_while_busy(lambda: path.unlink(missing_ok=True))
 
 
-def next_numbered_folder(parent: Path) -> Path:
-    """Return the first of parent/0001, parent/0002, … that does not exist."""
-    return next(folder for number in itertools.count(1) if not (folder := parent / f"{number:04d}").exists())
+def next_numbered(parent: Path, suffix: str = "") -> Path:
+    """Return the path after the highest of parent/0001, parent/0002, …, with the suffix of a file."""
+    numbers = (path.stem for path in parent.glob(f"[0-9]*{suffix}"))
+    return parent / f"{1 + max((int(number) for number in numbers if number.isdecimal()), default=0):04d}{suffix}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -190,20 +194,16 @@ def read_bytes(path: Path) -> bytes:
     return _retry_while_busy(path.read_bytes)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with _retry_while_busy(lambda: path.open("rb")) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a text file atomically that only its owner can read, at every moment."""
-    try:
-        make_folder(path.parent)
-        temporary = _temporary_path(path)
-        remove(temporary)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        move(temporary, path)
-    except OSError as error:
-        raise to_file_error(error, path) from error
+    with atomic_path(path, private=True) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_json(path: Path) -> Any:

@@ -253,9 +253,12 @@ def shared() -> Path:
 
 
 def save_photos(folder: Path, count: int) -> Path:
-    """Save ``count`` small random photos as 0.jpg, 1.jpg, … in an existing folder."""
+    """Save ``count`` small random photos as 0.jpg, 1.jpg, … in an existing folder. Photo 1 has a sky, so that not all
+    have the same background."""
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        if i == 1:
+            pixels[:64] = 90, 120, 150
         Image.fromarray(pixels).resize((256, 192), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
     return folder
 

@@ -27,6 +27,16 @@ def pair(config, method, options):
     return ours, theirs
 
 
+def lora_counterparts(ours, theirs):
+    """Our parameters of a LoRA -> PEFT's."""
+    counterparts = {}
+    for path, adapter in attachment.adapter_layers(ours, "a").items():
+        layer = theirs.get_submodule(path)
+        counterparts[adapter.down] = (layer.lora_A["default"].weight, False)
+        counterparts[adapter.up] = (layer.lora_B["default"].weight, False)
+    return counterparts
+
+
 def compare_outputs_and_gradients(ours, theirs, counterparts):
     """``counterparts``: our parameter -> (PEFT's parameter, whether it is transposed)."""
     with torch.no_grad():

@@ -59,19 +59,15 @@ each_disturbance = pytest.mark.parametrize("disturbance", DISTURBANCES)
 each_method = pytest.mark.parametrize("method", registry.method_names())
 
 
-def trained(model):
-    return [parameter for parameter in attachment.adapter_parameters(model, "a").values() if parameter.requires_grad]
-
-
 @each_variant
 @each_disturbance
 def test_attach_to_a_disturbed_model(unet, expected, method, options, disturbance):
-    if "casting" in disturbance and "init" in options:
-        pytest.skip("PiSSA starts at the singular vectors of the rounded weights, which are others")
     DISTURBANCES[disturbance](unet)
     attach_trained(unet, method, options)
+    # PiSSA starts from the weight as it is, here rounded to bfloat16
+    casting = 0.1 if options.get("init") == "pissa" else 2e-2
     with torch.no_grad():
-        assert relative(unet_input(unet), expected) < (2e-2 if "casting" in disturbance else 1e-5)
+        assert relative(unet_input(unet), expected) < (casting if "casting" in disturbance else 1e-5)
 
 
 @each_variant
@@ -238,7 +234,8 @@ def test_a_vector_has_gradients(method, options):
     model = nn.ModuleDict({"to_q": nn.Linear(8, 8)})
     attach_trained(model, method, options)
     model["to_q"](torch.randn(8)).square().sum().backward()
-    assert all(p.grad is not None for p in trained(model))
+    trained = [p for p in attachment.adapter_parameters(model, "a").values() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
 
 
 @each_variant
@@ -397,7 +394,8 @@ def test_convolutions_in_channels_last_and_autocast_have_gradients(unet, method,
     attach(unet.to(memory_format=torch.channels_last), method, options, name="a", targets="attention+conv")
     with torch.autocast("cpu", torch.bfloat16):
         unet_input(unet).square().mean().backward()
-    assert all(torch.isfinite(p.grad).all() for p in trained(unet))
+    trained = [p for p in attachment.adapter_parameters(unet, "a").values() if p.requires_grad]
+    assert all(torch.isfinite(p.grad).all() for p in trained)
 
 
 def test_model_offload(unet, expected_of_hra):

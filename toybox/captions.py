@@ -4,7 +4,7 @@ from toybox.attributes import ATTRIBUTES
 from toybox.drawing import Rng
 from toybox.labels import Label
 from toybox.objects import HELD_OUT, OBJECTS
-from training.data.class_images import with_article
+from training.data.captions import with_article
 
 RARE_TOKENS = ("sks", "qwe", "ohwx", "zwx")
 """Meaningless words for triggers; in training they appear before any noun, so the base model ignores them."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from hra_diffusion import yaml_text
 from hra_diffusion.adapters import registry
@@ -20,7 +20,7 @@ from training.settings.images import ImageSettings
 from training.settings.monitoring import MonitoringSettings
 from training.settings.objective import ObjectiveSettings
 from training.settings.optimization import OptimizationSettings
-from training.settings.subject import SubjectSettings
+from training.settings.subject import Concept, SubjectSettings
 
 TOPICS: dict[str, type[BaseModel]] = {
     "Subject": SubjectSettings,
@@ -80,10 +80,13 @@ class TrainConfig(
     @classmethod
     def _fill_from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         given = {field: value for field, value in with_current_names(given).items() if value is not None}
+        given = _with_concepts(given)
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if str(preset) in PRESETS else "balanced"  # validated with the other fields
         filled = defaults(str(given.get("base", TOYBOX)), method.name, preset, str(given.get("optimizer", "adamw")))
+        if given.get("preservation") == "base-output":  # chosen where the preset preserves nothing
+            filled["prior_loss_weight"] = 1.0
         options = given.get("options", {})
         if not isinstance(options, dict):
             raise ValueError(f"options must be lines like 'rank: 8', not {shown(options)}")
@@ -91,8 +94,48 @@ class TrainConfig(
 
     @property
     def sample_texts(self) -> list[str]:
-        """The sample prompts with the subject in place of ``{subject}``."""
-        return [prompt.replace("{subject}", self.subject) for prompt in self.sample_prompts]
+        """The sample prompts with each subject in turn in place of ``{subject}``; those without it once."""
+        return [prompt.replace("{subject}", subject.subject) for subject, prompt in self.samples]
+
+    @property
+    def samples(self) -> list[tuple[Concept, str]]:
+        """The subject and the prompt of each sample."""
+        return [
+            (subject, prompt)
+            for number, subject in enumerate(self.subjects)
+            for prompt in self.sample_prompts
+            if number == 0 or "{subject}" in prompt
+        ]
+
+    @property
+    def uses_class_images(self) -> bool:
+        """Whether the run trains on class images."""
+        return self.prior_loss_weight > 0 and self.preservation == "class-images"
+
+    @property
+    def uses_base_output(self) -> bool:
+        """Whether the base model's own output for class captions is a target."""
+        return self.prior_loss_weight > 0 and self.preservation == "base-output"
+
+
+def _with_concepts(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with photos, class noun and trigger of the concepts, if there are any.
+
+    Raises ValueError if the concepts are invalid, or if other photos, another class noun or trigger are given.
+    """
+    if not given.get("concepts"):
+        return given
+    try:
+        concepts = TypeAdapter(tuple[Concept, ...]).validate_python(given["concepts"])
+    except ValidationError as error:
+        raise ValueError(f"concepts: {explain(error)}") from None
+    photos = [photo for concept in concepts for photo in concept.photos]
+    if "photos" in given and {*map(Path, given["photos"])} != {*photos}:
+        raise ValueError("photos are given beside the concepts, which have their own; remove them")
+    first = {"class_noun": concepts[0].class_noun, "trigger": concepts[0].trigger}
+    if others := [name for name, own in first.items() if given.get(name, own) != own]:
+        raise ValueError(f"{others[0]} is given beside the concepts, which have their own; remove it")
+    return {"photos": photos} | given | first
 
 
 EXECUTION_FIELDS: tuple[str, ...] = ("device", "cuda_graph", "compile", "log_every")
@@ -112,7 +155,10 @@ def read(path: Path) -> TrainConfig:
     return parse(read_values(path))
 
 
-EARLIER_DEFAULTS = {"min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False}
+EARLIER_DEFAULTS = {
+    "min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False, "caption_dropout": 0.0,
+    "crop": "smart", "mask": "off",
+}  # fmt: skip
 """Values of fields that earlier versions did not have, to reproduce their behaviour."""
 
 
@@ -126,7 +172,7 @@ def parse_run(values: dict[str, Any]) -> TrainConfig:
     return parse(EARLIER_DEFAULTS | with_current_names(values))
 
 
-_KINDS = {"photos": list, "options": dict, "ranks": dict, "name": str, "base": str}
+_KINDS = {"photos": list, "concepts": list, "options": dict, "ranks": dict, "name": str, "base": str}
 _EXPECTED = {list: "a list, a line '- …' each", dict: "lines like 'rank: 8' below it", str: "plain words"}
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
@@ -18,8 +19,11 @@ from hra_diffusion.models.noise import distillation_sign
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
+from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
+from training.data.validation_photo import held_out_photo
+from training.init_adapter import check_init_adapter
 from training.memory.peak import reset_peak_memory
 from training.memory.savings import restore_reductions, restore_savings
 from training.planning import plan_run, use_of_own_process
@@ -29,7 +33,8 @@ from training.runs.events import Failed, Finished, Listener, Notice, Stopped
 from training.runs.identity import PhotoRecord
 from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
-from training.samples import generate_samples, samples_due, score_samples
+from training.runs.trackers import TrackerListener, require_trackers, start_trackers
+from training.samples import generate_samples, name_best_checkpoint, samples_due
 from training.session.devices import make_accelerator, restore_eval
 from training.session.model import check_adapter
 from training.session.optimizer import check_optimizer, current_learning_rate
@@ -41,6 +46,7 @@ from training.step import TrainingStep
 from training.step_graph import capture_step
 from training.step_log import StepLog
 from training.stop import StopFlag, stop_requested, stop_signals
+from training.validation import is_exhausted, validate, validation_due
 
 DISTILLED = (
     "Training undoes the distillation, and the subject may not show with few steps; train on the base it was distilled "
@@ -66,7 +72,7 @@ def train(
         output: the folder of all runs.
         listeners: called with every event (see ``training.runs.events``).
         resume: continue from the last checkpoint, bit for bit as without the interruption. Photos that have moved are
-            found by their hashes. A finished run returns at once.
+            found by their hashes. A finished run returns at once, unless ``config`` asks for more steps.
         pipe: a loaded pipeline to use instead of ``config.base``. The adapter stays attached to it.
         plan: emit the predicted memory and time first.
 
@@ -78,10 +84,11 @@ def train(
         before = run.started_with
         config = restore_reductions(restore_savings(config, before), before)
         run.require_resumable(config, resume)
-        if run.finished:
+        if run.finished and not run.goes_on(config):
             return run.adapter
     else:
         run.require_free()
+    require_trackers(config.report_to)
     accelerator = make_accelerator(config)
     timer = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
@@ -99,15 +106,36 @@ def train(
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
-    check_adapter(config, pipe)
-    check_optimizer(config, accelerator.device)
+    check_run(config, run, pipe, dataset, accelerator.device)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
         session = set_up(config, run, accelerator, pipe, dataset, timer, processes)
         if run.checkpoints():
-            restore_latest(session)
+            continue_run(session)
         return run_session(session)
+
+
+def check_run(
+    config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset, device: torch.device
+) -> None:
+    """Raise UserError if adapter or optimiser can't be used, or a new run lacks photos or the adapter to start from."""
+    check_adapter(config, pipe)
+    check_optimizer(config, device)
+    if not run.checkpoints():
+        held_out_photo(dataset.photos, config.validation, config.seed)
+        if config.init_adapter:
+            check_init_adapter(config.init_adapter, config)
+
+
+def continue_run(session: Session) -> None:
+    """Restore the newest checkpoint. A notice says which learning rate follows if there are more steps than before."""
+    before, config = session.run.started_with.steps, session.config
+    restore_latest(session)
+    if config.steps > before:
+        rate = f"{current_learning_rate(session):.3g}, as in the {config.lr_scheduler} schedule of {config.steps} steps"
+        steps = f"from step {session.step} to {config.steps}"
+        session.timer.emit(Notice(f"the run of {before} steps goes on {steps}; the learning rate is now {rate}"))
 
 
 def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) -> tuple[TrainConfig, Dataset]:
@@ -116,7 +144,8 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     A resumed run gets the photos it began with, ``photos``, and their current paths.
     """
     if not run.checkpoints():
-        return config, load_dataset(config.photos, size, config.crop, config.boxes)
+        concepts = concept_numbers(config)
+        return config, load_dataset(config.photos, size, config.crop, config.boxes, config.mask, concepts)
     dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
     return moved_photos.with_current_paths(config, photos, run), dataset
 
@@ -171,6 +200,9 @@ def run_context(
         accelerator.wait_for_everyone()
         try:
             run.save_photos([photo.image for photo in dataset.photos])
+            run.save_masks([photo.mask for photo in dataset.photos])
+            if config.report_to:
+                timer.add_listener(TrackerListener(start_trackers(config, run.folder)))
             yield
         except Exception as error:
             if not (isinstance(error, PeerLostError) and run.state.status == "failed"):  # the lost process said why
@@ -223,15 +255,23 @@ def run_steps(session: Session, stop: StopFlag) -> Path:
 
 
 def take_steps(session: Session, log: StepLog, stop: StopFlag) -> None:
-    """Take all remaining steps. Their losses are read before a checkpoint or samples, so that no NaN is saved."""
+    """Take all remaining steps, or fewer if the run stops early.
+
+    Losses are read before a checkpoint, samples or a validation, so that no NaN is saved.
+    """
     config, step = session.config, TrainingStep(session)
     capture_step(step)
-    while session.step < config.steps:
+    if session.step == 0 and session.validation is not None:
+        validate(session)
+    while session.step < config.steps and not is_exhausted(session):
         share_cores()
         log.begin_step()
         learning_rate = current_learning_rate(session)
         log.add(learning_rate, step(learning_rate))
-        last = session.step == config.steps
+        if validation_due(session):
+            log.read()
+            validate(session)
+        last = session.step == config.steps or is_exhausted(session)
         saving = last or session.step % config.checkpoint_every == 0
         reading = saving or session.step % log.interval == 0
         if reading:
@@ -256,12 +296,17 @@ def stop_run(session: Session, stop: StopFlag) -> None:
 
 
 def finish_run(session: Session) -> Path:
-    """Write the adapter, score the samples and mark the run as finished. Returns the adapter's file."""
+    """Write the adapter, name the best checkpoint and mark the run as finished. Returns the adapter's file."""
     run, config, phases = session.run, session.config, session.timer.phases
+    if session.step < config.steps:
+        session.timer.emit(
+            Notice(f"stopped early at step {session.step}: {config.early_stop} validation losses without a new minimum")
+        )
     if session.accelerator.is_main_process:
         write_adapter(session, run.adapter)
-        score_samples(session)
+        name_best_checkpoint(session)
+        run.prune_states(1)
         run.write_state("finished", session.step, config.steps, seconds=phases)
-    session.timer.emit(Finished(str(run.adapter), config.steps, round(sum(phases.values()), 1), dict(phases)))
+    session.timer.emit(Finished(str(run.adapter), session.step, round(sum(phases.values()), 1), dict(phases)))
     session.processes.agree(session.step)
     return run.adapter

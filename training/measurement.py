@@ -47,7 +47,7 @@ def measure(config: TrainConfig) -> Calibration:
         except UserError as error:
             return Calibration(error=str(error))
         phases = json.loads((Path(folder) / short.name / "state.json").read_text(encoding="utf-8"))["seconds"]
-    classes = short.num_class_images if short.prior_loss_weight else 0
+    classes = short.num_class_images if short.uses_class_images else 0
     return Calibration(
         load=phases["load base"],
         photo=phases["cache"] / (IMAGES + classes),
@@ -63,8 +63,10 @@ def _shortened(config: TrainConfig, folder: Path) -> TrainConfig:
     for number in range(IMAGES):
         noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((512, 512)).save(images / f"{number}.png")
-    changes = {"name": "calibration", "photos": [str(images)], "boxes": {}, "steps": STEPS, "num_class_images": 1,
-               "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0, "log_every": 1}  # fmt: skip
+    changes = {"name": "calibration", "photos": [str(images)], "boxes": {}, "concepts": [], "steps": STEPS,
+               "num_class_images": 1, "checkpoint_every": STEPS, "sample_every": 0, "lr_warmup_steps": 0,
+               "log_every": 1, "init_adapter": None, "validation": "none", "early_stop": 0,
+               "report_to": []}  # fmt: skip
     return configs.parse(config.model_dump(mode="json") | changes)
 
 

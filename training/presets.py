@@ -76,8 +76,18 @@ _BASE: dict[str, dict[str, Any]] = {
         # the standard formula gives weight 0 to pure noise, where this base model determines the composition
         "min_snr_formula": "plus-one",
         "flip": True,
+        "caption_dropout": 0.0,
+        # a base model of squares only
+        "crop": "smart",
     },
-    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False},
+    "sd1": {
+        "lr_scheduler": "linear",
+        "min_snr_formula": "standard",
+        "flip": False,
+        # the share of ai-toolkit's examples; 0.1 in the training of Stable Diffusion 1
+        "caption_dropout": 0.05,
+        "crop": "bucket",
+    },
 }
 
 

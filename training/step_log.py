@@ -55,4 +55,5 @@ class StepLog:
             total = 0.0
             for loss in losses:
                 total += loss / len(losses)
-            session.timer.emit(Step(step, session.config.steps, round(total, 6), learning_rate, seconds))
+            event = Step(step, session.config.steps, round(total, 6), learning_rate, seconds, round(norm, 6))
+            session.timer.emit(event)

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 def line(adapter: SavedAdapter) -> str:
     """Format an adapter as one line."""
     info, size = adapter.info, adapter.path.stat().st_size / 1e6
-    return f"{info.name:24} {info.method:8} {info.subject:20} on {info.base:16} {size:6.2f} MB  {adapter.path}"
+    return f"{info.name:24} {info.method:8} {info.prompt_names:20} on {info.base:16} {size:6.2f} MB  {adapter.path}"
 
 
 def facts(adapter: SavedAdapter) -> dict:

@@ -25,7 +25,7 @@ from hra_diffusion.comparison.statistics import score_statistics
 from hra_diffusion.comparison.storage import save_comparison
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, find_clip
-from hra_diffusion.files import make_folder, next_numbered_folder
+from hra_diffusion.files import make_folder, next_numbered
 from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.library import training_costs
 from training.data.dataset import load_dataset
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    output = make_folder(arguments.output or next_numbered_folder(OUTPUTS / "compare"))
+    output = make_folder(arguments.output or next_numbered(OUTPUTS / "compare"))
     if (output / "results.json").exists():
         raise UserError(f"{output} already holds a comparison; choose another folder with --output")
     pipe = load_base(arguments)

@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-rank", type=int, metavar="N", help="write a LoRA of this rank, truncated if necessary; prints the error"
     )
+    parser.add_argument(
+        "--bundle-embeddings", action="store_true", help="kohya: write trained embeddings of the trigger into the file "
+        "(AUTOMATIC1111, Forge) instead of beside it; diffusers refuses it"
+    )  # fmt: skip
     add_base(parser)
 
 
@@ -32,7 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
     ((file, info, strength),) = load_adapters(pipe, [arguments.adapter], adapter_folders(None))
     path = arguments.output or default_path(info.name, arguments.format)
     sample = next(iter(lookup.samples_of(file)), None)
-    done = interop.export(pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample)
+    done = interop.export(
+        pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample,
+        arguments.bundle_embeddings,
+    )  # fmt: skip
     notes = compatibility.notes(pipe, info.name, done)
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]
     facts = [
@@ -40,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         for row in compatibility.rows(done)
     ]
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
+    written["embeddings"] = [str(file) for file in done.embeddings]
     written |= {"loads": facts, "notes": notes, "seconds": watch.seconds}
     print_result(arguments, "\n".join([*lines, "", *notes, *compatibility.advice(info)]), written)
 

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a kohya, diffusers or LyCORIS file, or a PEFT folder")
     parser.add_argument("--name", help="name of the imported adapter (default: from the file name)")
     parser.add_argument("--trigger", default="", metavar="WORDS", help="trigger words for prompts")
+    parser.add_argument(
+        "--embedding", type=Path, nargs="+", default=[], metavar="FILE", help="textual inversion files trained with it"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only report which keys are recognized")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="output folder (default outputs)")
     add_base(parser)
@@ -37,10 +40,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{path} exists already; choose another --name")
     pipe = load_base(arguments)
     if arguments.dry_run:
-        report = interop.parse_adapter(pipe, arguments.file)[-1]
+        report = interop.parse_adapter(pipe, arguments.file, arguments.embedding)[-1]
         print_result(arguments, "\n".join(report.lines), facts(report))
         return
-    path, report = interop.import_adapter(pipe, arguments.file, arguments.output, name, arguments.trigger)
+    path, report = interop.import_adapter(
+        pipe, arguments.file, arguments.output, name, arguments.trigger, arguments.embedding
+    )
     use = usage(arguments, name, path)
     text = "\n".join([*report.lines, f"written to {path}; generate with", f"  {use}"])
     print_result(arguments, text, facts(report) | {"file": str(path), "name": name, "use": use})

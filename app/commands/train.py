@@ -5,12 +5,13 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from app.commands.common import OUTPUTS, add_output_mode
+from app.commands.common import OUTPUTS, adapter_folders, add_output_mode
 from hra_diffusion.adapters import registry
 from hra_diffusion.files import path_of
 from hra_diffusion.libraries import hide_loading_bars
@@ -20,7 +21,7 @@ from training.config import ConfigError, TrainConfig
 from training.data.photo_files import read_captions
 from training.runs import lookup
 from training.runs.event_text import PHASES
-from training.runs.events import Event, Listener, Plan
+from training.runs.events import Event, Listener, Notice, Plan
 from training.runs.listeners import ProgressBar, print_json
 from training.runs.run_folder import Run
 
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 group.add_argument(
                     "--method", choices=registry.method_names(), default=argparse.SUPPRESS, help=field.description
                 )
+            elif name == "concepts":
+                group.add_argument("--concepts", metavar="FILE", default=argparse.SUPPRESS, help=field.description)
             elif name not in ("options", "boxes", "ranks"):  # mappings, given by YAML only
                 _add_flag(group, name, field, field.description or "")
     for old, new in configs.RENAMED.items():
@@ -67,9 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:
-    """Emit the captions of a run and its predicted memory and time, without training."""
+    """Emit the captions of a run, advice on its photos and its predicted memory and time, without training."""
     from training.data import moved_photos
     from training.data.captions import final_captions
+    from training.data.concepts import concept_numbers
+    from training.data.dataset import load_dataset
+    from training.data.photo import MIN_SIDE
     from training.planning import plan_run
     from training.session.devices import make_accelerator
 
@@ -79,10 +85,15 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
 
     run = Run(output / config.name)
     if run.checkpoints():
-        config = config.model_copy(update={"photos": tuple(moved_photos.find(run, config, emit))})
-    captions = read_captions(config.photos)
-    emit(final_captions(config, captions))
-    plan_run(config, output, make_accelerator(config).device.type, len(captions), emit)
+        config = moved_photos.with_current_paths(config, moved_photos.find(run, config, emit), run)
+    concepts = concept_numbers(config)
+    # small: no photo is enlarged
+    dataset = load_dataset(config.photos, MIN_SIDE, config.crop, config.boxes, config.mask, concepts)
+    captions = final_captions(config, read_captions(config.photos), concepts)
+    emit(replace(captions, coverage=dataset.coverage))
+    for warning in dataset.warnings:
+        emit(Notice(warning.message))
+    plan_run(config, output, make_accelerator(config).device.type, len(dataset.photos), emit)
 
 
 def print_phases(event: Event) -> None:
@@ -106,15 +117,47 @@ def read_config(arguments: argparse.Namespace) -> TrainConfig:
     run = lookup.find(arguments.output, name) if arguments.resume and name else None
     if arguments.resume and not run and set(given) - {"device"} == {"name"} and not (options or arguments.config):
         raise ConfigError(f"there is no run {given['name']!r} in {arguments.output} to resume")
-    values = (run.config.model_dump(mode="json") if run else {}) | from_file
+    concepts = _concepts(given, from_file)
+    values = (_values_of(run.config, bool(concepts)) if run else {}) | from_file
+    if init := given.get("init_adapter", from_file.get("init_adapter")):
+        given["init_adapter"], suitable = _init_adapter(str(init), arguments.output)
+        values = ({} if run or given.get("method") not in (None, suitable["method"]) else suitable) | values
     values |= given | ({"options": values.get("options", {}) | options} if options else {})
-    if missing := [name for name in ("photos", "class_noun", "name") if name not in values]:
+    values |= {"concepts": concepts} if concepts else {}
+    required = ("name",) if values.get("concepts") else ("photos", "class_noun", "name")
+    if missing := [name for name in required if name not in values]:
         raise ConfigError(f"missing settings: {', '.join(map(_flag, missing))}")
-    values["photos"] = _absolute(values["photos"])
+    if "photos" in values:
+        values["photos"] = _absolute(values["photos"])
     base = values.get("base", TOYBOX)
     if base != TOYBOX and Path(base).exists():
         values["base"] = str(Path(base).resolve())
     return configs.parse(values)
+
+
+def _values_of(config: TrainConfig, other_concepts: bool) -> dict[str, Any]:
+    """Return the values of a run without those that follow from its concepts or, in their place, from other ones."""
+    derived = {"photos", "class_noun", "trigger"} if config.concepts or other_concepts else None
+    return config.model_dump(mode="json", exclude=derived)
+
+
+def _concepts(given: dict[str, Any], from_file: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the concepts of the flag, else of the YAML file, with absolute paths; [] if neither has any."""
+    from training.data.concepts import absolute_concepts, read_concepts
+
+    if "concepts" in given:
+        return read_concepts(path_of(given["concepts"]))
+    return absolute_concepts(from_file["concepts"], Path.cwd()) if from_file.get("concepts") else []
+
+
+def _init_adapter(name_or_file: str, output: Path) -> tuple[str, dict[str, Any]]:
+    """Return the file of the adapter to start from, and the settings that suit it."""
+    from hra_diffusion.adapters.adapter_file import read_info  # takes seconds to import
+    from hra_diffusion.library import find_adapter
+    from training.init_adapter import settings_of
+
+    path = find_adapter(name_or_file, adapter_folders(output)).resolve()
+    return str(path), settings_of(read_info(path))
 
 
 def _absolute(photos: Sequence[str | Path]) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app.web.context import AppContext
 from hra_diffusion import trash
-from hra_diffusion.files import remove
+from hra_diffusion.files import remove, sha256
 from training.data.drafts import Draft
 from training.runs import deletion
 
@@ -21,7 +21,7 @@ def delete_for_good(context: AppContext, key: str) -> None:
     for folder in context.folders_of(owner) if deleted else ():
         draft = Draft(folder / "draft")
         for photo in draft.read().photos:
-            if deletion.digest(draft.folder / "photos" / photo.file) in deleted:
+            if sha256(draft.folder / "photos" / photo.file) in deleted:
                 draft.remove(photo.file)
 
 

@@ -12,13 +12,15 @@ from markupsafe import Markup
 from pydantic import Field
 
 from app.inference_session import Cancelled, Preview
-from app.web import quotas
+from app.web import compare_axes, quotas
+from app.web.compare_axes import AxesPart
+from app.web.compare_history import ALL_RUNS, runs, show_history, summaries
 from app.web.compare_plan import Plan, make_plan, run_comparison
-from app.web.compare_results import latest, overlay_images, save, show_downloads, show_previews, show_saved
+from app.web.compare_results import latest, overlay_images, save, saved, show_downloads, show_previews, show_saved
 from app.web.compare_votes import record_vote, show_ballot
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue, Turn
-from app.web.events import HIDDEN, QUIET, clicked, progress_text, sender, user_errors, waiting_text
+from app.web.events import HIDDEN, QUIET, checked, clicked, named, progress_text, sender, user_errors, waiting_text
 from app.web.html import empty_state, note, render
 from app.web.theme import CLICKS
 from app.web.values import Line, Whole
@@ -26,7 +28,7 @@ from hra_diffusion.comparison import report
 from hra_diffusion.comparison.compare import Comparison
 from hra_diffusion.comparison.storage import load_comparison
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import next_numbered_folder
+from hra_diffusion.files import next_numbered, remove
 
 NO_PLOTS = "The plots need at least two variants, the training photos, and a CLIP model."
 PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the beach"
@@ -34,7 +36,7 @@ PROMPTS = "a photo of a {subject} in the snow\na photo of a {subject} on the bea
 
 @dataclass
 class CompareTab:
-    """Components of the tab."""
+    """Components of the tab. ``opened``: the number of the comparison that is shown, or "" for the latest one."""
 
     adapters: gr.Dropdown
     base: gr.Checkbox
@@ -57,6 +59,10 @@ class CompareTab:
     plots: gr.HTML
     drift: gr.Checkbox
     files: gr.HTML
+    axes: AxesPart
+    history: gr.HTML
+    history_run: gr.Dropdown
+    opened: gr.State
 
     @property
     def shown(self) -> list[Any]:
@@ -97,6 +103,11 @@ def build(context: AppContext) -> CompareTab:
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
+    parts["axes"] = compare_axes.build()
+    with gr.Accordion("Earlier comparisons", open=False, elem_id="history"):
+        parts["history_run"] = gr.Dropdown([("all", ALL_RUNS)], value=ALL_RUNS, label="Run or adapter", min_width=160)
+        parts["history"] = gr.HTML(js_on_load=CLICKS)
+    parts["opened"] = gr.State("")
     return CompareTab(**parts)
 
 
@@ -177,7 +188,7 @@ class Events:
             if isinstance(update, Preview):
                 yield self.progress(update, start), show_previews(plan, update.images), gr.skip(), *unchanged
                 continue
-            folder = next_numbered_folder(self.context.visitor_folder(request) / "compare")
+            folder = next_numbered(self.context.visitor_folder(request) / "compare")
             save(update, folder)
             yield self.done_text(update), *self.show(folder, update)
 
@@ -195,11 +206,12 @@ class Events:
     def stop(self, request: gr.Request) -> Any:
         return note("Stopping …", "plain") if self.queue.cancel(f"compare {request.session_hash}") else gr.skip()
 
-    def current(self, request: gr.Request) -> tuple[Path, Comparison]:
-        """Return the visitor's latest comparison. Raises UserError if there is none."""
-        if (folder := latest(self.context.visitor_folder(request))) is None:
+    def current(self, request: gr.Request, opened: str = "") -> tuple[Path, Comparison]:
+        """Return the visitor's comparison of this number, by default the latest. Raises UserError if there is none."""
+        folder = self.context.visitor_folder(request)
+        if (found := named(saved(folder), opened, "comparison") if opened else latest(folder)) is None:
             raise UserError("there is no comparison yet")
-        return folder, load_comparison(folder)
+        return found, load_comparison(found)
 
     def restore(self, request: gr.Request) -> tuple[Any, ...]:
         """Return updates of ``shown`` for the visitor's latest comparison."""
@@ -211,13 +223,42 @@ class Events:
         except UserError as error:
             return self.show_message(note(str(error), "bad"))
 
-    @user_errors
-    def overlay(self, row: Annotated[Whole, Field(ge=0)], left: Line, right: Line, request: gr.Request) -> Any:
-        return overlay_images(*self.current(request), row, left, right)
+    @checked
+    def list_history(self, request: gr.Request, run: Line) -> tuple[Markup, Any, str]:
+        """Return updates of the history, of the choice of a run, and of the comparison that is shown: the latest."""
+        found = summaries(self.context.visitor_folder(request))
+        choices = [("all", ALL_RUNS), *((name, name) for name in runs(found))]
+        run = run if (run, run) in choices else ALL_RUNS
+        return show_history(found, run), gr.update(choices=choices, value=run), ""
+
+    @checked
+    def filter_history(self, run: Line, request: gr.Request) -> Markup:
+        return show_history(summaries(self.context.visitor_folder(request)), run)
 
     @user_errors
-    def vote(self, event: gr.EventData, request: gr.Request) -> tuple[Markup, Markup]:
-        folder, comparison = self.current(request)
+    def turn_page(self, event: gr.EventData, run: Line, request: gr.Request) -> Markup:
+        return show_history(summaries(self.context.visitor_folder(request)), run, clicked(event)["at"])
+
+    @user_errors
+    def open_or_delete(self, event: gr.EventData, opened: str, run: Line, request: gr.Request) -> tuple[Any, ...]:
+        """Return updates of ``shown``, of the comparison that is shown, and of the history."""
+        folder, data = self.context.visitor_folder(request), clicked(event)
+        chosen = named(saved(folder), data["file"], "comparison")
+        if data["do"] == "open":
+            return *self.show(chosen, load_comparison(chosen)), chosen.name, gr.skip()
+        remove(chosen)
+        shown = self.restore(request) if opened in ("", chosen.name) else [gr.skip()] * len(self.parts.shown)
+        return *shown, "" if opened == chosen.name else opened, show_history(summaries(folder), run)
+
+    @user_errors
+    def overlay(
+        self, row: Annotated[Whole, Field(ge=0)], left: Line, right: Line, opened: str, request: gr.Request
+    ) -> Any:
+        return overlay_images(*self.current(request, opened), row, left, right)
+
+    @user_errors
+    def vote(self, opened: str, event: gr.EventData, request: gr.Request) -> tuple[Markup, Markup]:
+        folder, comparison = self.current(request, opened)
         data = clicked(event)
         if data["of"] != folder.name:
             raise UserError("there is a newer comparison, perhaps from another tab; reload the page to vote on it")
@@ -228,13 +269,20 @@ class Events:
 def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue) -> None:
     """Connect the events."""
     events, shown = Events(context, parts, queue), parts.shown
+    history = parts.history_run, [parts.history, parts.history_run, parts.opened]
     parts.run.click(
         events.run, parts.inputs, [parts.status, *shown], preprocess=False, show_progress="hidden",
         concurrency_limit=None, trigger_mode="once", api_name="compare",
-    )  # fmt: skip
+    ).then(events.list_history, *history, **QUIET)  # fmt: skip
     parts.stop.click(events.stop, None, parts.status, **QUIET)
     page.load(events.restore, None, shown, **QUIET)
     gr.on([page.load, tab.select], events.choices, None, parts.adapters, **QUIET)
-    gr.on([parts.row.input, parts.left.input, parts.right.input], events.overlay, [parts.row, parts.left, parts.right],
-          parts.overlay, **HIDDEN)  # fmt: skip
-    parts.ballot.click(events.vote, None, [parts.ballot, parts.standings], **HIDDEN)
+    pair = [parts.row, parts.left, parts.right]
+    gr.on([part.input for part in pair], events.overlay, [*pair, parts.opened], parts.overlay, **HIDDEN)
+    parts.ballot.click(events.vote, parts.opened, [parts.ballot, parts.standings], **HIDDEN)
+    page.load(events.list_history, *history, **QUIET)
+    parts.history_run.input(events.filter_history, parts.history_run, parts.history, **QUIET)
+    parts.history.select(events.turn_page, parts.history_run, parts.history, **HIDDEN)
+    parts.history.click(events.open_or_delete, [parts.opened, parts.history_run],
+                        [*shown, parts.opened, parts.history], **HIDDEN)  # fmt: skip
+    compare_axes.connect(context, page, parts.axes, parts.inputs, queue)

@@ -69,9 +69,14 @@ def show_downloads(folder: Path) -> Markup:
     return render("compare_downloads", folder=folder, files=DOWNLOADS)
 
 
+def saved(folder: Path) -> list[Path]:
+    """Return the folders of a visitor's comparisons, newest first."""
+    return sorted((path.parent for path in folder.glob("compare/[0-9]*/results.json")), reverse=True)
+
+
 def latest(folder: Path) -> Path | None:
     """Return the folder of a visitor's latest comparison."""
-    return max((path.parent for path in folder.glob("compare/[0-9]*/results.json")), default=None)
+    return next(iter(saved(folder)), None)
 
 
 def overlay_images(folder: Path, comparison: Comparison, row: int, left: str, right: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from hra_diffusion.adapters.adapter_file import AdapterFileError, read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import write_private
 from hra_diffusion.generation.requests import Settings, complete_settings
+from hra_diffusion.generation.subjects import mentions
 from hra_diffusion.names import validated_name
 from training.data.drafts import Draft
 from training.data.photo import MIN_SIDE
@@ -213,13 +214,19 @@ class AppContext:
             raise UserError("this adapter belongs to somebody else, who shares it; only its owner can change it")
         return path
 
-    def subject_of(self, key: str) -> tuple[str, str]:
-        """Return (subject, class noun) of an adapter, such as ("sks dog", "dog"), or empty ones for a damaged file."""
+    def subject_of(self, key: str, prompt: str = "") -> tuple[str, str]:
+        """Return (subject, class noun) of an adapter, such as ("sks dog", "dog"), or empty ones for a damaged file.
+
+        Of several subjects it is the first that the prompt mentions, or else the first one.
+        """
         try:
             info = read_info(self.adapter_path(key))
         except AdapterFileError:
             return "", ""
-        return info.subject, info.class_noun
+        words = [(one.trigger, one) for one in info.all_subjects] + [(one.class_noun, one) for one in info.all_subjects]
+        mentioned = (subject for word, subject in words if word and mentions(prompt, word))
+        subject = next(mentioned, info.all_subjects[0])
+        return str(subject), subject.class_noun
 
 
 def _parse_salt(content: bytes) -> bytes:

@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -40,6 +41,14 @@ class _Clicked(dict[str, Any]):
 def clicked(event: gr.EventData) -> Mapping[str, Any]:
     """Return the data-… attributes of the clicked button. Raises UserError for others, also when one is missing."""
     return _Clicked(validated(adapter_of(Click), event._data, "button"))
+
+
+def named(paths: Iterable[Path], name: str, what: str) -> Path:
+    """Return the path of this name. Raises UserError that says what no longer exists."""
+    found = next((path for path in paths if path.name == name), None)
+    if found is None:
+        raise UserError(f"this {what} no longer exists; reload the page")
+    return found
 
 
 def waiting_text(session: InferenceSession, ahead: int) -> str:

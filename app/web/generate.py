@@ -13,8 +13,27 @@ from app.inference_session import Cancelled
 from app.web import quotas
 from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue
-from app.web.events import MINE, QUIET, UPLOAD, checked, clicked, progress_text, say, sender, user_errors, waiting_text
-from app.web.generate_images import images_folder, save_images, saved_images, show_images, show_progress
+from app.web.events import (
+    HIDDEN,
+    MINE,
+    QUIET,
+    UPLOAD,
+    checked,
+    clicked,
+    progress_text,
+    say,
+    sender,
+    user_errors,
+    waiting_text,
+)
+from app.web.generate_images import (
+    delete_image,
+    images_folder,
+    save_images,
+    saved_images,
+    show_images,
+    show_progress,
+)
 from app.web.generate_request import (
     MAX_ADAPTERS,
     MAX_IMAGES,
@@ -200,6 +219,14 @@ class Events:
         return [None, *values_from_settings(self.context.for_visitor(request), read_png(Path(file)))]
 
     @user_errors
+    def browse(self, event: gr.EventData, request: gr.Request) -> Markup:
+        """Show another page of the images, or delete one."""
+        data = clicked(event)
+        if data["do"] == "delete":
+            delete_image(self.context, request, data["file"])
+        return show_images(self.context, request, data["at"])
+
+    @user_errors
     def act_on_image(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Return updates of ``filled``, the tabs, and the Compare tab's prompts, seed and adapters."""
         action, file = clicked(event)["do"], Path(clicked(event)["file"]).name
@@ -240,6 +267,7 @@ def connect(
     parts.settings_file.upload(
         events.load_settings, parts.settings_file, [parts.settings_file, *parts.filled], **UPLOAD
     )
+    parts.images.select(events.browse, None, parts.images, **HIDDEN)
     compare_inputs = [tabs, comparing.prompts, comparing.seed, comparing.adapters]
     parts.images.click(events.act_on_image, None, [*parts.filled, *compare_inputs], **MINE).then(
         None, None, None, js="() => document.getElementById('adapters')?.scrollIntoView({block: 'nearest'})"

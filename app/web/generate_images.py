@@ -9,12 +9,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from app.web.context import AppContext
-from app.web.html import empty_state, render
+from app.web.events import named
+from app.web.html import date_of, empty_state, render
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder
+from hra_diffusion.files import make_folder, remove
 from hra_diffusion.generation.png import PNG_KEY, read_png, save_png, slug
 
-MAX_SHOWN = 24
+PAGE = 24
+"""Images on one page of a visitor's own."""
 ACTIONS = {"settings": "Settings", "again": "Another adapter", "compare": "Compare"}
 
 
@@ -33,10 +35,14 @@ def save_images(images: Sequence[Image.Image], folder: Path) -> list[Path]:
     ]
 
 
-def saved_images(context: AppContext, visitor: gr.Request) -> list[tuple[Path, dict[str, Any]]]:
-    """Return a visitor's images with their settings, newest first. Damaged files are left out."""
-    files = sorted(images_folder(context, visitor).glob("[0-9]*.png"), reverse=True)[:MAX_SHOWN]
-    return [(file, settings) for file in files if (settings := _read_settings(file))]
+def saved_images(context: AppContext, visitor: gr.Request) -> list[Path]:
+    """Return the files of a visitor's images, newest first."""
+    return sorted(images_folder(context, visitor).glob("[0-9]*.png"), reverse=True)
+
+
+def delete_image(context: AppContext, visitor: gr.Request, name: str) -> None:
+    """Delete one of a visitor's images for good. Raises UserError if there is none of this name."""
+    remove(named(saved_images(context, visitor), name, "picture"))
 
 
 def _read_settings(file: Path) -> dict[str, Any] | None:
@@ -46,16 +52,25 @@ def _read_settings(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def show_images(context: AppContext, visitor: gr.Request) -> Markup:
-    """Return a visitor's images, below the notes on the newest one's prompt."""
-    images = saved_images(context, visitor)
-    if not images:
+def show_images(context: AppContext, visitor: gr.Request, start: int = 0) -> Markup:
+    """Return a page of a visitor's images by day, newest first, below the notes on the newest one's prompt.
+
+    Damaged files are left out.
+    """
+    files = saved_images(context, visitor)
+    start = start if start < len(files) else max(0, start - PAGE)  # the last image of a page was deleted
+    shown = [(file, settings) for file in files[start : start + PAGE] if (settings := _read_settings(file))]
+    if not shown:
         return empty_state(
             "No pictures yet",
             "Choose an adapter, write a prompt and press Generate. Pictures appear here while they are generated.",
             "drawn",
         )
-    return render("generate_images", images=images, notes=images[0][1].get("notes", ()), actions=ACTIONS)
+    notes = () if start else shown[0][1].get("notes", ())
+    images = [(date_of(file), file, settings) for file, settings in shown]
+    return render(
+        "generate_images", images=images, notes=notes, actions=ACTIONS, start=start, page=PAGE, total=len(files)
+    )
 
 
 def show_progress(

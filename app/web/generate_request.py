@@ -71,7 +71,7 @@ def read_request(values: Sequence[Any]) -> GenerationRequest:
 def resolve_prompt(context: AppContext, adapters: Sequence[str] | None, prompt: str) -> str:
     """Return the prompt with each adapter's subject in it."""
     for key in adapters or ():
-        prompt = with_subject(prompt or "", *context.subject_of(key))
+        prompt = with_subject(prompt or "", *context.subject_of(key, prompt or ""))
     return prompt or ""
 
 

@@ -5,7 +5,8 @@ is, and that escapes the plain strings added to it.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,6 +42,14 @@ def file_url(path: Path) -> str:
     """Return the URL of a file in the outputs folder, relative to the working directory where possible."""
     path, here = path.absolute(), Path.cwd()
     return f"gradio_api/file={quote((path.relative_to(here) if path.is_relative_to(here) else path).as_posix())}"
+
+
+def date_of(path: Path) -> str:
+    """Return the day on which a file was made: "29 Nov 2026"; "" if it is gone."""
+    try:
+        return time.strftime("%d %b %Y", time.localtime(path.stat().st_mtime))
+    except OSError:
+        return ""
 
 
 def image_url(source: Path | Image.Image) -> str:
@@ -102,14 +111,18 @@ def progress_bar(fraction: float, label: str) -> Markup:
     return _part("progress_bar", round(100 * min(1.0, max(0.0, fraction))), label)
 
 
-def loss_plot(steps: Sequence[int], losses: Sequence[float], smoothed: Sequence[float], total: int) -> Markup:
-    """Return the losses over the steps as an SVG. The scale covers 98 % of the values."""
+def loss_plot(
+    steps: Sequence[int], losses: Sequence[float], smoothed: Sequence[float], total: int,
+    validation: Mapping[int, float] | None = None,
+) -> Markup:  # fmt: skip
+    """Return the losses over the steps as an SVG, with the validation losses by step. The scale covers 98 %."""
     if len(steps) < 2:
         return Markup("")
     width, height, left, right, top, bottom = 560, 190, 44, 552, 6, 166
-    highest = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.05 or 1.0
+    validation = validation or {}
+    highest = max(sorted(losses)[int(0.98 * (len(losses) - 1))], *validation.values(), 0.0) * 1.05 or 1.0
 
-    def points(values: Sequence[float]) -> str:
+    def points(steps: Iterable[int], values: Iterable[float]) -> str:
         return " ".join(
             f"{left + (right - left) * step / total:.1f},{bottom - (bottom - top) * min(value, highest) / highest:.1f}"
             for step, value in zip(steps, values, strict=True)
@@ -118,5 +131,6 @@ def loss_plot(steps: Sequence[int], losses: Sequence[float], smoothed: Sequence[
     ticks = [(round(bottom - (bottom - top) * part), highest * part) for part in (0, 0.5, 1)]
     return render(
         "loss_plot", width=width, height=height, left=left, right=right, steps=total, ticks=ticks,
-        raw=points(losses), smoothed=points(smoothed), last=smoothed[-1],
+        raw=points(steps, losses), smoothed=points(steps, smoothed), last=smoothed[-1],
+        validation=points(validation, validation.values()),
     )  # fmt: skip

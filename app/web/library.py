@@ -119,19 +119,24 @@ class Events:
     def choose(
         self, event: gr.EventData, search: Line, chosen: str | None, count: Count, request: gr.Request
     ) -> tuple[Any, ...]:
-        """Show an adapter's facts, or more cards."""
+        """Show an adapter's facts, or more cards; or move a broken file to the bin."""
         context = self.context.for_visitor(request)
         if clicked(event)["do"] == "more":
             count = min(clicked(event)["at"], 100_000)
-            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count
+            return *[gr.skip()] * 5, show_cards(context, search, chosen, count), *[gr.skip()] * 3, count, gr.skip()
         key = clicked(event)["key"]
+        if clicked(event)["do"] == "discard":
+            _move_to_trash(context, key)
+            cards = show_cards(context, search, chosen, count)
+            return *[gr.skip()] * 5, cards, *[gr.skip()] * 4, show_bin(context)
         path = context.adapter_path(key)
         info, owner = read_info(path), context.owner(path)
         own = gr.update(visible=context.person.may_change(owner))
         in_folder = path.parent != context.output.resolve()
         share = gr.update(visible=in_folder and context.may_share(owner), value=owner.shared)
         shown = show_facts(context, key), info.name, show_compatibility(info)
-        return key, gr.update(visible=True), *shown, show_cards(context, search, key, count), own, own, share, count
+        cards = show_cards(context, search, key, count)
+        return key, gr.update(visible=True), *shown, cards, own, own, share, count, gr.skip()
 
     @user_errors
     def share(self, chosen: str, shared: Flag, request: gr.Request) -> None:
@@ -157,11 +162,8 @@ class Events:
     @user_errors
     def delete(self, chosen: str, search: Line, request: gr.Request) -> tuple[Any, ...]:
         context = self.context.for_visitor(request)
-        path = context.own_adapter_path(chosen)
-        require_idle(context, chosen)
-        name, key = read_info(path).name, trash.move_to_trash(path, context.output)
-        context.rescan()
-        message = render("library_binned", name=name, key=key)
+        name = read_info(context.own_adapter_path(chosen)).name
+        message = render("library_binned", name=name, key=_move_to_trash(context, chosen))
         return None, gr.update(visible=False), message, *_overview(context, search)
 
     @user_errors
@@ -229,6 +231,15 @@ class Events:
         return gr.Tabs(selected="generate"), gr.update(choices=context.adapter_choices(), value=[chosen])
 
 
+def _move_to_trash(context: AppContext, key: str) -> str:
+    """Move a visitor's own adapter file to the bin and return its key there."""
+    path = context.own_adapter_path(key)
+    require_idle(context, key)
+    trashed = trash.move_to_trash(path, context.output)
+    context.rescan()
+    return trashed
+
+
 def _overview(context: AppContext, search: str, chosen: str | None = None) -> tuple[str, str]:
     return show_cards(context, search, chosen), show_bin(context)
 
@@ -245,7 +256,7 @@ def connect(
     parts.cards.click(
         events.choose, [parts.search, parts.chosen, parts.count],
         [parts.chosen, parts.panel, parts.about, parts.name, parts.compatibility, parts.cards, parts.own_name,
-         parts.delete, parts.share, parts.count], **HIDDEN,
+         parts.delete, parts.share, parts.count, parts.bin], **HIDDEN,
     ).then(None, None, None, js=SCROLL_TO_FACTS)  # fmt: skip
     parts.share.input(events.share, [parts.chosen, parts.share], None, **HIDDEN)
     parts.rename.click(events.rename, [parts.chosen, parts.name],

@@ -22,7 +22,7 @@ def show_facts(context: AppContext, key: str) -> Markup:
     layers = sum(len(probes) for probes in info.fingerprint.values())
     options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in info.options.items() if value is not None)
     summary = facts([
-        ("in prompts", info.subject), ("method", method_title(info.method)), ("base model", info.base),
+        ("in prompts", info.prompt_names), ("method", method_title(info.method)), ("base model", info.base),
         ("trained on", _training_cost(info)), ("size", f"{path.stat().st_size / 1e6:.2f} MB"),
     ])  # fmt: skip
     details = facts([

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,7 +105,14 @@ def export_file(
         sample = next(iter(lookup.samples_of(path)), None)
         done = interop.export(pipe, info.name, form, target, lora_rank=lora_rank, info=info, sample=sample)
         notes = compatibility.notes(pipe, info.name, done)
-    exported = Path(shutil.make_archive(str(target), "zip", target)) if target.is_dir() else target
+    exported = target
+    if target.is_dir():
+        exported = Path(shutil.make_archive(str(target), "zip", target))
+    elif done.embeddings:
+        exported = target.with_suffix(".zip")
+        with zipfile.ZipFile(exported, "w") as archive:
+            for file in (target, *done.embeddings):
+                archive.write(file, file.name)
     lines = [f"Written: {done.shape}. Programs that load it:", *compatibility.lines(done)]
     return exported, [*lines, *notes, *compatibility.advice(info)]
 

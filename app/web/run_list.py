@@ -90,4 +90,4 @@ def progress_text(job: Job, state: progress.Progress) -> str:
 
 def is_training(state: progress.Progress) -> bool:
     """Return whether optimiser steps have begun."""
-    return state.step > 0 and state.phase in ("train", "samples")
+    return state.step > 0 and state.phase in ("train", "validation", "samples")

@@ -29,7 +29,7 @@ def show_head(job: Job, state: progress.Progress, config: TrainConfig) -> Markup
         step=state.step,
         advice=advice.advise(job.reason, config).text if job.status == "failed" else "",
         duration=progress.format_duration(sum(job.run.state.seconds.values())),
-        notices=state.notices[-MAX_NOTICES:],
+        notices=[text for text in state.notices if not state.best or text != state.best[1]][-MAX_NOTICES:],
         silence=silence_text(state) if job.status == "running" else "",
     )
 
@@ -50,13 +50,16 @@ def show_loss(state: progress.Progress, total: int) -> Markup:
     steps, losses = list(state.losses), list(state.losses.values())
     if len(steps) < 2:
         return Markup("")
-    smoothed = progress.smooth(losses)
-    return render("run_loss", plot=loss_plot(steps, losses, smoothed, max(total, steps[-1])), last=smoothed[-1])
+    smoothed, validation = progress.smooth(losses), state.validation
+    plot = loss_plot(steps, losses, smoothed, max(total, steps[-1]), validation)
+    return render(
+        "run_loss", plot=plot, last=smoothed[-1], validation=validation[max(validation)] if validation else None
+    )
 
 
 def show_samples(job: Job, state: progress.Progress, config: TrainConfig) -> Markup:
     """Return the sample images, newest first, down to those of the base model before training."""
-    best, rounds = scoring.best_step(state.scores), []
+    best, rounds = state.best[0] if state.best else scoring.best_step(state.scores), []
     for step in sorted(state.samples, reverse=True):
         files = [job.run.folder / "samples" / name for name in state.samples[step]]
         score = state.scores.get(step)
@@ -64,10 +67,10 @@ def show_samples(job: Job, state: progress.Progress, config: TrainConfig) -> Mar
             "step": step,
             "images": [pair for pair in zip(files, config.sample_texts, strict=False) if pair[0].is_file()],
             "score": score_summary(score) if score else "",
-            "best": score and step == best,
+            "best": step == best,
             "saved": step in state.checkpoints,
         })  # fmt: skip
-    return render("run_samples", rounds=rounds)
+    return render("run_samples", rounds=rounds, reason=state.best[1] if state.best else "")
 
 
 def show_log(job: Job, state: progress.Progress) -> Markup:

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
+from pydantic import Field
 
 from app.web import cleaning, quotas
 from app.web.context import SHARE, AppContext
@@ -15,7 +16,7 @@ from app.web.html import empty_state, note
 from app.web.run_list import act_on_run
 from app.web.run_report import show_head, show_log, show_loss, show_samples
 from app.web.theme import CLICKS
-from app.web.values import Flag
+from app.web.values import Flag, Whole
 from hra_diffusion.errors import UserError
 from hra_diffusion.names import unused_name
 from training import config as configs
@@ -43,6 +44,9 @@ class RunView:
     again: gr.Button
     generate: gr.Button
     compare: gr.Button
+    more: gr.Row
+    more_steps: gr.Number
+    go_on: gr.Button
     share: gr.Checkbox
     shown: gr.State
     displayed: gr.State
@@ -57,7 +61,7 @@ class RunView:
     @property
     def buttons(self) -> list[Any]:
         """In the order of ``_offered``."""
-        return [self.stop, self.sample_now, self.resume, self.again, self.generate, self.compare]
+        return [self.stop, self.sample_now, self.resume, self.again, self.generate, self.compare, self.more]
 
 
 def build() -> RunView:
@@ -75,11 +79,16 @@ def build() -> RunView:
                     "Train again with this change", variant="primary", visible=False, size="md", min_width=120
                 ),
             }
+        with gr.Row(visible=False, elem_id="more-steps") as more:
+            more_steps = gr.Number(100, precision=0, minimum=1, label="More steps", min_width=110,
+                                   info="The learning rate follows the schedule of the longer run.")  # fmt: skip
+            go_on = gr.Button("Train on", size="md", min_width=100)
         share = gr.Checkbox(False, label=SHARE, visible=False)
         samples = gr.HTML(js_on_load=CLICKS, elem_id="rounds")
         with gr.Accordion("Log", open=False, visible=False) as log_accordion:
             log = gr.HTML()
-    return RunView(head, plot, samples, log, log_accordion, **buttons, share=share, shown=gr.State(""),
+    return RunView(head, plot, samples, log, log_accordion, **buttons, more=more, more_steps=more_steps, go_on=go_on,
+                   share=share, shown=gr.State(""),
                    displayed=gr.State(""), seen=gr.State())  # fmt: skip
 
 
@@ -107,7 +116,7 @@ def refresh(context: AppContext, name: str, seen: tuple[str, str] | None) -> lis
     new_state = changed([head, state.step, len(state.losses), state.log[-1:]], seen[0] if seen else None)
     new_samples = changed(samples, seen[1] if seen else None)
     if not new_state and not new_samples:
-        return [gr.skip()] * 14
+        return [gr.skip()] * 15
     now = (new_state or seen[0], new_samples or seen[1])  # type: ignore[index]
     return [
         head,
@@ -126,7 +135,7 @@ def _only(text: str, seen: tuple[str, str] | None) -> list[Any]:
     """Return updates that show this text alone, unless it is shown already."""
     now = (text, "")
     if now == seen:
-        return [gr.skip()] * 14
+        return [gr.skip()] * 15
     hidden = gr.update(visible=False)
     return [text, "", "", "", hidden, *_offered(None, False), hidden, now, ""]
 
@@ -137,7 +146,8 @@ def _offered(job: Job | None, own: bool) -> list[Any]:
     has_advice = bool(job and status == "failed" and advice.advise(job.reason, job.run.config).changes)
     done = status == "finished"
     changes = [status == "running", status == "running", status in OVER and not has_advice, has_advice]
-    return [gr.update(visible=v) for v in [*(own and change for change in changes), done, done]]
+    goes_on = own and done and bool(job and job.run.states())
+    return [gr.update(visible=v) for v in [*(own and change for change in changes), done, done, goes_on]]
 
 
 def train_again(context: AppContext, name: str) -> str:
@@ -173,6 +183,19 @@ class Events:
             return refresh(context, shown, None)
 
         return act
+
+    @user_errors
+    def go_on(
+        self, shown: str, displayed: str, more: Annotated[Whole, Field(ge=1, le=100_000)], request: gr.Request
+    ) -> list[Any]:
+        context = self.context.for_visitor(request)
+        quotas.require_space(context, request)
+        run = context.own_job(displayed).run
+        with context.queue.index.writing():
+            quotas.require_turns(context)
+            context.queue.resume(displayed, run.config.steps + more)
+        context.queue.start()
+        return refresh(context, shown, None)
 
     @user_errors
     def sample_now(self, name: str, request: gr.Request) -> None:
@@ -225,6 +248,7 @@ def connect(
     status.changes["runs"].click(events.watch, **watching, **QUIET)
     view.stop.click(events.acting("stop"), [view.shown, view.displayed], view.outputs, **MINE)
     view.resume.click(events.acting("resume"), [view.shown, view.displayed], view.outputs, **MINE)
+    view.go_on.click(events.go_on, [view.shown, view.displayed, view.more_steps], view.outputs, **MINE)
     view.sample_now.click(events.sample_now, view.displayed, None, **MINE)
     view.share.input(events.share, [view.displayed, view.share], None, **HIDDEN)
     view.again.click(events.train_again, view.displayed, view.shown, **MINE)

@@ -125,7 +125,8 @@ def refresh(context: AppContext, seen: Seen | None) -> tuple[Any, ...]:
     updates = (gr.skip() if new == old else gr.update(value=new) for new, old in zip(selection, selected, strict=True))
     base, device = updates
     if base != gr.skip():  # it may have been chosen after the page was built
-        choices = [(base_name(name), name) for name in context.bases]
+        known = dict.fromkeys([*context.bases, session.base])  # one that is being loaded is not among them yet
+        choices = [(base_name(name), name) for name in known]
         base |= {"choices": choices, "interactive": len(choices) > 1 and context.may_configure}
     if device != gr.skip():
         device |= {"interactive": len(devices.available()) > 1 and context.may_configure}

@@ -78,10 +78,16 @@ HERE = Path(__file__).parent
 CLICKS = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-do]');
-  if (button) trigger('click', {...button.dataset});
+  if (!button) return;
+  const {confirm, on, ...data} = button.dataset;
+  if (confirm && button.textContent !== confirm) button.textContent = confirm;
+  else trigger(on || 'click', data);
 });
 """
-"""Script of a gr.HTML that reports clicks on its buttons to Python, with their data-… attributes (data-do first)."""
+"""Script of a gr.HTML that reports clicks on its buttons to Python, with their data-… attributes (data-do first).
+
+A button with data-confirm shows that text first and reports a second click; data-on names another event than "click".
+"""
 
 
 def css() -> str:

@@ -9,6 +9,8 @@ from app.web.context import AppContext
 from app.web.status_bar import base_name
 from app.web.values import Flag, Line, Method, Methods, Mode, Preset, Text, row
 from hra_diffusion import yaml_text
+from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import remove
 from hra_diffusion.models.sources import TOYBOX
@@ -16,11 +18,12 @@ from hra_diffusion.names import validated_name
 from training import config as configs
 from training.config import ConfigError, TrainConfig
 from training.data.drafts import Draft, free_photo_folder
+from training.init_adapter import settings_of
 from training.rank_matching import count_parameters, layer_shapes, matched_rank
 from training.runs.owners import Owner
 
 NOT_FROM_YAML = (
-    "photos", "boxes", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
+    "photos", "boxes", "concepts", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
@@ -74,9 +77,27 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
         "rescale_zero_snr": session.rescale_zero_snr,
     }
     if values.mode == "YAML":
-        typed = _parse_yaml(values.text)
-        return basics | {key: value for key, value in typed.items() if key not in NOT_FROM_YAML}
-    return basics | form.collect(entries, values.advanced, values.method)
+        given = {key: value for key, value in _parse_yaml(values.text).items() if key not in NOT_FROM_YAML}
+    else:
+        given = form.collect(entries, values.advanced, values.method)
+    if given.get("report_to") and not context.may_configure:
+        raise UserError("trackers use the account of this machine: only an admin can choose them")
+    if name := given.get("init_adapter"):
+        path = _init_adapter(context, str(name))
+        if (info := read_info(path)).method != given.get("method", values.method):
+            raise UserError(
+                f"the adapter to start from is {registry.get_method(info.method).title}: choose that method"
+            )
+        given = settings_of(info) | given | {"init_adapter": str(path)}
+    return basics | given
+
+
+def _init_adapter(context: AppContext, name: str) -> Path:
+    """Return the file of an adapter by its path, or its name in the lists of the page. Raises UserError for others."""
+    for label, key in context.adapter_choices():
+        if name in (label, str((context.output / key).resolve())):
+            return context.adapter_path(key)
+    raise UserError(f"there is no adapter {name!r} to start from; use its name as in the Generate tab")
 
 
 def _parse_yaml(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app.web import form
 from app.web.context import AppContext
-from app.web.events import HIDDEN, QUIET, changed, checked, user_errors
+from app.web.events import HIDDEN, MINE, QUIET, changed, checked, user_errors
 from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
 from app.web.train_config import FormValues, changed_settings, preview_config, to_yaml
@@ -34,6 +34,7 @@ class TrainForm:
     in_prompts: gr.HTML
     add_trigger: gr.Checkbox
     captions: gr.HTML
+    describe: gr.Button
     preset: gr.Radio
     method: gr.Dropdown
     several: gr.CheckboxGroup
@@ -83,8 +84,9 @@ def _subject() -> dict[str, Any]:
         info="“a dog sitting” becomes “sks dog, a dog sitting”. A caption without the word teaches nothing about it.",
     )  # fmt: skip
     captions = gr.HTML(elem_id="captions")
+    describe = gr.Button("Write captions for photos without one", size="sm", elem_id="describe", visible=False)
     return {"noun": noun, "name": name, "trigger": trigger, "in_prompts": in_prompts, "add_trigger": add_trigger,
-            "captions": captions}  # fmt: skip
+            "captions": captions, "describe": describe}  # fmt: skip
 
 
 def _training() -> dict[str, Any]:
@@ -130,6 +132,29 @@ def show_captions(
     return render("train_captions", lines=lines), gr.update(visible=bool(lacking))
 
 
+def describe_photos(draft: Draft, resolution: int, noun: str) -> None:
+    """Write captions for the photos of a draft without one, with a captioner on this machine: none is downloaded.
+
+    Raises UserError without photos or without the captioner.
+    """
+    without = [photo.file for photo in draft.read().photos if not photo.caption]
+    if not without:
+        raise UserError("every photo has a caption already" if draft.read().photos else "No photos yet.")
+    from training.data import captioner  # takes seconds to import, as the next one
+    from training.memory.peak import in_subprocess
+
+    if not captioner.is_local(captioner.DEFAULT):
+        raise UserError(
+            f"the captioner {captioner.DEFAULT} is not on this machine. Download it once (1 GB) with: hra-diffusion "
+            "caption PHOTOS; or click each photo and write its caption"
+        )
+    photos = [photo for photo in draft.photos(resolution)[0] if photo.path.name in without]
+    images = [photo.image for photo in photos]
+    captions = in_subprocess(captioner.write_captions, images, noun, captioner.DEFAULT, "cpu", True)  # frees its memory
+    for photo, caption in zip(photos, captions, strict=True):
+        draft.change(photo.path.name, caption=caption)
+
+
 @checked
 def show_subject(trigger: Line, noun: Line) -> str:
     """Return how prompts refer to the subject."""
@@ -173,25 +198,33 @@ class FormEvents:
     def show_forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         photos = len(self.context.draft(request).read().photos)
         entries, given = self.form.entries, FormValues.of(values)
-        presets, text = forecast(self.context, entries, photos, given, measure=photos > 0)
+        presets, text = forecast(self.context.for_visitor(request), entries, photos, given, measure=photos > 0)
         now = changed([presets, text], seen)
         return (presets, text, now) if now else (gr.skip(), gr.skip(), gr.skip())
 
     @checked
-    def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any]:
-        draft = self.context.draft(request)
-        return show_captions(self.context, self.form.entries, draft, FormValues.of(values))
+    def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any, Any]:
+        draft, context = self.context.draft(request), self.context.for_visitor(request)
+        describable = gr.update(visible=any(not photo.caption for photo in draft.read().photos))
+        return *show_captions(context, self.form.entries, draft, FormValues.of(values)), describable
 
     @user_errors
-    def switch_mode(self, mode: Mode, *values: Any) -> list[Any]:
-        given = FormValues.of(values)
+    def describe(self, selected: Line, noun: Line, request: gr.Request) -> str:
+        """Write captions for the photos without one, and return that of the selected photo."""
+        draft = self.context.draft(request)
+        describe_photos(draft, self.context.resolution, noun.strip())
+        return next((photo.caption for photo in draft.read().photos if photo.file == selected), "")
+
+    @user_errors
+    def switch_mode(self, request: gr.Request, mode: Mode, *values: Any) -> list[Any]:
+        context, given = self.context.for_visitor(request), FormValues.of(values)
         if mode == "YAML":
-            text = to_yaml(preview_config(self.context, self.form.entries, given._replace(mode="Form")))
+            text = to_yaml(preview_config(context, self.form.entries, given._replace(mode="Form")))
             unchanged = [gr.skip()] * (2 + len(self.form.entries))
             return [gr.update(visible=False), gr.update(visible=True, value=text), *unchanged]
         given = given._replace(mode="YAML")
-        config = preview_config(self.context, self.form.entries, given)  # invalid YAML is refused here
-        fields = form.value_updates(self.form.entries, changed_settings(self.context, self.form.entries, given, config))
+        config = preview_config(context, self.form.entries, given)  # invalid YAML is refused here
+        fields = form.value_updates(self.form.entries, changed_settings(context, self.form.entries, given, config))
         return [gr.update(visible=True), gr.update(visible=False), config.preset, config.method, *fields]
 
 
@@ -231,9 +264,11 @@ def connect_captions(context: AppContext, form_: TrainForm, photos: PhotoEditor)
     shown: dict[str, Any] = {
         "fn": FormEvents(context, form_).show_captions,
         "inputs": form_.inputs,
-        "outputs": [form_.captions, form_.add_trigger],
+        "outputs": [form_.captions, form_.add_trigger, form_.describe],
         **QUIET,
     }
     captioned = [photos.selected, photos.caption]
+    described = [photos.selected, form_.noun]
+    form_.describe.click(FormEvents(context, form_).describe, described, photos.caption, **MINE).then(**shown)
     photos.caption.blur(PhotoEvents(context).set_caption, captioned, None, **QUIET).then(**shown)
     gr.on([*form_.edited, form_.noun.change, form_.trigger.change, photos.thumbnails.change], **shown)

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from hra_diffusion.adapters import adapter_keys, attachment, registry
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
+from hra_diffusion.adapters.token_embeddings import vectors_of
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import has_changed, save_tensors
 from hra_diffusion.names import validated_name
@@ -76,6 +77,19 @@ class TrainingRecord(TypedDict, total=False):
     seed: int
 
 
+class Subject(BaseModel):
+    """A subject of an adapter."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    trigger: _Text = ""
+    class_noun: _Text = ""
+
+    def __str__(self) -> str:
+        """Return the subject as it appears in prompts: "sks dog"."""
+        return f"{self.trigger} {self.class_noun}".strip()
+
+
 class AdapterInfo(BaseModel):
     """Metadata of an adapter file."""
 
@@ -93,9 +107,15 @@ class AdapterInfo(BaseModel):
     zero_snr: bool | None = Field(
         default=None, description="Whether the base model's noise schedule has zero terminal SNR."
     )
+    embeddings: dict[_Text, dict[_Text, list[Annotated[int, Field(ge=0)]]]] = Field(
+        default_factory=dict, description="Component -> trigger -> ids of its tokens, whose embeddings are trained."
+    )
     targets: _Text = "attention"
     trigger: _Text = ""
     class_noun: _Text = ""
+    subjects: Annotated[tuple[Subject, ...], Field(max_length=100)] = Field(
+        default=(), description="All subjects of an adapter that has several. Trigger and class noun are the first's."
+    )
     training: TrainingRecord = Field(default_factory=TrainingRecord)
 
     @field_validator("name")
@@ -111,8 +131,18 @@ class AdapterInfo(BaseModel):
 
     @property
     def subject(self) -> str:
-        """The subject's name in prompts: "sks dog"."""
-        return f"{self.trigger} {self.class_noun}".strip()
+        """The name of the first subject in prompts: "sks dog"."""
+        return str(self.all_subjects[0])
+
+    @property
+    def all_subjects(self) -> tuple[Subject, ...]:
+        """The subjects, of which there is at least one."""
+        return self.subjects or (Subject(trigger=self.trigger, class_noun=self.class_noun),)
+
+    @property
+    def prompt_names(self) -> str:
+        """The names of all subjects in prompts: "sks dog, qwe teapot"."""
+        return ", ".join(map(str, self.all_subjects))
 
 
 def save(
@@ -208,11 +238,7 @@ def rewrite_info(path: Path, info: AdapterInfo) -> None:
 
 def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any) -> AdapterInfo:
     """The metadata of an attached adapter; ``fields`` are those that the models don't provide (base, trigger, …)."""
-    adapters = {
-        component: attachment.adapter_layers(model, name)
-        for component, model in components.items()
-        if name in attachment.adapter_names(model)
-    }
+    adapters = attachment.layers_by_component(components, name)
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
     options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {
@@ -222,7 +248,9 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()
     }
-    return AdapterInfo(name=name, method=adapter.method, options=options, ranks=ranks, **fields)
+    embeddings = {key: vectors.tokens for key, model in components.items() if (vectors := vectors_of(model, name))}
+    known = {"options": options, "ranks": ranks, "embeddings": embeddings}
+    return AdapterInfo(name=name, method=adapter.method, **known, **fields)
 
 
 @contextlib.contextmanager

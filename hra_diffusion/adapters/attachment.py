@@ -18,6 +18,14 @@ from hra_diffusion.adapters.model_hooks import ModelHooks, adapted_modules, hook
 from hra_diffusion.adapters.registry import Adapter, MethodConfig
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules, find_targets, target_layer
+from hra_diffusion.adapters.token_embeddings import (
+    PARAMETER,
+    Tokens,
+    add_vectors,
+    remove_vectors,
+    vectors_of,
+    vectors_on,
+)
 from hra_diffusion.errors import UserError
 from hra_diffusion.names import validated_name
 
@@ -73,6 +81,21 @@ def attach(
     return list(configs)
 
 
+def attach_vectors(model: nn.Module, name: str, tokens: Tokens, vectors: Tensor) -> None:
+    """Add trained embeddings (K, d) of an adapter's triggers to a text encoder, and make the adapter the active one.
+
+    The adapter may have layers on the model already. Raises UserError if the vectors don't fit the model.
+    """
+    state = state_of(model) or AdapterState()
+    add_vectors(model, state, name, tokens, vectors)
+    state.frozen_parameters |= freeze(model)
+    if name not in state.names:
+        state.names.append(name)
+        state.version += 1
+        state.active = ((name, 1.0),)
+        refresh(model)
+
+
 def plan_attachment(
     model: nn.Module,
     method: str = "hra",
@@ -122,6 +145,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         for layer in list(adapted_modules(model)):
             unmerge_layer(layer)
             remove_adapter(layer, removed)
+        remove_vectors(model, removed)
         if state_of(model) is None:
             _unfreeze(model, state)
         if hooks := hooks_of(model):
@@ -147,25 +171,34 @@ def adapter_layers(model: nn.Module, name: str) -> dict[str, Adapter]:
     return {path: adapter for path, adapter in found.items() if adapter is not None}
 
 
+def layers_by_component(components: Mapping[str, nn.Module], name: str) -> dict[str, dict[str, Adapter]]:
+    """``adapter_layers`` of each component that the adapter adapts; one may have its trained embeddings alone."""
+    adapted = {key: model for key, model in components.items() if name in adapter_names(model)}
+    return {key: layers for key, model in adapted.items() if (layers := adapter_layers(model, name))}
+
+
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The trainable parameters of one adapter as ``{layer path}.{parameter}``."""
-    return {
+    """The trainable parameters of one adapter as ``{layer path}.{parameter}``, and trained embeddings (K, d)."""
+    found = {
         f"{path}.{parameter_name}": parameter
         for path, module in adapter_layers(model, name).items()
         for parameter_name, parameter in module.named_parameters()
     }
+    return found | ({PARAMETER: vectors.vectors} if (vectors := vectors_of(model, name)) else {})
 
 
 def penalty(model: nn.Module, name: str) -> Tensor | None:
     """The regularisation term of the adapter's method, to be added to the loss, or None if it has none."""
-    layers = list(adapter_layers(model, name).values())
+    if not (layers := list(adapter_layers(model, name).values())):
+        return None
     method = registry.get_method(layers[0].method)
     return method.penalty(layers[0].config, layers) if method.penalty else None
 
 
 def state_of(model: nn.Module) -> AdapterState | None:
     """The state shared by the model's adapted layers, or None for a model without adapters."""
-    return next((adapters_of(layer).state for layer in adapted_modules(model)), None)
+    found = next((adapters_of(layer) for layer in adapted_modules(model)), None) or vectors_on(model)
+    return found.state if found is not None else None
 
 
 def remember(model: nn.Module, name: str, facts: Mapping[str, Any]) -> None:

@@ -44,9 +44,8 @@ def _cached_probe(layer: nn.Module, weight: Tensor) -> float:
 def adapter_fingerprint(components: Mapping[str, nn.Module], name: str) -> Fingerprint:
     """The probes of all weights that the adapter ``name`` adapts."""
     return {
-        component: {path: layer_probe(target_layer(model, path)) for path in attachment.adapter_layers(model, name)}
-        for component, model in components.items()
-        if name in attachment.adapter_names(model)
+        component: {path: layer_probe(target_layer(components[component], path)) for path in layers}
+        for component, layers in attachment.layers_by_component(components, name).items()
     }
 
 

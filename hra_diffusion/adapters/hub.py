@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HfHubHTTPError
 
 from hra_diffusion.adapters.adapter_file import PICKLE_SUFFIXES, AdapterFileError
-from hra_diffusion.hub import CONNECTION_ERRORS, is_hub_id, user_errors
+from hra_diffusion.hub import CONNECTION_ERRORS, HubError, is_hub_id, user_errors
 
 SAFETENSORS = ".safetensors"
 
@@ -35,6 +35,37 @@ def local_file(
     with user_errors(repository):
         file = _chosen(weight_name or selected or _only(repository, _files(repository, revision, token)))
         return Path(hf_hub_download(repository, file, revision=revision, token=token))
+
+
+def require_hub_id(repository: str) -> None:
+    """Raise HubError unless a name has the form of a hub id, "owner/name"."""
+    if not is_hub_id(repository):
+        raise HubError(f"{repository!r} is not a hub id; expected owner/name")
+
+
+def upload(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a folder to a model repository on the hub, which is created if it does not exist. Returns its address.
+
+    Args:
+        folder: all its files are uploaded.
+        repository: "owner/name".
+        private: whether a new repository is private.
+
+    Raises HubError without permission, and OfflineError without a connection.
+    """
+    require_hub_id(repository)
+    api = HfApi()
+    with user_errors(repository):
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by hra-diffusion")
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 403):
+                raise
+            raise HubError(
+                f"the hub does not let you write to {repository}; log in with a token that can write: hf auth login"
+            ) from error
+    return str(address)
 
 
 def _chosen(file: str) -> str:

@@ -83,10 +83,10 @@ class LayerAdapters(nn.ModuleDict):
         counts = [count for _, count in chains]
         parts = [x] if len(chains) == 1 else x.split(self.state.sizes(counts, x.shape[0]))
         repeated = [_matching(chain, x) for chain, _ in chains] * (len(parts) // len(chains))
-        rows = [part.shape[0] for part in parts]
+        shares_of_parts = self.state.rank_shares_of([part.shape[0] for part in parts], layer.training)
         calls = [
             _call(chain, part, _thinnings(layer, chain, shares))
-            for chain, part, shares in zip(repeated, parts, self.state.rank_shares_of(rows), strict=True)
+            for chain, part, shares in zip(repeated, parts, shares_of_parts, strict=True)
         ]
         self._calls[thread] = calls
         first = calls[0].inputs[0] if len(calls) == 1 else torch.cat([call.inputs[0] for call in calls])

@@ -16,6 +16,7 @@ from hra_diffusion.adapters.adapter_file import AdapterFileError, AdapterInfo
 from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.state import AdapterState
 from hra_diffusion.adapters.targets import base_modules, target_layer
+from hra_diffusion.adapters.token_embeddings import PARAMETER, vectors_shape
 from hra_diffusion.errors import Note
 
 
@@ -27,7 +28,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     """
     info, tensors = adapter_file.read(path)
     info = info.model_copy(update={"name": name or info.name})
-    known = info.model_dump(exclude={"name", "method", "options", "ranks"})
+    known = info.model_dump(exclude={"name", "method", "options", "ranks", "embeddings"})
     _check_layers(path, info, components)
     _check_tensors(path, info, tensors, components)
     previous = {model: (attachment.state_of(model) or AdapterState()).active for model in components.values()}
@@ -42,6 +43,10 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
                 ranks=info.ranks.get(component),
                 start=False,
             )
+        for component, tokens in info.embeddings.items():
+            vectors = tensors[f"{component}.{PARAMETER}"]
+            attachment.attach_vectors(components[component], info.name, tokens, vectors)
+        for component in info.fingerprint.keys() | info.embeddings.keys():
             attachment.remember(components[component], info.name, known)
         with torch.no_grad():
             for key, parameter in adapter_file.parameters(components, info.name).items():
@@ -63,9 +68,10 @@ def unload(components: Mapping[str, nn.Module], name: str) -> None:
 
 
 def _check_layers(path: Path, info: AdapterInfo, components: Mapping[str, nn.Module]) -> None:
-    for component, probes in info.fingerprint.items():
+    for component in [*info.fingerprint, *info.embeddings]:
         if component not in components:
             raise AdapterFileError(f"{path} is for another base ({info.base}): this one has no {component}")
+    for component, probes in info.fingerprint.items():
         if (state := attachment.state_of(components[component])) and state.merged:
             raise AdapterFileError("adapters are merged into the weights; unmerge them first")
         if info.name in attachment.adapter_names(components[component]):
@@ -112,6 +118,8 @@ def _parameter_shapes(info: AdapterInfo, components: Mapping[str, nn.Module]) ->
         for layer, config in configs.items():
             d_out, d_in = matrix_shape(target_layer(model, layer))
             shapes |= {f"{component}.{layer}.{key}": size for key, size in method.shapes(config, d_in, d_out).items()}
+    for component, tokens in info.embeddings.items():
+        shapes[f"{component}.{PARAMETER}"] = vectors_shape(components[component], tokens)
     return shapes
 
 

@@ -22,6 +22,8 @@ def probe(weight: Tensor) -> float:
         values = chunk.cpu().float()
         whole = len(values) // ROW * ROW
         for start, rows in ((0, values[:whole].view(-1, ROW)), (whole, values[None, whole:])):
+            if not rows.numel():
+                continue
             dot += _dot_with_pattern(rows, number * CHUNK + start)
             square += float(rows.norm(dim=1).double().square().sum())
     return round(dot / square**0.5, 6) if square else math.nan
@@ -32,13 +34,13 @@ def _dot_with_pattern(rows: Tensor, start: int) -> float:
 
     By ``cos(a + b) = cos a cos b − sin a sin b``: a is the angle at the start of a row, b the angle within the row.
     """
-    cosines, sines = (rows @ _waves()[: rows.shape[1]]).double().T
+    cosines, sines = (_waves()[:, : rows.shape[1]] @ rows.T).double()
     starts = ANGLE * (start + ROW * torch.arange(len(rows), dtype=torch.float64))
     return float((starts.cos() @ cosines - starts.sin() @ sines) * 2**0.5)
 
 
 @functools.cache
 def _waves() -> Tensor:
-    """Cosine and sine of the angles within a row, (ROW, 2) in float32."""
+    """Cosine and sine of the angles within a row, (2, ROW) in float32."""
     angles = ANGLE * torch.arange(ROW, dtype=torch.float64)
-    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+    return torch.stack([angles.cos(), angles.sin()]).float()

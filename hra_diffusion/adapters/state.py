@@ -62,9 +62,9 @@ class AdapterState:
             raise UserError(f"the adapter groups cover {size} samples, which does not divide a batch of {samples}")
         return [count * (rows // samples) for count in counts] * (samples // size)
 
-    def rank_shares_of(self, rows: list[int]) -> list[Tensor | None]:
-        """``rank_shares`` for consecutive parts of a layer's input with these numbers of rows."""
-        if (shares := self.rank_shares) is None:
+    def rank_shares_of(self, rows: list[int], training: bool) -> list[Tensor | None]:
+        """``rank_shares`` for consecutive parts of a layer's input with these numbers of rows; None in eval mode."""
+        if (shares := self.rank_shares) is None or not training:
             return [None] * len(rows)
         each = sum(rows) // len(shares)  # a layer may have several rows per sample
         return list(shares[:, None].expand(-1, each).flatten().split(rows))

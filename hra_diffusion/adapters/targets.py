@@ -7,6 +7,7 @@ from torch import nn
 
 from hra_diffusion.adapters.layer import LayerAdapters
 from hra_diffusion.adapters.linear_map import unsupported_reason
+from hra_diffusion.adapters.token_embeddings import EmbeddingAdapters
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.patterns import compile_pattern
 
@@ -81,7 +82,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _base_modules(path: str, module: nn.Module, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     module = _unwrapped(module)
-    if module in seen or isinstance(module, LayerAdapters):
+    if module in seen or isinstance(module, LayerAdapters | EmbeddingAdapters):
         return
     seen.add(module)
     yield path, module
@@ -98,4 +99,4 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _has_children(module: nn.Module) -> bool:
-    return any(not isinstance(child, LayerAdapters) for child in module.children())
+    return any(not isinstance(child, LayerAdapters | EmbeddingAdapters) for child in module.children())

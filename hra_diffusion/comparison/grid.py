@@ -25,7 +25,7 @@ def draw_grid(comparison: Comparison) -> Image.Image:
     for p, s, photos in _rows(comparison, layout.photo_columns):
         if s == 0:
             title = comparison.prompts[p].replace("{subject}", comparison.variants[0].subject)
-            pen.text((MARGIN, y), _fit(title, layout.font, sheet.width - 2 * MARGIN), BLUE, layout.font)
+            pen.text((MARGIN, y), fit(title, layout.font, sheet.width - 2 * MARGIN), BLUE, layout.font)
             y += layout.line
         samples = comparison.row(p, s)
         for x, image in zip(layout.columns, [*photos, *(sample.image for sample in samples)], strict=True):
@@ -33,7 +33,7 @@ def draw_grid(comparison: Comparison) -> Image.Image:
             sheet.paste(padded, (x, y))
         for x, sample in zip(layout.columns[layout.photo_columns :], samples, strict=True):
             if sample.score:
-                text = _fit(score_summary(sample.score), layout.small_font, layout.side)
+                text = fit(score_summary(sample.score), layout.small_font, layout.side)
                 pen.text((x, y + layout.side + 2), text, GRAY, layout.small_font)
         y += layout.side + layout.score_line + GAP
     return sheet
@@ -80,7 +80,7 @@ def _draw_labels(pen: ImageDraw.ImageDraw, comparison: Comparison, layout: _Layo
     if layout.photo_columns:
         pen.text((layout.columns[0], MARGIN), "photos", GRAY, layout.font)
     for x, variant in zip(layout.columns[layout.photo_columns :], comparison.variants, strict=True):
-        pen.text((x, MARGIN), _fit(variant.label, layout.font, layout.side), BLACK, layout.font)
+        pen.text((x, MARGIN), fit(variant.label, layout.font, layout.side), BLACK, layout.font)
 
 
 def _rows(comparison: Comparison, photo_columns: int) -> Iterator[tuple[int, int, list[Image.Image]]]:
@@ -93,7 +93,7 @@ def _rows(comparison: Comparison, photo_columns: int) -> Iterator[tuple[int, int
             number += 1
 
 
-def _fit(text: str, font: Any, width: int) -> str:
+def fit(text: str, font: Any, width: int) -> str:
     """Shorten the text to a width in pixels."""
     if font.getlength(text) <= width:
         return text

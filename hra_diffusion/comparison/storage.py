@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,23 @@ def load_comparison(folder: Path) -> Comparison:
         results.variants, results.prompts, results.seeds, samples, results.samples[0].settings, results.seconds, photos,
         results.notes,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a saved comparison compares: the labels of its variants, its prompts and its number of images."""
+
+    labels: tuple[str, ...]
+    prompts: tuple[str, ...]
+    images: int
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """Return the summary of a saved comparison without reading its images, or None if ``results.json`` is damaged."""
+    results = records.read(folder / "results.json", _Results, None)
+    if results is None:
+        return None
+    return Summary(tuple(variant.label for variant in results.variants), results.prompts, len(results.samples))
 
 
 class _Stored(BaseModel):

@@ -30,8 +30,15 @@ _Side = Annotated[int, Field(ge=1, le=2**16)]
 _Pair = Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=2, max_length=2)]
 
 
+class PngAxis(BaseModel):
+    """An axis of an X/Y grid, as it is stored in a PNG (see ``comparison.axes``)."""
+
+    axis: _Text
+    values: Annotated[list[_Text | int | FiniteFloat], Field(max_length=200)]
+
+
 class PngSettings(BaseModel):
-    """What ``describe`` returns, as it is stored in a PNG."""
+    """What ``describe`` returns, as it is stored in a PNG. The settings of an X/Y grid are those of its first image."""
 
     base: _Text
     dtype: _Text = ""
@@ -47,6 +54,8 @@ class PngSettings(BaseModel):
     original_size: _Pair | None = None
     crops_coords_top_left: _Pair | None = None
     target_size: _Pair | None = None
+    x: PngAxis | None = None
+    y: PngAxis | None = None
     notes: Annotated[list[_Text], Field(max_length=100)] = Field(default_factory=list)
 
 
@@ -102,9 +111,14 @@ def slug(text: str, length: int = 40) -> str:
 def _parameters(settings: Mapping[str, Any]) -> str:
     """Format the settings as the AUTOMATIC1111 web UI does."""
     adapters = ", ".join(f"{name}:{strength:g}" for name, strength in settings["adapters"].items())
+    axes = "".join(
+        f", {key.upper()} Type: {axis['axis']}, {key.upper()} Values: {', '.join(map(str, axis['values']))}"
+        for key in ("x", "y")
+        if (axis := settings.get(key))
+    )
     return (
         f"{settings['prompt']}\nNegative prompt: {settings['negative_prompt']}\n"
         f"Steps: {settings['steps']}, Sampler: {settings['scheduler']}, CFG scale: {settings['guidance_scale']:g}, "
         f"Seed: {settings['seed']}, Size: {settings['width']}x{settings['height']}, Model: {settings['base']}, "
-        f"Adapters: {adapters}"
+        f"Adapters: {adapters}{axes}"
     )

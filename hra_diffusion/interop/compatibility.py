@@ -15,7 +15,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.block_rotation import BlockConfig
 from hra_diffusion.adapters.registry import get_method
 from hra_diffusion.adapters.rotation import ReflectionConfig
-from hra_diffusion.interop import checkpoint, checkpoint_keys
+from hra_diffusion.interop import checkpoint, checkpoint_keys, textual_inversion
 from hra_diffusion.interop.exports import Exported
 
 EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
@@ -160,7 +160,7 @@ def noise_settings(exported: Exported) -> dict[str, str]:
 
 def advice(info: AdapterInfo) -> list[str]:
     """Advice on using an adapter's export in other programs."""
-    lines = [f'In prompts the subject is "{info.subject}".'] if info.subject else []
+    lines = [f'In prompts the subject is "{subject}".' for subject in info.all_subjects if str(subject)]
     if issubclass(get_method(info.method).config, ReflectionConfig | BlockConfig):
         lines.append(
             f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "
@@ -175,11 +175,24 @@ _SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\
 
 def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     """What some programs don't load of this export of the adapter ``name``, and what to do."""
+    return [*_embedding_notes(pipe, name, exported), *_layer_notes(pipe, name, exported)]
+
+
+def _embedding_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
+    """How to use the trained embeddings of the adapter's triggers."""
+    files = ", ".join(path.name for path in exported.embeddings)
+    where = f"{files}: put it where the program keeps embeddings (textual inversion)" if files else "in the file itself"
+    return [
+        f"The embedding of “{trigger}” is {where}; write “{word}” in place of “{trigger}” in prompts."
+        for word, trigger in textual_inversion.words(pipe, name).items()
+    ]
+
+
+def _layer_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     if exported.format == "kohya":
-        models = pipeline.components(pipe).items()
-        adapted = {key: model for key, model in models if name in attachment.adapter_names(model)}
-        layers = {key: list(attachment.adapter_layers(model, name)) for key, model in adapted.items()}
-        encoders = [layers[key] for key, model in adapted.items() if key != "unet" and checkpoint.is_open_clip(model)]
+        models = pipeline.components(pipe)
+        layers = {key: list(own) for key, own in attachment.layers_by_component(models, name).items()}
+        encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(models[key])]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
         return _missing_text_layer(exported)

@@ -57,18 +57,19 @@ class ExportJob:
     lora_rank: int | None
     info: AdapterInfo | None
     sample: Path | None
+    bundle_embeddings: bool = False
 
     @functools.cached_property
     def components(self) -> dict[str, nn.Module]:
-        """The pipeline's components that have the adapter."""
+        """The pipeline's components with layers that have the adapter."""
         models = pipeline.components(self.pipe)
-        return {name: model for name, model in models.items() if self.name in attachment.adapter_names(model)}
+        return {component: models[component] for component in attachment.layers_by_component(models, self.name)}
 
     @functools.cached_property
     def adapters(self) -> dict[tuple[str, str], nn.Module]:
         """The adapter's modules by (component, layer path)."""
-        found = {name: attachment.adapter_layers(model, self.name) for name, model in self.components.items()}
-        return {(name, path): adapter for name, layers in found.items() for path, adapter in layers.items()}
+        found = attachment.layers_by_component(self.components, self.name)
+        return {(component, path): adapter for component, layers in found.items() for path, adapter in layers.items()}
 
     @property
     def method(self) -> registry.Method:

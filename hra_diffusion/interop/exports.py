@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from hra_diffusion.adapters.registry import PeftForm
 from hra_diffusion.adapters.rotation import ReflectionConfig
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.files import atomic_path, save_tensors, write_text
-from hra_diffusion.interop import checkpoint, lora_metadata
+from hra_diffusion.interop import checkpoint, lora_metadata, textual_inversion
 from hra_diffusion.interop.export_job import ExportError, ExportJob, ExportLayer
 from hra_diffusion.interop.key_names import kohya_key, public_path
 from hra_diffusion.models import noise
@@ -36,7 +36,8 @@ class Exported:
 
     ``form`` is "LoRA", "DoRA", the method's own name, or "weights". ``error`` is the relative error
     ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 if exact. For merged weights ``process`` is the base model's noise
-    process, and for a single file ``version`` is "SD 1", "SD 2" or "SDXL".
+    process, and for a single file ``version`` is "SD 1", "SD 2" or "SDXL". ``embeddings`` are textual inversion files
+    with the trained embeddings of the adapter's triggers.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Exported:
     error: float
     process: NoiseProcess | None = None
     version: str = ""
+    embeddings: tuple[Path, ...] = ()
 
     @property
     def shape(self) -> str:
@@ -63,6 +65,7 @@ def export(
     lora_rank: int | None = None,
     info: AdapterInfo | None = None,
     sample: Path | None = None,
+    bundle_embeddings: bool = False,
 ) -> Exported:
     """Export the adapter ``name`` of a pipeline for other programs.
 
@@ -73,6 +76,8 @@ def export(
         lora_rank: Export a plain LoRA of this rank, truncated if necessary; ``Exported.error`` is the loss.
         info: Metadata of the adapter, as returned by ``load``, for the trigger, number of photos and resolution.
         sample: An image generated with the adapter, for the thumbnail.
+        bundle_embeddings: Write trained embeddings of the trigger into kohya's file, for AUTOMATIC1111 and Forge,
+            instead of beside it. diffusers refuses such a file.
 
     Raises UserError for an unknown adapter, ExportError for an unknown format, an existing path or an impossible form,
     and FileError if the file can't be written.
@@ -82,7 +87,14 @@ def export(
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     if lora_rank is not None and lora_rank < 1:
         raise ExportError(f"the rank must be at least 1, not {lora_rank}")
-    return FORMATS[format](ExportJob(pipe, name, strength, lora_rank, info, sample), Path(path))
+    if bundle_embeddings and format != "kohya":
+        raise ExportError("--bundle-embeddings is for --format kohya; other formats get a file beside them")
+    job = ExportJob(pipe, name, strength, lora_rank, info, sample, bundle_embeddings)
+    done = FORMATS[format](job, Path(path))
+    if bundle_embeddings:
+        return done
+    folder = done.path if done.path.is_dir() else done.path.parent
+    return replace(done, embeddings=textual_inversion.write(pipe, name, strength, folder))
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
@@ -97,6 +109,8 @@ def kohya(job: ExportJob, path: Path) -> Exported:
         tensors[f"{key}.alpha"] = torch.tensor(float(rank))
         if layer.magnitude is not None:
             tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
+    if job.bundle_embeddings:
+        tensors |= textual_inversion.bundle(job.pipe, job.name, job.strength)
     facts = lora_metadata.kohya(job.pipe, job.name, job.info, rank, _form(layers) == "DoRA")
     save_tensors(path, tensors, facts | _lora_metadata(job, tensors))
     return Exported(path, "kohya", _form(layers), rank, error)
@@ -242,4 +256,5 @@ def _lora_metadata(job: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]
     if isinstance(job.config, ReflectionConfig | BlockConfig):
         base = pipeline.base_name_of(job.pipe)
         facts["modelspec.description"] = f"{job.method.title} adapter, exact on {base} at strength 1"
+    facts |= textual_inversion.metadata(job.pipe, job.name)
     return facts | lora_metadata.model_spec(job.pipe, job.name, job.info, job.sample, tensors)

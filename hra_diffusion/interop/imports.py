@@ -8,15 +8,17 @@ The shapes of the tensors are compared with the base model's before any are mult
 the size of the adapted weights in float32, and a few copies of one layer and of the file in float64.
 """
 
+import contextlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
@@ -25,7 +27,7 @@ from hra_diffusion.adapters.adapter_file import MAX_RANK, WEIGHT_NAMES, AdapterI
 from hra_diffusion.adapters.fingerprint import layer_probe
 from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.targets import target_layer
-from hra_diffusion.interop import lora_conversion
+from hra_diffusion.interop import lora_conversion, textual_inversion
 from hra_diffusion.interop.adapter_source import AdapterImportError, AdapterSource, read_sources
 from hra_diffusion.interop.key_names import LayerPath, public_path
 from hra_diffusion.interop.layer_index import LayerIndex
@@ -83,17 +85,21 @@ class Imported:
     tensors: dict[str, Tensor]
     rank_counts: dict[int, int]
     """Rank -> number of layers."""
+    embeddings: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """As in ``AdapterInfo``."""
 
 
 def import_adapter(
-    pipe: DiffusionPipeline, path: str | Path, output: str | Path, name: str, trigger: str = ""
-) -> tuple[Path, Report]:
+    pipe: DiffusionPipeline, path: str | Path, output: str | Path, name: str, trigger: str = "",
+    embeddings: Sequence[Path] = (),
+) -> tuple[Path, Report]:  # fmt: skip
     """Convert another program's adapter for the pipeline's base model and save it as ``output/name.safetensors``.
 
-    Returns the saved file and the report. Raises AdapterImportError, FileError, or UserError for an invalid name.
+    ``embeddings`` are textual inversion files that were trained with it; those in the file itself are found. Returns
+    the saved file and the report. Raises AdapterImportError, FileError, or UserError for an invalid name.
     """
     name = validated_name(name)
-    imported, layers, report = parse_adapter(pipe, path)
+    imported, layers, report = parse_adapter(pipe, path, embeddings)
     components = pipeline.components(pipe)
     fingerprint: dict[str, dict[str, float]] = {}
     for component, layer in layers:
@@ -105,13 +111,18 @@ def import_adapter(
         ranks=imported.ranks,
         base=pipeline.base_name_of(pipe),
         fingerprint=fingerprint,
+        embeddings=imported.embeddings,
         targets="imported",
-        trigger=trigger or report.metadata.get("modelspec.trigger_phrase", ""),
+        trigger=trigger or _first_trigger(imported) or report.metadata.get("modelspec.trigger_phrase", ""),
         training={"imported": report.file, "metadata": _kept(report.metadata)},  # type: ignore[typeddict-item]
     )
     file = Path(output) / f"{name}.safetensors"
     adapter_file.save(file, components, info, imported.tensors)
     return file, report
+
+
+def _first_trigger(imported: Imported) -> str:
+    return next((trigger for tokens in imported.embeddings.values() for trigger in tokens), "")
 
 
 def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -124,13 +135,17 @@ def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, list[LayerPath], Report]:
+def parse_adapter(
+    pipe: DiffusionPipeline, path: str | Path, embeddings: Sequence[Path] = ()
+) -> tuple[Imported, list[LayerPath], Report]:
     """Convert a file or a PEFT folder for the pipeline's base model, without writing a file.
 
     Returns the adapter, its layers and the report. Raises AdapterImportError for a damaged file (truncated, NaN, a
     missing factor, inconsistent ranks), another base model, or a file without any known key.
     """
     sources = list(read_sources(Path(path)))
+    keys = sum(len(source.tensors) for source in sources)
+    words = _embeddings(pipe, sources, embeddings)
     skipped: dict[str, list[str]] = {}
     layers: dict[LayerPath, LayerTensors] = {}
     for source in sources:
@@ -141,9 +156,12 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
             f"{path} contains no adapter for {pipeline.base_name_of(pipe)}: {reasons or 'it has no tensors'}"
         )
     imported = _convert(pipe, str(path), layers)
+    if words:
+        tokens, vectors = textual_inversion.imported(pipe, words, _known_triggers(sources), str(path))
+        imported = replace(imported, embeddings=tokens, tensors=imported.tensors | vectors)
     report = Report(
         file=Path(path).name,
-        keys=sum(len(source.tensors) for source in sources),
+        keys=keys,
         layers=dict(Counter(component for component, _ in layers)),
         kinds=dict(Counter(lora_conversion.kind(tensors) for tensors in layers.values())),
         ranks=imported.rank_counts,
@@ -151,6 +169,27 @@ def parse_adapter(pipe: DiffusionPipeline, path: str | Path) -> tuple[Imported, 
         metadata={key: value for source in sources for key, value in source.metadata.items()},
     )
     return imported, list(layers), report
+
+
+def _embeddings(
+    pipe: DiffusionPipeline, sources: Sequence[AdapterSource], files: Sequence[Path]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the embeddings bundled in the sources, which lose them, and those in textual inversion files, by word."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for source in sources:
+        found |= textual_inversion.take_bundled(pipe, source.tensors)
+    for file in files:
+        (source,) = read_sources(file)
+        found[file.stem] = textual_inversion.read_file(source.tensors)
+    return found
+
+
+def _known_triggers(sources: Sequence[AdapterSource]) -> dict[str, str]:
+    """Return the triggers by word that an export of this program states."""
+    for source in sources:
+        with contextlib.suppress(ValidationError):
+            return TypeAdapter(dict[str, str]).validate_json(source.metadata.get(textual_inversion.TRIGGERS, ""))
+    return {}
 
 
 def name_for(file: Path) -> str:

@@ -73,7 +73,9 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
     if dora:
         facts["ss_network_args"] = '{"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}'
     if info and info.subject:
-        facts["ss_tag_frequency"] = json.dumps({name: {info.subject: info.training.get("photos", 1)}})
+        facts["ss_tag_frequency"] = json.dumps(
+            {name: {str(subject): info.training.get("photos", 1) for subject in info.all_subjects}}
+        )
     if info and "resolution" in info.training:
         size = _resolution(pipe, info)
         facts["ss_resolution"] = str((size, size))

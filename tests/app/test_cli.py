@@ -225,6 +225,36 @@ def test_compare(trained, base_folder, tmp_path, capsys):
     assert "about a dog in" in facts["samples"][0]["prompt"], "the base model gets the class noun"
 
 
+def test_grid(trained, base_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trained.parent)
+    run = ["grid", "--adapter", "rex-hra", "--base", base_folder, "--steps", "2"]
+    made = run_json(capsys, *run, "--x", "checkpoint", "2", "last", "base", "rex-lora", "--y", "strength", "0.5", "1")
+    assert made["pictures"] == 8 and made["grid"] == "outputs/grids/0001.png"
+    shown = run_json(capsys, "show", made["grid"])
+    assert shown["x"]["values"] == ["2", "last", "base", "rex-lora"] and shown["prompt"] == "a photo of a sks dog"
+    row = run_json(capsys, *run, "--x", "guidance", "1", "7", "--output", tmp_path / "row.png")
+    assert row["pictures"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--x steps ten", "the axis steps can't be 'ten'"),
+        ("--x checkpoint 7 --adapter rex-hra", "has no checkpoint of step 7; it has those of the steps 2"),
+        ("--x checkpoint 7", "the checkpoint 7 needs an adapter"),
+        ("--x strength 1 2", "the axis strength needs an adapter"),
+        ("--x seed 1 --y seed 2", "both axes are seed"),
+        ("--x seed 1 --output grid.jpg", "not the name of a new PNG file"),
+        ("--x", "expected at least one argument"),
+    ],
+)
+def test_invalid_grids_end_in_a_short_error(line, said, trained, base_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained.parent)
+    with contextlib.suppress(SystemExit):
+        assert main(["grid", *line.split(), "--base", str(base_folder)]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_comparison_is_not_overwritten(trained, base_folder, tmp_path, capsys):
     (tmp_path / "results.json").touch()
     command = ["compare", "--adapter", "rex-lora", "--prompt", "a {subject}", "--base", base_folder]

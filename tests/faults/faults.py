@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,13 +99,15 @@ class Bench:
 
 
 def kill(bench: Bench, work: str, tries: int, seed: int = 0) -> Row:
-    """Kill the work at random moments, then do it again on the same folder."""
+    """Kill the work at random moments, every second time with the processes that it has started, then do it again."""
     bench.reference(work)
     rng, lost, longest = random.Random(seed), 0, 0.0
-    for _ in range(tries):
+    for number in range(tries):
         output = bench.folder()
         process = bench.start(work, output)
         process.join(rng.uniform(0, bench.seconds[work]))
+        if number % 2 and process.is_alive():
+            os.killpg(process.pid or 0, signal.SIGKILL)
         process.kill()
         process.join()
         sound, seconds = recover(bench, work, output)
@@ -244,9 +247,9 @@ SIZES = [1_000, 10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 400_000, 800_0
 def all_faults(bench: Bench, tries: int) -> dict[str, Callable[[], Row]]:
     """Return the functions of all rows by name."""
     faults: dict[str, Callable[[], Row]] = {}
-    for work in WORKS:
+    faults |= {f"kill {work}": functools.partial(kill, bench, work, tries) for work in WORKS}
+    for work in ("train", "export", "import"):
         faults |= {
-            f"kill {work}": functools.partial(kill, bench, work, tries),
             f"full {work}": functools.partial(full_disk, bench, work, SIZES),
             f"read-only {work}": functools.partial(read_only, bench, work),
             f"two {work}": functools.partial(two_at_once, bench, work, 5),

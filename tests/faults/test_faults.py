@@ -13,7 +13,7 @@ def bench(tmp_path_factory):
     return Bench(folder)
 
 
-@pytest.mark.parametrize("work", ["train", "export", "import"])
+@pytest.mark.parametrize("work", ["train", "export", "import", "queue", "page"])
 def test_a_killed_work_loses_nothing(bench, work):
     assert kill(bench, work, 1).lost == 0
 

@@ -4,8 +4,11 @@ A work starts over, or continues, when its function is called again on the same 
 """
 
 import contextlib
+import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +17,17 @@ import diffusers
 import transformers
 
 import hra_diffusion as hra
-from hra_diffusion import interop, library
+from hra_diffusion import interop, library, trash
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
+from hra_diffusion.generation.png import read_image
 from training import config as configs
 from training import samples
 from training.data import class_images
+from training.data.drafts import Draft
 from training.loop import train
-from training.runs import lookup
+from training.runs import dispatch, lookup
+from training.runs.queue import Queue
 
 LOADED = (diffusers.StableDiffusionPipeline, transformers.CLIPTextModel, hra.export, hra.load)
 """Imported on first use otherwise, after the process has been forked."""
@@ -70,13 +76,60 @@ def do_export(inputs: Inputs, output: Path) -> None:
 
 def do_import(inputs: Inputs, output: Path) -> None:
     interop.import_adapter(hra.load_base(inputs.base, "cpu"), inputs.foreign, output / "New", "New")
-    if not any(saved.info.name.startswith("Max") for saved in library.list_adapters([output])):
+    if not any(saved.info.name.startswith("Imported") for saved in library.list_adapters([output])):
         library.add_file(inputs.adapter, library.new_folder("Imported", output))
 
 
+def do_queue(inputs: Inputs, output: Path) -> None:
+    """Train a run of the queue. A process that trains it survives the death of this one, the worker."""
+    queue = Queue(output)
+    if "Rex" not in {job.run.name for job in queue.jobs()}:
+        queue.add(run_config(inputs))
+    while queue.job("Rex").status != "finished":
+        queue.restore_interrupted()
+        dispatch.dispatch(queue.index, "cpu")
+        time.sleep(0.1)
+
+
+def do_page(inputs: Inputs, output: Path) -> None:
+    """Serve the page. Add photos to a draft, generate images, import an adapter, delete and restore another one."""
+    from app.web import server
+
+    page = server.serve(output, [inputs.base], "cpu", "float32", port=free_port(), block=False)
+    draft = Draft(output / "visitors" / "a" / "draft")
+    photos, listed = sorted((inputs.folder / "photos").glob("*.jpg")), {photo.file for photo in draft.read().photos}
+    draft.add([photo for photo in photos if photo.name not in listed])
+    draft.save_values(noun="dog")
+    generate(page.local_url)
+    do_import(inputs, output)
+    if not trash.keys(output):
+        trash.move_to_trash(output / "New", output)
+    trash.restore(trash.keys(output)[0], output)
+    page.close()
+
+
+def generate(address: str) -> None:
+    """Generate an image through the page's API."""
+    from gradio_client import Client
+
+    values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, 1, 1, 1, 1
+    Client(address, verbose=False).predict(*values, api_name="/generate")
+
+
+def free_port() -> int:
+    """Return a port that no program uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def content(path: Path) -> set[tuple[str, bytes]]:
-    """Return the names and tensors of the files that a finished work leaves; without the number of a name in use."""
-    return {(file.name.replace(" 2", ""), tensor_bytes(file)) for file in files(path)}
+    """Return the names and data of the adapters and photos that a finished work leaves.
+
+    The number of a name in use is left out.
+    """
+    adapters = {(file.name.replace(" 2", ""), tensor_bytes(file)) for file in files(path)}
+    return adapters | {(photo.name, photo.read_bytes()) for photo in path.glob("visitors/*/draft/photos/*")}
 
 
 def files(path: Path) -> list[Path]:
@@ -100,10 +153,20 @@ def whole(output: Path) -> bool:
     for folder in output.glob("[!.]*/"):
         if run := lookup.find(output, folder.name):
             _ = run.config, run.state, run.photo_records
+    for image in output.glob("visitors/*/pictures/*.png"):
+        read_image(image)
+    for draft in output.glob("visitors/*/draft"):
+        Draft(draft).photos(64)
     return True
 
 
-WORKS: dict[str, Callable[[Inputs, Path], None]] = {"train": do_train, "export": do_export, "import": do_import}
+WORKS: dict[str, Callable[[Inputs, Path], None]] = {
+    "train": do_train,
+    "export": do_export,
+    "import": do_import,
+    "queue": do_queue,
+    "page": do_page,
+}
 
 
 def child(work: str, inputs: Inputs, output: Path, started, limit: int = 0, user: int = 0) -> None:
@@ -111,11 +174,10 @@ def child(work: str, inputs: Inputs, output: Path, started, limit: int = 0, user
 
     Exits with 1 for an error that a person can fix.
     """
-    import os
-
     import torch
 
     torch.set_num_threads(1)
+    os.setpgid(0, 0)  # a signal to the group reaches the processes that this one starts
     samples.SAMPLE_STEPS = class_images.CLASS_IMAGE_STEPS = 2
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     if limit:

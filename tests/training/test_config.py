@@ -46,12 +46,14 @@ def test_runs_of_earlier_versions_take_the_earlier_defaults(tmp_path):
     configs.write(configs.parse({**GIVEN, "base": "a/b", "flip": True}), tmp_path / "c.yaml")
     now = configs.read_run(tmp_path / "c.yaml")
     assert (now.min_snr_formula, now.size_conditioning, now.add_trigger) == ("standard", True, True)
+    assert now.caption_dropout == 0.05, "the default of real base models, for guidance"
     lines = (tmp_path / "c.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
-    assert len(kept) == len(lines) - 3
+    assert len(kept) == len(lines) - len(configs.EARLIER_DEFAULTS)
     (tmp_path / "c.yaml").write_text("\n".join(kept))
     before = configs.read_run(tmp_path / "c.yaml")
     assert (before.min_snr_formula, before.size_conditioning, before.add_trigger) == ("plus-one", False, False)
+    assert before.caption_dropout == 0
     assert before.flip and configs.read(tmp_path / "c.yaml").add_trigger, "other YAML files take the current defaults"
 
 

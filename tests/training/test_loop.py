@@ -98,7 +98,7 @@ def test_revision_and_variant_of_the_base_are_used_and_recorded(settings, tmp_pa
     train(settings(**few, base_revision="v2", base_variant="fp16"), tmp_path)
     assert (given["revision"], given["variant"]) == ("v2", "fp16") and given.get("token") is None
     recorded = (tmp_path / "Rex" / "config.yaml").read_text()
-    assert "base_revision: v2" in recorded and "base_variant: fp16" in recorded and "token" not in recorded
+    assert "base_revision: v2" in recorded and "base_variant: fp16" in recorded and "\ntoken" not in recorded
 
 
 def test_run_folder_contents(settings, tmp_path, base_folder):

@@ -117,8 +117,8 @@ def test_a_name_in_use_is_rejected(settings, tmp_path):
     train(settings(), tmp_path)
     with pytest.raises(RunError, match="exists already; continue with --resume, or choose another --name"):
         train(settings(), tmp_path)
-    with pytest.raises(RunError, match=r"was started with other values: steps 4, not 9; learning_rate 0.01, not 0.001"):
-        train(settings(steps=9, learning_rate=1e-3), tmp_path, resume=True)
+    with pytest.raises(RunError, match=r"was started with other values: steps 4, not 3; learning_rate 0.01, not 0.001"):
+        train(settings(steps=3, learning_rate=1e-3), tmp_path, resume=True)
 
 
 def test_a_running_run_can_not_be_resumed(settings, tmp_path):

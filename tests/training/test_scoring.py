@@ -6,7 +6,7 @@ from PIL import Image
 
 from hra_diffusion.evaluation.clip import Clip, Score, default_source
 from hra_diffusion.models.sources import ASSETS
-from training.scoring import advice, best_step, score_rounds
+from training.scoring import best_step, choose, score_rounds
 
 
 def subject(name):
@@ -25,16 +25,15 @@ def scores():
 def test_the_round_that_shows_the_subject_is_best(scores):
     assert scores[50].subject > scores[100].subject + 0.2
     assert best_step(scores) == 50
-    assert "step 50" in advice(scores) and "step 100" in advice(scores) and "proxies" in advice(scores)
+    best = choose(scores, {}, 100)
+    assert best is not None and best.step == 50
+    assert all(words in best.reason for words in ("step 50", "step 100", "proxies"))
 
 
-def test_no_advice_if_the_last_round_is_best():
-    assert advice({0: Score(0.1, 0.9), 50: Score(0.4, 0.5), 100: Score(0.5, 0.5)}) == ""
-
-
-def test_no_advice_within_the_margin():
-    assert advice({0: Score(0.1, 0.9), 50: Score(0.712, 0.321), 100: Score(0.708, 0.319)}) == ""
-    assert "step 50" in advice({50: Score(0.74, 0.32), 100: Score(0.70, 0.32)})
+def test_the_last_round_is_named_if_it_is_best_or_as_good():
+    for earlier in (Score(0.4, 0.5), Score(0.504, 0.501)):
+        best = choose({0: Score(0.1, 0.9), 50: earlier, 100: Score(0.5, 0.5)}, {}, 100)
+        assert best is not None and best.step == 100 and "the last checkpoint, step 100, looks best" in best.reason
 
 
 def test_a_high_subject_score_does_not_make_up_for_a_low_prompt_score():
@@ -42,7 +41,7 @@ def test_a_high_subject_score_does_not_make_up_for_a_low_prompt_score():
 
 
 def test_step_0_is_never_best():
-    assert best_step({0: Score(0.9, 0.9)}) is None and best_step({}) is None and advice({0: Score(0.9, 0.9)}) == ""
+    assert best_step({0: Score(0.9, 0.9)}) is None and best_step({}) is None
 
 
 def test_rounds_with_unreadable_images_are_not_scored(tmp_path):

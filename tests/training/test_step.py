@@ -67,6 +67,7 @@ def batches_on_the_host(monkeypatch):
 VARIANTS = {
     "text encoder, class images": {},
     "accumulation, average": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "prior_loss_weight": 0},
+    "base output": {"preservation": "base-output", "caption_dropout": 0.5},
     "checkpointing, timestep rank": {
         "gradient_checkpointing": True, "train_text_encoder": False, "prior_loss_weight": 0,
         "options": {"timestep_rank": 0.5}, "loss_type": "huber",

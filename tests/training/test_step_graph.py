@@ -56,6 +56,7 @@ def notices(events):
 VARIANTS = {
     "text encoder, class images": {},
     "accumulation, average": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "lr_scheduler": "linear"},
+    "base output": {"preservation": "base-output", "gradient_checkpointing": True},
     "checkpointing": {"gradient_checkpointing": True, "method": "lora", **QUICK},
 }
 

@@ -1,4 +1,4 @@
-"""Warn of photos that make poor training data: small, blurred, duplicates, outliers.
+"""Warn of photos that make poor training data: small, blurred, duplicates, outliers, and what ``advice`` finds.
 
 The thresholds were calibrated on the 50 photos of ten subjects of the DreamBooth data set.
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from training.data.advice import check_exposure_and_size, check_variety
 from training.data.cropping import downscaled
 from training.data.photo import Box, Photo, PhotoWarning, Upright
 
@@ -27,22 +28,26 @@ PALETTE_SIDE = 48
 
 
 def check_photo(photo: Photo, upright: Upright) -> list[PhotoWarning]:
-    """Return warnings for a photo that is enlarged or blurred. ``upright`` is the uncropped photo."""
+    """Return warnings for a photo: enlarged, blurred, exposure, small subject. ``upright`` is the uncropped photo."""
     warnings = []
     left, top, right, bottom = photo.crop
-    side, resolution = max(right - left, bottom - top), photo.image.width
+    side, resolution = max(right - left, bottom - top), max(photo.image.size)
     if side < resolution:
         message = f"{side} pixels enlarged to {resolution} look soft. Use a larger photo, or train at {side} or less."
         warnings.append(PhotoWarning("small", photo.path, f"{photo.path.name}: {message}"))
     if _sharpness(upright, photo.crop) < MIN_SHARPNESS:
         message = "blurred, or almost without detail. The adapter would learn the blur too. Use a sharper photo."
         warnings.append(PhotoWarning("blurred", photo.path, f"{photo.path.name}: {message}"))
-    return warnings
+        return warnings
+    return [*warnings, *check_exposure_and_size(photo)]
 
 
 def check_together(photos: Sequence[Photo]) -> list[PhotoWarning]:
-    """Return warnings that depend on all photos: duplicates and outliers."""
-    return [*_duplicates(photos), *_outliers(photos)]
+    """Return warnings that depend on all photos: duplicates, outliers, one background or one pose in all."""
+    duplicates = _duplicates(photos)
+    repeated = [warning.photo for warning in duplicates]
+    distinct = [photo for photo in photos if photo.path not in repeated]
+    return [*duplicates, *_outliers(photos), *check_variety(distinct)]
 
 
 def _sharpness(photo: Upright, window: Box) -> float:

@@ -17,30 +17,22 @@ from hra_diffusion.generation.requests import Request, Settings, complete_settin
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
+from training.data.buckets import Size
+from training.data.captions import class_prompt
 
 CLASS_IMAGE_STEPS = Settings.steps
 """Denoising steps of class images."""
 
 
-def class_prompt(class_noun: str) -> str:
-    """Return the prompt for the class without the subject."""
-    return f"a photo of {with_article(class_noun)}"
-
-
-def with_article(noun: str) -> str:
-    """Return the noun with its indefinite article: "a fox", "an owl"."""
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
-
-
 def load_class_images(
-    pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
+    pipe: StableDiffusionPipeline, class_noun: str, count: int, size: Size, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
-    """Yield ``count`` square images of the class, ``resolution`` pixels wide, generating those missing in ``folder``.
+    """Yield ``count`` images of the class of a size in pixels, generating those missing in ``folder``.
 
     The cache key is the base model, a probe of its weights, their storage, the noise process, the class noun and the
     settings. Image k has seed k, so that a larger count reuses the images of a smaller one.
     """
-    settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=resolution, height=resolution))
+    settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=size[0], height=size[1]))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
     process = noise.process_settings(pipe.scheduler)
     key = json.dumps(

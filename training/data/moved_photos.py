@@ -1,16 +1,17 @@
 """Find the photos of a resumed run by the hashes of their files."""
 
 import contextlib
-import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hra_diffusion.files import sha256
 from training.config import TrainConfig
+from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
-from training.data.photo_files import SUFFIXES, find_photos
+from training.data.photo_files import SUFFIXES, find_photos, is_mask
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
@@ -47,21 +48,24 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 
 
 def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
-    """Load the photos that ``find`` returned, with the crops and frames that the run started with.
+    """Load the photos that ``find`` returned, with the crops, frames and masks that the run started with.
 
     A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
+    Raises RunError if a stored mask is missing or damaged.
     """
     if not (stored := run.photo_records):
-        return load_dataset(photos, resolution, config.crop, config.boxes)
-    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run))
+        return load_dataset(photos, resolution, config.crop, config.boxes, config.mask, concept_numbers(config))
+    concepts = {path: entry.concept for path, entry in zip(photos, stored, strict=True)}
+    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run), "off", concepts)
     loaded = {photo.path: photo for photo in dataset.photos}
     restored = (
         replace(
             loaded[path],
             caption=loaded[path].caption or entry.caption,
             frame=entry.frame or loaded[path].frame,
+            mask=run.stored_mask(number, entry.mask) if entry.mask else None,
         )
-        for path, entry in zip(photos, stored, strict=True)
+        for number, (path, entry) in enumerate(zip(photos, stored, strict=True))
     )
     return replace(dataset, photos=tuple(restored))
 
@@ -71,7 +75,12 @@ def with_current_paths(config: TrainConfig, photos: list[Path], run: Run) -> Tra
     given = [*_files(config.photos)]
     if config.photos == run.config.photos and all(path in given for path in photos):
         return config
-    return config.model_copy(update={"photos": tuple(photos), "boxes": _boxes(photos, run)})
+    numbers = [entry.concept for entry in run.photo_records or ()]
+    concepts = tuple(
+        concept.model_copy(update={"photos": tuple(p for p, own in zip(photos, numbers, strict=True) if own == number)})
+        for number, concept in enumerate(config.concepts)
+    )
+    return config.model_copy(update={"photos": tuple(photos), "boxes": _boxes(photos, run), "concepts": concepts})
 
 
 def _boxes(photos: list[Path], run: Run) -> dict[Path, tuple[int, int, int, int]]:
@@ -82,9 +91,9 @@ def _match(hashes: Iterable[str], files: Iterable[Path]) -> list[Path | None]:
     """Return a file for each hash, or None if there is none. No file is returned twice."""
     matches: defaultdict[str, list[Path]] = defaultdict(list)
     for file in dict.fromkeys(files):
-        with contextlib.suppress(OSError), file.open("rb") as stream:
-            matches[hashlib.file_digest(stream, "sha256").hexdigest()].append(file)
-    return [matches[sha256].pop(0) if matches[sha256] else None for sha256 in hashes]
+        with contextlib.suppress(OSError):
+            matches[sha256(file)].append(file)
+    return [matches[known].pop(0) if matches[known] else None for known in hashes]
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -94,7 +103,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # folders without read permission
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
-            if file.is_file() and (file == path or file.suffix.lower() in SUFFIXES):
+            if file.is_file() and (file == path or (file.suffix.lower() in SUFFIXES and not is_mask(file))):
                 yield file.resolve()
 
 

@@ -95,13 +95,13 @@ def predict_footprint(
     adapter = adapter_bytes(config, add_adapter(config, shapes).values())
     step = cache[step_key] = cache.get(step_key) or training_peak(config, shapes, resolution)
     components = base.unet + base.vae + base.text_encoders
-    offloaded = 0 if device == "cpu" else base.vae + (0 if config.train_text_encoder else base.text_encoders)
+    offloaded = 0 if device == "cpu" else base.vae + (0 if config.runs_text_encoder else base.text_encoders)
     constant, factor = OVERHEAD[device]
     phases = {"cache": components + factor * base.encoding}
-    if config.prior_loss_weight:
+    if config.uses_class_images:
         count = min(config.sample_batch_size, config.num_class_images)
         phases["class images"] = components + factor * base.generation * count
-    if count := min(config.sample_batch_size, len(config.sample_prompts)):
+    if count := min(config.sample_batch_size, len(config.samples)):
         held = factor * step if uses_graph(config, device) else 0
         phases["samples"] = components + adapter + factor * base.generation * count + held
     phases["train"] = components - offloaded + adapter + factor * step

@@ -41,12 +41,12 @@ def generation_peak(pipe: StableDiffusionPipeline, resolution: int) -> int:
 
 def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, resolution: int) -> int:
     """Return the peak of a training step, gradients included, in bytes. The adapter must be attached."""
-    denoiser = Denoiser(pipe, config.train_text_encoder).train()
+    denoiser = Denoiser(pipe, config.runs_text_encoder).train()
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(pipe, config)
     count = config.batch_size * (2 if config.prior_loss_weight else 1)
-    text = _token_ids(pipe, count) if config.train_text_encoder else _cached_embeddings(pipe, count)
-    models = [pipe.unet, *families.text_encoders(pipe)][: None if config.train_text_encoder else 1]
+    text = _token_ids(pipe, count) if config.runs_text_encoder else _cached_embeddings(pipe, count)
+    models = [pipe.unet, *families.text_encoders(pipe)][: None if config.runs_text_encoder else 1]
 
     def step() -> None:
         latents = _latents(pipe, resolution, count)

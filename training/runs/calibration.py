@@ -33,7 +33,7 @@ COST_FIELDS = (
     "base_weights", "optimizer", "sample_batch_size", "memory_limit", "prediction_type", "rescale_zero_snr",
 )  # fmt: skip
 """The fields of TrainConfig that determine time and memory of a step."""
-LATER_COST_FIELDS = ("cuda_graph", "compile", "exclude", "ranks")
+LATER_COST_FIELDS = ("cuda_graph", "compile", "exclude", "ranks", "preservation", "train_trigger")
 """The same that earlier versions did not have. They count if they differ from their defaults."""
 
 
@@ -64,7 +64,8 @@ class Calibration:
     def seconds(self, config: TrainConfig, photos: int) -> float:
         """Return the predicted seconds of a run with this many photos."""
         rounds = 1 + (math.ceil(config.steps / config.sample_every) if config.sample_every else 1)
-        classes = config.num_class_images if config.prior_loss_weight else 0
+        nouns = len({subject.class_noun for subject in config.subjects})
+        classes = config.num_class_images * nouns if config.uses_class_images else 0
         encoded = photos + classes
         return (
             self.load + encoded * self.photo + classes * self.class_image + rounds * self.samples

@@ -123,7 +123,7 @@ def _facts(path: Path) -> tuple[Any, ...]:
         return step, None, "", "", "", "", "", str(error)
     except UserError as error:
         return step, path.stem, "", "", "", "", path.name.casefold(), str(error).replace(str(path), path.name)
-    words = f"{info.name} {info.method} {info.base} {info.subject}".casefold()
+    words = f"{info.name} {info.method} {info.base} {info.prompt_names}".casefold()
     return step, info.name, info.method, info.base, info.subject, info.class_noun, words, ""
 
 

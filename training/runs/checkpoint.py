@@ -16,9 +16,11 @@ from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
 from training.memory.peak import peak_memory
 from training.runs import identity as identities
+from training.runs import progress
 from training.runs.events import Checkpoint, Notice
-from training.runs.identity import Identity, PhotoRecord
+from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord
 from training.runs.run_folder import RunError
+from training.session.model import subject_fields
 from training.session.optimizer import GROUP_STATE
 from training.session.state import Session
 
@@ -29,10 +31,11 @@ def save_checkpoint(session: Session) -> None:
         session.run.require_lease()
         folder = session.run.checkpoint_folder(session.step)
         with atomic_path(folder) as unfinished:
-            identity = Identity(session.config, [PhotoRecord.of(photo) for photo in session.dataset.photos])
-            metadata = identities.metadata(identity)
-            save_tensors(unfinished / "training.safetensors", training_state(session), metadata, checksum=True)
+            photos = [PhotoRecord.of(photo) for photo in session.dataset.photos]
+            metadata = identities.metadata(Identity(session.config, photos, session.init_sha256))
+            save_tensors(unfinished / TRAINING_STATE, training_state(session), metadata, checksum=True)
             write_adapter(session, unfinished / "adapter.safetensors")
+        session.run.prune_states(session.config.keep_states)
         session.run.write_state("running", session.step, session.config.steps, restarts=0)
         session.timer.emit(Checkpoint(session.step, str(folder / "adapter.safetensors")))
     session.processes.agree(session.step)
@@ -61,7 +64,12 @@ def restore_latest(session: Session) -> None:
 
     Raises RunError if there is none, or if the number of processes has changed.
     """
-    for folder in reversed(session.run.checkpoints()):
+    if not (folders := session.run.states()):
+        raise RunError(
+            f"the training states of {session.run.folder} were deleted, so that it can't go on; start another --name "
+            f"from its adapter with --init-adapter {session.run.checkpoints()[-1] / 'adapter.safetensors'}"
+        )
+    for folder in reversed(folders):
         try:
             state = read_state(folder, session)
             info, _ = adapter_file.read(folder / "adapter.safetensors")
@@ -86,11 +94,12 @@ def restore_latest(session: Session) -> None:
 
 def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
     """Return the ``training_state`` in a checkpoint's folder. Raises ValueError if it is damaged or of other layers."""
-    path = folder / "training.safetensors"
+    path = folder / TRAINING_STATE
     with safe_open(path, "pt") as file:
         if has_changed(path, file.metadata() or {}, {identities.KEY}):
             raise ValueError(f"{path.name} does not match its checksum")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        # copies: Windows can't delete a file while tensors are mapped to it
+        state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     expected = training_state(session)  # its moments may be missing before the first step
     needed = {key for key in expected if not key.startswith("moment/")}
     for key in needed | {key for key in state if key.startswith("parameter/")}:
@@ -100,8 +109,13 @@ def read_state(folder: Path, session: Session) -> dict[str, Tensor]:
 
 
 def restore(session: Session, state: Mapping[str, Tensor]) -> None:
-    """Restore step, parameters, optimiser state, moving averages and loss scaler from ``training_state``."""
+    """Restore step, parameters, optimiser state, moving averages and loss scaler from ``training_state``.
+
+    The validation losses up to the step come from the event log.
+    """
     session.step = int(state["step"])
+    logged = progress.read(session.run).validation
+    session.validation_losses = {step: loss for step, loss in logged.items() if step <= session.step}
     moments = session.optimizer.state
     with torch.no_grad():
         for key, parameter in session.parameters.items():
@@ -132,12 +146,12 @@ def write_adapter(session: Session, path: Path) -> None:
         fingerprint=session.fingerprint,
         base=base_name_of(session.pipe),
         targets=config.targets,
-        trigger=config.trigger,
-        class_noun=config.class_noun,
+        **subject_fields(config),
         **noise.process_settings(session.pipe.scheduler),
         training={
             "step": session.step,
-            "photos": len(session.photos.mean),
+            "photos": sum(len(cache.mean) for cache in session.photos),
+            **({"init_sha256": session.init_sha256} if session.init_sha256 else {}),
             "seconds": session.timer.seconds(),
             "memory": peak_memory(str(session.accelerator.device)),
             **config.model_dump(mode="json", include=fields),

@@ -1,11 +1,10 @@
 """Deleting runs and adapters for good, with the photos that only they use."""
 
-import hashlib
 from pathlib import Path
 
 from hra_diffusion import trash
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import read_bytes, remove
+from hra_diffusion.files import remove, sha256
 from training.runs.run_folder import Run
 
 
@@ -30,12 +29,7 @@ def delete_for_good(key: str, output: Path) -> set[str]:
     if photos:
         others = [*output.glob("*/config.yaml"), *(output / trash.FOLDER).glob("*/config.yaml")]
         photos -= {folder for file in others for folder in photo_folders(file.parent, output)}
-    hashes = {digest(file) for folder in photos for file in folder.iterdir() if file.is_file()}
+    hashes = {sha256(file) for folder in photos for file in folder.iterdir() if file.is_file()}
     for folder in photos:
         remove(folder)
     return hashes
-
-
-def digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(read_bytes(file)).hexdigest()

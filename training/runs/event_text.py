@@ -12,6 +12,7 @@ PHASES = {
     "class images": "generating pictures of the class, so that the model does not forget it",
     "cache": "encoding the photos",
     "train": "training",
+    "validation": "computing the validation loss",
     "samples": "generating sample pictures",
     "scores": "comparing the sample pictures with the photos",
 }
@@ -34,6 +35,10 @@ def event_line(event: dict[str, Any]) -> str:
             text = f"about {memory / 2**30:.1f} GB of memory (predicted)"
         case {"event": "captions", "captions": captions, "added": added}:
             text = f"captions of {len(captions)} photos, the trigger added to {len(added)}"
+        case {"event": "validated", "step": step, "loss": loss}:
+            text = f"validation loss after step {step}: {loss:.4f}"
+        case {"event": "best", "reason": reason}:
+            text = reason
         case {"event": "scored", "step": step, "subject": subject, "prompt": prompt}:
             text = f"samples of step {step}: similarity to the photos {subject:.2f}, to the prompts {prompt:.2f}"
         case {"event": kind, "step": step}:
@@ -59,4 +64,4 @@ def caption_lines(event: Captions) -> list[str]:
         lines = [f'caption of every photo: "{next(iter(photos))}"']
     if event.added:
         lines.append(f"the trigger was added to {len(event.added)} of {len(event.captions)} captions, which lacked it")
-    return lines
+    return [*lines, *event.coverage]

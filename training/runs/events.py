@@ -13,7 +13,10 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase begins: "load base", "read photos", "class images", "cache", "train", "samples" or "scores"."""
+    """A phase begins.
+
+    It is "load base", "read photos", "class images", "cache", "train", "validation", "samples" or "scores".
+    """
 
     name: str
 
@@ -46,17 +49,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions for training, by path of the photo. ``added``: paths of captions to which the trigger was added."""
+    """The captions for training, by path of the photo.
+
+    Attributes:
+        added: paths of captions to which the trigger was added.
+        coverage: a line for each subject that says what its photos show.
+    """
 
     captions: dict[str, str]
     added: tuple[str, ...]
+    coverage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
     """An optimiser step is done.
 
-    ``total``: number of steps of the run. ``seconds``: time of this step; the mean if several losses are read at once.
+    Attributes:
+        total: number of steps of the run.
+        seconds: time of this step; the mean if several losses are read at once.
+        norm: norm of the gradients before clipping; 0 with a loss scaler. Earlier versions did not log it.
     """
 
     step: int
@@ -64,6 +76,15 @@ class Step:
     loss: float
     learning_rate: float
     seconds: float
+    norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The loss of the held-out photo after ``step``, over fixed timesteps and noise."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,14 @@ class Scored:
     step: int
     subject: float
     prompt: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint that samples and validation losses favour, and the reason for the user."""
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -115,7 +144,21 @@ class Finished:
     phases: dict[str, float]
 
 
-Event = Phase | Plan | Captions | Notice | Step | Sample | Scored | Checkpoint | Stopped | Failed | Finished
+Event = (
+    Phase
+    | Plan
+    | Captions
+    | Notice
+    | Step
+    | Validated
+    | Sample
+    | Scored
+    | Best
+    | Checkpoint
+    | Stopped
+    | Failed
+    | Finished
+)
 Listener = Callable[[Event], None]
 
 

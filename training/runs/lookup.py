@@ -2,15 +2,18 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from hra_diffusion import library
+from hra_diffusion.comparison.axes import BASE_CHECKPOINT, LAST_CHECKPOINT
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_image
 from hra_diffusion.names import validated_name
 from training import config as configs
+from training.data.concepts import concept_numbers
 from training.data.dataset import load_dataset
 from training.runs.run_folder import Run
 
@@ -25,6 +28,34 @@ def run_of(adapter: Path) -> Run | None:
     return _existing(adapter.parents[2] if _is_checkpoint(adapter) else adapter.parent)
 
 
+def checkpoint_file(value: str, adapter: Path | None, find: Callable[[str], Path]) -> Path | None:
+    """Return the file that a value of the axis "checkpoint" of a grid names, or None for the base model.
+
+    Args:
+        value: the step of a checkpoint, "last", "base", or a name for ``find``.
+        adapter: the adapter that "last" means, and to whose run the checkpoints belong.
+        find: returns the file of another adapter.
+
+    Raises UserError if there is no such file.
+    """
+    if value == BASE_CHECKPOINT:
+        return None
+    if value != LAST_CHECKPOINT and not value.isdecimal():
+        return find(value)
+    if adapter is None:
+        raise UserError(f"the checkpoint {value} needs an adapter")
+    return adapter if value == LAST_CHECKPOINT else _checkpoint(adapter, int(value))
+
+
+def _checkpoint(adapter: Path, step: int) -> Path:
+    run = run_of(adapter)
+    steps = [int(folder.name) for folder in run.checkpoints()] if run else []
+    if run is None or step not in steps:
+        known = f"it has those of the steps {', '.join(map(str, steps))}" if steps else "no run belongs to it"
+        raise UserError(f"{adapter.name} has no checkpoint of step {step}; {known}")
+    return run.checkpoint_folder(step) / "adapter.safetensors"
+
+
 def samples_of(adapter: Path) -> list[Path]:
     """Return the last sample images of the run that wrote an adapter; for a checkpoint, up to its step."""
     run = run_of(adapter)
@@ -34,7 +65,7 @@ def samples_of(adapter: Path) -> list[Path]:
 
 
 def photos_of(adapter: Path, size: int) -> list[Image.Image]:
-    """Return the cropped photos that an adapter was trained on, or an empty list if there are none.
+    """Return the cropped photos of an adapter's first subject, or an empty list if there are none.
 
     They are the small copies in the run's folder or, without these, the photos themselves at ``size`` pixels.
     """
@@ -42,11 +73,14 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
     if run is None:
         return []
     files = sorted((run.folder / "photos").glob("[!.]*.png"))
+    if len(records := run.photo_records or []) == len(files):
+        files = [file for file, record in zip(files, records, strict=True) if record.concept == 0]
     if copies := [image for file in files if (image := read_image(file))]:
         return copies
     with contextlib.suppress(UserError):
         config = run.config
-        return [photo.image for photo in load_dataset(config.photos, size, config.crop, config.boxes).photos]
+        dataset = load_dataset(config.photos, size, config.crop, config.boxes, "off", concept_numbers(config))
+        return [photo.image for photo in dataset.photos if photo.concept == 0]
     return []
 
 

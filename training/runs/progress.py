@@ -30,8 +30,10 @@ class Progress:
         phase: name of the current phase (see ``events.Phase``).
         phase_start: its start in Unix seconds.
         losses: loss by step.
+        validation: validation loss by step.
         samples: file names of the sample images by step.
         scores: mean CLIP scores of the sample images by step.
+        best: the step that was named as the best, and the reason; None until the end, also while a run goes on.
         checkpoints: steps with a checkpoint, in order.
         notices: messages for the user.
         log: the last ``LOG_LINES`` events as text.
@@ -45,8 +47,10 @@ class Progress:
     phase: str = ""
     phase_start: float = 0.0
     losses: dict[int, float] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)
     samples: dict[int, list[str]] = field(default_factory=dict)
     scores: dict[int, Score] = field(default_factory=dict)
+    best: tuple[int, str] | None = None
     checkpoints: list[int] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -65,6 +69,12 @@ class Progress:
                 self.phase, self.phase_start = name, time
             case {"event": "step"}:
                 self._advance(event)
+            case {"event": "validated", "step": step, "loss": loss, "time": time}:
+                self.validation = {earlier: value for earlier, value in self.validation.items() if earlier < step}
+                self.validation[step] = loss
+                self.phase, self.phase_start = "train", time
+            case {"event": "best", "step": step, "reason": reason}:
+                self.best = step, reason
             case {"event": "sample", "step": step, "pictures": paths, "time": time}:
                 self.samples[step] = [Path(path).name for path in paths]
                 self.samples_seconds, self.phase, self.phase_start = time - self.phase_start, "train", time
@@ -90,7 +100,7 @@ class Progress:
         return seconds if seconds > expected else 0.0
 
     def _advance(self, event: dict[str, Any]) -> None:
-        self.step, self.total = event["step"], event["total"]
+        self.step, self.total, self.best = event["step"], event["total"], None
         while self.losses and next(reversed(self.losses)) >= self.step:  # a resumed run repeats some steps
             self.losses.popitem()
         self.losses[self.step] = event["loss"]

@@ -77,14 +77,36 @@ class Queue:
             run.write_state("waiting", 0, config.steps, queued=self._last_place(), device=config.device or "")
         return run
 
-    def resume(self, name: str) -> None:
-        """Append a stopped, failed or dead run to the queue; it continues from its last checkpoint."""
+    def resume(self, name: str, steps: int | None = None) -> None:
+        """Append a stopped, failed or dead run to the queue; it continues from its last checkpoint.
+
+        A finished run needs ``steps``, more than it has trained, and goes on to that number of steps.
+        """
         with self.index.writing():
             job = self.job(name)
-            if job.status not in OVER:
+            if steps is not None:
+                self._prepare_more_steps(job, steps)
+            elif job.status not in OVER:
                 raise RunError(f"{name!r} is {job.status}: there is nothing to resume")
             job.run.take_request("stop")
-            job.run.write_state("waiting", job.step, job.steps, queued=self._last_place(), restarts=0)
+            job.run.write_state("waiting", job.step, steps or job.steps, queued=self._last_place(), restarts=0)
+
+    def _prepare_more_steps(self, job: Job, steps: int) -> None:
+        run, name = job.run, job.run.name
+        if job.status != "finished":
+            raise RunError(f"{name!r} is {job.status}; only a finished run can go on to more steps")
+        if steps <= run.config.steps:
+            raise RunError(f"{name!r} has trained {run.config.steps} steps; ask for more than that")
+        if not run.states():
+            raise RunError(f"the training states of {name!r} were deleted; start another run from its adapter")
+        configs.write(configs.parse(run.config.model_dump(mode="json") | {"steps": steps}), run.folder / "config.yaml")
+
+    def drop_states(self, name: str) -> None:
+        """Delete the training states of a finished run, which then can't go on. Its adapters stay."""
+        with self.index.writing():
+            if (job := self.job(name)).status != "finished":
+                raise RunError(f"{name!r} is {job.status}; only a finished run needs no training state")
+            job.run.prune_states(0)
 
     def waiting(self) -> list[str]:
         """Names of the waiting runs, the next one first."""

@@ -3,17 +3,20 @@
 {output}/{name}/config.yaml               configuration, with the values of the preset
 {output}/{name}/state.json                see ``state.RunState``
 {output}/{name}/events.jsonl              log of events
-{output}/{name}/checkpoints/000050/       adapter.safetensors (ready for use) and training.safetensors (to resume)
+{output}/{name}/checkpoints/000050/       adapter.safetensors (ready for use) and, in the newest ones,
+                                          training.safetensors, the training state to resume from
 {output}/{name}/samples/000050-0.png      sample images; those of step 0 are from the base model
 {output}/{name}/{name}.safetensors        the finished adapter
-{output}/{name}/photos.json               hash, crop, frame and caption of each photo
+{output}/{name}/photos.json               hash, crop, frame, caption and hash of the mask of each photo
 {output}/{name}/photos/00.png             small copies of the cropped photos
+{output}/{name}/masks/00.png              masks of the cropped photos, by the number of the photo
 {output}/{name}/sample-now                present while sample images are requested
 {output}/{name}/stop                      present while the run is asked to stop
 """
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +29,12 @@ from hra_diffusion import records
 from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import atomic_path, make_folder, remove, write_text
+from hra_diffusion.generation.png import read_image, save_png
 from training import config as configs
 from training.config import EXECUTION_FIELDS, ConfigError, TrainConfig
 from training.runs import identity as identities
 from training.runs import leases, state
-from training.runs.identity import Identity, PhotoRecord
+from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord, pixel_hash
 from training.runs.index import Index
 from training.runs.state import Request, RunState
 
@@ -145,14 +149,14 @@ class Run:
             self.require_resumable(config, resume)
             if (stored_photos := self.photo_records) is not None and not _same_photos(photos, stored_photos):
                 raise RunError(f"the photos or captions of {self.folder} have changed; start a new run")
-            self.write_state("running", self.state.step, config.steps)
+            self._write_running(self.state.step, config)
             stored = self.config
             config = config.model_copy(update={name: getattr(stored, name) for name in EXECUTION_FIELDS})
         else:
             self.require_free()
-            for stale in ("samples", "events.jsonl", "sample-now", "photos"):
+            for stale in ("samples", "events.jsonl", "sample-now", "photos", "masks"):
                 remove(self.folder / stale)
-            self.write_state("running", 0, config.steps)
+            self._write_running(0, config)
             stored = None
         if (log := self.folder / "events.jsonl").is_dir():
             records.set_aside(log, "a folder is in its place")
@@ -161,12 +165,35 @@ class Run:
         if config != stored:
             configs.write(config, self.folder / "config.yaml")
 
+    def _write_running(self, step: int, config: TrainConfig) -> None:
+        queued = {}
+        if config.auto_resume and self.state.queued is None:  # the queue continues it after an interruption
+            queued = {"queued": time.time(), "device": config.device or ""}
+        self.write_state("running", step, config.steps, **queued)
+
     def save_photos(self, photos: Sequence[Image.Image]) -> None:
         """Write small copies of the cropped photos, unless they exist."""
         folder = self.folder / "photos"
         if not folder.exists():
             with atomic_path(folder) as unfinished:
                 save_photos(photos, unfinished)
+
+    def save_masks(self, masks: Sequence[Image.Image | None]) -> None:
+        """Write the masks of the cropped photos, unless they exist or there are none."""
+        folder = self.folder / "masks"
+        if any(masks) and not folder.exists():
+            with atomic_path(folder) as unfinished:
+                for number, mask in enumerate(masks):
+                    if mask:
+                        save_png(mask, unfinished / f"{number:02d}.png")
+
+    def stored_mask(self, number: int, pixels: str) -> Image.Image:
+        """Return the mask of a photo, which must have the ``pixel_hash`` ``pixels``. Raises RunError."""
+        path = self.folder / "masks" / f"{number:02d}.png"
+        mask = read_image(path)
+        if mask is None or pixel_hash(mask := mask.convert("L")) != pixels:
+            raise RunError(f"{path} is missing or damaged; start a new run with another --name")
+        return mask
 
     def require_free(self) -> None:
         """Raise RunError if there is an adapter in the place of this run's."""
@@ -179,7 +206,18 @@ class Run:
             raise RunError(f"{self.folder} exists already; continue with --resume, or choose another --name")
         self._require_same(self.started_with, config.model_dump(mode="json"))
 
+    def goes_on(self, config: TrainConfig) -> bool:
+        """Return whether there are steps left that ``config`` asks of the finished run.
+
+        It asks for more steps than before or, of a run that stopped early, for another ``early_stop``.
+        """
+        before = self.started_with
+        changed = config.steps > before.steps or config.early_stop != before.early_stop
+        return changed and config.steps > self.state.step
+
     def _require_same(self, before: TrainConfig, values: dict[str, Any]) -> None:
+        if self.adapter.is_file() and isinstance(steps := values.get("steps"), int) and steps > before.steps:
+            before = before.model_copy(update={"steps": steps})  # a finished run may go on
         # photos are compared by their hashes
         if changed := identities.differences(before, values, with_photos=not self.photo_records):
             raise RunError(
@@ -199,6 +237,17 @@ class Run:
         """Return the folders of the complete checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("checkpoints/[0-9]*") if path.name.isdecimal())
 
+    def states(self) -> list[Path]:
+        """Return the folders of the checkpoints that hold a training state, oldest first."""
+        return [folder for folder in self.checkpoints() if (folder / TRAINING_STATE).is_file()]
+
+    def prune_states(self, keep: int) -> None:
+        """Delete all training states but the newest ``keep``. The adapters of the checkpoints stay."""
+        states = self.states()
+        for folder in states[: max(0, len(states) - keep)]:
+            with contextlib.suppress(PermissionError):  # Windows, while a program has it open: deleted the next time
+                remove(folder / TRAINING_STATE)
+
     def checkpoint_folder(self, step: int) -> Path:
         """Return the folder for the checkpoint of a step."""
         return self.folder / "checkpoints" / f"{step:06d}"
@@ -210,7 +259,8 @@ class Run:
     def samples(self) -> dict[int, list[Path]]:
         """Return the existing sample images by step."""
         by_step: dict[int, list[Path]] = {}
-        for file in sorted(self.folder.glob("samples/[0-9]*-[0-9]*.png")):
+        files = self.folder.glob("samples/[0-9]*-[0-9]*.png")
+        for file in sorted(files, key=lambda file: (len(file.name), file.name)):
             by_step.setdefault(int(file.name.split("-")[0]), []).append(file)
         return by_step
 

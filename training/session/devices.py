@@ -76,4 +76,4 @@ def restore_eval(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator
 
 
 def _idle(pipe: StableDiffusionPipeline, config: TrainConfig) -> list[nn.Module]:
-    return [pipe.vae] if config.train_text_encoder else [pipe.vae, *families.text_encoders(pipe)]
+    return [pipe.vae] if config.runs_text_encoder else [pipe.vae, *families.text_encoders(pipe)]

@@ -17,6 +17,7 @@ from hra_diffusion.models.families import Text
 from training.config import TrainConfig
 from training.errors import TrainingError
 from training.rank_matching import LayerRanks, layers_to_adapt
+from training.session.trigger_embeddings import add_trigger_embeddings
 
 
 class Denoiser(nn.Module):
@@ -47,11 +48,20 @@ def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str,
             model, config.method, config.options, name=config.name, targets=list(layers), seed=config.seed + number,
             ranks=_given_ranks(layers),
         )  # fmt: skip
-        known = {"trigger": config.trigger, "class_noun": config.class_noun, "targets": config.targets}
-        attachment.remember(model, config.name, known)
+    if config.train_trigger:
+        add_trigger_embeddings(config, pipe)
+    for model in pipeline.components(pipe).values():
+        if config.name in attachment.adapter_names(model):
+            attachment.remember(model, config.name, {**subject_fields(config), "targets": config.targets})
     for encoder in families.text_encoders(pipe):
         attachment.freeze(encoder)
     return adapter_file.parameters(pipeline.components(pipe), config.name)
+
+
+def subject_fields(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of ``adapter_file.AdapterInfo`` that name the subjects."""
+    several = [{"trigger": subject.trigger, "class_noun": subject.class_noun} for subject in config.concepts]
+    return {"trigger": config.trigger, "class_noun": config.class_noun, "subjects": several}
 
 
 def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.token_embeddings import PARAMETER
 from hra_diffusion.libraries import BITSANDBYTES, import_bitsandbytes
 from training import objective
 from training.config import TrainConfig
@@ -123,6 +124,8 @@ def learning_rate_scale(config: TrainConfig, key: str) -> float:
 
     LoRA+ (arXiv 2402.12354) gives the up matrices a higher rate.
     """
+    if key.endswith(f".{PARAMETER}"):
+        return config.trigger_lr_scale
     component = 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale
     return component * (config.lora_plus_ratio if key.endswith(".up") else 1.0)
 

@@ -63,6 +63,11 @@ class ObjectiveSettings(BaseModel):
     num_class_images: int = Field(
         ge=1, le=1000, description="Class images for prior preservation, generated once by the base model."
     )
+    preservation: Literal["class-images", "base-output"] = Field(
+        "class-images",
+        description="What the prior preservation loss compares with: class images, or the base model's own output for "
+        "the captions with the class noun instead of the subject, which needs no images.",
+    )
 
     @model_validator(mode="after")
     def _check_objective(self) -> Self:

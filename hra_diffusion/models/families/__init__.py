@@ -152,6 +152,11 @@ def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:
     return stack([_ids(getattr(pipe, name), captions) for _, name in of(pipe).encoders], dim=1)
 
 
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text without those of its start and end."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
 def _ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     length = tokenizer.model_max_length
     return tokenizer(

@@ -74,7 +74,9 @@ def train(page, name, method):
     fill(page, "#name", name)
     page.locator("#preset label").first.click()
     choose(page, "#method", method)
-    page.locator("#advanced button.label-wrap").click()
+    page.locator("#advanced > button.label-wrap").click()
+    for topic in ("Objective", "Optimization", "Checkpoints and samples"):
+        page.locator("#advanced button.label-wrap", has_text=topic).click()
     short = {"steps": 4, "num-class-images": 1, "checkpoint-every": 2, "sample-every": 2}
     for field, value in (short | {"sample-prompts": "a {subject}"}).items():
         fill(page, f"#field-{field}", str(value))
@@ -124,6 +126,27 @@ def test_the_whole_workflow(visit, tmp_path, shared):
             page.locator("#facts").get_by_role("button", name="Download", exact=True).click()
         assert download.value.suggested_filename == "Rex-lora.safetensors"
         page.close()
+
+
+def test_a_mask_is_painted_over_its_photo(visit, page, tmp_path):
+    browser = visit(page.local_url)
+    give_photos(browser, sorted(save_photos(tmp_path, 2).glob("*.jpg")))
+    before = browser.locator("#thumbs .thumb img").nth(1).get_attribute("src")
+    browser.locator("#thumbs .thumb").nth(1).click()
+    browser.locator("#masking button.label-wrap").click()
+    canvas = browser.locator("#painter canvas").first
+    canvas.scroll_into_view_if_needed()
+    browser.wait_for_timeout(1000)  # until the editor has laid out the photo
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    browser.mouse.move(x - 40, y)
+    browser.mouse.down()
+    browser.mouse.move(x + 40, y, steps=8)
+    browser.mouse.up()
+    thumbnail = browser.locator("#thumbs .thumb img").nth(1)
+    playwright.expect(thumbnail).not_to_have_attribute("src", before)
+    browser.click("#remove-mask")
+    playwright.expect(thumbnail).to_have_attribute("src", before)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

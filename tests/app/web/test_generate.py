@@ -10,8 +10,10 @@ from app.web import (
     generate,
     generate_images,
     generate_request,
+    library_facts,
 )
 from app.web.drawing_queue import DrawingQueue
+from hra_diffusion.adapters.adapter_file import AdapterInfo, read_info, rewrite_info
 from hra_diffusion.generation.png import read_png
 from toybox.scenes import SCENES
 
@@ -33,6 +35,23 @@ def test_images_follow_previews_and_contain_their_settings(context, tmp_path):
     ]
     another = generate_request.values_from_settings(context, generate_request.without_adapters(context, made))
     assert another[:4] == [[], "a {subject} in the snow", 1, 5], "the same noise for another adapter"
+
+
+def test_the_subject_that_a_prompt_names_is_used_of_an_adapter_with_several(context):
+    file = context.output / "Rex" / "Rex.safetensors"
+    subjects = ({"trigger": "sks", "class_noun": "dog"}, {"trigger": "qwe", "class_noun": "teapot"})
+    info = read_info(file).model_dump() | {"subjects": subjects}
+    rewrite_info(file, AdapterInfo.model_validate(info))
+    prompts = {
+        "a {subject} at night": "a sks dog at night",
+        "a qwe teapot at night": "a qwe teapot at night",
+        "a teapot at night": "a qwe teapot at night",
+        "a sks dog with a qwe teapot": "a sks dog with a qwe teapot",
+        "at night": "sks dog, at night",
+    }
+    for prompt, resolved in prompts.items():
+        assert generate_request.resolve_prompt(context, ["Rex/Rex.safetensors"], prompt) == resolved
+    assert "sks dog, qwe teapot" in library_facts.show_facts(context, "Rex/Rex.safetensors")
 
 
 def test_every_adapter_keeps_its_strength(context):
@@ -87,3 +106,46 @@ def test_stop_cancels_a_request_that_waits_behind_another_visitors(context):
 def test_every_prompt_idea_is_a_toybox_scene() -> None:
     """The embedded base model knows no other scenes."""
     assert set(generate.IDEAS) <= set(SCENES)
+
+
+def click(**data):
+    """The event of a clicked button."""
+    return gr.EventData(None, data)
+
+
+def test_older_images_are_paged_and_deleted(context):
+    with gr.Blocks():
+        events = generate.Events(context, generate.build(context), DrawingQueue())
+    ann, folder = Visitor("ann"), context.visitor_folder(Visitor("ann")) / "pictures"
+    (image,) = generated(context, count=1)
+    for _ in range(30):
+        generate_images.save_images([image], folder)
+    first = events.images(ann)
+    assert first.count('class="picture"') == 24 and "1 to 24 of 30" in first and 'data-at="24"' in first
+    older = events.browse(click(do="page", at="24"), ann)
+    assert older.count('class="picture"') == 6 and "25 to 30 of 30" in older and ">Newer<" in older
+    assert older.count('class="day') == 1, "the day is named once"
+    name = sorted(file.name for file in folder.iterdir())[0]
+    after = events.browse(click(do="delete", file=name, at="24"), ann)
+    assert after.count('class="picture"') == 5 and not (folder / name).exists()
+
+
+def test_the_last_image_of_a_page_is_deleted(context):
+    ann, folder = Visitor("ann"), context.visitor_folder(Visitor("ann")) / "pictures"
+    (image,) = generated(context, count=1)
+    for _ in range(25):
+        generate_images.save_images([image], folder)
+    generate_images.delete_image(context, ann, sorted(file.name for file in folder.iterdir())[0])
+    assert generate_images.show_images(context, ann, 24).count('class="picture"') == 24
+
+
+@pytest.mark.parametrize("name", ["../draft/draft.json", "00000-x.png", "/etc/passwd", ""])
+def test_only_own_images_are_deleted(context, name):
+    with gr.Blocks():
+        events = generate.Events(context, generate.build(context), DrawingQueue())
+    ann, bob = Visitor("ann"), Visitor("bob")
+    (file,) = generate_images.save_images(generated(context, count=1), context.visitor_folder(ann) / "pictures")
+    for tried in (name, file.name, str(file)):
+        with pytest.raises(gr.Error, match="no longer exists"):
+            events.browse(click(do="delete", file=tried, at="0"), bob)
+    assert file.exists()

@@ -16,7 +16,7 @@ from app.web import (
     library_facts,
     library_files,
 )
-from hra_diffusion import pipeline
+from hra_diffusion import pipeline, trash
 from hra_diffusion.adapters import adapter_file, attachment
 from hra_diffusion.adapters.adapter_file import read, read_info
 from training.runs import lookup
@@ -127,3 +127,7 @@ def test_a_broken_file_is_a_card_that_says_what_is_wrong(context):
     first = library_cards.show_cards(context, count=1)
     assert ">Rex<" in first and ">Odd<" not in first and "Show more" in first
     assert [key for _, key in context.adapter_choices() if "Odd" in key] == []
+    event = gr.EventData(None, {"do": "discard", "key": "Odd/Odd.safetensors"})
+    library.Events(context).choose(event, "", None, 60, Visitor())
+    assert ">Odd<" not in library_cards.show_cards(context) and not path.exists()
+    assert [key.endswith("Odd") for key in trash.keys(context.output)] == [True]

@@ -68,7 +68,7 @@ def test_the_api_generates_and_compares(output, base_folder):
         )
         assert "2 pictures" in status and grid.count("<img") >= 2
         names = set(client.view_api(return_format="dict", print_info=False)["named_endpoints"])
-        assert names == {"/generate", "/compare"}
+        assert names == {"/generate", "/compare", "/grid"}
 
 
 def cookie_of(url):

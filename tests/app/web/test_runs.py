@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from visitors import Visitor
 
@@ -15,6 +16,8 @@ from app.web import (
 from app.web.context import AppContext
 from hra_diffusion import trash
 from training import config as configs
+from training.runs.events import Best, Notice, Validated, to_json
+from training.runs.queue import Queue
 from training.runs.run_folder import Run
 
 
@@ -47,7 +50,7 @@ def test_a_failed_run_shows_its_reason_and_advice(context):
     head, _, _, log, _, *offers, _, _, _ = run_view.refresh(context, "Rex", None)
     assert "The run failed: the loss became nan" in head and "learning rate" in head
     assert "ready" not in head.lower() and "complete" not in (head + log).lower()
-    buttons = ("stop", "sample_now", "resume", "again", "generate", "compare")
+    buttons = ("stop", "sample_now", "resume", "again", "generate", "compare", "more")
     assert [button for button, offer in zip(buttons, offers, strict=True) if offer["visible"]] == ["again"]
 
 
@@ -83,3 +86,34 @@ def test_a_failure_reason_is_escaped(context):
     Run(context.output / "Rex").write_state("failed", 3, 6, reason="<script>alert(1)</script>")
     head, _, _, log, *_ = run_view.refresh(context, "Rex", None)
     assert "<script>" not in head + log and "&lt;script&gt;" in head
+
+
+def test_a_finished_run_trains_on_for_more_steps(context, monkeypatch):
+    monkeypatch.setattr(Queue, "start", lambda queue: None)  # no process
+    run = Run(context.output / "Rex")
+    *_, more, _, _, _ = run_view.refresh(context, "Rex", None)
+    assert more["visible"] and [folder.name for folder in run.states()] == ["000006"]
+    head, *_ = run_view.Events(context).go_on("Rex", "Rex", 4, Visitor())
+    assert "Waiting" in head and context.queue.waiting() == ["Rex"]
+    assert run.config.steps == run.state.steps == 10 and run.state.step == 6
+    with pytest.raises(gr.Error, match="only a finished run"):
+        run_view.Events(context).go_on("Rex", "Rex", 4, Visitor())
+    context.queue.cancel("Rex")
+
+
+def test_without_its_training_state_a_finished_run_offers_no_more_steps(context):
+    context.queue.drop_states("Rex")
+    *_, more, _, _, _ = run_view.refresh(context, "Rex", None)
+    assert not more["visible"]
+
+
+def test_validation_losses_are_plotted_and_the_best_checkpoint_has_its_reason(context):
+    run, reason = Run(context.output / "Rex"), "step 3 may be better than the last: its validation loss is 0.1000"
+    events = [Validated(0, 0.9), Validated(3, 0.1), Validated(6, 0.2), Best(3, reason), Notice(reason)]
+    with (run.folder / "events.jsonl").open("a") as log:
+        log.writelines(to_json(event) + "\n" for event in events)
+    head, plot, rounds, *_ = run_view.refresh(context, "Rex", None)
+    assert plot.count('<circle class="validation"') == 3 and "Validation loss (dashed): <b>0.200</b>" in plot
+    assert rounds.count(">best<") == 1 and reason[1:] in rounds and reason not in head, "the reason is said once"
+    badge = rounds.index(">best<")
+    assert rounds.index("<b>step 3</b>") < badge < rounds.index("<b>before</b>")

@@ -23,6 +23,7 @@ from app.web import guard, html, library_cards, logins, run_list, train_form
 from app.web.context import COOKIE
 from app.web.server import LOOPBACK
 from hra_diffusion import files
+from hra_diffusion.comparison.storage import Summary
 from hra_diffusion.comparison.votes import Standing
 from training.runs.queue import Job
 from training.runs.run_folder import Run
@@ -238,12 +239,17 @@ def test_every_name_on_the_page_is_escaped(context):
                   html.empty_state(SCRIPT, SCRIPT), html.progress_bar(0.5, SCRIPT)],
         "runs": [run_list.show_runs([job]), html.render("status_bar", running=None, died=job)],
         "train": [train_form.show_subject(SCRIPT, SCRIPT), html.render("train_captions", lines=[SCRIPT]),
-                  html.render("train_photos", photos=[{"name": SCRIPT, "image": image, "badges": [SCRIPT]}],
-                              selected="")],
-        "generate": [html.render("generate_images", images=[(Path(SCRIPT), settings)], notes=[SCRIPT], actions={}),
+                  html.render("train_photos", photos=[{"name": SCRIPT, "image": image, "warnings": {SCRIPT: SCRIPT}}],
+                              selected="", coverage=SCRIPT),
+                  html.render("train_crop", photo=image, messages=[SCRIPT])],
+        "generate": [html.render("generate_images", images=[(SCRIPT, Path(SCRIPT), settings)], notes=[SCRIPT],
+                                 actions={}, start=0, page=1, total=2),
                      html.render("prompt_used", prompt=SCRIPT, changed=True)],
         "compare": [html.render("compare_grid", labels=[SCRIPT], prompts=[SCRIPT], seeds=[SCRIPT], photos=[],
                                 images=[image], scores=[[SCRIPT]], means=""),
+                    html.render("compare_axes", rows=[(Path(SCRIPT), SCRIPT, SCRIPT)]),
+                    html.render("compare_history", rows=[(SCRIPT, SCRIPT, Summary((SCRIPT,), (SCRIPT,), 1))], start=0,
+                                page=1, total=1),
                     html.render("standings", revealed=True, count=1, threshold=1,
                                 tables=[(SCRIPT, [Standing(SCRIPT, 1, 1, 0, 1)])])],
         "library": [html.render("library_bin", entries=[(SCRIPT, SCRIPT)]),
@@ -261,7 +267,7 @@ def test_names_inside_an_adapter_file_are_escaped(context):
     row = {**context.library("", 1)[0], "name": SCRIPT, "base": SCRIPT}
     card = library_cards._card(context, row)
     assert {card["name"], card["base"]} == {SCRIPT}
-    broken = [{"name": SCRIPT, "error": SCRIPT}]
+    broken = [{"name": SCRIPT, "error": SCRIPT, "path": SCRIPT}]
     text = html.render("library_cards", cards=[card], chosen=None, broken=broken, more=0)
     facts = html.facts(fields.items())
     text += html.render("library_facts", name=SCRIPT, warning=SCRIPT, samples=[path], summary=facts, details="")

@@ -1,10 +1,14 @@
 """The Train tab without a browser: form, photos, forecast, planned runs."""
 
+import dataclasses
 import json
 import re
 
 import gradio as gr
+import numpy as np
 import pytest
+from PIL import Image
+from tiny_blip import tiny_blip
 from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
@@ -13,9 +17,12 @@ from app.web.train_forecast import duration, forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
 from training import config as configs
+from training.data import captioner
+from training.data.dataset import load_dataset
 from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
+from training.runs.owners import Person
 from training.runs.run_folder import Run
 
 
@@ -123,13 +130,15 @@ def test_opening_the_yaml_does_not_freeze_the_presets_values(context, tab):
     events, before = train_form.FormEvents(context, tab), filled(tab.entries, {"steps": "7"}, method="lora")
 
     def back_to_form(text):
-        _, _, preset, method, *fields = events.switch_mode("Form", *flat(before._replace(mode="YAML", text=text)))
+        _, _, preset, method, *fields = events.switch_mode(
+            Visitor(), "Form", *flat(before._replace(mode="YAML", text=text))
+        )
         updates = zip(tab.entries, fields, strict=True)
         return preset, method, {entry.name: update["value"] for entry, update in updates if update["value"]}
 
-    shown = events.switch_mode("YAML", *flat(before))[1]["value"]
+    shown = events.switch_mode(Visitor(), "YAML", *flat(before))[1]["value"]
     edited = shown.replace("method: lora", "method: moslora").replace("preset: quick", "preset: best")
-    edited = edited.replace("  init: kaiming\n", "")  # an option of LoRA alone
+    edited = re.sub(r"(?m)^  (init|rank_stabilized): .*\n", "", edited)  # options of LoRA alone
     preset, method, kept = back_to_form(edited.replace("learning_rate: 0.0001", "learning_rate: 0.01"))
     assert (preset, method) == ("best", "moslora") and (kept["steps"], kept["learning_rate"]) == ("7", "0.01")
     assert "batch_size" not in kept
@@ -155,6 +164,25 @@ def test_the_captions_used_for_training_are_shown(context, entries):
     assert "&#34;a sks dog!&#34;" in text and "1.jpg: &#34;a dog &lt;sitting&gt;&#34;" in text
     assert not preview_config(context, entries, filled(entries, add_trigger=False)).add_trigger
     assert shown(filled(entries, noun=""))[0] == ""
+
+
+def test_captions_are_written_for_the_photos_without_one(context, tab, tmp_path, monkeypatch):
+    ann, events = Visitor("ann"), train_form.FormEvents(context, tab)
+    with pytest.raises(gr.Error, match="No photos yet"):
+        events.describe("", "dog", ann)
+    draft = context.draft(ann)
+    draft.add(photos_of(context))
+    draft.change("1.jpg", caption="mine")
+    with pytest.raises(
+        gr.Error, match=r"is not on this machine. Download it once \(1 GB\) with: hra-diffusion caption"
+    ):
+        events.describe("", "dog", ann)
+    monkeypatch.setattr(captioner, "DEFAULT", str(tiny_blip(tmp_path)))
+    shown = events.describe("0.jpg", "dog", ann)
+    captions = {photo.file: photo.caption for photo in draft.read().photos}
+    assert captions["1.jpg"] == "mine" and captions["0.jpg"] == shown and "{subject}" in shown and captions["2.jpg"]
+    with pytest.raises(gr.Error, match="every photo has a caption already"):
+        events.describe("", "dog", ann)
 
 
 # Planned runs
@@ -260,9 +288,27 @@ def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
     draft.add([photos[0], photos[1], photos[0]])
     thumbnails, warnings = train_photos.show_photos(draft, 64, "1.jpg")
     assert thumbnails.count("<img") == 3 and "duplicate" in thumbnails and "same file as" in warnings
-    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop and caption"', thumbnails), "also when read out"
+    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop, caption and mask"', thumbnails), (
+        "also when read out"
+    )
     assert thumbnails.count('class="thumb on"') == 1 and "data:image" in train_photos.show_crop(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbnails + warnings
+    assert "These 3 photos cover: " in thumbnails
+    assert "same file as" in train_photos.show_crop(draft, 64, draft.read().photos[2].file), "beside the photo, too"
+
+
+def test_what_is_wrong_with_all_photos_is_shown_on_each(tmp_path):
+    draft = Draft(tmp_path / "draft")
+    for number in range(3):
+        image = Image.new("RGB", (256, 256), (200, 190, 180))
+        image.paste(Image.radial_gradient("L").convert("RGB").rotate(40 * number), (20 * number, 0))
+        image.crop((0, 0, 256, 256)).resize((256, 256)).save(tmp_path / f"{number}.png")
+    draft.add(sorted(tmp_path.glob("*.png")))
+    kinds = {warning.kind for warning in draft.photos(64)[1]}
+    thumbnails, warnings = train_photos.show_photos(draft, 64)
+    for kind in kinds & set(train_photos.OF_ALL):
+        assert thumbnails.count(f">{train_photos.BADGES[kind]}</span>") == 3
+    assert kinds & set(train_photos.OF_ALL) and warnings.count("in all") == len(kinds & set(train_photos.OF_ALL))
 
 
 def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(context):
@@ -275,6 +321,90 @@ def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(context):
     assert selected == "" and not editor["visible"] and thumbnails.count("<img") == 5
 
 
+def painted(path, size, box):
+    """What the editor sends after a stroke over a box: an uploaded layer."""
+    layer = Image.new("RGBA", size)
+    layer.paste((255, 122, 0, 153), box)
+    layer.save(path)
+    return {"background": None, "layers": [{"path": str(path)}], "composite": None}
+
+
+def test_a_painted_mask_is_stored_shown_and_copied_for_the_run(context, tmp_path):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    draft = context.draft(ann)
+    draft.add(photos_of(context))
+    before = events.refresh(ann)[0]
+    painting = events.select(gr.EventData(None, {"file": "1.jpg"}), ann)[8]
+    assert painting["background"].size == (256, 192) and painting["layers"] == []
+    after, _ = events.paint("1.jpg", painted(tmp_path / "a.png", (256, 192), (0, 0, 128, 192)), ann)
+    assert after.count("<img") == before.count("<img") and after != before, "dark outside of the mask"
+    assert draft.mask("1.jpg").getbbox() == (0, 0, 128, 192)
+    opened = events.select(gr.EventData(None, {"file": "1.jpg"}), ann)
+    (layer,) = opened[8]["layers"]
+    assert opened[7]["open"] and layer.getchannel("A").getbbox() == (0, 0, 128, 192)
+    layer.save(tmp_path / "same.png")
+    same = {"layers": [{"path": str(tmp_path / "same.png")}]}
+    assert events.paint("1.jpg", same, ann)[0] == gr.skip(), "the editor sends what it is given"
+    draft.copy_photos(tmp_path / "copies")
+    photos = load_dataset([tmp_path / "copies"], 64).photos
+    shown = {photo.path.name: photo.mask for photo in draft.photos(64)[0]}
+    assert [photo.mask is not None for photo in photos] == [False, True, False]
+    assert photos[1].mask.tobytes() == shown["1.jpg"].tobytes()
+    events.remove_mask("1.jpg", ann)
+    assert draft.mask("1.jpg") is None and events.refresh(ann)[0] == before
+    with pytest.raises(gr.Error, match=r"what was painted can.*t be read"):
+        events.paint("1.jpg", painted(tmp_path / "b.png", (64, 64), (0, 0, 9, 9)), ann)
+    events.paint("1.jpg", painted(tmp_path / "c.png", (256, 192), (0, 0, 128, 192)), ann)
+    events.remove("1.jpg", ann)
+    assert not list(draft.folder.glob("masks/*"))
+
+
+def test_the_page_finds_the_subject_of_a_photo(context, tmp_path):
+    pytest.importorskip("cv2")
+    photo = Image.new("RGB", (256, 192), "green")
+    photo.paste((200, 30, 30), (90, 60, 170, 140))
+    photo.save(tmp_path / "ball.png")
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    context.draft(ann).add([tmp_path / "ball.png"])
+    painting, *_ = events.find_mask("ball.png", ann)
+    box = painting["layers"][0].getchannel("A").getbbox()
+    assert np.abs(np.subtract(box, (90, 60, 170, 140))).max() <= 2
+
+
+def test_masks_are_added_with_their_photos(context, tmp_path):
+    ann = Visitor("ann")
+    draft, photos = context.draft(ann), photos_of(context)
+    mask = Image.new("L", (256, 192))
+    mask.paste(255, (0, 0, 64, 192))
+    for name, image in (("0", mask), ("1", mask.resize((64, 64))), ("x", mask)):
+        image.save(tmp_path / f"{name}.mask.png")
+    refused = draft.add([*photos, *sorted(tmp_path.glob("*.mask.png"))])
+    assert [photo.file for photo in draft.read().photos] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert draft.mask("0.jpg").getbbox() == (0, 0, 64, 192) and draft.mask("1.jpg") is None
+    assert refused[0].startswith("1.mask.png: the mask has 64×64 pixels, but the upright photo has 256×192")
+    assert refused[1] == "x.mask.png: no photo has this name"
+
+
+def test_thumbnails_and_crops_follow_the_crop_of_the_form(context, tmp_path):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    draft = context.draft(ann)
+    Image.effect_noise((300, 100), 80).convert("RGB").save(tmp_path / "wide.png")
+    draft.add([tmp_path / "wide.png"])
+    mode = train_photos.crop_mode(context, draft)
+    assert mode == "bucket", "the default of a real base model"
+    assert [photo.image.size for photo in draft.photos(128, mode)[0]] == [(192, 64)]
+    events.crop("wide.png", 1.25, 1, 0.5, ann)
+    assert draft.get("wide.png").box == (60, 10, 300, 90), "the aspect ratio of the photo"
+    *_, zoom, across, down = events.select(gr.EventData(None, {"file": "wide.png"}), ann)[:7]
+    assert (zoom, across, down) == pytest.approx((1.25, 1, 0.5), abs=0.02)
+    events.set_crop("smart", ann)
+    assert train_photos.crop_mode(context, draft) == "smart"
+    events.crop("wide.png", 1, 0, 0, ann)
+    assert draft.get("wide.png").box == (0, 0, 100, 100)
+    draft.save_values(mode="YAML", text="crop: letterbox")
+    assert train_photos.crop_mode(context, draft) == "letterbox"
+
+
 def test_late_edits_of_a_removed_photo_change_no_other(context):
     ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
     context.draft(ann).add(photos_of(context))
@@ -284,3 +414,24 @@ def test_late_edits_of_a_removed_photo_change_no_other(context):
     assert [(photo.file, photo.caption) for photo in context.draft(ann).read().photos] == [("1.jpg", ""), ("2.jpg", "")]
     with pytest.raises(gr.Error, match="has been removed"):
         events.crop("0.jpg", 2, 0.5, 0.5, ann)
+
+
+def test_a_run_can_start_from_an_adapter_that_the_visitor_may_see(context, entries):
+    config = preview_config(context, entries, filled(entries, {"init_adapter": "Rex step 3"}))
+    assert config.init_adapter == (context.output / "Rex/checkpoints/000003/adapter.safetensors").resolve()
+    assert config.options["rank"] == Run(context.output / "Rex").config.options["rank"], "the adapter's own"
+    again = filled(entries, mode="YAML", text=to_yaml(config))
+    assert preview_config(context, entries, again).init_adapter == config.init_adapter
+    for name in ("../secret.safetensors", "/etc/passwd", "Max"):
+        with pytest.raises(ValueError, match="there is no adapter"):
+            preview_config(context, entries, filled(entries, {"init_adapter": name}))
+    with pytest.raises(ValueError, match="is HRA: choose that method"):
+        preview_config(context, entries, filled(entries, {"init_adapter": "Rex"}, method="lora"))
+
+
+def test_only_who_may_configure_the_page_chooses_trackers(context, entries, tmp_path):
+    given = filled(entries, {"report_to": "tensorboard\nwandb"})
+    assert preview_config(context, entries, given).report_to == ("tensorboard", "wandb")
+    guarded = dataclasses.replace(context, local=False, auth=tmp_path / "logins", person=Person("ann"))
+    with pytest.raises(ValueError, match="only an admin"):
+        preview_config(guarded, entries, given)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import relative, stir, tiny_pipe, tiny_unet
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
-from peft_oracle import TARGETS, compare_outputs_and_gradients, pair, run
+from peft_oracle import TARGETS, compare_outputs_and_gradients, lora_counterparts, pair, run
 
 from hra_diffusion.adapters import adapter_file, attachment, loading
 from hra_diffusion.interop.exports import export
@@ -15,12 +15,7 @@ from hra_diffusion.interop.exports import export
 def test_rslora_equals_pefts():
     config = LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=TARGETS)
     ours, theirs = pair(config, "lora", {"rank": 4, "alpha": 3, "rank_stabilized": True})
-    counterparts = {}
-    for path, adapter in attachment.adapter_layers(ours, "a").items():
-        layer = theirs.get_submodule(path)
-        counterparts[adapter.down] = (layer.lora_A["default"].weight, False)
-        counterparts[adapter.up] = (layer.lora_B["default"].weight, False)
-    compare_outputs_and_gradients(ours, theirs, counterparts)
+    compare_outputs_and_gradients(ours, theirs, lora_counterparts(ours, theirs))
 
 
 def test_pissa_equals_pefts():

@@ -6,19 +6,14 @@ import pytest
 import torch
 from conftest import relative, stir, tiny_llama
 from peft import HRAConfig, LoraConfig, inject_adapter_in_model
-from peft_oracle import TARGETS, compare_outputs_and_gradients, pair
+from peft_oracle import TARGETS, compare_outputs_and_gradients, lora_counterparts, pair
 
 from hra_diffusion.adapters import attachment
 
 
 def test_lora_equals_pefts_lora():
     ours, theirs = pair(LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS), "lora", {"rank": 4, "alpha": 8})
-    counterparts = {}
-    for path, adapter in attachment.adapter_layers(ours, "a").items():
-        layer = theirs.get_submodule(path)
-        counterparts[adapter.down] = (layer.lora_A["default"].weight, False)
-        counterparts[adapter.up] = (layer.lora_B["default"].weight, False)
-    compare_outputs_and_gradients(ours, theirs, counterparts)
+    compare_outputs_and_gradients(ours, theirs, lora_counterparts(ours, theirs))
 
 
 def test_hra_equals_pefts_hra():

@@ -62,11 +62,16 @@ def test_near_duplicates_give_a_warning(save, change):
     assert warning.message.startswith("1.jpg: looks the same as 0.png")
 
 
+RIGHT = {"bear_plushie": ["pose"], "cat": ["background"], "red_cartoon": ["background"], "teapot": ["dark"]}
+"""What is wrong with the photos of the data set, by eye."""
+
+
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_real_subjects_give_no_warning(name):
+def test_real_subjects_give_the_right_warnings_and_no_other(name):
     dataset = load_dataset([subject(name)], 256)
     assert 4 <= len(dataset.photos) <= 6
-    assert dataset.warnings == ()
+    assert kinds(dataset) == RIGHT.get(name, [])
+    assert dataset.warnings == () or name != "teapot" or dataset.warnings[0].photo.name == "03.jpg"
     assert all(photo.image.size == (256, 256) and photo.image.mode == "RGB" for photo in dataset.photos)
 
 
@@ -74,4 +79,5 @@ def test_real_subjects_give_no_warning(name):
 def test_blurred_real_photos_all_give_a_warning(name, save):
     originals = sorted(subject(name).glob("*.jpg"))
     paths = [save(Image.open(path).filter(ImageFilter.GaussianBlur(2.5)), path.name, quality=95) for path in originals]
-    assert kinds(load_dataset(paths, 256)) == ["blurred"] * len(paths)
+    found = kinds(load_dataset(paths, 256))
+    assert [kind for kind in found if kind not in RIGHT.get(name, [])] == ["blurred"] * len(paths)

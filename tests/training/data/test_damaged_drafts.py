@@ -6,7 +6,7 @@ from damage import GARBAGE, damage
 from PIL import Image
 
 from hra_diffusion.errors import Note
-from training import config as configs
+from hra_diffusion.names import validated_name
 from training.data.drafts import Draft
 
 
@@ -48,4 +48,4 @@ def test_photo_names_that_differ_only_in_case_or_accents(draft, tmp_path):
         Image.new("RGB", (90, 90), (0, 50 * number, 0)).save(tmp_path / name)
         draft.add([tmp_path / name])
     stems = [photo.file.rpartition(".")[0] for photo in draft.read().photos]
-    assert len({configs.validated_name(stem).casefold() for stem in stems}) == 8
+    assert len({validated_name(stem).casefold() for stem in stems}) == 8

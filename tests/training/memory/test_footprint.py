@@ -35,3 +35,10 @@ def test_settings_that_save_memory_reduce_the_prediction(settings):
         peaks[label] = predict_footprint(config, "cuda").phases["train"]
     assert all(peaks[label] < peaks["plain"] for label in peaks if label != "plain"), peaks
     assert peaks["half a batch"] - peaks["checkpointing"] > 0, "most of the memory are activations here"
+
+
+def test_base_output_preservation_generates_no_class_images(settings):
+    images, output = (
+        predict_footprint(settings(preservation=kind), "cpu").phases for kind in ("class-images", "base-output")
+    )
+    assert images.keys() - output.keys() == {"class images"} and images["train"] == output["train"]
