@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.benchmarking.timing import median_with_range, ratios, time_interleaved
 from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
 from benchmarks.models import copy_with_adapter, load_pipe, load_unet
@@ -137,18 +139,22 @@ def vary_photos(pipe: Any, args: argparse.Namespace, folder: Path, counts: Itera
     take_step = trainer_step(session)
 
     def step(photos: LatentCache) -> None:
-        session.photos = photos
+        session.photos = [photos]
         take_step()
 
-    caches = {count: repeat(session.photos, count) for count in counts}
+    caches = {count: repeat(session.photos[0], count) for count in counts}
     return {(PHOTOS, count): lambda cache=cache: step(cache) for count, cache in caches.items()}
 
 
 def repeat(cache: LatentCache, count: int) -> LatentCache:
     """Return a cache of ``count`` photos that repeats those of another."""
     indices = [number % len(cache.mean) for number in range(count)]
-    text = {key: value[indices] for key, value in cache.text.items()}
-    return dataclasses.replace(cache, mean=cache.mean[indices], std=cache.std[indices], text=text)
+    captions = cache.captions and dataclasses.replace(
+        cache.captions, rows=cache.captions.rows[indices], counts=cache.captions.counts[indices]
+    )
+    return dataclasses.replace(
+        cache, mean=cache.mean[indices], std=cache.std[indices], captions=captions, epoch=torch.arange(count)
+    )
 
 
 def measure_peaks(args: argparse.Namespace) -> Peaks:

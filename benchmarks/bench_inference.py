@@ -16,7 +16,8 @@ from benchmarks.models import copy_with_adapter, load_unet
 from benchmarks.options import parse_sd1_options
 from benchmarks.report import publish_ratios
 from benchmarks.steps import captured
-from hra_diffusion.adapters import activation, merging, registry
+from hra_diffusion.adapters import activation, merging
+from hra_diffusion.adapters.methods import COMPARED
 
 LIVE, GRAPH_LIVE, MERGED = 1.05, 1.02, 1.01
 
@@ -25,7 +26,7 @@ def main() -> None:
     args = parse_sd1_options(__doc__, cuda_dtype="float16")
     unet = load_unet(args.base, args.device, args.dtype).requires_grad_(False)
     models = {"base": unet}
-    models |= {f"{name}, live": copy_with_adapter(unet, name, args.rank)[0] for name in registry.method_names()}
+    models |= {f"{name}, live": copy_with_adapter(unet, name, args.rank)[0] for name in COMPARED}
     models["hra, merged"] = copy_with_adapter(unet, "hra", args.rank)[0]
     merging.merge(models["hra, merged"])
     variants = {name: make_denoising_step(model, args.side) for name, model in models.items()}

@@ -21,6 +21,7 @@ from app.benchmarking.workloads import random_unet_inputs, weight_sharing_copy
 from benchmarks.models import load_unet
 from benchmarks.options import parse_options
 from benchmarks.report import BASES, Report, Target, publish
+from hra_diffusion.adapters.methods import COMPARED
 
 LIMITS = {"hra": 1.0, "hoft": 1.6, "shoft": 2.0}
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
@@ -47,7 +48,7 @@ def main() -> None:
     rows = [
         (method, *(cell for counts in added.values() for cell in (f"{counts[method]:.1f}",
                                                                   f"{counts[method] / counts['lora']:.2f}")))
-        for method in hra.method_names()
+        for method in COMPARED
     ]  # fmt: skip
     targets = [
         Target(f"{method} ÷ LoRA, text {text}", counts[method] / counts["lora"], limit)
@@ -66,7 +67,7 @@ def added_operations(unet: Any, rank: int, text_learns: bool) -> dict[str, float
     """
     frozen = step_operations(weight_sharing_copy(unet).requires_grad_(False), text_learns)
     added = {}
-    for method in hra.method_names():
+    for method in COMPARED:
         model = weight_sharing_copy(unet)
         layers = hra.attach(model, method, {"rank": rank})
         added[method] = (step_operations(model, text_learns).total() - frozen.total()) / len(layers)

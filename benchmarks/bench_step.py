@@ -15,7 +15,7 @@ from benchmarks.models import copy_with_adapter, load_unet
 from benchmarks.options import parse_sd1_options
 from benchmarks.report import publish_ratios
 from benchmarks.steps import captured, make_step, make_steps
-from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.libraries import bitsandbytes_installed, import_bitsandbytes
 from training.presets import defaults
 
@@ -27,7 +27,7 @@ def main() -> None:
     unet = load_unet(args.base, args.device, args.dtype)
     shape = args.rank, args.batch_size, args.side
     preset = {"orthogonality": defaults("sd1", "hra", "balanced")["options"]["orthogonality"]}
-    variants = make_steps(unet, registry.method_names(), *shape)
+    variants = make_steps(unet, COMPARED, *shape)
     variants[f"hra, λ {preset['orthogonality']:g}"] = make_step(unet, "hra", *shape, **preset)
     graphs = captured(variants, args.device)
     limits = dict.fromkeys(graphs, GRAPH_LIMIT) or dict.fromkeys(variants, LIMIT)

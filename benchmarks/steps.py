@@ -91,7 +91,7 @@ def start_session(pipe: StableDiffusionPipeline, config: configs.TrainConfig, fo
     """Set up the trainer on a pipeline, ready for its first step."""
     retain_freed_memory()  # as in a run
     accelerator = make_accelerator(config)
-    dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes)
+    dataset = load_dataset(config.photos, config.resolution or 128, config.crop, config.boxes, config.mask)
     timer, processes = PhaseTimer(True, [print_notice]), Processes(accelerator)
     return set_up(config, Run(folder / config.name), accelerator, pipe, dataset, timer, processes)
 

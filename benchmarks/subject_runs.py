@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.subject_results import BASE, CEILING, Case, Row
-from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.adapters.state import ActiveAdapters
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
@@ -94,7 +94,7 @@ class Runner:
         """Return the pipeline with an adapter trained on the photos, and the seconds this took."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_photos(photos, folder / "photos")
+            self.save_photos(case, photos, folder / "photos")
             config = configs.parse(
                 {"name": ADAPTER, "photos": [folder / "photos"], "class_noun": subject.noun, "trigger": TRIGGER,
                  "method": case.method, "seed": case.seed, "device": self.device} | case.settings
@@ -103,6 +103,10 @@ class Runner:
             pipe = load_base(self.base, self.device)
             train_adapter(config, folder, pipe=pipe)
             return pipe, round(time.perf_counter() - start, 1)
+
+    def save_photos(self, case: Case, photos: list[Image.Image], folder: Path) -> None:
+        """Write the photos of a case to a folder."""
+        save_photos(photos, folder)
 
     def judge_images(self, subject: Subject, images: Sequence[Image.Image]) -> Row:
         """Return the nearest name of each image, and the scene or attribute that the judge predicts."""
@@ -128,17 +132,17 @@ def make_parser(description: str | None, output: Path) -> argparse.ArgumentParse
     return parser
 
 
-def set_up(args: argparse.Namespace) -> tuple[dict[str, Any], Runner]:
+def set_up(args: argparse.Namespace, kind: type[Runner] = Runner) -> tuple[dict[str, Any], Runner]:
     """Return the facts that all results of one file must share, and the runner."""
     judge = load_judge(args.judge)
     facts = {
         "base": file_fingerprint(args.base),
         "judge": file_fingerprint(args.judge),
         "device": args.device,
-        "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in registry.method_names()},
+        "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in COMPARED},
     }
     references = make_references(args.sprites, judge)
-    return facts, Runner(args.base, args.device, args.sprites, args.sheets, judge, references, not args.untimed)
+    return facts, kind(args.base, args.device, args.sprites, args.sheets, judge, references, not args.untimed)
 
 
 def load_base(base: str, device: str) -> StableDiffusionPipeline:

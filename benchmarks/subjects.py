@@ -18,14 +18,14 @@ from benchmarks.options import RESULTS
 from benchmarks.subject_results import BASE, CEILING, Case, run_missing
 from benchmarks.subject_runs import make_parser, set_up
 from benchmarks.subject_tables import report
-from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.files import write_text
 from toybox.subjects import SUBJECTS
 
 
 def main() -> None:
     """Run the missing cases and write the report."""
-    methods = [CEILING, BASE, *registry.method_names()]
+    methods = [CEILING, BASE, *COMPARED]
     parser = make_parser(__doc__, RESULTS / "subjects.json")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="NAME")

@@ -24,6 +24,7 @@ from benchmarks.options import RESULTS
 from benchmarks.subject_results import COLUMNS, Case, Results, Row, describe_machines, run_missing, shares
 from benchmarks.subject_runs import make_parser, set_up
 from hra_diffusion.adapters import registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.files import write_text
 
 SUBJECTS = ("monkey", "t rex", "pineapple")
@@ -36,9 +37,7 @@ RATES = {"low_rank": (1e-3, 2e-3), "reflections": (0.7e-3, 1e-3, 1.4e-3)}
 def main() -> None:
     """Run the missing cases and write the tables."""
     parser = make_parser(__doc__, RESULTS / "sweep.json")
-    parser.add_argument(
-        "--methods", nargs="+", choices=registry.method_names(), default=registry.method_names(), metavar="NAME"
-    )
+    parser.add_argument("--methods", nargs="+", choices=registry.method_names(), default=list(COMPARED), metavar="NAME")
     args = parser.parse_args()
     facts, runner = set_up(args)
     facts["presets"] = {name: without_swept_fields(preset) for name, preset in facts["presets"].items()}

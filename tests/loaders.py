@@ -81,6 +81,7 @@ LOADERS = {
     ("peft", "PEFT", "LoRA"): with_peft,
     ("peft", "PEFT", "DoRA"): with_peft,
     ("peft", "PEFT", "HRA"): with_peft,
+    ("peft", "PEFT", "OFT"): with_peft,
     ("merged", "diffusers", "folder"): with_from_pretrained,
     ("merged", "diffusers", "single file"): with_from_single_file,
 }

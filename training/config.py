@@ -157,6 +157,7 @@ def read(path: Path) -> TrainConfig:
 
 EARLIER_DEFAULTS = {
     "min_snr_formula": "plus-one", "size_conditioning": False, "add_trigger": False, "caption_dropout": 0.0,
+    "crop": "smart", "mask": "off",
 }  # fmt: skip
 """Values of fields that earlier versions did not have, to reproduce their behaviour."""
 

@@ -119,10 +119,7 @@ def train(
 def check_run(
     config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset, device: torch.device
 ) -> None:
-    """Raise UserError if the adapter can't be attached, the optimiser can't be used, or a new run lacks what it needs.
-
-    That is enough photos, and the adapter to start from.
-    """
+    """Raise UserError if adapter or optimiser can't be used, or a new run lacks photos or the adapter to start from."""
     check_adapter(config, pipe)
     check_optimizer(config, device)
     if not run.checkpoints():
@@ -147,7 +144,8 @@ def read_photos(config: TrainConfig, run: Run, photos: list[Path], size: int) ->
     A resumed run gets the photos it began with, ``photos``, and their current paths.
     """
     if not run.checkpoints():
-        return config, load_dataset(config.photos, size, config.crop, config.boxes, concept_numbers(config))
+        concepts = concept_numbers(config)
+        return config, load_dataset(config.photos, size, config.crop, config.boxes, config.mask, concepts)
     dataset = moved_photos.load_resumed_dataset(photos, run, config, size)
     return moved_photos.with_current_paths(config, photos, run), dataset
 
@@ -202,6 +200,7 @@ def run_context(
         accelerator.wait_for_everyone()
         try:
             run.save_photos([photo.image for photo in dataset.photos])
+            run.save_masks([photo.mask for photo in dataset.photos])
             if config.report_to:
                 timer.add_listener(TrackerListener(start_trackers(config, run.folder)))
             yield

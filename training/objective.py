@@ -176,10 +176,14 @@ def elementwise_errors(prediction: Tensor, target: Tensor, loss_type: str, thres
 
 def denoising_loss(
     prediction: Tensor, target: Tensor, weights: Tensor, classes: int, prior_loss_weight: float,
-    loss_type: str = "l2", thresholds: Tensor | None = None,
+    loss_type: str = "l2", thresholds: Tensor | None = None, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the weighted mean error in float32, plus the prior loss of the last ``classes`` samples."""
-    errors = elementwise_errors(prediction, target, loss_type, thresholds).mean(dim=(1, 2, 3)) * weights
+    """Return the weighted mean error in float32, plus the prior loss of the last ``classes`` samples.
+
+    ``mask`` (B, 1, h, w) multiplies the errors of all channels before their mean.
+    """
+    elements = elementwise_errors(prediction, target, loss_type, thresholds)
+    errors = (elements if mask is None else elements * mask).mean(dim=(1, 2, 3)) * weights
     if not classes:
         return errors.mean()
     return errors[:-classes].mean() + prior_loss_weight * errors[-classes:].mean()

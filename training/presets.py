@@ -40,6 +40,10 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "hra": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "hoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "shoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        # not swept: DoRA as LoRA, blocks at about the angle per step of HRA's reflections
+        "dora": {"learning_rate": 2e-3, "options": {"rank": 16}},
+        "oft": {"learning_rate": 0.5e-3, "weight_decay": 0.0, "options": {"rank": 16}},
+        "boft": {"learning_rate": 1e-3, "weight_decay": 0.0, "options": {"rank": 8}},
     },
     "sd1": {
         "lora": {"learning_rate": 1e-4, "options": {"rank": 4}},
@@ -47,6 +51,10 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "hra": {"learning_rate": 1e-4, "options": {"rank": 8, "orthogonality": 1e-3}},
         "hoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
         "shoft": {"learning_rate": 5e-4, "options": {"rank": 4}},
+        # DoRA as LoRA; those of OFT and BOFT are neither measured nor from a source that could be checked
+        "dora": {"learning_rate": 1e-4, "options": {"rank": 4}},
+        "oft": {"learning_rate": 6e-5, "options": {"rank": 32}},
+        "boft": {"learning_rate": 3e-5, "weight_decay": 0.0, "options": {"rank": 8}},
     },
 }
 _COMBINATION: dict[tuple[str, str, str], dict[str, Any]] = {
@@ -69,9 +77,17 @@ _BASE: dict[str, dict[str, Any]] = {
         "min_snr_formula": "plus-one",
         "flip": True,
         "caption_dropout": 0.0,
+        # a base model of squares only
+        "crop": "smart",
     },
-    # the share of ai-toolkit's examples; 0.1 in the training of Stable Diffusion 1
-    "sd1": {"lr_scheduler": "linear", "min_snr_formula": "standard", "flip": False, "caption_dropout": 0.05},
+    "sd1": {
+        "lr_scheduler": "linear",
+        "min_snr_formula": "standard",
+        "flip": False,
+        # the share of ai-toolkit's examples; 0.1 in the training of Stable Diffusion 1
+        "caption_dropout": 0.05,
+        "crop": "bucket",
+    },
 }
 
 

@@ -89,7 +89,7 @@ def matched_rank(method: str, options: Mapping[str, Any], shapes: Shapes, parame
     def count(rank: int) -> int:
         return count_parameters(method, {**options, "rank": rank}, shapes)
 
-    ranks = _valid_ranks(method, options, min(min(d_out, d_in) for d_out, d_in, _ in shapes))
+    ranks = _valid_ranks(method, options, shapes)
     above = bisect.bisect_left(ranks, parameters, key=count)
     return min(ranks[max(0, above - 1) : above + 1], key=lambda rank: abs(count(rank) - parameters))
 
@@ -98,13 +98,14 @@ def _layer_parameters(method: str, config: Any, d_in: int, d_out: int) -> int:
     return registry.get_method(method).trainable_values(config, d_in, d_out)
 
 
-def _valid_ranks(method: str, options: Mapping[str, Any], largest: int) -> Sequence[int]:
-    """Return the ranks up to ``largest`` that the method accepts, ascending."""
+def _valid_ranks(method: str, options: Mapping[str, Any], shapes: Shapes) -> Sequence[int]:
+    """Return the ranks that the method accepts for layers of these shapes, ascending."""
     valid = []
-    for rank in range(1, largest + 1):
+    for rank in range(1, min(min(d_out, d_in) for d_out, d_in, _ in shapes) + 1):
         try:
-            registry.get_method(method).parse({**options, "rank": rank})
+            config = registry.get_method(method).parse({**options, "rank": rank})
         except UserError:
             continue
-        valid.append(rank)
+        if not any(config.misfit(d_in, d_out) for d_out, d_in, _ in shapes):
+            valid.append(rank)
     return valid

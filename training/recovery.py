@@ -15,12 +15,12 @@ from training.session.state import Session
 def reduce_memory(session: Session, error: Exception) -> None:
     """Reduce the memory of a running session, and emit a notice. Training continues after the last completed step.
 
-    A CUDA graph, which holds the memory of a step also while samples are generated, is dropped before anything else.
+    CUDA graphs, which hold the memory of a step also while samples are generated, are dropped before anything else.
     Raises TrainingError, with other settings to try, if nothing is left to reduce.
     """
     before, after = session.config, reduced_memory(session.config)
-    if session.graph is not None:
-        session.graph, after = None, before.model_copy(update={"cuda_graph": "off"})
+    if session.graphs:
+        session.graphs, after = {}, before.model_copy(update={"cuda_graph": "off"})
     if after is None:
         raise TrainingError(
             f"out of memory at step {session.step + 1}, with nothing left to save; try a smaller --resolution or "

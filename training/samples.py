@@ -35,8 +35,8 @@ def generate_samples(session: Session) -> None:
     config, pipe = session.config, session.pipe
     if not session.accelerator.is_main_process or not config.sample_prompts:
         return
-    side = int(session.photos.mean.shape[-1] * pipe.vae_scale_factor)
-    settings = complete_settings(pipe, GenerationSettings(steps=SAMPLE_STEPS, width=side, height=side))
+    settings = GenerationSettings(steps=SAMPLE_STEPS, width=config.resolution, height=config.resolution)
+    settings = complete_settings(pipe, settings)
     weights = ((config.name, 1.0),) if session.step else ()
     requests = [Request(text, config.seed, weights) for text in config.sample_texts]
     try:

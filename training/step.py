@@ -23,18 +23,19 @@ class TrainingStep:
     """The optimiser step of a session.
 
     ``compute`` is a function of tensors that stay in place: ``inputs``, the parameters, the optimiser's state and its
-    learning rates. It can therefore be captured as a graph (see ``training.step_graph``); ``session.graph`` then
-    replaces it.
+    learning rates. It can therefore be captured as a graph (see ``training.step_graph``), one per bucket, whose tensors
+    have a shape and a place of their own; ``session.graphs`` then replace it.
 
     Attributes:
-        inputs: one batch per accumulated gradient, on the device.
+        inputs: the batches of the step that was loaded last, one per accumulated gradient, on the device.
         results: the loss of each batch, then the norm of the gradients before clipping (0 with a loss scaler).
     """
 
     def __init__(self, session: Session):
         self.session, device = session, session.accelerator.device
         self._prepared = session.step, make_batches(session, session.step)
-        self.inputs = [batch.map(lambda tensor: tensor.to(device, copy=True)) for batch in self._prepared[1]]
+        self._places: dict[torch.Size, list[Batch]] = {}
+        self.inputs = self._place(self._prepared[1])
         self.results = torch.zeros(len(self.inputs) + 1, device=device)
         self._has_dropout = has_dropout(session.pipe, session.config)
 
@@ -45,7 +46,7 @@ class TrainingStep:
         """
         session = self.session
         self.load(session.step, learning_rate)
-        compute = session.graph or self.compute
+        compute = session.graphs.get(self.shape, self.compute)
         compute()
         session.step += 1
         if not step_skipped(session):
@@ -54,11 +55,24 @@ class TrainingStep:
             self._prepared = session.step, make_batches(session, session.step)
         return self.results
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the latents of a batch. It tells the buckets apart."""
+        return self.inputs[0].latents.shape
+
+    def _place(self, batches: list[Batch]) -> list[Batch]:
+        """Return the place on the device for batches of this shape."""
+        shape, device = batches[0].latents.shape, self.session.accelerator.device
+        if shape not in self._places:
+            self._places[shape] = [batch.map(lambda tensor: tensor.to(device, copy=True)) for batch in batches]
+        return self._places[shape]
+
     def load(self, step: int, learning_rate: float) -> None:
         """Copy the batches of ``step`` and the learning rate to the device, and seed dropout."""
         session = self.session
         prepared, batches = self._prepared
         batches = batches if prepared == step else make_batches(session, step)
+        self.inputs = self._place(batches)
         for target, source in zip(self.inputs, batches, strict=True):
             for ours, theirs in zip(target.tensors, source.tensors, strict=True):
                 ours.copy_(theirs, non_blocking=True)
@@ -98,7 +112,14 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)
     classes = config.batch_size if config.prior_loss_weight else 0
     loss = objective.denoising_loss(
-        prediction, target, batch.weights, classes, config.prior_loss_weight, config.loss_type, batch.thresholds
+        prediction,
+        target,
+        batch.weights,
+        classes,
+        config.prior_loss_weight,
+        config.loss_type,
+        batch.thresholds,
+        batch.mask,
     )
     penalties = [attachment.penalty(model, config.name) for model in session.trained_components.values()]
     return loss + sum(penalty.to(loss.device) for penalty in penalties if penalty is not None)

@@ -1,16 +1,21 @@
-"""The training step as one CUDA graph: captured once, checked against the eager step, then replayed for every step.
+"""The training step as a CUDA graph: captured once, checked against the eager step, then replayed for every step.
+
+Photos of several buckets need a graph each. The graphs share their memory, since only one runs at a time.
 
 A replay launches all kernels of forward and backward pass, clipping and optimiser at once; the eager step launches each
 of them from Python. See https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hra_diffusion.errors import first_line
+from training.batch import bucket_of_step, samples_per_bucket
 from training.config import TrainConfig
 from training.objective import seeded_generator
 from training.runs.events import Notice
@@ -39,11 +44,16 @@ def capture_cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.stream(stream):  # after a capture that fails, torch.cuda.graph does not leave its stream
             for _ in range(WARM_UP_CALLS):
                 function()
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, _memory_pool(), stream):
                 function()
     finally:
         torch.cuda.current_stream().wait_stream(stream)
     return graph.replay
+
+
+@functools.cache
+def _memory_pool() -> Any:
+    return torch.cuda.graph_pool_handle()
 
 
 CAPTURES: dict[str, Capture] = {"cuda": capture_cuda_graph}
@@ -65,43 +75,57 @@ def obstacle(config: TrainConfig, processes: int = 1) -> str:
 
 
 def capture_step(step: TrainingStep) -> None:
-    """Capture the step as ``session.graph`` if the device can do so and a replay gives the eager step's results.
+    """Capture the step of each bucket in ``session.graphs`` if a replay gives the eager step's results.
 
-    Otherwise emit a notice; steps then run eagerly. The state of training is the same afterwards.
+    If the device can't capture, or for any bucket the results differ, steps run eagerly, with a notice in the second
+    case. The state of training is the same afterwards.
     """
     session = step.session
     capture = CAPTURES.get(session.accelerator.device.type)
     if capture is None or session.config.cuda_graph == "off":
         return
-    reason = obstacle(session.config, session.accelerator.num_processes) or _capture_and_check(step, capture)
+    reason = obstacle(session.config, session.accelerator.num_processes)
+    for pair in () if reason else two_steps_per_bucket(session):
+        reason = reason or _capture_and_check(step, capture, *pair)
     if reason:
-        session.graph = None
+        session.graphs = {}
         session.timer.emit(Notice(f"steps run without a CUDA graph: {reason}"))
 
 
-def _capture_and_check(step: TrainingStep, capture: Capture) -> str:
-    """Set ``session.graph`` and return "", or return why its results can't be used.
+def two_steps_per_bucket(session: Session) -> list[tuple[int, int]]:
+    """Return the next two steps of each bucket."""
+    counts = samples_per_bucket(session)
+    steps: dict[int, list[int]] = {bucket: [] for bucket in range(len(counts))}
+    step = session.step
+    while any(len(found) < 2 for found in steps.values()):
+        steps[bucket_of_step(counts, step, session.config.seed)[0]].append(step)
+        step += 1
+    return [(found[0], found[1]) for found in steps.values()]
+
+
+def _capture_and_check(step: TrainingStep, capture: Capture, first: int, second: int) -> str:
+    """Add the graph of a bucket and return "", or return why its results can't be used.
 
     The graph is captured with another batch, learning rate and parameters than it is checked with, so that a value that
-    it does not read anew in every replay shows as a difference.
+    it does not read anew in every replay shows as a difference: ``first`` and ``second`` are steps of the bucket.
     """
     session, saved = step.session, TrainingState(step.session)
     try:
-        expected = _perturbed_results(step, step.compute)
+        expected = _perturbed_results(step, step.compute, first)
         saved.restore()
-        step.load(session.step + 1, learning_rate=0.0)
+        step.load(second, learning_rate=0.0)
         try:
-            session.graph = capture(step.compute)
+            graph = session.graphs[step.shape] = capture(step.compute)
         except Exception as error:  # the libraries involved raise errors of many types
             return f"the capture failed with {type(error).__name__}: {first_line(error)}"
         saved.restore()
-        return expected.difference(_perturbed_results(step, session.graph), _max_error(session))
+        return expected.difference(_perturbed_results(step, graph, first), _max_error(session))
     finally:
         saved.restore()
 
 
-def _perturbed_results(step: TrainingStep, compute: Callable[[], None]) -> "StepResults":
-    """Compute the next step at parameters with random offsets, where no gradient vanishes by initialisation."""
+def _perturbed_results(step: TrainingStep, compute: Callable[[], None], number: int) -> "StepResults":
+    """Compute step ``number`` at parameters with random offsets, where no gradient vanishes by initialisation."""
     session = step.session
     parameters = list(session.parameters.values())
     generator = seeded_generator(session.config.seed, "graph check")
@@ -110,7 +134,7 @@ def _perturbed_results(step: TrainingStep, compute: Callable[[], None]) -> "Step
             offset = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(PERTURBATION * (parameter.abs().mean() + PERTURBATION) * offset)
     before = [parameter.detach().clone() for parameter in parameters]
-    step.load(session.step, current_learning_rate(session))
+    step.load(number, current_learning_rate(session))
     compute()
     gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     updates = torch._foreach_sub([parameter.detach() for parameter in parameters], before)

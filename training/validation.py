@@ -36,11 +36,14 @@ def validate(session: Session) -> None:
 
 @torch.no_grad()
 def validation_loss(session: Session) -> float:
-    """Return the mean squared error on the held-out photo over fixed timesteps and noise, without loss weights."""
+    """Return the mean squared error on the held-out photo over fixed timesteps and noise.
+
+    The mask of the photo weighs the latent positions as in training; timesteps have equal weights.
+    """
     photo = cast(LatentCache, session.validation)
     process, size = session.noise_process, session.config.batch_size
     alphas, count = process.alphas_cumprod, TIMESTEPS * DRAWS
-    latents, text = photo.batch(count, 0, 0, "validation")
+    latents, text, mask = photo.batch(count, 0, 0, "validation")
     noise = torch.randn(latents.shape, generator=objective.seeded_generator(0, "validation noise"))
     timesteps = ((torch.arange(count) % TIMESTEPS + 0.5) * len(alphas) / TIMESTEPS).long()
     target = objective.prediction_target(latents, noise, timesteps, alphas, process.prediction_type)
@@ -52,7 +55,8 @@ def validation_loss(session: Session) -> float:
             part = slice(start, start + size)
             own_text = {key: value[part].to(device) for key, value in text.items()}
             prediction = session.denoiser(noisy[part].to(device), timesteps[part].to(device), own_text)
-            errors.append((prediction.float().cpu() - target[part]).square().mean(dim=(1, 2, 3)))
+            squares = (prediction.float().cpu() - target[part]).square()
+            errors.append((squares if mask is None else squares * mask[part]).mean(dim=(1, 2, 3)))
     finally:
         session.denoiser.train()
     return float(torch.cat(errors).mean())

@@ -14,6 +14,7 @@ from app.benchmarking.timing import median_with_range, time_interleaved
 from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, print_result
 from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.sources import TOYBOX
@@ -34,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         nargs="+",
         choices=registry.method_names(),
-        default=registry.method_names(),
-        help="methods to measure (default: all)",
+        default=list(COMPARED),
+        help=f"methods to measure (default: {', '.join(COMPARED)})",
     )
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, methods taking turns (default 3)")
     parser.add_argument("--minutes", type=float, default=2, help="time limit (default 2): after it no further method "

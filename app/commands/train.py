@@ -87,7 +87,8 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     if run.checkpoints():
         config = moved_photos.with_current_paths(config, moved_photos.find(run, config, emit), run)
     concepts = concept_numbers(config)
-    dataset = load_dataset(config.photos, MIN_SIDE, config.crop, config.boxes, concepts)  # small: no photo is enlarged
+    # small: no photo is enlarged
+    dataset = load_dataset(config.photos, MIN_SIDE, config.crop, config.boxes, config.mask, concepts)
     captions = final_captions(config, read_captions(config.photos), concepts)
     emit(replace(captions, coverage=dataset.coverage))
     for warning in dataset.warnings:

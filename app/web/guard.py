@@ -46,12 +46,15 @@ PUBLIC = re.compile(
 """Paths that the login page needs, and the server itself at its start."""
 MEMBERS = re.compile(
     rf"/logout|/config/?|{PATH}|{re.escape(FILE)}.+|{API}/(info/?|heartbeat/[\w-]+|queue/(data|status)|upload_progress|app_id"
-    rf"|login_check/?|queue/join|(run|api)/\w+/?|call/\w+(/\w+)?/?|upload|cancel|reset/?)",
+    rf"|login_check/?|component_server/?|queue/join|(run|api)/\w+/?|call/\w+(/\w+)?/?|upload|cancel|reset/?)",
     re.DOTALL,
 )
 """Paths of the page for whoever may use it. All other paths of Gradio are closed."""
 EVENTS = re.compile(rf"{API}/(?:queue/join|(?:run|api|call)/(\w+)/?)")
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s\[\]:@/\\]+)(?::\d{1,5})?", re.IGNORECASE)
+BLOBS = re.compile(rf"{API}/component_server/?")
+"""Where Gradio's image editor sends a second copy of what is painted, which Gradio would keep in memory. It is dropped;
+the event names an uploaded file."""
 MAX_BODY = {"login": 16 * 1024, "other": 2**20}
 """Bytes of a login, and of other requests except uploads, which have a limit of their own."""
 
@@ -86,6 +89,9 @@ class Guard:
             pulse = self.context.pulse
             parts = pulse.answer() if pulse.is_fresh else await anyio.to_thread.run_sync(pulse.answer)
             await _send_json(send, 200, parts)
+            return
+        if BLOBS.fullmatch(scope["path"]):
+            await _send_json(send, 200, b"null")
             return
         if scope["method"] == "POST" and scope["path"] != f"{API}/upload":
             if (read := await self._read(scope, receive, send)) is None:

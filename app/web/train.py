@@ -44,7 +44,8 @@ def connect(
 ) -> None:  # fmt: skip
     """Wire the tab."""
     form = tab.form
-    train_photos.connect(context, page, tab.photos, form.noun, form.name)
+    crop = next(entry.component for entry in form.entries if entry.name == "crop")
+    train_photos.connect(context, page, tab.photos, form.noun, form.name, crop)
     base_chooser.connect(context, page, tab.base, tab.photos, status)
     train_form.connect(context, page, form, tab.photos, status)
     train_form.connect_captions(context, form, tab.photos)

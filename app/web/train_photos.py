@@ -1,24 +1,31 @@
-"""Photo editor of the Train tab: upload, sample subjects, crop and caption of each photo."""
+"""Photo editor of the Train tab: upload, sample subjects; crop, caption and mask of each photo."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import gradio as gr
+from PIL import Image
 from pydantic import Field
 
 from app.web import quotas
 from app.web.context import AppContext
-from app.web.events import HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, user_errors
+from app.web.events import HIDDEN, MINE, QUIET, UPLOAD, checked, clicked, say, user_errors
 from app.web.html import note, render, step_title
 from app.web.theme import CLICKS
-from app.web.values import Fraction, Line, Number, Text
+from app.web.values import Fraction, Line, Number, Painting, Text
+from hra_diffusion.errors import UserError
 from hra_diffusion.models.sources import ASSETS
+from training import config as configs
+from training import presets
 from training.data.advice import coverage
+from training.data.buckets import Size
 from training.data.caption_files import CAPTION_SUFFIXES
-from training.data.drafts import Draft, box_from_zoom, zoom_from_box
-from training.data.photo import PhotoWarning
+from training.data.cropping import CropMode
+from training.data.drafts import Draft, box_from_zoom, mask_size, zoom_from_box
+from training.data.photo import Photo, PhotoWarning
 from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
@@ -35,6 +42,8 @@ BADGES = {
 }
 OF_ALL = ("background", "pose")
 """Kinds of warnings that concern all photos."""
+PAINT, OPACITY = "#ff7a00", 153
+"""Colour of masks in the image editor, and its opacity out of 255."""
 Zoom = Annotated[Number, Field(ge=1, le=100)]
 SAMPLE_SUBJECTS = {"octopus": "toy", "robot": "toy"}
 """Class noun of each sample subject in the assets."""
@@ -55,6 +64,10 @@ class PhotoEditor:
     across: gr.Slider
     down: gr.Slider
     caption: gr.Textbox
+    masking: gr.Accordion
+    painter: gr.ImageEditor
+    find_mask: gr.Button
+    remove_mask: gr.Button
     remove: gr.Button
     selected: gr.Textbox
 
@@ -82,20 +95,48 @@ def build() -> PhotoEditor:
             label="Caption", info="What this photo shows, with {subject} for the subject. Empty: “a photo of a "
             "{subject}”. The captions used for training are listed below.",
         )  # fmt: skip
+        masking, painter, find_mask, remove_mask = _build_mask()
         remove = gr.Button("Remove this photo", size="sm")
     return PhotoEditor(
-        upload, sample, warnings, thumbnails, editor, whole, zoom, across, down, caption, remove, selected
-    )
+        upload, sample, warnings, thumbnails, editor, whole, zoom, across, down, caption, masking, painter, find_mask,
+        remove_mask, remove, selected,
+    )  # fmt: skip
 
 
-def show_photos(draft: Draft, resolution: int, selected: str = "") -> tuple[str, str]:
-    """Return the thumbnails, cropped as for training, and the warnings about the photos."""
-    photos, warnings = draft.photos(resolution)
+def _build_mask() -> tuple[gr.Accordion, gr.ImageEditor, gr.Button, gr.Button]:
+    paint = PAINT, OPACITY / 255
+    with gr.Accordion("Mask", open=False, elem_id="masking") as masking:
+        gr.HTML('<p class="soft small">Paint the subject. What is not painted counts less in training.</p>')
+        painter = gr.ImageEditor(
+            show_label=False, label="Mask", sources=(), transforms=(), layers=False, buttons=[], height=420,
+            brush=gr.Brush(colors=[paint], default_color=paint, color_mode="fixed", default_size=30),
+            eraser=gr.Eraser(default_size=30), elem_id="painter", format="png",
+        )  # fmt: skip
+        with gr.Row():
+            find_mask = gr.Button("Find the subject", size="sm", elem_id="find-mask")
+            remove_mask = gr.Button("No mask", size="sm", elem_id="remove-mask")
+    return masking, painter, find_mask, remove_mask
+
+
+def crop_mode(context: AppContext, draft: Draft) -> CropMode:
+    """Return how a run will crop the photos: the crop of the form, or the default of the base model."""
+    values = draft.read().values
+    given = values.get("crop")
+    if values.get("mode") == "YAML":
+        with contextlib.suppress(UserError):
+            given = configs.parse_yaml(str(values.get("text") or "")).get("crop")
+    default = presets.defaults(context.session.base, "hra", "balanced")["crop"]
+    return next((mode for mode in get_args(CropMode) if mode == given), default)
+
+
+def show_photos(draft: Draft, resolution: int, selected: str = "", crop: CropMode = "smart") -> tuple[str, str]:
+    """Return the thumbnails, cropped as for training and dark outside masks, and the warnings about the photos."""
+    photos, warnings = draft.photos(resolution, crop)
     if not photos:
         return "", ""
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
     cells = [
-        {"name": photo.path.name, "image": photo.image, "warnings": warnings_of(warnings, photo.path.name)}
+        {"name": photo.path.name, "image": with_mask(photo), "warnings": warnings_of(warnings, photo.path.name)}
         for photo in photos
     ]
     few = [] if len(photos) >= 3 else ["Three or more photos give better results."]
@@ -109,12 +150,47 @@ def warnings_of(warnings: Sequence[PhotoWarning], file: str) -> dict[str, str]:
     return {BADGES[warning.kind]: warning.message for warning in own}
 
 
-def show_crop(draft: Draft, resolution: int, file: str) -> str:
+def with_mask(photo: Photo) -> Image.Image:
+    """Return a cropped photo, dimmed outside its mask."""
+    return Image.composite(photo.image, dim(photo.image), photo.mask) if photo.mask else photo.image
+
+
+def dim(image: Image.Image) -> Image.Image:
+    """Return a darker image."""
+    return image.point(lambda value: value * 0.35)
+
+
+def painting(draft: Draft, file: str) -> dict[str, Any]:
+    """Return the photo and its mask as the image editor shows them."""
+    upright, layers = draft.upright(file), []
+    photo = upright.image.resize(mask_size(upright.size), reducing_gap=3.0)
+    if mask := draft.mask(file):
+        layer = Image.new("RGBA", mask.size, PAINT)
+        layer.putalpha(mask.point([0] * 128 + [OPACITY] * 128))
+        layers = [layer]
+    return {"background": photo, "layers": layers, "composite": None}
+
+
+def painted_mask(painting: Painting, size: Size) -> Image.Image:
+    """Return what is painted as a mask of this size. Raises UserError if it is not an image of the editor."""
+    mask = Image.new("L", size)
+    for layer in painting["layers"]:
+        try:
+            with Image.open(layer["path"], formats=("PNG", "WEBP")) as image:
+                if image.size != size:
+                    raise ValueError("of another photo")
+                mask = image.convert("RGBA").getchannel("A").point([0] * 16 + [255] * 240)
+        except Exception:  # Pillow's decoders raise any exception on a damaged file
+            raise UserError("what was painted can't be read; open the photo again") from None
+    return mask
+
+
+def show_crop(draft: Draft, resolution: int, file: str, mode: CropMode = "smart") -> str:
     """Return the whole photo, dimmed outside its crop, with the warnings about it."""
-    messages = warnings_of(draft.photos(resolution)[1], file).values()
-    upright, crop = draft.upright(file), draft.photo(file, resolution).crop
+    messages = warnings_of(draft.photos(resolution, mode)[1], file).values()
+    upright, crop = draft.upright(file), draft.photo(file, resolution, mode).crop
     left, top, right, bottom = map(round, upright.box(crop))
-    dimmed = upright.image.point(lambda value: value * 0.35)
+    dimmed = dim(upright.image)
     dimmed.paste(upright.image.crop((left, top, right, bottom)), (left, top))
     return render("train_crop", photo=dimmed, messages=list(messages))
 
@@ -126,7 +202,8 @@ class PhotoEvents:
         self.context = context
 
     def refresh(self, request: gr.Request, selected: str = "") -> tuple[str, str]:
-        return show_photos(self.context.draft(request), self.context.resolution, selected)
+        draft = self.context.draft(request)
+        return show_photos(draft, self.context.resolution, selected, crop_mode(self.context, draft))
 
     @user_errors
     def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
@@ -151,19 +228,52 @@ class PhotoEvents:
     @user_errors
     def select(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
-        file = clicked(event)["file"]
-        caption, photo = draft.get(file).caption, draft.photo(file, resolution)
-        sliders = [round(value, 2) for value in zoom_from_box(photo.size, photo.crop)]
-        whole = show_crop(draft, resolution, file)
-        return file, gr.update(visible=True), whole, caption, *sliders, *self.refresh(request, file)
+        file, mode = clicked(event)["file"], crop_mode(self.context, draft)
+        caption, photo = draft.get(file).caption, draft.photo(file, resolution, mode)
+        box = photo.frame if mode == "bucket" else photo.crop
+        sliders = [round(value, 2) for value in zoom_from_box(photo.size, box)]
+        whole = show_crop(draft, resolution, file, mode)
+        opened = file, gr.update(visible=True), whole, caption, *sliders
+        return *opened, gr.update(open=photo.mask is not None), painting(draft, file), *self.refresh(request, file)
 
     @user_errors
     def crop(
         self, selected: Line, zoom: Zoom, across: Fraction, down: Fraction, request: gr.Request
     ) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
-        draft.change(selected, box=box_from_zoom(draft.photo(selected, resolution).size, zoom, across, down))
-        return show_crop(draft, resolution, selected), *self.refresh(request, selected)
+        mode, size = crop_mode(self.context, draft), draft.photo(selected, resolution).size
+        draft.change(selected, box=box_from_zoom(size, zoom, across, down, square=mode != "bucket"))
+        return show_crop(draft, resolution, selected, mode), *self.refresh(request, selected)
+
+    @checked
+    def set_crop(self, crop: Line, request: gr.Request) -> tuple[str, str]:
+        """Store the crop of the form, which the thumbnails show."""
+        self.context.draft(request).save_values(crop=crop)
+        return self.refresh(request)
+
+    @user_errors
+    def paint(self, selected: Line, painted: Painting, request: gr.Request) -> tuple[Any, ...]:
+        draft = self.context.draft(request)
+        mask = painted_mask(painted, size := mask_size(draft.upright(selected).size))
+        before = draft.mask(selected) or Image.new("L", size)
+        if mask == before.point([0] * 128 + [255] * 128):  # the editor also sends what it has just been given
+            return gr.skip(), gr.skip()
+        draft.set_mask(selected, mask)
+        return self.refresh(request, selected)
+
+    @user_errors
+    def find_mask(self, selected: Line, request: gr.Request) -> tuple[Any, ...]:
+        draft = self.context.draft(request)
+        if not draft.find_mask(selected):
+            say("No subject was found in this photo: draw its crop closer around it, or paint the mask.", warning=True)
+        return painting(draft, selected), *self.refresh(request, selected)
+
+    @user_errors
+    def remove_mask(self, selected: Line, request: gr.Request) -> tuple[Any, ...]:
+        draft = self.context.draft(request)
+        draft.get(selected)
+        draft.set_mask(selected, None)
+        return painting(draft, selected), *self.refresh(request, selected)
 
     @checked
     def set_caption(self, selected: Line, caption: Text, request: gr.Request) -> None:
@@ -180,8 +290,10 @@ def sample_photos(name: str) -> list[Path]:
     return sorted((ASSETS / "subjects" / name).glob("*.png"))
 
 
-def connect(context: AppContext, page: gr.Blocks, photos: PhotoEditor, noun: gr.Textbox, name: gr.Textbox) -> None:
-    """Wire the editor. A sample subject fills in ``noun`` and ``name``."""
+def connect(
+    context: AppContext, page: gr.Blocks, photos: PhotoEditor, noun: gr.Textbox, name: gr.Textbox, crop: gr.Dropdown
+) -> None:
+    """Wire the editor. A sample subject fills in ``noun`` and ``name``. ``crop`` is the field of the form."""
     events, shown = PhotoEvents(context), [photos.thumbnails, photos.warnings]
     photos.upload.upload(events.add, photos.upload, [photos.upload, *shown], **UPLOAD)
     photos.sample.input(
@@ -189,12 +301,15 @@ def connect(context: AppContext, page: gr.Blocks, photos: PhotoEditor, noun: gr.
         [photos.selected, photos.editor, *shown, noun, name, photos.sample], **MINE,
     )  # fmt: skip
     sliders = [photos.zoom, photos.across, photos.down]
-    photos.thumbnails.click(
-        events.select, None, [photos.selected, photos.editor, photos.whole, photos.caption, *sliders, *shown], **HIDDEN
-    )
+    opened = [photos.selected, photos.editor, photos.whole, photos.caption, *sliders, photos.masking, photos.painter]
+    photos.thumbnails.click(events.select, None, [*opened, *shown], **HIDDEN)
     for slider in sliders:
         slider.input(  # keyboards never fire `release`; `always_last` drops all but the latest value while busy
             events.crop, [photos.selected, *sliders], [photos.whole, *shown], trigger_mode="always_last", **HIDDEN
         )
+    crop.input(events.set_crop, crop, shown, **QUIET)
+    photos.painter.input(events.paint, [photos.selected, photos.painter], shown, trigger_mode="always_last", **HIDDEN)
+    photos.find_mask.click(events.find_mask, photos.selected, [photos.painter, *shown], **MINE)
+    photos.remove_mask.click(events.remove_mask, photos.selected, [photos.painter, *shown], **HIDDEN)
     photos.remove.click(events.remove, photos.selected, [photos.editor, *shown], **QUIET)
     page.load(events.refresh, None, shown, **QUIET)

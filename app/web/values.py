@@ -92,6 +92,18 @@ class Click(TypedDict, total=False):
     step: Annotated[int, Field(ge=0)]
 
 
+class Layer(TypedDict):
+    """An uploaded image (see ``event_bodies``)."""
+
+    path: Line
+
+
+class Painting(TypedDict):
+    """What the image editor sends with an event."""
+
+    layers: Annotated[list[Layer], Field(max_length=1)]
+
+
 adapter_of = functools.cache(TypeAdapter)
 """The validator of a class."""
 

@@ -124,6 +124,8 @@ def plan_attachment(
             raise UserError(
                 f"rank {layer_config.rank} is too large for {path}, a {d_in} to {d_out} layer; use a smaller rank"
             )
+        if reason := layer_config.misfit(d_in, d_out):
+            raise UserError(f"{path}: {reason}")
     return configs
 
 

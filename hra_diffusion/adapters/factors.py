@@ -1,12 +1,13 @@
 """What an adapter does to one layer, as small tensors: the result of every method.
 
 The adapted weight is ``W′ = (I + L_up · L_down) · diag(scale) · (W (I + R_up · R_down) + U_up · U_down)`` with the left
-factors L, the right factors R and the update U, each of low rank. A method sets those that it uses. All functions are
-pure functions of tensors; those without a weight accept factors of several layers, stacked along a first dimension.
+factors L, the right factors R and the update U, each of low rank. Block-diagonal matrices may take the place of R. A
+method sets those that it uses. All functions are pure functions of tensors; those without a weight accept factors of
+several layers, stacked along a first dimension.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,9 @@ class LayerFactors(NamedTuple):
     ``right`` (d_in, k), (k, d_in); ``update`` (d_out, k), (k, d_in); ``scale`` (d_out,); ``left`` (d_out, k),
     (k, d_out). ``shift`` (d_out,) and ``offset`` (k,) leave the layer's bias out of ``scale`` and ``left``.
 
+    ``blocks`` (m, n, b, b): m stages of n square blocks that act on the input (see ``rotate_blocks``). ``magnitude``
+    (d_out,): the norm of each output's weight in W′, from which ``with_weight`` computes ``scale``.
+
     In training a share ``dropout`` of the k activations between the factors is set to 0. They are made of runs of
     ``units`` ranks, of which at least a share ``least_rank`` is used at every timestep (see ``rank_mask``).
     """
@@ -50,6 +54,8 @@ class LayerFactors(NamedTuple):
     left: Factors | None = None
     shift: Tensor | None = None
     offset: Tensor | None = None
+    blocks: Tensor | None = None
+    magnitude: Tensor | None = None
     dropout: float = 0.0
     units: int = 1
     least_rank: float = 1.0
@@ -57,7 +63,7 @@ class LayerFactors(NamedTuple):
     @property
     def depend_on_bias(self) -> bool:
         """Whether the factors for a layer depend on its bias, see ``with_bias``."""
-        return self.scale is not None or self.left is not None
+        return self.scale is not None or self.left is not None or self.magnitude is not None
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors in order."""
@@ -66,15 +72,12 @@ class LayerFactors(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "LayerFactors":
         """The factors with ``function`` applied to each tensor."""
-        right, update, scale, left, shift, offset, *_ = self
-        return self._replace(
-            right=(function(right[0]), function(right[1])) if right else None,
-            update=(function(update[0]), function(update[1])) if update else None,
-            scale=None if scale is None else function(scale),
-            left=(function(left[0]), function(left[1])) if left else None,
-            shift=None if shift is None else function(shift),
-            offset=None if offset is None else function(offset),
-        )
+        parts = (
+            (function(part[0]), function(part[1])) if isinstance(part, tuple) else
+            function(part) if isinstance(part, Tensor) else part
+            for part in self
+        )  # fmt: skip
+        return LayerFactors(*cast(Any, parts))
 
     def unstack(self) -> list["LayerFactors"]:
         """The factors of each layer, of stacked factors."""
@@ -95,10 +98,28 @@ class LayerFactors(NamedTuple):
             scale=None if scale is None else scale[:, :d_out],
             left=(left[0][:, :d_out], left[1][..., :d_out]) if left else None,
             shift=None if shift is None else shift[:, :d_out],
+            blocks=None if self.blocks is None else self.blocks[:, :, : d_in // self.blocks.shape[-1]],
+            magnitude=None if self.magnitude is None else self.magnitude[:, :d_out],
         )
 
     def _with(self, tensors: Iterator[Tensor]) -> "LayerFactors":
         return self.map(lambda _: next(tensors))
+
+    def with_weight(self, weight: Tensor, strength: float) -> "LayerFactors":
+        """The factors for a layer with this weight (d_out, d_in), with ``magnitude`` replaced by the scale it implies.
+
+        The norms of ``W + up · down`` follow from those of W, up and down. They count as constants in the gradient
+        (DoRA, arXiv 2402.09353, section 4.3). At strength s the norm of an output goes from that of W to its magnitude.
+        """
+        if self.magnitude is None or self.update is None:
+            return self
+        with torch.no_grad():
+            up, down = self.update
+            own = weight.to(up.dtype).square().sum(dim=1)
+            mixed = 2 * weight.to(up.dtype) @ down.mT + up @ (down @ down.mT)
+            norms = (own + (mixed * up).sum(dim=1)).clamp(min=1e-30).sqrt()
+            own = own.sqrt()
+        return self._replace(scale=torch.lerp(own, self.magnitude, strength) / norms, magnitude=None)
 
     def with_bias(self, bias: Tensor | None) -> "LayerFactors":
         """The factors for a layer with this bias (d_out,), which no factor changes."""
@@ -163,6 +184,26 @@ def rotate(x: Tensor, factors: Factors, offset: Tensor | None = None, thin: Thin
     return _Rotation.apply(rows, up, down, offset)[0].view(x.shape)
 
 
+def rotate_blocks(x: Tensor, blocks: Tensor, transposed: bool = False) -> Tensor:
+    """Rows x (…, d) times the product of the stages of ``blocks`` (m, n, b, b), or times its transpose; d = n · b.
+
+    The last stage comes first. Stage i is block-diagonal for halves of blocks that are 2^i of them apart: a butterfly.
+    Stage 0 alone is a block-diagonal matrix. Source: BOFT, arXiv 2311.06243, with PEFT's order of stages.
+    """
+    stages, _, size, _ = blocks.shape
+    for stage in range(stages) if transposed else reversed(range(stages)):
+        own = blocks[stage].mT if transposed else blocks[stage]
+        apart = _interleaved(x, 2, 2**stage, size // 2) if stage else x
+        turned = torch.einsum("...nb,nbc->...nc", apart.unflatten(-1, (-1, size)), own).flatten(-2)
+        x = _interleaved(turned, 2**stage, 2, size // 2) if stage else turned
+    return x
+
+
+def _interleaved(x: Tensor, first: int, second: int, size: int) -> Tensor:
+    """Rows with their pieces of ``size`` reordered: the transpose of each run of first · second."""
+    return x.unflatten(-1, (-1, first, second, size)).transpose(-3, -2).flatten(-4)
+
+
 class _Rotation(torch.autograd.Function):
     """Its backward pass adds the gradient of the sum's first term within a matrix product."""
 
@@ -194,7 +235,10 @@ class _Rotation(torch.autograd.Function):
 
 def adapted_weight(weight: Tensor, factors: LayerFactors) -> Tensor:
     """W′ (d_out, d_in) in the weight's dtype."""
-    right, update, scale, left, *_ = factors.map(lambda tensor: tensor.to(weight.dtype))
+    factors = factors.map(lambda tensor: tensor.to(weight.dtype))
+    right, update, scale, left, *_ = factors
+    if factors.blocks is not None:
+        weight = rotate_blocks(weight, factors.blocks, transposed=True)
     if right:
         weight = torch.addmm(weight, weight @ right[0], right[1])
     if update:
@@ -207,12 +251,17 @@ def adapted_weight(weight: Tensor, factors: LayerFactors) -> Tensor:
 def compose(weight: Tensor, chain: Iterable[LayerFactors]) -> LowRank:
     """Adapters, applied in order, as one update of ``weight`` (d_out, d_in), in the weight's dtype.
 
-    ``weight`` is multiplied by narrow matrices only. ``chain`` has at least one adapter.
+    ``weight`` is multiplied by narrow matrices only, except for blocks: their update has full rank. ``chain`` has at
+    least one adapter.
     """
     parts: list[Factors] = []
     scale: Tensor | None = None
     for factors in chain:
-        right, update, own, left, *_ = factors.map(lambda tensor: tensor.to(weight.dtype))
+        factors = factors.map(lambda tensor: tensor.to(weight.dtype))
+        right, update, own, left, *_ = factors
+        if factors.blocks is not None:
+            before = sum((up @ down for up, down in parts), weight)
+            parts.append(_full_rank(rotate_blocks(before, factors.blocks, transposed=True) - before))
         if right:
             columns = sum((up @ (down @ right[0]) for up, down in parts), weight @ right[0])
             parts.append((columns, right[1]))
@@ -229,6 +278,13 @@ def compose(weight: Tensor, chain: Iterable[LayerFactors]) -> LowRank:
         parts.append((weight.new_zeros(len(weight), 1), weight.new_zeros(1, weight.shape[1])))
     ups, downs = zip(*parts, strict=True)
     return LowRank(torch.cat(ups, dim=1), torch.cat(downs), scale)
+
+
+def _full_rank(change: Tensor) -> Factors:
+    """(up, down) of a matrix (d_out, d_in), one of which is the identity."""
+    wide = change.shape[0] <= change.shape[1]
+    identity = torch.eye(min(change.shape), dtype=change.dtype, device=change.device)
+    return (identity, change) if wide else (change, identity)
 
 
 def _divided(up: Tensor, scale: Tensor | None) -> Tensor:

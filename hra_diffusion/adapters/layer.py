@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hra_diffusion.adapters.factors import Thinning, rotate, thinning
+from hra_diffusion.adapters.factors import Thinning, adapted_weight, rotate, rotate_blocks, thinning
 from hra_diffusion.adapters.linear_map import adapted_output, unsupported_reason, weight_of
 from hra_diffusion.adapters.preparation import Preparation
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
@@ -192,9 +192,9 @@ def original_weight(layer: nn.Module) -> Tensor:
 def weight_with_adapters(layer: nn.Module, active: ActiveAdapters) -> Tensor:
     """The layer's adapted weight, computed in float32, in the weight's own shape and dtype."""
     own = weight_of(layer)
-    weight = own.flatten(1).float()
+    weight = base = own.flatten(1).float()
     for adapter, strength in adapters_of(layer).active_adapters(active):
-        weight = adapter.adapted_weight(weight, strength)
+        weight = adapted_weight(weight, adapter.own_factors(strength).with_weight(base, strength))
     return weight.reshape(own.shape).to(own.dtype)
 
 
@@ -218,7 +218,8 @@ def unmerge_layer(layer: nn.Module) -> None:
 def _call(chain: Chain, x: Tensor, thinnings: list[Thinning | None]) -> Call:
     inputs = [x]
     for factors, thin in zip(reversed(chain), reversed(thinnings), strict=True):
-        inputs.append(rotate(inputs[-1], factors.right, thin=thin) if factors.right else inputs[-1])
+        last = inputs[-1] if factors.blocks is None else rotate_blocks(inputs[-1], factors.blocks)
+        inputs.append(rotate(last, factors.right, thin=thin) if factors.right else last)
     return Call(chain, inputs[::-1], thinnings)
 
 

@@ -59,6 +59,8 @@ def weight_of(layer: nn.Module) -> Tensor:
     Reads weights quantised by this package, bitsandbytes, torchao, quanto and GGUF. Raises UserError for any other.
     """
     weight: Any = layer.weight
+    if type(weight) in (nn.Parameter, Tensor) and weight.dtype in PLAIN_DTYPES:  # all that torch.compile can trace
+        return weight
     kind = type(weight).__name__
     if kind == "Params4bit" and weight.quant_state is not None:
         from bitsandbytes.functional import dequantize_4bit

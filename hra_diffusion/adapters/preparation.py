@@ -77,16 +77,32 @@ class Group:
             for name in names
         }
         factors = first.factors(values, strength)._replace(**_training_options(first.config))
-        if factors.depend_on_bias and any(part.has_bias for part in self.parts):
+        if factors.magnitude is None and factors.depend_on_bias and any(part.has_bias for part in self.parts):
             like = next(factors.tensors())
             factors = factors.with_bias(_padded([part.biases(like) for part in self.parts]))
-        factors = factors.map(lambda tensor: tensor.to(dtype))
+        if factors.magnitude is None:
+            factors = factors.map(lambda tensor: tensor.to(dtype))
         found: list[tuple[int, LayerFactors]] = []
         for part, own in zip(self.parts, factors.split([len(part.layers) for part in self.parts]), strict=True):
             own = own if part.has_bias else own._replace(shift=None, offset=None)
             own = own.narrow(*matrix_shape(part.layers[0])) if len(self.parts) > 1 else own
-            found.extend(zip(part.positions, own.unstack(), strict=True))
+            each = own.unstack()
+            if factors.magnitude is not None:
+                each = [_scaled(f, layer, strength, dtype) for f, layer in zip(each, part.layers, strict=True)]
+            found.extend(zip(part.positions, each, strict=True))
         return found
+
+
+def _scaled(factors: LayerFactors, layer: nn.Module, strength: float, dtype: torch.dtype) -> LayerFactors:
+    """Factors with a magnitude, with the scale that it implies for the layer's weight, cast to ``dtype``."""
+    like = next(factors.tensors())
+    bias = cast(Tensor | None, layer.bias)
+    factors = factors.with_weight(as_matrix(layer).to(like), strength)
+    return factors.with_bias(None if bias is None else bias.to(like)).map(lambda tensor: tensor.to(dtype))
+
+
+def _statics(factors: LayerFactors) -> dict[str, Any]:
+    return {"dropout": factors.dropout, "units": factors.units, "least_rank": factors.least_rank}
 
 
 def _training_options(config: MethodConfig) -> dict[str, Any]:
@@ -152,14 +168,16 @@ class Preparation:
         return isinstance(layer, nn.Conv2d) or (self.state.frozen is not None and has_weight(layer))
 
     def _finish(self, layer: nn.Module, chain: list[LayerFactors], device: torch.device) -> Chain:
+        dtype = compute_dtype(layer)
         if not chain or not self._composes(layer):
             return tuple(chain)
-        dtype = compute_dtype(layer)
+        if isinstance(layer, nn.Linear) and any(factors.blocks is not None for factors in chain):
+            return tuple(factors.map(lambda tensor: tensor.to(dtype)) for factors in chain)  # cheaper than full rank
         with own_precision(device), offloaded_weights([layer]):
             weight = as_matrix(layer)
             keep = weight.dtype in PLAIN_DTYPES and self.state.frozen is None  # a copy would be kept for the backward
             up, down, scale = compose(weight.to(device, weight.dtype if keep else torch.float32), chain)
-            factors = chain[0]._replace(right=None, update=(up, down), scale=scale, left=None, shift=None, offset=None)
+            factors = LayerFactors(update=(up, down), scale=scale, **_statics(chain[0]))
             bias = cast(Tensor | None, layer.bias)
             if bias is not None and scale is not None:
                 factors = factors.with_bias(bias.to(scale))

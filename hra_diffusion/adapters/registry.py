@@ -36,6 +36,10 @@ class MethodConfig(BaseModel):
         """Number of ranks that a timestep uses or leaves out."""
         return self.rank
 
+    def misfit(self, d_in: int, d_out: int) -> str:
+        """Why a layer (d_out, d_in) of at least this rank can't be adapted, or ""."""
+        return ""
+
 
 TRAINING_OPTIONS = {"dropout", "timestep_rank"}
 """Options without effect on a finished adapter."""
@@ -68,11 +72,11 @@ class Adapter(nn.Module):
 
     def adapted_weight(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """W′ (d_out, d_in), in the weight's dtype."""
-        return adapted_weight(weight, self.own_factors(strength))
+        return adapted_weight(weight, self.own_factors(strength).with_weight(weight, strength))
 
     def low_rank(self, weight: Tensor, strength: float = 1.0) -> LowRank:
-        """W′ as an exact low-rank update of W, in the weight's dtype, for inference and export."""
-        return compose(weight, [self.own_factors(strength)])
+        """W′ as an exact update of W in factors, in the weight's dtype, for inference and export."""
+        return compose(weight, [self.own_factors(strength).with_weight(weight, strength)])
 
 
 AdapterClass = Callable[[MethodConfig, int, int, Generator], Adapter]
@@ -90,6 +94,8 @@ class PeftForm:
     """Converts our configuration to PEFT's fields."""
     from_peft: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Converts PEFT's fields to our options; None if PEFT's folders are imported as a LoRA instead."""
+    linear_only: bool = False
+    """Whether PEFT adapts convolutions in another way."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.block_rotation import BlockConfig
 from hra_diffusion.adapters.registry import get_method
 from hra_diffusion.adapters.rotation import ReflectionConfig
 from hra_diffusion.interop import checkpoint, checkpoint_keys, textual_inversion
@@ -70,6 +71,7 @@ TABLE = (
     Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
     Row("diffusers", "DoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
     Row("peft", "HRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
+    Row("peft", "OFT", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
     Row("peft", "LoRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
     Row("peft", "DoRA", "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.unet, folder/unet)"),
     Row("merged", "folder", "diffusers", EXACTLY, "from_pretrained(folder)"),
@@ -159,7 +161,7 @@ def noise_settings(exported: Exported) -> dict[str, str]:
 def advice(info: AdapterInfo) -> list[str]:
     """Advice on using an adapter's export in other programs."""
     lines = [f'In prompts the subject is "{subject}".' for subject in info.all_subjects if str(subject)]
-    if issubclass(get_method(info.method).config, ReflectionConfig):
+    if issubclass(get_method(info.method).config, ReflectionConfig | BlockConfig):
         lines.append(
             f"Exact on {info.base} only: the file was computed from its weights. Other programs interpolate "
             "linearly between strengths, which is not a rotation; for strength 0.7 export NAME:0.7."

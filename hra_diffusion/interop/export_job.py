@@ -21,7 +21,6 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.factors import MIN_SCALE, LowRank
 from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.adapters.quantization import Quantised
-from hra_diffusion.adapters.rotation import Rotation
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.errors import UserError
 
@@ -91,8 +90,11 @@ class ExportJob:
     def native_peft(self) -> registry.PeftForm | None:
         """PEFT's form of the method, if it can hold this adapter as it is: at strength 1, with all its parameters."""
         form = self.method.peft
-        whole = form and {name for name, _ in self._first_adapter.named_parameters()} == set(form.parameters)
-        return form if whole and self.strength == 1 and self.lora_rank is None and self.uniform else None
+        if form is None or self.strength != 1 or self.lora_rank is not None or not self.uniform:
+            return None
+        layers = (target_layer(self.components[component], path) for component, path in self.adapters)
+        whole = {name for name, _ in self._first_adapter.named_parameters()} == set(form.parameters)
+        return form if whole and not (form.linear_only and any(isinstance(x, nn.Conv2d) for x in layers)) else None
 
     @property
     def _first_adapter(self) -> nn.Module:
@@ -129,9 +131,10 @@ class ExportJob:
     def _weight(self, component: str, path: str) -> Tensor:
         """The base weight of one layer in float64. Raises ExportError if a rotation needs a quantised weight."""
         layer = target_layer(self.components[component], path)
-        rotates = any(isinstance(part, Rotation) for part in self.adapters[component, path].modules())
-        if rotates and isinstance(layer, Quantised):
-            raise ExportError(f"{self.method.title} rotates the base's weights, and this base's are stored as "
+        factors = cast(registry.Adapter, self.adapters[component, path]).own_factors()
+        used = (factors.right, factors.left, factors.blocks, factors.magnitude)
+        if isinstance(layer, Quantised) and any(part is not None for part in used):
+            raise ExportError(f"{self.method.title} multiplies the base's weights, and this base's are stored as "
                               f"{layer.kind}; load the base in full precision to export for it")  # fmt: skip
         return original_weight(layer).detach().flatten(1).cpu().double()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, merging
 from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
+from hra_diffusion.adapters.block_rotation import BlockConfig
 from hra_diffusion.adapters.registry import PeftForm
 from hra_diffusion.adapters.rotation import ReflectionConfig
 from hra_diffusion.adapters.targets import target_layer
@@ -252,7 +253,7 @@ def _provenance(job: ExportJob) -> dict[str, str]:
 def _lora_metadata(job: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Metadata of a LoRA or DoRA file in any layout."""
     facts = lora_metadata.base_version(job.pipe) | _provenance(job)
-    if isinstance(job.config, ReflectionConfig):
+    if isinstance(job.config, ReflectionConfig | BlockConfig):
         base = pipeline.base_name_of(job.pipe)
         facts["modelspec.description"] = f"{job.method.title} adapter, exact on {base} at strength 1"
     facts |= textual_inversion.metadata(job.pipe, job.name)

@@ -4,18 +4,19 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import subjects, sweep
+from benchmarks import masks, subjects, sweep
 from benchmarks.subject_results import Case, run_missing, shares
-from benchmarks.subject_runs import JUDGE, References, photo_seed, render_prompts
+from benchmarks.subject_runs import JUDGE, PHOTOS, References, photo_seed, render_prompts
 from benchmarks.subject_tables import report
 from toybox.checkpoints import read_progress
 from toybox.judge import load_judge
 from toybox.prompts import OBJECT_PROMPTS
 from toybox.rendering import IMAGE_SIZE
-from toybox.subjects import SUBJECTS
+from toybox.subjects import SUBJECTS, render_photos, sample_scenes
 
 FACTS = {"base": "a", "judge": "b", "device": "cpu"}
 
@@ -142,3 +143,24 @@ def test_benchmarks_print_their_usage(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_published_judge_has_its_progress() -> None:
     """It was written when images were called pictures."""
     assert read_progress(JUDGE).images > 500_000
+
+
+def test_masks_show_where_the_subject_is_in_its_photos(sprites: Path) -> None:
+    """The disc has one colour, which the background has not."""
+    subject = SUBJECTS["penguin"]
+    photos = render_photos(sprites, subject.name, PHOTOS, photo_seed(subject))
+    for photo, mask in zip(photos, masks.render_masks(sprites, subject), strict=True):
+        inside = np.asarray(mask) == 255
+        colours = np.asarray(photo, float)[inside]
+        assert inside.mean() > 0.1 and np.abs(colours - np.median(colours, axis=0)).max(axis=1).mean() < 20
+
+
+def test_a_leaked_scene_is_that_of_a_photo_and_not_of_the_prompt() -> None:
+    subject = SUBJECTS["octopus"]
+    scenes = sample_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
+    found = row(Case("octopus", "lora", 0, '{"mask": "off"}'), 20, 20, 5, 1.0) | {"similarity": 0.5}
+    asked = [prompt.scene for prompt in subject.prompts[:20]]
+    found["seen"][:20] = [next(s for s in scenes if s != scene) if n < 5 else scene for n, scene in enumerate(asked)]
+    assert masks.figures(found)["photo's scene"] == 0.25 and masks.figures(found)["scene right"] == 0.75
+    text = masks.report({"device": "cpu", "sessions": [], "rows": [found]})
+    assert "| lora | off | 1 | 0.800 (0.800 to 0.800) | 0.750 (0.750 to 0.750) | 0.250" in text

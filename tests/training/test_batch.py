@@ -15,7 +15,7 @@ def batch_of(settings, tmp_path):
 
     def make(position=3, **changes):
         session = make_session(settings(prior_loss_weight=0, train_text_encoder=False, **changes), tmp_path)
-        return make_batch(session, position), session
+        return make_batch(session, position, 0), session
 
     return make
 

@@ -29,9 +29,11 @@ def test_given_values_take_precedence_over_the_preset():
 
 
 def test_learning_rates_for_stable_diffusion_are_the_papers():
-    """That of HRA is from the released code, which has the same initialization and normalization."""
+    """That of HRA is from the released code, which has the same initialization and normalization. Those of the methods
+    after the five are not from their papers."""
     rates = {m: configs.parse({**GIVEN, "base": "a/b", "method": m}).learning_rate for m in registry.method_names()}
-    assert rates == {"lora": 1e-4, "moslora": 1e-4, "hra": 1e-4, "hoft": 5e-4, "shoft": 5e-4}
+    compared = {"lora": 1e-4, "moslora": 1e-4, "hra": 1e-4, "hoft": 5e-4, "shoft": 5e-4}
+    assert rates == compared | {"dora": 1e-4, "oft": 6e-5, "boft": 3e-5}
 
 
 def test_min_snr_formula_and_flip_depend_on_the_base_model():
@@ -47,7 +49,7 @@ def test_runs_of_earlier_versions_take_the_earlier_defaults(tmp_path):
     assert now.caption_dropout == 0.05, "the default of real base models, for guidance"
     lines = (tmp_path / "c.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in configs.EARLIER_DEFAULTS]
-    assert len(kept) == len(lines) - 4
+    assert len(kept) == len(lines) - len(configs.EARLIER_DEFAULTS)
     (tmp_path / "c.yaml").write_text("\n".join(kept))
     before = configs.read_run(tmp_path / "c.yaml")
     assert (before.min_snr_formula, before.size_conditioning, before.add_trigger) == ("plus-one", False, False)

@@ -19,7 +19,7 @@ from training.session.model import add_adapter, check_adapter
 @pytest.mark.parametrize("make", [tiny_pipe, tiny_xl_pipe])
 @pytest.mark.parametrize("texts", [False, True])
 def test_the_count_equals_the_parameters_of_a_real_adapter(settings, method, make, texts):
-    pipe, config = make(), settings(method=method, train_text_encoder=texts)
+    pipe, config = make(), settings(method=method, train_text_encoder=texts, options={"rank": 4})
     count = count_parameters(method, config.options, layer_shapes(pipe, config))
     assert count == sum(parameter.numel() for parameter in add_adapter(config, pipe).values())
 
@@ -30,19 +30,18 @@ def test_the_matched_rank_is_the_closest(method):
     wanted = count_parameters("lora", {"rank": 8}, shapes)
     rank = matched_rank(method, {}, shapes, wanted)
     found = count_parameters(method, {"rank": rank}, shapes)
-    others = [
-        count_parameters(method, {"rank": r}, shapes) for r in range(max(1, rank - 4), rank + 5) if allowed(method, r)
-    ]
+    nearby = range(max(1, rank - 4), rank + 5)
+    others = [count_parameters(method, {"rank": r}, shapes) for r in nearby if allowed(method, r, shapes)]
     assert abs(found - wanted) == min(abs(other - wanted) for other in others)
-    assert abs(found - wanted) < 0.2 * wanted
+    assert abs(found - wanted) < 0.2 * wanted or method in ("oft", "boft"), "few sizes of blocks divide the inputs"
 
 
-def allowed(method, rank):
+def allowed(method, rank, shapes):
     try:
-        registry.get_method(method).parse({"rank": rank})
+        config = registry.get_method(method).parse({"rank": rank})
     except ValueError:
         return False
-    return True
+    return not any(config.misfit(d_in, d_out) for d_out, d_in, _ in shapes)
 
 
 def test_ranks_and_excluded_layers_by_pattern(settings, tmp_path):

@@ -80,6 +80,8 @@ VARIANTS = {
 def test_steps_do_not_wait_for_the_device_and_are_the_same_operations(
     settings, tmp_path, batches_on_the_host, method, changes
 ):
+    if method in ("oft", "boft"):  # blocks have no rank to share
+        changes = changes | {"options": {"rank": 4}}
     session = make_session(settings(method=method, log_every=10, **changes), tmp_path)
     step, log, sequences = TrainingStep(session), StepLog(session), []
     step(1e-2)  # creates the optimiser's state

@@ -39,9 +39,9 @@ def validated(settings, five):
 
 def test_training_does_not_see_the_photo_that_is_held_out(validated, tmp_path, five):
     session = make_session(validated(), tmp_path)
-    assert len(session.photos.mean) == 4 and session.validation is not None and len(session.validation.mean) == 1
+    assert len(session.photos[0].mean) == 4 and session.validation is not None and len(session.validation.mean) == 1
     alone = make_session(validated(validation="none"), tmp_path)
-    assert torch.equal(session.validation.mean[0], alone.photos.mean[3]) and alone.validation is None
+    assert torch.equal(session.validation.mean[0], alone.photos[0].mean[3]) and alone.validation is None
     others = [path for path in sorted(five.glob("*.jpg")) if path.name != "3.jpg"]
     without = train(validated(validation="none", photos=others), tmp_path / "without")
     assert torch.equal(weights(train(validated(), tmp_path / "with")), weights(without))

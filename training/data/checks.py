@@ -31,7 +31,7 @@ def check_photo(photo: Photo, upright: Upright) -> list[PhotoWarning]:
     """Return warnings for a photo: enlarged, blurred, exposure, small subject. ``upright`` is the uncropped photo."""
     warnings = []
     left, top, right, bottom = photo.crop
-    side, resolution = max(right - left, bottom - top), photo.image.width
+    side, resolution = max(right - left, bottom - top), max(photo.image.size)
     if side < resolution:
         message = f"{side} pixels enlarged to {resolution} look soft. Use a larger photo, or train at {side} or less."
         warnings.append(PhotoWarning("small", photo.path, f"{photo.path.name}: {message}"))

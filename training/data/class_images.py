@@ -17,6 +17,7 @@ from hra_diffusion.generation.requests import Request, Settings, complete_settin
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import noise
 from hra_diffusion.pipeline import base_name_of
+from training.data.buckets import Size
 from training.data.captions import class_prompt
 
 CLASS_IMAGE_STEPS = Settings.steps
@@ -24,14 +25,14 @@ CLASS_IMAGE_STEPS = Settings.steps
 
 
 def load_class_images(
-    pipe: StableDiffusionPipeline, class_noun: str, count: int, resolution: int, folder: Path, batch_size: int = 8
+    pipe: StableDiffusionPipeline, class_noun: str, count: int, size: Size, folder: Path, batch_size: int = 8
 ) -> Iterator[Image.Image]:
-    """Yield ``count`` square images of the class, ``resolution`` pixels wide, generating those missing in ``folder``.
+    """Yield ``count`` images of the class of a size in pixels, generating those missing in ``folder``.
 
     The cache key is the base model, a probe of its weights, their storage, the noise process, the class noun and the
     settings. Image k has seed k, so that a larger count reuses the images of a smaller one.
     """
-    settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=resolution, height=resolution))
+    settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=size[0], height=size[1]))
     probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
     process = noise.process_settings(pipe.scheduler)
     key = json.dumps(

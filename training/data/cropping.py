@@ -1,14 +1,15 @@
-"""Crop photos to squares."""
+"""Crop photos: to squares, or to the bucket that is nearest to their aspect ratio."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from training.data.buckets import Size, nearest_bucket
 from training.data.photo import MIN_SIDE, Box, PhotoError, Upright
 
-CropMode = Literal["smart", "center", "letterbox"]
+CropMode = Literal["bucket", "smart", "center", "letterbox"]
 
 DETAIL_SIDE = 64
 """Short side, in pixels, of the copy in which the smart crop looks for detail."""
@@ -29,13 +30,23 @@ def checked_box(path: Path, box: Box, size: tuple[int, int]) -> Box:
     return box
 
 
-def crop_window(photo: Upright, frame: Box, mode: CropMode) -> Box:
+def image_size(frame: Box, mode: CropMode, resolution: int) -> Size:
+    """Return the width and height of the training image: that of a bucket, or a square."""
+    if mode == "bucket":
+        return nearest_bucket((frame[2] - frame[0], frame[3] - frame[1]), resolution)
+    return resolution, resolution
+
+
+def crop_window(photo: Upright, frame: Box, mode: CropMode, resolution: int) -> Box:
     """Return the part of ``frame`` to use: all of it for "letterbox", else a square over its full short side.
 
-    The square lies in the middle for "center", and where the photo has the most detail for "smart".
+    The square lies in the middle for "center", and where the photo has the most detail for "smart". For "bucket" it is
+    the largest part with the aspect ratio of the nearest bucket, in the middle.
     """
     if mode == "letterbox":
         return frame
+    if mode == "bucket":
+        return _centered(frame, image_size(frame, mode, resolution))
     left, top, right, bottom = frame
     side = min(right - left, bottom - top)
     slack = max(right - left, bottom - top) - side
@@ -47,16 +58,26 @@ def crop_window(photo: Upright, frame: Box, mode: CropMode) -> Box:
     return left, top, left + side, top + side
 
 
-def resize_to_square(photo: Upright, window: Box, resolution: int) -> Image.Image:
-    """Resize the window to resolution × resolution pixels, padding the short side with the mean colour of the edges."""
-    size = (window[2] - window[0], window[3] - window[1])
-    width, height = (max(1, round(side * resolution / max(size))) for side in size)
-    image = photo.resized(window, (width, height))
-    if width == height:
-        return image
-    square = Image.new("RGB", (resolution, resolution), _edge_colour(image))
-    square.paste(image, ((resolution - width) // 2, (resolution - height) // 2))
-    return square
+def resize(photo: Upright, window: Box, size: Size, mode: CropMode) -> Image.Image:
+    """Resize the window to ``size``. For "letterbox" the short side is padded with the mean colour of the edges."""
+    image = photo.resized(window, fitted_size(window, size, mode))
+    return image if image.size == size else padded(image, size, _edge_colour(image))
+
+
+def fitted_size(window: Box, size: Size, mode: CropMode) -> Size:
+    """Return the size of the resized window in an image of this size, without padding."""
+    if mode != "letterbox":
+        return size
+    sides = (window[2] - window[0], window[3] - window[1])
+    width, height = (max(1, round(side * max(size) / max(sides))) for side in sides)
+    return width, height
+
+
+def padded(image: Image.Image, size: Size, colour: Any) -> Image.Image:
+    """Return the image in the middle of a larger one of one colour."""
+    canvas = Image.new(image.mode, size, colour)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
 
 
 def downscaled(photo: Upright, window: Box, short_side: int) -> np.ndarray:
@@ -67,6 +88,23 @@ def downscaled(photo: Upright, window: Box, short_side: int) -> np.ndarray:
     # reducing_gap averages blocks first, which is faster on large photos and as good at this size
     scaled = photo.resized(window, (width, height), reducing_gap=3.0)
     return np.asarray(scaled, dtype=np.float32)
+
+
+def _centered(frame: Box, size: Size) -> Box:
+    """Return the largest part of the frame with the aspect ratio of ``size``, in the middle.
+
+    A frame that has this aspect ratio up to rounding is returned as it is, so that a window is its own window.
+    """
+    left, top, right, bottom = frame
+    width, height = right - left, bottom - top
+    excess = width * size[1] - height * size[0]
+    if 2 * abs(excess) > max(size):
+        if excess > 0:
+            width = round(height * size[0] / size[1])
+        else:
+            height = round(width * size[1] / size[0])
+    left, top = (left + right - width) // 2, (top + bottom - height) // 2
+    return left, top, left + width, top + height
 
 
 def _smart_shift(photo: Upright, frame: Box, slack: int) -> int:

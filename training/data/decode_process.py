@@ -18,7 +18,7 @@ import psutil
 from PIL import Image
 from pydantic import TypeAdapter
 
-from training.data.photo import Box, PhotoError
+from training.data.photo import MIN_SIDE, Box, PhotoError
 
 MAX_SECONDS = 30.0
 MAX_MEMORY = 1_400_000_000
@@ -132,7 +132,7 @@ def make_preview(photo: Path, preview: Path) -> Facts:
     from training.data.photo_files import resolve
 
     upright = decode(resolve(photo))
-    window = crop_window(upright, (0, 0, *upright.size), "smart")
+    window = crop_window(upright, (0, 0, *upright.size), "smart", MIN_SIDE)
     small = upright.image
     scale = min(1.0, PREVIEW_SIDE / min(small.size), PREVIEW_LONG_SIDE / max(small.size))
     if scale < 1:

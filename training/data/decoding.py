@@ -65,6 +65,18 @@ def decode(path: Path) -> Upright:
         raise unreadable(path, error) from error
 
 
+def alpha_channel(path: Path) -> Image.Image | None:
+    """Return the alpha channel of a photo that ``decode`` accepts, upright, or None if the photo is opaque."""
+    with path.open("rb") as file:
+        photo = _open(path, file)
+        if not photo.has_transparency_data:
+            return None
+        alpha = photo.convert("RGBA").getchannel("A")
+        if (orientation := _orientation(photo)) in ORIENTATIONS:
+            alpha = alpha.transpose(ORIENTATIONS[orientation])
+        return None if alpha.getextrema() == (255, 255) else alpha
+
+
 def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int, tuple[int, int]]:
     """Return the upright photo, the factor by which it is reduced, and its size in the file."""
     photo = _open(path, file)

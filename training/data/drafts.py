@@ -1,9 +1,10 @@
-"""Draft of a subject on the page: the uploaded photos, their crop boxes and captions, and the values of the form.
+"""Draft of a subject on the page: the photos, their crop boxes, masks and captions, and the values of the form.
 
 {folder}/draft.json             the photos in order with their boxes and captions, and the values of the form
 {folder}/photos/a.jpg           each photo as uploaded
 {folder}/previews/a.jpg.png     a small copy of it, decoded once by another process: what the page shows and checks
 {folder}/previews/a.jpg.json    its facts (see ``Preview``)
+{folder}/masks/a.jpg.png        its mask, if it has one, of ``mask_size``
 
 A draft is not a run: ``copy_photos`` copies its photos to where runs read them.
 """
@@ -24,15 +25,17 @@ from PIL import Image
 
 from hra_diffusion import records
 from hra_diffusion.files import make_folder, move, remove, temporary_folder, write_text
-from hra_diffusion.generation.png import read_image
+from hra_diffusion.generation.png import read_image, save_png
 from hra_diffusion.names import is_reserved, unused_name
 from training.config import with_current_names
+from training.data.buckets import Size
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.checks import check_photo, check_together
-from training.data.cropping import checked_box, crop_window, resize_to_square
+from training.data.cropping import CropMode, checked_box, crop_window, image_size, resize
 from training.data.decode_process import DECODER, Facts
+from training.data.masks import cropped_mask, grabcut, is_found, require_mask_size
 from training.data.photo import MIN_SIDE, Box, Photo, PhotoError, PhotoWarning, Upright
-from training.data.photo_files import MAX_PHOTOS, SUFFIXES
+from training.data.photo_files import MASK_SUFFIX, MAX_PHOTOS, SUFFIXES, is_mask, mask_path
 
 CAPTION_LENGTH = 300
 MAX_MEGABYTES = 100
@@ -42,6 +45,8 @@ MAX_MEGABYTES = 100
 MAX_MEGAPIXELS = 2000
 """Most megapixels of a draft's photos together: 50 photos of 40 megapixels."""
 
+MASK_SIDE = 640
+"""Long side, in pixels, of a mask."""
 _lock = threading.RLock()
 """Held while the list of a draft is read or changed, never while a photo is decoded."""
 
@@ -86,13 +91,15 @@ class Draft:
         return Contents(photos, with_current_names(found.values))
 
     def add(self, files: Sequence[Path], replace_all: bool = False) -> list[str]:
-        """Copy photos, and caption files of the same names, into the draft. Return a message per unusable file.
+        """Copy photos, and captions and masks of the same names, into the draft. Return a message per unusable file.
 
         ``replace_all`` removes the present photos first.
         """
-        photos_given = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
+        masks = {path.name[: -len(MASK_SUFFIX)]: path for path in files if is_mask(path)}
+        photos_given = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES and not is_mask(path)]
         given = {path.stem for path in photos_given}
         captions: dict[str, Path] = {}
+        placed: dict[str, str] = {}
         refused: list[str] = []
         for path in (path for suffix in CAPTION_SUFFIXES for path in files if path.suffix.lower() == suffix):
             if (used := captions.setdefault(path.stem, path)) != path:
@@ -106,7 +113,8 @@ class Draft:
                 taken = {Path(photo.file).stem.casefold() for photo in before.photos}
                 for path, decoded in staged[: MAX_PHOTOS - len(photos)]:
                     caption = _caption(captions[path.stem]) if path.stem in captions else ""
-                    photos.append(DraftPhoto(self._place(path, decoded, taken), caption=caption))
+                    placed[path.stem] = self._place(path, decoded, taken)
+                    photos.append(DraftPhoto(placed[path.stem], caption=caption))
                 for path in (path for stem, path in captions.items() if stem not in given):  # of photos added before
                     stem = next(_stems(path, 0))
                     at = next((i for i, photo in enumerate(photos) if Path(photo.file).stem == stem), None)
@@ -115,7 +123,48 @@ class Draft:
                     else:
                         photos[at] = replace(photos[at], caption=_caption(path))
                 self._write(replace(before, photos=tuple(photos)))
+        earlier = {Path(photo.file).stem: photo.file for photo in self.read().photos}
+        for stem, path in masks.items():
+            try:
+                self._add_mask(placed.get(stem) or earlier.get(next(_stems(Path(stem), 0)), ""), path)
+            except PhotoError as error:
+                refused.append(str(error).replace(str(path), path.name))
         return refused
+
+    def _add_mask(self, file: str, path: Path) -> None:
+        """Copy a mask file to a photo. Raises PhotoError."""
+        if not file:
+            raise PhotoError(f"{path.name}: no photo has this name")
+        with temporary_folder(self.folder / "incoming") as folder:
+            facts = DECODER.decode(path, folder / "mask.png")
+            require_mask_size(path, facts.size, self.upright(file).size)
+            with Image.open(folder / "mask.png") as mask:
+                self.set_mask(file, mask.convert("L"))
+
+    def mask(self, file: str) -> Image.Image | None:
+        """Return the mask of a photo, or None."""
+        mask = read_image(self.folder / "masks" / f"{file}.png")
+        return mask and mask.convert("L")
+
+    def set_mask(self, file: str, mask: Image.Image | None) -> None:
+        """Store the mask of a photo; None or an all black one removes it. Raises PhotoError if the photo is removed."""
+        path, size = self.folder / "masks" / f"{file}.png", mask_size(self.upright(file).size)
+        with _lock:
+            self.get(file)
+            if mask is None or not mask.getbbox():
+                remove(path)
+            else:
+                save_png(mask.resize(size), path)
+
+    def find_mask(self, file: str) -> bool:
+        """Store the mask that GrabCut finds in the photo's crop box. Return whether it found a subject.
+
+        Raises PhotoError if OpenCV is missing.
+        """
+        mask = grabcut(self.upright(file), self.get(file).box)
+        if found := is_found(mask):
+            self.set_mask(file, mask)
+        return found
 
     def get(self, file: str) -> DraftPhoto:
         """Return the photo with this file name. Raises PhotoError if it has been removed."""
@@ -150,35 +199,42 @@ class Draft:
         """Delete the draft."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def photos(self, resolution: int) -> tuple[list[Photo], list[PhotoWarning]]:
-        """Return the small copies as their photos are cropped for training, with warnings.
+    def photos(self, resolution: int, crop: CropMode = "smart") -> tuple[list[Photo], list[PhotoWarning]]:
+        """Return the small copies and masks as their photos are cropped for training, with warnings.
 
         Damaged photos give only a warning.
         """
         while True:
             with contextlib.suppress(_RemovedError):  # since the list was read
-                return self._load(self.read().photos, resolution)
+                return self._load(self.read().photos, resolution, crop)
 
-    def _load(self, listed: Sequence[DraftPhoto], resolution: int) -> tuple[list[Photo], list[PhotoWarning]]:
+    def _load(
+        self, listed: Sequence[DraftPhoto], resolution: int, crop: CropMode
+    ) -> tuple[list[Photo], list[PhotoWarning]]:
         photos: list[Photo] = []
         warnings: list[PhotoWarning] = []
         for photo in listed:
             path = self.folder / "photos" / photo.file
             try:
-                loaded, own = _cropped(path, _stamp(path), resolution, photo.box)
+                loaded, own = _cropped(path, _stamp(path), resolution, crop, photo.box)
             except _RemovedError:
                 raise
             except PhotoError as error:
                 warnings.append(PhotoWarning("ignored", path, str(error).replace(str(path), path.name)))
             else:
-                photos.append(loaded)
+                photos.append(self._masked(loaded, crop))
                 warnings += own
         return photos, [*warnings, *check_together(photos)]
 
-    def photo(self, file: str, resolution: int) -> Photo:
+    def photo(self, file: str, resolution: int, crop: CropMode = "smart") -> Photo:
         """Return one photo, as ``photos`` does. Raises PhotoError if it has been removed."""
         path = self.folder / "photos" / file
-        return _cropped(path, _stamp(path), resolution, self.get(file).box)[0]
+        return self._masked(_cropped(path, _stamp(path), resolution, crop, self.get(file).box)[0], crop)
+
+    def _masked(self, photo: Photo, crop: CropMode) -> Photo:
+        if (mask := self.mask(photo.path.name)) is None:
+            return photo
+        return replace(photo, mask=cropped_mask(mask, photo.size, photo.crop, photo.image.size, crop))
 
     def upright(self, file: str) -> Upright:
         """Return the small copy of a whole photo. Raises PhotoError if it has been removed."""
@@ -186,7 +242,7 @@ class Draft:
         return _preview(path, _stamp(path))[0]
 
     def copy_photos(self, folder: Path) -> dict[Path, Box]:
-        """Copy the photos and captions to a new folder for a run. Return the crop boxes by path of the copies.
+        """Copy the photos, masks and captions to a new folder for a run. Return the crop boxes by path of the copies.
 
         Damaged photos are not copied. Raises PhotoError if no photo is left.
         """
@@ -200,6 +256,8 @@ class Draft:
             shutil.copyfile(self.folder / "photos" / photo.file, copy)
             if photo.caption:
                 write_text(copy.with_suffix(".txt"), photo.caption)
+            if mask := self.mask(photo.file):
+                save_png(mask.resize(self.upright(photo.file).size), mask_path(copy))
             if photo.box:
                 boxes[copy] = photo.box
         return boxes
@@ -248,10 +306,17 @@ class Draft:
         write_text(self.folder / "draft.json", json.dumps(asdict(contents), ensure_ascii=False))
         photos = [self.folder / "photos" / photo.file for photo in contents.photos]
         kept = {*photos, *(path for photo in photos for path in _preview_paths(photo))}
-        for path in [*self.folder.glob("photos/*"), *self.folder.glob("previews/*")]:
+        kept |= {self.folder / "masks" / f"{photo.file}.png" for photo in contents.photos}
+        for path in [path for name in ("photos", "previews", "masks") for path in self.folder.glob(f"{name}/*")]:
             if path not in kept:
                 with contextlib.suppress(OSError):  # Windows: it is being shown; the next change deletes it
                     remove(path)
+
+
+def mask_size(photo: Size) -> Size:
+    """Return the size at which the mask of a photo of this size is painted and stored."""
+    scale = min(1.0, MASK_SIDE / max(photo))
+    return max(1, round(photo[0] * scale)), max(1, round(photo[1] * scale))
 
 
 def free_photo_folder(output: Path, name: str) -> Path:
@@ -260,21 +325,24 @@ def free_photo_folder(output: Path, name: str) -> Path:
     return root / unused_name(name, root)
 
 
-def box_from_zoom(size: tuple[int, int], zoom: float, across: float, down: float) -> Box:
-    """Return a square crop box in a photo of this size.
+def box_from_zoom(size: tuple[int, int], zoom: float, across: float, down: float, square: bool = True) -> Box:
+    """Return a crop box in a photo of this size: a square, or of the photo's aspect ratio.
 
-    ``zoom`` is the ratio of the short side to the side of the box. ``across`` and ``down`` give its position, 0 to 1.
+    ``zoom`` is the ratio of the short sides of photo and box. ``across`` and ``down`` give its position, 0 to 1.
     """
-    side = max(MIN_SIDE, round(min(size) / zoom))
-    left, top = round((size[0] - side) * across), round((size[1] - side) * down)
-    return left, top, left + side, top + side
+    short = max(MIN_SIDE, round(min(size) / zoom))
+    width, height = (short if square else round(side * short / min(size)) for side in size)
+    left, top = round((size[0] - width) * across), round((size[1] - height) * down)
+    return left, top, left + width, top + height
 
 
 def zoom_from_box(size: tuple[int, int], box: Box) -> tuple[float, float, float]:
     """Return the zoom, across and down for which ``box_from_zoom`` returns this box."""
-    side = box[2] - box[0]
-    across, down = ((start / room if (room := whole - side) else 0.5) for start, whole in zip(box, size, strict=False))
-    return min(size) / side, across, down
+    sides = box[2] - box[0], box[3] - box[1]
+    across, down = (
+        (start / room if (room := whole - side) else 0.5) for start, whole, side in zip(box, size, sides, strict=False)
+    )
+    return min(size) / min(sides), across, down
 
 
 def _stems(path: Path, number: int) -> Iterator[str]:
@@ -327,13 +395,13 @@ def _decode_copy(path: Path, folder: Path) -> Facts:
 
 @functools.lru_cache(maxsize=64)
 def _cropped(
-    photo: Path, stamp: tuple[int, int], resolution: int, box: Box | None
+    photo: Path, stamp: tuple[int, int], resolution: int, crop: CropMode, box: Box | None
 ) -> tuple[Photo, Sequence[PhotoWarning]]:
     upright, window = _preview(photo, stamp)
     frame: Box = checked_box(photo, box, upright.size) if box else (0, 0, *upright.size)
-    if box:
-        window = crop_window(upright, frame, "smart")
-    image = resize_to_square(upright, window, resolution)
+    if box or crop != "smart":
+        window = crop_window(upright, frame, crop, resolution)
+    image = resize(upright, window, image_size(window, crop, resolution), crop)
     cropped = Photo(photo, image, None, window, frame, upright.size, upright.sha256)
     return cropped, check_photo(cropped, upright)
 

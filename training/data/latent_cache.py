@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,17 @@ from training.data.photo import Photo
 from training.objective import batch_indices, seeded_generator
 
 
+class Examples(NamedTuple):
+    """B latents (B, C, h, w), their text, and the weights of the latent positions in the loss (B, 1, h, w) or None."""
+
+    latents: Tensor
+    text: Text
+    mask: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents and text of N images.
+    """Latents and text of N images of one size.
 
     Attributes:
         mean, std: Scaled latent distribution (N, views, C, h, w). The optional second view is the mirrored image.
@@ -27,6 +36,7 @@ class LatentCache:
         time_ids: Size conditioning of Stable Diffusion XL (N, views, 6).
         captions: Rows of the text that each image may have; None if it has one row per image.
         epoch: Number of the image of each sample of an epoch; None if it contains each image once.
+        masks: Weight of each latent position in the loss (N, views, 1, h, w); None if all weigh the same.
     """
 
     mean: Tensor
@@ -35,11 +45,17 @@ class LatentCache:
     time_ids: Tensor | None = None
     captions: CaptionRows | None = None
     epoch: Tensor | None = None
+    masks: Tensor | None = None
 
-    def batch(self, size: int, position: int, seed: int, label: str) -> tuple[Tensor, Text]:
-        """Return batch ``position``: latents (size, C, h, w), sampled from their distribution, and their text."""
-        epoch = torch.arange(len(self.mean)) if self.epoch is None else self.epoch
-        picks = epoch[batch_indices(len(epoch), size, position, seed, label)]
+    @property
+    def samples(self) -> Tensor:
+        """Number of the image of each sample of an epoch."""
+        return torch.arange(len(self.mean)) if self.epoch is None else self.epoch
+
+    def batch(self, size: int, position: int, seed: int, label: str) -> Examples:
+        """Return batch ``position`` of ``size`` examples, whose latents are sampled from their distribution."""
+        samples = self.samples
+        picks = samples[batch_indices(len(samples), size, position, seed, label)]
         generator = seeded_generator(seed, label, "latents", position)
         view = torch.randint(self.mean.shape[1], (size,), generator=generator)
         mean, std = self.mean[picks, view], self.std[picks, view]
@@ -48,19 +64,20 @@ class LatentCache:
         text = {key: value[rows] for key, value in self.text.items()}
         if self.time_ids is not None:
             text["time_ids"] = self.time_ids[picks, view]
-        return mean + std * torch.randn(mean.shape, generator=generator), text
+        mask = None if self.masks is None else self.masks[picks, view]
+        return Examples(mean + std * torch.randn(mean.shape, generator=generator), text, mask)
 
 
 def encode(
     pipe: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], flip: bool, embed: bool,
-    time_ids: Tensor | None = None,
+    time_ids: Tensor | None = None, masks: Tensor | None = None,
 ) -> LatentCache:  # fmt: skip
-    """Encode square RGB images, and captions as ``encode_captions`` does: one per image, unless rows are added."""
+    """Encode RGB images of one size, and captions as ``encode_captions`` does: one per image, unless rows are added."""
     views = [[image, ImageOps.mirror(image)] if flip else [image] for image in images]
     with torch.no_grad():
         moments = [[_moments(pipe, view) for view in image_views] for image_views in views]
     mean, std = (torch.stack([torch.stack([m[i] for m in image]) for image in moments]) for i in (0, 1))
-    return LatentCache(mean, std, encode_captions(pipe, captions, embed), time_ids)
+    return LatentCache(mean, std, encode_captions(pipe, captions, embed), time_ids, masks=masks)
 
 
 def encode_captions(pipe: StableDiffusionPipeline, captions: Sequence[str], embed: bool) -> Text:
@@ -78,20 +95,51 @@ def encode_captions(pipe: StableDiffusionPipeline, captions: Sequence[str], embe
     return text
 
 
+def mask_weights(
+    masks: Sequence[Image.Image | None], latent_size: tuple[int, int], flip: bool, unmasked_weight: float,
+    normalize: bool,
+) -> Tensor | None:  # fmt: skip
+    """Return the weights in the loss of the latent positions of N images (N, views, 1, h, w); None without any mask.
+
+    Masks are averaged over the pixels of a latent position, as ``apply_masked_loss`` of kohya-ss/sd-scripts 48d368f
+    does, and raised to ``unmasked_weight``, as ``masked_losses`` of Nerogar/OneTrainer 23df383 does. An image without a
+    mask has weights of 1. With ``normalize`` the weights are divided by their mean per image: then a small subject
+    counts as much as a large one (OneTrainer's normalize_masked_area_loss). By default the loss remains the mean over
+    all positions, as in both trainers.
+
+    Args:
+        masks: Greyscale images, white for the subject.
+        latent_size: Width and height of the latents.
+        flip: Whether there is a second view, the mirrored image.
+        unmasked_weight: Weight outside the mask.
+        normalize: Whether to divide by the mean.
+    """
+    if not any(masks):
+        return None
+    weights = torch.ones(len(masks), 1, latent_size[1], latent_size[0])
+    for weight, mask in zip(weights, masks, strict=True):
+        if mask:
+            weight.copy_(torch.from_numpy(np.asarray(mask.resize(latent_size, Image.Resampling.BOX)) / np.float32(255)))
+    weights = weights.clamp(min=unmasked_weight)
+    if normalize:
+        weights /= weights.mean(dim=(2, 3), keepdim=True)
+    return torch.stack([weights, weights.flip(-1)] if flip else [weights], dim=1)
+
+
 def photo_time_ids(photo: Photo, flip: bool) -> Tensor:
     """Return the time ids of Stable Diffusion XL for a photo and, with ``flip``, its mirror image (views, 6).
 
     They are the original height and width, the crop's top and left, and the target height and width, as in diffusers'
     train_dreambooth_lora_sdxl.py (huggingface/diffusers 58eb52c): the original size is that of the upright photo, and
     the crop is in pixels of the resized photo, which is mirrored before it is cropped. (sd-scripts 48d368f passes the
-    same size, but always centres the crop.) For a photo with a crop box, the original size is that of the box, so that
-    enlarged details do not count as those of a large photo.
+    same size, but always centres the crop.) The target size is that of the bucket. For a photo with a crop box, the
+    original size is that of the box, so that enlarged details do not count as those of a large photo.
     """
-    frame, crop, side = photo.frame, photo.crop, photo.image.width
-    scale = side / max(crop[2] - crop[0], crop[3] - crop[1])
+    frame, crop, (width, height) = photo.frame, photo.crop, photo.image.size
+    scale = max(width, height) / max(crop[2] - crop[0], crop[3] - crop[1])
     top, left, mirrored = (round(scale * cut) for cut in (crop[1] - frame[1], crop[0] - frame[0], frame[2] - crop[2]))
     original = frame[3] - frame[1], frame[2] - frame[0]
-    return torch.tensor([[*original, top, x, side, side] for x in ([left, mirrored] if flip else [left])]).float()
+    return torch.tensor([[*original, top, x, height, width] for x in ([left, mirrored] if flip else [left])]).float()
 
 
 def _embedded(pipe: StableDiffusionPipeline, ids: Tensor) -> Text:

@@ -11,7 +11,7 @@ from hra_diffusion.files import sha256
 from training.config import TrainConfig
 from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
-from training.data.photo_files import SUFFIXES, find_photos
+from training.data.photo_files import SUFFIXES, find_photos, is_mask
 from training.runs.events import Event, Notice
 from training.runs.run_folder import Run, RunError
 
@@ -48,22 +48,24 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
 
 
 def load_resumed_dataset(photos: list[Path], run: Run, config: TrainConfig, resolution: int) -> Dataset:
-    """Load the photos that ``find`` returned, with the crops and frames that the run started with.
+    """Load the photos that ``find`` returned, with the crops, frames and masks that the run started with.
 
     A photo whose caption file is missing takes the stored caption; the run folder checks that no other has changed.
+    Raises RunError if a stored mask is missing or damaged.
     """
     if not (stored := run.photo_records):
-        return load_dataset(photos, resolution, config.crop, config.boxes, concept_numbers(config))
+        return load_dataset(photos, resolution, config.crop, config.boxes, config.mask, concept_numbers(config))
     concepts = {path: entry.concept for path, entry in zip(photos, stored, strict=True)}
-    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run), concepts)
+    dataset = load_dataset(photos, resolution, config.crop, _boxes(photos, run), "off", concepts)
     loaded = {photo.path: photo for photo in dataset.photos}
     restored = (
         replace(
             loaded[path],
             caption=loaded[path].caption or entry.caption,
             frame=entry.frame or loaded[path].frame,
+            mask=run.stored_mask(number, entry.mask) if entry.mask else None,
         )
-        for path, entry in zip(photos, stored, strict=True)
+        for number, (path, entry) in enumerate(zip(photos, stored, strict=True))
     )
     return replace(dataset, photos=tuple(restored))
 
@@ -101,7 +103,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # folders without read permission
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in inside:
-            if file.is_file() and (file == path or file.suffix.lower() in SUFFIXES):
+            if file.is_file() and (file == path or (file.suffix.lower() in SUFFIXES and not is_mask(file))):
                 yield file.resolve()
 
 

@@ -11,7 +11,7 @@ from hra_diffusion.errors import UserError
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels of the upright photo."""
 WarningKind = Literal[
-    "blurred", "small", "dark", "bright", "far", "duplicate", "different", "background", "pose", "ignored"
+    "blurred", "small", "dark", "bright", "far", "duplicate", "different", "background", "pose", "ignored", "mask"
 ]
 
 MIN_SIDE = 64
@@ -37,13 +37,14 @@ class Photo:
 
     Attributes:
         path: Resolved path of the file.
-        image: The cropped photo, RGB in sRGB, resolution × resolution pixels.
+        image: The cropped photo, RGB in sRGB: a square, or of the size of its bucket.
         caption: Text of the caption file, or None if there is none.
         crop: The part of the upright photo that ``image`` shows.
         frame: The part that ``crop`` was chosen from: the photo's crop box, or the whole photo.
         size: Width and height of the upright photo in pixels.
         sha256: SHA-256 of the file in hexadecimal.
-        concept: number of its subject, among those of the run.
+        concept: Number of its subject, among those of the run.
+        mask: The mask of the subject, greyscale, white inside, cropped as ``image``; None for the whole image.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Photo:
     size: tuple[int, int]
     sha256: str
     concept: int = 0
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,18 @@ MAX_PHOTOS = 50
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".gif"})
 """Files of a folder that count as photos. A file given by its path may have any suffix."""
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "notice", "license")
+MASK_SUFFIX = ".mask.png"
+"""The mask of dog.jpg is dog.mask.png beside it."""
+
+
+def mask_path(photo: Path) -> Path:
+    """Return the path at which the mask of a photo may lie."""
+    return photo.with_name(photo.stem + MASK_SUFFIX)
+
+
+def is_mask(path: Path) -> bool:
+    """Return whether a file is a mask by its name."""
+    return path.name.lower().endswith(MASK_SUFFIX)
 
 
 class FoundPhotos(NamedTuple):
@@ -33,11 +45,12 @@ def search(paths: Sequence[Path]) -> FoundPhotos:
         photos, others = _list_folder(path) if resolve(path).is_dir() else ([path], [])
         given += photos
         ignored.update(others)
-    # a shell expands `photos/*` to the caption files too
+    # a shell expands `photos/*` to the caption files and masks too
     captions = {path for photo in given if photo.suffix not in CAPTION_SUFFIXES for path in caption_paths(photo)}
+    masks = {mask_path(photo) for photo in given}
     found: dict[Path, Path] = {}
     for photo in given:
-        if photo not in captions:
+        if photo not in captions and photo not in masks:
             found.setdefault(resolve(photo), photo)
     _check_count(len(found))
     ignored.update(path for photo in found.values() for path in existing_captions(photo)[1:])
@@ -73,7 +86,9 @@ def resolve(path: Path) -> Path:
 
 def ignored_warning(path: Path) -> PhotoWarning:
     """Return a warning that says why a file of a folder was ignored."""
-    if path.suffix == ".caption" and (used := path.with_suffix(".txt")).is_file():
+    if is_mask(path):
+        reason = "no photo in the folder has this name. The mask of dog.jpg is dog.mask.png."
+    elif path.suffix == ".caption" and (used := path.with_suffix(".txt")).is_file():
         reason = f"{used.name} is the caption of this photo, so this file is ignored. Keep one of them."
     elif path.suffix.lower() in CAPTION_SUFFIXES:
         reason = f"no photo in the folder has this name. The caption of dog.jpg is dog{path.suffix.lower()}."
@@ -88,12 +103,13 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the photos of a folder, and everything else in it that is not their caption."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry))
-        photos = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+        photos = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and not is_mask(entry)]
+        photos = [photo for photo in photos if photo.is_file()]
     except OSError as error:
         raise unreadable(folder, error) from error
     if not photos:
         raise PhotoError(f"{folder}: no photos in this folder. Put JPEG, PNG, WebP or HEIC files directly into it.")
-    known = {*photos, *(path for photo in photos for path in caption_paths(photo))}
+    known = {*photos, *(path for photo in photos for path in (*caption_paths(photo), mask_path(photo)))}
     return photos, [entry for entry in entries if entry not in known]
 
 

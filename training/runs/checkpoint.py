@@ -150,7 +150,7 @@ def write_adapter(session: Session, path: Path) -> None:
         **noise.process_settings(session.pipe.scheduler),
         training={
             "step": session.step,
-            "photos": len(session.photos.mean),
+            "photos": sum(len(cache.mean) for cache in session.photos),
             **({"init_sha256": session.init_sha256} if session.init_sha256 else {}),
             "seconds": session.timer.seconds(),
             "memory": peak_memory(str(session.accelerator.device)),

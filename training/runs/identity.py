@@ -4,11 +4,13 @@ A resumed run is compared with it, so that an edited ``config.yaml`` or ``photos
 weights, and damaged ones are replaced by it. Checkpoints of earlier versions have none.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 
@@ -34,6 +36,7 @@ class PhotoRecord:
     Attributes:
         sha256: SHA-256 of the file in hexadecimal.
         crop, frame, caption, concept: as in ``Photo``. Earlier versions stored no frame.
+        mask: SHA-256 of the pixels of the cropped mask, or None without one.
     """
 
     sha256: str
@@ -41,10 +44,17 @@ class PhotoRecord:
     caption: str | None
     frame: Box | None = None
     concept: int = 0
+    mask: str | None = None
 
     @classmethod
     def of(cls, photo: Photo) -> "PhotoRecord":
-        return cls(photo.sha256, photo.crop, photo.caption, photo.frame, photo.concept)
+        mask = pixel_hash(photo.mask) if photo.mask else None
+        return cls(photo.sha256, photo.crop, photo.caption, photo.frame, photo.concept, mask)
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Return the SHA-256 of an image's pixels in hexadecimal."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def photos_of(adapter: Path, size: int) -> list[Image.Image]:
         return copies
     with contextlib.suppress(UserError):
         config = run.config
-        dataset = load_dataset(config.photos, size, config.crop, config.boxes, concept_numbers(config))
+        dataset = load_dataset(config.photos, size, config.crop, config.boxes, "off", concept_numbers(config))
         return [photo.image for photo in dataset.photos if photo.concept == 0]
     return []
 

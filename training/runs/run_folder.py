@@ -7,8 +7,9 @@
                                           training.safetensors, the training state to resume from
 {output}/{name}/samples/000050-0.png      sample images; those of step 0 are from the base model
 {output}/{name}/{name}.safetensors        the finished adapter
-{output}/{name}/photos.json               hash, crop, frame and caption of each photo
+{output}/{name}/photos.json               hash, crop, frame, caption and hash of the mask of each photo
 {output}/{name}/photos/00.png             small copies of the cropped photos
+{output}/{name}/masks/00.png              masks of the cropped photos, by the number of the photo
 {output}/{name}/sample-now                present while sample images are requested
 {output}/{name}/stop                      present while the run is asked to stop
 """
@@ -28,11 +29,12 @@ from hra_diffusion import records
 from hra_diffusion.comparison.storage import save_photos
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import atomic_path, make_folder, remove, write_text
+from hra_diffusion.generation.png import read_image, save_png
 from training import config as configs
 from training.config import EXECUTION_FIELDS, ConfigError, TrainConfig
 from training.runs import identity as identities
 from training.runs import leases, state
-from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord
+from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord, pixel_hash
 from training.runs.index import Index
 from training.runs.state import Request, RunState
 
@@ -152,7 +154,7 @@ class Run:
             config = config.model_copy(update={name: getattr(stored, name) for name in EXECUTION_FIELDS})
         else:
             self.require_free()
-            for stale in ("samples", "events.jsonl", "sample-now", "photos"):
+            for stale in ("samples", "events.jsonl", "sample-now", "photos", "masks"):
                 remove(self.folder / stale)
             self._write_running(0, config)
             stored = None
@@ -175,6 +177,23 @@ class Run:
         if not folder.exists():
             with atomic_path(folder) as unfinished:
                 save_photos(photos, unfinished)
+
+    def save_masks(self, masks: Sequence[Image.Image | None]) -> None:
+        """Write the masks of the cropped photos, unless they exist or there are none."""
+        folder = self.folder / "masks"
+        if any(masks) and not folder.exists():
+            with atomic_path(folder) as unfinished:
+                for number, mask in enumerate(masks):
+                    if mask:
+                        save_png(mask, unfinished / f"{number:02d}.png")
+
+    def stored_mask(self, number: int, pixels: str) -> Image.Image:
+        """Return the mask of a photo, which must have the ``pixel_hash`` ``pixels``. Raises RunError."""
+        path = self.folder / "masks" / f"{number:02d}.png"
+        mask = read_image(path)
+        if mask is None or pixel_hash(mask := mask.convert("L")) != pixels:
+            raise RunError(f"{path} is missing or damaged; start a new run with another --name")
+        return mask
 
     def require_free(self) -> None:
         """Raise RunError if there is an adapter in the place of this run's."""

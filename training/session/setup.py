@@ -1,7 +1,11 @@
 """Set up the state of a run: caches, adapter, optimiser."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +21,13 @@ from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
 from training.data import class_images
+from training.data.buckets import Size, grouped
 from training.data.caption_variants import variants
 from training.data.captions import class_caption, class_prompt, final_captions
 from training.data.concepts import epoch
 from training.data.dataset import Dataset
-from training.data.latent_cache import LatentCache, encode, encode_captions, photo_time_ids
+from training.data.latent_cache import LatentCache, encode, encode_captions, mask_weights, photo_time_ids
+from training.data.photo import Photo
 from training.data.validation_photo import held_out_photo
 from training.init_adapter import load_init_adapter
 from training.runs.events import Notice
@@ -45,19 +51,20 @@ def set_up(
 ) -> Session:
     """Build the latent caches, attach the adapter and create the optimiser. Missing class images are generated."""
     texts = final_texts(config, pipe, dataset, timer)
-    generated: dict[str, list[Image.Image]] = {}
+    trained, apart = hold_out(config, Captioned(dataset.photos, texts))
+    buckets = buckets_of(trained)
+    generated: list[dict[str, list[Image.Image]]] = []
     if config.uses_class_images:
         with timer.phase("class images"), accelerator.main_process_first():
-            folder, size = run.folder.parent / ".cache" / "class-images", dataset.photos[0].image.width
-            arguments = (config.num_class_images, size, folder, config.sample_batch_size)
-            for noun in dict.fromkeys(subject.class_noun for subject in config.subjects):
-                generated[noun] = list(class_images.load_class_images(pipe, noun, *arguments))
+            generated = load_class_images(config, pipe, buckets, run.folder.parent / ".cache" / "class-images")
     with timer.phase("cache"):
-        (photos, texts), apart = hold_out(config, dataset, texts)
-        photo_cache = encode_photos(config, pipe, photos, texts)
-        held_out = encode_photos(config, pipe, *apart) if apart else None
-        class_cache = encode_class_images(config, pipe, generated) if generated else None
-        class_captions = with_class_captions(config, pipe, photo_cache, texts) if config.uses_base_output else None
+        photos = [encode_photos(config, pipe, bucket) for bucket in buckets]
+        held_out = encode_photos(config, pipe, apart) if apart else None
+        class_caches = [encode_class_images(config, pipe, images) for images in generated]
+        class_captions = []
+        if config.uses_base_output:
+            pairs = zip(photos, buckets, strict=True)
+            class_captions = [with_class_captions(config, pipe, cache, bucket.captions) for cache, bucket in pairs]
     offload(pipe, config)
     parameters, init_sha256 = add_adapter(config, pipe), ""
     if run.checkpoints():
@@ -76,7 +83,7 @@ def set_up(
     averages = {key: value.detach().clone() for key, value in parameters.items()} if config.ema_decay else {}
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
-        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photo_cache, class_cache,
+        config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, class_caches,
         class_captions, held_out, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes, init_sha256,
     )  # fmt: skip
 
@@ -93,33 +100,68 @@ def final_texts(config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dat
     return texts
 
 
-Captioned = tuple[Dataset, list[str]]
-"""Photos and their captions."""
+class Captioned(NamedTuple):
+    """Photos, and the caption of each."""
+
+    photos: Sequence[Photo]
+    captions: Sequence[str]
+
+    def subset(self, indices: Sequence[int]) -> "Captioned":
+        """Return the photos of these numbers with their captions."""
+        return Captioned([self.photos[i] for i in indices], [self.captions[i] for i in indices])
 
 
-def hold_out(config: TrainConfig, dataset: Dataset, captions: Sequence[str]) -> tuple[Captioned, Captioned | None]:
+def hold_out(config: TrainConfig, given: Captioned) -> tuple[Captioned, Captioned | None]:
     """Return the photos for training, and the one for validation: None unless ``config`` holds one out."""
-    if (held_out := held_out_photo(dataset.photos, config.validation, config.seed)) is None:
-        return (dataset, list(captions)), None
-    pairs = list(zip(dataset.photos, captions, strict=True))
-    training, validation = ([pair for pair in pairs if (pair[0] is held_out) == apart] for apart in (False, True))
-    return tuple(
-        (replace(dataset, photos=tuple(photo for photo, _ in part)), [caption for _, caption in part])
-        for part in (training, validation)
-    )  # type: ignore[return-value]
+    if (held_out := held_out_photo(given.photos, config.validation, config.seed)) is None:
+        return given, None
+    apart = [photo is held_out for photo in given.photos].index(True)
+    return given.subset([i for i in range(len(given.photos)) if i != apart]), given.subset([apart])
 
 
-def encode_photos(
-    config: TrainConfig, pipe: StableDiffusionPipeline, dataset: Dataset, captions: Sequence[str]
-) -> LatentCache:
-    """Encode the photos, with their mirror images if ``config.flip`` is set, and all variants of their captions."""
-    images = [photo.image for photo in dataset.photos]
-    ids = uncropped_ids(pipe, images, views=1 + config.flip)
+def buckets_of(given: Captioned) -> list[Captioned]:
+    """Return the photos by the size of their training image, one bucket a size."""
+    return [given.subset(group) for group in grouped([photo.image.size for photo in given.photos])]
+
+
+def load_class_images(
+    config: TrainConfig, pipe: StableDiffusionPipeline, buckets: Sequence[Captioned], folder: Path
+) -> list[dict[str, list[Image.Image]]]:
+    """Return class images by class noun for each bucket, of its size.
+
+    A noun has ``config.num_class_images`` in all, up to rounding, in proportion to its photos in each bucket.
+    """
+    nouns = list(dict.fromkeys(subject.class_noun for subject in config.subjects))
+    shares = [Counter(config.subjects[photo.concept].class_noun for photo in bucket.photos) for bucket in buckets]
+    totals = sum(shares, Counter[str]())
+
+    def load(noun: str, share: int, size: Size) -> list[Image.Image]:
+        count = math.ceil(config.num_class_images * share / totals[noun])
+        return list(class_images.load_class_images(pipe, noun, count, size, folder, config.sample_batch_size))
+
+    return [
+        {noun: load(noun, share[noun], bucket.photos[0].image.size) for noun in nouns if share[noun]}
+        for share, bucket in zip(shares, buckets, strict=True)
+    ]
+
+
+def encode_photos(config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Captioned) -> LatentCache:
+    """Encode the photos of a bucket with their masks, their mirror images if ``config.flip`` is set, and captions.
+
+    All variants of the captions are encoded.
+    """
+    images, flip = [photo.image for photo in bucket.photos], config.flip
+    ids = uncropped_ids(pipe, images, views=1 + flip)
     if ids is not None and config.size_conditioning:
-        ids = torch.stack([photo_time_ids(photo, config.flip) for photo in dataset.photos])
-    texts, rows = variants(captions, config)
-    cache = encode(pipe, images, texts, config.flip, not config.runs_text_encoder, ids)
-    samples = epoch([photo.concept for photo in dataset.photos], config)
+        ids = torch.stack([photo_time_ids(photo, flip) for photo in bucket.photos])
+    width, height = (side // pipe.vae_scale_factor for side in images[0].size)
+    weights = mask_weights(
+        [photo.mask for photo in bucket.photos], (width, height), flip, config.unmasked_weight,
+        config.normalize_masked_area_loss,
+    )  # fmt: skip
+    texts, rows = variants(bucket.captions, config)
+    cache = encode(pipe, images, texts, flip, not config.runs_text_encoder, ids, weights)
+    samples = epoch([photo.concept for photo in bucket.photos], config)
     return replace(cache, captions=rows, epoch=torch.tensor(samples))
 
 
@@ -147,7 +189,7 @@ def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], 
     """Return the time ids (N, views, 6) of images that are not cropped; None if the UNet takes none."""
     if not families.size_conditioned(pipe.unet.config):
         return None
-    return uncropped_time_ids(images[0].width).float().expand(len(images), views, -1)
+    return uncropped_time_ids(images[0].height, images[0].width).float().expand(len(images), views, -1)
 
 
 def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions: Sequence[str]) -> list[str]:

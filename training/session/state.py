@@ -1,9 +1,10 @@
 """Everything a run holds while it trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
@@ -25,9 +26,10 @@ class Session:
     Attributes:
         denoiser: the prepared ``Denoiser`` (see ``training.session.model``).
         parameters: the adapter's parameters, by their key in the adapter file.
-        photos: cached latents and text of the photos.
-        class_images: the same of the class images, or None without them.
-        class_captions: the photos with class captions, whose targets the base model predicts, or None without them.
+        photos: cached latents and text of the photos, by bucket.
+        class_images: the same of the class images for each bucket of the photos; empty without them.
+        class_captions: the photos of each bucket with class captions, whose targets the base model predicts; empty
+            without them.
         validation: the same of the photo that is held out, or None.
         moving_averages: exponential moving averages of ``parameters``; empty without ``ema_decay``.
         fingerprint: fingerprint of the base model's weights, saved with the adapter.
@@ -36,7 +38,8 @@ class Session:
         validation_losses: validation losses so far, by step.
         step: number of optimiser steps done.
         skipped_steps: steps in a row that the float16 loss scaler has just skipped.
-        graph: replays the captured step (see ``training.step_graph``); None if steps run eagerly.
+        graphs: replay the captured step, by the shape of its latents (see ``training.step_graph``); empty if steps run
+            eagerly.
     """
 
     config: TrainConfig
@@ -47,9 +50,9 @@ class Session:
     denoiser: nn.Module
     parameters: dict[str, nn.Parameter]
     optimizer: Any
-    photos: LatentCache
-    class_images: LatentCache | None
-    class_captions: LatentCache | None
+    photos: Sequence[LatentCache]
+    class_images: Sequence[LatentCache]
+    class_captions: Sequence[LatentCache]
     validation: LatentCache | None
     moving_averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
@@ -60,7 +63,7 @@ class Session:
     validation_losses: dict[int, float] = field(default_factory=dict)
     step: int = 0
     skipped_steps: int = 0
-    graph: Callable[[], None] | None = None
+    graphs: dict[torch.Size, Callable[[], None]] = field(default_factory=dict)
 
     @property
     def trained_components(self) -> dict[str, nn.Module]:

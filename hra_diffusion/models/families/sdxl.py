@@ -79,10 +79,10 @@ class StableDiffusionXL:
         pooled = text["pooled"]
         time_ids = text.get("time_ids")
         if time_ids is None:
-            time_ids = uncropped_time_ids(pixels).to(pooled).expand(len(pooled), -1)
+            time_ids = uncropped_time_ids(pixels, pixels).to(pooled).expand(len(pooled), -1)
         return {"text_embeds": pooled, "time_ids": time_ids}
 
 
-def uncropped_time_ids(pixels: int) -> Tensor:
-    """Time ids (6,) of a square image: original size, crop offset (0, 0), target size."""
-    return torch.tensor([pixels, pixels, 0, 0, pixels, pixels])
+def uncropped_time_ids(height: int, width: int) -> Tensor:
+    """Time ids (6,) of a whole image: original size, crop offset (0, 0), target size."""
+    return torch.tensor([height, width, 0, 0, height, width])

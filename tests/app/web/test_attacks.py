@@ -175,6 +175,16 @@ def test_paths_that_the_page_does_not_use_are_closed(attacker, path):
     assert attacker.web.post(path, json={}).status_code in (403, 404, 405)
 
 
+def test_functions_of_components_are_never_called(site, attacker):
+    """Gradio's image editor would keep whatever is sent to it in memory."""
+    index = {"type": "layer", "index": str(10**9), "id": "x", "session_hash": "x", "fn_name": "accept_blobs"}
+    for path in ("gradio_api/component_server", "gradio_api/component_server/"):
+        answer = attacker.web.post(path, data={**index, "component_id": "1"}, files={"files": b"x" * 10**6})
+        assert answer.status_code == 200 and answer.json() is None
+    editors = [part for part in site.page.blocks.values() if isinstance(part, gr.ImageEditor)]
+    assert editors and not any(editor.blob_storage for editor in editors)
+
+
 def test_a_range_brings_no_headers_of_the_request_back(site, attacker):
     (sample, *_) = (site.output / "Rex" / "samples").glob("*.png")
     answer = attacker.web.get(f"gradio_api/file={sample}", headers={"range": "bytes=0-5"})

@@ -128,6 +128,27 @@ def test_the_whole_workflow(visit, tmp_path, shared):
         page.close()
 
 
+def test_a_mask_is_painted_over_its_photo(visit, page, tmp_path):
+    browser = visit(page.local_url)
+    give_photos(browser, sorted(save_photos(tmp_path, 2).glob("*.jpg")))
+    before = browser.locator("#thumbs .thumb img").nth(1).get_attribute("src")
+    browser.locator("#thumbs .thumb").nth(1).click()
+    browser.locator("#masking button.label-wrap").click()
+    canvas = browser.locator("#painter canvas").first
+    canvas.scroll_into_view_if_needed()
+    browser.wait_for_timeout(1000)  # until the editor has laid out the photo
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    browser.mouse.move(x - 40, y)
+    browser.mouse.down()
+    browser.mouse.move(x + 40, y, steps=8)
+    browser.mouse.up()
+    thumbnail = browser.locator("#thumbs .thumb img").nth(1)
+    playwright.expect(thumbnail).not_to_have_attribute("src", before)
+    browser.click("#remove-mask")
+    playwright.expect(thumbnail).to_have_attribute("src", before)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, scheme):

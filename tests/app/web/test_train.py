@@ -5,6 +5,7 @@ import json
 import re
 
 import gradio as gr
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_blip import tiny_blip
@@ -17,6 +18,7 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
 from training import config as configs
 from training.data import captioner
+from training.data.dataset import load_dataset
 from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
@@ -286,7 +288,9 @@ def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
     draft.add([photos[0], photos[1], photos[0]])
     thumbnails, warnings = train_photos.show_photos(draft, 64, "1.jpg")
     assert thumbnails.count("<img") == 3 and "duplicate" in thumbnails and "same file as" in warnings
-    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop and caption"', thumbnails), "also when read out"
+    assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop, caption and mask"', thumbnails), (
+        "also when read out"
+    )
     assert thumbnails.count('class="thumb on"') == 1 and "data:image" in train_photos.show_crop(draft, 64, "0.jpg")
     assert str(tmp_path) not in thumbnails + warnings
     assert "These 3 photos cover: " in thumbnails
@@ -315,6 +319,90 @@ def test_a_photo_opens_with_its_crop_and_another_subject_closes_it(context):
     assert selected == "1.jpg" and sliders == pytest.approx([2, 0.25, 0.75], abs=0.02)
     selected, editor, thumbnails, *_ = events.use_sample("octopus", ann)
     assert selected == "" and not editor["visible"] and thumbnails.count("<img") == 5
+
+
+def painted(path, size, box):
+    """What the editor sends after a stroke over a box: an uploaded layer."""
+    layer = Image.new("RGBA", size)
+    layer.paste((255, 122, 0, 153), box)
+    layer.save(path)
+    return {"background": None, "layers": [{"path": str(path)}], "composite": None}
+
+
+def test_a_painted_mask_is_stored_shown_and_copied_for_the_run(context, tmp_path):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    draft = context.draft(ann)
+    draft.add(photos_of(context))
+    before = events.refresh(ann)[0]
+    painting = events.select(gr.EventData(None, {"file": "1.jpg"}), ann)[8]
+    assert painting["background"].size == (256, 192) and painting["layers"] == []
+    after, _ = events.paint("1.jpg", painted(tmp_path / "a.png", (256, 192), (0, 0, 128, 192)), ann)
+    assert after.count("<img") == before.count("<img") and after != before, "dark outside of the mask"
+    assert draft.mask("1.jpg").getbbox() == (0, 0, 128, 192)
+    opened = events.select(gr.EventData(None, {"file": "1.jpg"}), ann)
+    (layer,) = opened[8]["layers"]
+    assert opened[7]["open"] and layer.getchannel("A").getbbox() == (0, 0, 128, 192)
+    layer.save(tmp_path / "same.png")
+    same = {"layers": [{"path": str(tmp_path / "same.png")}]}
+    assert events.paint("1.jpg", same, ann)[0] == gr.skip(), "the editor sends what it is given"
+    draft.copy_photos(tmp_path / "copies")
+    photos = load_dataset([tmp_path / "copies"], 64).photos
+    shown = {photo.path.name: photo.mask for photo in draft.photos(64)[0]}
+    assert [photo.mask is not None for photo in photos] == [False, True, False]
+    assert photos[1].mask.tobytes() == shown["1.jpg"].tobytes()
+    events.remove_mask("1.jpg", ann)
+    assert draft.mask("1.jpg") is None and events.refresh(ann)[0] == before
+    with pytest.raises(gr.Error, match=r"what was painted can.*t be read"):
+        events.paint("1.jpg", painted(tmp_path / "b.png", (64, 64), (0, 0, 9, 9)), ann)
+    events.paint("1.jpg", painted(tmp_path / "c.png", (256, 192), (0, 0, 128, 192)), ann)
+    events.remove("1.jpg", ann)
+    assert not list(draft.folder.glob("masks/*"))
+
+
+def test_the_page_finds_the_subject_of_a_photo(context, tmp_path):
+    pytest.importorskip("cv2")
+    photo = Image.new("RGB", (256, 192), "green")
+    photo.paste((200, 30, 30), (90, 60, 170, 140))
+    photo.save(tmp_path / "ball.png")
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    context.draft(ann).add([tmp_path / "ball.png"])
+    painting, *_ = events.find_mask("ball.png", ann)
+    box = painting["layers"][0].getchannel("A").getbbox()
+    assert np.abs(np.subtract(box, (90, 60, 170, 140))).max() <= 2
+
+
+def test_masks_are_added_with_their_photos(context, tmp_path):
+    ann = Visitor("ann")
+    draft, photos = context.draft(ann), photos_of(context)
+    mask = Image.new("L", (256, 192))
+    mask.paste(255, (0, 0, 64, 192))
+    for name, image in (("0", mask), ("1", mask.resize((64, 64))), ("x", mask)):
+        image.save(tmp_path / f"{name}.mask.png")
+    refused = draft.add([*photos, *sorted(tmp_path.glob("*.mask.png"))])
+    assert [photo.file for photo in draft.read().photos] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert draft.mask("0.jpg").getbbox() == (0, 0, 64, 192) and draft.mask("1.jpg") is None
+    assert refused[0].startswith("1.mask.png: the mask has 64×64 pixels, but the upright photo has 256×192")
+    assert refused[1] == "x.mask.png: no photo has this name"
+
+
+def test_thumbnails_and_crops_follow_the_crop_of_the_form(context, tmp_path):
+    ann, events = Visitor("ann"), train_photos.PhotoEvents(context)
+    draft = context.draft(ann)
+    Image.effect_noise((300, 100), 80).convert("RGB").save(tmp_path / "wide.png")
+    draft.add([tmp_path / "wide.png"])
+    mode = train_photos.crop_mode(context, draft)
+    assert mode == "bucket", "the default of a real base model"
+    assert [photo.image.size for photo in draft.photos(128, mode)[0]] == [(192, 64)]
+    events.crop("wide.png", 1.25, 1, 0.5, ann)
+    assert draft.get("wide.png").box == (60, 10, 300, 90), "the aspect ratio of the photo"
+    *_, zoom, across, down = events.select(gr.EventData(None, {"file": "wide.png"}), ann)[:7]
+    assert (zoom, across, down) == pytest.approx((1.25, 1, 0.5), abs=0.02)
+    events.set_crop("smart", ann)
+    assert train_photos.crop_mode(context, draft) == "smart"
+    events.crop("wide.png", 1, 0, 0, ann)
+    assert draft.get("wide.png").box == (0, 0, 100, 100)
+    draft.save_values(mode="YAML", text="crop: letterbox")
+    assert train_photos.crop_mode(context, draft) == "letterbox"
 
 
 def test_late_edits_of_a_removed_photo_change_no_other(context):

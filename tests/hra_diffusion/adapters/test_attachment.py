@@ -22,7 +22,7 @@ def unet():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "dora"}, "known methods: hoft, hra, lora, moslora, shoft"),
+        ({"method": "loha"}, "known methods: hoft, hra, lora, moslora, shoft, boft, dora, oft"),
         ({"method": "hra", "options": {"rank": 3}}, "even.*use 4"),
         ({"method": "hoft", "options": {"rank": 5}}, "even"),
         ({"method": "hra", "options": {"rank": 64}}, "rank 64 is too large for .*, a 32 to 32 layer"),

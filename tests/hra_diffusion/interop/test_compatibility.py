@@ -14,7 +14,7 @@ from hra_diffusion.interop import compatibility, key_names
 from hra_diffusion.interop.compatibility import BY_FORMAT, EXACTLY, TABLE, UNUSABLE
 from hra_diffusion.models import noise
 
-METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "folder": "hoft", "single file": "hoft"}
+METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "OFT": "oft", "folder": "hoft", "single file": "hoft"}
 RUN = [row for row in TABLE if (row.format, row.program, row.form) in LOADERS]
 
 
@@ -84,7 +84,7 @@ def test_only_a_kohya_dora_is_loaded_wrongly():
         for method in registry.method_names()
         for format in interop.FORMATS
     }
-    assert [case for case, lines in wrong.items() if lines] == [("shoft", "kohya")]
+    assert [case for case, lines in wrong.items() if lines] == [(name, "kohya") for name in ("shoft", "boft", "dora")]
     assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
 
 

@@ -26,7 +26,7 @@ from hra_diffusion.files import FileError
 from hra_diffusion.interop.exports import ExportError
 from hra_diffusion.models import families, loading, sources
 
-PLAIN = [name for name in registry.method_names() if name != "shoft"]
+PLAIN = [name for name in registry.method_names() if name not in ("shoft", "boft", "dora")]
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
 def test_peft_loads_exports_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "peft", tmp_path / "rex")
-    assert done.form == {"hra": "HRA", "shoft": "DoRA"}.get(method, "LoRA")
+    assert done.form == {"hra": "HRA", "oft": "OFT", "shoft": "DoRA", "boft": "DoRA", "dora": "DoRA"}.get(
+        method, "LoRA"
+    )
     assert relative(everything(with_peft(kind, done.path)), ours) < EXACT
 
 

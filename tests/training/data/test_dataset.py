@@ -30,7 +30,7 @@ def test_a_crop_box_without_its_photo_is_rejected(save):
 
 
 def test_an_unknown_crop_mode_is_rejected(save):
-    with pytest.raises(PhotoError, match=r"unknown crop mode 'middle'. Use smart, center or letterbox"):
+    with pytest.raises(PhotoError, match=r"unknown crop mode 'middle'. Use bucket, smart, center or letterbox"):
         load_dataset([save(scene(), "a.png")], 64, "middle")  # pyright: ignore[reportArgumentType]
 
 

@@ -69,7 +69,7 @@ def test_each_view_has_its_own_time_ids():
     cache = LatentCache(mean, torch.zeros_like(mean), {"ids": torch.zeros(2, 1)}, ids)
     seen = set()
     for position in range(8):
-        latents, text = cache.batch(2, position, 0, "photos")
+        latents, text, _ = cache.batch(2, position, 0, "photos")
         assert torch.equal(latents.flatten(), text["time_ids"][:, 0])
         seen |= set(latents.flatten().tolist())
     assert len(seen) == 4
