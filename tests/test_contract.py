@@ -1,6 +1,7 @@
 """Contract of all registered methods, on all kinds of models."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -32,7 +33,28 @@ VARIANTS = [
     ("oft", {"rank": 4, "cayley_neumann": True}),
     *((name, {"rank": 4}) for name in registry.method_names()),
 ]
-each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=lambda v: str(v).replace(" ", ""))
+FORMS = [
+    ("lora", {"rank": 4, "init": "pissa", "rank_stabilized": True}),
+    *((name, {"rank": 4}) for name in ("hra", "shoft", "dora", "boft")),
+]
+"""A variant for each form of an adapter's forward pass: products of two factors, a rotation of the input, rotations of
+both sides with a magnitude, a magnitude that depends on the weight, and blocks."""
+
+
+def short_id(value):
+    return getattr(value, "__name__", str(value).replace(" ", ""))
+
+
+each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=short_id)
+each_form = pytest.mark.parametrize(("method", "options"), FORMS, ids=short_id)
+
+
+def form_by(name, values):
+    """Parametrise a test with each form by each value, and with every other variant by one of them in turn."""
+    values, others = list(values), [variant for variant in VARIANTS if variant not in FORMS]
+    cases = [(*form, value) for form in FORMS for value in values]
+    cases += [(*variant, values[i % len(values)]) for i, variant in enumerate(others)]
+    return pytest.mark.parametrize(("method", "options", name), cases, ids=short_id)
 
 
 def unet_input(model, batch=2):
@@ -114,12 +136,12 @@ def test_detach_restores_the_model(model_and_run, method, options):
 
 
 @each_variant
-@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_the_low_rank_update_is_exact(model_and_run, method, options, strength):
+def test_the_low_rank_update_is_exact(model_and_run, method, options):
     """W′ = diag(scale) (W + up · down)."""
     model, _ = model_and_run
     attach_trained(model, method, options)
-    for path, adapter in attachment.adapter_layers(model, "a").items():
+    layers = attachment.adapter_layers(model, "a").items()
+    for (path, adapter), strength in itertools.product(layers, (1.0, 0.4, -0.5)):
         weight = as_matrix(model.get_submodule(path)).detach().double()
         with torch.no_grad():
             up, down, scale = adapter.low_rank(weight, strength)
@@ -131,22 +153,22 @@ def test_the_low_rank_update_is_exact(model_and_run, method, options, strength):
 
 
 @each_variant
-@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_weight_path_equals_activation_path(model_and_run, method, options, strength):
+def test_weight_path_equals_activation_path(model_and_run, method, options):
     model, run = model_and_run
     attach_trained(model, method, options)
-    activate(model, {"a": strength})
-    with_gradients = run(model).detach()
-    with torch.no_grad():
-        live = run(model)
-        merging.merge(model)
-        merged = run(model)
-    assert relative(merged, live) < 2e-5
-    assert relative(merged, with_gradients) < 2e-5
+    for strength in (1.0, 0.4, -0.5):
+        activate(model, {"a": strength})
+        with_gradients = run(model).detach()
+        with torch.no_grad():
+            live = run(model)
+            merging.merge(model)
+            merged = run(model)
+            merging.unmerge(model)
+        assert relative(merged, live) < 2e-5, strength
+        assert relative(merged, with_gradients) < 2e-5, strength
 
 
-@each_variant
-@pytest.mark.parametrize("targets", ["attention", "attention+conv"])
+@form_by("targets", ["attention", "attention+conv"])
 def test_frozen_adapters_have_the_same_outputs(unet, method, options, targets):
     """Frozen adapters run as one low-rank update."""
 
@@ -266,8 +288,7 @@ def test_save_and_load(tmp_path, unet, method, options):
         assert torch.equal(unet_input(other), unet_input(unet))
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@form_by("dtype", [torch.bfloat16, torch.float16])
 def test_a_base_in_low_precision(unet, method, options, dtype):
     """Casting the model leaves its adapters in float32."""
     with torch.no_grad():
