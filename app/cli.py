@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from hra_diffusion.errors import shown
-from hra_diffusion.libraries import hide_bitsandbytes
+from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide
 from hra_diffusion.names import is_text
 
 COMMANDS = {
@@ -42,8 +42,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 success, 1 a reported error, 2 wrong usage, 130 interrupted."""
-    if argv is None:  # run as a program; a Python caller may use bitsandbytes
-        hide_bitsandbytes()
+    if argv is None:  # run as a program; a Python caller may use them
+        hide(BITSANDBYTES, PEFT)
     argv = list(sys.argv[1:] if argv is None else argv)
     if odd := [argument for argument in argv if not is_text(argument)]:
         print(f"error: the argument {shown(odd[0])} is not UTF-8 text; rename the file or folder", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from typing import Any
 
-BITSANDBYTES = "bitsandbytes"
+BITSANDBYTES, PEFT = "bitsandbytes", "peft"
 
 
 @contextlib.contextmanager
@@ -30,12 +30,14 @@ def only_errors_logged() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def hide_bitsandbytes() -> None:
-    """Prevent imports of bitsandbytes in this process until ``import_bitsandbytes`` is called.
+def hide(*libraries: str) -> None:
+    """Prevent imports of libraries in this process: of bitsandbytes until ``import_bitsandbytes`` is called.
 
-    diffusers imports it if it is installed, which takes time and may look for CPU kernels on the network.
+    diffusers imports bitsandbytes and PEFT if they are installed, which takes seconds; bitsandbytes may look for CPU
+    kernels on the network. No part of this program uses PEFT.
     """
-    sys.modules.setdefault(BITSANDBYTES, None)  # type: ignore[arg-type]  # None makes an import fail
+    for library in libraries:
+        sys.modules.setdefault(library, None)  # type: ignore[arg-type]  # None makes an import fail
 
 
 def bitsandbytes_installed() -> bool:

@@ -98,8 +98,9 @@ def online(endpoint: str, home: Path) -> dict[str, str]:
 
 def run_python(script, environment):
     """Run a script in a new process, since huggingface_hub reads its settings on import; returns its JSON output."""
+    hidden = "from hra_diffusion import libraries as ours; ours.hide(ours.BITSANDBYTES, ours.PEFT)"  # as the program
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", f"{hidden}\n{script}"],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -7,9 +7,20 @@ from peft import PeftModel
 from torch import nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters import attachment, registry
 
 EXACT = 1e-4
+FORMS = ("lora", "hra", "oft", "shoft")
+"""Methods that are exported in different forms: as LoRA everywhere, or to PEFT as HRA, OFT and DoRA."""
+
+
+def each_method(methods=None, kinds=PIPES):
+    """Parametrise a test with every method on the first kind of pipeline, and with each form on the others."""
+    first, *others = kinds
+    methods = methods or registry.method_names()
+    cases = [(first, method) for method in methods]
+    cases += [(kind, method) for kind in others for method in FORMS if method in methods]
+    return pytest.mark.parametrize(("kind", "method"), cases)
 
 
 def adapted(kind, method, targets="attention", options=None):

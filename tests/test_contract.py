@@ -1,6 +1,7 @@
 """Contract of all registered methods, on all kinds of models."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -32,7 +33,28 @@ VARIANTS = [
     ("oft", {"rank": 4, "cayley_neumann": True}),
     *((name, {"rank": 4}) for name in registry.method_names()),
 ]
-each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=lambda v: str(v).replace(" ", ""))
+FORMS = [
+    ("lora", {"rank": 4, "init": "pissa", "rank_stabilized": True}),
+    *((name, {"rank": 4}) for name in ("hra", "shoft", "dora", "boft")),
+]
+"""A variant for each form of an adapter's forward pass: products of two factors, a rotation of the input, rotations of
+both sides with a magnitude, a magnitude that depends on the weight, and blocks."""
+
+
+def short_id(value):
+    return getattr(value, "__name__", str(value).replace(" ", ""))
+
+
+each_variant = pytest.mark.parametrize(("method", "options"), VARIANTS, ids=short_id)
+each_form = pytest.mark.parametrize(("method", "options"), FORMS, ids=short_id)
+
+
+def form_by(name, values):
+    """Parametrise a test with each form by each value, and with every other variant by one of them in turn."""
+    values, others = list(values), [variant for variant in VARIANTS if variant not in FORMS]
+    cases = [(*form, value) for form in FORMS for value in values]
+    cases += [(*variant, values[i % len(values)]) for i, variant in enumerate(others)]
+    return pytest.mark.parametrize(("method", "options", name), cases, ids=short_id)
 
 
 def unet_input(model, batch=2):
@@ -114,12 +136,12 @@ def test_detach_restores_the_model(model_and_run, method, options):
 
 
 @each_variant
-@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_the_low_rank_update_is_exact(model_and_run, method, options, strength):
+def test_the_low_rank_update_is_exact(model_and_run, method, options):
     """W′ = diag(scale) (W + up · down)."""
     model, _ = model_and_run
     attach_trained(model, method, options)
-    for path, adapter in attachment.adapter_layers(model, "a").items():
+    layers = attachment.adapter_layers(model, "a").items()
+    for (path, adapter), strength in itertools.product(layers, (1.0, 0.4, -0.5)):
         weight = as_matrix(model.get_submodule(path)).detach().double()
         with torch.no_grad():
             up, down, scale = adapter.low_rank(weight, strength)
@@ -131,22 +153,22 @@ def test_the_low_rank_update_is_exact(model_and_run, method, options, strength):
 
 
 @each_variant
-@pytest.mark.parametrize("strength", [1.0, 0.4, -0.5])
-def test_weight_path_equals_activation_path(model_and_run, method, options, strength):
+def test_weight_path_equals_activation_path(model_and_run, method, options):
     model, run = model_and_run
     attach_trained(model, method, options)
-    activate(model, {"a": strength})
-    with_gradients = run(model).detach()
-    with torch.no_grad():
-        live = run(model)
-        merging.merge(model)
-        merged = run(model)
-    assert relative(merged, live) < 2e-5
-    assert relative(merged, with_gradients) < 2e-5
+    for strength in (1.0, 0.4, -0.5):
+        activate(model, {"a": strength})
+        with_gradients = run(model).detach()
+        with torch.no_grad():
+            live = run(model)
+            merging.merge(model)
+            merged = run(model)
+            merging.unmerge(model)
+        assert relative(merged, live) < 2e-5, strength
+        assert relative(merged, with_gradients) < 2e-5, strength
 
 
-@each_variant
-@pytest.mark.parametrize("targets", ["attention", "attention+conv"])
+@form_by("targets", ["attention", "attention+conv"])
 def test_frozen_adapters_have_the_same_outputs(unet, method, options, targets):
     """Frozen adapters run as one low-rank update."""
 
@@ -179,11 +201,13 @@ def test_unmerge_restores_the_weights_bit_for_bit(unet, method, options):
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     attach_trained(unet, method, options)
     merging.merge(unet)
-    assert any(not torch.equal(unet.state_dict()[key], value) for key, value in before.items())
+    merged = unet.state_dict()
+    assert any(not torch.equal(merged[key], value) for key, value in before.items())
     with pytest.raises(ValueError, match="unmerge"):
         activate(unet, {"a": 0.5})
     merging.unmerge(unet)
-    assert all(torch.equal(unet.state_dict()[key], value) for key, value in before.items())
+    after = unet.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_a_cast_while_merged_reaches_the_original_weights(unet):
@@ -266,8 +290,7 @@ def test_save_and_load(tmp_path, unet, method, options):
         assert torch.equal(unet_input(other), unet_input(unet))
 
 
-@each_variant
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@form_by("dtype", [torch.bfloat16, torch.float16])
 def test_a_base_in_low_precision(unet, method, options, dtype):
     """Casting the model leaves its adapters in float32."""
     with torch.no_grad():
@@ -302,10 +325,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, options):
         torch.testing.assert_close(checkpointed, plain)
 
 
-@each_variant
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
-def test_factors_prepared_together_equal_those_of_each_layer(unet, method, options, dtype, tolerance):
+@form_by("dtype", [torch.float32, torch.bfloat16])
+def test_factors_prepared_together_equal_those_of_each_layer(unet, method, options, dtype):
     """Outputs and gradients of two accumulated batches, against a copy whose layers prepare their own factors."""
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     attach_trained(unet.to(dtype), method, options)
     separate = copy.deepcopy(unet)
     model_hooks.hooks_of(separate).remove()

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import multiprocessing
 import pickle
+from datetime import timedelta
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from test_contract import attach_trained, each_variant, unet_input
+from test_contract import attach_trained, each_form, each_variant, form_by, unet_input
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.fsdp import fully_shard
@@ -55,12 +57,11 @@ DISTURBANCES = {
         model, torch.device("cpu"), offload_type="leaf_level", offload_device=torch.device("cpu")
     ),
 }
-each_disturbance = pytest.mark.parametrize("disturbance", DISTURBANCES)
+each_disturbed_form = form_by("disturbance", DISTURBANCES)
 each_method = pytest.mark.parametrize("method", registry.method_names())
 
 
-@each_variant
-@each_disturbance
+@each_disturbed_form
 def test_attach_to_a_disturbed_model(unet, expected, method, options, disturbance):
     DISTURBANCES[disturbance](unet)
     attach_trained(unet, method, options)
@@ -70,8 +71,7 @@ def test_attach_to_a_disturbed_model(unet, expected, method, options, disturbanc
         assert relative(unet_input(unet), expected) < (casting if "casting" in disturbance else 1e-5)
 
 
-@each_variant
-@each_disturbance
+@each_disturbed_form
 def test_disturb_an_adapted_model(unet, expected, method, options, disturbance):
     attach_trained(unet, method, options)
     DISTURBANCES[disturbance](unet)
@@ -94,8 +94,7 @@ def quantise_by_bitsandbytes(model, kind):
     return quantised
 
 
-@each_variant
-@pytest.mark.parametrize("kind", ["Linear8bitLt", "Linear4bit"])
+@form_by("kind", ["Linear8bitLt", "Linear4bit"])
 def test_layers_quantised_by_bitsandbytes(unet, method, options, kind):
     """They are adapted as their dequantised weights are, also frozen; merging is refused."""
     quantised = quantise_by_bitsandbytes(unet, kind)
@@ -216,8 +215,7 @@ def through_save(model):
     return torch.load(buffer, weights_only=False)
 
 
-@each_variant
-@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_save], ids=["deepcopy", "pickle", "save"])
+@form_by("copied", [copy.deepcopy, through_pickle, through_save])
 def test_a_copy_is_adapted_and_independent(unet, method, options, copied):
     with torch.no_grad():
         base = unet_input(unet)
@@ -280,17 +278,18 @@ def test_functional_call_uses_the_given_parameters(unet, method, options):
 
 def one_block_unet():
     """The smallest UNet: compiling takes time for every operation."""
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
     sizes = {"block_out_channels": (16,), "layers_per_block": 1, "attention_head_dim": 4, "norm_num_groups": 8}
     torch.manual_seed(0)
     return UNet2DConditionModel(sample_size=8, cross_attention_dim=32, mid_block_type=None, **blocks, **sizes).eval()
 
 
 def with_all_methods():
-    """A model with an active adapter of every method, and the adapters' parameters."""
+    """A model with an active adapter of every method on its cross-attention, and the adapters' parameters."""
     model, names = one_block_unet(), registry.method_names()
     for method in names:
-        attach_trained(model, method, {"rank": 4}, name=method)
+        attach(model, method, {"rank": 4}, name=method, targets=r".*attn2\..*")
+        stir(attachment.adapter_parameters(model, method).values())
     activation.activate(model, dict.fromkeys(names, 1.0))
     return model, parameters_of_all(model)
 
@@ -347,7 +346,7 @@ def test_repeated_blocks_compile():
     assert all(p.grad is not None for p in parameters.values())
 
 
-@each_variant
+@each_form
 def test_a_strength_below_one_outside_frozen_compiles(unet, method, options):
     """Here with gradients through the other layers; the power of a rotation is one operation."""
     model, x = Flattened(), torch.randn(3, 2, 8, requires_grad=True)
@@ -418,7 +417,8 @@ def expected_of_hra(unet):
 
 def train_distributed(rank, folder):
     """One process's gradients of half a batch, by DDP and by FSDP."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    place, limit = f"file://{folder}/rendezvous", timedelta(minutes=3)
+    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=limit)
     for kind, wrap in (("ddp", DistributedDataParallel), ("fsdp", fully_shard)):
         model, _ = with_all_methods()
         x, text = torch.randn(2, 4, 8, 8)[rank : rank + 1], torch.randn(2, 6, 32)[rank : rank + 1]
@@ -432,7 +432,11 @@ def train_distributed(rank, folder):
 
 
 def test_two_processes_share_the_gradients(tmp_path):
-    torch.multiprocessing.spawn(train_distributed, (str(tmp_path),), nprocs=2)
+    """This process is one of them."""
+    other = multiprocessing.get_context("spawn").Process(target=train_distributed, args=(1, str(tmp_path)))
+    other.start()
+    train_distributed(0, str(tmp_path))
+    other.join()
     model, parameters = with_all_methods()
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 6, 32)
     model(x, torch.full((2,), 10), text).sample.square().mean().backward()

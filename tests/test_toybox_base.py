@@ -17,7 +17,7 @@ from training.runs import progress
 from training.runs.run_folder import Run
 
 FOLDER = ASSETS / "toybox"
-SEEDS = 4
+SEEDS = 2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,8 +31,8 @@ def pipe():
 
 
 def generate(pipe, prompt, adapters=None):
-    """Generate SEEDS images as one array (4, 128, 128, 3) in [0, 1]."""
-    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=12))
+    """Generate SEEDS images as one array (SEEDS, 128, 128, 3) in [0, 1]."""
+    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=8))
     return np.stack([np.asarray(image) for image in images]) / 255
 
 
@@ -107,7 +107,7 @@ def test_training_moves_images_towards_a_held_out_subject(pipe, untrained, tmp_p
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "batch_size": 2,
-         "device": "cpu", "sample_prompts": ["a {subject} on a blue background"]}
+         "device": "cpu", "num_class_images": 8, "sample_prompts": ["a {subject} on a blue background"]}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
     run = progress.read(Run(tmp_path / "Otto"))

@@ -7,12 +7,14 @@ norm divides by, and a bias moves the signal into the linear range of the last S
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # processes that render import this module, too, and not diffusers
+    from diffusers import AutoencoderKL
+    from diffusers.models.resnet import ResnetBlock2D
 
 PATCH = 8
 """Side of a patch in pixels; each patch becomes one latent vector."""
@@ -62,8 +64,11 @@ def fit_patch_code(images: Tensor, channels: int) -> PatchCode:
 
 
 @torch.no_grad()
-def set_encoder_weights(vae: AutoencoderKL, code: PatchCode) -> None:
+def set_encoder_weights(vae: "AutoencoderKL", code: PatchCode) -> None:
     """Set the encoder's weights to compute ``code`` (with a relative error of about 0.001)."""
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+
     encoder = vae.encoder
     for parameter in encoder.parameters():
         parameter.zero_()
@@ -91,7 +96,7 @@ def set_kernel_centre(convolution: nn.Conv2d, matrix: Tensor) -> None:
     convolution.weight[: matrix.shape[0], : matrix.shape[1], middle, middle] = matrix
 
 
-def pass_through(block: ResnetBlock2D, width: int) -> None:
+def pass_through(block: "ResnetBlock2D", width: int) -> None:
     """Make a residual block, whose branch is zero, pass its first ``width`` channels."""
     if block.conv_shortcut is not None:
         set_kernel_centre(block.conv_shortcut, torch.eye(width))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import make_folder
-from hra_diffusion.libraries import hide_bitsandbytes
+from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide
 from training import config as configs
 from training.config import TrainConfig
 from training.runs import leases
@@ -89,6 +89,7 @@ def time_limit(path: Path) -> Iterator[None]:
 
 def main(output: Path, key: str) -> None:
     """Measure the configuration ``key`` and save the result, or the error, so that a failure is not repeated."""
+    hide(BITSANDBYTES, PEFT)
     folder, index = measurements_folder(output), Index(output)
     with leases.held(index, LEASE, "measure", "a measurement") as lease:
         if lease is None:  # another one is running
@@ -105,5 +106,4 @@ def main(output: Path, key: str) -> None:
 
 
 if __name__ == "__main__":
-    hide_bitsandbytes()
     main(Path(sys.argv[1]), sys.argv[2])

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from hra_diffusion.errors import UserError
-from hra_diffusion.libraries import hide_bitsandbytes, hide_loading_bars
+from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide, hide_loading_bars
 from training.memory.savings import is_out_of_memory
 from training.runs import leases
 from training.runs.dispatch import STOPPED
@@ -94,5 +94,5 @@ def _train(run: Run, device: str) -> int:
 
 
 if __name__ == "__main__":
-    hide_bitsandbytes()
+    hide(BITSANDBYTES, PEFT)
     sys.exit(main(Path(sys.argv[1]), *sys.argv[2:5]))

@@ -12,22 +12,15 @@ from training.runs import calibration, leases
 from training.runs.index import Index
 
 
-def test_json_results_are_used_for_predictions(base_folder, tmp_path, capsys):
-    given = [
-        "--base",
-        str(base_folder),
-        "--device",
-        "cpu",
-        "--method",
-        "hra",
-        "--rounds",
-        "1",
-        "--output",
-        str(tmp_path),
-    ]
-    assert main(["bench", *given, "--json"]) == 0
+def test_json_results_are_used_for_predictions_and_methods_not_measured_in_time_are_named(
+    base_folder, tmp_path, capsys
+):
+    given = ["--base", str(base_folder), "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
+    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    (row,) = found["methods"]
+    row, lora = found["methods"]
+    assert found["rounds"] == 1 and "one round" in bench.format_results(found)
+    assert lora["step_seconds"] is None and "out of time" in lora["error"]
     assert row["method"] == "hra" and not row["error"]
     assert row["step_seconds"] > 0 and row["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
     assert found["machine"]["torch"]
@@ -49,15 +42,6 @@ def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None
     assert not lora["error"] and lora["step_seconds"] > 0
     assert "rank 8 is too large" in bench.format_results(found)
-
-
-def test_methods_not_measured_in_time_are_named(base_folder, tmp_path, capsys):
-    given = ["--base", str(base_folder), "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
-    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    hra, lora = found["methods"]
-    assert hra["step_seconds"] > 0 and found["rounds"] == 1 and "one round" in bench.format_results(found)
-    assert lora["step_seconds"] is None and "out of time" in lora["error"]
 
 
 def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):

@@ -9,12 +9,24 @@ import time
 import pytest
 from conftest import ROOT
 
-from benchmarks import bench_fit, bench_floor, bench_inference, bench_peft, bench_step, claims, gpu, tables
+from benchmarks import (
+    bench_fit,
+    bench_floor,
+    bench_inference,
+    bench_peft,
+    bench_side_by_side,
+    bench_step,
+    claims,
+    gpu,
+    tables,
+)
 
 
 @pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
 def test_every_part_measures_on_tiny_models(part, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_fit, "in_subprocess", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench_side_by_side, "PROMPTS", bench_side_by_side.PROMPTS[:2])
+    monkeypatch.setattr(bench_side_by_side, "METHODS", ("lora", "hra"))
     # in this process, which has freed memory to use, the second model may add nothing to it
     monkeypatch.setattr(bench_peft, "in_subprocess", lambda function, *a: [gib + 0.01 for gib in function(*a)])
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{part.name}.py", *part.smoke.split(), "--output", str(tmp_path)])

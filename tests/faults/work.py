@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import gradio_client
 import transformers
 
 import hra_diffusion as hra
+from app.web import blocks, server
 from hra_diffusion import interop, library, trash
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.errors import UserError
@@ -29,7 +31,7 @@ from training.loop import train
 from training.runs import dispatch, lookup
 from training.runs.queue import Queue
 
-LOADED = (diffusers.StableDiffusionPipeline, transformers.CLIPTextModel, hra.export, hra.load)
+LOADED = (diffusers.StableDiffusionPipeline, transformers.CLIPTextModel, hra.export, hra.load, blocks.build)
 """Imported on first use otherwise, after the process has been forked."""
 EXPORTS = ("kohya", "peft", "merged")
 
@@ -93,8 +95,6 @@ def do_queue(inputs: Inputs, output: Path) -> None:
 
 def do_page(inputs: Inputs, output: Path) -> None:
     """Serve the page. Add photos to a draft, generate images, import an adapter, delete and restore another one."""
-    from app.web import server
-
     page = server.serve(output, [inputs.base], "cpu", "float32", port=free_port(), block=False)
     draft = Draft(output / "visitors" / "a" / "draft")
     photos, listed = sorted((inputs.folder / "photos").glob("*.jpg")), {photo.file for photo in draft.read().photos}
@@ -110,10 +110,8 @@ def do_page(inputs: Inputs, output: Path) -> None:
 
 def generate(address: str) -> None:
     """Generate an image through the page's API."""
-    from gradio_client import Client
-
     values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, 1, 1, 1, 1
-    Client(address, verbose=False).predict(*values, api_name="/generate")
+    gradio_client.Client(address, verbose=False).predict(*values, api_name="/generate")
 
 
 def free_port() -> int:

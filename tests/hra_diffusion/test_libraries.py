@@ -29,13 +29,13 @@ def test_the_python_api_logs_nothing_and_keeps_log_levels(base_folder):
     assert lines == []
 
 
-def test_a_run_does_not_import_bitsandbytes_and_prints_ten_lines(base_folder, tmp_path):
+def test_a_run_imports_neither_bitsandbytes_nor_peft_and_prints_ten_lines(base_folder, tmp_path):
     pytest.importorskip("bitsandbytes")
     (tmp_path / "photos").mkdir()
     save_photos(tmp_path / "photos", 1)
     code = (
         "import sys; from app.cli import main\n"
-        "code = main(); print(code, sys.modules['bitsandbytes'])\n"
+        "code = main(); print(code, sys.modules['bitsandbytes'], sys.modules['peft'])\n"
         "from hra_diffusion.libraries import bitsandbytes_installed, import_bitsandbytes\n"
         "print(bitsandbytes_installed(), hasattr(import_bitsandbytes().optim, 'AdamW8bit'))"
     )
@@ -45,7 +45,7 @@ def test_a_run_does_not_import_bitsandbytes_and_prints_ten_lines(base_folder, tm
     )
     command = [sys.executable, "-c", code, "train", *settings.split(), "--sample-prompts", "a {subject}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.splitlines() == ["0 None", "True True"], done.stderr
+    assert done.stdout.splitlines() == ["0 None None", "True True"], done.stderr
     lines = done.stderr.splitlines()
     assert all(line.startswith("Rex: ") for line in lines) and "\r" not in done.stderr
     steps = [line for line in lines if " step " in line]

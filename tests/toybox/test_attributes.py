@@ -51,10 +51,10 @@ def test_attributes_change_the_sprite_deterministically(phrase: str) -> None:
 
 
 @pytest.mark.parametrize("phrase", ATTRIBUTES)
-@pytest.mark.parametrize("size", [(12, 200), (200, 12), (256, 256)])
-def test_attributes_support_every_aspect_ratio(phrase: str, size: tuple[int, int]) -> None:
+def test_attributes_support_every_aspect_ratio(phrase: str) -> None:
     """Including very narrow and very flat sprites."""
-    assert ATTRIBUTES[phrase].apply(disc(*size), np.random.default_rng(0)).getbbox() is not None
+    for size in ((12, 200), (200, 12), (256, 256)):
+        assert ATTRIBUTES[phrase].apply(disc(*size), np.random.default_rng(0)).getbbox() is not None
 
 
 @pytest.mark.parametrize(

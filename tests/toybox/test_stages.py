@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.files import atomic_path
+from toybox import shards
 from toybox.autoencoder import encode, mean_psnr, new_autoencoder, normalize
 from toybox.base import new_scheduler
 from toybox.base_training import BaseRecipe, loss_weights
@@ -20,7 +21,7 @@ from toybox.checkpoints import Progress
 from toybox.clip import ClipRecipe, group_by_scene, sample_batch
 from toybox.labels import UNSEEN, Label
 from toybox.loop import Budget, Training
-from toybox.objects import OBJECTS
+from toybox.objects import HELD_OUT, OBJECTS
 from toybox.patches import PATCH, fit_patch_code, to_patches
 from toybox.scenes import SCENES
 from toybox.score import Score, Share, save_score
@@ -36,7 +37,9 @@ def prepared(sprites: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """Stages with renders, an encoder, latents, a CLIP model and a base model of one step."""
     folder = tmp_path_factory.mktemp("work")
     stages = Stages(folder, torch.device("cpu"), base_recipe=TINY, clip_recipe=ClipRecipe(batch=4), shard_size=8)
-    stages.render(sprites, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "HELD_OUT", HELD_OUT[:1])
+        stages.render(sprites, 1)
     stages.fit_encoder()
     stages.encode()
     stages.train_clip(Budget(steps=2))
@@ -96,16 +99,16 @@ def test_unseen_pairs_are_excluded_from_training(tmp_path: Path, monkeypatch: py
         pair,
         Label(name, scene, "wet"),
     ]
-    stages, shards = Stages(tmp_path, torch.device("cpu")), []
+    stages, trained_on = Stages(tmp_path, torch.device("cpu")), []
     for folder in (stages.renders, stages.latents):
         save_shard(Shard(torch.arange(5), labels), folder / "00000.safetensors")
     for function in ("train_clip", "train_base"):
-        monkeypatch.setattr(f"toybox.stages.{function}", lambda shard, *_: shards.append(shard) or Progress())
+        monkeypatch.setattr(f"toybox.stages.{function}", lambda shard, *_: trained_on.append(shard) or Progress())
     monkeypatch.setattr("toybox.stages.load_clip", lambda *_: None)
     stages.train_clip(Budget(steps=1))
     stages.train_base(Budget(steps=1))
-    assert [shard.labels for shard in shards] == [[single, pair]] * 2
-    assert [shard.values.tolist() for shard in shards] == [[1, 3]] * 2
+    assert [shard.labels for shard in trained_on] == [[single, pair]] * 2
+    assert [shard.values.tolist() for shard in trained_on] == [[1, 3]] * 2
 
 
 def test_clip_batch_has_few_scenes_and_many_objects() -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
@@ -30,12 +29,10 @@ def test_it_loads_from_clips_two_files(tmp_path: Path) -> None:
     assert loaded.model_max_length == MAX_LENGTH
 
 
-@pytest.mark.parametrize(
-    "word", sorted({*" ".join([*WORDS, *ATTRIBUTES, *SCENES]).lower().split(), *RARE_TOKENS, "next"})
-)
-def test_words_of_the_world_are_single_tokens(word: str) -> None:
+def test_words_of_the_world_are_single_tokens() -> None:
     """Also within a sentence."""
-    assert TOKENIZER.tokenize(f"a {word} here")[1] == f"{word}</w>"
+    words = {*" ".join([*WORDS, *ATTRIBUTES, *SCENES]).lower().split(), *RARE_TOKENS, "next"}
+    assert [word for word in words if TOKENIZER.tokenize(f"a {word} here")[1] != f"{word}</w>"] == []
 
 
 @given(st.text(max_size=20))

@@ -45,6 +45,7 @@ def test_unet_gets_all_weights_of_the_older_one():
     unet = new_unet(LATENT_CHANNELS, BaseRecipe().channels)
     warm_start_unet(unet, MODEL)
     older = type(unet).from_pretrained(MODEL / "unet").state_dict()
-    assert all(unet.state_dict()[name].equal(value.float()) for name, value in older.items())
+    new = unet.state_dict()
+    assert all(new[name].equal(value.float()) for name, value in older.items())
     with pytest.raises(RuntimeError, match="size mismatch"):
         warm_start_unet(new_unet(LATENT_CHANNELS, (32, 32, 64)), MODEL)

@@ -14,7 +14,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(photos, base_folder):
     """A function that returns the configuration of a short run with changes."""
 

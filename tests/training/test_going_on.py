@@ -1,6 +1,7 @@
 """Life after the first run: more steps, training states that are deleted, runs that start from an adapter."""
 
 import hashlib
+import shutil
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from training.runs.queue import Queue
 from training.runs.run_folder import Run, RunError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def short(settings):
     """A function that returns the configuration of a run without samples and class images."""
 
@@ -29,18 +30,30 @@ def short(settings):
     return make
 
 
-def test_a_finished_run_goes_on_as_if_it_had_never_ended(short, tmp_path):
+@pytest.fixture(scope="module")
+def finished(short, tmp_path_factory):
+    """The folder of a finished run."""
+    return train(short(), tmp_path_factory.mktemp("finished")).parent
+
+
+@pytest.fixture
+def output(finished, tmp_path):
+    """An outputs folder with a copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "outputs" / "Rex")
+    return tmp_path / "outputs"
+
+
+def test_a_finished_run_goes_on_as_if_it_had_never_ended(short, output, tmp_path):
     whole = weights(train(short(steps=6), tmp_path / "whole"))
-    train(short(), tmp_path / "parts")
     events = []
-    adapter = train(short(steps=6), tmp_path / "parts", [events.append], resume=True)
+    adapter = train(short(steps=6), output, [events.append], resume=True)
     assert torch.equal(weights(adapter), whole)
     assert [event.step for event in events if isinstance(event, Step)] == [5, 6]
-    run = Run(tmp_path / "parts" / "Rex")
+    run = Run(output / "Rex")
     assert run.finished and run.state.step == run.config.steps == 6
-    assert train(run.config, tmp_path / "parts", [events.append], resume=True) == adapter, "nothing is left to do"
+    assert train(run.config, output, [events.append], resume=True) == adapter, "nothing is left to do"
     with pytest.raises(RunError, match="steps 6, not 5"):
-        train(short(steps=5), tmp_path / "parts", resume=True)
+        train(short(steps=5), output, resume=True)
 
 
 def test_going_on_says_which_learning_rate_follows(short, tmp_path):
@@ -53,25 +66,23 @@ def test_going_on_says_which_learning_rate_follows(short, tmp_path):
     assert next(event.learning_rate for event in events if isinstance(event, Step)) == pytest.approx(0.005)
 
 
-def test_going_on_survives_an_interruption(short, tmp_path):
+def test_going_on_survives_an_interruption(short, output, tmp_path):
     whole = weights(train(short(steps=7), tmp_path / "whole"))
-    train(short(), tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        train(short(steps=7), tmp_path / "parts", [StopAfter(5)], resume=True)
-    run = Run(tmp_path / "parts" / "Rex")
+        train(short(steps=7), output, [StopAfter(5)], resume=True)
+    run = Run(output / "Rex")
     assert run.state.status == "stopped" and run.config.steps == 7
-    assert torch.equal(weights(train(run.config, tmp_path / "parts", resume=True)), whole)
+    assert torch.equal(weights(train(run.config, output, resume=True)), whole)
 
 
-def test_the_queue_takes_a_finished_run_for_more_steps(short, tmp_path):
-    train(short(), tmp_path)
-    queue = Queue(tmp_path)
+def test_the_queue_takes_a_finished_run_for_more_steps(output):
+    queue = Queue(output)
     with pytest.raises(RunError, match="'Rex' has trained 4 steps; ask for more than that"):
         queue.resume("Rex", steps=4)
     queue.resume("Rex", steps=6)
-    run = Run(tmp_path / "Rex")
+    run = Run(output / "Rex")
     assert queue.waiting() == ["Rex"] and (run.state.step, run.state.steps) == (4, 6)
-    train(run.config, tmp_path, resume=True)
+    train(run.config, output, resume=True)
     assert run.finished and run.state.step == 6
 
 
@@ -91,34 +102,33 @@ def test_only_the_newest_training_states_are_kept(short, tmp_path):
     assert len(run.checkpoints()) == 5 and all((f / "adapter.safetensors").is_file() for f in run.checkpoints())
 
 
-def test_without_training_states_a_run_can_not_go_on(short, tmp_path):
-    train(short(), tmp_path)
-    Queue(tmp_path).drop_states("Rex")
-    run = Run(tmp_path / "Rex")
+def test_without_training_states_a_run_can_not_go_on(short, output):
+    Queue(output).drop_states("Rex")
+    run = Run(output / "Rex")
     assert not run.states() and run.finished
     with pytest.raises(RunError, match=r"were deleted.* start another --name .* --init-adapter .*000004"):
-        train(short(steps=6), tmp_path, resume=True)
+        train(short(steps=6), output, resume=True)
 
 
-def test_a_run_starts_from_an_adapter_of_its_kind(short, tmp_path):
-    adapter = train(short(), tmp_path)
+def test_a_run_starts_from_an_adapter_of_its_kind(short, output):
+    adapter = output / "Rex" / "Rex.safetensors"
     config = short(name="Max", init_adapter=str(adapter), learning_rate=1e-9)
-    started = train(config, tmp_path)
+    started = train(config, output)
     assert torch.allclose(weights(started), weights(adapter), atol=1e-6) and weights(adapter).abs().max() > 0
     digest = hashlib.sha256(adapter.read_bytes()).hexdigest()
-    identity = Run(tmp_path / "Max").identity
+    identity = Run(output / "Max").identity
     assert identity is not None and identity.init_sha256 == read_info(started).training["init_sha256"] == digest
 
 
-def test_a_run_resumes_without_the_adapter_that_it_started_from(short, tmp_path):
-    adapter = train(short(), tmp_path)
+def test_a_run_resumes_without_the_adapter_that_it_started_from(short, output, tmp_path):
+    adapter = output / "Rex" / "Rex.safetensors"
     config = short(name="Max", init_adapter=str(adapter))
     whole = weights(train(config, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, [StopAfter(3)])
+        train(config, output, [StopAfter(3)])
     adapter.unlink()
-    assert torch.equal(weights(train(config, tmp_path, resume=True)), whole)
-    identity = Run(tmp_path / "Max").identity
+    assert torch.equal(weights(train(config, output, resume=True)), whole)
+    identity = Run(output / "Max").identity
     assert identity is not None and identity.init_sha256
 
 
@@ -132,10 +142,9 @@ def test_a_run_resumes_without_the_adapter_that_it_started_from(short, tmp_path)
         ({"ranks": {".*attn2.*": 4}}, r"attn2\..* is \(32, 8\) in it, not \(32, 4\).*ranks"),
     ],
 )
-def test_an_adapter_of_another_kind_is_refused_with_the_flag_to_change(short, tmp_path, changes, said):
-    adapter = train(short(), tmp_path)
+def test_an_adapter_of_another_kind_is_refused_with_the_flag_to_change(short, finished, tmp_path, changes, said):
     with pytest.raises(TrainingError, match=said):
-        train(short(**({"name": "Max", "init_adapter": str(adapter)} | changes)), tmp_path)
+        train(short(**({"name": "Max", "init_adapter": str(finished / "Rex.safetensors")} | changes)), tmp_path)
 
 
 def test_a_run_starts_from_an_imported_adapter(short, tmp_path):

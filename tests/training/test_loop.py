@@ -2,15 +2,12 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, relative, save_photos, tiny_pipe, weights
+from conftest import relative, save_photos, tiny_pipe, weights
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -18,11 +15,9 @@ from transformers import PreTrainedModel
 import hra_diffusion
 from hra_diffusion.adapters import adapter_file, attachment, registry
 from hra_diffusion.errors import Note
-from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import GenerationError
 from hra_diffusion.models import loading
 from training import config as configs
-from training.data import class_images
 from training.data.dataset import load_dataset
 from training.errors import TrainingError
 from training.loop import train
@@ -241,25 +236,6 @@ def test_an_adapter_name_in_use_leaves_the_pipeline_unchanged(settings, tmp_path
     with pytest.raises(TrainingError, match="'Rex' is on this model already"):
         train(settings(), tmp_path, pipe=pipe)
     assert attachment.adapter_names(pipe.unet) == [] and attachment.adapter_names(pipe.text_encoder) == ["Rex"]
-
-
-def test_two_processes_equal_two_accumulated_batches(settings, tmp_path, monkeypatch):
-    """``accelerate launch`` with two CPU processes averages gradients over different batches."""
-    monkeypatch.setattr(class_images, "CLASS_IMAGE_STEPS", Settings().steps)  # as in the other processes
-    configs.write(settings(sample_every=0), tmp_path / "c.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
-               "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
-               "--module", "app.cli", "train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path),
-               "--json"]  # fmt: skip
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert sum(event["event"] == "finished" for event in events) == 1, "only the main process prints events"
-    two = weights(tmp_path / "Rex" / "Rex.safetensors")
-    one = weights(train(settings(sample_every=0, gradient_accumulation_steps=2), tmp_path / "one"))
-    assert relative(two, one) < 1e-3, "equal up to rounding, which AdamW's first steps amplify"
 
 
 def test_nan_class_images_fail_the_run_and_nan_samples_do_not(settings, tmp_path):

@@ -1,4 +1,4 @@
-"""Training in two CPU processes: a quantised base, and one process out of memory or failing."""
+"""Training in two CPU processes: by the command line, on a quantised base, and with one process failing."""
 
 import json
 import os
@@ -18,9 +18,10 @@ SHORT = {"prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": 
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, photos, base_folder):
+def results(tmp_path_factory, photos, base_folder, settings):
     """The output folder, and what both processes report of each scenario (see two_processes.py)."""
     output = tmp_path_factory.mktemp("processes")
+    configs.write(settings(sample_every=0), output / "command.yaml")
     configs.write(configs.parse(values(photos, base_folder)), output / "c.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
                "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
@@ -35,6 +36,16 @@ def values(photos, base_folder, **changes):
     common = {"name": "Rex", "photos": [str(photos)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
               "resolution": 64, "steps": 4, "batch_size": 2, "checkpoint_every": 2, "learning_rate": 1e-2}  # fmt: skip
     return common | SHORT | changes
+
+
+def test_two_processes_equal_two_accumulated_batches(results, settings, tmp_path):
+    """``accelerate launch`` with two CPU processes averages gradients over different batches."""
+    output, both = results
+    printed = [[json.loads(line)["event"] for line in result["command"].splitlines()] for result in both]
+    assert printed[0].count("finished") == 1 and printed[1] == [], "only the main process prints events"
+    one = weights(train(settings(sample_every=0, gradient_accumulation_steps=2), tmp_path))
+    two = weights(output / "command" / "Rex" / "Rex.safetensors")
+    assert relative(two, one) < 1e-3, "equal up to rounding, which AdamW's first steps amplify"
 
 
 def test_a_quantised_base_trains_as_with_accumulated_batches(results, photos, base_folder, tmp_path):

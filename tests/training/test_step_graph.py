@@ -49,6 +49,12 @@ def use_graph(monkeypatch):
     return use
 
 
+@pytest.fixture(scope="module")
+def eager(settings, tmp_path_factory):
+    """The weights of a quick LoRA run without a graph."""
+    return weights(train(settings(**QUICK, method="lora"), tmp_path_factory.mktemp("eager")))
+
+
 def notices(events):
     return [event.message for event in events if isinstance(event, Notice)]
 
@@ -138,11 +144,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("around", WRONG.values(), ids=WRONG)
-def test_a_replay_with_other_results_is_not_used(settings, tmp_path, use_graph, around):
-    config, events = settings(**QUICK, method="lora"), []
-    eager = weights(train(config, tmp_path / "eager"))
-    graph = use_graph(around=around)
-    assert torch.equal(weights(train(config, tmp_path / "graph", [events.append])), eager)
+def test_a_replay_with_other_results_is_not_used(settings, tmp_path, use_graph, eager, around):
+    events, graph = [], use_graph(around=around)
+    assert torch.equal(weights(train(settings(**QUICK, method="lora"), tmp_path, [events.append])), eager)
     (notice,) = notices(events)
     assert "steps run without a CUDA graph: a replay differs from the eager step in the" in notice
     assert graph.replays == 1
@@ -161,10 +165,9 @@ def test_a_capture_that_fails_is_not_used(settings, tmp_path, monkeypatch):
     assert notices(events) == [f"steps run without a CUDA graph: {reason}"]
 
 
-def test_out_of_memory_drops_the_graph_first(settings, tmp_path, use_graph):
+def test_out_of_memory_drops_the_graph_first(settings, tmp_path, use_graph, eager):
     """The steps before it are in the log, though their losses had not been read."""
-    config, events = settings(**QUICK, log_every=10, checkpoint_every=10), []
-    eager = weights(train(config, tmp_path / "eager"))
+    config, events = settings(**QUICK, method="lora", log_every=10, checkpoint_every=10), []
 
     def full_device(step, function):
         if step.session.step == 2:

@@ -1,15 +1,24 @@
 """What test_processes.py runs in two processes: ``accelerate launch … two_processes.py CONFIG OUTPUT``.
 
-Each scenario trains in a folder of its own. The results of process N go to ``{output}/results-N.json``.
+Each scenario trains in a folder of its own, the first by the command line. The results of process N go to
+``{output}/results-N.json``.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from app import cli
+from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide
+
+hide(BITSANDBYTES, PEFT)
 
 from training import config as configs
 from training import samples
@@ -64,8 +73,16 @@ SCENARIOS = {
 }
 
 
+def run_command(config: Path, output: Path) -> str:
+    """Run ``hra-diffusion train`` with samples and class images; return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        command = ["train", "--config", str(config.with_name("command.yaml")), "--output", str(output / "command")]
+        assert cli.main([*command, "--json"]) == 0
+    return printed.getvalue()
+
+
 def main(config: Path, output: Path) -> None:
-    results = {}
+    results: dict[str, Any] = {"command": run_command(config, output)}
     for name, (changes, inject) in SCENARIOS.items():
         events, start = [], time.monotonic()
         restore = inject()

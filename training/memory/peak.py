@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from hra_diffusion import files
-from hra_diffusion.libraries import hide_bitsandbytes
+from hra_diffusion.libraries import BITSANDBYTES, hide
 
 T = TypeVar("T")
 
@@ -47,5 +47,5 @@ def reset_peak_memory(device: str = "cpu") -> int:
 def in_subprocess(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in a new process and return its result. Function, arguments and result must be picklable."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=hide_bitsandbytes) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=hide, initargs=(BITSANDBYTES,)) as pool:
         return pool.submit(function, *arguments).result()

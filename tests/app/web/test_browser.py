@@ -7,7 +7,6 @@ from serving import CHROMIUM, choose, go, launch, serving, wait_for_base
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.generation.sampling import generate
-from hra_diffusion.models.sources import TOYBOX
 from training.runs.run_folder import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
@@ -84,21 +83,19 @@ def train(page, name, method):
     page.wait_for_selector(f"#run-head h2:text-is('{name}')")
 
 
-def test_the_whole_workflow(visit, tmp_path, shared):
-    """Add photos, train, reload meanwhile, generate, compare two methods, export."""
-    photos = sorted((shared / "data" / "dreambooth" / "dog").glob("*.jpg"))
-    with serving(tmp_path / "outputs", TOYBOX) as served:
+def test_the_whole_workflow(visit, output, base_folder, tmp_path):
+    """Add photos, train, reload meanwhile, generate, compare with another method's adapter, export."""
+    photos = sorted(save_photos(tmp_path, 3).glob("*.jpg"))
+    with serving(output, base_folder) as served:
         page = visit(served.local_url)
         give_photos(page, photos)
-        train(page, "Rex", "HRA")
+        train(page, "Rex-lora", "LoRA")
         page.wait_for_selector("#run-head [role=progressbar]")
         page.reload()
         page.wait_for_selector(f"#thumbs .thumb >> nth={len(photos) - 1}")
-        playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex")
-        page.wait_for_selector("#run-head >> text=Rex is ready", timeout=4 * MINUTE)
-        assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
-        train(page, "Rex-lora", "LoRA")
+        playwright.expect(page.locator("#name input, #name textarea").first).to_have_value("Rex-lora")
         page.wait_for_selector("#run-head >> text=Rex-lora is ready", timeout=4 * MINUTE)
+        assert page.locator("#rounds .round").count() >= 3, "samples at step 0 and on"
 
         page.get_by_role("button", name="Generate with it").locator("visible=true").click()
         fill(page, "#prompt", "a dog in the snow")
@@ -149,8 +146,7 @@ def test_a_mask_is_painted_over_its_photo(visit, page, tmp_path):
     playwright.expect(thumbnail).to_have_attribute("src", before)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, scheme):
     there = visit(page.local_url, width, scheme)
     for tab in TABS:

@@ -26,7 +26,8 @@ def test_pissa_equals_pefts():
     theirs = inject_adapter_in_model(config, copy.deepcopy(ours), "default").eval()
     before = {key: value.clone() for key, value in ours.state_dict().items()}
     attachment.attach(ours, "lora", {"rank": 4, "alpha": 8, "init": "pissa"}, name="a")
-    assert all(torch.equal(ours.state_dict()[key], value) for key, value in before.items())
+    after = ours.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
     counterparts = {}
     for path, adapter in attachment.adapter_layers(ours, "a").items():
         layer = theirs.get_submodule(path)

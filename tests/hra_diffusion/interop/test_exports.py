@@ -9,7 +9,9 @@ from diffusers import DDIMScheduler
 from diffusers.utils import logging as diffusers_logging
 from loaders import (
     EXACT,
+    FORMS,
     adapted,
+    each_method,
     with_diffusers,
     with_from_pretrained,
     with_from_single_file,
@@ -29,6 +31,13 @@ from hra_diffusion.models import families, loading, sources
 PLAIN = [name for name in registry.method_names() if name not in ("shoft", "boft", "dora")]
 
 
+def each_form_by_format(*formats):
+    """Parametrise a test with each form and format, and with every other method and one format."""
+    cases = [(method, format) for method in FORMS for format in formats]
+    cases += [(method, formats[0]) for method in registry.method_names() if method not in FORMS]
+    return pytest.mark.parametrize(("method", "format"), cases)
+
+
 @pytest.fixture
 def diffusers_log(caplog):
     """Log of diffusers' loader."""
@@ -41,8 +50,7 @@ def diffusers_log(caplog):
     diffusers_logging.set_verbosity(before)
 
 
-@pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", PLAIN)
+@each_method(PLAIN)
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
 def test_diffusers_loads_exports_exactly_and_without_warnings(kind, method, format, tmp_path, diffusers_log):
     pipe, ours = adapted(kind, method)
@@ -69,8 +77,7 @@ def test_diffusers_drops_the_magnitudes_of_a_kohya_dora(kind, tmp_path):
     assert relative(everything(with_diffusers(kind, done.path)), ours) > 100 * EXACT
 
 
-@pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.method_names())
+@each_method()
 def test_peft_loads_exports_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "peft", tmp_path / "rex")
@@ -80,16 +87,14 @@ def test_peft_loads_exports_exactly(kind, method, tmp_path):
     assert relative(everything(with_peft(kind, done.path)), ours) < EXACT
 
 
-@pytest.mark.parametrize("kind", ["sd", "sd2"])
-@pytest.mark.parametrize("method", registry.method_names())
+@each_method(kinds=("sd", "sd2"))
 def test_lycoris_loads_exports_exactly(kind, method, tmp_path):
     pipe, ours = adapted(kind, method)
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
     assert relative(everything(with_lycoris(kind, done.path)), ours) < EXACT
 
 
-@pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.method_names())
+@each_method()
 @pytest.mark.parametrize("load", [with_from_pretrained, with_from_single_file])
 def test_merged_weights_load_exactly(kind, method, load, tmp_path):
     pipe, ours = adapted(kind, method)
@@ -132,8 +137,7 @@ def test_the_vae_of_a_single_file_does_not_change(tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in pipe.vae.state_dict().items())
 
 
-@pytest.mark.parametrize("method", registry.method_names())
-@pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
+@each_form_by_format("kohya", "diffusers", "peft")
 def test_convolutions_are_exported(method, format, tmp_path):
     pipe, ours = adapted("sd", method, "attention+conv")
     done = interop.export(pipe, "Rex", format, tmp_path / ("rex" if format == "peft" else "rex.safetensors"))
@@ -141,8 +145,7 @@ def test_convolutions_are_exported(method, format, tmp_path):
     assert relative(everything(load("sd", done.path)), ours) < EXACT
 
 
-@pytest.mark.parametrize("method", registry.method_names())
-@pytest.mark.parametrize("format", ["diffusers", "peft", "merged"])
+@each_form_by_format("diffusers", "peft", "merged")
 def test_another_strength_becomes_strength_one(method, format, tmp_path):
     pipe, _ = adapted("sd", method)
     pipeline.activate(pipe, {"Rex": 0.4})

@@ -10,11 +10,12 @@ import torch
 from conftest import PIPES, everything, relative, stir, tiny_pipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loaders import each_method
 from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
-from hra_diffusion.adapters import adapter_file, attachment, registry, targets
+from hra_diffusion.adapters import adapter_file, attachment, targets
 from hra_diffusion.adapters.layer import weight_with_adapters
 from hra_diffusion.adapters.linear_map import as_matrix, unsupported_reason
 from hra_diffusion.interop.imports import AdapterImportError
@@ -34,8 +35,7 @@ def import_and_load(kind, path, output):
     return pipe, report
 
 
-@pytest.mark.parametrize("kind", PIPES)
-@pytest.mark.parametrize("method", registry.method_names())
+@each_method()
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
 def test_exports_can_be_imported(kind, method, format, tmp_path):
     pipe = PIPES[kind]()

@@ -29,6 +29,11 @@ def queue(tmp_path):
     """A queue whose processes are ended after the test."""
     queue = Queue(tmp_path)
     yield queue
+    end(queue)
+
+
+def end(queue):
+    """Empty a queue and end its processes."""
     for name in queue.waiting():
         queue.cancel(name)
     if run := queue.busy():
@@ -43,7 +48,7 @@ def kill(lease):
 
 
 def training(queue):
-    """Return the process that trains Rex, once the worker has handed it the lease."""
+    """Return the lease of the process that trains Rex, once the worker has handed it the lease."""
     lease, own = queue.trainer("Rex"), worker(queue)
     return lease if lease and (own is None or lease.pid != own.pid) else None
 
@@ -53,16 +58,56 @@ def worker(queue):
     return next(iter(leases.live(queue.index, "worker cpu")), None)
 
 
-def test_runs_are_trained_in_order(queue, settings):
-    for name in ("a", "b"):
-        queue.add(settings(name=name))
-    assert [job.run.name for job in queue.jobs()] == ["a", "b"] and queue.job("b").place == 1
+@pytest.fixture(scope="module")
+def worked(settings, photos, tmp_path_factory):
+    """A queue whose worker has taken its runs in order, and their statuses while it trained the first one.
+
+    Rex was killed while it trained, the folder of "gone" was deleted, "misfit" has photos as its base model, and "died"
+    had been running without a process and was resumed.
+    """
+    queue = Queue(tmp_path_factory.mktemp("worked"))
+    queue.add(settings(steps=5000, sample_every=0))
+    for name in ("gone", "misfit", "died"):
+        queue.add(settings(name=name).model_copy(update={"base": str(photos)} if name == "misfit" else {}))
+    queue.job("died").run.write_state("running", 3, 4, queued=None)
+    assert queue.job("died").status == "died"
+    queue.resume("died")
+    shutil.rmtree(queue.output / "gone")
     queue.start()
-    wait_for(lambda: queue.job("a").status == "running")
-    assert queue.job("b").status == "waiting", "one run at a time"
-    wait_for(lambda: queue.job("b").status == "finished")
-    assert queue.job("a").run.adapter.is_file() and queue.job("b").run.adapter.is_file()
+    wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
+    meanwhile = {job.run.name: job.status for job in queue.jobs()}
+    kill(training(queue))
+    wait_for(lambda: queue.job("died").status == "finished", 120)
+    yield queue, meanwhile
+    end(queue)
+
+
+def test_runs_are_trained_in_order(worked):
+    queue, meanwhile = worked
+    assert meanwhile == {"Rex": "running", "misfit": "waiting", "died": "waiting"}, "one run at a time"
+    ends = [(queue.output / name / "state.json").stat().st_mtime_ns for name in ("Rex", "misfit", "died")]
+    assert ends == sorted(ends) and queue.job("died").run.adapter.is_file()
     wait_for(lambda: worker(queue) is None)
+
+
+def test_a_killed_run_fails_with_a_reason_and_the_next_one_is_trained(worked):
+    killed = worked[0].job("Rex")
+    assert killed.status == "failed"
+    assert "killed, most likely for lack of memory; try a smaller batch" in killed.reason
+
+
+def test_a_waiting_run_without_a_folder_is_skipped(worked):
+    queue, _ = worked
+    assert not (queue.output / "gone").exists() and "gone" not in [job.run.name for job in queue.jobs()]
+
+
+def test_a_run_that_cannot_start_fails_with_a_reason(worked):
+    misfit = worked[0].job("misfit")
+    assert misfit.status == "failed" and "contains no model_index.json" in misfit.reason
+
+
+def test_a_run_without_a_process_has_died_and_can_be_resumed(worked):
+    assert worked[0].job("died").status == "finished"
 
 
 def test_waiting_runs_can_be_moved_cancelled_and_resumed(queue, settings):
@@ -108,42 +153,6 @@ def test_stop_while_the_base_model_loads(queue, settings):
     assert queue.job("Rex").status == "stopped"
 
 
-def test_a_killed_run_fails_with_a_reason_and_the_next_one_is_trained(queue, settings):
-    queue.add(settings(steps=5000, sample_every=0))
-    queue.add(settings(name="next"))
-    queue.start()
-    wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
-    kill(training(queue))
-    wait_for(lambda: queue.job("Rex").status == "failed")
-    assert "killed, most likely for lack of memory; try a smaller batch" in queue.job("Rex").reason
-    wait_for(lambda: queue.job("next").status == "finished")
-
-
-def test_a_waiting_run_without_a_folder_is_skipped(queue, settings):
-    for name in ("gone", "next"):
-        queue.add(settings(name=name))
-    shutil.rmtree(queue.output / "gone")
-    queue.start()
-    wait_for(lambda: queue.job("next").status == "finished")
-
-
-def test_a_run_without_a_process_has_died_and_can_be_resumed(queue, settings):
-    run = queue.add(settings())
-    run.write_state("running", 3, 4, queued=None)
-    assert queue.job("Rex").status == "died"
-    queue.resume("Rex")
-    queue.start()
-    wait_for(lambda: queue.job("Rex").status == "finished")
-
-
-def test_a_run_that_cannot_start_fails_with_a_reason(queue, settings, photos):
-    config = settings()
-    queue.add(config.model_copy(update={"base": str(photos)}))
-    queue.start()
-    wait_for(lambda: queue.job("Rex").status == "failed")
-    assert "contains no model_index.json" in queue.job("Rex").reason
-
-
 def test_a_run_of_the_command_line_is_listed_and_can_be_stopped(queue, settings, tmp_path):
     statuses = []
 
@@ -159,17 +168,21 @@ def test_a_run_of_the_command_line_is_listed_and_can_be_stopped(queue, settings,
         queue.stop("Rex")
 
 
-def test_a_killed_worker_is_replaced_and_its_run_goes_on(queue, settings):
-    queue.add(settings(steps=40, sample_every=0, checkpoint_every=2))
+def test_a_killed_worker_is_replaced_and_a_run_that_the_system_ends_waits_again_in_its_place(queue, settings):
+    queue.add(settings(steps=5000, sample_every=0, checkpoint_every=2))
     queue.add(settings(name="next"))
     queue.start()
     wait_for(lambda: queue.job("Rex").step >= 2)
+    process, step = training(queue), queue.job("Rex").step
     kill(worker(queue))
     queue.start()
     wait_for(lambda: worker(queue))
     assert queue.job("next").status == "waiting", "the run that outlived its worker keeps the device"
-    queue.cancel("next")
-    wait_for(lambda: queue.job("Rex").status == "finished")
+    wait_for(lambda: queue.job("Rex").step > step)
+    kill(worker(queue))
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(lambda: not process.is_alive)
+    assert queue.waiting() == ["Rex", "next"] and queue.job("Rex").step > step
 
 
 def test_a_run_interrupted_with_its_worker_continues_by_itself(queue, settings):
@@ -184,17 +197,6 @@ def test_a_run_interrupted_with_its_worker_continues_by_itself(queue, settings):
     queue.start()
     wait_for(lambda: queue.job("Rex").step > step)
     assert queue.job("Rex").status == "running" and queue.job("Rex").run.state.restarts == 0, "a new checkpoint"
-
-
-def test_a_run_that_the_system_ends_waits_again_in_its_place(queue, settings):
-    queue.add(settings(steps=500, sample_every=0))
-    queue.start()
-    wait_for(lambda: '"event": "step"' in events(queue, "Rex"))
-    process = training(queue)
-    kill(worker(queue))
-    os.kill(process.pid, signal.SIGTERM)
-    wait_for(lambda: not process.is_alive)
-    assert queue.job("Rex").status == "waiting" and queue.job("Rex").step > 0
 
 
 def test_a_run_that_ends_the_machine_again_and_again_is_left_alone(queue, settings):
