@@ -112,7 +112,7 @@ def generate(address: str) -> None:
     """Generate an image through the page's API."""
     from gradio_client import Client
 
-    values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, 1, 1, 1, 1
+    values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, "compose", 1, 1, 1, 1
     Client(address, verbose=False).predict(*values, api_name="/generate")
 
 
