@@ -15,6 +15,8 @@ from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.attachment import attach
 from hra_diffusion.adapters.factors import LayerFactors, adapted_weight
 from hra_diffusion.adapters.fusion import fuse, fuse_rotations, karcher_mean
+from hra_diffusion.comparison.compare import Variant, compare
+from hra_diffusion.comparison.storage import load_comparison, save_comparison
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import PNG_KEY
 from hra_diffusion.generation.requests import Request, Settings
@@ -318,7 +320,7 @@ def rotations_pipe():
     return pipe
 
 
-def test_images_of_a_batch_may_differ_in_fusion():
+def test_images_of_a_batch_may_differ_in_fusion(tmp_path):
     pipe, short = rotations_pipe(), Settings(steps=2)
     mix = (("a", 1.0), ("b", 1.0))
     requests = [
@@ -333,6 +335,10 @@ def test_images_of_a_batch_may_differ_in_fusion():
     pipeline.activate(pipe, dict(mix), "geodesic")
     (active,) = generate(pipe, "a dog", None, 1, settings=short)
     assert fused.tobytes() == active.tobytes() == images[1]
+    comparison = compare(pipe, [Variant("fused", dict(mix), fusion="geodesic")], ["a dog"], [1], short)
+    assert comparison.samples[0].image.tobytes() == images[1]
+    save_comparison(comparison, tmp_path)
+    assert load_comparison(tmp_path).samples[0].request == requests[1]
     with pipeline.disabled(pipe):
         assert pipeline.active_fusion(pipe) == "compose"
     assert pipeline.active_fusion(pipe) == "geodesic" and pipeline.active(pipe) == dict(mix)
