@@ -164,9 +164,9 @@ def test_sides_are_fused_apart_and_scales_linearly():
     torch.testing.assert_close(adapted_weight(weight, fused), expected, atol=1e-9, rtol=0)
 
 
-def attach_trained(model, method, name, seed, **options):
-    attach(model, method, {"rank": 4} | options, name=name, seed=seed, targets=options.pop("targets", "attention"))
-    stir(attachment.adapter_parameters(model, name).values(), seed)
+def attach_trained(model, method, name, seed, targets="attention", by=0.3, **options):
+    attach(model, method, {"rank": 4} | options, name=name, seed=seed, targets=targets)
+    stir(attachment.adapter_parameters(model, name).values(), seed, by)
 
 
 def output(model, batch=2):
@@ -178,7 +178,6 @@ def output(model, batch=2):
 
 @pytest.fixture
 def unet():
-    """A UNet with "a" on all attention layers and "b" on half of them, both away from the base model."""
     torch.manual_seed(0)
     return tiny_unet().eval()
 
@@ -226,8 +225,7 @@ def test_a_layer_with_one_adapter_has_it_at_its_own_strength(unet):
     """Elsewhere both are fused; the text projections have "a" alone."""
     attach_trained(unet, "hra", "a", 0)
     paths = list(attachment.adapter_layers(unet, "a"))
-    attach(unet, "hra", {"rank": 2}, name="b", targets=[path for path in paths if "attn1" in path])
-    stir(attachment.adapter_parameters(unet, "b").values(), 1)
+    attach_trained(unet, "hra", "b", 1, [path for path in paths if "attn1" in path], rank=2)
     activate(unet, {"a": 0.6, "b": 0.8}, "geodesic")
     live = output(unet)
     with activation.frozen(unet):
@@ -258,8 +256,7 @@ def test_singular_values_of_fused_weights_are_those_of_the_base(unet):
 @pytest.mark.parametrize("targets", ["attention", "attention+conv"])
 def test_groups_of_a_batch_are_fused_apart(unet, targets):
     for name, method, seed in (("a", "shoft", 0), ("b", "hra", 1), ("c", "hoft", 2)):
-        attach(unet, method, {"rank": 2}, name=name, targets=targets)
-        stir(attachment.adapter_parameters(unet, name).values(), seed)
+        attach_trained(unet, method, name, seed, targets, rank=2)
     mixes = [{}, HALF, {"a": 1.0, "b": 1.0, "c": -0.5}, {"c": 0.3}]
     alone = []
     for strengths in mixes:
@@ -299,16 +296,21 @@ def test_adapters_that_are_no_rotations_are_named(unet, method, options):
         activate(unet, HALF, "sum")
 
 
-def test_a_compiled_model_fuses_when_frozen(unet):
-    attach_trained(unet, "hra", "a", 0)
-    attach_trained(unet, "hra", "b", 1)
-    activate(unet, HALF, "geodesic")
-    live = output(unet)
-    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+def test_a_compiled_model_fuses_when_frozen():
+    torch.manual_seed(0)
+    model, x = (
+        torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.ReLU(), torch.nn.Linear(12, 12)),
+        torch.randn(3, 12),
+    )
+    for name in ("a", "b"):
+        attach_trained(model, "hra", name, ord(name), targets=["0", "2"])
+    activate(model, HALF, "geodesic")
+    live = model(x)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with pytest.raises(Exception, match=r"run it within hra_diffusion\.frozen"):
-        output(compiled)
-    with activation.frozen(unet):
-        assert relative(output(compiled), live) < 2e-5
+        compiled(x)
+    with activation.frozen(model):
+        assert relative(compiled(x), live) < 2e-5
 
 
 def rotations_pipe():
@@ -316,7 +318,7 @@ def rotations_pipe():
     pipe = tiny_pipe()
     for name, parts in (("a", ("unet", "text_encoder")), ("b", ("unet",))):
         for part in parts:
-            attach_trained(getattr(pipe, part), "hra", name, len(name + part))
+            attach_trained(getattr(pipe, part), "hra", name, ord(name), by=1.0)
     return pipe
 
 
