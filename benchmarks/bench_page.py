@@ -195,8 +195,8 @@ def draw(port: int, visits: Visits, seconds: float, number: int) -> None:
         start = time.perf_counter()
         try:
             client.predict(
-                [], "a red robot on the beach", 1, number, True, "", STEPS, None, "dpm++", None, None, 1, 1, 1, 1,
-                api_name="/generate",
+                [], "a red robot on the beach", 1, number, True, "", STEPS, None, "dpm++", None, None, "compose", 1, 1,
+                1, 1, api_name="/generate",
             )  # fmt: skip
         except Exception as error:  # any kind counts
             visits.errors.append(f"images: {error}")

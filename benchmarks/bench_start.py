@@ -25,7 +25,7 @@ from benchmarks.report import Report, Target, publish
 
 HELP_LIMIT, PAGE_LIMIT, IMAGE_LIMIT = 0.6, 8.0, 5.0
 """Limits in seconds."""
-INPUTS = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, 1, 1, 1, 1]
+INPUTS = [[], "a toy", 1, 0, True, "", 25, None, "dpm++", None, None, "compose", 1, 1, 1, 1]
 """The Generate tab's inputs when the page opens, with one image instead of several."""
 COMMANDS = {
     "python": ["-c", ""],

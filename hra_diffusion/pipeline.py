@@ -18,7 +18,7 @@ from hra_diffusion.adapters import activation, adapter_file, attachment, fingerp
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.linear_map import unsupported_reason
 from hra_diffusion.adapters.registry import MethodConfig
-from hra_diffusion.adapters.state import AdapterState
+from hra_diffusion.adapters.state import AdapterState, Fusion
 from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.locks import lock_of
@@ -190,16 +190,36 @@ def active(target: Target) -> dict[str, float]:
     return {name: strength for state in _states(target) for name, strength in state.active}
 
 
-def activate(target: Target, strengths: Mapping[str, float]) -> None:
-    """Apply these adapters at these strengths, in this order; with an empty mapping, the base model alone.
+def active_fusion(target: Target) -> Fusion:
+    """Return how the active adapters act on the layers that they share."""
+    states = _states(target)
+    return states[0].fusion if states else "compose"
 
-    Raises UserError for a name without an adapter.
+
+def activate(target: Target, strengths: Mapping[str, float], fusion: Fusion = "compose") -> None:
+    """Apply these adapters at these strengths; with an empty mapping, the base model alone.
+
+    ``fusion``: "compose" applies them in this order; "geodesic" fuses rotations (HRA, HOFT, SHOFT) that share a layer,
+    whatever their order: strengths that sum to 1 give their mean on the rotation group (see
+    ``adapters.fusion.fuse_rotations``). Raises UserError for a name without an adapter, or one that can't be fused.
     """
     with lock_of(target):
-        require_loaded(target, strengths)
+        require_fusable(target, strengths, fusion)
         for model in components(target).values():
-            names = attachment.adapter_names(model)
-            activation.activate(model, {name: strength for name, strength in strengths.items() if name in names})
+            activation.activate(model, strengths_on(model, strengths), fusion)
+
+
+def require_fusable(target: Target, strengths: Mapping[str, float], fusion: Fusion) -> None:
+    """Raise UserError if ``activate`` would refuse these adapters."""
+    require_loaded(target, strengths)
+    for model in components(target).values():
+        activation.active_adapters(model, strengths_on(model, strengths), fusion)
+
+
+def strengths_on(model: nn.Module, strengths: Mapping[str, float]) -> dict[str, float]:
+    """Return the strengths of those adapters that the model has."""
+    names = attachment.adapter_names(model)
+    return {name: strength for name, strength in strengths.items() if name in names}
 
 
 @contextlib.contextmanager
@@ -207,15 +227,15 @@ def disabled(target: Target) -> Iterator[None]:
     """Context manager within which no adapter is active: the base model alone, also while adapters are merged."""
     merged = is_merged(target)
     unmerge(target)
-    previous = {
-        id(model): state.active for model in components(target).values() if (state := attachment.state_of(model))
-    }
+    previous = [
+        (model, (attachment.state_of(model) or AdapterState()).selection) for model in components(target).values()
+    ]
     activate(target, {})
     try:
         yield
     finally:
-        for model in components(target).values():
-            activation.activate(model, dict(previous.get(id(model), ())))
+        for model, selection in previous:
+            activation.activate(model, *selection)
         if merged:
             merge(target)
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import httpx
 
-GENERATE = [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+GENERATE = [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, "compose", 1, 1, 1, 1]
 """Values of the Generate tab: one small image."""
 _sessions = itertools.count()
 

@@ -24,7 +24,7 @@ def generation_request(**changes) -> GenerationRequest:
     """Values of the Generate tab."""
     values = {"adapters": [ADAPTER], "prompt": "a dog in the snow", "count": 2, "seed": 5, "lock": True,
               "negative": "", "steps": 3, "guidance": None, "scheduler": "ddim", "width": None, "height": None,
-              "strengths": [1.0]}  # fmt: skip
+              "fusion": "compose", "strengths": [1.0]}  # fmt: skip
     return GenerationRequest(**(values | changes))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hra_diffusion import libraries, library
 from hra_diffusion.adapters.adapter_file import AdapterInfo
+from hra_diffusion.adapters.state import FUSIONS
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
 from hra_diffusion.generation.schedulers import SCHEDULERS
@@ -86,6 +87,13 @@ def add_generation_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
     group.add_argument("--cuda-graph", default="auto", choices=("auto", "off"), help="auto (default) replays the UNet "
                        "as a CUDA graph, which is faster on a GPU")  # fmt: skip
+
+
+def add_fusion(parser: argparse.ArgumentParser) -> None:
+    """Add the option of how several adapters act together."""
+    parser.add_argument("--fusion", default="compose", choices=FUSIONS, help="how several adapters act together: one "
+                        "after another (compose, the default), or rotations as their mean on the rotation group, times "
+                        "the sum of the strengths (geodesic)")  # fmt: skip
 
 
 def parse_settings(arguments: argparse.Namespace) -> Settings:

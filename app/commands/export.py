@@ -1,9 +1,18 @@
-"""hra-diffusion export: export an adapter to a format that other programs load."""
+"""hra-diffusion export: export an adapter, or several as one, to a format that other programs load."""
 
 import argparse
 from pathlib import Path
 
-from app.commands.common import OUTPUTS, Stopwatch, adapter_folders, add_base, load_adapters, load_base, print_result
+from app.commands.common import (
+    OUTPUTS,
+    Stopwatch,
+    adapter_folders,
+    add_base,
+    add_fusion,
+    load_adapters,
+    load_base,
+    print_result,
+)
 
 FORMATS = {
     "kohya": "one file, for most programs", "diffusers": "one file, for diffusers", "peft": "a folder, for PEFT",
@@ -13,7 +22,9 @@ OUTPUT_HELP = "file or folder; merged writes one file in the original layout for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="NAME|FILE[:STRENGTH]", help="the strength is built into the weights")
+    parser.add_argument("adapter", nargs="+", metavar="NAME|FILE[:STRENGTH]",
+                        help="the strength is built into the weights; several adapters become one")  # fmt: skip
+    add_fusion(parser)
     parser.add_argument("--format", required=True, choices=tuple(FORMATS),
                         help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()))  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"{OUTPUT_HELP}{OUTPUTS / 'exports'})")
@@ -33,14 +44,17 @@ def run(arguments: argparse.Namespace) -> None:
     from training.runs import lookup
 
     pipe, watch = load_base(arguments), Stopwatch()
-    ((file, info, strength),) = load_adapters(pipe, [arguments.adapter], adapter_folders(None))
-    path = arguments.output or default_path(info.name, arguments.format)
-    sample = next(iter(lookup.samples_of(file)), None)
+    adapters = load_adapters(pipe, arguments.adapter, adapter_folders(None))
+    (file, info, _), alone = adapters[0], len(adapters) == 1
+    strengths = {info.name: strength for _, info, strength in adapters}
+    path = arguments.output or default_path("+".join(strengths), arguments.format)
+    sample = next(iter(lookup.samples_of(file)), None) if alone else None
     done = interop.export(
-        pipe, info.name, arguments.format, path, strength, arguments.lora_rank, info, sample,
-        arguments.bundle_embeddings,
+        pipe, strengths, arguments.format, path, lora_rank=arguments.lora_rank, info=info if alone else None,
+        sample=sample, bundle_embeddings=arguments.bundle_embeddings, fusion=arguments.fusion,
     )  # fmt: skip
-    notes = compatibility.notes(pipe, info.name, done)
+    notes = list(dict.fromkeys(note for name in strengths for note in compatibility.notes(pipe, name, done)))
+    advice = dict.fromkeys(line for _, info, _ in adapters for line in compatibility.advice(info))
     lines = [f"{done.path}  {done.shape}  {watch}", "", *(f"  {line}" for line in compatibility.lines(done))]
     facts = [
         {"program": row.program, "loads": compatibility.verdict(done, row), "how": row.how}
@@ -49,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     written = {"file": str(done.path), "form": done.form, "rank": done.rank, "error": done.error}
     written["embeddings"] = [str(file) for file in done.embeddings]
     written |= {"loads": facts, "notes": notes, "seconds": watch.seconds}
-    print_result(arguments, "\n".join([*lines, "", *notes, *compatibility.advice(info)]), written)
+    print_result(arguments, "\n".join([*lines, "", *notes, *advice]), written)
 
 
 def default_path(name: str, format: str) -> Path:

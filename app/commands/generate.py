@@ -9,6 +9,7 @@ from app.commands.common import (
     Stopwatch,
     adapter_folders,
     add_base,
+    add_fusion,
     add_generation_settings,
     load_adapters,
     load_base,
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "\\(dog:1.4\\) is plain text")  # fmt: skip
     parser.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="NAME|FILE[:STRENGTH]",
                         help="adapters to apply together, in order (default: the base model alone)")  # fmt: skip
+    add_fusion(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed; picture k of --count has seed + k (default 0)")
     parser.add_argument("--count", type=int, default=1, help="pictures per prompt (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUTS / "pictures", metavar="DIR", help="output folder")
@@ -47,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.negative_prompt,
         arguments.batch_size,
         cuda_graph=arguments.cuda_graph,
+        fusion=arguments.fusion,
     )
     numbers = (re.match(r"\d+(?=-)", path.name) for path in arguments.output.glob("*.png"))
     first = max((int(number[0]) for number in numbers if number), default=-1) + 1

@@ -62,6 +62,7 @@ class GenerateTab:
 
     adapters: gr.Dropdown
     strengths: list[gr.Slider]
+    fusion: gr.Radio
     mixed: gr.State
     prompt: gr.Textbox
     ideas: gr.HTML
@@ -84,7 +85,7 @@ class GenerateTab:
     def inputs(self) -> list[Any]:
         """Everything that determines the images."""
         return [self.adapters, self.prompt, self.count, self.seed, self.lock, self.negative, self.steps, self.guidance,
-                self.scheduler, self.width, self.height, *self.strengths]  # fmt: skip
+                self.scheduler, self.width, self.height, self.fusion, *self.strengths]  # fmt: skip
 
     @property
     def filled(self) -> list[Any]:
@@ -104,6 +105,10 @@ def build(context: AppContext) -> GenerateTab:
             parts["strengths"] = [
                 gr.Slider(0, 1.5, 1, step=0.05, visible=False, label="Strength") for _ in range(MAX_ADAPTERS)
             ]
+            parts["fusion"] = gr.Radio(
+                [("one after another", "compose"), ("as one rotation", "geodesic")], value="compose", visible=False,
+                label="Combine the adapters", info="As one rotation: HRA, HOFT and SHOFT only.",
+            )  # fmt: skip
             parts["prompt"] = gr.Textbox(
                 label="Prompt",
                 placeholder="a photo of a dog in the snow",
@@ -161,14 +166,15 @@ class Events:
 
     @checked
     def sliders(self, request: gr.Request, adapters: Keys, mixed: list[str], *strengths: Strength) -> list[Any]:
-        """Show a strength slider per adapter. Each adapter keeps its strength when its position changes."""
+        """Show a strength slider per adapter, which keeps its strength when its position changes, and the fusion."""
         labels = {key: label for label, key in self.context.for_visitor(request).adapter_choices()}
         current = dict(zip(mixed, strengths, strict=False))
         shown = [
             gr.update(visible=True, label=f"Strength of {labels.get(key, '')}", value=current.get(key, 1.0))
             for key in adapters[:MAX_ADAPTERS]
         ]
-        return [*shown, *[gr.update(visible=False, value=1.0)] * (MAX_ADAPTERS - len(shown)), adapters]
+        return [*shown, *[gr.update(visible=False, value=1.0)] * (MAX_ADAPTERS - len(shown)), adapters,
+                gr.update(visible=len(adapters) > 1)]  # fmt: skip
 
     @checked
     def show_prompt(self, adapters: Keys, prompt: Text, request: gr.Request) -> Markup:
@@ -252,8 +258,9 @@ def connect(
     page.load(events.images, None, parts.images, **QUIET)
     tab.select(events.choices, None, parts.adapters, **QUIET)
     parts.adapters.change(
-        events.sliders, [parts.adapters, parts.mixed, *parts.strengths], [*parts.strengths, parts.mixed], **QUIET
-    )
+        events.sliders, [parts.adapters, parts.mixed, *parts.strengths],
+        [*parts.strengths, parts.mixed, parts.fusion], **QUIET,
+    )  # fmt: skip
     gr.on(
         [parts.adapters.change, parts.prompt.change], events.show_prompt, [parts.adapters, parts.prompt],
         parts.prompt_used, **QUIET,

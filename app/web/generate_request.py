@@ -16,6 +16,7 @@ from app.web.context import AppContext
 from app.web.events import say
 from app.web.values import Flag, Keys, Number, Scheduler, Seed, Steps, Strength, Text, Whole, row
 from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
@@ -44,6 +45,7 @@ class GenerationRequest:
     scheduler: Scheduler
     width: Side | None
     height: Side | None
+    fusion: Fusion
     strengths: tuple[Strength, ...]
 
     @property
@@ -88,7 +90,7 @@ def generate_images(
         strengths = {info.name: strength for info, strength in zip(infos, request.strengths, strict=False)}
         return generate(
             session.pipe, prompt, strengths, request.seed or 0, request.count, request.settings, request.negative,
-            on_step=on_step,
+            on_step=on_step, fusion=request.fusion,
         )  # fmt: skip
 
     for update in session.watch(run, request.count, cancel):
@@ -122,7 +124,8 @@ def values_from_settings(context: AppContext, saved: Mapping[str, Any]) -> list[
     sliders = [*strengths.values(), *[1.0] * MAX_ADAPTERS][:MAX_ADAPTERS]
     return [
         list(strengths), saved["prompt"], 1, saved["seed"], True, saved["negative_prompt"], saved["steps"],
-        saved["guidance_scale"], scheduler, saved["width"], saved["height"], *sliders, list(strengths),
+        saved["guidance_scale"], scheduler, saved["width"], saved["height"],
+        saved.get("fusion", "compose"), *sliders, list(strengths),
     ]  # fmt: skip
 
 

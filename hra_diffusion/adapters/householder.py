@@ -156,14 +156,14 @@ def _power_of_one(basis: Tensor, core: Tensor, exponent: float) -> tuple[Tensor,
     rotation = identity - inside @ core.cpu().double() @ inside.mT
     if (rotation + identity).abs().max() < HALF_TURN_TOLERANCE:
         rotation = -identity  # otherwise rounding would choose the planes
-    return z.to(basis), (identity - _rotation_power(rotation, exponent)).to(core)
+    return z.to(basis), (identity - torch.matrix_exp(exponent * rotation_log(rotation))).to(core)
 
 
-def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
-    """Real power of an orthogonal matrix (r, r) of determinant +1, in float64.
+def rotation_log(rotation: Tensor) -> Tensor:
+    """The principal logarithm of an orthogonal matrix (r, r) of determinant +1: skew-symmetric and real, in float64.
 
-    The matrix is normal, so its orthonormalised eigenvectors are its Schur vectors, each with its own angle. The
-    eigenvectors of half turns are paired as real planes.
+    The matrix is normal, so its orthonormalised eigenvectors are its Schur vectors, each with its own angle in (−π, π].
+    Half turns don't determine their planes or directions: their eigenvectors are paired as real planes.
     """
     vectors = torch.linalg.qr(torch.linalg.eig(rotation).eigenvectors).Q
     angles = (vectors.mH @ rotation.to(vectors) @ vectors).diagonal().angle()
@@ -171,9 +171,7 @@ def _rotation_power(rotation: Tensor, exponent: float) -> Tensor:
     turning, flipped = vectors[:, ~half], vectors[:, half]
     planes = torch.linalg.eigh((flipped @ flipped.mH).real).eigenvectors[:, len(rotation) - flipped.shape[1] :]
     across = planes[:, 1::2] @ planes[:, 0::2].mT
-    turn = math.pi * exponent
-    half_turns = math.cos(turn) * planes @ planes.mT + math.sin(turn) * (across - across.mT)
-    return (turning * torch.polar(torch.ones_like(angles), angles * exponent)[~half] @ turning.mH).real + half_turns
+    return (turning * (1j * angles[~half]) @ turning.mH).real + math.pi * (across - across.mT)
 
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hra_diffusion.adapters.factors import Thinning, adapted_weight, rotate, rotate_blocks, thinning
+from hra_diffusion.adapters.fusion import factors_of
 from hra_diffusion.adapters.linear_map import adapted_output, unsupported_reason, weight_of
 from hra_diffusion.adapters.preparation import Preparation
 from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
@@ -191,10 +192,10 @@ def original_weight(layer: nn.Module) -> Tensor:
 
 def weight_with_adapters(layer: nn.Module, active: ActiveAdapters) -> Tensor:
     """The layer's adapted weight, computed in float32, in the weight's own shape and dtype."""
-    own = weight_of(layer)
-    weight = base = own.flatten(1).float()
-    for adapter, strength in adapters_of(layer).active_adapters(active):
-        weight = adapted_weight(weight, adapter.own_factors(strength).with_weight(base, strength))
+    own, adapters = weight_of(layer), adapters_of(layer)
+    weight = own.flatten(1).float()
+    for factors in factors_of(adapters.active_adapters(active), weight, adapters.state.fusion):
+        weight = adapted_weight(weight, factors)
     return weight.reshape(own.shape).to(own.dtype)
 
 

@@ -31,7 +31,7 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     known = info.model_dump(exclude={"name", "method", "options", "ranks", "embeddings"})
     _check_layers(path, info, components)
     _check_tensors(path, info, tensors, components)
-    previous = {model: (attachment.state_of(model) or AdapterState()).active for model in components.values()}
+    previous = {model: (attachment.state_of(model) or AdapterState()).selection for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
             attachment.attach(
@@ -53,8 +53,8 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
                 parameter.copy_(tensors[key])
     except ValueError as error:
         unload(components, info.name)
-        for model, active in previous.items():
-            activate(model, dict(active))
+        for model, selection in previous.items():
+            activate(model, *selection)
         raise AdapterFileError(f"{path}: {error}") from None
     _warn_of_other_weights(path, info, components)
     return info

@@ -9,6 +9,7 @@ from hra_diffusion.adapters.activation import activate
 from hra_diffusion.adapters.attachment import adapted_layers, state_of
 from hra_diffusion.adapters.layer import LayerAdapters, adapters_of, merge_layer, unmerge_layer
 from hra_diffusion.adapters.linear_map import storage_of
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.errors import UserError
 
 
@@ -45,7 +46,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iterator[None]:
+def temporarily_merged(model: nn.Module, strengths: Mapping[str, float], fusion: Fusion = "compose") -> Iterator[None]:
     """Context manager that merges adapters at these strengths and removes them from the layers: a plain model.
 
     Adapters that are merged already are merged again after the block.
@@ -54,11 +55,11 @@ def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iter
     if state is None:
         yield
         return
-    previous, merged = state.active, state.merged
+    previous, merged = state.selection, state.merged
     removed: list[tuple[nn.Module, LayerAdapters]] = []
     try:
         unmerge(model)
-        activate(model, strengths)
+        activate(model, strengths, fusion)
         merge(model)
         for _, layer in list(adapted_layers(model)):
             removed.append((layer, adapters_of(layer)))
@@ -70,7 +71,7 @@ def temporarily_merged(model: nn.Module, strengths: Mapping[str, float]) -> Iter
             layer.adapters = adapters
             adapters.attach_to(layer)
         unmerge(model)
-        activate(model, dict(previous))
+        activate(model, *previous)
         if merged:
             merge(model)
 

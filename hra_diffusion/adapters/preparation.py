@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion.adapters.factors import LayerFactors, compose
+from hra_diffusion.adapters.fusion import fuse
 from hra_diffusion.adapters.householder import own_precision
 from hra_diffusion.adapters.linear_map import (
     PLAIN_DTYPES,
@@ -25,10 +26,13 @@ from hra_diffusion.adapters.linear_map import (
     stored_weight,
 )
 from hra_diffusion.adapters.registry import Adapter, MethodConfig
-from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain
+from hra_diffusion.adapters.state import ActiveAdapters, AdapterState, Chain, Fusion
+from hra_diffusion.errors import UserError
 
 MAX_PADDING = 4
 """Largest ratio of the dimensions of layers that are stacked together."""
+MAX_FUSED = 4
+"""Number of combinations of adapters whose fused factors are kept."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,13 @@ def _scaled(factors: LayerFactors, layer: nn.Module, strength: float, dtype: tor
     return factors.with_bias(None if bias is None else bias.to(like)).map(lambda tensor: tensor.to(dtype))
 
 
+def _equal(one: list[list[LayerFactors]], other: list[list[LayerFactors]]) -> bool:
+    pairs = zip(
+        *([tensor for own in layers for f in own for tensor in f.tensors()] for layers in (one, other)), strict=True
+    )
+    return all(a.equal(b) for a, b in pairs)
+
+
 def _statics(factors: LayerFactors) -> dict[str, Any]:
     return {"dropout": factors.dropout, "units": factors.units, "least_rank": factors.least_rank}
 
@@ -130,6 +141,10 @@ class Preparation:
     def __init__(self, state: AdapterState, layers: Sequence[nn.Module]):
         self.state, self.layers, self.version = state, list(layers), state.version
         self.groups = {name: self._group(name) for name in state.names}
+        self.fused: dict[
+            tuple[ActiveAdapters, torch.device], tuple[list[list[LayerFactors]], list[LayerFactors | None]]
+        ] = {}
+        """Of the latest combinations, the factors of each layer, and those that they were fused to."""
 
     def assign(self, device: torch.device) -> None:
         """Give every layer the chains of the active adapters: computed, or those of ``activation.frozen``."""
@@ -146,22 +161,57 @@ class Preparation:
 
     def _chains_of(self, active: ActiveAdapters, device: torch.device) -> list[Chain]:
         frozen = self.state.frozen
-        if frozen is not None and active in frozen:
-            return frozen[active]
-        chains = self._compute(active, device)
+        key: tuple[ActiveAdapters, Fusion] = active, self.state.fusion
+        if frozen is not None and key in frozen:
+            return frozen[key]
+        used = tuple((name, strength) for name, strength in active if strength != 0)
+        fuses = self.state.fusion == "geodesic" and len(used) > 1
+        found = self._fuse(used, device) if fuses else self._factors(used, device)
+        chains = [self._finish(layer, chain, device) for layer, chain in zip(self.layers, found, strict=True)]
         if frozen is not None:
-            frozen[active] = chains
+            frozen[key] = chains
         return chains
 
-    def _compute(self, active: ActiveAdapters, device: torch.device) -> list[Chain]:
+    def _factors(
+        self, active: ActiveAdapters, device: torch.device, dtype: torch.dtype | None = None
+    ) -> list[list[LayerFactors]]:
+        """The factors of each layer's adapters, in ``dtype``; by default that in which they are used."""
         found: list[list[LayerFactors]] = [[] for _ in self.layers]
         for name, strength in active:
-            for group in self.groups.get(name, ()) if strength != 0 else ():
+            for group in self.groups.get(name, ()):
                 layer = group.parts[0].layers[0]
-                dtype = torch.float32 if self._composes(layer) else compute_dtype(layer)
-                for position, factors in group.factors(strength, device, dtype):
+                own = dtype or (torch.float32 if self._composes(layer) else compute_dtype(layer))
+                for position, factors in group.factors(strength, device, own):
                     found[position].append(factors)
-        return [self._finish(layer, chain, device) for layer, chain in zip(self.layers, found, strict=True)]
+        return found
+
+    @torch.no_grad()
+    def _fuse(self, active: ActiveAdapters, device: torch.device) -> list[list[LayerFactors]]:
+        """The factors of each layer, those of several adapters fused; a layer with one adapter has that one's own."""
+        if torch.compiler.is_compiling():
+            raise UserError("fused adapters can't be prepared in a compiled model: run it within hra_diffusion.frozen")
+        strengths = [[strength for _, strength in own.active_adapters(active)] for own in self._containers()]
+        full = self._factors(tuple((name, 1.0) for name, _ in active), device, torch.float32)
+        key, kept = (active, device), self.fused.pop((active, device), None)
+        if kept is None or not _equal(kept[0], full):
+            fused = [fuse(*own) if len(own[0]) > 1 else None for own in zip(full, strengths, strict=True)]
+            kept = full, fused
+        self.fused[key] = kept
+        if len(self.fused) > MAX_FUSED:
+            del self.fused[next(iter(self.fused))]
+        alone = self._factors(active, device) if any(len(own) == 1 for own in strengths) else full
+        return [
+            [self._ready(layer, fused, device)] if fused else own
+            for layer, fused, own in zip(self.layers, kept[1], alone, strict=True)
+        ]
+
+    def _ready(self, layer: nn.Module, factors: LayerFactors, device: torch.device) -> LayerFactors:
+        """Fused factors with the layer's bias, in the dtype in which they are used."""
+        dtype = torch.float32 if self._composes(layer) else compute_dtype(layer)
+        with offloaded_weights([layer]):
+            bias = cast(Tensor | None, layer.bias)
+            factors = factors.with_bias(None if bias is None else bias.to(device, torch.float32))
+        return factors.map(lambda tensor: tensor.to(dtype))
 
     def _composes(self, layer: nn.Module) -> bool:
         """Whether the layer's adapters become one update: of a convolution, and within ``activation.frozen``."""

@@ -36,6 +36,11 @@ class MethodConfig(BaseModel):
         """Number of ranks that a timestep uses or leaves out."""
         return self.rank
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the factors are rotations and a scale alone, which ``fusion.fuse`` takes."""
+        return False
+
     def misfit(self, d_in: int, d_out: int) -> str:
         """Why a layer (d_out, d_in) of at least this rank can't be adapted, or ""."""
         return ""

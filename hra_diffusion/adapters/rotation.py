@@ -28,6 +28,11 @@ class ReflectionConfig(MethodConfig):
         """Number of pairs of reflections, whose sums and differences are the ranks of an exact chain."""
         return self.rank // 2 if self.form == "exact" else self.rank
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the columns make an orthogonal matrix: the approximate inverse does not."""
+        return self.form != "approximate"
+
     @field_validator("rank")
     @classmethod
     def _even(cls, rank: int) -> int:

@@ -1,7 +1,7 @@
 """Which adapters the layers of a model apply, for the whole batch or for groups of its samples."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -10,6 +10,10 @@ from hra_diffusion.errors import UserError
 
 ActiveAdapters = tuple[tuple[str, float], ...]
 """Adapters to apply, as (name, strength), in order: each adapts the weight as adapted by the ones before it."""
+
+Fusion = Literal["compose", "geodesic"]
+"""How several active adapters act on a layer: one after another, or as one fused rotation (see ``fusion.fuse``)."""
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 Chain = tuple[LayerFactors, ...]
 """The factors of a layer's active adapters, in order."""
@@ -25,6 +29,8 @@ class AdapterState:
     """
 
     active: ActiveAdapters = ()
+    fusion: Fusion = "compose"
+    """How ``active``, or each of the groups, acts on a layer."""
     groups: tuple[tuple[ActiveAdapters, int], ...] = ()
     merged: bool = False
     names: list[str] = field(default_factory=list)
@@ -41,8 +47,8 @@ class AdapterState:
     """Number of samples in the model's current forward pass; 0 if unknown."""
     running: bool = False
     """Whether the model's forward pass runs, for which the factors of all layers are prepared."""
-    frozen: dict[ActiveAdapters, list[Chain]] | None = None
-    """Within ``activation.frozen``, the chain of every adapted layer by the active adapters."""
+    frozen: dict[tuple[ActiveAdapters, Fusion], list[Chain]] | None = None
+    """Within ``activation.frozen``, the chain of every adapted layer by the active adapters and their fusion."""
     frozen_version: int = 0
     """The version of the adapters that are frozen."""
 
@@ -50,6 +56,11 @@ class AdapterState:
     def assignments(self) -> tuple[tuple[ActiveAdapters, int], ...]:
         """The groups of the batch; a single one, of any size, if the whole batch has the same adapters."""
         return self.groups or ((self.active, 1),)
+
+    @property
+    def selection(self) -> tuple[dict[str, float], Fusion]:
+        """The arguments of ``activation.activate`` that make the same adapters active again."""
+        return dict(self.active), self.fusion
 
     def sizes(self, counts: list[int], rows: int) -> list[int]:
         """Split ``rows``, the first dimension of a layer's input, into the groups with these counts of samples.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.evaluation.clip import Clip, Score, clip_distance, score_images
 from hra_diffusion.generation.captured import CudaGraph
 from hra_diffusion.generation.png import PNG_KEY, describe
@@ -29,7 +30,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison: adapters with their strengths; {} for the base model.
+    """One side of a comparison: adapters with their strengths; {} for the base model. ``fusion`` as in ``Request``.
 
     ``subject`` replaces ``{subject}`` in prompts; by default it is that of the first adapter, or without one that is
     known the first class noun among the variants. For scoring, ``class_noun`` does, because a CLIP model does not know
@@ -42,6 +43,7 @@ class Variant:
     subject: str = ""
     class_noun: str = ""
     costs: Mapping[str, float] = field(default_factory=dict)
+    fusion: Fusion = "compose"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _requests(
             seed,
             tuple(variant.adapters.items()),
             negative_prompt,
+            variant.fusion,
         )
         for prompt in prompts
         for seed in seeds
@@ -164,7 +167,7 @@ def drift_pairs(
     """
     return {
         (prompt, index): (
-            Request(plain, seed, tuple(variant.adapters.items()), negative_prompt),
+            Request(plain, seed, tuple(variant.adapters.items()), negative_prompt, variant.fusion),
             Request(plain, seed, (), negative_prompt),
         )
         for index, variant in enumerate(variants)

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, model_validator
 
 from hra_diffusion import records
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.comparison.compare import Comparison, Sample, Variant
 from hra_diffusion.comparison.grid import draw_grid
 from hra_diffusion.comparison.statistics import difference_from_base, score_statistics
@@ -98,6 +99,7 @@ class _StoredSample(_Stored):
     prompt: str
     seed: int = Field(ge=0, lt=2**63)
     adapters: dict[str, float]
+    fusion: Fusion = "compose"
     negative_prompt: str
     settings: FullSettings
     score: Score | None = None
@@ -124,7 +126,7 @@ class _Results(_Stored):
 
 
 def _load_sample(folder: Path, stored: _StoredSample) -> Sample:
-    request = Request(stored.prompt, stored.seed, tuple(stored.adapters.items()), stored.negative_prompt)
+    request = Request(stored.prompt, stored.seed, tuple(stored.adapters.items()), stored.negative_prompt, stored.fusion)
     if (image := read_image(folder / stored.image)) is None:
         raise UserError(f"{folder} holds no whole comparison ({stored.image} can't be read); make it again")
     return Sample(stored.variant, request, image, stored.score)

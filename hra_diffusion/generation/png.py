@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from hra_diffusion.adapters.registry import explain
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import atomic_path
 from hra_diffusion.generation.requests import FullSettings, Request, prompt_notes
@@ -45,6 +46,7 @@ class PngSettings(BaseModel):
     prompt: _Text
     seed: int = Field(ge=0, lt=2**63)
     adapters: Annotated[dict[_Text, FiniteFloat], Field(max_length=100)]
+    fusion: Fusion = "compose"
     negative_prompt: _Text
     steps: int = Field(ge=1, le=1000)
     guidance_scale: FiniteFloat
@@ -111,6 +113,7 @@ def slug(text: str, length: int = 40) -> str:
 def _parameters(settings: Mapping[str, Any]) -> str:
     """Format the settings as the AUTOMATIC1111 web UI does."""
     adapters = ", ".join(f"{name}:{strength:g}" for name, strength in settings["adapters"].items())
+    fusion = ", Fusion: geodesic" if settings.get("fusion") == "geodesic" else ""
     axes = "".join(
         f", {key.upper()} Type: {axis['axis']}, {key.upper()} Values: {', '.join(map(str, axis['values']))}"
         for key in ("x", "y")
@@ -120,5 +123,5 @@ def _parameters(settings: Mapping[str, Any]) -> str:
         f"{settings['prompt']}\nNegative prompt: {settings['negative_prompt']}\n"
         f"Steps: {settings['steps']}, Sampler: {settings['scheduler']}, CFG scale: {settings['guidance_scale']:g}, "
         f"Seed: {settings['seed']}, Size: {settings['width']}x{settings['height']}, Model: {settings['base']}, "
-        f"Adapters: {adapters}{axes}"
+        f"Adapters: {adapters}{fusion}{axes}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hra_diffusion.adapters.state import ActiveAdapters
+from hra_diffusion.adapters.state import ActiveAdapters, Fusion
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.schedulers import SCHEDULERS, own_name
 from hra_diffusion.models import families, noise, prompts
@@ -66,14 +66,16 @@ class FullSettings:
 class Request:
     """One image to generate.
 
-    ``adapters`` are (name, strength) pairs in the order of application, empty for the base model. The initial noise
-    depends on ``seed`` alone. Raises UserError if the seed is out of range.
+    ``adapters`` are (name, strength) pairs in the order of application, empty for the base model; ``fusion`` is how
+    several act together (see ``pipeline.activate``). The initial noise depends on ``seed`` alone. Raises UserError if
+    the seed is out of range.
     """
 
     prompt: str
     seed: int
     adapters: ActiveAdapters = ()
     negative_prompt: str = ""
+    fusion: Fusion = "compose"
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**63:

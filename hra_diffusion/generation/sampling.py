@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from hra_diffusion.adapters import activation, attachment
-from hra_diffusion.adapters.state import ActiveAdapters
+from hra_diffusion.adapters import activation
+from hra_diffusion.adapters.state import ActiveAdapters, Fusion
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.generation.captured import CapturedCalls, CudaGraph, captured_denoiser, denoising_with
 from hra_diffusion.generation.decoding import decode
@@ -33,7 +33,7 @@ from hra_diffusion.generation.schedulers import use_scheduler
 from hra_diffusion.generation.subjects import with_subjects
 from hra_diffusion.locks import lock_of
 from hra_diffusion.models import families, noise, prompts
-from hra_diffusion.pipeline import active, components, frozen, require_loaded
+from hra_diffusion.pipeline import active, active_fusion, components, frozen, require_fusable, strengths_on
 from hra_diffusion.threads import sharing_cores
 
 if TYPE_CHECKING:
@@ -58,18 +58,24 @@ def generate(
     batch_size: int = 8,
     on_step: OnStep | None = None,
     cuda_graph: CudaGraph = "auto",
+    fusion: Fusion = "compose",
 ) -> list[Image.Image]:
     """Generate ``count`` images of each prompt, with seeds ``seed``, ``seed`` + 1, …
 
-    ``adapters`` maps names to strengths: {} for the base model, None for the adapters active on the pipeline.
+    ``adapters`` maps names to strengths: {} for the base model, None for the adapters active on the pipeline, with
+    their fusion. ``fusion`` is how several of the given adapters act together (see ``pipeline.activate``).
     Each ``image.info`` holds the settings (see png.describe). For the other arguments see ``generate_batch``.
     """
     if count < 1:
         raise UserError(f"the count of pictures must be at least 1, not {count}")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     with lock_of(pipe):
-        strengths = tuple((active(pipe) if adapters is None else adapters).items())
-        requests = [Request(prompt, seed + i, strengths, negative_prompt) for prompt in prompts for i in range(count)]
+        if adapters is None:
+            adapters, fusion = active(pipe), active_fusion(pipe)
+        used = tuple(adapters.items())
+        requests = [
+            Request(prompt, seed + i, used, negative_prompt, fusion) for prompt in prompts for i in range(count)
+        ]
         requests, full = with_subjects(pipe, requests), complete_settings(pipe, settings or Settings())
         images = generate_batch(pipe, requests, full, batch_size, on_step, cuda_graph)
         for image, request in zip(images, requests, strict=True):
@@ -107,7 +113,8 @@ def generate_batch(
         full, requests = complete_settings(pipe, settings or Settings()), with_subjects(pipe, requests)
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
-        require_loaded(pipe, {name for request in requests for name, _ in request.adapters})
+        for request in {(request.adapters, request.fusion): request for request in requests}.values():
+            require_fusable(pipe, dict(request.adapters), request.fusion)
         _warn(pipe, requests, full)
         with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad(), frozen(pipe):
             return _generate(pipe, requests, full, batch_size, on_step, captured_denoiser(pipe, cuda_graph))
@@ -125,9 +132,10 @@ def _generate(
     embeddings = _encode_weighted(pipe, requests, settings)
     free_memory = captured.release if captured else lambda: False
     lengths = [own["prompt_embeds"].shape[1] if own else 0 for own in embeddings]
-    order = sorted(range(len(requests)), key=lambda i: (lengths[i], requests[i].adapters))
+    together = [(length, request.fusion) for length, request in zip(lengths, requests, strict=True)]
+    order = sorted(range(len(requests)), key=lambda i: (together[i], requests[i].adapters))
     while order:
-        chunk = [i for i in order[:batch_size] if lengths[i] == lengths[order[0]]]
+        chunk = [i for i in order[:batch_size] if together[i] == together[order[0]]]
         batch, callback = [requests[i] for i in chunk], step_callback(on_step, tuple(chunk))
         try:
             latents = _denoise(pipe, batch, [embeddings[i] for i in chunk], settings, callback, captured)
@@ -166,13 +174,13 @@ def _encode_weighted(
     """
 
     @functools.cache
-    def encode(prompt: str, negative: str, adapters: ActiveAdapters) -> Embeddings | None:
+    def encode(prompt: str, negative: str, adapters: ActiveAdapters, fusion: Fusion) -> Embeddings | None:
         if families.is_plain_prompt(pipe, prompt) and families.is_plain_prompt(pipe, negative):
             return None
-        with _batch_adapters(pipe, [(adapters, 1)]):
+        with _batch_adapters(pipe, [(adapters, 1)], fusion):
             return families.encode_weighted(pipe, prompt, negative if settings.guidance_scale > 1 else None)
 
-    return [encode(request.prompt, request.negative_prompt, request.adapters) for request in requests]
+    return [encode(request.prompt, request.negative_prompt, request.adapters, request.fusion) for request in requests]
 
 
 def _denoise(
@@ -183,10 +191,11 @@ def _denoise(
     callback: Any,
     captured: CapturedCalls | None,
 ) -> Tensor:
-    """Denoise the latents of one batch. Its requests are sorted by adapters, and their embeddings are of one length."""
+    """Denoise the latents of one batch, sorted by adapters, with one fusion and embeddings of one length."""
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     groups = [(adapters, sum(1 for _ in same)) for adapters, same in groupby(request.adapters for request in requests)]
-    with _batch_adapters(pipe, groups), denoising_with(captured, pipe, tuple(groups)):
+    fusion = requests[0].fusion
+    with _batch_adapters(pipe, groups, fusion), denoising_with(captured, pipe, (tuple(groups), fusion)):
         output = pipe(
             **_batch_embeddings(pipe, requests, embeddings, settings),
             latents=_initial_noise(pipe, generators, settings).to(pipe.device, pipe.unet.dtype),
@@ -235,15 +244,12 @@ def _require_finite(pipe: StableDiffusionPipeline, requests: Sequence[Request], 
 
 
 @contextlib.contextmanager
-def _batch_adapters(pipe: StableDiffusionPipeline, groups: Sequence[tuple[ActiveAdapters, int]]) -> Iterator[None]:
+def _batch_adapters(
+    pipe: StableDiffusionPipeline, groups: Sequence[tuple[ActiveAdapters, int]], fusion: Fusion
+) -> Iterator[None]:
     """Give contiguous groups of each batch, (adapters, size), their own adapters on every component of the pipeline."""
     with contextlib.ExitStack() as stack:
         for model in components(pipe).values():
-            own = [(_on_model(model, adapters), count) for adapters, count in groups]
-            stack.enter_context(activation.batch_adapters(model, own))
+            own = [(strengths_on(model, dict(adapters)), count) for adapters, count in groups]
+            stack.enter_context(activation.batch_adapters(model, own, fusion))
         yield
-
-
-def _on_model(model: nn.Module, adapters: ActiveAdapters) -> dict[str, float]:
-    names = attachment.adapter_names(model)
-    return {name: strength for name, strength in adapters if name in names}

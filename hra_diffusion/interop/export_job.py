@@ -1,4 +1,4 @@
-"""The layers of one adapter as factors of a LoRA or a DoRA, ready to be written to a file.
+"""The layers of one adapter, or of several as one, as factors of a LoRA or a DoRA, ready to be written to a file.
 
 Every method is exported as ``diag(scale) (W + up · down)``. Without a scale this is exactly a LoRA, with one a DoRA of
 magnitude ``scale · ‖W + up · down‖`` per output. The factors of orthogonal methods depend on W, so the file is exact
@@ -7,9 +7,9 @@ for this base model only.
 
 import copy
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import AdapterInfo
-from hra_diffusion.adapters.factors import MIN_SCALE, LowRank
+from hra_diffusion.adapters.factors import MIN_SCALE, LayerFactors, LowRank, adapted_weight, compose
+from hra_diffusion.adapters.fusion import factors_of
 from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.adapters.quantization import Quantised
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.errors import UserError
 
@@ -49,11 +51,11 @@ class ExportLayer:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """An adapter on a pipeline, with the options of its export."""
+    """Adapters on a pipeline with their strengths, and the options of their export as one."""
 
     pipe: DiffusionPipeline
-    name: str
-    strength: float
+    strengths: Mapping[str, float]
+    fusion: Fusion
     lora_rank: int | None
     info: AdapterInfo | None
     sample: Path | None
@@ -61,44 +63,47 @@ class ExportJob:
 
     @functools.cached_property
     def components(self) -> dict[str, nn.Module]:
-        """The pipeline's components with layers that have the adapter."""
+        """The pipeline's components with layers that have an adapter."""
         models = pipeline.components(self.pipe)
-        return {component: models[component] for component in attachment.layers_by_component(models, self.name)}
+        adapted = {component for name in self.strengths for component in attachment.layers_by_component(models, name)}
+        return {component: model for component, model in models.items() if component in adapted}
 
     @functools.cached_property
-    def adapters(self) -> dict[tuple[str, str], nn.Module]:
-        """The adapter's modules by (component, layer path)."""
-        found = attachment.layers_by_component(self.components, self.name)
-        return {(component, path): adapter for component, layers in found.items() for path, adapter in layers.items()}
+    def adapters(self) -> dict[tuple[str, str], list[tuple[registry.Adapter, float]]]:
+        """The adapters with their strengths, in order, by (component, layer path)."""
+        found: dict[tuple[str, str], list[tuple[registry.Adapter, float]]] = {}
+        for name, strength in self.strengths.items():
+            for component, layers in attachment.layers_by_component(self.components, name).items():
+                for path, adapter in layers.items():
+                    found.setdefault((component, path), []).append((adapter, strength))
+        return found
 
     @property
-    def method(self) -> registry.Method:
-        """The adapter's method."""
-        return registry.get_method(cast(Any, self._first_adapter).method)
+    def name(self) -> str:
+        """The adapters' names, joined."""
+        return "+".join(self.strengths)
 
     @property
-    def config(self) -> registry.MethodConfig:
-        """The configuration of the adapter's first layer."""
-        return cast(Any, self._first_adapter).config
+    def title(self) -> str:
+        """The adapters' methods, joined."""
+        methods = dict.fromkeys(adapter.method for adapters in self.adapters.values() for adapter, _ in adapters)
+        return " + ".join(registry.get_method(method).title for method in methods)
 
     @property
-    def uniform(self) -> bool:
-        """Whether all layers have the same configuration. Imported adapters may have a rank per layer."""
-        return len({cast(Any, adapter).config.model_dump_json() for adapter in self.adapters.values()}) == 1
+    def configs(self) -> list[registry.MethodConfig]:
+        """The different configurations of the layers. Imported adapters may have a rank per layer."""
+        return list(dict.fromkeys(adapter.config for adapters in self.adapters.values() for adapter, _ in adapters))
 
     @property
     def native_peft(self) -> registry.PeftForm | None:
-        """PEFT's form of the method, if it can hold this adapter as it is: at strength 1, with all its parameters."""
-        form = self.method.peft
-        if form is None or self.strength != 1 or self.lora_rank is not None or not self.uniform:
+        """PEFT's form of the method, if it can hold one adapter as it is: at strength 1, with all its parameters."""
+        first = next(iter(self.adapters.values()))[0][0]
+        form = registry.get_method(first.method).peft
+        if form is None or [*self.strengths.values()] != [1] or self.lora_rank is not None or len(self.configs) > 1:
             return None
         layers = (target_layer(self.components[component], path) for component, path in self.adapters)
-        whole = {name for name, _ in self._first_adapter.named_parameters()} == set(form.parameters)
+        whole = {name for name, _ in first.named_parameters()} == set(form.parameters)
         return form if whole and not (form.linear_only and any(isinstance(x, nn.Conv2d) for x in layers)) else None
-
-    @property
-    def _first_adapter(self) -> nn.Module:
-        return next(iter(self.adapters.values()))
 
     def layers(self) -> tuple[list[ExportLayer], float]:
         """The factors of all layers, and the relative error of their truncation to ``lora_rank``."""
@@ -113,29 +118,34 @@ class ExportJob:
         layers = [self._export_layer(component, path, update, rank) for (component, path), update in updates.items()]
         return layers, error if error > ROUNDING else 0.0
 
-    def _adapter(self, component: str, path: str) -> Any:
-        """A copy of one layer's adapter on the CPU."""
-        return copy.deepcopy(self.adapters[component, path]).cpu()
+    @torch.no_grad()
+    def _factors(self, component: str, path: str, weight: Tensor) -> list[LayerFactors]:
+        """The factors of one layer, on the CPU."""
+        adapters = [(copy.deepcopy(adapter).cpu(), strength) for adapter, strength in self.adapters[component, path]]
+        return factors_of(adapters, weight, self.fusion)
 
+    @torch.no_grad()
     def _update(self, component: str, path: str) -> LowRank:
         """The update of one layer in float64."""
-        with torch.no_grad():
-            return self._adapter(component, path).low_rank(self._weight(component, path), self.strength)
+        weight = self._weight(component, path)
+        return compose(weight, self._factors(component, path, weight))
 
+    @torch.no_grad()
     def _delta(self, component: str, path: str) -> Tensor:
         """W′ − W of one layer in float64."""
         weight = self._weight(component, path)
-        with torch.no_grad():
-            return self._adapter(component, path).adapted_weight(weight, self.strength) - weight
+        return functools.reduce(adapted_weight, self._factors(component, path, weight), weight) - weight
 
     def _weight(self, component: str, path: str) -> Tensor:
         """The base weight of one layer in float64. Raises ExportError if a rotation needs a quantised weight."""
         layer = target_layer(self.components[component], path)
-        factors = cast(registry.Adapter, self.adapters[component, path]).own_factors()
-        used = (factors.right, factors.left, factors.blocks, factors.magnitude)
-        if isinstance(layer, Quantised) and any(part is not None for part in used):
-            raise ExportError(f"{self.method.title} multiplies the base's weights, and this base's are stored as "
-                              f"{layer.kind}; load the base in full precision to export for it")  # fmt: skip
+        for adapter, _ in self.adapters[component, path] if isinstance(layer, Quantised) else ():
+            factors = adapter.own_factors()
+            used = (factors.right, factors.left, factors.blocks, factors.magnitude)
+            if any(part is not None for part in used):
+                title = registry.get_method(adapter.method).title
+                raise ExportError(f"{title} multiplies the base's weights, and this base's are stored as "
+                                  f"{layer.kind}; load the base in full precision to export for it")  # fmt: skip
         return original_weight(layer).detach().flatten(1).cpu().double()
 
     def _export_layer(self, component: str, path: str, update: LowRank, rank: int) -> ExportLayer:

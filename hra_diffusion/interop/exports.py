@@ -1,10 +1,10 @@
-"""Export an adapter on a pipeline to a file that other programs load."""
+"""Export an adapter on a pipeline, or several as one, to a file that other programs load."""
 
 import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
 from hra_diffusion.adapters.block_rotation import BlockConfig
 from hra_diffusion.adapters.registry import PeftForm
 from hra_diffusion.adapters.rotation import ReflectionConfig
+from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import checkpoint, lora_metadata, textual_inversion
@@ -58,7 +59,7 @@ class Exported:
 
 def export(
     pipe: DiffusionPipeline,
-    name: str,
+    name: str | Mapping[str, float],
     format: str,
     path: str | Path,
     strength: float = 1.0,
@@ -66,35 +67,41 @@ def export(
     info: AdapterInfo | None = None,
     sample: Path | None = None,
     bundle_embeddings: bool = False,
+    fusion: Fusion = "compose",
 ) -> Exported:
-    """Export the adapter ``name`` of a pipeline for other programs.
+    """Export the adapter ``name`` of a pipeline for other programs, or several adapters as one.
 
     Args:
+        name: A name, or the strengths of several adapters by name. Their ranks add up.
         format: A key of ``FORMATS``.
-        strength: Strength of the adapter that becomes strength 1 of the export. Orthogonal methods stay orthogonal at
-            any strength here, but not with the strength of other programs.
+        strength: Strength of the one adapter that becomes strength 1 of the export. Orthogonal methods stay orthogonal
+            at any strength here, but not with the strength of other programs.
         lora_rank: Export a plain LoRA of this rank, truncated if necessary; ``Exported.error`` is the loss.
         info: Metadata of the adapter, as returned by ``load``, for the trigger, number of photos and resolution.
         sample: An image generated with the adapter, for the thumbnail.
         bundle_embeddings: Write trained embeddings of the trigger into kohya's file, for AUTOMATIC1111 and Forge,
             instead of beside it. diffusers refuses such a file.
+        fusion: How several adapters act together, see ``pipeline.activate``.
 
-    Raises UserError for an unknown adapter, ExportError for an unknown format, an existing path or an impossible form,
-    and FileError if the file can't be written.
+    Raises UserError for an unknown adapter and for adapters that can't be fused, ExportError for an unknown format, an
+    existing path or an impossible form, and FileError if the file can't be written.
     """
-    pipeline.require_loaded(pipe, [name])
+    strengths = {name: strength} if isinstance(name, str) else dict(name)
+    pipeline.require_fusable(pipe, strengths, fusion)
+    strengths = dict(sorted(strengths.items())) if fusion == "geodesic" else strengths  # as when they are active
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}; use one of {', '.join(FORMATS)}")
     if lora_rank is not None and lora_rank < 1:
         raise ExportError(f"the rank must be at least 1, not {lora_rank}")
     if bundle_embeddings and format != "kohya":
         raise ExportError("--bundle-embeddings is for --format kohya; other formats get a file beside them")
-    job = ExportJob(pipe, name, strength, lora_rank, info, sample, bundle_embeddings)
+    job = ExportJob(pipe, strengths, fusion, lora_rank, info, sample, bundle_embeddings)
     done = FORMATS[format](job, Path(path))
     if bundle_embeddings:
         return done
     folder = done.path if done.path.is_dir() else done.path.parent
-    return replace(done, embeddings=textual_inversion.write(pipe, name, strength, folder))
+    written = (textual_inversion.write(pipe, *adapter, folder) for adapter in strengths.items())
+    return replace(done, embeddings=tuple(file for files in written for file in files))
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
@@ -110,7 +117,8 @@ def kohya(job: ExportJob, path: Path) -> Exported:
         if layer.magnitude is not None:
             tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
     if job.bundle_embeddings:
-        tensors |= textual_inversion.bundle(job.pipe, job.name, job.strength)
+        for adapter in job.strengths.items():
+            tensors |= textual_inversion.bundle(job.pipe, *adapter)
     facts = lora_metadata.kohya(job.pipe, job.name, job.info, rank, _form(layers) == "DoRA")
     save_tensors(path, tensors, facts | _lora_metadata(job, tensors))
     return Exported(path, "kohya", _form(layers), rank, error)
@@ -145,7 +153,7 @@ def peft(job: ExportJob, path: Path) -> Exported:
             save_tensors(folder / component / "adapter_model.safetensors", tensors, {"format": "pt"})
             write_text(folder / component / "adapter_config.json", json.dumps(config, indent=2))
     if native:
-        return Exported(path, "peft", job.method.title, job.config.rank, 0.0)
+        return Exported(path, "peft", job.title, job.configs[0].rank, 0.0)
     return Exported(path, "peft", _form(layers), layers[0].down.shape[0], error)
 
 
@@ -158,8 +166,8 @@ def merged(job: ExportJob, path: Path) -> Exported:
     process, version = noise.of(cast(Any, job.pipe).scheduler), ""
     with contextlib.ExitStack() as stack:
         for model in pipeline.components(job.pipe).values():
-            here = job.name in attachment.adapter_names(model)
-            stack.enter_context(merging.temporarily_merged(model, {job.name: job.strength} if here else {}))
+            own = pipeline.strengths_on(model, job.strengths)
+            stack.enter_context(merging.temporarily_merged(model, own, job.fusion))
         if path.suffix == ".safetensors":
             version = checkpoint.version(job.pipe)
             markers, facts = checkpoint.noise_markers(process)
@@ -224,7 +232,7 @@ def _native_peft(
         for path in paths
         for ours, theirs in form.parameters.items()
     }
-    return _peft_config(form.peft_type, form.to_peft(job.config), paths), tensors
+    return _peft_config(form.peft_type, form.to_peft(job.configs[0]), paths), tensors
 
 
 def _peft_shape(layer: nn.Module, tensor: Tensor, name: str) -> Tensor:
@@ -240,9 +248,13 @@ def _peft_config(peft_type: str, fields: dict[str, Any], paths: list[str]) -> di
 
 
 def _provenance(job: ExportJob) -> dict[str, str]:
-    """Metadata of the adapter that the file was exported from."""
-    method, options = job.method.name, job.config.model_dump_json()
-    facts = {"name": job.name, "method": method, "options": options, "strength": str(job.strength)}
+    """Metadata of the adapter, or the adapters, that the file was exported from."""
+    facts = {"name": job.name}
+    if len(job.strengths) == 1:
+        ((adapter, strength),) = next(iter(job.adapters.values()))
+        facts |= {"method": adapter.method, "options": adapter.config.model_dump_json(), "strength": str(strength)}
+    else:
+        facts |= {"adapters": json.dumps(job.strengths), "fusion": job.fusion}
     provenance = {
         f"hra_diffusion.{key}": value for key, value in (facts | {"base": pipeline.base_name_of(job.pipe)}).items()
     }
@@ -253,8 +265,8 @@ def _provenance(job: ExportJob) -> dict[str, str]:
 def _lora_metadata(job: ExportJob, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Metadata of a LoRA or DoRA file in any layout."""
     facts = lora_metadata.base_version(job.pipe) | _provenance(job)
-    if isinstance(job.config, ReflectionConfig | BlockConfig):
+    if any(isinstance(config, ReflectionConfig | BlockConfig) for config in job.configs):
         base = pipeline.base_name_of(job.pipe)
-        facts["modelspec.description"] = f"{job.method.title} adapter, exact on {base} at strength 1"
-    facts |= textual_inversion.metadata(job.pipe, job.name)
+        facts["modelspec.description"] = f"{job.title} adapter, exact on {base} at strength 1"
+    facts |= textual_inversion.metadata(job.pipe, job.strengths)
     return facts | lora_metadata.model_spec(job.pipe, job.name, job.info, job.sample, tensors)

@@ -7,7 +7,7 @@ Sources: AUTOMATIC1111 1.10.1 (modules/textual_inversion, extensions-builtin/Lor
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def bundle(pipe: DiffusionPipeline, name: str, strength: float) -> dict[str, Ten
     }
 
 
-def metadata(pipe: DiffusionPipeline, name: str) -> dict[str, str]:
-    """Return the triggers as metadata of a LoRA file."""
-    found = words(pipe, name)
+def metadata(pipe: DiffusionPipeline, names: Iterable[str]) -> dict[str, str]:
+    """Return the triggers of adapters as metadata of a LoRA file."""
+    found = {word: trigger for name in names for word, trigger in words(pipe, name).items()}
     return {TRIGGERS: json.dumps(found)} if found else {}
 
 

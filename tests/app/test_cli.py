@@ -490,6 +490,25 @@ def test_export_and_what_loads_it(format, trained, base_folder, tmp_path, capsys
     assert main([*map(str, command)]) == 1 and "exists already" in capsys.readouterr().err
 
 
+def test_several_adapters_are_fused_or_composed_and_exported_as_one(trained, base_folder, tmp_path, capsys):
+    file, other = trained / "rex-hra" / "rex-hra.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(file, other)
+    few = ["--base", base_folder, "--output"]
+    command = ["generate", "--prompt", "a dog", "--steps", "1", "--fusion", "geodesic", *few, tmp_path, "--adapter"]
+    (picture,) = run_json(capsys, *command, f"{file}:0.5", f"{other}:0.5")["pictures"]
+    assert picture["fusion"] == "geodesic" and list(picture["adapters"].values()) == [0.5, 0.5]
+    rank = run_json(capsys, "export", file, "--format", "kohya", *few, tmp_path / "one.safetensors")["rank"]
+    lora = trained / "rex-lora" / "rex-lora.safetensors"
+    for fusion, second in (("geodesic", other), ("compose", lora)):
+        place = tmp_path / f"{fusion}.safetensors"
+        several = ["export", f"{file}:0.5", f"{second}:0.5", "--format", "kohya", "--fusion", fusion, *few, place]
+        done = run_json(capsys, *several)
+        assert (done["form"], done["error"]) == ("LoRA", 0) and done["rank"] > rank
+    command = ["export", file, lora, "--format", "kohya", "--fusion", "geodesic", *few, tmp_path / "no.safetensors"]
+    assert main([*map(str, command)]) == 1
+    assert "is for rotations (HOFT, HRA, SHOFT), which 'rex-lora' is not" in capsys.readouterr().err
+
+
 def test_export_offers_every_format():
     assert set(export_cli.FORMATS) == set(interop.FORMATS)
 

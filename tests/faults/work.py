@@ -110,7 +110,7 @@ def do_page(inputs: Inputs, output: Path) -> None:
 
 def generate(address: str) -> None:
     """Generate an image through the page's API."""
-    values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, 1, 1, 1, 1
+    values = [], "a dog", 1, 0, True, "", 2, None, "dpm++", None, None, "compose", 1, 1, 1, 1
     gradio_client.Client(address, verbose=False).predict(*values, api_name="/generate")
 
 

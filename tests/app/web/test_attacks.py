@@ -283,7 +283,7 @@ def test_adapters_outside_the_outputs_folder_are_refused(attacker, key):
 
 
 def test_a_request_of_hours_is_refused(attacker):
-    values = [[], "a dog", 8, 3, True, "", 100, None, "ddim", 2048, 2048, 1, 1, 1, 1]
+    values = [[], "a dog", 8, 3, True, "", 100, None, "ddim", 2048, 2048, "compose", 1, 1, 1, 1]
     assert "the largest request" in attacker.outcome(attacker.function("generate"), values)[1]["error"]
 
 

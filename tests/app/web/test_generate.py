@@ -58,12 +58,13 @@ def test_every_adapter_keeps_its_strength(context):
     with gr.Blocks():
         events = generate.Events(context, generate.build(context), DrawingQueue())
     rex, early = "Rex/Rex.safetensors", "Rex/checkpoints/000003/adapter.safetensors"
-    *sliders, mixed = events.sliders(Visitor(), [early], [rex, early], 0.3, 0.8, 1.0, 1.0)
+    *sliders, mixed, fusion = events.sliders(Visitor(), [early], [rex, early], 0.3, 0.8, 1.0, 1.0)
     assert mixed == [early] and [slider["value"] for slider in sliders if slider["visible"]] == [0.8]
+    assert not fusion["visible"] and events.sliders(Visitor(), [rex, early], [rex], 1.0)[-1]["visible"]
     made = {"prompt": "a", "seed": 1, "negative_prompt": "", "steps": 2, "guidance_scale": 1.0, "scheduler": "ddim",
             "width": 16, "height": 16, "adapters": {"gone": 0.3, "Rex": 0.8}}  # fmt: skip
     filled_in = generate_request.values_from_settings(context, made)
-    assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11] == 0.8
+    assert filled_in[0] == filled_in[-1] == [rex] and filled_in[11:13] == ["compose", 0.8]
     own = generate_request.values_from_settings(context, made | {"scheduler": "HeunDiscreteScheduler"})
     assert (filled_in[8], own[8]) == ("ddim", "dpm++"), "a pipeline's own scheduler is not in the list"
 
@@ -91,7 +92,7 @@ def test_an_empty_prompt_and_an_invalid_size_are_refused(context):
 def test_stop_cancels_a_request_that_waits_behind_another_visitors(context):
     with gr.Blocks():
         events = generate.Events(context, generate.build(context), DrawingQueue())
-    ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+    ann, values = Visitor("ann"), [[], "a dog", 1, 3, True, "", 2, None, "ddim", None, None, "compose", 1, 1, 1, 1]
     images = generated(context, count=1)
     generate_images.save_images(images, context.visitor_folder(ann) / "pictures")
     running, waiting = events.generate(Visitor("bob"), *values), events.generate(ann, *values)

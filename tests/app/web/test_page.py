@@ -61,7 +61,7 @@ def test_the_api_generates_and_compares(output, base_folder):
     with serving(output, base_folder) as page:
         client = Client(page.local_url, verbose=False)
         images, seed = client.predict(["Rex/Rex.safetensors"], "a dog", 1, 3, True, "", 2, None, "ddim", None, None,
-                                     1, 1, 1, 1, api_name="/generate")  # fmt: skip
+                                     "compose", 1, 1, 1, 1, api_name="/generate")  # fmt: skip
         assert images.count("<img") == 1 and seed == 3 and "sks dog" in images
         status, grid, *_ = client.predict(
             ["Rex/Rex.safetensors"], True, "a {subject}", 0, 1, 1.0, 2, api_name="/compare"
@@ -83,7 +83,8 @@ def test_eight_visitors_see_only_their_own(output, base_folder):
 
         def visit(number):
             client = Client(page.local_url, verbose=False, headers={"cookie": cookie_of(page.local_url)})
-            values = [[], f"prompt of visitor {number}", 1, number, True, "", 2, None, "ddim", None, None, 1, 1, 1, 1]
+            values = [[], f"prompt of visitor {number}", 1, number, True, "", 2, None, "ddim", None, None, "compose",
+                      1, 1, 1, 1]  # fmt: skip
             images, _ = client.predict(*values, api_name="/generate")
             found[number] = set(re.findall(r"prompt of visitor (\d)", images))
 
