@@ -79,8 +79,8 @@ def export(
         bundle_embeddings: Write trained embeddings of the trigger into kohya's file, for AUTOMATIC1111 and Forge,
             instead of beside it. diffusers refuses such a file.
 
-    Raises UserError for an unknown adapter, ExportError for an unknown format, an existing path or an impossible form,
-    and FileError if the file can't be written.
+    Raises UserError for an unknown adapter, ExportError for an unknown format, an existing file or an impossible form,
+    and FileError if a file can't be written. Existing files are found before anything is written.
     """
     pipeline.require_loaded(pipe, [name])
     if format not in FORMATS:
@@ -90,16 +90,14 @@ def export(
     if bundle_embeddings and format != "kohya":
         raise ExportError("--bundle-embeddings is for --format kohya; other formats get a file beside them")
     job = ExportJob(pipe, name, strength, lora_rank, info, sample, bundle_embeddings)
-    done = FORMATS[format](job, Path(path))
-    if bundle_embeddings:
-        return done
-    folder = done.path if done.path.is_dir() else done.path.parent
-    return replace(done, embeddings=textual_inversion.write(pipe, name, strength, folder))
+    path, embeddings = _free_paths(job, format, Path(path))
+    done = FORMATS[format](job, path)
+    textual_inversion.write(pipe, name, strength, embeddings)
+    return replace(done, embeddings=tuple(embeddings))
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
     """A .safetensors file with kohya's keys, for AUTOMATIC1111, Forge, ComfyUI, InvokeAI and sd-scripts."""
-    _require_free(path)
     layers, error = job.layers()
     rank = layers[0].down.shape[0]
     tensors: dict[str, Tensor] = {}
@@ -119,9 +117,6 @@ def kohya(job: ExportJob, path: Path) -> Exported:
 def diffusers(job: ExportJob, path: Path) -> Exported:
     """diffusers' LoRA file. In a folder it gets the name that diffusers looks for."""
     layers, error = job.layers()
-    if path.suffix != ".safetensors":
-        path = path / "pytorch_lora_weights.safetensors"
-    _require_free(path)
     tensors = {}
     for layer in layers:
         key = f"{layer.component}.{public_path(layer.component, layer.path)}"
@@ -135,7 +130,6 @@ def diffusers(job: ExportJob, path: Path) -> Exported:
 
 def peft(job: ExportJob, path: Path) -> Exported:
     """A folder with a PEFT folder per component. A method that PEFT has is exported as this method."""
-    _require_free(path)
     native = job.native_peft
     layers, error = ([], 0.0) if native else job.layers()
     with atomic_path(path) as folder:
@@ -151,7 +145,6 @@ def peft(job: ExportJob, path: Path) -> Exported:
 
 def merged(job: ExportJob, path: Path) -> Exported:
     """The base model with the adapter merged: a .safetensors file in the original layout, or else a folder."""
-    _require_free(path)
     if job.lora_rank is not None:
         raise ExportError("--lora-rank can't be used with --format merged, which is always exact")
     metadata = {"format": "pt"} | _provenance(job)
@@ -187,9 +180,22 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
-def _require_free(path: Path) -> None:
-    if path.exists():
-        raise ExportError(f"{path} exists already; choose another path with --output")
+def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[Path, str]]:
+    """Return the path to write, and the trigger of each textual inversion file by its path.
+
+    Raises ExportError if one of them exists.
+    """
+    is_file = path.suffix == ".safetensors"
+    if format == "diffusers" and not is_file:
+        path = path / "pytorch_lora_weights.safetensors"
+    folder = path if format == "peft" or (format == "merged" and not is_file) else path.parent
+    embeddings = {} if job.bundle_embeddings else textual_inversion.files(job.pipe, job.name, folder)
+    for file in (path, *embeddings):
+        if file.exists():
+            raise ExportError(f"{file} exists already; choose another path with --output")
+    if path in embeddings:
+        raise ExportError(f"{path} is the file of the trained embedding; choose another path with --output")
+    return path, embeddings
 
 
 def _form(layers: list[ExportLayer]) -> str:
