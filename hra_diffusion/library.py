@@ -23,7 +23,6 @@ from hra_diffusion.adapters.adapter_file import (
     PICKLE_SUFFIXES,
     AdapterFileError,
     AdapterInfo,
-    OtherFileError,
     read_info,
 )
 from hra_diffusion.errors import UserError
@@ -40,14 +39,6 @@ class SavedAdapter:
 
     path: Path
     info: AdapterInfo
-
-
-@dataclass(frozen=True)
-class BrokenAdapter:
-    """An adapter file that can't be used, and why."""
-
-    path: Path
-    reason: str
 
 
 def find_adapter(name_or_file: str, roots: Sequence[Path]) -> Path:
@@ -88,11 +79,6 @@ def _no_file(path: Path) -> str:
 
 def list_adapters(roots: Sequence[Path]) -> Iterator[SavedAdapter]:
     """Yield the finished adapters in the ``roots``, sorted by file name; other and broken files are skipped."""
-    return (found for found in scan(roots) if isinstance(found, SavedAdapter))
-
-
-def scan(roots: Sequence[Path]) -> Iterator[SavedAdapter | BrokenAdapter]:
-    """Yield the finished adapters in the ``roots``, whole or broken, sorted by file name."""
     paths = {
         path.resolve()
         for root in roots
@@ -100,12 +86,8 @@ def scan(roots: Sequence[Path]) -> Iterator[SavedAdapter | BrokenAdapter]:
         for path in root.glob(pattern)
     }
     for path in sorted(paths, key=lambda path: path.name.casefold()):
-        try:
+        with contextlib.suppress(AdapterFileError):
             yield SavedAdapter(path, read_info(path))
-        except OtherFileError:
-            continue
-        except AdapterFileError as error:
-            yield BrokenAdapter(path, str(error).replace(str(path), path.name))
 
 
 @functools.lru_cache(maxsize=200)

@@ -74,8 +74,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def set_aside(path: Path, reason: str) -> None:
     """Move a damaged file, or a folder in its place, aside, with a warning."""
-    names = (path.with_name(f"{path.name}{DAMAGED}{number}") for number in itertools.count(1))
-    aside = next(name for name in names if not name.exists())
+    aside = path_aside(path)
     try:
         move(path, aside)
     except FileError:
@@ -87,6 +86,12 @@ def set_aside(path: Path, reason: str) -> None:
         Note,
         stacklevel=4,
     )
+
+
+def path_aside(path: Path) -> Path:
+    """Return the path to which a damaged file is moved: its own with the first free number."""
+    names = (path.with_name(f"{path.name}{DAMAGED}{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def warn_once(path: Path, message: str) -> None:

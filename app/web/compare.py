@@ -61,6 +61,7 @@ class CompareTab:
     files: gr.HTML
     axes: AxesPart
     history: gr.HTML
+    earlier: gr.Accordion
     history_run: gr.Dropdown
     opened: gr.State
 
@@ -104,7 +105,7 @@ def build(context: AppContext) -> CompareTab:
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
     parts["axes"] = compare_axes.build()
-    with gr.Accordion("Earlier comparisons", open=False, elem_id="history"):
+    with gr.Accordion("Earlier comparisons", open=False, elem_id="history") as parts["earlier"]:
         parts["history_run"] = gr.Dropdown([("all", ALL_RUNS)], value=ALL_RUNS, label="Run or adapter", min_width=160)
         parts["history"] = gr.HTML(js_on_load=CLICKS)
     parts["opened"] = gr.State("")
@@ -224,12 +225,12 @@ class Events:
             return self.show_message(note(str(error), "bad"))
 
     @checked
-    def list_history(self, request: gr.Request, run: Line) -> tuple[Markup, Any, str]:
-        """Return updates of the history, of the choice of a run, and of the comparison that is shown: the latest."""
+    def list_history(self, request: gr.Request, run: Line) -> tuple[Markup, Any]:
+        """Return updates of the history and of the choice of a run."""
         found = summaries(self.context.visitor_folder(request))
         choices = [("all", ALL_RUNS), *((name, name) for name in runs(found))]
         run = run if (run, run) in choices else ALL_RUNS
-        return show_history(found, run), gr.update(choices=choices, value=run), ""
+        return show_history(found, run), gr.update(choices=choices, value=run)
 
     @checked
     def filter_history(self, run: Line, request: gr.Request) -> Markup:
@@ -269,18 +270,18 @@ class Events:
 def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue) -> None:
     """Connect the events."""
     events, shown = Events(context, parts, queue), parts.shown
-    history = parts.history_run, [parts.history, parts.history_run, parts.opened]
+    history = events.list_history, parts.history_run, [parts.history, parts.history_run]
     parts.run.click(
         events.run, parts.inputs, [parts.status, *shown], preprocess=False, show_progress="hidden",
         concurrency_limit=None, trigger_mode="once", api_name="compare",
-    ).then(events.list_history, *history, **QUIET)  # fmt: skip
+    ).then(lambda: "", None, parts.opened, **QUIET).then(*history, **QUIET)  # fmt: skip
     parts.stop.click(events.stop, None, parts.status, **QUIET)
     page.load(events.restore, None, shown, **QUIET)
     gr.on([page.load, tab.select], events.choices, None, parts.adapters, **QUIET)
     pair = [parts.row, parts.left, parts.right]
     gr.on([part.input for part in pair], events.overlay, [*pair, parts.opened], parts.overlay, **HIDDEN)
     parts.ballot.click(events.vote, parts.opened, [parts.ballot, parts.standings], **HIDDEN)
-    page.load(events.list_history, *history, **QUIET)
+    parts.earlier.expand(*history, **QUIET)
     parts.history_run.input(events.filter_history, parts.history_run, parts.history, **QUIET)
     parts.history.select(events.turn_page, parts.history_run, parts.history, **HIDDEN)
     parts.history.click(events.open_or_delete, [parts.opened, parts.history_run],

@@ -19,7 +19,7 @@ from app.web.values import Line, Mode
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError
 from training.data.captions import final_captions
-from training.data.drafts import Draft
+from training.data.drafts import Draft, DraftPhoto
 from training.presets import PRESETS
 from training.runs.event_text import caption_lines
 
@@ -114,13 +114,13 @@ def _training() -> dict[str, Any]:
 
 
 def show_captions(
-    context: AppContext, entries: Sequence[form.Entry], draft: Draft, values: FormValues
+    context: AppContext, entries: Sequence[form.Entry], photos: Sequence[DraftPhoto], values: FormValues
 ) -> tuple[str, Any]:
     """Return the caption each photo is trained with, and an update of the trigger checkbox.
 
     The checkbox is visible if a caption lacks the trigger. Empty until there are photos and a class noun.
     """
-    captions = {Path(photo.file): photo.caption or None for photo in draft.read().photos}
+    captions = {Path(photo.file): photo.caption or None for photo in photos}
     if not captions or not values.noun:
         return "", gr.update(visible=False)
     try:
@@ -204,9 +204,9 @@ class FormEvents:
 
     @checked
     def show_captions(self, request: gr.Request, *values: Any) -> tuple[str, Any, Any]:
-        draft, context = self.context.draft(request), self.context.for_visitor(request)
-        describable = gr.update(visible=any(not photo.caption for photo in draft.read().photos))
-        return *show_captions(context, self.form.entries, draft, FormValues.of(values)), describable
+        photos, context = self.context.draft(request).read().photos, self.context.for_visitor(request)
+        describable = gr.update(visible=any(not photo.caption for photo in photos))
+        return *show_captions(context, self.form.entries, photos, FormValues.of(values)), describable
 
     @user_errors
     def describe(self, selected: Line, noun: Line, request: gr.Request) -> str:

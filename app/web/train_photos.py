@@ -25,7 +25,7 @@ from training.data.buckets import Size
 from training.data.caption_files import CAPTION_SUFFIXES
 from training.data.cropping import CropMode
 from training.data.drafts import Draft, box_from_zoom, mask_size, zoom_from_box
-from training.data.photo import Photo, PhotoWarning
+from training.data.photo import Photo, PhotoWarning, Upright
 from training.data.photo_files import MAX_PHOTOS
 
 BADGES = {
@@ -129,9 +129,8 @@ def crop_mode(context: AppContext, draft: Draft) -> CropMode:
     return next((mode for mode in get_args(CropMode) if mode == given), default)
 
 
-def show_photos(draft: Draft, resolution: int, selected: str = "", crop: CropMode = "smart") -> tuple[str, str]:
+def show_photos(photos: Sequence[Photo], warnings: Sequence[PhotoWarning], selected: str = "") -> tuple[str, str]:
     """Return the thumbnails, cropped as for training and dark outside masks, and the warnings about the photos."""
-    photos, warnings = draft.photos(resolution, crop)
     if not photos:
         return "", ""
     warnings = [w for w in warnings if w.kind != "small"] + [w for w in warnings if w.kind == "small"]
@@ -185,11 +184,10 @@ def painted_mask(painting: Painting, size: Size) -> Image.Image:
     return mask
 
 
-def show_crop(draft: Draft, resolution: int, file: str, mode: CropMode = "smart") -> str:
+def show_crop(upright: Upright, photo: Photo, warnings: Sequence[PhotoWarning]) -> str:
     """Return the whole photo, dimmed outside its crop, with the warnings about it."""
-    messages = warnings_of(draft.photos(resolution, mode)[1], file).values()
-    upright, crop = draft.upright(file), draft.photo(file, resolution, mode).crop
-    left, top, right, bottom = map(round, upright.box(crop))
+    messages = warnings_of(warnings, photo.path.name).values()
+    left, top, right, bottom = map(round, upright.box(photo.crop))
     dimmed = dim(upright.image)
     dimmed.paste(upright.image.crop((left, top, right, bottom)), (left, top))
     return render("train_crop", photo=dimmed, messages=list(messages))
@@ -203,7 +201,7 @@ class PhotoEvents:
 
     def refresh(self, request: gr.Request, selected: str = "") -> tuple[str, str]:
         draft = self.context.draft(request)
-        return show_photos(draft, self.context.resolution, selected, crop_mode(self.context, draft))
+        return show_photos(*draft.photos(self.context.resolution, crop_mode(self.context, draft)), selected)
 
     @user_errors
     def add(self, files: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
@@ -232,18 +230,22 @@ class PhotoEvents:
         caption, photo = draft.get(file).caption, draft.photo(file, resolution, mode)
         box = photo.frame if mode == "bucket" else photo.crop
         sliders = [round(value, 2) for value in zoom_from_box(photo.size, box)]
-        whole = show_crop(draft, resolution, file, mode)
+        photos, warnings = draft.photos(resolution, mode)
+        whole = show_crop(draft.upright(file), photo, warnings)
         opened = file, gr.update(visible=True), whole, caption, *sliders
-        return *opened, gr.update(open=photo.mask is not None), painting(draft, file), *self.refresh(request, file)
+        mask = gr.update(open=photo.mask is not None), painting(draft, file)
+        return *opened, *mask, *show_photos(photos, warnings, file)
 
     @user_errors
     def crop(
         self, selected: Line, zoom: Zoom, across: Fraction, down: Fraction, request: gr.Request
     ) -> tuple[Any, ...]:
         draft, resolution = self.context.draft(request), self.context.resolution
-        mode, size = crop_mode(self.context, draft), draft.photo(selected, resolution).size
-        draft.change(selected, box=box_from_zoom(size, zoom, across, down, square=mode != "bucket"))
-        return show_crop(draft, resolution, selected, mode), *self.refresh(request, selected)
+        mode, upright = crop_mode(self.context, draft), draft.upright(selected)
+        draft.change(selected, box=box_from_zoom(upright.size, zoom, across, down, square=mode != "bucket"))
+        photos, warnings = draft.photos(resolution, mode)
+        whole = show_crop(upright, draft.photo(selected, resolution, mode), warnings)
+        return whole, *show_photos(photos, warnings, selected)
 
     @checked
     def set_crop(self, crop: Line, request: gr.Request) -> tuple[str, str]:

@@ -84,7 +84,8 @@ def export(
         fusion: How several adapters act together, see ``pipeline.activate``.
 
     Raises UserError for an unknown adapter and for adapters that can't be fused, ExportError for an unknown format, an
-    existing path or an impossible form, and FileError if the file can't be written.
+    existing file or an impossible form, and FileError if a file can't be written. Existing files are found before
+    anything is written.
     """
     strengths = {name: strength} if isinstance(name, str) else dict(name)
     pipeline.require_fusable(pipe, strengths, fusion)
@@ -96,17 +97,15 @@ def export(
     if bundle_embeddings and format != "kohya":
         raise ExportError("--bundle-embeddings is for --format kohya; other formats get a file beside them")
     job = ExportJob(pipe, strengths, fusion, lora_rank, info, sample, bundle_embeddings)
-    done = FORMATS[format](job, Path(path))
-    if bundle_embeddings:
-        return done
-    folder = done.path if done.path.is_dir() else done.path.parent
-    written = (textual_inversion.write(pipe, *adapter, folder) for adapter in strengths.items())
-    return replace(done, embeddings=tuple(file for files in written for file in files))
+    path, embeddings = _free_paths(job, format, Path(path))
+    done = FORMATS[format](job, path)
+    for adapter, triggers in embeddings.items():
+        textual_inversion.write(pipe, adapter, strengths[adapter], triggers)
+    return replace(done, embeddings=tuple(file for triggers in embeddings.values() for file in triggers))
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
     """A .safetensors file with kohya's keys, for AUTOMATIC1111, Forge, ComfyUI, InvokeAI and sd-scripts."""
-    _require_free(path)
     layers, error = job.layers()
     rank = layers[0].down.shape[0]
     tensors: dict[str, Tensor] = {}
@@ -127,9 +126,6 @@ def kohya(job: ExportJob, path: Path) -> Exported:
 def diffusers(job: ExportJob, path: Path) -> Exported:
     """diffusers' LoRA file. In a folder it gets the name that diffusers looks for."""
     layers, error = job.layers()
-    if path.suffix != ".safetensors":
-        path = path / "pytorch_lora_weights.safetensors"
-    _require_free(path)
     tensors = {}
     for layer in layers:
         key = f"{layer.component}.{public_path(layer.component, layer.path)}"
@@ -143,7 +139,6 @@ def diffusers(job: ExportJob, path: Path) -> Exported:
 
 def peft(job: ExportJob, path: Path) -> Exported:
     """A folder with a PEFT folder per component. A method that PEFT has is exported as this method."""
-    _require_free(path)
     native = job.native_peft
     layers, error = ([], 0.0) if native else job.layers()
     with atomic_path(path) as folder:
@@ -159,7 +154,6 @@ def peft(job: ExportJob, path: Path) -> Exported:
 
 def merged(job: ExportJob, path: Path) -> Exported:
     """The base model with the adapter merged: a .safetensors file in the original layout, or else a folder."""
-    _require_free(path)
     if job.lora_rank is not None:
         raise ExportError("--lora-rank can't be used with --format merged, which is always exact")
     metadata = {"format": "pt"} | _provenance(job)
@@ -195,9 +189,24 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
-def _require_free(path: Path) -> None:
-    if path.exists():
-        raise ExportError(f"{path} exists already; choose another path with --output")
+def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[str, dict[Path, str]]]:
+    """Return the path to write, and by adapter the trigger of each textual inversion file by its path.
+
+    Raises ExportError if one of them exists.
+    """
+    is_file = path.suffix == ".safetensors"
+    if format == "diffusers" and not is_file:
+        path = path / "pytorch_lora_weights.safetensors"
+    folder = path if format == "peft" or (format == "merged" and not is_file) else path.parent
+    adapters = () if job.bundle_embeddings else job.strengths
+    embeddings = {name: textual_inversion.files(job.pipe, name, folder) for name in adapters}
+    files = [file for triggers in embeddings.values() for file in triggers]
+    for file in (path, *files):
+        if file.exists():
+            raise ExportError(f"{file} exists already; choose another path with --output")
+    if path in files:
+        raise ExportError(f"{path} is the file of the trained embedding; choose another path with --output")
+    return path, embeddings
 
 
 def _form(layers: list[ExportLayer]) -> str:

@@ -18,7 +18,6 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters.token_embeddings import MAX_TOKENS, PARAMETER, vectors_of, vocabulary_of
 from hra_diffusion.files import save_tensors
 from hra_diffusion.interop.adapter_source import AdapterImportError
-from hra_diffusion.interop.export_job import ExportError
 from hra_diffusion.models import families
 
 BUNDLE = "bundle_emb."
@@ -54,15 +53,15 @@ def tensors_of(pipe: DiffusionPipeline, name: str, trigger: str, strength: float
     return tensors
 
 
-def write(pipe: DiffusionPipeline, name: str, strength: float, folder: Path) -> tuple[Path, ...]:
-    """Write a textual inversion file for each trigger into a folder. Raises ExportError if one exists."""
-    files = {folder / f"{word}.safetensors": trigger for word, trigger in words(pipe, name).items()}
-    for file in files:
-        if file.exists():
-            raise ExportError(f"{file} exists already; choose another path with --output")
-    for file, trigger in files.items():
+def files(pipe: DiffusionPipeline, name: str, folder: Path) -> dict[Path, str]:
+    """Return the trigger of each textual inversion file of an adapter, by the file's path in a folder."""
+    return {folder / f"{word}.safetensors": trigger for word, trigger in words(pipe, name).items()}
+
+
+def write(pipe: DiffusionPipeline, name: str, strength: float, triggers: Mapping[Path, str]) -> None:
+    """Write the textual inversion files with these paths and triggers."""
+    for file, trigger in triggers.items():
         save_tensors(file, tensors_of(pipe, name, trigger, strength))
-    return tuple(files)
 
 
 def bundle(pipe: DiffusionPipeline, name: str, strength: float) -> dict[str, Tensor]:

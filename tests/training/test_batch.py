@@ -20,6 +20,24 @@ def batch_of(settings, tmp_path):
     return make
 
 
+def test_timesteps_weights_and_thresholds_follow_the_settings(batch_of):
+    def batch(**changes):
+        return batch_of(batch_size=8, **changes)[0]
+
+    limited, noisy = (
+        batch(**changes).timesteps
+        for changes in (
+            {"min_timestep": 600, "max_timestep": 700},
+            {"timestep_sampling": "logit-normal", "logit_mean": 5, "logit_std": 0.1},
+        )
+    )
+    assert limited.min() >= 600 and limited.max() < 700 and noisy.min() > 980
+    assert batch().weights.eq(1).all() and batch(min_snr_gamma=1e-3).weights.lt(1).all()
+    assert batch(huber_c=0.5, huber_schedule="constant").thresholds.eq(0.5).all()
+    coarse, fine = (batch(multires_noise_iterations=4, multires_noise_discount=rate).target for rate in (0.9, 0.1))
+    assert coarse.mean(dim=(2, 3)).std() > 2 * fine.mean(dim=(2, 3)).std()
+
+
 @pytest.mark.parametrize("changes", [{"noise_offset": 0.1}, {"multires_noise_iterations": 4}], ids=str)
 def test_low_frequency_noise_is_predicted_too(batch_of, changes):
     plain, session = batch_of()

@@ -86,7 +86,8 @@ def test_the_queue_takes_a_finished_run_for_more_steps(output):
     assert run.finished and run.state.step == 6
 
 
-def test_only_the_newest_training_states_are_kept(short, tmp_path):
+@pytest.mark.parametrize(("changes", "newest"), [({}, ["000003", "000004"]), ({"keep_states": 1}, ["000004"])])
+def test_only_the_newest_training_states_are_kept(short, tmp_path, changes, newest):
     kept = []
 
     def watch(event):
@@ -94,8 +95,8 @@ def test_only_the_newest_training_states_are_kept(short, tmp_path):
             kept.append([folder.name for folder in run.states()])
 
     run = Run(tmp_path / "Rex")
-    train(short(steps=5, checkpoint_every=1), tmp_path, [watch])
-    assert kept[-1] == ["000003", "000004"], "one more, should the newest be damaged"
+    train(short(steps=5, checkpoint_every=1, **changes), tmp_path, [watch])
+    assert kept[-1] == newest, "by default one more, should the newest be damaged"
     assert [folder.name for folder in run.states()] == ["000005"]
     run.prune_states(3)
     assert len(run.states()) == 1, "fewer than are kept"

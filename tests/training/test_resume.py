@@ -48,6 +48,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(settings, tmp_path, changes):
     assert 0 < first < both, "the seconds of both sessions are added"
 
 
+def test_a_resumed_pissa_run_needs_no_decomposition(settings, tmp_path, monkeypatch):
+    config = settings(method="lora", options={"init": "pissa"}, prior_loss_weight=0, sample_prompts=[])
+    whole = weights(train(config, tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", [StopAfter(2)])
+    monkeypatch.delattr(torch.linalg, "svd")
+    assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), whole)
+
+
 def test_resume_before_the_optimizer_has_moments(settings, tmp_path):
     """The float16 loss scaler may have skipped every step so far."""
     config = settings(steps=5, checkpoint_every=100, sample_every=0)

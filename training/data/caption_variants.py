@@ -27,12 +27,14 @@ class CaptionRows:
     """The rows of a cache's text with which each of N photos is trained.
 
     Attributes:
+        texts: the distinct texts to encode, one a row.
         rows: rows of the orders of each photo's caption (N, V), padded.
         counts: number of these orders (N,).
         empty: row of the empty caption.
         dropout: share of the samples that have the empty caption.
     """
 
+    texts: Sequence[str]
     rows: Tensor
     counts: Tensor
     empty: int = 0
@@ -45,8 +47,8 @@ class CaptionRows:
         return rows.masked_fill(kept < self.dropout, self.empty)
 
 
-def variants(captions: Sequence[str], config: TrainConfig) -> tuple[list[str], CaptionRows]:
-    """Return the distinct texts to encode, and which of them belong to each photo.
+def variants(captions: Sequence[str], config: TrainConfig) -> CaptionRows:
+    """Return the texts to encode, and which of them belong to each photo.
 
     ``captions``: the caption of each photo for training.
     """
@@ -61,7 +63,7 @@ def variants(captions: Sequence[str], config: TrainConfig) -> tuple[list[str], C
     most = max(map(len, orders))
     rows = torch.tensor([[row[text] for text in own] + [0] * (most - len(own)) for own in orders])
     counts = torch.tensor([len(own) for own in orders])
-    return texts, CaptionRows(rows, counts, row.get("", 0), config.caption_dropout)
+    return CaptionRows(texts, rows, counts, row.get("", 0), config.caption_dropout)
 
 
 def shuffled(caption: str, keep: int, generator: torch.Generator) -> list[str]:

@@ -50,6 +50,8 @@ def absolute_concepts(concepts: Any, folder: Path) -> list[dict[str, Any]]:
 def _absolute_photos(concept: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     given = concept.get("photos", [])
     photos = [given] if isinstance(given, str) else given
+    if not photos:
+        raise ConfigError(f"the concept {shown(concept.get('trigger'))} has no photos; add a line 'photos: …' to it")
     if not isinstance(photos, list) or not all(isinstance(photo, str) for photo in photos):
         raise ConfigError(f"photos of a concept must be paths, not {shown(given)}")
     return {"photos": [str((folder / path_of(photo)).resolve()) for photo in photos]}

@@ -28,9 +28,7 @@ class Dataset:
     @property
     def coverage(self) -> tuple[str, ...]:
         """A line for each subject with several photos that says what they show."""
-        numbers = sorted({photo.concept for photo in self.photos})
-        lines = (coverage([photo for photo in self.photos if photo.concept == number]) for number in numbers)
-        return tuple(filter(None, lines))
+        return tuple(filter(None, map(coverage, _by_concept(self.photos))))
 
 
 def load_dataset(
@@ -61,10 +59,16 @@ def load_dataset(
     ]
     photos = tuple(replace(photo, concept=(concepts or {}).get(photo.path, 0)) for photo, _ in loaded)
     warnings = [warning for _, own in loaded for warning in own]
-    for number in sorted({photo.concept for photo in photos}):
-        warnings += check_together([photo for photo in photos if photo.concept == number])
+    for together in _by_concept(photos):
+        warnings += check_together(together)
     warnings += map(ignored_warning, found.ignored)
     return Dataset(photos, tuple(warnings), tuple(found.ignored))
+
+
+def _by_concept(photos: Sequence[Photo]) -> list[list[Photo]]:
+    """Return the photos of each subject, in the order of their numbers."""
+    numbers = sorted({photo.concept for photo in photos})
+    return [[photo for photo in photos if photo.concept == number] for number in numbers]
 
 
 def _load(

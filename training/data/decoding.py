@@ -54,12 +54,12 @@ def load_photo(path: Path) -> Image.Image:
     return decode(resolve(path)).image
 
 
-def decode(path: Path) -> Upright:
-    """Return the photo at a resolved path, as ``load_photo`` does."""
+def decode(path: Path, min_side: int = MIN_SIDE) -> Upright:
+    """Return the photo at a resolved path, as ``load_photo`` does. Masks may have a shorter ``min_side``."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            image, share, size = _decode(path, file)
+            image, share, size = _decode(path, file, min_side)
             return Upright(image, (1 / share, 1 / share), size, sha256)
     except OSError as error:  # from reading the file: _decode raises PhotoError
         raise unreadable(path, error) from error
@@ -77,11 +77,11 @@ def alpha_channel(path: Path) -> Image.Image | None:
         return None if alpha.getextrema() == (255, 255) else alpha
 
 
-def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int, tuple[int, int]]:
+def _decode(path: Path, file: BinaryIO, min_side: int) -> tuple[Image.Image, int, tuple[int, int]]:
     """Return the upright photo, the factor by which it is reduced, and its size in the file."""
     photo = _open(path, file)
     size = photo.size
-    _check_size(path, photo)
+    _check_size(path, photo, min_side)
     halve = size[0] * size[1] > HALVED_ABOVE and min(size) >= 2 * MIN_HALVED
     try:
         if halve:
@@ -118,16 +118,16 @@ def _register_heic() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _check_size(path: Path, photo: Image.Image) -> None:
+def _check_size(path: Path, photo: Image.Image, min_side: int) -> None:
     size = photo.size
     limit = MAX_WEBP_PIXELS if photo.format == "WEBP" else MAX_PIXELS
     if size[0] * size[1] > limit:
         raise _too_large(path, limit)
     if max(size) > MAX_SIDE:
         raise PhotoError(f"{path}: has a side of {max(size)} pixels; the limit is {MAX_SIDE}. Cut it into parts.")
-    if min(size) < MIN_SIDE:
+    if min(size) < min_side:
         raise PhotoError(
-            f"{path}: is only {size[0]}×{size[1]} pixels; the short side must have {MIN_SIDE}. Use a larger photo."
+            f"{path}: is only {size[0]}×{size[1]} pixels; the short side must have {min_side}. Use a larger photo."
         )
 
 

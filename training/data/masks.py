@@ -45,9 +45,10 @@ def find_mask(path: Path, given: Path, photo: Upright, box: Box | None, mode: Ma
 def read_mask(path: Path, size: Size) -> Image.Image:
     """Return the mask in a file. Raises PhotoError if it is unreadable or not of the photo's size."""
     try:
-        mask = decode(path)
+        mask = decode(path, min_side=1)
     except PhotoError as error:
-        raise PhotoError(f"{path}: the mask can't be read ({error}). Save it again as PNG, or delete it.") from error
+        reason = str(error).removeprefix(f"{path}: ").partition(". ")[0]
+        raise PhotoError(f"{path}: the mask can't be read ({reason}). Save it again as PNG, or delete it.") from error
     require_mask_size(path, mask.size, size)
     return mask.image.convert("L")
 

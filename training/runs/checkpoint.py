@@ -164,6 +164,9 @@ def write_adapter(session: Session, path: Path) -> None:
 @contextlib.contextmanager
 def averaged(session: Session) -> Iterator[None]:
     """Within the block, the adapter's parameters have their averages, if the run or its optimiser keeps any."""
+    if not session.moving_averages and session.config.optimizer != "schedule-free-adamw":
+        yield
+        return
     current = {key: parameter.detach().clone() for key, parameter in session.parameters.items()}
     session.optimizer.eval()  # the averages of a schedule-free optimiser; others have no such mode
     _assign(session.parameters, session.moving_averages)

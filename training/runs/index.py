@@ -7,7 +7,6 @@ readers never wait for a writer (sqlite.org/wal.html, which also says that a net
 
 import contextlib
 import errno
-import itertools
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion import records
 from hra_diffusion.files import FileError, make_folder, move, remove, to_file_error
 
 VERSION = 2
@@ -169,10 +169,7 @@ class Index:
         """Rename a damaged database, in favour of a new one."""
         with _lock:
             self._close()
-            for number in itertools.count(1):
-                if not (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
-                    move(self.path, aside)
-                    break
+            move(self.path, records.path_aside(self.path))
             self._remove_logs()
 
     def delete(self) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,11 +126,10 @@ class Queue:
 
     def _places(self) -> dict[str, float]:
         """Return the places of the waiting runs that no process has taken, in order."""
-        return {row["name"]: row["place"] for row in self._waiting_rows()}
+        return {row["name"]: row["place"] for row in self._waiting_rows(self.training())}
 
-    def _waiting_rows(self) -> list[Any]:
+    def _waiting_rows(self, training: Collection[str]) -> list[Any]:
         rows = self.index.rows("SELECT name, place, device FROM folders WHERE status = 'waiting' ORDER BY place, name")
-        training = self.training()
         return [row for row in rows if row["name"] not in training]
 
     def _last_place(self) -> float:
@@ -164,7 +164,7 @@ class Queue:
         if not any((folder / file).is_file() for file in RUN_FILES):
             raise self.missing(name)
         catalog.refresh_run(self.index, folder.name)
-        jobs = self._jobs(self._rows("name = ?", folder.name))
+        jobs = self._jobs("name = ?", folder.name)
         if not jobs:
             raise RunError(f"{folder} is not the folder of a run")
         return jobs[0]
@@ -177,27 +177,23 @@ class Queue:
         """Return the runs that a person may see: those that train, the waiting ones in order, then the newest."""
         catalog.scan_runs(self.index)
         condition, values = person.visible
-        return self._jobs(self._rows(f"status IS NOT NULL AND {condition}", *values, limit=limit))
+        return self._jobs(f"status IS NOT NULL AND {condition}", *values, limit=limit)
 
     def count(self, status: str) -> int:
         """Return the number of runs with a status in their files."""
         return self.index.value("SELECT count(*) FROM folders WHERE status = ?", status)
 
-    def _rows(self, condition: str, *values: Any, limit: int | None = None) -> list[Any]:
-        names = [f"run {name}" for name in self.training()]
-        marks = ",".join("?" * len(names))
-        return self.index.rows(
+    def _jobs(self, condition: str, *values: Any, limit: int | None = None) -> list[Job]:
+        training, jobs = self.training(), []
+        places = {row["name"]: number for number, row in enumerate(self._waiting_rows(training))}
+        rows = self.index.rows(
             f"SELECT name, status, step, steps, reason, place, owner, shared FROM folders WHERE {condition} "
-            f"ORDER BY 'run ' || name IN ({marks}) DESC, status = 'waiting' DESC, "
+            f"ORDER BY name IN ({','.join('?' * len(training))}) DESC, status = 'waiting' DESC, "
             "CASE status WHEN 'waiting' THEN place END, changed DESC LIMIT ?",
             *values,
-            *names,
+            *training,
             -1 if limit is None else limit,
         )
-
-    def _jobs(self, rows: list[Any]) -> list[Job]:
-        training, jobs = self.training(), []
-        places = {name: number for number, name in enumerate(self._places())}
         for row in rows:
             status, place = row["status"], None
             if row["name"] in training and status in ("waiting", "running"):
@@ -223,7 +219,7 @@ class Queue:
     def start(self) -> None:
         """Start a worker for each device that waiting runs can use and that has none. Returns at once."""
         self.restore_interrupted()
-        asked = [row["device"] for row in self._waiting_rows()]
+        asked = [row["device"] for row in self._waiting_rows(self.training())]
         for device in _worker_devices(asked):
             if not leases.live(self.index, f"worker {device}"):
                 self._start_worker(device)

@@ -40,13 +40,16 @@ class Denoiser(nn.Module):
         return self.unet(latents.to(dtype), timesteps, text["hidden"], added_cond_kwargs=added).sample
 
 
-def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> dict[str, nn.Parameter]:
-    """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does."""
+def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline, start: bool = True) -> dict[str, nn.Parameter]:
+    """Attach a new adapter and return its parameters by file key. Raises TrainingError as ``check_adapter`` does.
+
+    ``start``: as in ``attachment.attach``; unneeded if the parameters are loaded.
+    """
     check_adapter(config, pipe)
     for number, (model, layers) in enumerate(layers_to_adapt(config, pipe)):
         attachment.attach(
             model, config.method, config.options, name=config.name, targets=list(layers), seed=config.seed + number,
-            ranks=_given_ranks(layers),
+            ranks=_given_ranks(layers), start=start,
         )  # fmt: skip
     if config.train_trigger:
         add_trigger_embeddings(config, pipe)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,7 @@ from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.buckets import Size, grouped
-from training.data.caption_variants import variants
+from training.data.caption_variants import CaptionRows, variants
 from training.data.captions import class_caption, class_prompt, final_captions
 from training.data.concepts import epoch
 from training.data.dataset import Dataset
@@ -63,11 +63,11 @@ def set_up(
         class_caches = [encode_class_images(config, pipe, images) for images in generated]
         class_captions = []
         if config.uses_base_output:
-            pairs = zip(photos, buckets, strict=True)
-            class_captions = [with_class_captions(config, pipe, cache, bucket.captions) for cache, bucket in pairs]
+            class_captions = [with_class_captions(config, pipe, cache) for cache in photos]
     offload(pipe, config)
-    parameters, init_sha256 = add_adapter(config, pipe), ""
-    if run.checkpoints():
+    resumed, init_sha256 = bool(run.checkpoints()), ""
+    parameters = add_adapter(config, pipe, start=not (resumed or config.init_adapter))
+    if resumed:
         init_sha256 = identity.init_sha256 if (identity := run.identity) else ""
     elif config.init_adapter:
         init_sha256 = load_init_adapter(config.init_adapter, pipe, parameters, timer.emit)
@@ -159,20 +159,18 @@ def encode_photos(config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Ca
         [photo.mask for photo in bucket.photos], (width, height), flip, config.unmasked_weight,
         config.normalize_masked_area_loss,
     )  # fmt: skip
-    texts, rows = variants(bucket.captions, config)
-    cache = encode(pipe, images, texts, flip, not config.runs_text_encoder, ids, weights)
+    rows = variants(bucket.captions, config)
+    cache = encode(pipe, images, rows.texts, flip, not config.runs_text_encoder, ids, weights)
     samples = epoch([photo.concept for photo in bucket.photos], config)
     return replace(cache, captions=rows, epoch=torch.tensor(samples))
 
 
-def with_class_captions(
-    config: TrainConfig, pipe: StableDiffusionPipeline, photos: LatentCache, captions: Sequence[str]
-) -> LatentCache:
+def with_class_captions(config: TrainConfig, pipe: StableDiffusionPipeline, photos: LatentCache) -> LatentCache:
     """Return the cache of the photos with the class noun in place of the subject in every text, and no empty text."""
-    texts, rows = variants(captions, config)
-    texts = [class_caption(text, config.subjects) for text in texts]
+    rows = cast(CaptionRows, photos.captions)
+    texts = [class_caption(text, config.subjects) for text in rows.texts]
     text = encode_captions(pipe, texts, not config.runs_text_encoder)
-    return replace(photos, text=text, captions=replace(rows, dropout=0.0))
+    return replace(photos, text=text, captions=replace(rows, texts=texts, dropout=0.0))
 
 
 def encode_class_images(

@@ -149,7 +149,7 @@ def test_the_captions_used_for_training_are_shown(context, entries):
     draft = context.draft(Visitor("ann"))
 
     def shown(values):
-        return train_form.show_captions(context, entries, draft, values)
+        return train_form.show_captions(context, entries, draft.read().photos, values)
 
     assert shown(filled(entries))[0] == "", "no photos yet"
     draft.add(photos_of(context))
@@ -286,15 +286,17 @@ def test_time_and_memory_are_measured_never_guessed(context, entries):
 def test_photos_show_their_warnings_and_their_crop(context, tmp_path):
     draft, photos = Draft(tmp_path / "draft"), photos_of(context)
     draft.add([photos[0], photos[1], photos[0]])
-    thumbnails, warnings = train_photos.show_photos(draft, 64, "1.jpg")
+    thumbnails, warnings = train_photos.show_photos(*draft.photos(64), "1.jpg")
     assert thumbnails.count("<img") == 3 and "duplicate" in thumbnails and "same file as" in warnings
     assert re.search(r'aria-label="Photo 3, [^"]*duplicate[^"]*: crop, caption and mask"', thumbnails), (
         "also when read out"
     )
-    assert thumbnails.count('class="thumb on"') == 1 and "data:image" in train_photos.show_crop(draft, 64, "0.jpg")
+    assert thumbnails.count('class="thumb on"') == 1
     assert str(tmp_path) not in thumbnails + warnings
     assert "These 3 photos cover: " in thumbnails
-    assert "same file as" in train_photos.show_crop(draft, 64, draft.read().photos[2].file), "beside the photo, too"
+    copy = draft.read().photos[2].file
+    crop = train_photos.show_crop(draft.upright(copy), draft.photo(copy, 64), draft.photos(64)[1])
+    assert "data:image" in crop and "same file as" in crop, "beside the photo, too"
 
 
 def test_what_is_wrong_with_all_photos_is_shown_on_each(tmp_path):
@@ -305,7 +307,7 @@ def test_what_is_wrong_with_all_photos_is_shown_on_each(tmp_path):
         image.crop((0, 0, 256, 256)).resize((256, 256)).save(tmp_path / f"{number}.png")
     draft.add(sorted(tmp_path.glob("*.png")))
     kinds = {warning.kind for warning in draft.photos(64)[1]}
-    thumbnails, warnings = train_photos.show_photos(draft, 64)
+    thumbnails, warnings = train_photos.show_photos(*draft.photos(64))
     for kind in kinds & set(train_photos.OF_ALL):
         assert thumbnails.count(f">{train_photos.BADGES[kind]}</span>") == 3
     assert kinds & set(train_photos.OF_ALL) and warnings.count("in all") == len(kinds & set(train_photos.OF_ALL))

@@ -100,8 +100,19 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path):
             interop.parse_adapter(tiny_pipe(), done.path, [tmp_path / f"{name}.safetensors"])
     with pytest.raises(ExportError, match="bundle-embeddings"):
         interop.export(pipe, "Rex", "peft", tmp_path / "peft", bundle_embeddings=True)
-    with pytest.raises(ExportError, match="exists already"):
-        interop.export(pipe, "Rex", "kohya", tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(("format", "output"), [("kohya", "other.safetensors"), ("diffusers", ".")])
+def test_an_export_whose_embedding_exists_writes_nothing(format, output, tmp_path):
+    (tmp_path / "rex-sks.safetensors").touch()
+    with pytest.raises(ExportError, match=r"rex-sks.safetensors exists already"):
+        interop.export(trained(), "Rex", format, tmp_path / output)
+    assert [file.name for file in tmp_path.iterdir()] == ["rex-sks.safetensors"]
+
+
+def test_an_embedding_does_not_replace_its_adapter(tmp_path):
+    with pytest.raises(ExportError, match="is the file of the trained embedding"):
+        interop.export(trained(), "Rex", "kohya", tmp_path / "rex-sks.safetensors")
 
 
 def test_an_adapter_without_embeddings_has_no_such_files(tmp_path):

@@ -20,10 +20,10 @@ TAGS = "sks dog, sitting, grass, sun, tree, sky"
 def drawn(captions, batches=500, **changes):
     """The texts of the first photo in many batches."""
     config = configs.parse({**GIVEN, **changes})
-    texts, rows = variants(captions, config)
+    rows = variants(captions, config)
     photos = torch.zeros(4, dtype=torch.long)
     picks = [rows.draw(photos, seeded_generator(0, "captions", position)) for position in range(batches)]
-    return [texts[row] for row in torch.cat(picks)]
+    return [rows.texts[row] for row in torch.cat(picks)]
 
 
 def test_the_parts_of_a_caption_are_shuffled_but_for_the_first():
@@ -39,6 +39,11 @@ def test_keep_tokens_parts_stay_in_their_place(keep):
     fixed, free = ["a", "b", "c", "d"][:keep], ["a", "b", "c", "d"][keep:]
     expected = {", ".join([*fixed, *order]) for order in permutations(free)}
     assert set(orders) <= expected and len(orders) == min(len(expected), MAX_ORDERS)
+
+
+def test_a_run_keeps_its_number_of_parts():
+    texts = drawn([TAGS], shuffle_captions=True, keep_tokens=3)
+    assert len({*texts}) == 6 and all(text.startswith("sks dog, sitting, grass, ") for text in texts)
 
 
 def test_sentences_are_not_shuffled():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import StopAfter, stir, weights
 from PIL import Image, ImageOps
-from sample_photos import scene, subject
+from sample_photos import scene
 from sessions import make_session
 
 from training.batch import make_batches
@@ -168,6 +168,12 @@ def test_weights_of_latent_positions():
     assert mask_weights([None, None], (8, 8), True, 0.2, False) is None
 
 
+def test_normalised_masks_weigh_a_photo_as_one_without(settings, masked, tmp_path):
+    config = settings(photos=[str(masked)], normalize_masked_area_loss=True, prior_loss_weight=0)
+    (cache,) = make_session(config, tmp_path).photos
+    assert cache.masks.mean() == pytest.approx(1) and cache.masks.max() > 1.5
+
+
 @pytest.mark.parametrize("changes", [{}, {"loss_type": "smooth-l1"}, {"preservation": "base-output"}], ids=str)
 def test_the_loss_ignores_the_background(settings, save, tmp_path, changes):
     """With weight 0 outside, the gradient with respect to the prediction vanishes there, also in mirrored views."""
@@ -231,25 +237,3 @@ def test_masks_change_what_is_learned(settings, masked, tmp_path):
         for name, more in (("a", {}), ("b", {"mask": "off"}), ("c", {"unmasked_weight": 1}))
     )
     assert not torch.equal(with_mask, without) and torch.equal(full, without)
-
-
-def test_real_photos_train_with_buckets_and_masks(settings, tmp_path):
-    """Photos of the DreamBooth data set, which are square, cut to the shapes of a phone's photos."""
-    pytest.importorskip("cv2")
-    folder = tmp_path / "dog"
-    folder.mkdir()
-    for file, shape in zip(
-        sorted(subject("dog").glob("*.jpg"))[:4], ((288, 96), (96, 288), (192, 192), (288, 97)), strict=True
-    ):
-        ImageOps.fit(Image.open(file), shape, centering=(0.5, 0.4)).save(folder / file.name)
-    config = settings(
-        photos=[str(folder)], crop="bucket", mask="auto", resolution=128, steps=4, prior_loss_weight=0,
-        sample_prompts=[], train_text_encoder=False, batch_size=1,
-    )  # fmt: skip
-    whole = train(config, tmp_path / "whole")
-    run = Run(whole.parent)
-    assert sum(record.mask is not None for record in run.photo_records) >= 3
-    assert {Image.open(file).size for file in (run.folder / "masks").iterdir()} >= {(192, 64), (64, 192)}
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", [StopAfter(2)])
-    assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), weights(whole))

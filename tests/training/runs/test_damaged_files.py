@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 import torch
-from conftest import StopAfter, weights
+from conftest import weights
 from damage import DAMAGED, GARBAGE, damage
 
 from hra_diffusion.errors import Note, UserError
@@ -17,22 +17,6 @@ from training.runs import calibration, progress
 from training.runs.calibration import Calibration
 from training.runs.queue import Queue
 from training.runs.run_folder import Run
-
-SHORT = {"method": "lora", "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": []}
-
-
-@pytest.fixture(scope="module")
-def stopped_run(tmp_path_factory, photos, base_folder):
-    """The configuration and folder of a run stopped at step 3 of 5, with checkpoints of steps 2 and 3, and the weights
-    of the same run without the stop."""
-    root = tmp_path_factory.mktemp("stopped")
-    values = {"name": "Rex", "photos": [str(photos)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
-              "resolution": 64, "batch_size": 2, "learning_rate": 1e-2, "steps": 5, "checkpoint_every": 2}  # fmt: skip
-    config = configs.parse(values | SHORT)
-    uninterrupted = weights(train(config, root / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        train(config, root / "out", [StopAfter(3)])
-    return config, root / "out" / "Rex", uninterrupted
 
 
 @pytest.fixture

@@ -7,33 +7,18 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import StopAfter, weights
+from conftest import weights
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion.errors import Note
-from training import config as configs
 from training.loop import train
 from training.runs.events import Notice
 from training.runs.run_folder import Run, RunError
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory, photos, base_folder):
-    """The configuration and folder of a run stopped at step 3 of 5, and the weights of that run without the stop."""
-    root = tmp_path_factory.mktemp("identity")
-    values = {"name": "Rex", "photos": [str(photos)], "class_noun": "dog", "base": str(base_folder), "device": "cpu",
-              "resolution": 64, "batch_size": 2, "learning_rate": 1e-2, "steps": 5, "checkpoint_every": 2,
-              "sample_prompts": [], "prior_loss_weight": 0, "train_text_encoder": False}  # fmt: skip
-    config = configs.parse(values)
-    whole = weights(train(config, root / "whole"))
-    with pytest.raises(KeyboardInterrupt):
-        train(config, root / "out", [StopAfter(3)])
-    return config, root / "out" / "Rex", whole
-
-
 @pytest.fixture
-def run(stopped, tmp_path):
-    return Run(shutil.copytree(stopped[1], tmp_path / "out" / "Rex"))
+def run(stopped_run, tmp_path):
+    return Run(shutil.copytree(stopped_run[1], tmp_path / "out" / "Rex"))
 
 
 def edit(run, **changes):
@@ -73,29 +58,29 @@ def test_an_edit_that_decides_the_weights_is_named_with_both_values(run, changes
         resume(run)
 
 
-def test_edits_that_decide_no_weights_are_used(run, stopped):
+def test_edits_that_decide_no_weights_are_used(run, stopped_run):
     edit(run, checkpoint_every=1, sample_prompts=["a {subject}"], preset="best")
-    assert torch.equal(resume(run), stopped[2])
+    assert torch.equal(resume(run), stopped_run[2])
     assert [folder.name for folder in run.checkpoints()] == ["000002", "000003", "000004", "000005"]
     assert run.config.checkpoint_every == 1 and list(run.samples()) == [5]
 
 
 @pytest.mark.parametrize("content", ["", "name: [", "\0\0\0", None])
-def test_a_damaged_configuration_is_replaced_by_that_of_the_checkpoint(run, stopped, content):
+def test_a_damaged_configuration_is_replaced_by_that_of_the_checkpoint(run, stopped_run, content):
     file = run.folder / "config.yaml"
     file.unlink() if content is None else file.write_text(content)
     with pytest.warns(Note, match=r"config\.yaml .*those in the newest checkpoint are used"):
         config = run.config
-    assert config.model_copy(update={"photos": stopped[0].photos}) == stopped[0]
+    assert config.model_copy(update={"photos": stopped_run[0].photos}) == stopped_run[0]
     if content is None:
-        assert torch.equal(resume(run), stopped[2])
+        assert torch.equal(resume(run), stopped_run[2])
 
 
-def test_an_edit_of_the_photos_record_does_not_change_the_crops(run, stopped):
+def test_an_edit_of_the_photos_record_does_not_change_the_crops(run, stopped_run):
     file = run.folder / "photos.json"
     records = json.loads(file.read_text())
     file.write_text(json.dumps([record | {"crop": [0, 0, 64, 64]} for record in records]))
-    assert torch.equal(resume(run), stopped[2])
+    assert torch.equal(resume(run), stopped_run[2])
     assert json.loads(file.read_text()) == records
 
 
@@ -111,19 +96,19 @@ def lose_metadata(file):
 
 @pytest.mark.parametrize("file", ["training", "adapter"])
 @pytest.mark.parametrize("harm", [flip_bit, lose_metadata], ids=["flipped bit", "other tensors"])
-def test_a_checkpoint_damaged_in_any_file_falls_back_to_the_one_before(run, stopped, file, harm):
+def test_a_checkpoint_damaged_in_any_file_falls_back_to_the_one_before(run, stopped_run, file, harm):
     harm(run.checkpoint_folder(3) / f"{file}.safetensors")
     events = []
-    assert torch.equal(resume(run, events.append), stopped[2])
+    assert torch.equal(resume(run, events.append), stopped_run[2])
     (notice,) = (event.message for event in events if isinstance(event, Notice) and "can't be read" in event.message)
     assert "000003 can't be read (" in notice and notice.endswith("using the previous one")
 
 
-def test_runs_of_earlier_versions_without_identity_resume(run, stopped):
+def test_runs_of_earlier_versions_without_identity_resume(run, stopped_run):
     for file in run.folder.glob("checkpoints/*/training.safetensors"):
         save_file(load_file(file), file)
     assert run.identity is None and run.started_with == run.config
-    assert torch.equal(resume(run), stopped[2])
+    assert torch.equal(resume(run), stopped_run[2])
 
 
 @pytest.mark.parametrize("changes", [{"options": {"rank": 4}}, {"exclude": ".*attn2.*"}])
@@ -135,7 +120,7 @@ def test_other_layers_without_an_identity_are_no_traceback(run, changes):
         resume(run)
 
 
-def test_weights_of_the_base_that_changed_are_said(run, stopped, base_folder, tmp_path):
+def test_weights_of_the_base_that_changed_are_said(run, stopped_run, base_folder, tmp_path):
     base = shutil.copytree(base_folder, tmp_path / "base")
     for folder in run.checkpoints():
         file = folder / "training.safetensors"
