@@ -19,11 +19,9 @@ OFFICIAL = Preprocessing(resize=256, crop=224)
 """The evaluation transform of both models' authors: bicubic, ImageNet's mean and standard deviation
 (``extract_feature_pipeline`` in eval_knn.py of facebookresearch/dino, ``make_classification_eval_transform`` in
 dinov2/data/transforms.py of facebookresearch/dinov2 05c66df)."""
-HUB_PROCESSOR = Preprocessing(
-    resize=(224, 224), crop=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resample=Image.Resampling.BILINEAR
-)
-"""What preprocessor_config.json of facebook/dino-vits16 (b8c30c2) says, and HRA's authors therefore use
-(generation/subject/evaluate.py of DaShenZi721/HRA 8bfc9b0). The model was not trained with it."""
+HUB_PROCESSOR = Preprocessing(resize=(224, 224), crop=224, resample=Image.Resampling.BILINEAR)
+"""The processor of facebook/dino-vits16 on the hub (preprocessor_config.json since bf35519), which HRA's authors use
+(generation/subject/evaluate.py of DaShenZi721/HRA 8bfc9b0): the whole image, bilinear, without its aspect ratio."""
 
 
 class Dino:
@@ -38,12 +36,11 @@ class Dino:
         source: str | Path = HUB_DINO,
         device: str = "cpu",
         preprocessing: Preprocessing = OFFICIAL,
-        local_files_only: bool = False,
     ):
         """Load from a folder or a hub id. Raises UserError if the model is missing, damaged or incomplete."""
         from transformers import AutoModel
 
-        self.model: Any = load_model(AutoModel, "the DINO model", source, device, local_files_only)
+        self.model: Any = load_model(AutoModel, "the DINO model", source, device)
         self.preprocessing = preprocessing
         self.label = f"{'DINOv2' if self.model.config.model_type == 'dinov2' else 'DINO'} ({Path(source).name})"
 

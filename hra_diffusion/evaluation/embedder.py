@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError, first_line
+from hra_diffusion.hub import is_hub_id
 from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.models.loading import LOAD_ERRORS, LOAD_LOCK
 from hra_diffusion.threads import sharing_cores
@@ -71,7 +72,11 @@ def load_model(model_class: Any, name: str, source: str | Path, device: str, loc
     try:
         with LOAD_LOCK, only_errors_logged():
             model, report = model_class.from_pretrained(
-                source, dtype=torch.float32, local_files_only=local_files_only, output_loading_info=True
+                source,
+                dtype=torch.float32,
+                local_files_only=local_files_only,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except LOAD_ERRORS as error:
         raise cannot_load(name, source, first_line(error)) from None
@@ -82,8 +87,8 @@ def load_model(model_class: Any, name: str, source: str | Path, device: str, loc
 
 def cannot_load(name: str, source: str | Path, reason: str) -> UserError:
     """Return the error for a model that scores images and can't be loaded."""
-    where = "It is incomplete or damaged; get it again" if Path(source).exists() else "On a machine with a connection"
+    hub_id = source if is_hub_id(str(source)) else "HUB_ID"
     return UserError(
-        f"{name} {source}, which scores pictures, can't be loaded: {reason}. {where}: hf download HUB_ID --local-dir "
-        "FOLDER, and give FOLDER in its place"
+        f"{name} {source}, which scores pictures, can't be loaded: {reason.rstrip('.')}. On a machine with a "
+        f"connection, get it by: hf download {hub_id} --local-dir FOLDER; then give FOLDER in its place"
     )

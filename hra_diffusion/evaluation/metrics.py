@@ -49,6 +49,6 @@ def _model_type(source: str) -> str:
             f"{', '.join([*SOURCES, EFFICIENTNET])}"
         )
     try:
-        return AutoConfig.from_pretrained(source).model_type
+        return AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
     except LOAD_ERRORS as error:
         raise cannot_load("the model", source, first_line(error)) from None

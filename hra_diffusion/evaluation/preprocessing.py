@@ -1,7 +1,7 @@
 """From PIL images to the pixel values of an image model, with PIL and torch.
 
 The results equal those of transformers' image processors of the PIL backend. torchvision's ``CenterCrop``, which the
-models' authors use, rounds half a pixel the other way for some sizes.
+models' authors use, begins one pixel later for some sizes.
 """
 
 from collections.abc import Sequence

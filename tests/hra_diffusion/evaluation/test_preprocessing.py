@@ -13,7 +13,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 """openai/CLIP, ``_transform`` in clip/clip.py."""
 HUB_DINOV2 = {**IMAGENET, "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "resample": 3}
 """preprocessor_config.json of facebook/dinov2-base; the same is DINO's own transform."""
-HUB_DINO = {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+HUB_DINO = {**IMAGENET, "size": 224, "resample": 2}
 """preprocessor_config.json of facebook/dino-vits16."""
 CASES = {
     "clip": (Preprocessing(224, 224, CLIP_MEAN, CLIP_STD), CLIPImageProcessorPil()),
