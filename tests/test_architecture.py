@@ -123,8 +123,12 @@ def test_the_library_needs_no_trainer_and_no_web():
 
 
 def test_nothing_is_ever_unpickled():
+    """But tensors, and nothing else, from files of installed packages, in one place."""
     for path in files(*PACKAGES):
-        assert not re.search(r"torch\.(load|save)\(|shell=True|os\.system", path.read_text(encoding="utf-8")), path
+        text = path.read_text(encoding="utf-8")
+        if path.name == "packaged_weights.py":
+            text = re.sub(r"torch\.load\(.*, weights_only=True\)", "", text)
+        assert not re.search(r"torch\.(load|save)\(|shell=True|os\.system", text), path
 
 
 def test_a_method_is_one_file():

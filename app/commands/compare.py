@@ -95,7 +95,7 @@ def load_clip(source: str | None, arguments: argparse.Namespace) -> Clip | None:
     """Load the given CLIP model, by default the base model's; None if the default is not available."""
     clip, missing = find_clip(arguments.base, source, arguments.device or "cpu")
     if missing and not arguments.quiet:
-        print(f"note: {missing}; the comparison has no scores", file=sys.stderr)
+        print(f"note: {missing} (--clip FOLDER); the comparison has no scores", file=sys.stderr)
     return clip
 
 

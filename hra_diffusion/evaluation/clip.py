@@ -3,6 +3,8 @@
 CLIP-I and CLIP-T as in the DreamBooth benchmark (Ruiz et al. 2023, arXiv 2208.12242, section 4.1): mean cosine
 similarities. Both are proxies. Toybox has a CLIP model of its own, trained on the same toy world: its scores compare
 adapters with each other, but not with published figures.
+
+DreamBooth used ViT-B/32, HRA's authors ViT-L/14 (generation/subject/evaluate.py of DaShenZi721/HRA 8bfc9b0).
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hra_diffusion.errors import UserError, first_line
-from hra_diffusion.models.loading import LOAD_ERRORS, LOAD_LOCK
+from hra_diffusion.evaluation import measures
+from hra_diffusion.evaluation.embedder import TextEmbedder, cannot_load, embed, load_model
+from hra_diffusion.models.loading import LOAD_ERRORS
 from hra_diffusion.models.prompts import without_weights
 from hra_diffusion.models.sources import ASSETS, TOYBOX
-from hra_diffusion.threads import sharing_cores
 
 HUB_CLIP = "openai/clip-vit-base-patch32"
 """The CLIP model of most published figures."""
-BATCH_SIZE = 64
+HUB_CLIP_L14 = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,30 @@ class Score:
 
 
 class Clip:
-    """A CLIP model with its processor."""
+    """A CLIP model with its processor: usually the shorter side to 224 pixels, bicubic, and the centre cropped."""
 
     def __init__(self, source: str | Path, device: str = "cpu", local_files_only: bool = False):
-        """Load from a folder or a hub id. Raises UserError if the model is missing or damaged."""
-        from transformers import CLIPModel, CLIPProcessor
+        """Load from a folder or a hub id. Raises UserError if the model is missing, damaged or incomplete."""
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
+        self.label = "toybox's CLIP (a proxy)" if source == default_source(TOYBOX) else f"CLIP ({Path(source).name})"
+        self.model: Any = load_model(CLIPModel, "the CLIP model", source, device, local_files_only)
         try:
-            with LOAD_LOCK:
-                model: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=local_files_only)
-            self.model: Any = model.eval().to(device)
             self.processor: Any = CLIPProcessor.from_pretrained(source, local_files_only=local_files_only)
+            # by PIL also where torchvision is installed, whose resizing differs
+            self.preprocessing = CLIPImageProcessorPil.from_pretrained(source, local_files_only=local_files_only)
         except LOAD_ERRORS as error:
-            raise UserError(
-                f"the CLIP model {source}, which scores pictures, can't be loaded: {first_line(error)}"
-            ) from None
+            raise cannot_load("the CLIP model", source, first_line(error)) from None
 
-    @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return normalized embeddings (N, d) of N images."""
-        pixels = self.processor.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        batches = pixels["pixel_values"].to(self.model.device).split(BATCH_SIZE)
-        with sharing_cores(self.model.device.type):
-            rows = [self.model.visual_projection(self.model.vision_model(batch).pooler_output) for batch in batches]
-        return F.normalize(torch.cat(rows), dim=-1).cpu()
+        return embed(images, self._pixels, self._features, self.model.device)
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.preprocessing([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -102,7 +105,7 @@ def find_clip(base: str, source: str | None = None, device: str = "cpu") -> tupl
 
 
 def score_images(
-    clip: Clip,
+    clip: TextEmbedder,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     photos: Sequence[Image.Image] = (),
@@ -114,31 +117,17 @@ def score_images(
     differ only in their noise; ``variety`` is measured within each group.
     """
     embeddings, texts = clip.embed_images(images), clip.embed_texts([without_weights(prompt) for prompt in prompts])
-    prompt_scores = (embeddings * texts).sum(dim=1).tolist()
-    unknown = [None] * len(prompt_scores)
-    similarities = embeddings @ clip.embed_images(photos).T if photos else None
-    subject = unknown if similarities is None else similarities.mean(dim=1).tolist()
-    nearest = unknown if similarities is None else similarities.amax(dim=1).tolist()
-    varieties = variety(embeddings, groups) if groups else unknown
+    prompt_scores = measures.prompt_fidelity(embeddings, texts).tolist()
+    subject = nearest = varieties = [None] * len(prompt_scores)
+    if photos:
+        photo_embeddings = clip.embed_images(photos)
+        subject = measures.subject_fidelity(embeddings, photo_embeddings).tolist()
+        nearest = measures.nearest_photo(embeddings, photo_embeddings).similarity.tolist()
+    if groups:
+        varieties = measures.variety(embeddings, groups)
     return [Score(*values) for values in zip(subject, prompt_scores, nearest, varieties, strict=True)]
 
 
-def variety(embeddings: Tensor, groups: Sequence[Hashable]) -> list[float | None]:
-    """Return each image's mean CLIP distance from the others of its group; None if there are no others.
-
-    Args:
-        embeddings: normalized, (N, d).
-    """
-    result: list[float | None] = [None] * len(groups)
-    for group in set(groups):
-        members = [index for index, own in enumerate(groups) if own == group]
-        similarities = embeddings[members] @ embeddings[members].T
-        for row, index in enumerate(members if len(members) > 1 else []):
-            others = similarities[row].sum().item() - similarities[row, row].item()
-            result[index] = 1 - others / (len(members) - 1)
-    return result
-
-
-def clip_distance(clip: Clip, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
+def clip_distance(clip: TextEmbedder, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
     """Return 1 − cosine similarity (0 to 2) of each image and its counterpart."""
-    return (1 - (clip.embed_images(images) * clip.embed_images(others)).sum(dim=1)).tolist()
+    return measures.drift(clip.embed_images(images), clip.embed_images(others)).tolist()

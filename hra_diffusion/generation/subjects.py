@@ -47,6 +47,14 @@ def mentions(prompt: str, words: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE))  # no \b: it may be "[V] dog"
 
 
+def without_trigger(prompt: str, trigger: str) -> str:
+    """Return a prompt without a trigger as a whole word, ignoring case: "a sks dog" becomes "a dog".
+
+    CLIP does not know the trigger; HRA's authors kept it in the texts that they scored.
+    """
+    return re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)\s*", "", prompt, flags=re.IGNORECASE).strip()
+
+
 def with_subject(prompt: str, subject: str, class_noun: str = "") -> str:
     """Insert the subject in place of ``{subject}``, else of the first class noun, else at the start of the prompt.
 
