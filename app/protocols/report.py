@@ -99,7 +99,9 @@ def _strength_plots(summary: Summary, results: Sequence[Result]) -> list[str]:
     for variant in summary.plan.variants:
         points = []
         for strength in strengths:
-            own = values_of([r for r in results if r.cell.seed == summary.plan.seeds[0]], variant, strength)
+            own = values_of(
+                summary.plan, [r for r in results if r.cell.seed == summary.plan.seeds[0]], variant, strength
+            )
             if name in own and prompt in own:
                 x, y = bootstrap_interval(own[prompt]), bootstrap_interval(own[name])
                 points.append(Point(f"{strength:g}", x.mean, y.mean))

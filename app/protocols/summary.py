@@ -14,6 +14,7 @@ from app.protocols.cells import Cell, Result, facts
 from app.protocols.plan import BASE, Plan
 from app.protocols.scoring import FIGURES, Control
 from hra_diffusion.comparison.intervals import (
+    SIGNIFICANT,
     Interval,
     Values,
     bootstrap_interval,
@@ -66,7 +67,7 @@ class Summary:
 
 def summarize(plan: Plan, results: Sequence[Result], controls: dict[str, Control], missing: dict[Cell, str]) -> Summary:
     """Summarize finished cells at strength 1. Variants are compared on the cells that all of them have."""
-    by_variant = {variant: values_of(results, variant) for variant in (BASE, *plan.variants)}
+    by_variant = {variant: values_of(plan, results, variant) for variant in (BASE, *plan.variants)}
     by_variant = {variant: values for variant, values in by_variant.items() if values}
     trained = [variant for variant in by_variant if variant != BASE]
     winners: dict[str, str | None] = {}
@@ -86,14 +87,29 @@ def summarize(plan: Plan, results: Sequence[Result], controls: dict[str, Control
     return Summary(plan, means, costs, winners, comparisons, controls, missing)
 
 
-def values_of(results: Sequence[Result], variant: str, strength: float = 1.0) -> dict[str, Values]:
-    """Return a variant's means over the pictures of each cell, by figure and subject, in the order of the seeds."""
+def values_of(plan: Plan, results: Sequence[Result], variant: str, strength: float = 1.0) -> dict[str, Values]:
+    """Return a variant's means over the pictures of each unit, by figure and unit, in the order of the seeds.
+
+    The units are the subjects or, in a benchmark of one subject, the prompts.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     cells = [r for r in results if r.cell.variant == variant and r.cell.strength == strength]
     for result in sorted(cells, key=lambda result: result.cell.seed):
         for name, values in result.figures.items():
-            found.setdefault(name, {}).setdefault(result.cell.subject, []).append(fmean(values))
+            for unit, own in _by_unit(plan, result.cell, values).items():
+                found.setdefault(name, {}).setdefault(unit, []).append(fmean(own))
     return dict(found)
+
+
+def _by_unit(plan: Plan, cell: Cell, values: Sequence[float]) -> dict[str, list[float]]:
+    """Group a cell's values of a figure by unit. Figures that have one value per prompt are not those of pictures."""
+    if len(plan.subjects) > 1:
+        return {cell.subject: list(values)}
+    pictures = plan.pictures if len(values) % plan.pictures == 0 and len(values) > plan.pictures else 1
+    found: dict[str, list[float]] = {}
+    for number, value in enumerate(values):
+        found.setdefault(f"prompt {number // pictures}", []).append(value)
+    return found
 
 
 def _common(values: dict[str, Values]) -> dict[str, Values]:
@@ -131,7 +147,12 @@ def conclusions(summary: Summary) -> list[str]:
         if winner:
             sentences.append(f"{name}: {winner} is clearly the best ({summary.means[winner][name]}).")
         else:
-            sentences.append(f"{name}: no variant is clearly the best; the intervals of the differences contain 0.")
+            sentences.append(f"{name}: no variant is clearly the best.")
+    subjects = len(summary.plan.subjects)
+    if subjects > 1 and (smallest := 2 / 2**subjects) > SIGNIFICANT:
+        sentences.append(
+            f"{subjects} subjects can show no clear difference: the smallest possible p-value is {smallest:.2f}."
+        )
     return sentences
 
 
@@ -162,7 +183,7 @@ def describe(plan: Plan) -> str:
               "seconds": "equal training time"}[plan.budget]  # fmt: skip
     return (
         f"Protocol {plan.protocol}: {len(plan.subjects)} subjects × {seeds}, {prompts} × {plan.pictures} pictures, "
-        f"with {budget}. Mean (95 % interval over subjects and seeds)."
+        f"with {budget}. Mean (95 % interval over {'prompts' if len(plan.subjects) == 1 else 'subjects'} and seeds)."
     )
 
 

@@ -1,7 +1,7 @@
-"""Confidence intervals and paired tests of figures that were measured on several subjects with several seeds.
+"""Confidence intervals and paired tests of figures that were measured on several units with several seeds.
 
-Subjects differ more than seeds, and seeds of one subject are not independent of it: both the interval and the test
-treat the subjects as the sample, and the seeds as repetitions within each.
+A unit is a subject or, if there is only one, a prompt. Units differ more than seeds, and seeds of one unit are not
+independent of it: both the interval and the test treat the units as the sample, and the seeds as repetitions within.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,12 @@ from itertools import product
 import numpy as np
 
 Values = Mapping[str, Sequence[float]]
-"""A figure by subject: one value per seed."""
+"""A figure by unit: one value per seed."""
 
-EXACT_SUBJECTS = 12
-"""Up to so many subjects the sign-flip test counts all assignments of signs; beyond, it samples ``ROUNDS``."""
+SIGNIFICANT = 0.05
+"""Largest p-value of a clear difference."""
+EXACT_UNITS = 12
+"""Up to so many units the sign-flip test counts all assignments of signs; beyond, it samples ``ROUNDS``."""
 ROUNDS = 4000
 
 
@@ -38,16 +40,16 @@ class Interval:
 
 
 def bootstrap_interval(values: Values, confidence: float = 0.95, rounds: int = ROUNDS, seed: int = 0) -> Interval:
-    """Return the mean over subjects and its percentile interval.
+    """Return the mean over units and its percentile interval.
 
-    Subjects are drawn with replacement, then seeds within each (Davison & Hinkley 1997, section 3.8, the two-stage
-    bootstrap). With few subjects such intervals are too narrow: about 90 % instead of 95 % at six subjects.
+    Units are drawn with replacement, then seeds within each (Davison & Hinkley 1997, section 3.8, the two-stage
+    bootstrap). With few units such intervals are too narrow: about 90 % instead of 95 % at six units.
     """
     means = [float(np.mean(own)) for own in values.values()]
     if sum(map(len, values.values())) < 2:
         return Interval(means[0], None, None)
     rng, groups = np.random.default_rng(seed), [np.asarray(own, dtype=np.float64) for own in values.values()]
-    # the mean of a subject's resampled seeds, (rounds, draws, subjects), of which each draw takes one subject's
+    # the mean of a unit's resampled seeds, (rounds, draws, units), of which each draw takes one unit's
     resampled = np.stack(
         [own[rng.integers(len(own), size=(rounds, len(groups), len(own)))].mean(-1) for own in groups], axis=-1
     )
@@ -58,23 +60,21 @@ def bootstrap_interval(values: Values, confidence: float = 0.95, rounds: int = R
 
 
 def differences(values: Values, others: Values) -> dict[str, list[float]]:
-    """Return the differences by subject and seed of the subjects that both have."""
+    """Return the differences by unit and seed of the units that both have."""
     return {
-        subject: [a - b for a, b in zip(own, others[subject], strict=True)]
-        for subject, own in values.items()
-        if subject in others
+        unit: [a - b for a, b in zip(own, others[unit], strict=True)] for unit, own in values.items() if unit in others
     }
 
 
 def sign_flip_test(gains: Values, seed: int = 0) -> float:
-    """Return the two-sided p-value of the mean difference under random signs of the subjects' mean differences.
+    """Return the two-sided p-value of the mean difference under random signs of the units' mean differences.
 
     Args:
-        gains: differences of two variants by subject (see ``differences``). The smallest possible value is 2 / 2ⁿ for
-            n subjects.
+        gains: differences of two variants by unit (see ``differences``). The smallest possible value is 2 / 2ⁿ for
+            n units.
     """
     means = np.array([np.mean(own) for own in gains.values()])
-    if len(means) <= EXACT_SUBJECTS:
+    if len(means) <= EXACT_UNITS:
         signs = np.array(list(product((1, -1), repeat=len(means))))
     else:
         rng = np.random.default_rng(seed)
@@ -83,17 +83,23 @@ def sign_flip_test(gains: Values, seed: int = 0) -> float:
     return float(extreme.mean())
 
 
+def is_clear(gains: Values) -> bool:
+    """Return whether differences are significant by the sign-flip test, and their interval does not contain 0."""
+    return bootstrap_interval(gains).sign != 0 and sign_flip_test(gains) <= SIGNIFICANT
+
+
 def clear_winner(values: Mapping[str, Values], larger_is_better: bool = True) -> str | None:
     """Return the variant that is better than every other, or None.
 
-    Better means that the interval of the paired differences lies on one side of 0.
+    Better means that the interval of the paired differences lies on one side of 0, and that the sign-flip test gives a
+    p-value of ``SIGNIFICANT`` or less, which takes at least six units.
 
     Args:
         values: the figure of each variant.
     """
     sign = 1 if larger_is_better else -1
     for name, own in values.items():
-        rivals = [bootstrap_interval(differences(own, other)) for label, other in values.items() if label != name]
-        if rivals and all(interval.sign == sign for interval in rivals):
+        rivals = [differences(own, other) for label, other in values.items() if label != name]
+        if rivals and all(is_clear(gains) and bootstrap_interval(gains).sign == sign for gains in rivals):
             return name
     return None

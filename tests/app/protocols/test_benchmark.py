@@ -24,7 +24,7 @@ from training.runs.queue import Queue
 from training.runs.run_folder import RunError
 
 PLAN = Plan(
-    protocol="toybox", name="test", base={"preset": "quick"}, subjects=("robot", "monkey", "octopus"),
+    protocol="toybox", name="test", base={"preset": "quick"}, subjects=("robot", "monkey", "octopus", "penguin", "hedgehog", "t rex"),
     variants={"lora": {"method": "lora"}, "hra": {"method": "hra"}}, seeds=(0, 1), prompts=2,
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def store(benchmark: Benchmark, cell: Cell, subject: float) -> Result:
 def results(benchmark) -> list[Result]:
     """Results in which HRA is better than LoRA on every subject."""
     offsets = {BASE: 0.0, "lora": 0.3, "hra": 0.4}
-    spread = {"robot": 0.1, "monkey": 0.0, "octopus": 0.05}
+    spread = {subject: 0.02 * number for number, subject in enumerate(benchmark.plan.subjects)}
     return [
         store(benchmark, cell, 0.2 + offsets[cell.variant] + spread[cell.subject] + 0.01 * cell.seed)
         for cell in cells_of(benchmark.plan)
@@ -63,10 +63,10 @@ def results(benchmark) -> list[Result]:
 def test_every_part_of_a_benchmark_is_balanced():
     """Seeds come one after another, and each subject's variants together, the base model first."""
     cells = list(cells_of(PLAN))
-    assert len(cells) == 3 * 3 * 2 and {cell.seed for cell in cells[:9]} == {0}
+    assert len(cells) == 6 * 3 * 2 and {cell.seed for cell in cells[:18]} == {0}
     assert [cell.variant for cell in cells[:3]] == [BASE, "lora", "hra"]
     more = [cell for cell in cells_of(PLAN.model_copy(update={"strengths": (1.0, 0.5)})) if cell.strength != 1]
-    assert len(more) == 6 and {cell.seed for cell in more} == {0}
+    assert len(more) == 12 and {cell.seed for cell in more} == {0}
 
 
 def test_labels_that_look_alike_have_folders_of_their_own():
@@ -87,7 +87,7 @@ def test_the_better_variant_wins_with_intervals_and_p_values(results):
     assert found.winners["subject"] == "hra" and found.winners["prompt"] is None
     assert found.means["hra"]["subject"].mean == pytest.approx(0.655)
     pair = next(pair for pair in found.comparisons if pair.figure == "subject")
-    assert pair.difference.mean == pytest.approx(-0.1) and pair.p_value == pytest.approx(0.25)
+    assert pair.difference.mean == pytest.approx(-0.1) and pair.p_value == pytest.approx(2 / 64)
     assert found.costs["lora"]["seconds"] == 60 and "seconds" not in found.costs[BASE]
     table = summary.markdown(found)
     assert "subject: hra is clearly the best" in table and "prompt: no variant is clearly the best" in table
@@ -103,6 +103,21 @@ def test_variants_are_compared_on_the_cells_that_all_have(results):
     assert "- monkey, lora, seed 0: out of memory" in summary.markdown(found)
 
 
+def test_prompts_are_the_units_of_a_benchmark_of_one_subject():
+    plan = PLAN.model_copy(update={"subjects": ("robot",), "pictures": 2})
+    figures = {"subject": [0.1, 0.3, 0.5, 0.7], "drift": [0.2]}
+    values = summary.values_of(plan, [Result(Cell("robot", "lora", seed), figures, {}) for seed in (0, 1)], "lora")
+    assert values["subject"] == {"prompt 0": pytest.approx([0.2, 0.2]), "prompt 1": pytest.approx([0.6, 0.6])}
+    assert values["drift"] == {"prompt 0": [0.2, 0.2]}
+    assert "over prompts and seeds" in summary.describe(plan)
+
+
+def test_few_subjects_are_said_to_show_no_difference(results):
+    plan = PLAN.model_copy(update={"subjects": PLAN.subjects[:3]})
+    found = summary.summarize(plan, [r for r in results if r.cell.subject in plan.subjects], {}, {})
+    assert found.winners["subject"] is None and "3 subjects can show no clear difference" in summary.markdown(found)
+
+
 def test_the_csv_has_a_line_per_cell(results):
     lines = summary.as_csv(results).splitlines()
     assert len(lines) == 1 + len(results) and lines[0].startswith("subject,variant,seed,strength,")
@@ -113,7 +128,7 @@ def test_the_report_is_one_file_with_pictures_and_no_address(benchmark, results)
     found = summary.summarize(PLAN, results, controls, {Cell("robot", "lora", 1): "out of memory"})
     html = report.render(benchmark, found, results)
     assert not re.search(r'(src|href)="(?!data:)|url\(|@import', html)
-    assert html.count("<img") == 3 * (5 + 3 * 2) and html.count("<svg") >= 3
+    assert html.count("<img") == 6 * (5 + 3 * 2) and html.count("<svg") >= 3
     for text in ("hra is clearly the best", "out of memory", "ab" * 32, "a photo of a {subject}", "0.970"):
         assert text in html
 

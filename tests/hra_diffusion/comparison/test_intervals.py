@@ -70,3 +70,5 @@ def test_a_winner_is_named_only_if_it_is_better_than_every_other():
     assert clear_winner({"lora": values, "hra": better}, larger_is_better=False) == "lora"
     assert clear_winner({"lora": values, "hra": better, "hoft": noisy}) is None
     assert clear_winner({"lora": values}) is None
+    few = [{subject: own[subject] for subject in list(own)[:5]} for own in (values, better)]
+    assert clear_winner({"lora": few[0], "hra": few[1]}) is None, "five units can't show it"
