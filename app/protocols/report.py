@@ -95,13 +95,12 @@ def _strength_plots(summary: Summary, results: Sequence[Result]) -> list[str]:
         return []
     name = fidelity(summary)
     prompt = "scene right" if name == "subject right" else "prompt"
+    first = [result for result in results if result.cell.seed == summary.plan.seeds[0]]
     plots = []
     for variant in summary.plan.variants:
         points = []
         for strength in strengths:
-            own = values_of(
-                summary.plan, [r for r in results if r.cell.seed == summary.plan.seeds[0]], variant, strength
-            )
+            own = values_of(summary.plan, first, variant, strength)
             if name in own and prompt in own:
                 x, y = bootstrap_interval(own[prompt]), bootstrap_interval(own[name])
                 points.append(Point(f"{strength:g}", x.mean, y.mean))

@@ -24,7 +24,8 @@ from training.runs.queue import Queue
 from training.runs.run_folder import RunError
 
 PLAN = Plan(
-    protocol="toybox", name="test", base={"preset": "quick"}, subjects=("robot", "monkey", "octopus", "penguin", "hedgehog", "t rex"),
+    protocol="toybox", name="test", base={"preset": "quick"},
+    subjects=("robot", "monkey", "octopus", "penguin", "hedgehog", "t rex"),
     variants={"lora": {"method": "lora"}, "hra": {"method": "hra"}}, seeds=(0, 1), prompts=2,
 )  # fmt: skip
 
