@@ -161,14 +161,19 @@ def markdown(summary: Summary) -> str:
     figures = summary.figures
     costs = [name for name in COSTS if any(name in own for own in summary.costs.values())]
     rows = [
-        (variant, *(str(own[name]) if name in own else "" for name in figures), *(
-            format_cost(name, summary.costs[variant].get(name)) for name in costs))
+        (variant, *(str(own[name]) if name in own else "" for name in figures))
         for variant, own in summary.means.items()
-    ]  # fmt: skip
+    ]
+    cost_rows = [
+        (variant, *(format_cost(name, own.get(name)) for name in costs))
+        for variant, own in summary.costs.items()
+        if own
+    ]
     parts = [
         describe(summary.plan),
-        markdown_table(("variant", *figures, *(COSTS[name] for name in costs)), rows),
+        markdown_table(("variant", *figures), rows),
         "\n".join(f"- {sentence}" for sentence in conclusions(summary)),
+        markdown_table(("variant", *(COSTS[name] for name in costs)), cost_rows),
         _controls_table(summary),
         _missing_text(summary),
     ]
