@@ -35,6 +35,7 @@ COMMANDS = {
     "show": "show the metadata of an adapter or a picture",
     "bases": "list the base models you have, download others",
     "methods": "list the adapter methods and their options",
+    "benchmark": "compare methods on subjects, with intervals, under equal budgets",
     "bench": "measure the time and memory of training and generation on this machine",
     "demo": "train HRA and LoRA on a sample subject and compare them",
 }

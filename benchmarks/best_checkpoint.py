@@ -23,18 +23,17 @@ from benchmarks.options import RESULTS
 from benchmarks.report import commit_hash
 from benchmarks.subject_results import shares
 from benchmarks.subject_runs import (
-    PHOTOS,
     TRIGGER,
     Runner,
     generate_prompts,
     load_base,
     make_parser,
-    photo_seed,
     set_up,
 )
 from hra_diffusion import pipeline
 from hra_diffusion.evaluation.clip import Score
 from hra_diffusion.files import write_text
+from toybox.benchmark import PHOTOS, photo_seed
 from toybox.subjects import SUBJECTS, render_photos, save_photos
 from training import config as configs
 from training.loop import train

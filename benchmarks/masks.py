@@ -24,11 +24,12 @@ from PIL import Image
 from app.benchmarking.machine import markdown_table
 from benchmarks.options import RESULTS
 from benchmarks.subject_results import Case, Results, Row, describe_machines, run_missing, shares
-from benchmarks.subject_runs import PHOTOS, Runner, make_parser, photo_seed, set_up
+from benchmarks.subject_runs import Runner, make_parser, set_up
 from hra_diffusion.adapters import registry
 from hra_diffusion.evaluation.clip import Clip, default_source, score_images
 from hra_diffusion.files import write_text
 from hra_diffusion.models.sources import TOYBOX
+from toybox.benchmark import PHOTOS, photo_seed
 from toybox.rendering import compose_with_mask
 from toybox.scenes import find_scene
 from toybox.subjects import SUBJECTS, Subject, render_photos, sample_scenes

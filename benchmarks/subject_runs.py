@@ -4,61 +4,32 @@ import argparse
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.subject_results import BASE, CEILING, Case, Row
 from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.adapters.state import ActiveAdapters
+from hra_diffusion.evaluation.judge import ToyboxJudge
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models import loading, sources
-from toybox.attributes import ATTRIBUTES
-from toybox.drawing import Rng
-from toybox.judge import ATTRIBUTE_NAMES, SCENE_NAMES, Judge, classify, load_judge, object_features
-from toybox.labels import Label
-from toybox.objects import OBJECTS
+from toybox.benchmark import JUDGE, PHOTOS, photo_seed, toybox_judge
 from toybox.prompts import Prompt
-from toybox.rendering import render_image
 from toybox.scenes import SCENES
-from toybox.shards import stack
 from toybox.sheet import contact_sheet
-from toybox.subjects import SUBJECTS, Subject, render_photos, render_subject, sample_scenes, save_photos
+from toybox.subjects import SUBJECTS, Subject, render_photos, render_subject, save_photos
 from training import config as configs
 from training import presets
 from training.loop import train as train_adapter
 
-PHOTOS = 5
-RENDERS = 8
-"""Renders of each object and subject over which the judge's features are averaged."""
-JUDGE = Path(__file__).with_name("judge.safetensors")
 ADAPTER, TRIGGER = "subject", "sks"
-
-
-@dataclass(frozen=True)
-class References:
-    """Names of objects and subjects, and the normalized mean of the judge's features of each, (M, C)."""
-
-    names: Sequence[str]
-    means: Tensor
-
-    @classmethod
-    def of(cls, features: Mapping[str, Tensor]) -> "References":
-        """Average the features (N, C) of each name's images."""
-        return cls(list(features), F.normalize(torch.stack([own.mean(0) for own in features.values()]), dim=1))
-
-    def nearest(self, features: Tensor) -> list[str]:
-        """Return the name with the nearest mean for each row of features (N, C)."""
-        return [self.names[index] for index in (features @ self.means.T).argmax(1)]
 
 
 @dataclass(frozen=True)
@@ -69,8 +40,7 @@ class Runner:
     device: str
     sprites: Path
     sheets: Path | None
-    judge: Judge
-    references: References
+    judge: ToyboxJudge
     timed: bool
 
     def measure(self, case: Case) -> Row:
@@ -110,13 +80,10 @@ class Runner:
 
     def judge_images(self, subject: Subject, images: Sequence[Image.Image]) -> Row:
         """Return the nearest name of each image, and the scene or attribute that the judge predicts."""
-        values = stack(images)
-        predicted = classify(self.judge, values)
-        seen = [
-            SCENE_NAMES[scene] if prompt.scene else ATTRIBUTE_NAMES[attribute]
-            for prompt, scene, attribute in zip(subject.prompts, predicted.scenes, predicted.attributes, strict=True)
-        ]
-        return {"nearest": self.references.nearest(object_features(self.judge, values)), "seen": seen}
+        verdicts = self.judge.verdicts(images)
+        pairs = zip(subject.prompts, verdicts, strict=True)
+        seen = [verdict.scene if prompt.scene else verdict.attribute for prompt, verdict in pairs]
+        return {"nearest": [verdict.object for verdict in verdicts], "seen": seen}
 
 
 def make_parser(description: str | None, output: Path) -> argparse.ArgumentParser:
@@ -134,15 +101,14 @@ def make_parser(description: str | None, output: Path) -> argparse.ArgumentParse
 
 def set_up(args: argparse.Namespace, kind: type[Runner] = Runner) -> tuple[dict[str, Any], Runner]:
     """Return the facts that all results of one file must share, and the runner."""
-    judge = load_judge(args.judge)
     facts = {
         "base": file_fingerprint(args.base),
         "judge": file_fingerprint(args.judge),
         "device": args.device,
         "presets": {name: presets.defaults(sources.TOYBOX, name, "balanced") for name in COMPARED},
     }
-    references = make_references(args.sprites, judge)
-    return facts, kind(args.base, args.device, args.sprites, args.sheets, judge, references, not args.untimed)
+    judge = toybox_judge(args.judge, args.sprites)
+    return facts, kind(args.base, args.device, args.sprites, args.sheets, judge, not args.untimed)
 
 
 def load_base(base: str, device: str) -> StableDiffusionPipeline:
@@ -157,35 +123,6 @@ def file_fingerprint(path: str | Path) -> str:
     folder = sources.ASSETS / sources.TOYBOX if path == sources.TOYBOX else Path(path)
     file = next(iter(sorted((folder / "unet").glob("*.safetensors"))), folder)
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-
-
-def photo_seed(subject: Subject) -> int:
-    """Return the seed of a subject's photos."""
-    return list(SUBJECTS).index(subject.name)
-
-
-def make_references(sprites: Path, judge: Judge) -> References:
-    """Average the judge's features over RENDERS images of every object and subject.
-
-    Scenes are random, every other image has an attribute. A subject's renders avoid the scenes of its photos.
-    """
-    rng = np.random.default_rng(777)
-    features = {}
-    for entry in OBJECTS:
-        labels = [Label(entry.name, *phrases) for phrases in sample_phrases(rng, list(SCENES))]
-        features[entry.name] = object_features(judge, stack([render_image(sprites, label, rng) for label in labels]))
-    for subject in SUBJECTS.values():
-        photographed = sample_scenes(np.random.default_rng(photo_seed(subject)), PHOTOS)
-        others = [scene for scene in SCENES if scene not in photographed]
-        renders = [render_subject(sprites, subject, *phrases, rng) for phrases in sample_phrases(rng, others)]
-        features[subject.name] = object_features(judge, stack(renders))
-    return References.of(features)
-
-
-def sample_phrases(rng: Rng, scenes: Sequence[str]) -> list[tuple[str, str]]:
-    """Sample RENDERS pairs of a scene and, in every other one, an attribute ("" in the others)."""
-    attributes = list(ATTRIBUTES)
-    return [(str(rng.choice(scenes)), "" if index % 2 else str(rng.choice(attributes))) for index in range(RENDERS)]
 
 
 def generate_prompts(

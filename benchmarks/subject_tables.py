@@ -6,8 +6,8 @@ from statistics import fmean
 from app.benchmarking.machine import markdown_table
 from benchmarks.report import Target
 from benchmarks.subject_results import BASE, CEILING, COLUMNS, Results, Row, describe_machines, seed_means, shares
-from benchmarks.subject_runs import PHOTOS
 from hra_diffusion.adapters import registry
+from toybox.benchmark import PHOTOS
 
 TITLES = (
     "method", "runs", "subject right, ≥ 0.80", "in scenes", "with attributes", "scene right, ≥ 0.85", "attribute right",

@@ -3,8 +3,8 @@
     python -m benchmarks.subjects --sprites DIR [--sheets DIR]
 
 Each of ten subjects is trained from five photos with the Balanced preset, then generated with its 25 prompts of the
-DreamBooth benchmark. The judge, a classifier with its own weights and training images (judge.safetensors beside this
-file, made by ``python -m toybox judge``), decides for every image
+DreamBooth benchmark. The judge, a classifier with its own weights and training images (``python -m toybox
+judge``), decides for every image
 - whether it shows the subject: whether the mean features of this subject are the nearest, among those of all known
   objects and all ten subjects, each averaged over 8 new renders;
 - whether the scene, or otherwise the attribute, that the prompt names is right.

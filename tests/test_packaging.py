@@ -43,7 +43,7 @@ def test_no_file_of_a_package_is_missing(installed):
 
 
 def test_the_assets_are_inside_the_package(installed):
-    for name in ("toybox", "toybox-clip", "subjects", "samples"):
+    for name in ("toybox", "toybox-clip", "toybox-benchmark", "subjects", "samples"):
         assert files(ROOT / "assets" / name, "*") == files(installed / "hra_diffusion" / "assets" / name, "*")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from toybox.autoencoder import DecoderRecipe
 from toybox.base_training import BaseRecipe
+from toybox.benchmark import write_benchmark
 from toybox.clip import ClipRecipe
 from toybox.judge_training import JudgeRecipe
 from toybox.loop import Budget
@@ -67,7 +68,9 @@ def add_scoring_parsers(stages: Any) -> None:
     add_sprites(judge)
     judge.add_argument("--shards", type=int, default=JUDGE_SHARDS, help=f"training shards (default {JUDGE_SHARDS})")
     add_training_options(judge, "judge")
-    judge.add_argument("--output", type=Path, help="also write its weights alone, as benchmarks/judge.safetensors")
+    judge.add_argument("--output", type=Path, help="also write its weights alone")
+    benchmark = stages.add_parser("benchmark", help="write the shipped files of the benchmark of subjects")
+    add_sprites(benchmark)
     score = stages.add_parser("score", help="score a pipeline folder with the judge, for the model card")
     score.add_argument("model", type=Path)
     add_sprites(score)
@@ -149,6 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
             stages.run_all(args.sprites, args.shards, args.output)
         case "sheet":
             generate_sheet(args.model, args.guidance, args.seeds).save(args.output)
+        case "benchmark":
+            write_benchmark(args.sprites)
         case "subject":
             save_photos(render_photos(args.sprites, args.name, args.count, args.seed, args.hue), args.output)
 

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from hra_diffusion.evaluation.judge import normalize
 from toybox.loop import Budget, Training, autocast
 from toybox.patches import PATCH, fit_patch_code, set_encoder_weights
 
@@ -51,11 +52,6 @@ def new_autoencoder(images: Tensor) -> AutoencoderKL:
     )
     set_encoder_weights(vae, fit_patch_code(images, LATENT_CHANNELS))
     return vae
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Convert uint8 images (N, H, W, 3) to float (N, 3, H, W) in [−1, 1]."""
-    return (images.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
 def encode_mean(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

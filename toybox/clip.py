@@ -23,7 +23,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from toybox.autoencoder import normalize
+from hra_diffusion.evaluation.judge import normalize
 from toybox.captions import sample_caption
 from toybox.checkpoints import Progress, load_checkpoint
 from toybox.drawing import Rng

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toybox.autoencoder import normalize
+from hra_diffusion.evaluation.judge import CHANNELS, Judge, classify, normalize
 from toybox.checkpoints import Progress
-from toybox.judge import CHANNELS, UNKNOWN, Judge, accuracy, classify, label_targets
+from toybox.judge import UNKNOWN, accuracy, label_targets, make_judge
 from toybox.loop import Budget, Training, autocast
 from toybox.shards import Shard, render_missing
 
@@ -79,7 +79,7 @@ def augment(pixels: Tensor, recipe: JudgeRecipe, generator: torch.Generator) -> 
 def train_judge(images: Shard, checkpoint: Path, budget: Budget, device: torch.device, recipe: JudgeRecipe) -> Progress:
     """Train on uint8 images and their labels, continuing from ``checkpoint`` if it exists."""
     torch.manual_seed(recipe.seed)
-    judge = Judge(recipe.channels).to(device).train()
+    judge = make_judge(recipe.channels).to(device).train()
     targets = label_targets(images.labels)
 
     def loss_fn(step: int, used: float) -> Tensor:

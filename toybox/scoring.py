@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from hra_diffusion.evaluation.judge import Judge, classify, stack
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.loading import load_base
@@ -21,12 +22,12 @@ from toybox.attributes import ATTRIBUTES
 from toybox.autoencoder import mean_psnr
 from toybox.captions import caption_of
 from toybox.drawing import Rng
-from toybox.judge import Judge, accuracy, classify, label_targets
+from toybox.judge import accuracy, label_targets
 from toybox.labels import UNSEEN, Label, sample_pairs
 from toybox.rendering import IMAGE_SIZE, render_image
 from toybox.scenes import SCENES
 from toybox.score import Score, Share
-from toybox.shards import render_held_out, stack
+from toybox.shards import render_held_out
 from toybox.sheet import contact_sheet
 from training.data.decoding import load_photo
 from training.data.photo_files import SUFFIXES

@@ -6,7 +6,7 @@ them during training.
 
 import json
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hra_diffusion.evaluation.judge import stack
 from hra_diffusion.files import atomic_path
 from toybox.labels import Label, is_unseen, sample_labels
 from toybox.objects import HELD_OUT
@@ -40,11 +40,6 @@ class Shard:
     values: Tensor
     labels: list[Label]
     coverage: Tensor | None = None
-
-
-def stack(images: Sequence[Image.Image]) -> Tensor:
-    """Stack images of one size as uint8: RGB (N, H, W, 3) or L (N, H, W)."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images]))
 
 
 def shard_path(folder: Path, index: int) -> Path:

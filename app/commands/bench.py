@@ -3,12 +3,11 @@
 import argparse
 import functools
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.benchmarking.calibrating import measure_run
 from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
 from app.benchmarking.timing import median_with_range, time_interleaved
 from app.benchmarking.workloads import make_frozen_step, make_training_step, weight_sharing_copy
@@ -19,10 +18,7 @@ from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.models.sources import TOYBOX
 from training import config as train_config
-from training import measurement
 from training.config import TrainConfig
-from training.memory.peak import in_subprocess
-from training.runs import calibration
 from training.runs.calibration import Calibration
 
 PHOTOS = 5
@@ -52,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     calibrations: dict[str, Calibration] = {}
     for method, config in configs.items():  # before this process loads the base model, which takes memory and cores
         out_of_time = watch.seconds > 60 * arguments.minutes and not all(c.error for c in calibrations.values())
-        calibrations[method] = Calibration(error=TIME_OUT) if out_of_time else measure_run(config, arguments)
+        calibrations[method] = (
+            Calibration(error=TIME_OUT) if out_of_time else measure_run(config, arguments.output, arguments.quiet)
+        )
     measured = {method: config for method, config in configs.items() if not calibrations[method].error}
     batch_size = next(iter(configs.values())).batch_size
     seconds = time_steps(measured, batch_size, arguments, arguments.minutes - watch.seconds / 60)
@@ -77,25 +75,6 @@ def default_config(method: str, arguments: argparse.Namespace) -> TrainConfig:
                                "dtype": arguments.dtype,
                                "prediction_type": arguments.prediction_type,
                                "rescale_zero_snr": arguments.rescale_zero_snr})  # fmt: skip
-
-
-def measure_run(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
-    """Measure a few steps of the run in a subprocess and store the result where the page looks for it."""
-    key = calibration.write_request(arguments.output, config)
-    wait_for_measurement(arguments.output, arguments.quiet)
-    try:
-        in_subprocess(measurement.main, arguments.output, key)
-    except RuntimeError as error:  # the process was killed for lack of memory, say; others may succeed
-        return Calibration(error=f"could not be measured: {error}")
-    return calibration.load(arguments.output, config) or Calibration(error="was not measured")
-
-
-def wait_for_measurement(output: Path, quiet: bool) -> None:
-    """Wait until no other measurement is running, such as the page's, because they would slow each other down."""
-    if calibration.is_measuring(output) and not quiet:
-        print(f"waiting for another measurement in {output} to end", file=sys.stderr)
-    while calibration.is_measuring(output):
-        time.sleep(1)
 
 
 def time_steps(

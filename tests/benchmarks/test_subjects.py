@@ -10,8 +10,10 @@ import torch
 
 from benchmarks import masks, subjects, sweep
 from benchmarks.subject_results import Case, run_missing, shares
-from benchmarks.subject_runs import JUDGE, PHOTOS, References, photo_seed, render_prompts
+from benchmarks.subject_runs import render_prompts
 from benchmarks.subject_tables import report
+from hra_diffusion.evaluation.judge import References
+from toybox.benchmark import JUDGE, PHOTOS, photo_seed
 from toybox.checkpoints import read_progress
 from toybox.judge import load_judge
 from toybox.prompts import OBJECT_PROMPTS

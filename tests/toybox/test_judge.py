@@ -6,26 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from hra_diffusion.evaluation.judge import FEATURES, Judge, classify, object_features, stack
 from toybox.checkpoints import strip_checkpoint
-from toybox.judge import (
-    ATTRIBUTE_NAMES,
-    FEATURES,
-    OBJECT_NAMES,
-    SCENE_NAMES,
-    UNKNOWN,
-    Judge,
-    accuracy,
-    classify,
-    label_targets,
-    load_judge,
-    object_features,
-)
+from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES, UNKNOWN, accuracy, label_targets, load_judge
 from toybox.judge_training import FIRST_SHARD, JudgeRecipe, augment, evaluate, render_judge_shards, train_judge
 from toybox.labels import Label
 from toybox.loop import Budget
 from toybox.objects import OBJECTS
 from toybox.rendering import render_image
-from toybox.shards import Shard, load_shards, stack
+from toybox.shards import Shard, load_shards
 
 SMALL = JudgeRecipe(channels=(8, 16, 32), batch=24)
 CPU = torch.device("cpu")

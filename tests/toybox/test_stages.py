@@ -12,9 +12,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from hra_diffusion.evaluation.clip import Clip
+from hra_diffusion.evaluation.judge import normalize
 from hra_diffusion.files import atomic_path
 from toybox import shards
-from toybox.autoencoder import encode, mean_psnr, new_autoencoder, normalize
+from toybox.autoencoder import encode, mean_psnr, new_autoencoder
 from toybox.base import new_scheduler
 from toybox.base_training import BaseRecipe, loss_weights
 from toybox.checkpoints import Progress

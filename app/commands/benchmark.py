@@ -1,0 +1,224 @@
+"""hra-diffusion benchmark: compare methods on subjects with a protocol, and write tables and a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from app.benchmarking.calibrating import measure_run
+from app.commands.common import OUTPUTS, add_base, load_base, print_result
+from app.protocols import plan as plans
+from app.protocols.plan import Budget, Plan, ProtocolName
+from hra_diffusion.adapters.methods import COMPARED
+from hra_diffusion.errors import UserError
+from hra_diffusion.files import make_folder, write_text
+from hra_diffusion.models.sources import TOYBOX
+from hra_diffusion.names import validated_name
+from training.config import TrainConfig
+from training.presets import PRESETS
+from training.runs import calibration
+from training.runs.calibration import Calibration
+
+if TYPE_CHECKING:
+    from app.protocols.cells import Benchmark, Cell, Result
+
+PLAN_FILE = "benchmark.json"
+QUICK_METHODS = ("lora", "hra", "hoft")
+PICTURES: dict[ProtocolName, int] = {"toybox": 1, "dreambooth": 4, "mine": 2}
+"""Pictures per prompt by protocol; 4 as in the DreamBooth benchmark (arXiv 2208.12242, section 4.1)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("protocol", choices=get_args(ProtocolName), help="toybox: its ten held-out subjects; "
+                        "dreambooth: the DreamBooth dataset in --data; mine: your --photos")  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the DreamBooth dataset")
+    parser.add_argument("--photos", type=Path, nargs="+", metavar="PATH", help="your photos; the last is held out")
+    parser.add_argument("--class-noun", default="", metavar="NOUN", help="class of your subject: dog, teapot, toy")
+    parser.add_argument("--subjects", nargs="+", default=[], metavar="NAME", help="default: all of the protocol")
+    parser.add_argument("--prompts", type=int, metavar="N", help="prompts per subject (default: all)")
+    parser.add_argument("--pictures", type=int, metavar="N", help="pictures per prompt (default: toybox 1, "
+                        "dreambooth 4, mine 2)")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", metavar="NAME",
+                        help=f"methods to compare (default: {', '.join(COMPARED)})")  # fmt: skip
+    parser.add_argument("--variants", type=Path, metavar="FILE", help="YAML file with further variants: a label each, "
+                        "and below it settings such as method, learning_rate and options")  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="training seeds (default 0 1)"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="preset of the runs (default balanced)")
+    parser.add_argument("--training-steps", type=int, metavar="N", help="steps of a run (default: the preset's)")
+    parser.add_argument("--budget", choices=get_args(Budget), default="steps", help="what is equal: steps (default), "
+                        "trainable parameters (by the rank), or seconds of training (by the steps)")  # fmt: skip
+    parser.add_argument("--learning-rate-factors", type=float, nargs="+", default=[1.0], metavar="FACTOR",
+                        help="train each variant at several learning rates: its own times each factor")  # fmt: skip
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], metavar="S", help="also draw with "
+                        "the adapters at these strengths, at the first seed")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="three subjects, 10 prompts, the quick preset and "
+                        f"{', '.join(QUICK_METHODS)}, unless given otherwise")  # fmt: skip
+    parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub id, or "
+                        "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; the same command continues")
+    parser.add_argument("--name", help="name of the benchmark (default: the protocol's)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
+    parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="output folder; the results are "
+                        "in benchmark/NAME below")  # fmt: skip
+    add_base(parser, own_seed=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    name = validated_name(arguments.name or arguments.protocol + ("-quick" if arguments.quick else ""))
+    folder = make_folder(arguments.output / "benchmark" / name)
+    benchmark = prepare(arguments, store_plan(folder, make_plan(name, arguments)), folder)
+    failures = run_cells(benchmark, arguments)
+    summary_text, facts = write_results(benchmark, failures)
+    print_result(arguments, summary_text, facts)
+
+
+def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
+    """Return the plan that the arguments describe. Raises UserError for an invalid one."""
+    quick, protocol = arguments.quick, arguments.protocol
+    photos = [path.absolute() for path in arguments.photos or ()]
+    found = plans.find_subjects(protocol, arguments.data, photos, arguments.class_noun)
+    methods = arguments.methods or ([] if arguments.variants else QUICK_METHODS if quick else COMPARED)
+    base = base_settings(arguments)
+    variants = plans.read_variants(methods, arguments.variants)
+    variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)
+    plan = Plan(
+        protocol=protocol, name=name, base=base, data=arguments.data and arguments.data.absolute(),
+        photos=tuple(photos), class_noun=arguments.class_noun,
+        subjects=plans.choose_subjects(found, arguments.subjects, 3 if quick else None),
+        variants=variants, seeds=tuple(dict.fromkeys(arguments.seeds)),
+        prompts=arguments.prompts or (10 if quick else None),
+        pictures=arguments.pictures or PICTURES[protocol], budget=arguments.budget,
+        strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])),
+    )  # fmt: skip
+    plans.check(plan)
+    return plan
+
+
+def base_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the training settings that all variants share."""
+    base = arguments.base
+    given = {
+        "base": str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base,
+        "base_revision": arguments.base_revision, "base_variant": arguments.base_variant, "device": arguments.device,
+        "dtype": arguments.dtype, "prediction_type": arguments.prediction_type,
+        "rescale_zero_snr": arguments.rescale_zero_snr, "steps": arguments.training_steps,
+        "preset": arguments.preset or ("quick" if arguments.quick else "balanced"),
+    }  # fmt: skip
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def store_plan(folder: Path, plan: Plan) -> Plan:
+    """Write the plan, or check that the folder has the same. Raises UserError if it has another."""
+    path = folder / PLAN_FILE
+    if not path.exists():
+        write_text(path, plan.model_dump_json(indent=1))
+        return plan
+    stored = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    if other := [name for name in Plan.model_fields if getattr(stored, name) != getattr(plan, name)]:
+        raise UserError(
+            f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
+        )
+    return stored
+
+
+def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmark:
+    """Return the benchmark with its models loaded, and its variants under an equal budget."""
+    from app.protocols.cells import Benchmark
+    from app.protocols.scoring import Scorer
+    from app.protocols.subjects import TOYBOX_FOLDER
+    from hra_diffusion.evaluation.clip import find_clip
+    from hra_diffusion.evaluation.judge import load_judge
+    from hra_diffusion.generation.requests import Settings, complete_settings
+
+    pipe = load_base(arguments)
+    if plan.budget == "parameters":
+        plan = plan.model_copy(update={"variants": plans.equal_parameters(plan.variants, plan.base, pipe)})
+    size = complete_settings(pipe, Settings()).width
+    del pipe
+    if plan.budget == "seconds":
+        measured = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
+        plan = plan.model_copy(update={"variants": plans.equal_seconds(plan.variants, plan.base, measured)})
+    judge = None
+    if plan.protocol == "toybox" and arguments.base == TOYBOX:
+        judge = load_judge(TOYBOX_FOLDER / "judge.safetensors", TOYBOX_FOLDER / "references.safetensors")
+    clip, missing = find_clip(arguments.base, arguments.clip, arguments.device or "cpu")
+    if clip is None and judge is None:
+        raise UserError(missing or "there is nothing to score with; leave out --clip none")
+    if missing and not arguments.quiet:
+        print(f"note: {missing}; the benchmark has no CLIP scores", file=sys.stderr)
+    subjects = plan.load_subjects()
+    scorer = Scorer(subjects, size, clip, judge)
+    return Benchmark(
+        folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size
+    )
+
+
+def config_of(plan: Plan, variant: str) -> TrainConfig:
+    """Return the configuration of a variant's first run."""
+    subjects = plan.load_subjects()
+    return plan.config(subjects[plan.subjects[0]], variant, plan.seeds[0])
+
+
+def measure(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
+    """Return the stored measurement of a run, or measure it. Raises UserError if it fails."""
+    found = calibration.load(arguments.output, config) or measure_run(config, arguments.output, arguments.quiet)
+    if found.error:
+        raise UserError(f"{config.method}: {found.error}")
+    return found
+
+
+def run_cells(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[Cell, str]:
+    """Run the missing cells; return those that failed with the reason."""
+    start, failures, cells = time.monotonic(), dict[Any, str](), benchmark.missing()
+    say: Callable[[str], None] = (lambda text: None) if arguments.quiet else lambda text: print(text, file=sys.stderr)
+    total = len(cells)
+    for number, cell in enumerate(cells):
+        elapsed = time.monotonic() - start
+        if arguments.minutes is not None and elapsed > 60 * arguments.minutes:
+            failures |= dict.fromkeys(cells[number:], "not begun: out of time")
+            break
+        left = f", about {elapsed / number * (total - number) / 60:.0f} min left" if number else ""
+        say(
+            f"[{number + 1}/{total}] {cell.subject}, {cell.variant}, seed {cell.seed}, strength {cell.strength:g}{left}"
+        )
+        try:
+            say(f"  {text_of(benchmark.run(cell))}")
+        except UserError as error:
+            failures[cell] = str(error)
+            say(f"  failed: {error}")
+    return failures
+
+
+def text_of(result: Result) -> str:
+    """Return the means of a cell's figures."""
+    means = {name: sum(values) / len(values) for name, values in result.figures.items()}
+    return ", ".join(f"{name} {value:.2f}" for name, value in means.items())
+
+
+def write_results(benchmark: Benchmark, failures: dict[Cell, str]) -> tuple[str, dict[str, Any]]:
+    """Write the tables and the report; return the table as text and the paths."""
+    from app.protocols import report, summary
+
+    results, scorer = benchmark.results(), benchmark.scorer
+    if not results:
+        raise UserError("no cell has a result: " + next(iter(failures.values()), "nothing was run"))
+    controls = {name: scorer.control(subject) for name, subject in benchmark.subjects.items()} if scorer.clip else {}
+    found = summary.summarize(benchmark.plan, results, controls, failures)
+    folder, table = benchmark.folder, summary.markdown(found)
+    texts = {
+        "results.md": table,
+        "results.json": summary.as_json(found),
+        "results.csv": summary.as_csv(results),
+        "report.html": report.render(benchmark, found, results),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    facts = {"folder": str(folder), "report": str(folder / "report.html"), **json.loads(texts["results.json"])}
+    return f"{table}\nreport: {folder / 'report.html'}", facts

@@ -1,0 +1,231 @@
+"""Cells: one subject, variant and seed each. A cell is trained, drawn, scored and stored on its own.
+
+    cells/{subject}/{variant}/{seed}/adapter.safetensors
+    cells/{subject}/{variant}/{seed}/pictures/00-0.png         number of the prompt and of the picture
+    cells/{subject}/{variant}/{seed}/cell.json                 written last: costs and the figures of every picture
+
+Pictures at another strength than 1 lie in ``strength-0.50/`` and so on below, with a ``cell.json`` of their own.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from app.protocols.plan import BASE, NOISE_SEED, TRIGGER, Plan
+from app.protocols.scoring import Scorer
+from app.protocols.subjects import Subject
+from hra_diffusion import library, pipeline
+from hra_diffusion.adapters.adapter_file import read_info
+from hra_diffusion.files import move, remove, sha256, write_text
+from hra_diffusion.generation.png import read_image, save_png, slug
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
+from training.runs import leases
+from training.runs.queue import OVER, Job, Queue
+from training.runs.run_folder import RunError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+POLL_SECONDS = 0.5
+START_SECONDS, MAX_STARTS = 20.0, 3
+"""A worker that is not there after so many seconds is started again, so many times."""
+DRIFT_PROMPTS = 8
+"""Prompts that are also drawn without the trigger, with the adapter, to measure its effect on the class."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A subject, a variant, a training seed, and the strength of the adapter."""
+
+    subject: str
+    variant: str
+    seed: int
+    strength: float = 1.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the cell in that of the benchmark."""
+        folder = Path("cells", slug(self.subject), f"{slug(self.variant)}-{_digest(self.variant)}", str(self.seed))
+        return folder if self.strength == 1 else folder / f"strength-{self.strength:.2f}"
+
+    @property
+    def full_strength(self) -> "Cell":
+        """The cell that trains the adapter."""
+        return dataclasses.replace(self, strength=1.0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell: figures of its pictures by name, costs of its adapter, and hash of its file."""
+
+    cell: Cell
+    figures: dict[str, list[float]]
+    costs: dict[str, float]
+    sha256: str = ""
+
+
+def _digest(text: str) -> str:
+    """Return digits that tell apart labels with the same slug."""
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
+
+
+def cells_of(plan: Plan) -> Iterator[Cell]:
+    """Yield all cells, the base model's first, seed by seed, so that a part of them is a fair comparison too."""
+    for seed in plan.seeds:
+        for subject in plan.subjects:
+            yield Cell(subject, BASE, seed)
+            yield from (Cell(subject, variant, seed) for variant in plan.variants)
+    for subject in plan.subjects:
+        for variant in plan.variants:
+            others = (strength for strength in plan.strengths if strength not in (0, 1))
+            yield from (Cell(subject, variant, plan.seeds[0], strength) for strength in others)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A plan in its folder. ``output`` is the folder of the training runs."""
+
+    folder: Path
+    output: Path
+    plan: Plan
+    subjects: dict[str, Subject]
+    load_base: "Callable[[], StableDiffusionPipeline]"
+    scorer: Scorer
+    batch_size: int = 8
+
+    def missing(self) -> list[Cell]:
+        """Return the cells that have no result."""
+        return [cell for cell in cells_of(self.plan) if not (self.folder / cell.folder / "cell.json").is_file()]
+
+    def results(self) -> list[Result]:
+        """Return the results of the finished cells. A damaged one counts as missing."""
+        return [result for cell in cells_of(self.plan) if (result := read_result(self.folder, cell))]
+
+    def run(self, cell: Cell) -> Result:
+        """Train, draw and score a cell. Raises RunError if its training fails."""
+        folder, subject = self.folder / cell.folder, self.subjects[cell.subject]
+        adapter = None if cell.variant == BASE else self.folder / cell.full_strength.folder / "adapter.safetensors"
+        if adapter and not adapter.is_file():
+            self._train(cell, adapter)
+        start = time.perf_counter()
+        images, of_class = self._draw(cell, subject, adapter)
+        seconds = time.perf_counter() - start
+        plain = None if of_class is None else (of_class, self._drawn_by_base(cell)[:: self.plan.pictures])
+        figures = self.scorer.figures(subject, images, self.plan.pictures, plain)
+        costs = {"seconds per picture": seconds / (len(images) + len(of_class or ()))}
+        costs |= library.training_costs(adapter, read_info(adapter)) if adapter else {}
+        result = Result(cell, figures, costs, sha256(adapter) if adapter else "")
+        write_text(folder / "cell.json", json.dumps(dataclasses.asdict(result), indent=1))
+        return result
+
+    def _train(self, cell: Cell, target: Path) -> None:
+        """Train the adapter of a cell in the queue, and move it to ``target``. Ctrl-C stops the run, too."""
+        queue, config = Queue(self.output), self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
+        if not (self.output / config.name).exists():
+            queue.add(config)
+        job = queue.job(config.name)
+        if job.status in OVER:
+            queue.resume(config.name)
+        try:
+            job = wait_for(queue, config.name)
+        except KeyboardInterrupt:
+            if queue.job(config.name).status == "running":
+                queue.stop(config.name)
+            raise
+        if job.status != "finished":
+            raise RunError(f"the run {config.name} {job.status}: {job.reason or 'it was stopped'}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move(job.run.adapter, target)
+        remove(job.run.folder)
+        queue.index.forget(config.name)
+
+    def _draw(
+        self, cell: Cell, subject: Subject, adapter: Path | None
+    ) -> tuple[list[Image.Image], list[Image.Image] | None]:
+        """Draw and store the pictures of all prompts. Return them, and with an adapter those of the class noun."""
+        pipe = self.load_base()
+        active = ((pipeline.load(pipe, adapter, "adapter").name, cell.strength),) if adapter else ()
+        name = f"{TRIGGER} {subject.class_noun}" if adapter else subject.class_noun
+        requests = [
+            Request(prompt.text.replace("{subject}", name), self._noise(cell, number, picture), active)
+            for number, prompt in enumerate(subject.prompts)
+            for picture in range(self.plan.pictures)
+        ]
+        of_class = [
+            Request(prompt.text.replace("{subject}", subject.class_noun), self._noise(cell, number, 0), active)
+            for number, prompt in enumerate(subject.prompts[:DRIFT_PROMPTS])
+        ]
+        settings = Settings(steps=self.plan.denoising_steps)
+        images = generate_batch(pipe, requests + (of_class if adapter else []), settings, self.batch_size)
+        drawn, plain = images[: len(requests)], images[len(requests) :]
+        for index, image in enumerate(drawn):
+            save_png(image, self.folder / cell.folder / "pictures" / self._file(index))
+        return drawn, plain if adapter else None
+
+    def _noise(self, cell: Cell, prompt: int, picture: int) -> int:
+        """Return the seed of a picture's noise, which is the same for every variant."""
+        return NOISE_SEED * (cell.seed + 1) + prompt * self.plan.pictures + picture
+
+    def _file(self, index: int) -> str:
+        prompt, picture = divmod(index, self.plan.pictures)
+        return f"{prompt:02d}-{picture}.png"
+
+    def pictures(self, cell: Cell) -> list[Image.Image]:
+        """Return the stored pictures of a cell. Raises RunError if one can't be read."""
+        count = len(self.subjects[cell.subject].prompts) * self.plan.pictures
+        found = [read_image(self.folder / cell.folder / "pictures" / self._file(index)) for index in range(count)]
+        images = [image for image in found if image is not None]
+        if len(images) < count:
+            raise RunError(
+                f"{self.folder / cell.folder} lacks pictures; delete this folder and run the benchmark again"
+            )
+        return images
+
+    def _drawn_by_base(self, cell: Cell) -> list[Image.Image]:
+        return self.pictures(Cell(cell.subject, BASE, cell.seed))
+
+
+def wait_for(queue: Queue, name: str) -> Job:
+    """Wait until a run of the queue ends, and start workers as long as it needs one.
+
+    Raises RunError if workers end before they begin to train.
+    """
+    started, starts = 0.0, 0
+    while (job := queue.job(name)).status in ("waiting", "running"):
+        idle = job.status == "waiting" and not leases.live(queue.index, kind="worker")
+        if idle and time.monotonic() - started > START_SECONDS:
+            if starts == MAX_STARTS:
+                raise RunError(f"the training process ends at once; see {queue.output / '.queue' / 'worker.log'}")
+            queue.start()
+            started, starts = time.monotonic(), starts + 1
+        time.sleep(POLL_SECONDS)
+    return job
+
+
+def read_result(folder: Path, cell: Cell) -> Result | None:
+    """Return the result of a cell, or None if it is missing or damaged."""
+    from hra_diffusion import records
+
+    result = records.read(folder / cell.folder / "cell.json", Result, None)
+    return result if result and result.cell == cell else None
+
+
+def reference_images(subject: Subject, size: int) -> list[Image.Image]:
+    """Return the photos that a subject's pictures are compared with, cropped to squares of ``size`` pixels."""
+    from training.data.dataset import load_dataset
+
+    return [photo.image for photo in load_dataset(subject.references, size).photos]
+
+
+def facts(result: Result) -> dict[str, Any]:
+    """Return a result as a flat row: subject, variant, seed, strength, mean figures and costs."""
+    means = {name: sum(values) / len(values) for name, values in result.figures.items() if values}
+    return {**dataclasses.asdict(result.cell), **means, **result.costs, "sha256": result.sha256}

@@ -1,0 +1,175 @@
+"""The plan of a benchmark: what is trained, drawn and compared. It decides the results and is stored beside them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.protocols.subjects import Prompt, Subject, dreambooth_subjects, own_subject, toybox_subjects
+from hra_diffusion import yaml_text
+from hra_diffusion.adapters import registry
+from hra_diffusion.errors import UserError, first_line, shown
+from hra_diffusion.generation.png import slug
+from training import config as configs
+from training import rank_matching
+from training.config import TrainConfig
+from training.runs.calibration import Calibration
+
+ProtocolName = Literal["toybox", "dreambooth", "mine"]
+Budget = Literal["steps", "parameters", "seconds"]
+BASE = "base"
+"""The variant without an adapter."""
+TRIGGER = "sks"
+NOISE_SEED = 1000
+"""Between the noise of two training seeds: more than the pictures of a cell."""
+
+
+class Plan(BaseModel):
+    """Everything that decides the results of a benchmark.
+
+    ``variants`` maps labels to fields of TrainConfig. ``pictures`` are drawn per prompt, ``prompts`` limits the prompts
+    to the first ones, taken evenly from the list. ``denoising_steps`` and ``guidance_scale`` are those of the pictures.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: ProtocolName
+    name: str
+    base: dict[str, Any]
+    data: Path | None = None
+    photos: tuple[Path, ...] = ()
+    class_noun: str = ""
+    subjects: tuple[str, ...]
+    variants: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    prompts: int | None = Field(None, ge=1)
+    pictures: int = Field(1, ge=1, le=32)
+    budget: Budget = "steps"
+    strengths: tuple[float, ...] = (1.0,)
+    denoising_steps: int = 25
+
+    def load_subjects(self) -> dict[str, Subject]:
+        """Return the subjects by name with the prompts that are drawn."""
+        found = {subject.name: subject for subject in self._all_subjects()}
+        return {name: _with_prompts(found[name], self.prompts) for name in self.subjects}
+
+    def _all_subjects(self) -> list[Subject]:
+        return find_subjects(self.protocol, self.data, self.photos, self.class_noun)
+
+    def config(self, subject: Subject, variant: str, seed: int) -> TrainConfig:
+        """Return the configuration of a cell's run. Raises ConfigError for a variant that is none."""
+        changes = self.variants[variant]
+        return configs.parse(
+            {"name": f"{self.name}-{slug(subject.name)}-{slug(variant)}-{seed}", "photos": [*map(str, subject.photos)],
+             "class_noun": subject.class_noun, "trigger": TRIGGER, "seed": seed, "sample_every": 0, **self.base,
+             **changes}
+        )  # fmt: skip
+
+
+def find_subjects(protocol: ProtocolName, data: Path | None, photos: Sequence[Path], class_noun: str) -> list[Subject]:
+    """Return all subjects of a protocol. Raises UserError if what it needs is not given."""
+    if protocol == "toybox":
+        return toybox_subjects()
+    if protocol == "dreambooth":
+        if data is None:
+            raise UserError("give the folder of the DreamBooth dataset as --data (github.com/google/dreambooth)")
+        return dreambooth_subjects(data)
+    if not photos or not class_noun:
+        raise UserError("the protocol mine needs --photos and --class-noun")
+    return [own_subject(photos, class_noun)]
+
+
+def _with_prompts(subject: Subject, count: int | None) -> Subject:
+    """Return the subject with ``count`` of its prompts, evenly from the list."""
+    total = len(subject.prompts)
+    chosen = range(total) if count is None or count >= total else [number * total // count for number in range(count)]
+    prompts: tuple[Prompt, ...] = tuple(subject.prompts[index] for index in chosen)
+    return Subject(subject.name, subject.class_noun, subject.photos, subject.references, prompts)
+
+
+def choose_subjects(found: Sequence[Subject], names: Sequence[str], count: int | None = None) -> tuple[str, ...]:
+    """Return the named subjects, by default all or the first ``count``. Raises UserError for an unknown name."""
+    known = [subject.name for subject in found]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"there is no subject {shown(unknown[0])}; choose among {', '.join(known)}")
+    return tuple(names or known[:count])
+
+
+def read_variants(methods: Sequence[str], file: Path | None) -> dict[str, dict[str, Any]]:
+    """Return the variants: one for each method, and those of a YAML file that maps labels to training settings.
+
+    Raises UserError if a label is taken or a variant is not a mapping.
+    """
+    variants: dict[str, dict[str, Any]] = {method: {"method": method} for method in methods}
+    for label, changes in (_read_yaml(file) if file else {}).items():
+        if label in (*variants, BASE):
+            raise UserError(f"{file}: the variant {shown(str(label))} exists already; choose another label")
+        if not isinstance(changes, dict) or "method" not in changes:
+            raise UserError(f"{file}: the variant {shown(str(label))} needs lines like 'method: hra', and its settings")
+        variants[str(label)] = changes
+    if not variants:
+        raise UserError("there is nothing to compare; give --methods or --variants")
+    return variants
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises UserError if it can't be read."""
+    try:
+        return yaml_text.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read as YAML: {first_line(error)}") from None
+
+
+def with_rate_factors(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], factors: Sequence[float]):
+    """Return each variant at its learning rate times each factor: "lora", "lora × 2", …"""
+    result: dict[str, dict[str, Any]] = {}
+    for label, changes in variants.items():
+        rate = _config(base, changes).learning_rate
+        for factor in factors:
+            name = label if factor == 1 else f"{label} × {factor:g}"
+            result[name] = {**changes, "learning_rate": rate * factor}
+    return result
+
+
+def equal_parameters(
+    variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], pipe: Any
+) -> dict[str, dict[str, Any]]:
+    """Return the variants with ranks at which they have about as many parameters as the first one."""
+    result: dict[str, dict[str, Any]] = {}
+    parameters = 0
+    for label, changes in variants.items():
+        config = _config(base, changes)
+        shapes = rank_matching.layer_shapes(pipe, config)
+        if not result:
+            parameters = rank_matching.count_parameters(config.method, config.options, shapes)
+        rank = rank_matching.matched_rank(config.method, config.options, shapes, parameters)
+        result[label] = {**changes, "options": {**changes.get("options", {}), "rank": rank}}
+    return result
+
+
+def equal_seconds(
+    variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], measured: Mapping[str, Calibration]
+) -> dict[str, dict[str, Any]]:
+    """Return the variants with as many steps as take as long as those of the first one."""
+    first = next(iter(variants))
+    seconds = _config(base, variants[first]).steps * measured[first].step
+    return {
+        label: {**changes, "steps": max(1, round(seconds / measured[label].step))}
+        for label, changes in variants.items()
+    }
+
+
+def _config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration of a variant without photos."""
+    return configs.parse({"name": "benchmark", "photos": ["."], "class_noun": "thing", **base, **changes})
+
+
+def check(plan: Plan) -> None:
+    """Raise UserError if a variant is not valid."""
+    for label, changes in plan.variants.items():
+        registry.get_method(str(changes["method"]))
+        try:
+            _config(plan.base, changes)
+        except UserError as error:
+            raise UserError(f"variant {shown(label)}: {error}") from None
