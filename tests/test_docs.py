@@ -44,6 +44,16 @@ def test_commands_and_their_flags_exist(line, capsys, help_texts):
         assert flag in help_texts[words[1]]
 
 
+def test_the_flags_that_stand_for_those_of_other_trainers_exist(capsys):
+    rows = TEXTS["docs/train.md"].split("## What other trainers call it")[1].splitlines()
+    ours = [row.rsplit("|", 2)[1] for row in rows if row.startswith("| ") and "elsewhere" not in row]
+    for command in ("train", "export"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    known = {*re.findall(r"--[\w-]+", capsys.readouterr().out)}
+    assert len(ours) > 40 and {flag for cell in ours for flag in re.findall(r"--[\w-]+", cell)} <= known
+
+
 def test_the_pages_show_every_command():
     assert {shlex.split(line)[1] for line in commands()} >= set(COMMANDS) - {"demo"}
     assert "make demo" in README
