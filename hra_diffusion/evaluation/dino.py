@@ -41,6 +41,7 @@ class Dino:
         from transformers import AutoModel
 
         self.model: Any = load_model(AutoModel, "the DINO model", source, device)
+        self.model.pooler = None  # not used, and random where the weights lack it
         self.preprocessing = preprocessing
         self.label = f"{'DINOv2' if self.model.config.model_type == 'dinov2' else 'DINO'} ({Path(source).name})"
 

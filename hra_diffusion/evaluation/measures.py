@@ -13,8 +13,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-COPY = 0.97
-"""Similarity to a photo from which a picture counts as its copy."""
+COPY = 0.96
+"""Similarity to a photo from which a picture counts as its copy.
+
+By EfficientNet-Lite2 none of 50 photos of ten DreamBooth subjects is as similar to another, and of their copies 46 with
+1.2 times the brightness, 31 mirrored, 21 cropped to 90 % of each side and 16 saved as JPEG of quality 30 are as similar
+to the original. By toybox's CLIP 8 of the photos count as copies of another. Not measured for other models.
+"""
 
 
 class Nearest(NamedTuple):
