@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.protocols import plan as plans
-from app.protocols.plan import Budget, Plan, ProtocolName
+from app.protocols.plan import METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, write_text
@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         f"{', '.join(QUICK_METHODS)}, unless given otherwise")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub id, or "
                         "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="further models that compare the "
+                        "pictures with the photos; dino is DreamBooth's")  # fmt: skip
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; the same command continues")
     parser.add_argument("--name", help="name of the benchmark (default: the protocol's)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
@@ -95,7 +97,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         variants=variants, seeds=tuple(dict.fromkeys(arguments.seeds)),
         prompts=arguments.prompts or (10 if quick else None),
         pictures=arguments.pictures or PICTURES[protocol], budget=arguments.budget,
-        strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])),
+        strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
+        metrics=tuple(dict.fromkeys(arguments.metrics)),
     )  # fmt: skip
     plans.check(plan)
     return plan
@@ -133,6 +136,7 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     from app.protocols.cells import Benchmark
     from app.protocols.scoring import Scorer
     from app.protocols.subjects import TOYBOX_FOLDER
+    from hra_diffusion.evaluation import metrics
     from hra_diffusion.evaluation.clip import find_clip
     from hra_diffusion.evaluation.judge import load_judge
     from hra_diffusion.generation.requests import Settings, complete_settings
@@ -154,7 +158,8 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     if missing and not arguments.quiet:
         print(f"note: {missing}; the benchmark has no CLIP scores", file=sys.stderr)
     subjects = plan.load_subjects()
-    scorer = Scorer(subjects, size, clip, judge)
+    embedders = {name: metrics.find(name, arguments.device or "cpu") for name in plan.metrics}
+    scorer = Scorer(subjects, size, clip, judge, embedders)
     return Benchmark(
         folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size
     )

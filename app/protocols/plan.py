@@ -18,6 +18,8 @@ from training.runs.calibration import Calibration
 
 ProtocolName = Literal["toybox", "dreambooth", "mine"]
 Budget = Literal["steps", "parameters", "seconds"]
+METRICS = ("dino", "dinov2", "clip-l14", "efficientnet")
+"""Further measures of subject fidelity, by their names in ``hra_diffusion.evaluation.metrics``."""
 BASE = "base"
 """The variant without an adapter."""
 TRIGGER = "sks"
@@ -48,6 +50,8 @@ class Plan(BaseModel):
     budget: Budget = "steps"
     strengths: tuple[float, ...] = (1.0,)
     denoising_steps: int = 25
+    clip: str | None = None
+    metrics: tuple[str, ...] = ()
 
     def load_subjects(self) -> dict[str, Subject]:
         """Return the subjects by name with the prompts that are drawn."""

@@ -1,7 +1,7 @@
 """Figures of a cell's pictures, and the controls that show what the figures can tell apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from app.protocols.subjects import Subject
 from hra_diffusion.evaluation.clip import Clip, clip_distance, score_images
+from hra_diffusion.evaluation.embedder import Embedder
 from hra_diffusion.evaluation.judge import ToyboxJudge
+from hra_diffusion.evaluation.measures import subject_fidelity
 from training.data.dataset import load_dataset
 
 
@@ -31,6 +33,10 @@ FIGURES = {
         Figure("scene right", "share of the pictures in which the judge sees the scene of the prompt"),
         Figure("attribute right", "share of the pictures in which the judge sees the attribute of the prompt"),
         Figure("subject", "similarity to the photos (CLIP-I)"),
+        Figure("dino", "similarity to the photos (DINO ViT-S/16)"),
+        Figure("dinov2", "similarity to the photos (DINOv2 base)"),
+        Figure("clip-l14", "similarity to the photos (CLIP ViT-L/14)"),
+        Figure("efficientnet", "similarity to the photos (EfficientNet-Lite2, a proxy)"),
         Figure("prompt", "similarity to the prompt without the trigger (CLIP-T)"),
         Figure("variety", "CLIP distance between pictures of one prompt"),
         Figure("drift", "CLIP distance of the class without the trigger from the base model's pictures", False),
@@ -58,12 +64,16 @@ class Control:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores pictures by a CLIP model and, on toybox's subjects, by its judge. ``size`` is the pictures' side."""
+    """Scores pictures by a CLIP model, by ``embedders`` of ``plan.METRICS`` and, on toybox's subjects, by its judge.
+
+    ``size`` is the pictures' side.
+    """
 
     subjects: Mapping[str, Subject]
     size: int
     clip: Clip | None = None
     judge: ToyboxJudge | None = None
+    embedders: Mapping[str, Embedder] = field(default_factory=dict)
 
     @cached_property
     def _embeddings(self) -> dict[str, Tensor]:
@@ -96,6 +106,9 @@ class Scorer:
             if of_class:
                 ours, base = of_class
                 found["drift"] = clip_distance(self.clip, ours, base[: len(ours)])
+        for name, embedder in self.embedders.items():
+            pictures_of, photos = (embedder.embed_images(part) for part in (images, self.photos(subject)))
+            found[name] = subject_fidelity(pictures_of, photos).tolist()
         return found | (self._judge_figures(self.judge, subject, images, pictures) if self.judge else {})
 
     def _clip_figures(

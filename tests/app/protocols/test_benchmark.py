@@ -136,11 +136,13 @@ def test_the_report_is_one_file_with_pictures_and_no_address(benchmark, results)
 
 def test_a_real_photo_reaches_the_ceiling_and_a_copy_exceeds_the_limit():
     subjects = PLAN.load_subjects()
-    scorer = Scorer(subjects, 128, Clip(default_source("toybox")))
+    clip = Clip(default_source("toybox"))
+    scorer = Scorer(subjects, 128, clip, embedders={"dino": clip})
     for subject in subjects.values():
         control = scorer.control(subject)
         assert control.real <= control.copy_limit < control.copied
         figures = scorer.figures(subject, scorer.photos(subject)[:2], 1, None)
+        assert figures["dino"] == pytest.approx(figures["subject"])
         assert figures["copies"] == [1, 1] and min(figures["subject"]) > max(figures["shuffled"])
 
 
