@@ -55,6 +55,20 @@ checkpoint of the judge.
 Command: `python -m benchmarks.sweep --sprites DIR`."""
 
 
+MASKS = """\
+## Masks
+
+Subjects trained without masks and with exact masks of the photos (see `--mask`). *photo's scene*: share of the images
+whose scene is one of the photos' although the prompt names another, which masks are meant to prevent.
+Command: `python -m benchmarks.masks --sprites DIR`."""
+
+BEST_CHECKPOINT = """\
+## The best checkpoint
+
+Whether the checkpoint that a run with validation names as the best beats the last one, by the judge.
+Command: `python -m benchmarks.best_checkpoint --sprites DIR`."""
+
+
 def page(results: Path = RESULTS) -> str:
     """Return docs/benchmarks.md: a summary table, a section for each claim, and the judge's tables."""
     results_by_claim = {
@@ -63,7 +77,8 @@ def page(results: Path = RESULTS) -> str:
     }
     summary = [(_link(claim), claim.target, *map(_verdicts, results_by_claim[claim.name].values())) for claim in CLAIMS]
     sections = [_section(claim, results_by_claim[claim.name]) for claim in CLAIMS]
-    judged = [f"{SUBJECTS}\n\n{_stored(results / 'subjects.md')}", f"{SWEEP}\n\n{_stored(results / 'sweep.md')}"]
+    tables = {SUBJECTS: "subjects", SWEEP: "sweep", MASKS: "masks", BEST_CHECKPOINT: "best_checkpoint"}
+    judged = [f"{about}\n\n{_stored(results / f'{name}.md')}" for about, name in tables.items()]
     return (
         "\n\n".join([INTRODUCTION, markdown_table(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
     )
