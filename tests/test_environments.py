@@ -288,7 +288,7 @@ def with_all_methods():
     """A model with an active adapter of every method on its cross-attention, and the adapters' parameters."""
     model, names = one_block_unet(), registry.method_names()
     for method in names:
-        attach(model, method, {"rank": 4}, name=method, targets=r".*attn2\..*")
+        attach(model, method, {"rank": 4}, name=method, targets=r".*attn2\.to_(q|k|v|out\.0)")
         stir(attachment.adapter_parameters(model, method).values())
     activation.activate(model, dict.fromkeys(names, 1.0))
     return model, parameters_of_all(model)
