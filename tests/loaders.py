@@ -12,15 +12,24 @@ from hra_diffusion.adapters import attachment, registry
 EXACT = 1e-4
 FORMS = ("lora", "hra", "oft", "shoft")
 """Methods that are exported in different forms: as LoRA everywhere, or to PEFT as HRA, OFT and DoRA."""
+BOTH = ("lora", "shoft")
+"""A method without and one with magnitudes."""
 
 
 def each_method(methods=None, kinds=PIPES):
-    """Parametrise a test with every method on the first kind of pipeline, and with each form on the others."""
+    """Parametrise a test with every method on the first kind of pipeline, and with BOTH on the others."""
     first, *others = kinds
     methods = methods or registry.method_names()
     cases = [(first, method) for method in methods]
-    cases += [(kind, method) for kind in others for method in FORMS if method in methods]
+    cases += [(kind, method) for kind in others for method in BOTH if method in methods]
     return pytest.mark.parametrize(("kind", "method"), cases)
+
+
+def each_form_by_format(*formats):
+    """Parametrise a test with each form and format, and with every other method and one format."""
+    cases = [(method, format) for method in FORMS for format in formats]
+    cases += [(method, formats[0]) for method in registry.method_names() if method not in FORMS]
+    return pytest.mark.parametrize(("method", "format"), cases)
 
 
 def adapted(kind, method, targets="attention", options=None):

@@ -49,20 +49,14 @@ def use_graph(monkeypatch):
     return use
 
 
-@pytest.fixture(scope="module")
-def eager(settings, tmp_path_factory):
-    """The weights of a quick LoRA run without a graph."""
-    return weights(train(settings(**QUICK, method="lora"), tmp_path_factory.mktemp("eager")))
-
-
 def notices(events):
     return [event.message for event in events if isinstance(event, Notice)]
 
 
 VARIANTS = {
     "text encoder, class images": {},
-    "accumulation, average": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "lr_scheduler": "linear"},
-    "base output": {"preservation": "base-output", "gradient_checkpointing": True},
+    "accumulation, average": {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "lr_scheduler": "linear", **QUICK},
+    "base output": {"preservation": "base-output", "gradient_checkpointing": True, "sample_prompts": []},
     "checkpointing": {"gradient_checkpointing": True, "method": "lora", **QUICK},
 }
 
@@ -143,10 +137,18 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def one_step(settings, tmp_path_factory):
+    """A run of one step, and its weights without a graph."""
+    config = settings(**QUICK, method="lora", steps=1)
+    return config, weights(train(config, tmp_path_factory.mktemp("eager")))
+
+
 @pytest.mark.parametrize("around", WRONG.values(), ids=WRONG)
-def test_a_replay_with_other_results_is_not_used(settings, tmp_path, use_graph, eager, around):
+def test_a_replay_with_other_results_is_not_used(one_step, tmp_path, use_graph, around):
+    config, eager = one_step
     events, graph = [], use_graph(around=around)
-    assert torch.equal(weights(train(settings(**QUICK, method="lora"), tmp_path, [events.append])), eager)
+    assert torch.equal(weights(train(config, tmp_path, [events.append])), eager)
     (notice,) = notices(events)
     assert "steps run without a CUDA graph: a replay differs from the eager step in the" in notice
     assert graph.replays == 1
@@ -165,9 +167,10 @@ def test_a_capture_that_fails_is_not_used(settings, tmp_path, monkeypatch):
     assert notices(events) == [f"steps run without a CUDA graph: {reason}"]
 
 
-def test_out_of_memory_drops_the_graph_first(settings, tmp_path, use_graph, eager):
+def test_out_of_memory_drops_the_graph_first(settings, tmp_path, use_graph):
     """The steps before it are in the log, though their losses had not been read."""
-    config, events = settings(**QUICK, method="lora", log_every=10, checkpoint_every=10), []
+    config, events = settings(**QUICK, log_every=10, checkpoint_every=10), []
+    eager = weights(train(config, tmp_path / "eager"))
 
     def full_device(step, function):
         if step.session.step == 2:

@@ -10,7 +10,7 @@ import torch
 from conftest import PIPES, everything, relative, stir, tiny_pipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loaders import each_method
+from loaders import BOTH, each_form_by_format
 from peft import HRAConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -35,9 +35,19 @@ def import_and_load(kind, path, output):
     return pipe, report
 
 
-@each_method()
+@each_form_by_format("kohya", "diffusers", "peft")
+def test_exports_can_be_imported(method, format, tmp_path):
+    export_and_import("sd", method, format, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+@pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "peft"])
-def test_exports_can_be_imported(kind, method, format, tmp_path):
+def test_exports_for_other_bases_can_be_imported(kind, method, format, tmp_path):
+    export_and_import(kind, method, format, tmp_path)
+
+
+def export_and_import(kind, method, format, tmp_path):
     pipe = PIPES[kind]()
     for model in pipeline.components(pipe).values():
         attachment.attach(model, method, {"rank": 4}, name="Rex")
