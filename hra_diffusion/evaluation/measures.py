@@ -69,7 +69,8 @@ def variety(embeddings: Tensor, groups: Sequence[Hashable]) -> list[float | None
 def diversity(distances: Tensor) -> float | None:
     """Return the mean distance between two of N pictures of one prompt, from all distances (N, N); None for N < 2.
 
-    With ``Lpips.pairwise`` this is DIV of DreamBooth, section 4.1; ``embedding_distances`` need no weights of LPIPS.
+    With ``Lpips.pairwise`` this is DIV of DreamBooth (arXiv 2208.12242, ablation of prior preservation);
+    ``embedding_distances`` need no weights of LPIPS.
     """
     count = len(distances)
     return (distances.sum() - distances.trace()).item() / (count * (count - 1)) if count > 1 else None
