@@ -64,6 +64,8 @@ class PngSettings(BaseModel):
 def describe(pipe: StableDiffusionPipeline, request: Request, settings: FullSettings) -> dict[str, Any]:
     """Return everything needed to generate the image again, as JSON values."""
     made = {"base": base_name_of(pipe), "dtype": str(pipe.dtype).removeprefix("torch."), **dataclasses.asdict(request)}
+    if request.fusion == "compose":
+        del made["fusion"]  # the default, also of earlier versions
     known = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
     notes = prompt_notes(pipe, [request])
     return made | {"adapters": dict(request.adapters)} | known | ({"notes": notes} if notes else {})
