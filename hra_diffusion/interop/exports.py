@@ -37,7 +37,7 @@ class Exported:
     ``form`` is "LoRA", "DoRA", the method's own name, or "weights". ``error`` is the relative error
     ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 if exact. For merged weights ``process`` is the base model's noise
     process, and for a single file ``version`` is "SD 1", "SD 2" or "SDXL". ``embeddings`` are textual inversion files
-    with the trained embeddings of the adapter's triggers.
+    with the trained embeddings of the adapter's triggers; ``bundled`` says whether they are in the file instead.
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Exported:
     process: NoiseProcess | None = None
     version: str = ""
     embeddings: tuple[Path, ...] = ()
+    bundled: bool = False
 
     @property
     def shape(self) -> str:
@@ -93,7 +94,8 @@ def export(
     path, embeddings = _free_paths(job, format, Path(path))
     done = FORMATS[format](job, path)
     textual_inversion.write(pipe, name, strength, embeddings)
-    return replace(done, embeddings=tuple(embeddings))
+    bundled = bundle_embeddings and bool(textual_inversion.words(pipe, name))
+    return replace(done, embeddings=tuple(embeddings), bundled=bundled)
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
@@ -192,7 +194,8 @@ def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[Pat
     embeddings = {} if job.bundle_embeddings else textual_inversion.files(job.pipe, job.name, folder)
     for file in (path, *embeddings):
         if file.exists():
-            raise ExportError(f"{file} exists already; choose another path with --output")
+            other = "path" if file == path else "folder"
+            raise ExportError(f"{file} exists already; choose another {other} with --output")
     if path in embeddings:
         raise ExportError(f"{path} is the file of the trained embedding; choose another path with --output")
     return path, embeddings
