@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
@@ -64,8 +63,8 @@ def train(
 ) -> Path:
     """Train an adapter in the folder ``output/name`` and return its file.
 
-    Base model, photos, targets and ``config.memory_limit`` are checked before anything is written. Ctrl-C and SIGTERM
-    finish the current step, save a checkpoint and raise KeyboardInterrupt.
+    Optimiser, base model, photos, targets and ``config.memory_limit`` are checked before anything is written. Ctrl-C
+    and SIGTERM finish the current step, save a checkpoint and raise KeyboardInterrupt.
 
     Args:
         config: what to train.
@@ -76,8 +75,7 @@ def train(
         pipe: a loaded pipeline to use instead of ``config.base``. The adapter stays attached to it.
         plan: emit the predicted memory and time first.
 
-    Raises:
-        UserError: PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError.
+    Raises UserError: PhotoError, BaseModelError, ConfigError, RunError, FileError or TrainingError.
     """
     run = Run(output / config.name)
     if run.checkpoints():
@@ -90,6 +88,7 @@ def train(
         run.require_free()
     require_trackers(config.report_to)
     accelerator = make_accelerator(config)
+    check_optimizer(config, accelerator.device)
     timer = PhaseTimer(accelerator.is_main_process, list(listeners))
     photos = moved_photos.find(run, config, timer.emit) if run.checkpoints() else find_photos(config.photos)
     reset_peak_memory(str(accelerator.device))
@@ -106,7 +105,7 @@ def train(
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
-    check_run(config, run, pipe, dataset, accelerator.device)
+    check_run(config, run, pipe, dataset)
     processes = Processes(accelerator)
     context = run_context(run, config, dataset, resume, accelerator, timer, processes, memory)
     with context, restore_eval(pipe, config), freed_memory_retained(), sharing_cores(accelerator.device.type):
@@ -116,12 +115,9 @@ def train(
         return run_session(session)
 
 
-def check_run(
-    config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset, device: torch.device
-) -> None:
-    """Raise UserError if adapter or optimiser can't be used, or a new run lacks photos or the adapter to start from."""
+def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset) -> None:
+    """Raise UserError if the adapter can't be used, or a new run lacks photos or the adapter to start from."""
     check_adapter(config, pipe)
-    check_optimizer(config, device)
     if not run.checkpoints():
         held_out_photo(dataset.photos, config.validation, config.seed)
         if config.init_adapter:

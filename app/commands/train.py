@@ -76,24 +76,31 @@ def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) ->
     from training.data.concepts import concept_numbers
     from training.data.dataset import load_dataset
     from training.data.photo import MIN_SIDE
+    from training.data.validation_photo import held_out_photo
     from training.planning import plan_run
+    from training.runs.trackers import require_trackers
     from training.session.devices import make_accelerator
+    from training.session.optimizer import check_optimizer
 
     def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
+    device = make_accelerator(config).device
+    require_trackers(config.report_to)
+    check_optimizer(config, device)
     run = Run(output / config.name)
     if run.checkpoints():
         config = moved_photos.with_current_paths(config, moved_photos.find(run, config, emit), run)
     concepts = concept_numbers(config)
     # small: no photo is enlarged
     dataset = load_dataset(config.photos, MIN_SIDE, config.crop, config.boxes, config.mask, concepts)
+    held_out_photo(dataset.photos, config.validation, config.seed)
     captions = final_captions(config, read_captions(config.photos), concepts)
     emit(replace(captions, coverage=dataset.coverage))
     for warning in dataset.warnings:
         emit(Notice(warning.message))
-    plan_run(config, output, make_accelerator(config).device.type, len(dataset.photos), emit)
+    plan_run(config, output, device.type, len(dataset.photos), emit)
 
 
 def print_phases(event: Event) -> None:

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -81,8 +81,14 @@ TABLE = (
 )  # fmt: skip
 
 
+READ_BUNDLES = ("AUTOMATIC1111", "Forge")
+"""Programs that read embeddings in a LoRA file. diffusers refuses such a file; others may ignore them."""
+
+
 def rows(exported: Exported) -> list[Row]:
     """The rows that apply to this export."""
+    if exported.bundled:
+        return [row for row in rows(replace(exported, bundled=False)) if row.program in READ_BUNDLES]
     form = exported.form
     if exported.format == "merged":
         form = "single file" if exported.path.suffix == ".safetensors" else "folder"

@@ -38,7 +38,7 @@ class Exported:
     ``form`` is "LoRA", "DoRA", the method's own name, or "weights". ``error`` is the relative error
     ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 if exact. For merged weights ``process`` is the base model's noise
     process, and for a single file ``version`` is "SD 1", "SD 2" or "SDXL". ``embeddings`` are textual inversion files
-    with the trained embeddings of the adapter's triggers.
+    with the trained embeddings of the adapter's triggers; ``bundled`` says whether they are in the file instead.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class Exported:
     process: NoiseProcess | None = None
     version: str = ""
     embeddings: tuple[Path, ...] = ()
+    bundled: bool = False
 
     @property
     def shape(self) -> str:
@@ -101,7 +102,9 @@ def export(
     done = FORMATS[format](job, path)
     for adapter, triggers in embeddings.items():
         textual_inversion.write(pipe, adapter, strengths[adapter], triggers)
-    return replace(done, embeddings=tuple(file for triggers in embeddings.values() for file in triggers))
+    files = tuple(file for triggers in embeddings.values() for file in triggers)
+    bundled = bundle_embeddings and any(textual_inversion.words(pipe, adapter) for adapter in strengths)
+    return replace(done, embeddings=files, bundled=bundled)
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
@@ -203,7 +206,8 @@ def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[str
     files = [file for triggers in embeddings.values() for file in triggers]
     for file in (path, *files):
         if file.exists():
-            raise ExportError(f"{file} exists already; choose another path with --output")
+            other = "path" if file == path else "folder"
+            raise ExportError(f"{file} exists already; choose another {other} with --output")
     if path in files:
         raise ExportError(f"{path} is the file of the trained embedding; choose another path with --output")
     return path, embeddings

@@ -77,6 +77,9 @@ UNUSABLE = {
         "empty: no photos in this folder. Put JPEG, PNG, WebP or HEIC files directly into it.",
     ),
     "unknown optimizer": (lambda: None, [*ONE, "--optimizer", "adam"], "optimizer: "),
+    "no photo of this name": (
+        lambda: None, [*ONE, "--validation", "9.jpg"], "--validation holds out a photo, which needs at least 4 of them"
+    ),
     "package missing": (
         lambda: None, [*ONE, "--optimizer", "prodigy"],
         "--optimizer prodigy needs prodigyopt: pip install 'hra-diffusion[optimizers]'",
@@ -89,8 +92,9 @@ def test_what_can_not_be_used_is_named_before_a_run_begins(here, base_folder, ca
     prepare, flags, message = UNUSABLE[kind]
     prepare()
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
-    assert main(train_command(base_folder, "Rex", *flags)) == 1
-    assert message in capsys.readouterr().err and not (here / "outputs" / "Rex").exists()
+    for more in ([], ["--dry-run"]):
+        assert main(train_command(base_folder, "Rex", *flags, *more)) == 1
+        assert message in capsys.readouterr().err and not (here / "outputs" / "Rex").exists()
 
 
 def test_a_run_goes_on_starts_another_and_is_exported_with_its_embedding(here, base_folder, capsys):

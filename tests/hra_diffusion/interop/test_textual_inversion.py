@@ -90,6 +90,13 @@ def test_notes_say_what_to_write_in_prompts(tmp_path):
     assert "rex-sks.safetensors" in note and "write “rex-sks” in place of “sks”" in note
 
 
+def test_a_bundle_is_for_the_programs_that_read_it(tmp_path):
+    done = interop.export(trained(), "Rex", "kohya", tmp_path / "rex.safetensors", bundle_embeddings=True)
+    assert {row.program for row in compatibility.rows(done)} == {"AUTOMATIC1111", "Forge"}
+    with pytest.raises(ValueError, match="bundle_emb"):
+        tiny_pipe().load_lora_weights(str(done.path))
+
+
 def test_embeddings_that_do_not_fit_are_refused(tmp_path):
     pipe = trained()
     done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
