@@ -27,18 +27,17 @@ from app.benchmarking.machine import markdown_table
 from benchmarks.options import RESULTS
 from benchmarks.report import commit_hash
 from benchmarks.subject_results import BASE, CEILING, Case
-from benchmarks.subject_runs import ADAPTER, PHOTOS, Runner, load_base, make_parser, photo_seed, set_up
+from benchmarks.subject_runs import ADAPTER, Runner, load_base, make_parser, set_up
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.state import FUSIONS, Fusion
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
+from toybox.benchmark import PHOTOS, photo_seed
 from toybox.captions import phrase
-from toybox.judge import object_features
 from toybox.rendering import compose
 from toybox.scenes import find_scene
-from toybox.shards import stack
 from toybox.sheet import contact_sheet
 from toybox.subjects import SUBJECTS, render_photos, sample_scenes
 
@@ -78,6 +77,14 @@ def mixes(seeds: Sequence[int], pairs: Sequence[tuple[str, str]], methods: Seque
     return [Mix(pair, *way, seed) for seed, pair, way in product(seeds, pairs, ways)]
 
 
+def halves_of(images: Sequence[Image.Image], side: int) -> list[Image.Image]:
+    """Return the left (0) or the right half of each image, enlarged."""
+    width, height = images[0].width // 2, images[0].height
+    size = round(ZOOM * width), round(ZOOM * height)
+    halves = [image.crop((side * width, 0, (side + 1) * width, height)) for image in images]
+    return [half.resize(size, Image.Resampling.BICUBIC) for half in halves]
+
+
 class Fuser:
     """Trains subjects, generates pairs and lets the judge look at their halves."""
 
@@ -91,17 +98,9 @@ class Fuser:
         if self.runner.sheets:
             self.runner.sheets.mkdir(parents=True, exist_ok=True)
             contact_sheet(images, columns=4).save(self.runner.sheets / f"{mix.key.replace(' / ', ', ')}.png")
-        sides = [self.runner.references.nearest(self.features(images, side)) for side in (0, 1)]
+        judge = self.runner.judge
+        sides = [[seen.object for seen in judge.verdicts(halves_of(images, side))] for side in (0, 1)]
         return {"halves": list(zip(*sides, strict=True))}
-
-    def features(self, images: Sequence[Image.Image], side: int) -> Any:
-        """Return the judge's features of the left (0) or the right half of each image."""
-        width, height = images[0].width // 2, images[0].height
-        size = round(ZOOM * width), round(ZOOM * height)
-        halves = [image.crop((side * width, 0, (side + 1) * width, height)) for image in images]
-        return object_features(
-            self.runner.judge, stack([half.resize(size, Image.Resampling.BICUBIC) for half in halves])
-        )
 
     def generate(self, mix: Mix) -> list[Image.Image]:
         """Generate a pair from noise that depends on the seed alone."""

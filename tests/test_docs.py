@@ -47,7 +47,7 @@ def test_commands_and_their_flags_exist(line, capsys, help_texts):
 def test_the_flags_that_stand_for_those_of_other_trainers_exist(capsys):
     rows = TEXTS["docs/train.md"].split("## What other trainers call it")[1].splitlines()
     ours = [row.rsplit("|", 2)[1] for row in rows if row.startswith("| ") and "elsewhere" not in row]
-    for command in ("train", "export"):
+    for command in ("train", "export", "generate"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     known = {*re.findall(r"--[\w-]+", capsys.readouterr().out)}

@@ -14,7 +14,7 @@ from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.protocols import plan as plans
 from app.protocols.plan import METRICS, Budget, Plan, ProtocolName
-from hra_diffusion.adapters.methods import COMPARED
+from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, write_text
 from hra_diffusion.models.sources import TOYBOX
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from app.protocols.cells import Benchmark, Cell, Result
 
 PLAN_FILE = "benchmark.json"
-QUICK_METHODS = ("lora", "hra", "hoft")
 PICTURES: dict[ProtocolName, int] = {"toybox": 1, "dreambooth": 4, "mine": 2}
 """Pictures per prompt by protocol; 4 as in the DreamBooth benchmark (arXiv 2208.12242, section 4.1)."""
 
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], metavar="S", help="also draw with "
                         "the adapters at these strengths, at the first seed")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three subjects, 10 prompts, the quick preset and "
-                        f"{', '.join(QUICK_METHODS)}, unless given otherwise")  # fmt: skip
+                        f"{', '.join(REPRESENTATIVE)}, unless given otherwise")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub id, or "
                         "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="further models that compare the "
@@ -86,7 +85,7 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     quick, protocol = arguments.quick, arguments.protocol
     photos = [path.absolute() for path in arguments.photos or ()]
     found = plans.find_subjects(protocol, arguments.data, photos, arguments.class_noun)
-    methods = arguments.methods or ([] if arguments.variants else QUICK_METHODS if quick else COMPARED)
+    methods = arguments.methods or ([] if arguments.variants else REPRESENTATIVE if quick else COMPARED)
     base = base_settings(arguments)
     variants = plans.read_variants(methods, arguments.variants)
     variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)

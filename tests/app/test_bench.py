@@ -6,6 +6,7 @@ from threading import Timer
 
 from conftest import tiny_pipe, tiny_text_encoder
 
+from app.benchmarking.calibrating import wait_for_measurement
 from app.cli import main
 from app.commands import bench
 from training.runs import calibration, leases
@@ -48,5 +49,5 @@ def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):
     index = Index(tmp_path)
     lease = leases.acquire(index, calibration.LEASE, "measure", "a measurement")
     Timer(0.5, leases.release, [index, lease]).start()
-    bench.wait_for_measurement(tmp_path, quiet=False)
+    wait_for_measurement(tmp_path, quiet=False)
     assert "waiting for another measurement" in capsys.readouterr().err and not calibration.is_measuring(tmp_path)

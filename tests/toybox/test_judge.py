@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from hra_diffusion.evaluation.judge import FEATURES, Judge, classify, object_features, stack
+from hra_diffusion.evaluation.judge import FEATURES, classify, object_features, stack
 from toybox.checkpoints import strip_checkpoint
-from toybox.judge import ATTRIBUTE_NAMES, OBJECT_NAMES, SCENE_NAMES, UNKNOWN, accuracy, label_targets, load_judge
+from toybox.judge import (
+    ATTRIBUTE_NAMES,
+    OBJECT_NAMES,
+    SCENE_NAMES,
+    UNKNOWN,
+    accuracy,
+    label_targets,
+    load_judge,
+    make_judge,
+)
 from toybox.judge_training import FIRST_SHARD, JudgeRecipe, augment, evaluate, render_judge_shards, train_judge
 from toybox.labels import Label
 from toybox.loop import Budget
@@ -120,4 +129,4 @@ def test_missing_judge_names_the_stage_that_trains_it(tmp_path: Path) -> None:
     """A new judge has about 1.1 M parameters."""
     with pytest.raises(FileNotFoundError, match="`judge` stage"):
         load_judge(tmp_path / "judge.safetensors")
-    assert sum(parameter.numel() for parameter in Judge().parameters()) == pytest.approx(1.1e6, rel=0.1)
+    assert sum(parameter.numel() for parameter in make_judge().parameters()) == pytest.approx(1.1e6, rel=0.1)
