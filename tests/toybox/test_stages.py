@@ -207,7 +207,7 @@ def test_decoder_training_raises_psnr_and_keeps_latents(make_stages: Callable[[]
     stages = make_stages()
     images = render_shard(sprites, 0, 8).values
     before = stages.load_vae()
-    stages.train_decoder(Budget(steps=24))
+    stages.train_decoder(Budget(steps=12))
     after = stages.load_vae()
     assert mean_psnr(after, images) > mean_psnr(before, images) + 1
     assert encode(after, images).equal(encode(before, images))

@@ -142,7 +142,8 @@ def test_a_running_run_can_not_be_resumed(settings, tmp_path):
 def train_in_subprocess(config, output):
     """Resume the run in another process and raise its error here."""
     code = (
-        "import sys, pathlib; from training import config; from training.loop import train\n"
+        "import sys, pathlib; from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide; hide(BITSANDBYTES, PEFT)\n"
+        "from training import config; from training.loop import train\n"
         "train(config.read(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), resume=True)"
     )
     configs.write(config, output / "other.yaml")

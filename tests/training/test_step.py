@@ -75,22 +75,27 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", registry.method_names())
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+CASES = [(method, next(iter(VARIANTS))) for method in registry.method_names()]
+CASES += [(method, variant) for method in ("lora", "shoft", "boft") for variant in list(VARIANTS)[1:]]
+"""Every method in the first variant, and methods of different forms in the others."""
+
+
+@pytest.mark.parametrize(("method", "variant"), CASES)
 def test_steps_do_not_wait_for_the_device_and_are_the_same_operations(
-    settings, tmp_path, batches_on_the_host, method, changes
+    settings, tmp_path, batches_on_the_host, method, variant
 ):
+    changes = VARIANTS[variant]
     if method in ("oft", "boft"):  # blocks have no rank to share
         changes = changes | {"options": {"rank": 4}}
     session = make_session(settings(method=method, log_every=10, **changes), tmp_path)
     step, log, sequences = TrainingStep(session), StepLog(session), []
     step(1e-2)  # creates the optimiser's state
-    for _ in range(3):
+    for _ in range(2):
         with Operations() as operations, NoReading():
             log.begin_step()
             log.add(1e-2, step(1e-2))
         sequences.append(operations.calls)
-    assert len(sequences[0]) > 100 and sequences[0] == sequences[1] == sequences[2]
+    assert len(sequences[0]) > 100 and sequences[0] == sequences[1]
 
 
 @pytest.mark.parametrize(

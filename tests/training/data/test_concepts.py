@@ -89,12 +89,12 @@ def test_a_resumed_run_with_shuffling_dropout_and_concepts_equals_an_uninterrupt
 ):
     (folder / "dog" / "0.txt").write_text("a sks dog, sitting, grass, sun, tree")
     config = run_of(
-        settings, folder, steps=6, checkpoint_every=100, sample_every=0, sample_prompts=[], shuffle_captions=True,
+        settings, folder, steps=4, checkpoint_every=100, sample_every=0, sample_prompts=[], shuffle_captions=True,
         caption_dropout=0.3, train_text_encoder=with_text, preservation="base-output" if with_text else "class-images",
     )  # fmt: skip
     whole = weights(train(config, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", [StopAfter(3)])
+        train(config, tmp_path / "parts", [StopAfter(2)])
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("dog", "teapot"):

@@ -22,7 +22,7 @@ def limit_between(config, reduced):
 
 def test_a_run_with_a_limit_names_its_savings_and_resumes_exactly(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    changes = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 3,
+    changes = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 2,
                "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
     lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
     config = settings(**changes, memory_limit=limit_between(settings(**changes, dtype="bfloat16"), lean))
@@ -36,7 +36,7 @@ def test_a_run_with_a_limit_names_its_savings_and_resumes_exactly(settings, tmp_
     assert (chosen.dtype, chosen.gradient_checkpointing, chosen.batch_size) == ("bfloat16", True, 4)
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", [StopAfter(2)])
+        train(config, tmp_path / "parts", [StopAfter(1)])
     assert torch.equal(weights(train(config, tmp_path / "parts", resume=True)), whole)
 
 
