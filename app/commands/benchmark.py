@@ -73,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     name = validated_name(arguments.name or arguments.protocol + ("-quick" if arguments.quick else ""))
+    plan = make_plan(name, arguments)
     folder = make_folder(arguments.output / "benchmark" / name)
-    benchmark = prepare(arguments, store_plan(folder, make_plan(name, arguments)), folder)
+    benchmark = prepare(arguments, store_plan(folder, plan), folder)
     failures = run_cells(benchmark, arguments)
     summary_text, facts = write_results(benchmark, failures)
     print_result(arguments, summary_text, facts)
