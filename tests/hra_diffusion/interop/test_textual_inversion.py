@@ -93,7 +93,7 @@ def test_notes_say_what_to_write_in_prompts(tmp_path):
 def test_a_bundle_is_for_the_programs_that_read_it(tmp_path):
     done = interop.export(trained(), "Rex", "kohya", tmp_path / "rex.safetensors", bundle_embeddings=True)
     assert {row.program for row in compatibility.rows(done)} == {"AUTOMATIC1111", "Forge"}
-    with pytest.raises(ValueError, match="bundle_emb|Invalid LoRA checkpoint"):  # what diffusers finds first
+    with pytest.raises(ValueError, match=r"bundle_emb|Invalid LoRA checkpoint"):  # what diffusers finds first
         tiny_pipe().load_lora_weights(str(done.path))
 
 
