@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.protocols import plan as plans
-from app.protocols.plan import METRICS, Budget, Plan, ProtocolName
+from app.protocols.plan import LPIPS, METRICS, RELEASED_METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder, write_text
@@ -57,12 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="train each variant at several learning rates: its own times each factor")  # fmt: skip
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], metavar="S", help="also draw with "
                         "the adapters at these strengths, at the first seed")  # fmt: skip
+    parser.add_argument("--checkpoints", type=int, default=0, metavar="N", help="also draw with N checkpoints of each "
+                        "run, evenly spaced")  # fmt: skip
+    parser.add_argument("--released-scoring", action="store_true", help="dreambooth: also score as the released code "
+                        "of HRA's authors does, with CLIP ViT-L/14, DINO and LPIPS from the hub")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three subjects, 10 prompts, the quick preset and "
                         f"{', '.join(REPRESENTATIVE)}, unless given otherwise")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub id, or "
                         "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="further models that compare the "
-                        "pictures with the photos; dino is DreamBooth's")  # fmt: skip
+                        "pictures with the photos, and LPIPS; dino and lpips are DreamBooth's")  # fmt: skip
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; the same command continues")
     parser.add_argument("--name", help="name of the benchmark (default: the protocol's)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
@@ -98,7 +102,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         prompts=arguments.prompts or (10 if quick else None),
         pictures=arguments.pictures or PICTURES[protocol], budget=arguments.budget,
         strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
-        metrics=tuple(dict.fromkeys(arguments.metrics)),
+        metrics=tuple(dict.fromkeys([*arguments.metrics, *(RELEASED_METRICS if arguments.released_scoring else ())])),
+        checkpoints=arguments.checkpoints, released=arguments.released_scoring,
     )  # fmt: skip
     plans.check(plan)
     return plan
@@ -124,7 +129,8 @@ def store_plan(folder: Path, plan: Plan) -> Plan:
         write_text(path, plan.model_dump_json(indent=1))
         return plan
     stored = Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    if other := [name for name in Plan.model_fields if getattr(stored, name) != getattr(plan, name)]:
+    settings = Plan.model_fields.keys() - {"resolved"}
+    if other := sorted(name for name in settings if getattr(stored, name) != getattr(plan, name)):
         raise UserError(
             f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
         )
@@ -132,23 +138,23 @@ def store_plan(folder: Path, plan: Plan) -> Plan:
 
 
 def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmark:
-    """Return the benchmark with its models loaded, and its variants under an equal budget."""
+    """Return the benchmark with its models loaded. An equal budget is resolved once and stored with the plan."""
     from app.protocols.cells import Benchmark
+    from app.protocols.released import ReleasedScorer
     from app.protocols.scoring import Scorer
     from app.protocols.subjects import TOYBOX_FOLDER
     from hra_diffusion.evaluation import metrics
     from hra_diffusion.evaluation.clip import find_clip
     from hra_diffusion.evaluation.judge import load_judge
+    from hra_diffusion.evaluation.lpips import Lpips
     from hra_diffusion.generation.requests import Settings, complete_settings
 
     pipe = load_base(arguments)
-    if plan.budget == "parameters":
-        plan = plan.model_copy(update={"variants": plans.equal_parameters(plan.variants, plan.base, pipe)})
     size = complete_settings(pipe, Settings()).width
+    if plan.budget != "steps" and plan.resolved is None:
+        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan, pipe)})
+        write_text(folder / PLAN_FILE, plan.model_dump_json(indent=1))
     del pipe
-    if plan.budget == "seconds":
-        measured = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
-        plan = plan.model_copy(update={"variants": plans.equal_seconds(plan.variants, plan.base, measured)})
     judge = None
     if plan.protocol == "toybox" and arguments.base == TOYBOX:
         judge = load_judge(TOYBOX_FOLDER / "judge.safetensors", TOYBOX_FOLDER / "references.safetensors")
@@ -157,12 +163,22 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
         raise UserError(missing or "there is nothing to score with; leave out --clip none")
     if missing and not arguments.quiet:
         print(f"note: {missing}; the benchmark has no CLIP scores", file=sys.stderr)
-    subjects = plan.load_subjects()
-    embedders = {name: metrics.find(name, arguments.device or "cpu") for name in plan.metrics}
-    scorer = Scorer(subjects, size, clip, judge, embedders)
+    subjects, device = plan.load_subjects(), arguments.device or "cpu"
+    embedders = {name: metrics.find(name, device) for name in plan.metrics if name != LPIPS}
+    lpips = Lpips(device=device) if LPIPS in plan.metrics else None
+    released = ReleasedScorer.load(lpips, device) if plan.released and lpips else None
+    scorer = Scorer(subjects, size, clip, judge, embedders, lpips, released)
     return Benchmark(
         folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size
     )
+
+
+def resolve_budget(arguments: argparse.Namespace, plan: Plan, pipe: Any) -> dict[str, dict[str, Any]]:
+    """Return the settings of the variants with ranks or steps of an equal budget. Raises UserError."""
+    if plan.budget == "parameters":
+        return plans.equal_parameters(plan.variants, plan.base, pipe)
+    measured = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
+    return plans.equal_seconds(plan.variants, plan.base, measured)
 
 
 def config_of(plan: Plan, variant: str) -> TrainConfig:
@@ -190,9 +206,7 @@ def run_cells(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[Cell,
             failures |= dict.fromkeys(cells[number:], "not begun: out of time")
             break
         left = f", about {elapsed / number * (total - number) / 60:.0f} min left" if number else ""
-        say(
-            f"[{number + 1}/{total}] {cell.subject}, {cell.variant}, seed {cell.seed}, strength {cell.strength:g}{left}"
-        )
+        say(f"[{number + 1}/{total}] {cell}{left}")
         try:
             say(f"  {text_of(benchmark.run(cell))}")
         except UserError as error:

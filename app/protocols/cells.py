@@ -1,15 +1,19 @@
 """Cells: one subject, variant and seed each. A cell is trained, drawn, scored and stored on its own.
 
     cells/{subject}/{variant}/{seed}/adapter.safetensors
+    cells/{subject}/{variant}/{seed}/lora.safetensors          the adapter, exported and imported again, if drawn
+    cells/{subject}/{variant}/{seed}/checkpoints/000070.safetensors
     cells/{subject}/{variant}/{seed}/pictures/00-0.png         number of the prompt and of the picture
     cells/{subject}/{variant}/{seed}/cell.json                 written last: costs and the figures of every picture
 
-Pictures at another strength than 1 lie in ``strength-0.50/`` and so on below, with a ``cell.json`` of their own.
+A variation of a trained cell is a cell without training: an earlier checkpoint, another strength, or the exported LoRA
+at that strength. It lies below the trained one, in ``step-000070/``, ``strength-0.50/`` or ``lora-0.50/``.
 """
 
 import dataclasses
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +25,7 @@ from PIL import Image
 from app.protocols.plan import BASE, NOISE_SEED, TRIGGER, Plan
 from app.protocols.scoring import Scorer
 from app.protocols.subjects import Subject
-from hra_diffusion import library, pipeline
+from hra_diffusion import interop, library, pipeline
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import move, remove, sha256, write_text
 from hra_diffusion.generation.png import read_image, save_png, slug
@@ -43,23 +47,52 @@ DRIFT_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Cell:
-    """A subject, a variant, a training seed, and the strength of the adapter."""
+    """A subject, a variant and a training seed, or a variation of such a trained cell.
+
+    Attributes:
+        strength: of the adapter.
+        step: of the checkpoint; None for the finished adapter.
+        exported: whether the adapter is the LoRA that other programs get, at a strength that scales it linearly.
+    """
 
     subject: str
     variant: str
     seed: int
     strength: float = 1.0
+    step: int | None = None
+    exported: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join([self.subject, self.variant, f"seed {self.seed}", *filter(None, [self.variation])])
+
+    @property
+    def variation(self) -> str:
+        """What tells a variation from the trained cell; "" for that one."""
+        if self.step is not None:
+            return f"step-{self.step:06d}"
+        if self.exported:
+            return f"lora-{self.strength:.2f}"
+        return "" if self.strength == 1 else f"strength-{self.strength:.2f}"
 
     @property
     def folder(self) -> Path:
         """The folder of the cell in that of the benchmark."""
-        folder = Path("cells", slug(self.subject), f"{slug(self.variant)}-{_digest(self.variant)}", str(self.seed))
-        return folder if self.strength == 1 else folder / f"strength-{self.strength:.2f}"
+        variant = f"{slug(self.variant)}-{_digest(self.variant)}"
+        return Path("cells", slug(self.subject), variant, str(self.seed), self.variation)
 
     @property
-    def full_strength(self) -> "Cell":
+    def trained(self) -> "Cell":
         """The cell that trains the adapter."""
-        return dataclasses.replace(self, strength=1.0)
+        return Cell(self.subject, self.variant, self.seed)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter's file in the folder of the benchmark; None for the base model."""
+        if self.variant == BASE:
+            return None
+        if self.step is not None:
+            return self.trained.folder / _checkpoint(self.step)
+        return self.trained.folder / ("lora.safetensors" if self.exported else "adapter.safetensors")
 
 
 @dataclass(frozen=True)
@@ -72,21 +105,44 @@ class Result:
     sha256: str = ""
 
 
+def _checkpoint(step: int) -> Path:
+    return Path("checkpoints", f"{step:06d}.safetensors")
+
+
 def _digest(text: str) -> str:
     """Return digits that tell apart labels with the same slug."""
     return hashlib.sha256(text.encode()).hexdigest()[:4]
 
 
 def cells_of(plan: Plan) -> Iterator[Cell]:
-    """Yield all cells, the base model's first, seed by seed, so that a part of them is a fair comparison too."""
-    for seed in plan.seeds:
-        for subject in plan.subjects:
-            yield Cell(subject, BASE, seed)
-            yield from (Cell(subject, variant, seed) for variant in plan.variants)
-    for subject in plan.subjects:
-        for variant in plan.variants:
-            others = (strength for strength in plan.strengths if strength not in (0, 1))
-            yield from (Cell(subject, variant, plan.seeds[0], strength) for strength in others)
+    """Yield all cells, the base model's first, seed by seed, so that a part of them is a fair comparison too.
+
+    The variations come last.
+    """
+    trained = [
+        Cell(subject, variant, seed)
+        for seed in plan.seeds
+        for subject in plan.subjects
+        for variant in (BASE, *plan.variants)
+    ]
+    yield from trained
+    variations = {
+        (variant, seed): list(_variations(plan, variant, seed)) for variant in plan.variants for seed in plan.seeds
+    }
+    for cell in trained:
+        for variation in variations.get((cell.variant, cell.seed), ()):
+            yield dataclasses.replace(cell, **variation)
+
+
+def _variations(plan: Plan, variant: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield what the variations of a variant's trained cells change: checkpoints and, at the first seed, strengths."""
+    for step in plan.checkpoint_steps(variant):
+        yield {"step": step}
+    for strength in plan.strengths if seed == plan.seeds[0] else ():
+        if strength not in (0, 1):
+            yield {"strength": strength}
+            if plan.is_orthogonal(variant):
+                yield {"strength": strength, "exported": True}
 
 
 @dataclass(frozen=True)
@@ -112,22 +168,42 @@ class Benchmark:
     def run(self, cell: Cell) -> Result:
         """Train, draw and score a cell. Raises RunError if its training fails."""
         folder, subject = self.folder / cell.folder, self.subjects[cell.subject]
-        adapter = None if cell.variant == BASE else self.folder / cell.full_strength.folder / "adapter.safetensors"
-        if adapter and not adapter.is_file():
-            self._train(cell, adapter)
+        adapter = self._adapter(cell)
         start = time.perf_counter()
         images, of_class = self._draw(cell, subject, adapter)
         seconds = time.perf_counter() - start
         plain = None if of_class is None else (of_class, self._drawn_by_base(cell)[:: self.plan.pictures])
-        figures = self.scorer.figures(subject, images, self.plan.pictures, plain)
+        figures = self.scorer.figures(subject, images, self.plan.pictures, plain, released=cell.strength == 1)
         costs = {"seconds per picture": seconds / (len(images) + len(of_class or ()))}
         costs |= library.training_costs(adapter, read_info(adapter)) if adapter else {}
         result = Result(cell, figures, costs, sha256(adapter) if adapter else "")
         write_text(folder / "cell.json", json.dumps(dataclasses.asdict(result), indent=1))
         return result
 
-    def _train(self, cell: Cell, target: Path) -> None:
-        """Train the adapter of a cell in the queue, and move it to ``target``. Ctrl-C stops the run, too."""
+    def _adapter(self, cell: Cell) -> Path | None:
+        """Return a cell's adapter, trained or exported if it is missing. Raises RunError."""
+        if cell.adapter is None:
+            return None
+        trained, adapter = self.folder / cell.trained.folder, self.folder / cell.adapter
+        if not (trained / "adapter.safetensors").is_file():
+            self._train(cell.trained, trained)
+        if cell.exported and not adapter.is_file():
+            self._export(trained / "adapter.safetensors", adapter)
+        if not adapter.is_file():
+            raise RunError(f"the run ended before step {cell.step}, or {trained} is of a benchmark without checkpoints")
+        return adapter
+
+    def _export(self, adapter: Path, target: Path) -> None:
+        """Export an adapter for other programs, and import it again as the LoRA or DoRA that they get."""
+        pipe = self.load_base()
+        name = pipeline.load(pipe, adapter, "adapter").name
+        with tempfile.TemporaryDirectory() as folder:
+            done = interop.export(pipe, name, "kohya", Path(folder, "exported.safetensors"))
+            pipeline.detach(pipe)
+            interop.import_adapter(pipe, done.path, target.parent, target.stem, embeddings=done.embeddings)
+
+    def _train(self, cell: Cell, folder: Path) -> None:
+        """Train the adapter of a cell in the queue, and move it to a folder. Ctrl-C stops the run, too."""
         queue, config = Queue(self.output), self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
         if not (self.output / config.name).exists():
             queue.add(config)
@@ -142,8 +218,11 @@ class Benchmark:
             raise
         if job.status != "finished":
             raise RunError(f"the run {config.name} {job.status}: {job.reason or 'it was stopped'}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        move(job.run.adapter, target)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for step in self.plan.checkpoint_steps(cell.variant):
+            if (checkpoint := job.run.checkpoint_folder(step) / "adapter.safetensors").is_file():  # else stopped early
+                move(checkpoint, folder / _checkpoint(step))
+        move(job.run.adapter, folder / "adapter.safetensors")
         remove(job.run.folder)
         queue.index.forget(config.name)
 
@@ -226,6 +305,6 @@ def reference_images(subject: Subject, size: int) -> list[Image.Image]:
 
 
 def facts(result: Result) -> dict[str, Any]:
-    """Return a result as a flat row: subject, variant, seed, strength, mean figures and costs."""
+    """Return a result as a flat row: subject, variant, seed, variation, mean figures and costs."""
     means = {name: sum(values) / len(values) for name, values in result.figures.items() if values}
     return {**dataclasses.asdict(result.cell), **means, **result.costs, "sha256": result.sha256}

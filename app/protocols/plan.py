@@ -18,8 +18,11 @@ from training.runs.calibration import Calibration
 
 ProtocolName = Literal["toybox", "dreambooth", "mine"]
 Budget = Literal["steps", "parameters", "seconds"]
-METRICS = ("dino", "dinov2", "clip-l14", "efficientnet")
-"""Further measures of subject fidelity, by their names in ``hra_diffusion.evaluation.metrics``."""
+LPIPS = "lpips"
+METRICS = ("dino", "dinov2", "clip-l14", "efficientnet", LPIPS)
+"""Further measures: of subject fidelity, by their names in ``hra_diffusion.evaluation.metrics``, and LPIPS."""
+RELEASED_METRICS = ("dino", LPIPS)
+"""The measures that stand beside those of the released scoring, with the CLIP model's."""
 BASE = "base"
 """The variant without an adapter."""
 TRIGGER = "sks"
@@ -31,7 +34,9 @@ class Plan(BaseModel):
     """Everything that decides the results of a benchmark.
 
     ``variants`` maps labels to fields of TrainConfig. ``pictures`` are drawn per prompt, ``prompts`` limits the prompts
-    to the first ones, taken evenly from the list. ``denoising_steps`` and ``guidance_scale`` are those of the pictures.
+    to so many, taken evenly from the list. ``denoising_steps`` are those of the pictures. ``checkpoints`` of each run
+    are drawn, besides the finished adapter. ``released``: see ``released.ReleasedScorer``. ``resolved`` are the
+    variants with the steps or ranks of an equal budget, which the first run determines.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +57,9 @@ class Plan(BaseModel):
     denoising_steps: int = 25
     clip: str | None = None
     metrics: tuple[str, ...] = ()
+    checkpoints: int = Field(0, ge=0, le=50)
+    released: bool = False
+    resolved: dict[str, dict[str, Any]] | None = None
 
     def load_subjects(self) -> dict[str, Subject]:
         """Return the subjects by name with the prompts that are drawn."""
@@ -63,12 +71,33 @@ class Plan(BaseModel):
 
     def config(self, subject: Subject, variant: str, seed: int) -> TrainConfig:
         """Return the configuration of a cell's run. Raises ConfigError for a variant that is none."""
-        changes = self.variants[variant]
+        every = {"checkpoint_every": self._checkpoint_every(variant)} if self.checkpoints else {}
         return configs.parse(
             {"name": f"{self.name}-{slug(subject.name)}-{slug(variant)}-{seed}", "photos": [*map(str, subject.photos)],
              "class_noun": subject.class_noun, "trigger": TRIGGER, "seed": seed, "sample_every": 0, **self.base,
-             **changes}
+             **self.settings(variant), **every}
         )  # fmt: skip
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        """Return the training settings of a variant, under an equal budget once that is resolved."""
+        return (self.resolved or self.variants)[variant]
+
+    def checkpoint_steps(self, variant: str) -> range:
+        """Return the steps whose checkpoints are drawn: evenly spaced, before the last step."""
+        every = self._checkpoint_every(variant)
+        return range(every, self.steps(variant), every)[: self.checkpoints]
+
+    def is_orthogonal(self, variant: str) -> bool:
+        """Return whether the adapters of a variant are rotations, whose strength is not linear."""
+        settings = self.settings(variant)
+        return registry.get_method(settings["method"]).parse(settings.get("options", {})).orthogonal
+
+    def steps(self, variant: str) -> int:
+        """Return the training steps of a variant."""
+        return _config(self.base, self.settings(variant)).steps
+
+    def _checkpoint_every(self, variant: str) -> int:
+        return max(1, self.steps(variant) // (self.checkpoints + 1))
 
 
 def find_subjects(protocol: ProtocolName, data: Path | None, photos: Sequence[Path], class_noun: str) -> list[Subject]:
@@ -170,7 +199,11 @@ def _config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def check(plan: Plan) -> None:
-    """Raise UserError if a variant is not valid."""
+    """Raise UserError if a variant is not valid, or a measure does not suit the plan."""
+    if LPIPS in plan.metrics and plan.pictures < 2:
+        raise UserError("LPIPS compares the pictures of one prompt; give --pictures 2 or more")
+    if plan.released and plan.protocol != "dreambooth":
+        raise UserError("the released scoring is that of DreamBooth's subjects; use the protocol dreambooth")
     for label, changes in plan.variants.items():
         registry.get_method(str(changes["method"]))
         try:

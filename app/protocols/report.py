@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import diffusers
@@ -14,11 +15,12 @@ from markupsafe import Markup
 import hra_diffusion
 from app.benchmarking.machine import describe_machine, machine_facts
 from app.protocols.cells import Benchmark, Cell, Result
-from app.protocols.plan import BASE
+from app.protocols.plan import BASE, Plan
+from app.protocols.released import METRICS
 from app.protocols.scoring import FIGURES
 from app.protocols.summary import COSTS, Summary, conclusions, describe, format_cost, values_of
-from hra_diffusion.comparison.intervals import Interval, bootstrap_interval
-from hra_diffusion.comparison.plot import Point, scatter
+from hra_diffusion.comparison.intervals import Interval
+from hra_diffusion.comparison.plot import Point, curves, scatter
 from hra_diffusion.comparison.report import data_uri
 
 PICTURES = 6
@@ -43,9 +45,17 @@ def render(benchmark: Benchmark, summary: Summary, results: Sequence[Result]) ->
         figures=[FIGURES[name] for name in summary.figures],
         costs={name: title for name, title in COSTS.items() if any(name in own for own in summary.costs.values())},
         format_cost=format_cost,
-        plots=[Markup(plot) for plot in (*_pareto_plots(summary), *_strength_plots(summary, results))],
+        metrics=METRICS,
+        plots=[
+            Markup(plot)
+            for plot in (
+                *_pareto_plots(summary),
+                *_strength_plots(summary, results),
+                *_checkpoint_plots(summary, results),
+            )
+        ],
         sheets=[_sheet(benchmark, subject) for subject in summary.plan.subjects],
-        hashes=[result for result in results if result.sha256 and result.cell.strength == 1],
+        hashes=[result for result in results if result.sha256 and result.cell == result.cell.trained],
         versions=_versions(),
         data_uri=lambda image: data_uri(image, "webp", PICTURE_SIDE),
     )
@@ -59,15 +69,14 @@ def _versions() -> dict[str, str]:
     }  # fmt: skip
 
 
-def fidelity(summary: Summary) -> str:
-    """Return the figure of subject fidelity: the judge's, else the similarity to the photos."""
-    return "subject right" if "subject right" in summary.figures else "subject"
+def fidelities(summary: Summary) -> tuple[str, str]:
+    """Return the figures of subject and prompt fidelity: the judge's, else those of CLIP."""
+    return ("subject right", "scene right") if "subject right" in summary.figures else ("subject", "prompt")
 
 
 def _pareto_plots(summary: Summary) -> list[str]:
     """Plot subject fidelity against prompt fidelity and against each cost."""
-    name, plots = fidelity(summary), []
-    prompt = "scene right" if name == "subject right" else "prompt"
+    (name, prompt), plots = fidelities(summary), []
     axes = {prompt: (prompt, False)} | {cost: (title, True) for cost, title in COSTS.items()}
     for figure, (title, minimize) in axes.items():
         points = []
@@ -89,24 +98,65 @@ def _estimate(value: Interval | float) -> tuple[float, float]:
 
 
 def _strength_plots(summary: Summary, results: Sequence[Result]) -> list[str]:
-    """Plot subject against prompt fidelity for every strength of each variant."""
-    strengths = sorted({result.cell.strength for result in results})
-    if len(strengths) < 2:
-        return []
-    name = fidelity(summary)
-    prompt = "scene right" if name == "subject right" else "prompt"
-    first = [result for result in results if result.cell.seed == summary.plan.seeds[0]]
+    """Plot subject against prompt fidelity for every strength of each variant, and of its exported LoRA.
+
+    Strength 0 is the base model.
+    """
+    name, prompt = fidelities(summary)
+    strengths = sorted({1.0, *(result.cell.strength for result in results)})
     plots = []
-    for variant in summary.plan.variants:
-        points = []
-        for strength in strengths:
-            own = values_of(summary.plan, first, variant, strength)
-            if name in own and prompt in own:
-                x, y = bootstrap_interval(own[prompt]), bootstrap_interval(own[name])
-                points.append(Point(f"{strength:g}", x.mean, y.mean))
-        if len(points) > 1:
-            plots.append(scatter(points, f"{prompt}, {variant} by strength", name))
+    for variant in summary.plan.variants if len(strengths) > 1 else ():
+        own_labels = [BASE, *(f"{strength:g}" for strength in strengths)]
+        lora_labels = ["", *("" if strength == 1 else f"{strength:g} as LoRA" for strength in strengths)]
+        series = []
+        for exported, labels in ((False, own_labels), (True, lora_labels)):
+            variations = [{"strength": strength, "exported": exported and strength != 1} for strength in strengths]
+            means = _means_along(summary.plan, results, variant, variations)
+            points = [
+                Point(label, own[prompt], own[name])
+                for label, own in zip(labels, means, strict=True)
+                if name in own and prompt in own
+            ]
+            series += [points] if points else []
+        if series:
+            plots.append(curves(series, f"{prompt}, {variant} by strength", name))
     return plots
+
+
+def _checkpoint_plots(summary: Summary, results: Sequence[Result]) -> list[str]:
+    """Plot subject and prompt fidelity of every variant by training step. Step 0 is the base model."""
+    plan, plots = summary.plan, []
+    for figure in fidelities(summary) if plan.checkpoints else ():
+        series = []
+        for variant in plan.variants:
+            steps = plan.checkpoint_steps(variant)
+            means = _means_along(plan, results, variant, [*({"step": step} for step in steps), {}])
+            labels = [*[""] * (len(steps) + 1), variant]
+            values = zip(labels, [0, *steps, plan.steps(variant)], means, strict=True)
+            points = [Point(label, step, own[figure]) for label, step, own in values if figure in own]
+            series += [points] if points else []
+        if series:
+            plots.append(curves(series, "training step", figure))
+    return plots
+
+
+def _means_along(
+    plan: Plan, results: Sequence[Result], variant: str, variations: Sequence[dict[str, Any]]
+) -> list[dict[str, float]]:
+    """Return the base model's means by figure, and those of each variation of a variant.
+
+    They are over the subjects and seeds for which all of them are finished.
+    """
+    done = {result.cell for result in results}
+    needed = [(BASE, {}), *((variant, variation) for variation in variations)]
+    complete = {
+        (cell.subject, cell.seed)
+        for cell in done
+        if all(Cell(cell.subject, label, cell.seed, **variation) in done for label, variation in needed)
+    }
+    own = [result for result in results if (result.cell.subject, result.cell.seed) in complete]
+    groups = [values_of(plan, own, label, **variation) for label, variation in needed]
+    return [{name: fmean(map(fmean, units.values())) for name, units in group.items()} for group in groups]
 
 
 def _sheet(benchmark: Benchmark, subject: str) -> dict[str, Any]:

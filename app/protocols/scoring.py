@@ -3,27 +3,36 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from io import BytesIO
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from app.protocols.released import ReleasedScorer
 from app.protocols.subjects import Subject
+from hra_diffusion.evaluation import measures
 from hra_diffusion.evaluation.clip import Clip, clip_distance, score_images
 from hra_diffusion.evaluation.embedder import Embedder
 from hra_diffusion.evaluation.judge import ToyboxJudge
-from hra_diffusion.evaluation.measures import subject_fidelity
+from hra_diffusion.evaluation.lpips import Lpips
 from training.data.dataset import load_dataset
+from training.data.masks import grabcut, is_found
+from training.data.photo import Upright
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its meaning. ``larger_is_better`` is None if neither is."""
+    """A figure with its meaning. ``larger_is_better`` is None if neither is.
+
+    ``per_prompt``: there is one value for each prompt, not for each picture.
+    """
 
     name: str
     meaning: str
     larger_is_better: bool | None = True
+    per_prompt: bool = False
 
 
 FIGURES = {
@@ -39,7 +48,9 @@ FIGURES = {
         Figure("efficientnet", "similarity to the photos (EfficientNet-Lite2, a proxy)"),
         Figure("prompt", "similarity to the prompt without the trigger (CLIP-T)"),
         Figure("variety", "CLIP distance between pictures of one prompt"),
-        Figure("drift", "CLIP distance of the class without the trigger from the base model's pictures", False),
+        Figure("lpips", "LPIPS between pictures of one prompt (diversity)", per_prompt=True),
+        Figure("drift", "CLIP distance of the class without the trigger from the base model's pictures", False, True),
+        Figure("leakage", "similarity of the background to that of the most similar photo", False),
         Figure("nearest", "similarity to the nearest photo", None),
         Figure("copies", "share of the pictures that are nearer to a photo than any two photos are", False),
         Figure("shuffled", "similarity to the photos of another subject, a control", None),
@@ -66,7 +77,7 @@ class Control:
 class Scorer:
     """Scores pictures by a CLIP model, by ``embedders`` of ``plan.METRICS`` and, on toybox's subjects, by its judge.
 
-    ``size`` is the pictures' side.
+    ``size`` is the pictures' side. ``released`` adds the figures of HRA's released code.
     """
 
     subjects: Mapping[str, Subject]
@@ -74,6 +85,8 @@ class Scorer:
     clip: Clip | None = None
     judge: ToyboxJudge | None = None
     embedders: Mapping[str, Embedder] = field(default_factory=dict)
+    lpips: Lpips | None = None
+    released: ReleasedScorer | None = None
 
     @cached_property
     def _embeddings(self) -> dict[str, Tensor]:
@@ -87,28 +100,46 @@ class Scorer:
         """Return a subject's reference photos, cropped to the size of the pictures."""
         return [photo.image for photo in load_dataset(subject.references, self.size).photos]
 
+    def _backgrounds(self, subject: Subject) -> Tensor:
+        """Return embeddings (N, d) of the backgrounds of the training photos that have masks."""
+        assert self.clip is not None
+        photos = load_dataset(subject.photos, self.size, mask="alpha").photos if find_spec("cv2") else ()
+        masked = [measures.background(photo.image, photo.mask) for photo in photos if photo.mask]
+        return self.clip.embed_images(masked) if masked else torch.zeros(0)
+
     def figures(
         self,
         subject: Subject,
         images: Sequence[Image.Image],
         pictures: int,
         of_class: tuple[Sequence[Image.Image], Sequence[Image.Image]] | None,
+        released: bool = False,
     ) -> dict[str, list[float]]:
         """Return the figures of a subject's pictures by name, without those that can't be measured.
 
         Args:
             images: ``pictures`` for each prompt in turn.
             of_class: pictures of the class noun by an adapter, and at least as many of the base model.
+            released: add the figures of the released code, if its models are loaded.
         """
         found: dict[str, list[float]] = {}
         if self.clip:
             found |= self._clip_figures(self.clip, subject, images, pictures)
+            if len(backgrounds := self._backgrounds(subject)):
+                own = self.clip.embed_images([_background(image) for image in images])
+                found["leakage"] = measures.leakage(own, backgrounds).tolist()
             if of_class:
                 ours, base = of_class
                 found["drift"] = clip_distance(self.clip, ours, base[: len(ours)])
         for name, embedder in self.embedders.items():
             pictures_of, photos = (embedder.embed_images(part) for part in (images, self.photos(subject)))
-            found[name] = subject_fidelity(pictures_of, photos).tolist()
+            found[name] = measures.subject_fidelity(pictures_of, photos).tolist()
+        if self.lpips:
+            groups = [images[start : start + pictures] for start in range(0, len(images), pictures)]
+            distances = (measures.diversity(self.lpips.pairwise(group)) for group in groups)
+            found["lpips"] = [value for value in distances if value is not None]
+        if released and self.released:
+            found |= self.released.figures(subject, images, pictures)
         return found | (self._judge_figures(self.judge, subject, images, pictures) if self.judge else {})
 
     def _clip_figures(
@@ -148,6 +179,12 @@ class Scorer:
             return Control(None, None, copied)
         others = (own @ own.T)[~torch.eye(len(own), dtype=torch.bool)]
         return Control(others.mean().item(), others.max().item(), copied)
+
+
+def _background(picture: Image.Image) -> Image.Image:
+    """Return a picture's background: what GrabCut leaves, or all of the picture if that finds no subject."""
+    mask = grabcut(Upright(picture, (1, 1), picture.size, ""), None)
+    return measures.background(picture, mask) if is_found(mask) else picture
 
 
 def _as_jpeg(image: Image.Image) -> Image.Image:

@@ -24,11 +24,17 @@ OWN_ATTRIBUTES = ("red", "wet")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with ``{subject}``. ``scene`` and ``attribute``: what toybox's judge must see, "" for anything."""
+    """A prompt with ``{subject}``.
+
+    Attributes:
+        scene, attribute: what toybox's judge must see, "" for anything.
+        released: what HRA's released code takes for the text, "" for the same.
+    """
 
     text: str
     scene: str = ""
     attribute: str = ""
+    released: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,18 +61,20 @@ def toybox_subjects() -> list[Subject]:
 def dreambooth_subjects(folder: Path) -> list[Subject]:
     """Return the subjects in a folder of the DreamBooth dataset (github.com/google/dreambooth).
 
-    Live subjects and objects have different prompts, read from ``prompts_and_classes.txt``. Raises UserError if that is
-    missing or unreadable, or if no subject is there.
+    Live subjects and objects have different prompts, read from ``prompts_and_classes.txt``. HRA's released code scores
+    all of them against those of live subjects (``get_prompt`` in generation/subject/evaluate.py of DaShenZi721/HRA
+    8bfc9b0). Raises UserError if the file is missing or unreadable, or if no subject is there.
     """
     file = folder / PROMPTS_FILE
     if not file.is_file():
         raise UserError(f"{folder} has no {PROMPTS_FILE}; give the folder of the DreamBooth dataset as --data")
     text = file.read_text(encoding="utf-8")
     classes = dict(re.findall(r"^(\w+),([\w ]+)$", text, re.MULTILINE))
+    text = text.replace("{0} {1}", "{subject}")
     lists = [re.findall(r"^'(.+?)'\.format", part, re.MULTILINE) for part in text.split("Live Subject Prompts")]
     if len(lists) != 2 or not all(lists) or not classes:
         raise UserError(f"{file} does not list classes, prompts of objects and prompts of live subjects")
-    prompts = [tuple(Prompt(line.replace("{0} {1}", "{subject}")) for line in lines) for lines in lists]
+    prompts = [tuple(Prompt(own, released=live) for own, live in zip(lines, lists[1], strict=False)) for lines in lists]
     subjects = []
     for name, noun in classes.items():
         if (folder / name).is_dir():

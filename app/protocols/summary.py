@@ -5,13 +5,14 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from app.benchmarking.machine import markdown_table
 from app.protocols.cells import Cell, Result, facts
 from app.protocols.plan import BASE, Plan
+from app.protocols.released import METRICS, RELEASED, SCORINGS, best_of_checkpoints
 from app.protocols.scoring import FIGURES, Control
 from hra_diffusion.comparison.intervals import (
     SIGNIFICANT,
@@ -39,6 +40,15 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class ScoredAs:
+    """A variant's intervals under one of ``SCORINGS``, in the order of ``METRICS``; None where not measured."""
+
+    variant: str
+    scoring: str
+    values: list[Interval | None]
+
+
+@dataclass(frozen=True)
 class Summary:
     """The results of a benchmark.
 
@@ -48,6 +58,7 @@ class Summary:
         winners: the variant that is clearly the best in a figure, or None.
         comparisons: every pair of variants in the figures of quality.
         controls: by subject.
+        scored_as: every variant as corrected and as released, if the released figures are measured.
         missing: cells without a result, with the reason if one is known.
     """
 
@@ -58,6 +69,7 @@ class Summary:
     comparisons: list[Comparison]
     controls: dict[str, Control]
     missing: dict[Cell, str]
+    scored_as: list[ScoredAs]
 
     @property
     def figures(self) -> list[str]:
@@ -66,7 +78,7 @@ class Summary:
 
 
 def summarize(plan: Plan, results: Sequence[Result], controls: dict[str, Control], missing: dict[Cell, str]) -> Summary:
-    """Summarize finished cells at strength 1. Variants are compared on the cells that all of them have."""
+    """Summarize finished trained cells. Variants are compared on the cells that all of them have."""
     by_variant = {variant: values_of(plan, results, variant) for variant in (BASE, *plan.variants)}
     by_variant = {variant: values for variant, values in by_variant.items() if values}
     trained = [variant for variant in by_variant if variant != BASE]
@@ -83,33 +95,59 @@ def summarize(plan: Plan, results: Sequence[Result], controls: dict[str, Control
         variant: {name: bootstrap_interval(values) for name, values in figures.items()}
         for variant, figures in by_variant.items()
     }
-    costs = {variant: _costs([r for r in results if r.cell.variant == variant]) for variant in by_variant}
-    return Summary(plan, means, costs, winners, comparisons, controls, missing)
+    costs = {variant: _costs([r for r in results if r.cell == Cell(r.cell.subject, variant, r.cell.seed)])
+             for variant in by_variant}  # fmt: skip
+    return Summary(plan, means, costs, winners, comparisons, controls, missing, scored_as(plan, results))
 
 
-def values_of(plan: Plan, results: Sequence[Result], variant: str, strength: float = 1.0) -> dict[str, Values]:
+def values_of(plan: Plan, results: Sequence[Result], variant: str, **variation: Any) -> dict[str, Values]:
     """Return a variant's means over the pictures of each unit, by figure and unit, in the order of the seeds.
 
-    The units are the subjects or, in a benchmark of one subject, the prompts.
+    The units are the subjects or, in a benchmark of one subject, the prompts. ``variation`` are fields of the cells,
+    none for the trained ones.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    cells = [r for r in results if r.cell.variant == variant and r.cell.strength == strength]
+    cells = [r for r in results if r.cell == Cell(r.cell.subject, variant, r.cell.seed, **variation)]
     for result in sorted(cells, key=lambda result: result.cell.seed):
         for name, values in result.figures.items():
-            for unit, own in _by_unit(plan, result.cell, values).items():
+            for unit, own in _by_unit(plan, result.cell, name, values).items():
                 found.setdefault(name, {}).setdefault(unit, []).append(fmean(own))
     return dict(found)
 
 
-def _by_unit(plan: Plan, cell: Cell, values: Sequence[float]) -> dict[str, list[float]]:
-    """Group a cell's values of a figure by unit. Figures that have one value per prompt are not those of pictures."""
+def _by_unit(plan: Plan, cell: Cell, figure: str, values: Sequence[float]) -> dict[str, list[float]]:
+    """Group a cell's values of a figure by unit."""
     if len(plan.subjects) > 1:
         return {cell.subject: list(values)}
-    pictures = plan.pictures if len(values) % plan.pictures == 0 and len(values) > plan.pictures else 1
+    pictures = 1 if figure in FIGURES and FIGURES[figure].per_prompt else plan.pictures
     found: dict[str, list[float]] = {}
     for number, value in enumerate(values):
         found.setdefault(f"prompt {number // pictures}", []).append(value)
     return found
+
+
+def scored_as(plan: Plan, results: Sequence[Result]) -> list[ScoredAs]:
+    """Return every variant's figures under each of ``SCORINGS``; none if no cell has the released figures.
+
+    Without checkpoints there is none to choose.
+    """
+    measured = [result for result in results if result.figures.keys() >= set(RELEASED)]
+    trained = [result for result in measured if result.cell == result.cell.trained]
+    best = [replace(result, figures=_best_of_checkpoints(plan, result, measured)) for result in trained]
+    rows = []
+    for variant in (BASE, *plan.variants) if trained else ():
+        for scoring in SCORINGS if plan.checkpoints else SCORINGS[:-1]:
+            own = values_of(plan, best if scoring.best else trained, variant)
+            values = [bootstrap_interval(own[name]) if name in own else None for name in scoring.figures]
+            rows.append(ScoredAs(variant, scoring.title, values))
+    return rows
+
+
+def _best_of_checkpoints(plan: Plan, trained: Result, results: Sequence[Result]) -> dict[str, list[float]]:
+    """Return the released figures of a trained cell's best checkpoints, the finished adapter among them."""
+    steps = {r.cell.step: r for r in results if r.cell.trained == trained.cell and r.cell.step is not None}
+    candidates = [*(steps[step].figures for step in sorted(steps)), trained.figures]
+    return best_of_checkpoints(candidates, plan.pictures)
 
 
 def _common(values: dict[str, Values]) -> dict[str, Values]:
@@ -174,6 +212,7 @@ def markdown(summary: Summary) -> str:
         markdown_table(("variant", *figures), rows),
         "\n".join(f"- {sentence}" for sentence in conclusions(summary)),
         markdown_table(("variant", *(COSTS[name] for name in costs)), cost_rows),
+        _scored_as_table(summary),
         _controls_table(summary),
         _missing_text(summary),
     ]
@@ -192,6 +231,14 @@ def describe(plan: Plan) -> str:
     )
 
 
+def _scored_as_table(summary: Summary) -> str:
+    rows = [
+        (row.variant, row.scoring, *("" if value is None else str(value) for value in row.values))
+        for row in summary.scored_as
+    ]
+    return markdown_table(("variant", "scoring", *METRICS), rows) if rows else ""
+
+
 def _controls_table(summary: Summary) -> str:
     rows = [
         (subject, _number(control.real), _number(control.copy_limit), _number(control.copied))
@@ -203,9 +250,7 @@ def _controls_table(summary: Summary) -> str:
 
 def _missing_text(summary: Summary) -> str:
     """Return a list of the cells without a result."""
-    lines = [
-        f"- {cell.subject}, {cell.variant}, seed {cell.seed}: {reason}" for cell, reason in summary.missing.items()
-    ]
+    lines = [f"- {cell}: {reason}" for cell, reason in summary.missing.items()]
     return "\n".join(["Missing:", "", *lines]) if lines else ""
 
 
@@ -232,6 +277,7 @@ def as_json(summary: Summary) -> str:
         "winners": summary.winners,
         "comparisons": [dataclasses.asdict(comparison) for comparison in summary.comparisons],
         "controls": {subject: dataclasses.asdict(control) for subject, control in summary.controls.items()},
+        "scored_as": [dataclasses.asdict(row) for row in summary.scored_as],
         "missing": [{**dataclasses.asdict(cell), "reason": reason} for cell, reason in summary.missing.items()],
     }
     return json.dumps(values, indent=1, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """Scatter plots as SVG, in the colour of the surrounding text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hra_diffusion.comparison.html import render
@@ -35,6 +35,7 @@ class _Mark:
     label_x: float
     label_y: float
     anchor: str
+    colour: str
 
 
 def pareto_optimal(points: Sequence[Point], minimize_x: bool = False) -> list[bool]:
@@ -49,6 +50,23 @@ def pareto_optimal(points: Sequence[Point], minimize_x: bool = False) -> list[bo
 
 def scatter(points: Sequence[Point], x_name: str, y_name: str, minimize_x: bool = False) -> str:
     """Draw labelled points with error bars as an ``<svg>`` element; Pareto-optimal points are filled."""
+    filled = pareto_optimal(points, minimize_x)
+    return _draw(points, x_name, y_name, filled, ["currentColor"] * len(points))
+
+
+def curves(series: Sequence[Sequence[Point]], x_name: str, y_name: str) -> str:
+    """Draw series of labelled points, each joined by lines in a colour of its own, as an ``<svg>`` element."""
+    colours = [f"hsl({round(360 * n / len(series)) + 210} 70% 50%)" for n in range(len(series))]
+    points = [point for own in series for point in own]
+    of_points = [colour for colour, own in zip(colours, series, strict=True) for _ in own]
+    return _draw(points, x_name, y_name, [True] * len(points), of_points, dict(zip(colours, series, strict=True)))
+
+
+def _draw(
+    points: Sequence[Point], x_name: str, y_name: str, filled: Sequence[bool], colours: Sequence[str],
+    lines: Mapping[str, Sequence[Point]] | None = None,
+) -> str:  # fmt: skip
+    """Draw points and, by colour, lines through points."""
     x_axis = _Axis.around([(p.x - p.x_error, p.x + p.x_error) for p in points], LEFT, RIGHT)
     y_axis = _Axis.around([(p.y - p.y_error, p.y + p.y_error) for p in points], BOTTOM, TOP)
     values = ", ".join(f"{p.label} {p.y:.2f} at {p.x:.3g}" for p in points)
@@ -63,10 +81,20 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, minimize_x: bool 
         description=f"{y_name} against {x_name}: {values}",
         x_name=x_name,
         y_name=y_name,
-        x_ticks=[(x_axis.pixel(tick), f"{tick:.4g}") for tick in x_axis.ticks()],
-        y_ticks=[(y_axis.pixel(tick), f"{tick:.4g}") for tick in y_axis.ticks()],
-        marks=_marks(points, x_axis, y_axis, pareto_optimal(points, minimize_x)),
+        x_ticks=[(x_axis.pixel(tick), tick_text(tick)) for tick in x_axis.ticks()],
+        y_ticks=[(y_axis.pixel(tick), tick_text(tick)) for tick in y_axis.ticks()],
+        lines={
+            colour: " ".join(f"{x_axis.pixel(point.x)},{y_axis.pixel(point.y)}" for point in own)
+            for colour, own in (lines or {}).items()
+        },
+        marks=_marks(points, x_axis, y_axis, filled, colours),
     )
+
+
+def tick_text(value: float) -> str:
+    """Return a tick's number, from ten thousand on in thousands or millions: "300k", "1.2M"."""
+    size, suffix = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k") if abs(value) >= 1e4 else (1, "")
+    return f"{value / size:.4g}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -95,16 +123,21 @@ class _Axis:
         return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def _marks(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis, filled: Sequence[bool]) -> list[_Mark]:
+def _marks(
+    points: Sequence[Point], x_axis: _Axis, y_axis: _Axis, filled: Sequence[bool], colours: Sequence[str]
+) -> list[_Mark]:
     marks = []
-    heights = _spread_labels([y_axis.pixel(point.y) for point in points])
-    for point, full, height in zip(points, filled, heights, strict=True):
+    labelled = iter(_spread_labels([y_axis.pixel(point.y) for point in points if point.label]))
+    heights = [next(labelled) if point.label else 0.0 for point in points]
+    for point, full, height, colour in zip(points, filled, heights, colours, strict=True):
         x = x_axis.pixel(point.x)
         offset, anchor = (-10, "end") if x > (LEFT + WIDTH) / 2 else (10, "start")
         x_bar = x_axis.pixel(point.x - point.x_error), x_axis.pixel(point.x + point.x_error)
         y_bar = y_axis.pixel(point.y - point.y_error), y_axis.pixel(point.y + point.y_error)
         marks.append(
-            _Mark(point.label, int(full), x, y_axis.pixel(point.y), x_bar, y_bar, x + offset, height - 7, anchor)
+            _Mark(
+                point.label, int(full), x, y_axis.pixel(point.y), x_bar, y_bar, x + offset, height - 7, anchor, colour
+            )
         )
     return marks
 

@@ -6,7 +6,7 @@ layers are built here and get their weights from a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,16 @@ class Lpips:
         """Return the distance, from 0, of each image to its counterpart of the same size."""
         with sharing_cores(self.device.type):
             return [self._distance(self._features(a), self._features(b)) for a, b in zip(images, others, strict=True)]
+
+    def between(self, images: Iterable[Image.Image], others: Iterable[Image.Image]) -> Tensor:
+        """Return the distances (N, M) between N images and M others, all of one size.
+
+        The features of the others are in memory at once.
+        """
+        with sharing_cores(self.device.type):
+            features = [self._features(other) for other in others]
+            rows = (self._features(image) for image in images)
+            return torch.tensor([[self._distance(row, other) for other in features] for row in rows])
 
     def pairwise(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the distances (N, N) between N images of one size. The features of all are in memory at once."""

@@ -18,7 +18,8 @@ COPY = 0.96
 
 By EfficientNet-Lite2 none of 50 photos of ten DreamBooth subjects is as similar to another, and of their copies 46 with
 1.2 times the brightness, 31 mirrored, 21 cropped to 90 % of each side and 16 saved as JPEG of quality 30 are as similar
-to the original. By toybox's CLIP 8 of the photos count as copies of another. Not measured for other models.
+to the original. By toybox's CLIP 8 of the photos count as copies of another. Not measured for other models:
+``hra-diffusion benchmark`` takes the largest similarity of two different photos of the subject instead.
 """
 
 

@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny_pipe
+from conftest import stir, tiny_pipe
 from PIL import Image
 
 from app.cli import main
 from app.commands import benchmark as command
 from app.protocols import report, summary
-from app.protocols.cells import Benchmark, Cell, Result, cells_of, wait_for
+from app.protocols.cells import Benchmark, Cell, Result, cells_of, read_result, wait_for
 from app.protocols.plan import BASE, Plan
 from app.protocols.scoring import Control, Scorer
+from hra_diffusion import pipeline
+from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.files import write_text
@@ -66,8 +69,26 @@ def test_every_part_of_a_benchmark_is_balanced():
     cells = list(cells_of(PLAN))
     assert len(cells) == 6 * 3 * 2 and {cell.seed for cell in cells[:18]} == {0}
     assert [cell.variant for cell in cells[:3]] == [BASE, "lora", "hra"]
-    more = [cell for cell in cells_of(PLAN.model_copy(update={"strengths": (1.0, 0.5)})) if cell.strength != 1]
-    assert len(more) == 12 and {cell.seed for cell in more} == {0}
+
+
+def test_variations_follow_the_trained_cells():
+    """Strengths at the first seed, with the LoRA of the orthogonal method; checkpoints at every seed."""
+    found = list(cells_of(PLAN.model_copy(update={"strengths": (1.0, 0.5, 0.0), "checkpoints": 1})))
+    assert [cell for cell in found if cell == cell.trained] == found[:36] == list(cells_of(PLAN))
+    names = [cell.variation for cell in found if cell.subject == "robot" and cell.variant == "hra"]
+    assert names == ["", "", "step-000040", "strength-0.50", "lora-0.50", "step-000040"]
+    assert [cell.variation for cell in found if cell.exported and cell.variant == "lora"] == []
+    assert len({cell.folder for cell in found}) == len(found)
+
+
+def test_results_of_an_earlier_version_are_read(tmp_path):
+    cell = {"subject": "robot", "variant": "hra", "seed": 1, "strength": 0.5}
+    found = Cell("robot", "hra", 1, 0.5)
+    assert found.folder.name == "strength-0.50"
+    write_text(
+        tmp_path / found.folder / "cell.json", json.dumps({"cell": cell, "figures": {"subject": [1]}, "costs": {}})
+    )
+    assert read_result(tmp_path, found) == Result(found, {"subject": [1.0]}, {})
 
 
 def test_labels_that_look_alike_have_folders_of_their_own():
@@ -106,10 +127,10 @@ def test_variants_are_compared_on_the_cells_that_all_have(results):
 
 def test_prompts_are_the_units_of_a_benchmark_of_one_subject():
     plan = PLAN.model_copy(update={"subjects": ("robot",), "pictures": 2})
-    figures = {"subject": [0.1, 0.3, 0.5, 0.7], "drift": [0.2]}
+    figures = {"subject": [0.1, 0.3, 0.5, 0.7], "drift": [0.2, 0.4, 0.6, 0.8]}
     values = summary.values_of(plan, [Result(Cell("robot", "lora", seed), figures, {}) for seed in (0, 1)], "lora")
     assert values["subject"] == {"prompt 0": pytest.approx([0.2, 0.2]), "prompt 1": pytest.approx([0.6, 0.6])}
-    assert values["drift"] == {"prompt 0": [0.2, 0.2]}
+    assert values["drift"] == {f"prompt {n}": [0.2 + 0.2 * n] * 2 for n in range(4)}, "one value per prompt"
     assert "over prompts and seeds" in summary.describe(plan)
 
 
@@ -146,11 +167,46 @@ def test_a_real_photo_reaches_the_ceiling_and_a_copy_exceeds_the_limit():
         assert figures["copies"] == [1, 1] and min(figures["subject"]) > max(figures["shuffled"])
 
 
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory) -> tuple[Benchmark, list[Result]]:
+    """A benchmark of one subject and a trained adapter, with its checkpoint, strengths and exported LoRA drawn."""
+    folder = tmp_path_factory.mktemp("varied")
+    plan = PLAN.model_copy(update={"subjects": ("robot",), "variants": {"hra": {"method": "hra"}}, "seeds": (0,),
+                                   "strengths": (1.0, 0.5), "checkpoints": 1, "denoising_steps": 4})  # fmt: skip
+    subjects = plan.load_subjects()
+    made = Benchmark(folder, folder, plan, subjects, tiny_pipe, Scorer(subjects, 64, Clip(default_source("toybox"))))
+    pipe, own = tiny_pipe(), folder / Cell("robot", "hra", 0).folder
+    pipeline.attach(pipe, "hra", name="adapter")
+    for strength, path in ((0.3, "checkpoints/000040.safetensors"), (1.0, "adapter.safetensors")):
+        stir(attachment.adapter_parameters(pipe.unet, "adapter").values(), by=strength)
+        pipeline.save(pipe, own / path, "adapter")
+    return made, [made.run(cell) for cell in cells_of(plan)]
+
+
+def test_variations_are_drawn_from_their_own_weights(varied):
+    made, results = varied
+    pictures = {result.cell.variation: made.pictures(result.cell)[0].tobytes() for result in results[1:]}
+    assert list(pictures) == ["", "step-000040", "strength-0.50", "lora-0.50"] and len({*pictures.values()}) == 4
+    exported = read_info(made.folder / results[1].cell.folder / "lora.safetensors")
+    assert exported.method == "lora"
+    assert len({result.sha256 for result in results}) == 4, "none, the finished one twice, its LoRA, the checkpoint"
+
+
+def test_curves_go_through_the_base_model_and_all_variations(varied):
+    made, results = varied
+    found = summary.summarize(made.plan, results, {}, {})
+    html = report.render(made, found, results)
+    assert html.count("<polyline") == 4 and "hra by strength" in html and "training step" in html
+    assert ">0.5 as LoRA</text>" in html and len(found.means) == 2
+    part = [result for result in results if not result.cell.exported]
+    assert report.render(made, summary.summarize(made.plan, part, {}, {}), part).count("<polyline") == 3
+
+
 @pytest.fixture
 def quick(tmp_path: Path) -> list[str]:
     """A benchmark of one subject and one method, trained for two steps."""
     return ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2",
-            "--prompts", "2", "--seeds", "0", "--output", str(tmp_path), "--quiet"]  # fmt: skip
+            "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--output", str(tmp_path), "--quiet"]  # fmt: skip
 
 
 def test_an_interrupted_benchmark_continues_and_leaves_no_runs(tmp_path, quick, capsys):
@@ -163,6 +219,7 @@ def test_an_interrupted_benchmark_continues_and_leaves_no_runs(tmp_path, quick, 
     folder = tmp_path / "benchmark" / "toybox-quick"
     adapter = next(folder.rglob("adapter.safetensors"))
     before = adapter.read_bytes()
+    assert (adapter.parent / "checkpoints" / "000001.safetensors").read_bytes() != before
     shutil.rmtree(next(folder.glob("cells/robot/base*")))
     assert main(quick) == 0 and adapter.read_bytes() == before
     assert Queue(tmp_path).jobs() == [] and [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == [

@@ -1,10 +1,12 @@
 """Plans of benchmarks: variants, budgets, prompts."""
 
+import json
 from pathlib import Path
 
 import pytest
 from conftest import tiny_pipe
 
+from app.commands.benchmark import store_plan
 from app.protocols import plan as plans
 from app.protocols.plan import Plan
 from app.protocols.subjects import toybox_subjects
@@ -61,6 +63,37 @@ def test_steps_give_equal_seconds():
         {}, {"lora": Calibration(step=0.5), "hoft": Calibration(step=1.0)},
     )  # fmt: skip
     assert (found["lora"]["steps"], found["hoft"]["steps"]) == (100, 50)
+
+
+def test_checkpoints_are_evenly_spaced_before_the_last_step():
+    plan = make(
+        checkpoints=3, base={"preset": "quick", "steps": 100}, variants=VARIANTS | {"x": {"method": "lora", "steps": 3}}
+    )
+    robot = plan.load_subjects()["robot"]
+    assert [*plan.checkpoint_steps("lora")] == [25, 50, 75] and plan.config(robot, "lora", 0).checkpoint_every == 25
+    assert [*plan.checkpoint_steps("x")] == [1, 2], "as many as there are"
+    assert not make().checkpoint_steps("lora")
+    assert make().config(robot, "lora", 0).checkpoint_every == 40, "the preset's"
+
+
+def test_a_stored_plan_keeps_its_equal_budget_and_one_of_an_earlier_version_is_read(tmp_path: Path):
+    plan = make(budget="seconds")
+    earlier = plan.model_dump(mode="json", exclude={"checkpoints", "released", "resolved"})
+    (tmp_path / "benchmark.json").write_text(json.dumps(earlier))
+    assert store_plan(tmp_path, plan) == plan
+    resolved = {label: {**changes, "steps": 7} for label, changes in VARIANTS.items()}
+    (tmp_path / "benchmark.json").write_text(plan.model_copy(update={"resolved": resolved}).model_dump_json())
+    again = store_plan(tmp_path, plan)
+    assert again.config(again.load_subjects()["robot"], "hra", 0).steps == 7
+    with pytest.raises(UserError, match=r"other settings \(seeds\)"):
+        store_plan(tmp_path, make(budget="seconds", seeds=[1]))
+
+
+def test_measures_that_do_not_suit_the_plan_are_refused():
+    with pytest.raises(UserError, match="--pictures 2"):
+        plans.check(make(metrics=["lpips"]))
+    with pytest.raises(UserError, match="protocol dreambooth"):
+        plans.check(make(released=True))
 
 
 def test_variants_of_a_file_join_the_methods(tmp_path: Path):

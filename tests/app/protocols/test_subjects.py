@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from app.protocols.subjects import dreambooth_subjects, own_subject, toybox_subjects
+from app.protocols.subjects import Prompt, dreambooth_subjects, own_subject, toybox_subjects
 from hra_diffusion.errors import UserError
 from toybox.benchmark import describe
 from toybox.subjects import SUBJECTS
@@ -20,7 +20,7 @@ def test_toybox_has_its_ten_held_out_subjects_with_five_photos_and_their_own_pro
     for subject in found:
         expected = describe(SUBJECTS[subject.name])
         assert subject.class_noun == expected["class_noun"] and len(subject.photos) == 5
-        assert [vars(prompt) for prompt in subject.prompts] == expected["prompts"]
+        assert subject.prompts == tuple(Prompt(**prompt) for prompt in expected["prompts"])
 
 
 @pytest.mark.skipif(not DREAMBOOTH.is_dir(), reason="needs the DreamBooth photos in ../shared")
@@ -31,6 +31,18 @@ def test_live_subjects_and_objects_of_dreambooth_have_different_prompts():
     dog, teapot = ([prompt.text for prompt in found[name].prompts] for name in ("dog", "teapot"))
     assert "a {subject} wearing a santa hat" in dog and "a {subject} floating in an ocean of milk" in teapot
     assert len(set(dog) & set(teapot)) == 15
+
+
+@pytest.mark.skipif(not DREAMBOOTH.is_dir(), reason="needs the DreamBooth photos in ../shared")
+def test_the_released_code_takes_live_subjects_texts_for_prompts_10_to_19_of_objects_only():
+    found = {subject.name: subject for subject in dreambooth_subjects(DREAMBOOTH)}
+    wrong = {
+        name: [number for number, prompt in enumerate(subject.prompts) if prompt.released != prompt.text]
+        for name, subject in found.items()
+    }
+    live = {"cat", "dog", "dog6"}
+    assert wrong == {name: [] if name in live else list(range(10, 20)) for name in found}
+    assert found["teapot"].prompts[10].released == found["dog"].prompts[10].text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hra_diffusion.comparison.plot import HEIGHT, WIDTH, Point, pareto_optimal, scatter
+from hra_diffusion.comparison.plot import HEIGHT, WIDTH, Point, curves, pareto_optimal, scatter, tick_text
 
 
 def test_pareto_optimal_points():
@@ -35,3 +35,18 @@ def test_labels_do_not_overlap():
     heights = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*font-weight', scatter(points, "x", "y"))]
     assert len(heights) == 5
     assert all(later - earlier >= 13 for earlier, later in zip(sorted(heights), sorted(heights)[1:], strict=False))
+
+
+def test_curves_join_the_points_of_each_series_and_label_those_with_a_name():
+    series = [[Point("", 0, 0.1), Point("a", 10, 0.5)], [Point("", 0, 0.1), Point("", 10, 0.3), Point("b", 20, 0.2)]]
+    svg = ElementTree.fromstring(curves(series, "x", "y"))
+    lines, circles = svg.findall("polyline"), svg.findall("circle")
+    assert [len((line.get("points") or "").split()) for line in lines] == [2, 3]
+    assert lines[0].get("stroke") != lines[1].get("stroke") == circles[2].get("fill")
+    assert [text.text for text in svg.findall("text") if text.get("font-weight")] == ["a", "b"]
+
+
+def test_large_ticks_are_in_thousands_and_millions():
+    assert [*map(tick_text, (0, 0.25, 2500, 50_000, 300_000, -12_500, 1_200_000))] == [
+        "0", "0.25", "2500", "50k", "300k", "-12.5k", "1.2M",
+    ]  # fmt: skip

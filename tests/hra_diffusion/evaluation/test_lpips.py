@@ -73,6 +73,7 @@ def test_distances_equal_those_of_the_package(net, tmp_path):
     assert [matrix[0, 1], matrix[1, 2]] == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(matrix, matrix.T)
     assert matrix.diagonal().tolist() == [0, 0, 0]
+    assert model.between(images[:1], images[1:]).tolist() == [pytest.approx(matrix[0, 1:].tolist())]
     assert measures.diversity(matrix) == pytest.approx((matrix.sum() / 6).item())
 
 
