@@ -149,12 +149,10 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     from hra_diffusion.evaluation.lpips import Lpips
     from hra_diffusion.generation.requests import Settings, complete_settings
 
-    pipe = load_base(arguments)
-    size = complete_settings(pipe, Settings()).width
+    size = complete_settings(load_base(arguments), Settings()).width
     if plan.budget != "steps" and plan.resolved is None:
-        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan, pipe)})
+        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan)})
         write_text(folder / PLAN_FILE, plan.model_dump_json(indent=1))
-    del pipe
     judge = None
     if plan.protocol == "toybox" and arguments.base == TOYBOX:
         judge = load_judge(TOYBOX_FOLDER / "judge.safetensors", TOYBOX_FOLDER / "references.safetensors")
@@ -173,10 +171,10 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     )
 
 
-def resolve_budget(arguments: argparse.Namespace, plan: Plan, pipe: Any) -> dict[str, dict[str, Any]]:
+def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the settings of the variants with ranks or steps of an equal budget. Raises UserError."""
     if plan.budget == "parameters":
-        return plans.equal_parameters(plan.variants, plan.base, pipe)
+        return plans.equal_parameters(plan.variants, plan.base, load_base(arguments))
     measured = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
     return plans.equal_seconds(plan.variants, plan.base, measured)
 

@@ -70,9 +70,9 @@ class ReleasedScorer:
         drawn = self.clip.embed_images(images)
         by_dino = measures.subject_fidelity(self.dino.embed_images(images), self.dino.embed_images(photos))
         by_lpips = self.lpips.between(map(_resized, images), map(_resized, photos)).mean(dim=1)
-        name, words = subject.class_noun, f"{TRIGGER} {subject.class_noun}"
+        noun, words = subject.class_noun, f"{TRIGGER} {subject.class_noun}"
         texts = {
-            STRIPPED: [prompt.text.replace("{subject}", name) for prompt in subject.prompts],
+            STRIPPED: [prompt.text.replace("{subject}", noun) for prompt in subject.prompts],
             TRIGGER_KEPT: [prompt.text.replace("{subject}", words) for prompt in subject.prompts],
             RELEASED[2]: [(prompt.released or prompt.text).replace("{subject}", words) for prompt in subject.prompts],
         }

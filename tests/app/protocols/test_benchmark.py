@@ -23,6 +23,9 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.png import save_png
+from training.data.masks import grabcut
+from training.data.photo import Upright
+from training.data.photo_files import mask_path
 from training.runs.queue import Queue
 from training.runs.run_folder import RunError
 
@@ -167,6 +170,21 @@ def test_a_real_photo_reaches_the_ceiling_and_a_copy_exceeds_the_limit():
         assert figures["copies"] == [1, 1] and min(figures["subject"]) > max(figures["shuffled"])
 
 
+def test_a_copied_background_leaks_where_photos_have_masks(tmp_path):
+    pytest.importorskip("cv2")
+    robot, monkey = (PLAN.load_subjects()[name] for name in ("robot", "monkey"))
+    photos = [Path(shutil.copy(photo, tmp_path)) for photo in robot.photos]
+    subject = dataclasses.replace(robot, photos=tuple(photos))
+    scorer = Scorer({"robot": subject}, 128, Clip(default_source("toybox")))
+    pictures = [scorer.photos(robot)[1], scorer.photos(monkey)[1]]
+    assert "leakage" not in scorer.figures(subject, pictures, 1, None)
+    for photo in photos:
+        with Image.open(photo) as image:
+            grabcut(Upright(image.convert("RGB"), (1, 1), image.size, ""), None).save(mask_path(photo))
+    found = scorer.figures(subject, pictures, 1, None)["leakage"]
+    assert found[0] == pytest.approx(1, abs=1e-3) and found[1] < 0.9
+
+
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory) -> tuple[Benchmark, list[Result]]:
     """A benchmark of one subject and a trained adapter, with its checkpoint, strengths and exported LoRA drawn."""
@@ -206,13 +224,17 @@ def test_curves_go_through_the_base_model_and_all_variations(varied):
 def quick(tmp_path: Path) -> list[str]:
     """A benchmark of one subject and one method, trained for two steps."""
     return ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2",
-            "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--output", str(tmp_path), "--quiet"]  # fmt: skip
+            "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--budget", "parameters", "--output", str(tmp_path),
+            "--quiet"]  # fmt: skip
 
 
 def test_an_interrupted_benchmark_continues_and_leaves_no_runs(tmp_path, quick, capsys):
     assert main([*quick, "--minutes", "0"]) == 1, "nothing was run"
+    stored = json.loads((tmp_path / "benchmark" / "toybox-quick" / "benchmark.json").read_text())["resolved"]
+    assert stored["lora"]["options"]["rank"] == 16
     assert main([*quick[:-1], "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert facts["plan"]["resolved"] == stored
     assert (
         facts["missing"] == [] and "subject right" in facts["means"]["lora"] and facts["costs"]["lora"]["seconds"] > 0
     )
