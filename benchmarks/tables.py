@@ -68,6 +68,13 @@ BEST_CHECKPOINT = """\
 Whether the checkpoint that a run with validation names as the best beats the last one, by the judge.
 Command: `python -m benchmarks.best_checkpoint --sprites DIR`."""
 
+PIVOTAL = """\
+## Pivotal tuning
+
+Subjects trained with and without the trigger's own embedding (`--train-trigger`), on one thread of a processor.
+Command: `hra-diffusion benchmark toybox --methods hra lora --variants benchmarks/pivotal.yaml --subjects monkey robot
+pineapple --seeds 0 --name pivotal`. The embedding shows the subject more often, and the prompt's scene less often."""
+
 
 def page(results: Path = RESULTS) -> str:
     """Return docs/benchmarks.md: a summary table, a section for each claim, and the judge's tables."""
@@ -77,7 +84,8 @@ def page(results: Path = RESULTS) -> str:
     }
     summary = [(_link(claim), claim.target, *map(_verdicts, results_by_claim[claim.name].values())) for claim in CLAIMS]
     sections = [_section(claim, results_by_claim[claim.name]) for claim in CLAIMS]
-    tables = {SUBJECTS: "subjects", SWEEP: "sweep", MASKS: "masks", BEST_CHECKPOINT: "best_checkpoint"}
+    tables = {SUBJECTS: "subjects", SWEEP: "sweep", MASKS: "masks", BEST_CHECKPOINT: "best_checkpoint",
+              PIVOTAL: "pivotal"}  # fmt: skip
     judged = [f"{about}\n\n{_stored(results / f'{name}.md')}" for about, name in tables.items()]
     return (
         "\n\n".join([INTRODUCTION, markdown_table(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"
