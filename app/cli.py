@@ -25,6 +25,8 @@ COMMANDS = {
     "runs": "list the training runs, stop or resume them",
     "worker": "train the waiting runs, for ever, as a service of the system",
     "reindex": "make the index of runs and adapters anew from the files",
+    "backup": "write an output folder with its runs, adapters and photos into one file",
+    "restore": "restore a backup into a new output folder",
     "generate": "generate pictures with adapters",
     "compare": "compare adapters and the base model on the same prompts and noise",
     "grid": "generate a grid of pictures over two settings, such as steps and guidance, from the same noise",

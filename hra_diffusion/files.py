@@ -92,6 +92,11 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+-\d+(\.tmp(\.[^.]+)?|(\.tmp)?(?P<ol
 """Names of ``_temporary_path``, and of the outdated folders that ``replace`` moves aside."""
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that a process writes at the moment, or left when it was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def sweep(folder: Path, seconds: float = 3600.0) -> None:
     """Delete the temporary files that killed processes left in a folder and below, if unchanged for ``seconds``.
 
@@ -106,7 +111,7 @@ def sweep(folder: Path, seconds: float = 3600.0) -> None:
                 if max(file.stat().st_mtime for file in [path, *_files(path)]) < time.time() - seconds:
                     restored = match["old"] and path.is_dir() and not target.exists()
                     move(path, target) if restored else remove(path)
-        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+        folders[:] = [name for name in folders if not is_temporary(name)]
 
 
 def _apply_default_mode(path: Path) -> None:

@@ -89,7 +89,7 @@ def _listen(page: Any, context: Any, host: str, port: int | None, auth: Path | N
     from app.web.guard import Guard
     from hra_diffusion.errors import UserError
 
-    hosts = None if share or host not in LOOPBACK else LOOPBACK
+    hosts = None if auth or host not in LOOPBACK else LOOPBACK  # a proxy gives its own name
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:

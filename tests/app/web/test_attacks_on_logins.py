@@ -36,6 +36,16 @@ def test_a_login_is_required(guarded):
     assert web.get("config").status_code == 200
 
 
+def test_a_page_with_logins_answers_behind_a_proxy_of_this_machine(guarded):
+    """It passes the public name on, by which Gradio addresses its files."""
+    headers = {"host": "photos.example", "origin": "https://photos.example", "x-forwarded-proto": "https"}
+    web = httpx.Client(base_url=guarded.url, headers=headers)
+    assert web.post("login", data={"username": "bob", "password": PASSWORD}).status_code == 200
+    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in web.cookies.jar)  # secure, for the proxy's HTTPS
+    found = web.get("config", headers={"cookie": cookies})
+    assert found.status_code == 200 and found.json()["root"] == "https://photos.example"
+
+
 def test_a_login_sees_its_own_images_alone(guarded):
     for name in ("ann", "bob"):
         data = {"username": name, "password": PASSWORD}
