@@ -26,6 +26,7 @@ COMMANDS = {
     "worker": "train the waiting runs, for ever, as a service of the system",
     "reindex": "make the index of runs and adapters anew from the files",
     "generate": "generate pictures with adapters",
+    "serve": "draw pictures with many adapters for other programs, over HTTP in OpenAI's form",
     "compare": "compare adapters and the base model on the same prompts and noise",
     "grid": "generate a grid of pictures over two settings, such as steps and guidance, from the same noise",
     "export": "export an adapter to a format that other programs load",

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from hra_diffusion.adapters import attachment, loading, registry
-from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.factors import LayerFactors, rotate_blocks
 from hra_diffusion.adapters.householder import own_precision
 from hra_diffusion.adapters.linear_map import (
@@ -45,7 +44,8 @@ class PreparedAdapter:
     shift for some methods; those of OFT and BOFT on linear layers are blocks.
     """
 
-    info: AdapterInfo
+    subject: str
+    """The adapter's first subject in prompts: "sks dog"."""
     strength: float
     layers: Mapping[str, Mapping[str, LayerFactors]]
     vectors: Mapping[str, TokenVectors]
@@ -89,7 +89,7 @@ def prepare(path: Path, components: Mapping[str, nn.Module], strength: float = 1
         component: TokenVectors(tokens, tensors[f"{component}.{PARAMETER}"])
         for component, tokens in info.embeddings.items()
     }
-    return PreparedAdapter(info, strength, layers, vectors)
+    return PreparedAdapter(info.subject, strength, layers, vectors)
 
 
 @torch.no_grad()
