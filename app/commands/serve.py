@@ -2,16 +2,18 @@
 
 import argparse
 import importlib.util
+import socket
+import warnings
 from pathlib import Path
-from typing import Any
 
-from app.commands.common import OUTPUTS, add_base, load_base
+from pydantic import ValidationError
+
+from app.commands.common import OUTPUTS, add_base
 from app.serving import keys
 from app.web.server import LOOPBACK
+from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder
-
-GIGABYTE = 2**30
+from hra_diffusion.models.prompts import PromptWarning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +52,34 @@ def run(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     from app.serving.api import create_app
+    from app.serving.setup import ServerOptions, make_service
 
-    service = make_service(arguments)
-    print(f"hra-diffusion serves at http://{arguments.host}:{arguments.port}/v1", flush=True)
     try:
-        uvicorn.run(
-            create_app(service), host=arguments.host, port=arguments.port, log_level="warning", server_header=False,
-            timeout_graceful_shutdown=30,
-        )  # fmt: skip
-    finally:
-        service.engine.stop()
+        options = ServerOptions(**{name: getattr(arguments, name) for name in ServerOptions.model_fields})
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+    warnings.simplefilter("ignore", PromptWarning)  # the log holds no prompts
+    with listen(arguments.host, arguments.port) as listening:
+        service = make_service(options)
+        config = uvicorn.Config(
+            create_app(service), log_level="warning", server_header=False, timeout_graceful_shutdown=30
+        )
+        print(f"hra-diffusion serves at http://{arguments.host}:{arguments.port}/v1", flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            service.engine.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at this address. Raises UserError if that is not possible."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError):
+        raise UserError(
+            f"can't listen on {host}, port {port}: it is in use, or not an address of this machine; choose another "
+            "--port or --host"
+        ) from None
 
 
 def add_key(arguments: argparse.Namespace) -> str:
@@ -71,20 +91,3 @@ def add_key(arguments: argparse.Namespace) -> str:
     return keys.add_key(
         arguments.keys, arguments.add_key, arguments.key_adapters, arguments.pictures_per_hour, arguments.max_waiting
     )
-
-
-def make_service(arguments: argparse.Namespace) -> Any:
-    """Load the base model and return the service of these options. Raises UserError."""
-    from app.serving.engine import Engine
-    from app.serving.pictures import PictureFolder
-    from app.serving.service import Service
-    from app.serving.store import AdapterStore
-    from hra_diffusion.pipeline import components
-
-    if min(arguments.batch_size, arguments.max_queue) < 1:
-        raise UserError("--batch-size and --max-queue must be at least 1")
-    ring, folder = keys.KeyRing(arguments.keys), make_folder(arguments.adapters)
-    pictures = PictureFolder(arguments.pictures)
-    pipe = load_base(arguments)
-    store = AdapterStore(folder, components(pipe), int(arguments.adapter_memory * GIGABYTE))
-    return Service(Engine(pipe, arguments.batch_size, arguments.max_queue), store, ring, pictures)

@@ -29,17 +29,23 @@ MAX_BODY = 64 * 1024
 KEEP_ALIVE_SECONDS = 15.0
 """How often a stream without news sends a comment, so that no proxy ends it."""
 PATH = "/v1/images/generations"
+NO_TOKENS = {"input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}, "output_tokens": 0,
+             "total_tokens": 0}  # fmt: skip
+"""Usage in the form of OpenAI, whose client requires it."""
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application of a server, which uvicorn and Ray Serve run."""
+def create_app(service: Service, *dependencies: Any) -> FastAPI:
+    """Return the application of a server, which uvicorn and Ray Serve run. ``dependencies``: of requests for pictures."""
     app = FastAPI(title="hra-diffusion", version=version("hra-diffusion"))
     app.state.service = service
     app.add_middleware(_Limits)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _failed)
-    app.add_api_route(PATH, _generate, methods=["POST"], response_model=ImageResponse, summary="Draw pictures")
+    app.add_api_route(
+        PATH, _generate, methods=["POST"], response_model=ImageResponse, summary="Draw pictures",
+        dependencies=dependencies,
+    )  # fmt: skip
     app.add_api_route("/v1/models", _models, response_model=ModelList, summary="The models of this key")
     app.add_api_route("/v1/models/{name}", _model, response_model=Model, summary="One model")
     app.add_api_route("/v1/pictures/{name}", _picture, summary="A picture by its address")
@@ -52,11 +58,12 @@ def _service(request: Request) -> Service:
     return request.app.state.service
 
 
-def _key(request: Request, authorization: Annotated[str | None, Header()] = None) -> Key:
+def require_key(request: Request, authorization: Annotated[str | None, Header()] = None) -> Key:
+    """Return the key of a request. Raises ApiError (401)."""
     return _service(request).keys.find(authorization)
 
 
-async def _generate(asked: ImageRequest, request: Request, key: Annotated[Key, Depends(_key)]) -> Any:
+async def _generate(asked: ImageRequest, request: Request, key: Annotated[Key, Depends(require_key)]) -> Any:
     service, loop = _service(request), asyncio.get_running_loop()
     news: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
 
@@ -132,10 +139,6 @@ async def _stream(picture: Picture, news: asyncio.Queue) -> AsyncIterator[str]:
         picture.abandoned = True
 
 
-NO_TOKENS = {"input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}, "output_tokens": 0,
-             "total_tokens": 0}  # fmt: skip
-
-
 def _event(kind: str, *parts: dict[str, Any], **more: Any) -> str:
     data: dict[str, Any] = {"type": kind}
     for part in (*parts, more):
@@ -147,13 +150,13 @@ def _size(picture: Picture) -> str:
     return f"{picture.settings.width}x{picture.settings.height}"
 
 
-def _models(request: Request, key: Annotated[Key, Depends(_key)]) -> ModelList:
+def _models(request: Request, key: Annotated[Key, Depends(require_key)]) -> ModelList:
     own = [listed for listed in _service(request).store.list() if key.may_use(listed.name) and listed.name != BASE]
     adapters = [Model(id=listed.name, created=listed.created, subject=listed.subject) for listed in own]
     return ModelList(data=[Model(id=BASE, created=0), *adapters])
 
 
-def _model(name: str, request: Request, key: Annotated[Key, Depends(_key)]) -> Model:
+def _model(name: str, request: Request, key: Annotated[Key, Depends(require_key)]) -> Model:
     found = [model for model in _models(request, key).data if model.id == name]
     if not found:
         raise unknown_model(name)

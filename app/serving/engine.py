@@ -93,7 +93,8 @@ class Engine:
         """Raise ApiError (503) if so many more pictures can't wait, or if the engine has stopped."""
         if not self.is_alive:
             raise _stopping()
-        if len(self._queue) + pictures > self.max_queue:
+        waiting = sum(not picture.future.cancelled() for picture in self._queue)
+        if waiting + pictures > self.max_queue:
             raise ApiError(503, "overloaded", "too many pictures are waiting; try again later", BUSY_SECONDS)
 
     def submit(self, pictures: Sequence[Picture]) -> None:
