@@ -35,7 +35,7 @@ NO_TOKENS = {"input_tokens": 0, "input_tokens_details": {"image_tokens": 0, "tex
 
 
 def create_app(service: Service, *dependencies: Any) -> FastAPI:
-    """Return the application of a server, which uvicorn and Ray Serve run. ``dependencies``: of requests for pictures."""
+    """Return the application, which uvicorn and Ray Serve run. ``dependencies``: of requests for pictures."""
     app = FastAPI(title="hra-diffusion", version=version("hra-diffusion"))
     app.state.service = service
     app.add_middleware(_Limits)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from app.serving.conftest import ADAPTERS, save_adapter
 from conftest import tiny_pipe
+from picture_server import ADAPTERS, save_adapter
 from PIL import Image
 
 import hra_diffusion as hra

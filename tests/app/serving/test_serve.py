@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import distance, tiny_pipe
+from picture_server import ADAPTERS, make_service, save_adapter, served
 from PIL import Image
 
 import hra_diffusion as hra
@@ -17,8 +18,6 @@ from app.serving.keys import add_key
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.locks import lock_of
-
-from .conftest import ADAPTERS, make_service, save_adapter, served
 
 openai = pytest.importorskip("openai", reason="needs openai (make setup)")
 STEPS = 3
