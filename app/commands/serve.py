@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("prometheus_client") is None:
         raise UserError("the server needs prometheus-client: pip install 'hra-diffusion[serve]'")
     import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from app.serving.api import create_app
     from app.serving.setup import ServerOptions, make_service
@@ -61,9 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore", PromptWarning)  # the log holds no prompts
     with listen(arguments.host, arguments.port) as listening:
         service = make_service(options)
-        config = uvicorn.Config(
-            create_app(service), log_level="warning", server_header=False, timeout_graceful_shutdown=30
-        )
+        app = create_app(service)
+        if arguments.host in LOOPBACK and not arguments.keys:  # no foreign name may be pointed at this machine
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=sorted(LOOPBACK))
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=30)
         print(f"hra-diffusion serves at http://{arguments.host}:{arguments.port}/v1", flush=True)
         try:
             uvicorn.Server(config).run(sockets=[listening])

@@ -169,12 +169,12 @@ def _picture(name: str, request: Request) -> Response:
     return FileResponse(file, media_type="image/png")
 
 
-def _health(request: Request) -> Response:
+async def _health(request: Request) -> Response:
     alive = _service(request).engine.is_alive
     return JSONResponse({"status": "ok" if alive else "stopping"}, 200 if alive else 503)
 
 
-def _metrics(request: Request) -> Response:
+async def _metrics(request: Request) -> Response:
     return Response(generate_latest(_service(request).engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 import threading
 import time
+import unicodedata
 from collections import defaultdict, deque
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Key(BaseModel):
 
     def may_use(self, model: str) -> bool:
         """Whether the key may use an adapter, or the base model."""
-        return model == BASE or fnmatch.fnmatchcase(model, self.adapters)
+        return model == BASE or fnmatch.fnmatchcase(unicodedata.normalize("NFC", model), self.adapters)
 
 
 LOCAL = Key.model_construct(name="local", pictures_per_hour=10**9, waiting=10**9)

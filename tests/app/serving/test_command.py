@@ -54,6 +54,8 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, base_folder):
             body = {"prompt": "a secret", "steps": 1}
             answer = httpx.post(f"http://127.0.0.1:{port}/v1/images/generations", json=body, timeout=60)
             assert answer.status_code == 200 and answer.json()["data"][0]["b64_json"]
+            foreign = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"host": "evil.example"})
+            assert foreign.status_code == 400, "no site can point its name at this machine"
         finally:
             server.send_signal(signal.SIGINT)
         assert server.wait(30) in (0, 130)
