@@ -27,7 +27,7 @@ from hra_diffusion.adapters.linear_map import (
     offloaded_weights,
 )
 from hra_diffusion.adapters.preparation import one_update
-from hra_diffusion.adapters.registry import Method, MethodConfig
+from hra_diffusion.adapters.registry import Adapter
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.adapters.token_embeddings import PARAMETER, TokenVectors, embedding_of
 
@@ -81,10 +81,12 @@ def prepare(path: Path, components: Mapping[str, nn.Module], strength: float = 1
         )
         layers[component] = {}
         for layer_path, config in configs.items():
-            prefix = f"{component}.{layer_path}."
-            values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             layer = target_layer(components[component], layer_path)
-            layers[component][layer_path] = _prepared_factors(layer, method, config, values, strength)
+            d_out, d_in = matrix_shape(layer)
+            names = method.shapes(config, d_in, d_out)
+            values = {name: tensors[f"{component}.{layer_path}.{name}"] for name in names}
+            adapter = method.build(config, d_in, d_out, Generator())
+            layers[component][layer_path] = _prepared_factors(layer, adapter, values, strength)
     vectors = {
         component: TokenVectors(tokens, tensors[f"{component}.{PARAMETER}"])
         for component, tokens in info.embeddings.items()
@@ -94,16 +96,15 @@ def prepare(path: Path, components: Mapping[str, nn.Module], strength: float = 1
 
 @torch.no_grad()
 def _prepared_factors(
-    layer: nn.Module, method: Method, config: MethodConfig, values: Mapping[str, Tensor], strength: float
+    layer: nn.Module, adapter: Adapter, values: Mapping[str, Tensor], strength: float
 ) -> LayerFactors:
-    device, (d_out, d_in) = execution_device(layer), matrix_shape(layer)
-    adapter = method.build(config, d_in, d_out, Generator())
+    device = execution_device(layer)
     with own_precision(device), offloaded_weights([layer]):
         weight = as_matrix(layer).to(device, torch.float32)
         on_device = {name: value.to(device, torch.float32) for name, value in values.items()}
         factors = adapter.factors(on_device, strength).with_weight(weight, strength)
         if factors.blocks is not None and isinstance(layer, nn.Linear):
-            factors = factors.with_bias(None if layer.bias is None else layer.bias.to(weight))
+            factors = factors.with_bias(None if (bias := cast(Tensor | None, layer.bias)) is None else bias.to(weight))
         else:
             factors = one_update(layer, weight, [factors])
     return factors.map(lambda tensor: tensor.to("cpu", compute_dtype(layer)).contiguous())
