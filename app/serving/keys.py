@@ -33,7 +33,7 @@ class Key(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    sha256: str = Field("", pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     adapters: str = Field("*", description="Pattern of the names of the adapters that the key may see and use.")
     pictures_per_hour: int = Field(1000, ge=1)
     waiting: int = Field(32, ge=1, description="Pictures that may wait or be drawn at once.")

@@ -219,7 +219,7 @@ def test_keys_see_their_own_adapters_and_have_their_own_limits(tmp_path, adapter
         hidden = asked_for(bob, "alice-rex")
         assert hidden.status_code == 404
         assert hidden.message == asked_for(bob, "alice-nix").message.replace("alice-nix", "alice-rex")
-        with lock_of(service.engine.pipe), ThreadPoolExecutor(3) as threads:
+        with ThreadPoolExecutor(3) as threads, lock_of(service.engine.pipe):
             waiting = threads.submit(draw, alice, "alice-rex", 0)
             wait_until(lambda: service.usage._waiting["alice"] == 1)
             assert asked_for(alice, "alice-rex", n=2).status_code == 429, "at most two may wait"
