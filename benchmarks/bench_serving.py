@@ -11,6 +11,7 @@ before it is timed, so that all adapters are in memory.
 
 import argparse
 import gc
+import itertools
 import random
 import tempfile
 import threading
@@ -165,7 +166,7 @@ def engine_load(
         rest, done = pictures(load.uses), threading.Semaphore(0)
 
         def ask(count: int) -> None:
-            asked = [picture for picture, _ in zip(rest, range(count), strict=False)]
+            asked = list(itertools.islice(rest, count))
             for picture in asked:
                 picture.since = time.perf_counter()
                 picture.future.add_done_callback(lambda _, since=picture.since: drawn(since))
