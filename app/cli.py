@@ -28,6 +28,7 @@ COMMANDS = {
     "backup": "write an output folder with its runs, adapters and photos into one file",
     "restore": "restore a backup into a new output folder",
     "generate": "generate pictures with adapters",
+    "serve": "draw pictures with many adapters for other programs, over HTTP in OpenAI's form",
     "compare": "compare adapters and the base model on the same prompts and noise",
     "grid": "generate a grid of pictures over two settings, such as steps and guidance, from the same noise",
     "export": "export an adapter to a format that other programs load",

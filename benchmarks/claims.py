@@ -141,6 +141,15 @@ CLAIMS = (
         "has its own row.",
     ),
     Claim(
+        "bench_serving",
+        "Many users' adapters in one batch",
+        "64 adapters ≥ 0.85 of one adapter's pictures per second and ≥ 1.5 of diffusers'; memory ≤ 1.2 of the files'",
+        "Pictures per second and latencies of the engine of `hra-diffusion serve` while clients wait, by the number of "
+        "distinct adapters, Zipf-distributed; against diffusers with `set_adapters` per request, and against batches "
+        "of one adapter. Memory is the growth of the process by the prepared adapters. Pictures must equal those drawn "
+        "alone.",
+    ),
+    Claim(
         "bench_inference",
         "Inference at the base model's speed",
         "live ≤ 1.05 of the base (GPU 1.02, in a CUDA graph), merged ≤ 1.01",

@@ -26,11 +26,8 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
     Raises AdapterFileError, with the components unchanged, for a damaged file, a newer format or another base model
     (missing layers, wrong shapes). Warns if the base model has the right shapes but other weights.
     """
-    info, tensors = adapter_file.read(path)
-    info = info.model_copy(update={"name": name or info.name})
+    info, tensors = read_for(path, components, name)
     known = info.model_dump(exclude={"name", "method", "options", "ranks", "embeddings"})
-    _check_layers(path, info, components)
-    _check_tensors(path, info, tensors, components)
     previous = {model: (attachment.state_of(model) or AdapterState()).selection for model in components.values()}
     try:
         for component, probes in info.fingerprint.items():
@@ -58,6 +55,17 @@ def load(path: Path, components: Mapping[str, nn.Module], name: str | None = Non
         raise AdapterFileError(f"{path}: {error}") from None
     _warn_of_other_weights(path, info, components)
     return info
+
+
+def read_for(
+    path: Path, components: Mapping[str, nn.Module], name: str | None = None
+) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    """Read an adapter file and check that it fits the components, which don't change. Raises as ``load`` does."""
+    info, tensors = adapter_file.read(path)
+    info = info.model_copy(update={"name": name or info.name})
+    _check_layers(path, info, components)
+    _check_tensors(path, info, tensors, components)
+    return info, tensors
 
 
 def unload(components: Mapping[str, nn.Module], name: str) -> None:

@@ -105,6 +105,14 @@ def _scaled(factors: LayerFactors, layer: nn.Module, strength: float, dtype: tor
     return factors.with_bias(None if bias is None else bias.to(like)).map(lambda tensor: tensor.to(dtype))
 
 
+def one_update(layer: nn.Module, weight: Tensor, chain: Sequence[LayerFactors]) -> LayerFactors:
+    """The chain as one update of the layer's ``weight`` (d_out, d_in), in the weight's dtype, exact with its bias."""
+    up, down, scale = compose(weight, chain)
+    factors = LayerFactors(update=(up, down), scale=scale, **_statics(chain[0]))
+    bias = cast(Tensor | None, layer.bias)
+    return factors if bias is None or scale is None else factors.with_bias(bias.to(scale))
+
+
 def _equal(one: list[list[LayerFactors]], other: list[list[LayerFactors]]) -> bool:
     pairs = zip(
         *([tensor for own in layers for f in own for tensor in f.tensors()] for layers in (one, other)), strict=True
@@ -226,11 +234,7 @@ class Preparation:
         with own_precision(device), offloaded_weights([layer]):
             weight = as_matrix(layer)
             keep = weight.dtype in PLAIN_DTYPES and self.state.frozen is None  # a copy would be kept for the backward
-            up, down, scale = compose(weight.to(device, weight.dtype if keep else torch.float32), chain)
-            factors = LayerFactors(update=(up, down), scale=scale, **_statics(chain[0]))
-            bias = cast(Tensor | None, layer.bias)
-            if bias is not None and scale is not None:
-                factors = factors.with_bias(bias.to(scale))
+            factors = one_update(layer, weight.to(device, weight.dtype if keep else torch.float32), chain)
         return (factors.map(lambda tensor: tensor.to(dtype)),)
 
     def _group(self, name: str) -> list[Group]:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
@@ -76,13 +76,18 @@ def save_png(image: Image.Image, path: Path) -> Path:
 
     Settings are stored as JSON under "hra_diffusion" and, in the form that other programs read, under "parameters".
     """
+    with atomic_path(path) as temporary:
+        write_png(image, temporary)
+    return path
+
+
+def write_png(image: Image.Image, file: Path | IO[bytes]) -> None:
+    """Write a PNG to a file, as ``save_png`` does, but not atomically."""
     info = PngImagePlugin.PngInfo()
     if settings := image.info.get(PNG_KEY):
         info.add_itxt(PNG_KEY, json.dumps(settings, ensure_ascii=False))
         info.add_itxt("parameters", _parameters(settings))
-    with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=info)
-    return path
+    image.save(file, "PNG", pnginfo=info)
 
 
 def read_png(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.adapters import activation
+from hra_diffusion.adapters.gathered import PreparedAdapter, gathered
 from hra_diffusion.adapters.state import ActiveAdapters, Fusion
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.generation.captured import CapturedCalls, CudaGraph, captured_denoiser, denoising_with
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 Embeddings = dict[str, Any]
 """Arguments of a pipeline call that carry the encoded prompts."""
+Prepared = Mapping[ActiveAdapters, PreparedAdapter]
+"""Adapters that are not attached to the pipeline, by the ``adapters`` of the requests that use them."""
 
 
 class GenerationError(UserError):
@@ -90,6 +93,7 @@ def generate_batch(
     batch_size: int = 8,
     on_step: OnStep | None = None,
     cuda_graph: CudaGraph = "auto",
+    prepared: Prepared | None = None,
 ) -> list[Image.Image]:
     """Generate the requested images and return them in order.
 
@@ -105,6 +109,8 @@ def generate_batch(
         batch_size: images denoised at once, at most.
         on_step: called after every denoising step of every batch; an exception it raises ends the generation.
         cuda_graph: "auto" captures the UNet's call on a CUDA device (see captured.CapturedCalls); "off" does not.
+        prepared: the requests' adapters, each one request has at most one of, if they are not attached to the pipeline
+            (see adapters.gathered).
 
     Raises UserError for invalid settings, adapters that are not loaded and subjects that are not known, and
     GenerationError if an image is NaN.
@@ -113,11 +119,12 @@ def generate_batch(
         full, requests = complete_settings(pipe, settings or Settings()), with_subjects(pipe, requests)
         if batch_size < 1:
             raise UserError(f"the batch size must be at least 1, not {batch_size}")
-        for request in {(request.adapters, request.fusion): request for request in requests}.values():
-            require_fusable(pipe, dict(request.adapters), request.fusion)
+        if prepared is None:
+            for request in {(request.adapters, request.fusion): request for request in requests}.values():
+                require_fusable(pipe, dict(request.adapters), request.fusion)
         _warn(pipe, requests, full)
         with sharing_cores(pipe.device.type), use_scheduler(pipe, full.scheduler), torch.no_grad(), frozen(pipe):
-            return _generate(pipe, requests, full, batch_size, on_step, captured_denoiser(pipe, cuda_graph))
+            return _generate(pipe, requests, full, batch_size, on_step, captured_denoiser(pipe, cuda_graph), prepared)
 
 
 def _generate(
@@ -127,9 +134,10 @@ def _generate(
     batch_size: int,
     on_step: OnStep | None,
     captured: CapturedCalls | None,
+    prepared: Prepared | None,
 ) -> list[Image.Image]:
     images: dict[int, Image.Image] = {}
-    embeddings = _encode_weighted(pipe, requests, settings)
+    embeddings = _encode_weighted(pipe, requests, settings, prepared)
     free_memory = captured.release if captured else lambda: False
     lengths = [own["prompt_embeds"].shape[1] if own else 0 for own in embeddings]
     together = [(length, request.fusion) for length, request in zip(lengths, requests, strict=True)]
@@ -138,7 +146,7 @@ def _generate(
         chunk = [i for i in order[:batch_size] if together[i] == together[order[0]]]
         batch, callback = [requests[i] for i in chunk], step_callback(on_step, tuple(chunk))
         try:
-            latents = _denoise(pipe, batch, [embeddings[i] for i in chunk], settings, callback, captured)
+            latents = _denoise(pipe, batch, [embeddings[i] for i in chunk], settings, callback, captured, prepared)
         except torch.OutOfMemoryError:
             if not free_memory():
                 if len(chunk) == 1:
@@ -166,7 +174,7 @@ def _warn(pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: 
 
 
 def _encode_weighted(
-    pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: FullSettings
+    pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: FullSettings, prepared: Prepared | None
 ) -> list[Embeddings | None]:
     """Encode each request whose prompts are long or have weights, with its own adapters; None for all other requests.
 
@@ -177,7 +185,7 @@ def _encode_weighted(
     def encode(prompt: str, negative: str, adapters: ActiveAdapters, fusion: Fusion) -> Embeddings | None:
         if families.is_plain_prompt(pipe, prompt) and families.is_plain_prompt(pipe, negative):
             return None
-        with _batch_adapters(pipe, [(adapters, 1)], fusion):
+        with _batch_adapters(pipe, [(adapters, 1)], fusion, prepared):
             return families.encode_weighted(pipe, prompt, negative if settings.guidance_scale > 1 else None)
 
     return [encode(request.prompt, request.negative_prompt, request.adapters, request.fusion) for request in requests]
@@ -190,12 +198,13 @@ def _denoise(
     settings: FullSettings,
     callback: Any,
     captured: CapturedCalls | None,
+    prepared: Prepared | None,
 ) -> Tensor:
     """Denoise the latents of one batch, sorted by adapters, with one fusion and embeddings of one length."""
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     groups = [(adapters, sum(1 for _ in same)) for adapters, same in groupby(request.adapters for request in requests)]
     fusion = requests[0].fusion
-    with _batch_adapters(pipe, groups, fusion), denoising_with(captured, pipe, (tuple(groups), fusion)):
+    with _batch_adapters(pipe, groups, fusion, prepared), denoising_with(captured, pipe, (tuple(groups), fusion)):
         output = pipe(
             **_batch_embeddings(pipe, requests, embeddings, settings),
             latents=_initial_noise(pipe, generators, settings).to(pipe.device, pipe.unet.dtype),
@@ -245,11 +254,18 @@ def _require_finite(pipe: StableDiffusionPipeline, requests: Sequence[Request], 
 
 @contextlib.contextmanager
 def _batch_adapters(
-    pipe: StableDiffusionPipeline, groups: Sequence[tuple[ActiveAdapters, int]], fusion: Fusion
+    pipe: StableDiffusionPipeline,
+    groups: Sequence[tuple[ActiveAdapters, int]],
+    fusion: Fusion,
+    prepared: Prepared | None,
 ) -> Iterator[None]:
     """Give contiguous groups of each batch, (adapters, size), their own adapters on every component of the pipeline."""
     with contextlib.ExitStack() as stack:
-        for model in components(pipe).values():
-            own = [(strengths_on(model, dict(adapters)), count) for adapters, count in groups]
-            stack.enter_context(activation.batch_adapters(model, own, fusion))
+        for component, model in components(pipe).items():
+            attached = [(strengths_on(model, dict(own)), count) for own, count in groups]
+            if prepared is not None:
+                attached = [({}, 1)]
+                samples = [prepared[own] if own else None for own, count in groups for _ in range(count)]
+                stack.enter_context(gathered(model, component, samples))
+            stack.enter_context(activation.batch_adapters(model, attached, fusion))
         yield

@@ -1,0 +1,278 @@
+"""The server as clients see it: OpenAI's own client draws, streams, lists, and reads errors."""
+
+import base64
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from conftest import distance, tiny_pipe
+from picture_server import ADAPTERS, make_service, save_adapter, served
+from PIL import Image
+
+import hra_diffusion as hra
+from app.serving.keys import add_key
+from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.sampling import generate_batch
+from hra_diffusion.locks import lock_of
+
+openai = pytest.importorskip("openai", reason="needs openai (make setup)")
+STEPS = 3
+FEW = {"steps": STEPS}
+
+
+def client_of(address, key="none"):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return client_of(address)
+
+
+def opened(data):
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def draw(client, model, seed, prompt="a {subject}", strength=1.0, steps=STEPS):
+    if model == "base":
+        prompt = "a dog"
+    more = {"steps": steps, "seed": seed, "strength": strength}
+    return opened(client.images.generate(model=model, prompt=prompt, extra_body=more).data[0].b64_json)
+
+
+@pytest.fixture(scope="module")
+def alone(adapters):
+    """Draws a picture as ``generate`` does, with one attached adapter, each once."""
+    pipe, known = tiny_pipe(), {}
+
+    def drawn(model, seed, strength=1.0, steps=STEPS):
+        key = model, seed, strength, steps
+        if key not in known:
+            if model == "base":
+                request = Request("a dog", seed)
+            else:
+                hra.load(pipe, adapters / model / f"{model}.safetensors")
+                request = Request("a sks dog", seed, ((model, strength),))
+            known[key] = generate_batch(pipe, [request], Settings(steps=steps))[0]
+            hra.detach(pipe)
+        return known[key]
+
+    return drawn
+
+
+def same(one, other):
+    return np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
+
+
+def test_openais_client_draws_with_two_adapters_at_once(client, service, alone):
+    """Requests that wait together are drawn in one batch, and each gets the picture it would get alone."""
+    before = batches(service)
+    asked = [(name, seed, strength) for seed, name in enumerate([*ADAPTERS, "base"]) for strength in (1.0, 0.5)]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        with lock_of(service.engine.pipe):  # the first picture waits for the device, and the others for the first
+            drawn = [threads.submit(draw, client, model, seed, strength=strength) for model, seed, strength in asked]
+            wait_until(lambda: len(service.engine._queue) >= len(asked) - 1)
+        images = [one.result() for one in drawn]
+    assert batches(service) - before <= 2
+    assert all(same(image, alone(model, seed, s)) for image, (model, seed, s) in zip(images, asked, strict=True))
+    assert distance(images[0], images[1]) > 1 and images[0].info["hra_diffusion"]
+
+
+def batches(service):
+    return next(sample.value for metric in service.engine.metrics.batch_sizes.collect() for sample in metric.samples
+                if sample.name.endswith("_count"))  # fmt: skip
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def test_several_pictures_and_addresses(client, alone):
+    found = client.images.generate(
+        model="alice-rex", prompt="a {subject}", n=2, size="16x16", response_format="url", extra_body=FEW | {"seed": 3}
+    )
+    assert [one.seed for one in found.data] == [3, 4] and found.size == "16x16"
+    for one in found.data:
+        answer = httpx.get(one.url)
+        assert answer.headers["cache-control"] == "no-store"
+        assert same(Image.open(io.BytesIO(answer.content)), alone("alice-rex", one.seed))
+    assert httpx.get(found.data[0].url[:-10] + "AAAAAA.png").status_code == 404
+
+
+def test_a_stream_sends_previews_and_then_the_picture(client, alone):
+    events = list(client.images.generate(
+        model="alice-cat", prompt="a {subject}", stream=True, partial_images=2, extra_body={"steps": 6, "seed": 1}
+    ))  # fmt: skip
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "partial_image", "completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    images = [opened(event.b64_json) for event in events]
+    assert same(images[2], alone("alice-cat", 1, steps=6)) and distance(images[0], images[2]) > 1
+
+
+def test_models_health_metrics_and_documentation(client, address):
+    models = client.models.list().data
+    assert [model.id for model in models] == ["base", *sorted([*ADAPTERS, "foreign"])]
+    assert client.models.retrieve("bob-cup").subject == "sks dog"
+    assert httpx.get(f"{address}/healthz").json() == {"status": "ok"}
+    metrics = httpx.get(f"{address}/metrics").text
+    assert 'hra_responses_total{status="200"}' in metrics and "alice" not in metrics and "sks" not in metrics
+    assert "/v1/images/generations" in httpx.get(f"{address}/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "code"),
+    [
+        ({"model": "nobody"}, 404, "model_not_found"),
+        ({"model": "../alice-rex/alice-rex"}, 404, "model_not_found"),
+        ({"model": "foreign"}, 409, "model_unusable"),
+        ({"model": "broken"}, 409, "model_unusable"),
+        ({"size": "4096x4096", "n": 10}, 413, "request_too_large"),
+        ({"prompt": "x" * 100_000}, 413, "http_error"),
+        ({"size": "17x16"}, 400, "invalid_value"),
+        ({"size": "big"}, 400, "invalid_value"),
+        ({"n": 11}, 400, "invalid_value"),
+        ({"strenght": 1}, 400, "invalid_value"),
+        ({"prompt": "a {subject}"}, 400, "invalid_value"),
+        ({"stream": True, "n": 2}, 400, "invalid_value"),
+    ],
+)
+def test_errors_have_codes(address, adapters, values, status, code):
+    answer = httpx.post(f"{address}/v1/images/generations", json={"prompt": "a dog", "steps": 25} | values)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert str(adapters) not in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+def test_a_client_that_hangs_up_makes_room(service, address):
+    """Its pictures leave the queue; a batch that nobody waits for ends."""
+    long = {"prompt": "a dog", "steps": 200, "n": 10}
+    with lock_of(service.engine.pipe):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/images/generations", json=long, timeout=0.3)
+        with httpx.stream("POST", f"{address}/v1/images/generations", json=long | {"n": 1, "stream": True}):
+            pass
+        wait_until(lambda: all(picture.abandoned for picture in service.engine._queue))
+    started = time.monotonic()
+    wait_until(lambda: not service.engine._queue and not any(service.usage._waiting.values()))
+    assert time.monotonic() - started < 5, "200 steps of 8 pictures take longer"
+
+
+def test_a_thousand_requests_get_their_own_picture_or_a_clear_answer(tmp_path, adapters, alone):
+    """Of a queue of 24: everyone else is told at once to come back. Nobody gets another's picture."""
+    service = make_service(tmp_path, adapters, max_queue=24)
+    names = [*ADAPTERS, "base"]
+    with (
+        served(service) as address,
+        ThreadPoolExecutor(40) as threads,
+        httpx.Client(timeout=60, limits=httpx.Limits(max_connections=40)) as web,
+    ):
+
+        def ask(number):
+            model = names[number % 4]
+            prompt = "a dog" if model == "base" else "a {subject}"
+            body = {"model": model, "prompt": prompt, "seed": number % 8, "steps": STEPS}
+            return number, web.post(f"{address}/v1/images/generations", json=body)
+
+        with lock_of(service.engine.pipe):
+            asked = [threads.submit(ask, number) for number in range(1000)]
+            wait_until(lambda: sum(one.done() for one in asked) >= 900, 60)
+        answers = [one.result() for one in asked]
+    drawn = [(number, answer) for number, answer in answers if answer.status_code == 200]
+    refused = [answer for _, answer in answers if answer.status_code != 200]
+    assert len(drawn) >= 24 and {answer.status_code for answer in refused} == {503}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+    for number, answer in drawn:
+        assert same(opened(answer.json()["data"][0]["b64_json"]), alone(names[number % 4], number % 8))
+
+
+def test_a_picture_that_fails_does_not_fail_the_others_of_its_batch(tmp_path, adapters, alone):
+    folder = tmp_path / "adapters"
+    for name in ("alice-rex", "wild"):
+        save_adapter(folder / name / f"{name}.safetensors", ADAPTERS["alice-rex"])
+    service = make_service(tmp_path, folder)
+    wild = service.store.get("wild", 1.0)
+    for factors in wild.layers["unet"].values():
+        factors.update[0].fill_(float("nan"))
+    with served(service) as address, ThreadPoolExecutor(4) as threads:
+        client = client_of(address)
+        with lock_of(service.engine.pipe):
+            drawn = [threads.submit(draw, client, name, 0) for name in ("alice-rex", "wild", "base", "alice-rex")]
+            wait_until(lambda: len(service.engine._queue) >= 3)
+        with pytest.raises(openai.UnprocessableEntityError, match="NaN"):
+            drawn[1].result()
+        assert same(drawn[2].result(), alone("base", 0)) and same(drawn[3].result(), drawn[0].result())
+
+
+def test_keys_see_their_own_adapters_and_have_their_own_limits(tmp_path, adapters):
+    file = tmp_path / "keys.json"
+    secrets = {name: add_key(file, name, f"{name}-*", 6, 2) for name in ("alice", "bob")}
+    assert not any(secret in file.read_text() for secret in secrets.values())
+    with served(service := make_service(tmp_path, adapters, file)) as address:
+        alice, bob = (client_of(address, secrets[name]) for name in ("alice", "bob"))
+        assert [model.id for model in alice.models.list().data] == ["base", "alice-cat", "alice-rex"]
+        hidden = asked_for(bob, "alice-rex")
+        assert hidden.status_code == 404
+        assert hidden.message == asked_for(bob, "alice-nix").message.replace("alice-nix", "alice-rex")
+        with ThreadPoolExecutor(3) as threads, lock_of(service.engine.pipe):
+            waiting = threads.submit(draw, alice, "alice-rex", 0)
+            wait_until(lambda: service.usage._waiting["alice"] == 1)
+            assert asked_for(alice, "alice-rex", n=2).status_code == 429, "at most two may wait"
+            others = threads.submit(draw, bob, "bob-cup", 0)
+            wait_until(lambda: service.usage._waiting["bob"] == 1)
+        assert waiting.result() and others.result()
+        for _ in range(5):
+            draw(alice, "alice-rex", 0)
+        late = asked_for(alice, "alice-rex")
+        assert late.status_code == 429 and 3000 < int(late.response.headers["retry-after"]) <= 3600
+        assert draw(bob, "bob-cup", 0), "the limit is each key's own"
+        for headers in ({"authorization": "Bearer wrong"}, {"authorization": "Basic x"}, {}):
+            assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 401
+        file.write_text("[]")
+        with pytest.raises(openai.AuthenticationError):
+            bob.models.list()
+
+
+def asked_for(client, model, **values):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.images.generate(model=model, prompt="a dog", extra_body=FEW, **values)
+    return caught.value
+
+
+def test_a_stopping_server_refuses_and_finishes_its_batch(tmp_path, adapters):
+    service = make_service(tmp_path, adapters, batch_size=1)
+    with served(service) as address, ThreadPoolExecutor(3) as threads:
+        client = client_of(address)
+        with lock_of(service.engine.pipe):
+            drawn = [threads.submit(draw, client, "base", seed) for seed in range(3)]
+            wait_until(lambda: len(service.engine._queue) == 2)
+            stopping = threading.Thread(target=service.engine.stop)
+            stopping.start()
+            wait_until(lambda: not service.engine.is_alive)
+        results = [one.exception() for one in drawn]
+        stopping.join()
+        assert results.count(None) == 1 and sum(isinstance(one, openai.InternalServerError) for one in results) == 2
+        assert httpx.get(f"{address}/healthz").status_code == 503
+        assert asked_for(client, "base").status_code == 503
+
+
+def test_a_changed_file_is_read_again_and_memory_is_bounded(tmp_path):
+    folder = tmp_path / "adapters"
+    path = save_adapter(folder / "a.safetensors")
+    service = make_service(tmp_path, folder)
+    try:
+        first = service.store.get("a", 1.0)
+        assert service.store.get("a", 1.0) is first
+        save_adapter(path, seed=5)
+        second = service.store.get("a", 1.0)
+        assert second is not first
+        service.store.memory = first.nbytes
+        assert service.store.get("a", 0.5) is not second and len(service.store) == 1
+        assert service.store.nbytes == first.nbytes
+    finally:
+        service.engine.stop()
