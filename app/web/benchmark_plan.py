@@ -47,7 +47,7 @@ def make_plan(context: AppContext, keys: Sequence[str], seeds: int) -> Plan:
         protocol="mine", name=f"benchmark-{secrets.token_hex(4)}", photos=tuple(photos), class_noun=first.class_noun,
         base={name: getattr(session, name) for name in SESSION_FIELDS} | {"base": base, "sample_every": 0},
         subjects=("mine",), variants={name: _settings(config, photos) for name, config in configs.items()},
-        seeds=tuple(range(seeds)), pictures=PICTURES["mine"],
+        seeds=tuple(range(seeds)), prompts=None, pictures=PICTURES["mine"], checkpoints=0,
     )  # fmt: skip
     plan.load_subjects()
     plans.check(plan)

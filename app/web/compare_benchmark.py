@@ -123,10 +123,11 @@ def remove_benchmark(context: AppContext, folder: Path) -> None:
     """Delete a benchmark that is over, and the run that it has left unfinished. Raises UserError if it is not over."""
     if context.benchmarks.is_running(folder) or context.benchmarks.state(folder).status in ACTIVE:
         raise UserError("stop the benchmark first")
-    plan = plans.read(folder)
-    for job in context.jobs() if plan else ():
-        if job.run.name.startswith(f"{plan.name}-") and job.status in OVER:
-            context.queue.discard(job.run.name)
+    if plan := plans.read(folder):
+        unfinished = [job.run.name for job in context.jobs() if job.status in OVER]
+        for name in unfinished:
+            if name.startswith(f"{plan.name}-"):
+                context.queue.discard(name)
     remove(folder)
 
 
