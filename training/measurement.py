@@ -5,12 +5,14 @@ measurements and writes ``KEY.json``. It is a process of its own, whose peak mem
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from PIL import Image
 
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import make_folder
-from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide
+from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide, hide_loading_bars
+from hra_diffusion.processes import start_time
 from training import config as configs
 from training.config import TrainConfig
 from training.runs import leases
@@ -95,11 +98,14 @@ def main(output: Path, key: str) -> None:
         if lease is None:  # another one is running
             return
         try:
-            from training.planning import device_of, use_for_run  # after bitsandbytes is hidden
+            import training.loop  # noqa: F401 (what a run imports; after bitsandbytes is hidden)
+            from training.planning import device_of, use_for_run
 
+            hide_loading_bars()
+            start = time.time() - start_time(os.getpid())
             config = configs.read(folder / f"{key}.yaml")
             with use_for_run(config, index, device_of(config), "measure"), time_limit(folder / f"{key}.json"):
-                result = measure(config)
+                result = dataclasses.replace(measure(config), start=start)
         except Exception as error:
             result = Calibration(error=first_line(error))
         save(result, folder / f"{key}.json")

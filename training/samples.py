@@ -16,10 +16,8 @@ from training.runs.checkpoint import averaged
 from training.runs.events import Notice, Sample, Scored
 from training.session.devices import onload
 from training.session.state import Session
+from training.settings.monitoring import SAMPLE_STEPS
 from training.settings.subject import Concept
-
-SAMPLE_STEPS = 15
-"""Denoising steps of sample images: a second or two per round on the embedded base model."""
 
 
 def samples_due(session: Session) -> bool:

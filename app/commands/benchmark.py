@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.protocols import plan as plans
-from app.protocols.plan import LPIPS, METRICS, RELEASED_METRICS, Budget, Plan, ProtocolName
+from app.protocols.plan import LPIPS, METRICS, PICTURES, RELEASED_METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
 from hra_diffusion.errors import UserError
-from hra_diffusion.files import make_folder, write_text
+from hra_diffusion.files import make_folder
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.names import validated_name
 from training.config import TrainConfig
@@ -25,11 +24,8 @@ from training.runs import calibration
 from training.runs.calibration import Calibration
 
 if TYPE_CHECKING:
-    from app.protocols.cells import Benchmark, Cell, Result
-
-PLAN_FILE = "benchmark.json"
-PICTURES: dict[ProtocolName, int] = {"toybox": 1, "dreambooth": 4, "mine": 2}
-"""Pictures per prompt by protocol; 4 as in the DreamBooth benchmark (arXiv 2208.12242, section 4.1)."""
+    from app.protocols.cells import Benchmark, Cell
+    from app.protocols.estimate import Estimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="further models that compare the "
                         "pictures with the photos, and LPIPS; dino and lpips are DreamBooth's")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print what is missing, what would be trained and how "
+                        "long it takes on this machine, and end")  # fmt: skip
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; the same command continues")
     parser.add_argument("--name", help="name of the benchmark (default: the protocol's)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
@@ -76,13 +74,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from app.protocols import running
+
     name = validated_name(arguments.name or arguments.protocol + ("-quick" if arguments.quick else ""))
-    plan = make_plan(name, arguments)
-    folder = make_folder(arguments.output / "benchmark" / name)
-    benchmark = prepare(arguments, store_plan(folder, plan), folder)
+    folder = arguments.output / "benchmark" / name
+    plan = plans.as_stored(make_plan(name, arguments), folder)
+    if plan.budget != "steps" and plan.resolved is None:
+        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan)})
+    if arguments.dry_run or not arguments.quiet:
+        expected = expect(plan, folder, arguments)
+        if arguments.dry_run:
+            print_result(arguments, *describe(plan, expected))
+            return
+        print(expected, file=sys.stderr)
+    benchmark = prepare(arguments, plan, folder)
+    plans.store(plan, make_folder(folder))
     failures = run_cells(benchmark, arguments)
-    summary_text, facts = write_results(benchmark, failures)
-    print_result(arguments, summary_text, facts)
+    table, facts = running.write_results(benchmark, failures)
+    report = folder / "report.html"
+    print_result(arguments, f"{table}\nreport: {report}", {"folder": str(folder), "report": str(report), **facts})
 
 
 def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
@@ -122,23 +132,34 @@ def base_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def store_plan(folder: Path, plan: Plan) -> Plan:
-    """Write the plan, or check that the folder has the same. Raises UserError if it has another."""
-    path = folder / PLAN_FILE
-    if not path.exists():
-        write_text(path, plan.model_dump_json(indent=1))
-        return plan
-    stored = Plan.model_validate_json(path.read_text(encoding="utf-8"))
-    settings = Plan.model_fields.keys() - {"resolved"}
-    if other := sorted(name for name in settings if getattr(stored, name) != getattr(plan, name)):
-        raise UserError(
-            f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
-        )
-    return stored
+def expect(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Estimate:
+    """Return what the missing cells take; runs that were never measured on this machine are."""
+    from app.protocols.estimate import estimate
+
+    def measured(config: TrainConfig) -> Calibration:
+        return calibration.load(arguments.output, config) or measure_run(config, arguments.output, arguments.quiet)
+
+    return estimate(folder, plan, plan.load_subjects(), measured)
+
+
+def describe(plan: Plan, expected: Estimate) -> tuple[str, dict[str, Any]]:
+    """Return what would be trained and how long it takes, as text and as facts."""
+    configs = {label: config_of(plan, label) for label in plan.variants}
+    lines = [
+        f"{label}: {count} × {configs[label].steps} steps, learning rate {configs[label].learning_rate:g}, "
+        + ", ".join(f"{name} {value}" for name, value in configs[label].options.items())
+        for label, count in expected.runs.items()
+    ]
+    facts = {
+        "cells": len(expected.seconds), "runs": expected.runs, "pictures": expected.pictures,
+        "seconds": expected.total, "unknown": expected.unknown,
+        "variants": {label: config.model_dump(mode="json", exclude={"photos"}) for label, config in configs.items()},
+    }  # fmt: skip
+    return "\n".join([str(expected), *lines]), facts
 
 
 def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmark:
-    """Return the benchmark with its models loaded. An equal budget is resolved once and stored with the plan."""
+    """Return the benchmark with the models that score it loaded."""
     from app.protocols.cells import Benchmark
     from app.protocols.released import ReleasedScorer
     from app.protocols.scoring import Scorer
@@ -150,9 +171,6 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     from hra_diffusion.generation.requests import Settings, complete_settings
 
     size = complete_settings(load_base(arguments), Settings()).width
-    if plan.budget != "steps" and plan.resolved is None:
-        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan)})
-        write_text(folder / PLAN_FILE, plan.model_dump_json(indent=1))
     judge = None
     if plan.protocol == "toybox" and arguments.base == TOYBOX:
         judge = load_judge(TOYBOX_FOLDER / "judge.safetensors", TOYBOX_FOLDER / "references.safetensors")
@@ -194,48 +212,16 @@ def measure(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
 
 
 def run_cells(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[Cell, str]:
-    """Run the missing cells; return those that failed with the reason."""
-    start, failures, cells = time.monotonic(), dict[Any, str](), benchmark.missing()
+    """Run the missing cells within ``--minutes``; return those that failed or were not begun with the reason."""
+    from app.protocols import running
+
+    start = time.monotonic()
     say: Callable[[str], None] = (lambda text: None) if arguments.quiet else lambda text: print(text, file=sys.stderr)
-    total = len(cells)
-    for number, cell in enumerate(cells):
-        elapsed = time.monotonic() - start
-        if arguments.minutes is not None and elapsed > 60 * arguments.minutes:
-            failures |= dict.fromkeys(cells[number:], "not begun: out of time")
-            break
-        left = f", about {elapsed / number * (total - number) / 60:.0f} min left" if number else ""
-        say(f"[{number + 1}/{total}] {cell}{left}")
-        try:
-            say(f"  {text_of(benchmark.run(cell))}")
-        except UserError as error:
-            failures[cell] = str(error)
-            say(f"  failed: {error}")
-    return failures
 
+    def begin(step: running.Step) -> str:
+        if arguments.minutes is not None and time.monotonic() - start > 60 * arguments.minutes:
+            return "not begun: out of time"
+        say(str(step))
+        return ""
 
-def text_of(result: Result) -> str:
-    """Return the means of a cell's figures."""
-    means = {name: sum(values) / len(values) for name, values in result.figures.items()}
-    return ", ".join(f"{name} {value:.2f}" for name, value in means.items())
-
-
-def write_results(benchmark: Benchmark, failures: dict[Cell, str]) -> tuple[str, dict[str, Any]]:
-    """Write the tables and the report; return the table as text and the paths."""
-    from app.protocols import report, summary
-
-    results, scorer = benchmark.results(), benchmark.scorer
-    if not results:
-        raise UserError("no cell has a result: " + next(iter(failures.values()), "nothing was run"))
-    controls = {name: scorer.control(subject) for name, subject in benchmark.subjects.items()} if scorer.clip else {}
-    found = summary.summarize(benchmark.plan, results, controls, failures)
-    folder, table = benchmark.folder, summary.markdown(found)
-    texts = {
-        "results.md": table,
-        "results.json": summary.as_json(found),
-        "results.csv": summary.as_csv(results),
-        "report.html": report.render(benchmark, found, results),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    facts = {"folder": str(folder), "report": str(folder / "report.html"), **json.loads(texts["results.json"])}
-    return f"{table}\nreport: {folder / 'report.html'}", facts
+    return running.run_cells(benchmark, benchmark.run, begin, lambda text: say(f"  {text}"))

@@ -14,24 +14,28 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from app.protocols.plan import BASE, NOISE_SEED, TRIGGER, Plan
+from app.inference_session import Cancelled
+from app.protocols.plan import BASE, NOISE_SEED, Plan
 from app.protocols.scoring import Scorer
 from app.protocols.subjects import Subject
 from hra_diffusion import interop, library, pipeline
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import move, remove, sha256, write_text
 from hra_diffusion.generation.png import read_image, save_png, slug
+from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from training.runs import leases
+from training.runs.owners import UNOWNED, Owner
 from training.runs.queue import OVER, Job, Queue
 from training.runs.run_folder import RunError
 
@@ -147,7 +151,14 @@ def _variations(plan: Plan, variant: str, seed: int) -> Iterator[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A plan in its folder. ``output`` is the folder of the training runs."""
+    """A plan in its folder.
+
+    Attributes:
+        output: the folder of the training runs.
+        load_base: returns the base model. A cell leaves no adapter on it.
+        owner: of the training runs.
+        cancelled: ends the training of a cell when it is set.
+    """
 
     folder: Path
     output: Path
@@ -156,10 +167,12 @@ class Benchmark:
     load_base: "Callable[[], StableDiffusionPipeline]"
     scorer: Scorer
     batch_size: int = 8
+    owner: Owner = UNOWNED
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     def missing(self) -> list[Cell]:
         """Return the cells that have no result."""
-        return [cell for cell in cells_of(self.plan) if not (self.folder / cell.folder / "cell.json").is_file()]
+        return missing_cells(self.plan, self.folder)
 
     def results(self) -> list[Result]:
         """Return the results of the finished cells. A damaged one counts as missing."""
@@ -167,10 +180,21 @@ class Benchmark:
 
     def run(self, cell: Cell) -> Result:
         """Train, draw and score a cell. Raises RunError if its training fails."""
+        self.train(cell)
+        return self.measure(cell)
+
+    def train(self, cell: Cell) -> None:
+        """Train the adapter of a cell, unless it is there. Raises RunError if that fails, or Cancelled."""
+        folder = self.folder / cell.trained.folder
+        if cell.adapter and not (folder / "adapter.safetensors").is_file():
+            self._train(cell.trained, folder)
+
+    def measure(self, cell: Cell, on_step: OnStep | None = None) -> Result:
+        """Draw and score a trained cell, and store its result. ``on_step``: see ``generate_batch``."""
         folder, subject = self.folder / cell.folder, self.subjects[cell.subject]
         adapter = self._adapter(cell)
         start = time.perf_counter()
-        images, of_class = self._draw(cell, subject, adapter)
+        images, of_class = self._draw(cell, subject, adapter, on_step)
         seconds = time.perf_counter() - start
         plain = None if of_class is None else (of_class, self._drawn_by_base(cell)[:: self.plan.pictures])
         figures = self.scorer.figures(subject, images, self.plan.pictures, plain, released=cell.strength == 1)
@@ -181,12 +205,10 @@ class Benchmark:
         return result
 
     def _adapter(self, cell: Cell) -> Path | None:
-        """Return a cell's adapter, trained or exported if it is missing. Raises RunError."""
+        """Return the adapter of a trained cell, exported if that is missing. Raises RunError."""
         if cell.adapter is None:
             return None
         trained, adapter = self.folder / cell.trained.folder, self.folder / cell.adapter
-        if not (trained / "adapter.safetensors").is_file():
-            self._train(cell.trained, trained)
         if cell.exported and not adapter.is_file():
             self._export(trained / "adapter.safetensors", adapter)
         if not adapter.is_file():
@@ -196,25 +218,29 @@ class Benchmark:
     def _export(self, adapter: Path, target: Path) -> None:
         """Export an adapter for other programs, and import it again as the LoRA or DoRA that they get."""
         pipe = self.load_base()
-        name = pipeline.load(pipe, adapter, "adapter").name
+        name = library.load_unique(pipe, adapter).name
         with tempfile.TemporaryDirectory() as folder:
             done = interop.export(pipe, name, "kohya", Path(folder, "exported.safetensors"))
-            pipeline.detach(pipe)
+            pipeline.unload(pipe, name)
             interop.import_adapter(pipe, done.path, target.parent, target.stem, embeddings=done.embeddings)
 
     def _train(self, cell: Cell, folder: Path) -> None:
-        """Train the adapter of a cell in the queue, and move it to a folder. Ctrl-C stops the run, too."""
+        """Train the adapter of a cell in the queue, and move it to a folder. Ctrl-C or ``cancelled`` stops the run."""
         queue, config = Queue(self.output), self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
         if not (self.output / config.name).exists():
-            queue.add(config)
+            queue.add(config, self.owner)
         job = queue.job(config.name)
         if job.status in OVER:
             queue.resume(config.name)
         try:
-            job = wait_for(queue, config.name)
-        except KeyboardInterrupt:
-            if queue.job(config.name).status == "running":
+            job = wait_for(queue, config.name, self.cancelled)
+        except (KeyboardInterrupt, Cancelled) as stopped:
+            if (status := queue.job(config.name).status) == "running":
                 queue.stop(config.name)
+            elif status == "waiting":
+                queue.cancel(config.name)
+            if isinstance(stopped, Cancelled):
+                wait_for(queue, config.name)  # until it has saved its state
             raise
         if job.status != "finished":
             raise RunError(f"the run {config.name} {job.status}: {job.reason or 'it was stopped'}")
@@ -227,12 +253,12 @@ class Benchmark:
         queue.index.forget(config.name)
 
     def _draw(
-        self, cell: Cell, subject: Subject, adapter: Path | None
+        self, cell: Cell, subject: Subject, adapter: Path | None, on_step: OnStep | None
     ) -> tuple[list[Image.Image], list[Image.Image] | None]:
         """Draw and store the pictures of all prompts. Return them, and with an adapter those of the class noun."""
         pipe = self.load_base()
-        active = ((pipeline.load(pipe, adapter, "adapter").name, cell.strength),) if adapter else ()
-        name = f"{TRIGGER} {subject.class_noun}" if adapter else subject.class_noun
+        active = ((library.load_unique(pipe, adapter).name, cell.strength),) if adapter else ()
+        name = f"{self.plan.trigger(cell.variant)} {subject.class_noun}" if adapter else subject.class_noun
         requests = [
             Request(prompt.text.replace("{subject}", name), self._noise(cell, number, picture), active)
             for number, prompt in enumerate(subject.prompts)
@@ -243,7 +269,11 @@ class Benchmark:
             for number, prompt in enumerate(subject.prompts[:DRIFT_PROMPTS])
         ]
         settings = Settings(steps=self.plan.denoising_steps)
-        images = generate_batch(pipe, requests + (of_class if adapter else []), settings, self.batch_size)
+        try:
+            images = generate_batch(pipe, requests + (of_class if adapter else []), settings, self.batch_size, on_step)
+        finally:
+            for loaded, _ in active:
+                pipeline.unload(pipe, loaded)
         drawn, plain = images[: len(requests)], images[len(requests) :]
         for index, image in enumerate(drawn):
             save_png(image, self.folder / cell.folder / "pictures" / self._file(index))
@@ -272,12 +302,18 @@ class Benchmark:
         return self.pictures(Cell(cell.subject, BASE, cell.seed))
 
 
-def wait_for(queue: Queue, name: str) -> Job:
+def missing_cells(plan: Plan, folder: Path) -> list[Cell]:
+    """Return the cells of a plan that have no result in its folder."""
+    return [cell for cell in cells_of(plan) if not (folder / cell.folder / "cell.json").is_file()]
+
+
+def wait_for(queue: Queue, name: str, cancelled: threading.Event | None = None) -> Job:
     """Wait until a run of the queue ends, and start workers as long as it needs one.
 
-    Raises RunError if workers end before they begin to train.
+    Raises RunError if workers end before they begin to train, and Cancelled once ``cancelled`` is set.
     """
     started, starts = 0.0, 0
+    cancelled = cancelled or threading.Event()
     while (job := queue.job(name)).status in ("waiting", "running"):
         idle = job.status == "waiting" and not leases.live(queue.index, kind="worker")
         if idle and time.monotonic() - started > START_SECONDS:
@@ -285,7 +321,8 @@ def wait_for(queue: Queue, name: str) -> Job:
                 raise RunError(f"the training process ends at once; see {queue.output / '.queue' / 'worker.log'}")
             queue.start()
             started, starts = time.monotonic(), starts + 1
-        time.sleep(POLL_SECONDS)
+        if cancelled.wait(POLL_SECONDS):
+            raise Cancelled("stopped")
     return job
 
 

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.protocols.subjects import Prompt, Subject, dreambooth_subjects, own_subject, toybox_subjects
-from hra_diffusion import yaml_text
+from hra_diffusion import records, yaml_text
 from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError, first_line, shown
+from hra_diffusion.files import write_text
 from hra_diffusion.generation.png import slug
 from training import config as configs
 from training import rank_matching
@@ -25,6 +26,10 @@ RELEASED_METRICS = ("dino", LPIPS)
 """The measures that stand beside those of the released scoring, with the CLIP model's."""
 BASE = "base"
 """The variant without an adapter."""
+PLAN_FILE = "benchmark.json"
+"""Where a plan lies in the folder of its benchmark."""
+PICTURES: dict[ProtocolName, int] = {"toybox": 1, "dreambooth": 4, "mine": 2}
+"""Pictures per prompt by protocol; 4 as in the DreamBooth benchmark (arXiv 2208.12242, section 4.1)."""
 TRIGGER = "sks"
 NOISE_SEED = 1000
 """Between the noise of two training seeds: more than the pictures of a cell."""
@@ -78,6 +83,10 @@ class Plan(BaseModel):
              **self.settings(variant), **every}
         )  # fmt: skip
 
+    def trigger(self, variant: str) -> str:
+        """Return the trigger with which a variant is trained."""
+        return str((self.base | self.settings(variant)).get("trigger", TRIGGER))
+
     def settings(self, variant: str) -> dict[str, Any]:
         """Return the training settings of a variant, under an equal budget once that is resolved."""
         return (self.resolved or self.variants)[variant]
@@ -98,6 +107,31 @@ class Plan(BaseModel):
 
     def _checkpoint_every(self, variant: str) -> int:
         return max(1, self.steps(variant) // (self.checkpoints + 1))
+
+
+def read(folder: Path) -> Plan | None:
+    """Return the plan stored in a folder, or None."""
+    return records.read(folder / PLAN_FILE, Plan, None)
+
+
+def store(plan: Plan, folder: Path) -> None:
+    """Write the plan into the folder of its benchmark."""
+    write_text(folder / PLAN_FILE, plan.model_dump_json(indent=1))
+
+
+def as_stored(plan: Plan, folder: Path) -> Plan:
+    """Return the plan as its folder has it, with the resolved budget, or else as it is.
+
+    Raises UserError if the folder has another plan.
+    """
+    if (stored := read(folder)) is None:
+        return plan
+    settings = Plan.model_fields.keys() - {"resolved"}
+    if other := sorted(name for name in settings if getattr(stored, name) != getattr(plan, name)):
+        raise UserError(
+            f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
+        )
+    return stored
 
 
 def find_subjects(protocol: ProtocolName, data: Path | None, photos: Sequence[Path], class_noun: str) -> list[Subject]:

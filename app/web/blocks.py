@@ -4,7 +4,6 @@ import gradio as gr
 
 from app.web import compare, generate, library, status_bar, train
 from app.web.context import AppContext
-from app.web.drawing_queue import DrawingQueue
 
 
 def build(context: AppContext) -> gr.Blocks:
@@ -22,8 +21,7 @@ def build(context: AppContext) -> gr.Blocks:
                 library_parts = library.build(context)
         status_bar.connect(context, page, status)
         train.connect(context, page, tabs, train_parts, status, generate_parts, compare_parts)
-        drawings = DrawingQueue()
-        generate.connect(context, page, generate_tab, tabs, generate_parts, compare_parts, drawings)
-        compare.connect(context, page, compare_tab, compare_parts, drawings)
+        generate.connect(context, page, generate_tab, tabs, generate_parts, compare_parts, context.drawings)
+        compare.connect(context, page, compare_tab, compare_parts, context.drawings, status)
         library.connect(context, page, library_tab, tabs, library_parts, generate_parts)
     return page

@@ -12,8 +12,9 @@ from markupsafe import Markup
 from pydantic import Field
 
 from app.inference_session import Cancelled, Preview
-from app.web import compare_axes, quotas
+from app.web import compare_axes, compare_benchmark, quotas
 from app.web.compare_axes import AxesPart
+from app.web.compare_benchmark import BenchmarkPart
 from app.web.compare_history import ALL_RUNS, runs, show_history, summaries
 from app.web.compare_plan import Plan, make_plan, run_comparison
 from app.web.compare_results import latest, overlay_images, save, saved, show_downloads, show_previews, show_saved
@@ -22,6 +23,7 @@ from app.web.context import AppContext
 from app.web.drawing_queue import DrawingQueue, Turn
 from app.web.events import HIDDEN, QUIET, checked, clicked, named, progress_text, sender, user_errors, waiting_text
 from app.web.html import empty_state, note, render
+from app.web.status_bar import StatusBar
 from app.web.theme import CLICKS
 from app.web.values import Line, Whole
 from hra_diffusion.comparison import report
@@ -59,6 +61,7 @@ class CompareTab:
     plots: gr.HTML
     drift: gr.Checkbox
     files: gr.HTML
+    benchmark: BenchmarkPart
     axes: AxesPart
     history: gr.HTML
     earlier: gr.Accordion
@@ -104,6 +107,7 @@ def build(context: AppContext) -> CompareTab:
     parts["status"] = gr.HTML()
     parts["grid"] = gr.HTML(elem_id="grid")
     parts |= _tools()
+    parts["benchmark"] = compare_benchmark.build()
     parts["axes"] = compare_axes.build()
     with gr.Accordion("Earlier comparisons", open=False, elem_id="history") as parts["earlier"]:
         parts["history_run"] = gr.Dropdown([("all", ALL_RUNS)], value=ALL_RUNS, label="Run or adapter", min_width=160)
@@ -267,7 +271,9 @@ class Events:
         return show_ballot(folder, comparison)
 
 
-def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue) -> None:
+def connect(
+    context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab, queue: DrawingQueue, status: StatusBar
+) -> None:
     """Connect the events."""
     events, shown = Events(context, parts, queue), parts.shown
     history = events.list_history, parts.history_run, [parts.history, parts.history_run]
@@ -286,4 +292,5 @@ def connect(context: AppContext, page: gr.Blocks, tab: gr.Tab, parts: CompareTab
     parts.history.select(events.turn_page, parts.history_run, parts.history, **HIDDEN)
     parts.history.click(events.open_or_delete, [parts.opened, parts.history_run],
                         [*shown, parts.opened, parts.history], **HIDDEN)  # fmt: skip
+    compare_benchmark.connect(context, page, parts.benchmark, parts.adapters, status)
     compare_axes.connect(context, page, parts.axes, parts.inputs, queue)

@@ -13,6 +13,8 @@ import gradio as gr
 
 from app.inference_session import InferenceSession
 from app.web import logins
+from app.web.benchmark_queue import BenchmarkQueue
+from app.web.drawing_queue import DrawingQueue
 from app.web.limits import DEFAULTS, Limits
 from app.web.pulse import Pulse
 from hra_diffusion import records, trash
@@ -44,6 +46,8 @@ class AppContext:
     """Base models of the command line, and those chosen on the page since."""
     pulse: Pulse = field(default_factory=Pulse)
     """What browsers ask for to follow changes."""
+    drawings: DrawingQueue = field(default_factory=DrawingQueue)
+    benchmarks: BenchmarkQueue = field(default_factory=BenchmarkQueue)
     local: bool = False
     """Whether only this machine reaches the page: then visitors may choose any base model."""
     auth: Path | None = None

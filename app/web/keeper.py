@@ -1,4 +1,4 @@
-"""Background work of the page: workers for waiting runs, the device, and files that have expired."""
+"""Background work of the page: workers for waiting runs, benchmarks, the device, and files that have expired."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from app.web import cleaning
+from app.web import benchmark_runner, cleaning
 from app.web.context import AppContext
 from hra_diffusion.errors import UserError
 
@@ -15,8 +15,9 @@ CLEANING_PERIOD = 3600.0
 
 
 def start(context: AppContext, page: Any) -> None:
-    """Do the background work in a thread until the page is closed."""
+    """Do the background work in threads until the page is closed."""
     threading.Thread(target=_work, args=(context, page), name="keeper", daemon=True).start()
+    threading.Thread(target=_run_benchmarks, args=(context, page), name="benchmarks", daemon=True).start()
 
 
 def _work(context: AppContext, page: Any) -> None:
@@ -28,6 +29,13 @@ def _work(context: AppContext, page: Any) -> None:
         if time.monotonic() - cleaned > CLEANING_PERIOD:
             cleaned = time.monotonic()
             _attempt(lambda: cleaning.delete_expired(context))
+        time.sleep(PERIOD)
+
+
+def _run_benchmarks(context: AppContext, page: Any) -> None:
+    while page.is_running:
+        if context.benchmarks.wake.is_set():
+            _attempt(lambda: benchmark_runner.run_waiting(context))
         time.sleep(PERIOD)
 
 

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -20,10 +21,11 @@ from hra_diffusion.files import remove
 from training.runs import lookup, owners
 from training.runs.owners import Owner
 
-OWN = "own"
+OWN, BUNDLE = "own", "kohya-bundle"
 EXPORTS = {
     "As it is, for this program": OWN,
     "LoRA file, kohya’s layout": "kohya",
+    "LoRA file with a trained trigger inside, for AUTOMATIC1111 and Forge": BUNDLE,
     "LoRA file, diffusers’ layout": "diffusers",
     "Folder for PEFT (.zip)": "peft",
     "Merged into the base model (large)": "merged",
@@ -85,7 +87,7 @@ def export_warning(context: AppContext, key: str, form: str) -> Markup:
     import_libraries()
     from hra_diffusion.interop import compatibility
 
-    problems = compatibility.incompatible_programs(method, form)
+    problems = compatibility.incompatible_programs(method, _format(form))
     return render("library_export_warning", problems=problems, rank=PLAIN_RANK) if problems else Markup("")
 
 
@@ -103,7 +105,10 @@ def export_file(
         pipe, (info,) = context.session.pipe, context.session.load_adapters([path])
         target = folder / (f"{path.stem}-{form}" + ("" if form == "peft" else ".safetensors"))
         sample = next(iter(lookup.samples_of(path)), None)
-        done = interop.export(pipe, info.name, form, target, lora_rank=lora_rank, info=info, sample=sample)
+        done = interop.export(
+            pipe, info.name, _format(form), target, lora_rank=lora_rank, info=info, sample=sample,
+            bundle_embeddings=form == BUNDLE,
+        )  # fmt: skip
         notes = compatibility.notes(pipe, info.name, done)
     exported = target
     if target.is_dir():
@@ -115,6 +120,11 @@ def export_file(
                 archive.write(file, file.name)
     lines = [f"Written: {done.shape}. Programs that load it:", *compatibility.lines(done)]
     return exported, [*lines, *notes, *compatibility.advice(info)]
+
+
+def _format(form: str) -> Any:
+    """Return the export format of a choice of ``EXPORTS``."""
+    return "kohya" if form == BUNDLE else form
 
 
 def require_idle(context: AppContext, key: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from app.web.benchmark_queue import ACTIVE
 from app.web.context import AppContext
 from app.web.events import sender
 from hra_diffusion import trash
@@ -49,6 +50,17 @@ def count_images(context: AppContext, request: gr.Request, images: int) -> None:
                 f"try again in {minutes} min"
             )
         database.execute("INSERT INTO requested VALUES (?, ?, ?)", (visitor, images, now))
+
+
+def require_no_benchmark(context: AppContext, visitor: Path) -> None:
+    """Raise UserError if a benchmark of the visitor waits or runs. ``visitor``: their folder."""
+    if not context.person.is_admin and has_benchmark(context, visitor):
+        raise UserError("a benchmark of yours waits or runs already; wait until it ends, or stop it")
+
+
+def has_benchmark(context: AppContext, visitor: Path) -> bool:
+    """Whether a benchmark of the visitor waits or runs."""
+    return any(context.benchmarks.state(folder).status in ACTIVE for folder in context.benchmarks.folders(visitor))
 
 
 def require_space(context: AppContext, request: gr.Request) -> None:

@@ -11,10 +11,12 @@ from hra_diffusion.errors import UserError
 from training.runs import owners, progress
 from training.runs.event_text import PHASES
 from training.runs.owners import LOCAL, Person
-from training.runs.queue import OVER, Job
+from training.runs.queue import Job
 
 LABELS = {"waiting": "waiting", "died": "interrupted", "finished": "ready"}
 """How the page calls a status, where it does not use the status's own name."""
+CONFIRM = {"drop-states": "Really? It can’t go on then"}
+"""What a button shows before a second click carries out its action."""
 BADGE_KINDS = {"failed": "bad", "died": "warn", "finished": "ok"}
 
 
@@ -36,7 +38,7 @@ def show_runs(jobs: list[Job], person: Person = LOCAL) -> Markup:
         }
         for job in jobs
     ]
-    return render("run_list", rows=rows)
+    return render("run_list", rows=rows, confirm=CONFIRM)
 
 
 def _of(owner: str) -> str:
@@ -49,8 +51,10 @@ def _actions(job: Job) -> list[tuple[str, str]]:
         return [("Earlier", "earlier"), ("Cancel", "cancel")] if job.place else [("Cancel", "cancel")]
     if job.status == "running":
         return [("Stop", "stop")]
-    resume = [("Resume", "resume")] if job.status in OVER and job.step < job.steps else []
-    return [*resume, ("Move to the bin", "delete")] if job.status in OVER else []
+    if job.status == "finished":
+        return [("Delete its training state", "drop-states")] if job.run.states() else []
+    resume = [("Resume", "resume")] if job.step < job.steps else []
+    return [*resume, ("Move to the bin", "delete")]
 
 
 def act_on_run(context: AppContext, action: str, name: str) -> None:
@@ -67,6 +71,8 @@ def act_on_run(context: AppContext, action: str, name: str) -> None:
             queue.start()
         case "cancel":
             queue.cancel(name)
+        case "drop-states":
+            queue.drop_states(name)
         case "delete":
             queue.discard(name)
         case "earlier":

@@ -10,7 +10,7 @@ SAMPLES = re.compile(r"(?P<folder>[^./][^/]*)/samples/[^/]+\.png")
 """Sample images of a run, for whoever may see the run."""
 OWN = re.compile(
     r"visitors/(?P<folder>[0-9a-f]{32})/"
-    r"(pictures/[^/]+\.png|grids/\d+\.png|compare/\d+/(pictures/[^/]+\.png|grid\.png|report\.html|pictures\.zip))"
+    r"(pictures/[^/]+\.png|grids/\d+\.png|benchmark/\d+/(report\.html|results\.csv)|compare/\d+/(pictures/[^/]+\.png|grid\.png|report\.html|pictures\.zip))"
 )
 """What a visitor has made. Only the visitor sees it."""
 PREPARED = re.compile(r"\.gradio/[0-9a-f]{64}/[^/]+")

@@ -33,8 +33,8 @@ MAX_RUNS = 12
 class StatusBar:
     """Components of the status bar.
 
-    ``changes`` holds hidden buttons that the browser presses when "runs", "forecast" or "download" has changed (see
-    ``app.web.pulse``).
+    ``changes`` holds hidden buttons that the browser presses when "runs", "forecast", "download" or "benchmark" has
+    changed (see ``app.web.pulse``).
     """
 
     line: gr.HTML
@@ -64,7 +64,7 @@ def build(context: AppContext) -> StatusBar:
         runs = gr.HTML(js_on_load=CLICKS)
     changes = {
         name: gr.Button("Refresh", elem_id=f"pulse-{name}", elem_classes="pulse")
-        for name in ("runs", "forecast", "download")
+        for name in ("runs", "forecast", "download", "benchmark")
     }
     return StatusBar(line, base, device, runs, changes, gr.State())
 

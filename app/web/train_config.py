@@ -77,7 +77,13 @@ def given_settings(context: AppContext, entries: Sequence[form.Entry], values: F
         "rescale_zero_snr": session.rescale_zero_snr,
     }
     if values.mode == "YAML":
-        given = {key: value for key, value in _parse_yaml(values.text).items() if key not in NOT_FROM_YAML}
+        typed = _parse_yaml(values.text)
+        if typed.get("concepts"):
+            raise UserError(
+                "the page trains one subject, and the YAML has several (concepts): leave them out, or train them with "
+                "hra-diffusion train --config FILE"
+            )
+        given = {key: value for key, value in typed.items() if key not in NOT_FROM_YAML}
     else:
         given = form.collect(entries, values.advanced, values.method)
     if given.get("report_to") and not context.may_configure:

@@ -13,6 +13,7 @@ from hra_diffusion.errors import UserError
 from training.config import TrainConfig
 from training.presets import PRESETS
 from training.runs import calibration, progress
+from training.runs.progress import rough_duration
 from training.runs.queue import Job
 
 MAX_BEFORE = 20
@@ -42,7 +43,7 @@ def forecast(
     memory = max(found.memory for _, found in known)
     start = f"{len(known)} runs, about" if len(known) > 1 else "About"
     text = render(
-        "train_forecast", runs=start, duration=duration(seconds), memory=f"{memory / 2**30:.1f} GB",
+        "train_forecast", runs=start, duration=rough_duration(seconds), memory=f"{memory / 2**30:.1f} GB",
         before=runs_before(context), gives_way=context.session.hold.gives_way_to(memory),
     )  # fmt: skip
     return gr.update(choices=_preset_choices(context, entries, count, values)), text
@@ -55,7 +56,7 @@ def runs_before(context: AppContext) -> str:
     if not jobs:
         return ""
     count = "one run" if len(jobs) == 1 else f"{len(jobs)} runs"
-    known = f", in about {duration(sum(seconds))}" if all(seconds) else ""
+    known = f", in about {rough_duration(sum(seconds))}" if all(seconds) else ""
     return f"It starts after {count} before it{known}."
 
 
@@ -76,7 +77,8 @@ def measurements(context: AppContext) -> object:
     folder = calibration.measurements_folder(context.output)
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
     runs = [(job.run.name, job.status) for job in context.queue.jobs(MAX_BEFORE)]
-    return changed, runs, context.session.base, context.session.loaded
+    measuring = calibration.in_progress(context.output)  # the next one starts when this one has ended
+    return changed, measuring, runs, context.session.base, context.session.loaded
 
 
 def _not_measured(context: AppContext, missing: Sequence[TrainConfig], measure: bool) -> str:
@@ -97,15 +99,6 @@ def _preset_choices(
     for preset in PRESETS:
         config = preview_config(context, entries, values._replace(preset=preset))
         found = calibration.load(context.output, config)
-        time = f" · {duration(found.seconds(config, photos))}" if found and not found.error else ""
+        time = f" · {rough_duration(found.seconds(config, photos))}" if found and not found.error else ""
         choices.append((preset.capitalize() + time, preset))
     return choices
-
-
-def duration(seconds: float) -> str:
-    """Return a predicted time, rounded as coarsely as it is known."""
-    if seconds < 50:
-        return f"{max(5, round(seconds / 5) * 5)} s"
-    if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3600:.1f} h"

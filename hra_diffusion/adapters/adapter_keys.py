@@ -17,6 +17,7 @@ _PARTS = [
         (r"\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff)(?:\.default)?", "{}"),
         (r"\.hra_u(?:\.default)?", "hra_u"),
         (r"\.oft_R(?:\.default)?\.weight", "oft_R"),
+        (r"\.(boft_[Rs])(?:\.default)?", "{}"),
         (r"\.oft_R\.scaled_oft", "scaled_oft"),
         (r"\.(oft_blocks|rescale|on_input)", "{}"),
         (r"\.(a1|a2|b1|b2|bm)\.weight", "glora_{}"),

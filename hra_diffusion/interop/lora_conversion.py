@@ -26,7 +26,7 @@ from hra_diffusion.interop.low_rank_forms import (
     lora_factors,
 )
 from hra_diffusion.interop.peft_settings import METHODS
-from hra_diffusion.interop.rotation_forms import diagonal_oft_factors, hra_factors, oft_factors
+from hra_diffusion.interop.rotation_forms import boft_factors, diagonal_oft_factors, hra_factors, oft_factors
 
 FORMS = {
     "hada_": ("LoHa", loha_factors),
@@ -34,6 +34,7 @@ FORMS = {
     "diff": ("full difference", full_factors),
     "hra_u": ("HRA", hra_factors),
     "oft_R": ("OFT", oft_factors),
+    "boft_": ("BOFT", boft_factors),
     "oft_blocks": ("diag-OFT or BOFT", diagonal_oft_factors),
     "glora_": ("GLoRA", glora_factors),
     "ia3": ("IA³", ia3_factors),

@@ -15,12 +15,12 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.patterns import compile_pattern
 
-METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT"}
+METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "HRA": "HRA", "OFT": "OFT", "BOFT": "BOFT"}
 """``peft_type`` -> name of the method in ``lora_conversion.FORMS``."""
 IGNORED = frozenset({
     # training options and provenance
     "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "runtime_config",
-    "lora_dropout", "module_dropout", "rank_dropout", "rank_dropout_scale", "init_weights",
+    "lora_dropout", "module_dropout", "rank_dropout", "rank_dropout_scale", "init_weights", "boft_dropout",
     # used only together with another setting
     "megatron_core", "qalora_group_size", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
     # ignored by PEFT for linear and convolution layers
@@ -76,7 +76,7 @@ class PeftSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    peft_type: Literal["LORA", "LOHA", "LOKR", "HRA", "OFT"] = "LORA"
+    peft_type: Literal["LORA", "LOHA", "LOKR", "HRA", "OFT", "BOFT"] = "LORA"
     r: int | None = Field(default=None, ge=0)
     alpha: float = 8.0
     rank_pattern: Annotated[dict[str, int], _Many] = Field(default_factory=dict)
@@ -98,6 +98,9 @@ class PeftSettings(BaseModel):
     eps: float = 6e-5
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = Field(default=5, ge=1, le=100)
+    boft_block_size: int = Field(default=4, ge=0)
+    boft_block_num: int = Field(default=0, ge=0)
+    boft_n_butterfly_factor: int = Field(default=1, ge=1)
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod

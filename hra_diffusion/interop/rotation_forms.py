@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.adapters import householder
-from hra_diffusion.adapters.factors import Factors
+from hra_diffusion.adapters.block_rotation import cayley
+from hra_diffusion.adapters.factors import Factors, LayerFactors, adapted_weight
 from hra_diffusion.interop.layer_tensors import (
     LayerTensors,
     LayerTensorsError,
@@ -64,6 +65,21 @@ def oft_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
     return full_rank_factors(rotated.flatten(1) - matrix)
 
 
+def boft_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
+    """``diag(s) W Rᵀ − W`` for PEFT's BOFT: R is a product of butterfly stages ``boft_R`` (m, n, b, b)."""
+    blocks, scale = tensors.get("boft_R"), tensors.get("boft_s").flatten()
+    if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
+        raise LayerTensorsError(f"boft_R is {tuple(blocks.shape)}, not stages of blocks; get the folder again")
+    stages, number, size, _ = blocks.shape
+    check_shape(weight, len(scale), number * size)
+    if stages > number.bit_length() or number % 2 ** (stages - 1) or (stages > 1 and size % 2):
+        raise LayerTensorsError(f"its {number} blocks of {size} can't make {stages} stages; get the folder again")
+    _check_boft(tensors, stages, number, size)
+    matrix = in_float64(weight).flatten(1)
+    rotations = cayley((blocks - blocks.mT) / 2)
+    return full_rank_factors(adapted_weight(matrix, LayerFactors(blocks=rotations, scale=scale)) - matrix)
+
+
 def diagonal_oft_factors(weight: Tensor, tensors: LayerTensors) -> Factors:
     """Rotated and then rescaled outputs, minus W.
 
@@ -100,6 +116,22 @@ def _check_oft(tensors: LayerTensors, inputs: int, number: int, size: int) -> No
             raise disagreement(name, expected, found)
     if number != (1 if settings.block_share else inputs // size):
         raise disagreement("block_share", settings.block_share, not settings.block_share)
+
+
+def _check_boft(tensors: LayerTensors, stages: int, number: int, size: int) -> None:
+    """Raise LayerTensorsError if the settings imply other blocks in PEFT's ``BOFTLayer``."""
+    if (settings := tensors.settings) is None:
+        return
+    given = {"boft_block_size": (settings.boft_block_size, size), "boft_block_num": (settings.boft_block_num, number)}
+    if bool(settings.boft_block_size) == bool(settings.boft_block_num):
+        raise LayerTensorsError(
+            "its settings say " + " and ".join(f"{name} = {own}" for name, (own, _) in given.items())
+        )
+    for name, (expected, found) in given.items():
+        if expected and expected != found:
+            raise disagreement(name, expected, found)
+    if stages not in (1, settings.boft_n_butterfly_factor):  # 1 without PEFT's CUDA extension, whatever the settings
+        raise disagreement("boft_n_butterfly_factor", settings.boft_n_butterfly_factor, stages)
 
 
 def _divisor_near(size: int, target: int) -> int:

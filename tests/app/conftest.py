@@ -41,3 +41,20 @@ def context(output, base_folder):
     from app.web.context import AppContext
 
     return AppContext(output, InferenceSession(str(base_folder), "cpu"), [str(base_folder)], local=True)
+
+
+@pytest.fixture
+def small_benchmarks(monkeypatch):
+    """Benchmarks on the page draw one picture per cell, and take the adapter of Rex instead of training one."""
+    from app.protocols import plan, subjects
+    from app.protocols.cells import Benchmark
+
+    monkeypatch.setitem(plan.PICTURES, "mine", 1)
+    monkeypatch.setattr(subjects, "OWN_PROMPTS", ("in the snow",))
+    monkeypatch.setattr(subjects, "OWN_ATTRIBUTES", ())
+
+    def train(benchmark, cell, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(benchmark.output / "Rex" / "Rex.safetensors", folder / "adapter.safetensors")
+
+    monkeypatch.setattr(Benchmark, "_train", train)

@@ -159,9 +159,11 @@ def _peft_folders(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
     prefix, torch_tensor = f"base_model.model.{LINEAR}", torch.rand
     loha = {f"{prefix}.hada_w{i}_{s}": torch_tensor((32, 4) if s == "a" else (4, 32)) for i in (1, 2) for s in "ab"}
     oft = {f"{prefix}.oft_R.weight": torch_tensor(8, 6)}
+    boft = {f"{prefix}.boft_R": torch_tensor(2, 8, 4, 4), f"{prefix}.boft_s": torch_tensor(32, 1)}
     return [*found, (found[0][0] | more, found[0][1]),
             ({"peft_type": "LOHA", "r": 4, "alpha": 2.0, "target_modules": ["to_q"]}, save(loha)),
-            ({"peft_type": "OFT", "r": 0, "oft_block_size": 4, "peft_version": "0.21.2"}, save(oft))]  # fmt: skip
+            ({"peft_type": "OFT", "r": 0, "oft_block_size": 4, "peft_version": "0.21.2"}, save(oft)),
+            ({"peft_type": "BOFT", "boft_block_size": 4, "boft_n_butterfly_factor": 2}, save(boft))]  # fmt: skip
 
 
 def _folder(seeds: Sequence[tuple[dict[str, Any], bytes]]) -> Callable[[Random, Path], Path]:

@@ -48,6 +48,7 @@ class Calibration:
         samples: seconds of a round of sample images.
         step: seconds of an optimiser step.
         memory: peak memory in bytes.
+        start: seconds from the start of a process until it begins.
         error: why such a run fails; empty if it doesn't.
     """
 
@@ -59,6 +60,7 @@ class Calibration:
     samples: float = 0.0
     step: float = 0.0
     memory: int = 0
+    start: float = 0.0
     error: str = ""
 
     def seconds(self, config: TrainConfig, photos: int) -> float:
@@ -118,6 +120,11 @@ def start(output: Path, config: TrainConfig) -> None:
         command = [sys.executable, "-m", "training.measurement", str(output), write_request(output, config)]
         quiet = subprocess.DEVNULL
         _started[result_path(output, config)] = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+def in_progress(output: Path) -> bool:
+    """Whether ``start`` does nothing at present: a measurement of this output folder runs, or its process ends."""
+    return any(process.poll() is None for process in list(_started.values())) or is_measuring(output)
 
 
 def write_request(output: Path, config: TrainConfig) -> str:

@@ -166,6 +166,15 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def rough_duration(seconds: float) -> str:
+    """Format predicted seconds, rounded as coarsely as they are known: "45 s", "12 min", "2.5 h"."""
+    if seconds < 50:
+        return f"{max(5, round(seconds / 5) * 5)} s"
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def process_log(run: Run, count: int = LOG_LINES) -> list[str]:
     """Return the last lines that the run's process has written, such as a traceback, without notes of libraries."""
     try:

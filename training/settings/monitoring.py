@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+SAMPLE_STEPS = 15
+"""Denoising steps of sample images: a second or two per round on the embedded base model."""
 Tracker = Literal[
     "tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from conftest import tiny_pipe
 
-from app.commands.benchmark import store_plan
 from app.protocols import plan as plans
 from app.protocols.plan import Plan
 from app.protocols.subjects import toybox_subjects
@@ -80,13 +79,13 @@ def test_a_stored_plan_keeps_its_equal_budget_and_one_of_an_earlier_version_is_r
     plan = make(budget="seconds")
     earlier = plan.model_dump(mode="json", exclude={"checkpoints", "released", "resolved"})
     (tmp_path / "benchmark.json").write_text(json.dumps(earlier))
-    assert store_plan(tmp_path, plan) == plan
+    assert plans.as_stored(plan, tmp_path) == plan
     resolved = {label: {**changes, "steps": 7} for label, changes in VARIANTS.items()}
     (tmp_path / "benchmark.json").write_text(plan.model_copy(update={"resolved": resolved}).model_dump_json())
-    again = store_plan(tmp_path, plan)
+    again = plans.as_stored(plan, tmp_path)
     assert again.config(again.load_subjects()["robot"], "hra", 0).steps == 7
     with pytest.raises(UserError, match=r"other settings \(seeds\)"):
-        store_plan(tmp_path, make(budget="seconds", seeds=[1]))
+        plans.as_stored(make(budget="seconds", seeds=[1]), tmp_path)
 
 
 def test_measures_that_do_not_suit_the_plan_are_refused():

@@ -1,5 +1,7 @@
 """The page in a browser: the whole workflow once, then each tab."""
 
+from pathlib import Path
+
 import pytest
 from conftest import save_photos, tiny_clip
 from serving import CHROMIUM, choose, go, launch, serving, wait_for_base
@@ -355,3 +357,21 @@ def test_a_late_caption_belongs_to_its_photo(page, visit, tmp_path, leave):
         captions[file] = there.locator("#editor textarea").input_value()
     kept = {} if "Remove" in leave else {"0.jpg": "late words"}
     assert captions == kept | {"1.jpg": "", "2.jpg": ""}
+
+
+def test_a_benchmark_is_followed_and_is_there_after_a_reload(visit, output, base_folder, tmp_path, small_benchmarks):
+    with serving(output, base_folder, clip=str(tiny_clip(tmp_path / "clip"))) as served:
+        page = visit(served.local_url)
+        go(page, "Compare")
+        page.locator("#benchmark > button.label-wrap").click()
+        choose(page, "#compare-adapters", "Rex")
+        page.wait_for_selector("#benchmark-forecast >> text=4 cells to measure: 2 runs to train")
+        page.click("#benchmark-button")
+        page.wait_for_selector("#benchmark-list >> text=finished")
+        page.reload()
+        go(page, "Compare")
+        page.locator("#benchmark > button.label-wrap").click()
+        with page.expect_download() as download:
+            page.locator("#benchmark-list a", has_text="Report in one file").click()
+        assert "data:image" in Path(download.value.path()).read_text()
+        page.close()

@@ -58,7 +58,8 @@ def test_an_export_that_programs_load_incorrectly_needs_confirmation(context):
     pipeline.save(pipe, context.output / key, "Sho", "sks", "dog")
     events, made = library.Events(context), context.visitor_folder(visitor) / "exports"
     assert [form for form in library_files.EXPORTS.values() if library_files.export_warning(context, key, form)] == [
-        "kohya"
+        "kohya",
+        library_files.BUNDLE,
     ]
     assert not library_files.export_warning(context, "Rex/Rex.safetensors", "kohya")
     ready, question = events.export(key, "kohya", visitor)

@@ -62,6 +62,14 @@ def test_an_interrupted_run_can_be_resumed(context):
     assert "Resume continues" in run_view.refresh(context, "Rex", None)[0]
 
 
+def test_the_training_state_of_a_finished_run_is_deleted_after_a_second_click(context):
+    shown = run_list.show_runs(context.queue.jobs())
+    assert 'data-do="drop-states" data-confirm="Really?' in shown
+    run_list.act_on_run(context, "drop-states", "Rex")
+    assert not Run(context.output / "Rex").states() and "drop-states" not in run_list.show_runs(context.queue.jobs())
+    assert not run_view.refresh(context, "Rex", None)[11]["visible"], "it can't go on"
+
+
 def test_a_failed_run_moves_to_the_bin_and_back(context, monkeypatch):
     with pytest.raises(ValueError, match="is finished"):
         run_list.act_on_run(context, "delete", "Rex")

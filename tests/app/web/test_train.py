@@ -13,7 +13,7 @@ from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
 from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
-from app.web.train_forecast import duration, forecast
+from app.web.train_forecast import forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
 from training import config as configs
@@ -23,6 +23,7 @@ from training.data.drafts import Draft
 from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
 from training.runs.owners import Person
+from training.runs.progress import rough_duration
 from training.runs.run_folder import Run
 
 
@@ -215,6 +216,13 @@ def test_yaml_cannot_read_other_peoples_files(context, entries):
     assert [str(photo) for photo in config.photos] == ["."] and config.base.endswith("tiny-sd") and config.steps == 3
 
 
+def test_yaml_of_several_subjects_is_refused(context, entries):
+    text = "concepts:\n- {photos: [a], class_noun: dog, trigger: sks}\n- {photos: [b], class_noun: cat, trigger: qwe}"
+    with pytest.raises(ValueError, match="the page trains one subject"):
+        preview_config(context, entries, filled(entries, mode="YAML", text=text))
+    assert preview_config(context, entries, filled(entries, mode="YAML", text="concepts: []\nsteps: 3")).steps == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"noun": ""}, "Say what it is"), ({"name": "../x"}, "the name"), ({"name": "Rex"}, "'Rex' exists already")],
@@ -270,7 +278,7 @@ def test_time_and_memory_are_measured_never_guessed(context, entries):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"load": 60, "step": 1.0, "memory": 3 * 2**30}))
     presets, text = shown()
-    time = duration(60 + config.steps)
+    time = rough_duration(60 + config.steps)
     assert f"About <b>{time}</b> and <b>3.0 GB</b>" in text
     assert (f"Quick · {time}", "quick") in presets["choices"] and "before it" not in text
     context.queue.add(config.model_copy(update={"name": "first"}))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import stir, tiny_pipe
 from peft import (
+    BOFTConfig,
     HRAConfig,
     LoHaConfig,
     LoKrConfig,
@@ -19,6 +20,7 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
 )
+from peft.tuners.boft import layer as peft_boft
 from torch import nn
 
 from hra_diffusion import interop, pipeline
@@ -68,6 +70,7 @@ PLAIN = {
     "LoKr": (LoKrConfig, {"r": 2, "alpha": 5, "target_modules": ALL}),
     "HRA": (HRAConfig, {"r": 4, "target_modules": ALL}),
     "OFT": (OFTConfig, {"r": 0, "oft_block_size": 4, "target_modules": ALL}),
+    "BOFT": (BOFTConfig, {"boft_block_size": 4, "target_modules": ALL}),
 }
 AGAIN = {
     "LoRA on linear layers": {"init_lora_weights", "use_bdlora", "kasa_config", "velora_config", "arrow_config"},
@@ -144,10 +147,17 @@ MORE = {
         "use_cayley_neumann": [False],
         "num_cayley_neumann_terms": [1, 2, 3, 6],
     },
+    BOFTConfig: {
+        "boft_block_size": [0, 2, 8],
+        "boft_block_num": [2, 3],
+        "boft_n_butterfly_factor": [2, 0],
+        "boft_dropout": [0.3],
+    },
 }  # fmt: skip
 WRITTEN_ANYHOW = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 """Settings without an effect on training; they are changed in the file only."""
-WITH = {"layers_pattern": {"layers_to_transform": [1]}, "eps": {"coft": True}, "r": {"oft_block_size": 0}}
+WITH = {"layers_pattern": {"layers_to_transform": [1]}, "eps": {"coft": True}, "r": {"oft_block_size": 0},
+        "boft_block_num": {"boft_block_size": 0}}  # fmt: skip
 """Other settings that a setting requires to have an effect."""
 
 
@@ -255,6 +265,25 @@ def test_every_setting_is_honoured_or_refused_by_name(method, tmp_path):
         settings & AGAIN.get(method, {"r", "target_modules", "exclude_modules"}) & {"r", "init_lora_weights"}
         <= honoured
     )
+
+
+class BlockDiagonal:
+    """What PEFT's CUDA extension computes: (m, n, b, b) to (m, n b, n b)."""
+
+    @staticmethod
+    def apply(blocks):
+        return torch.stack([torch.block_diag(*stage) for stage in blocks])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_boft_of_several_stages_is_that_of_pefts_cuda_extension(monkeypatch, tmp_path):
+    monkeypatch.setattr(peft_boft, "get_fbd_cuda", lambda: True)
+    monkeypatch.setattr(peft_boft, "FastBlockDiag", BlockDiagonal)
+    config = BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=["to_q"])
+    write_folder(config, tmp_path / "boft")
+    assert not problem("stages", ours(tmp_path / "boft", tmp_path), theirs(tmp_path / "boft"))
+    edit(tmp_path / "boft", boft_n_butterfly_factor=2)
+    assert "boft_n_butterfly_factor = 2, its tensors 3" in ours(tmp_path / "boft", tmp_path)
 
 
 def changes(pipe, source):
