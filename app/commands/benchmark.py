@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
+from app.commands.jobs import add_jobs, parse_jobs
 from app.protocols import plan as plans
 from app.protocols.plan import LPIPS, METRICS, RELEASED_METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="output folder; the results are "
                         "in benchmark/NAME below")  # fmt: skip
+    add_jobs(parser)
     add_base(parser, own_seed=True)
 
 
@@ -80,7 +82,13 @@ def run(arguments: argparse.Namespace) -> None:
     plan = make_plan(name, arguments)
     folder = make_folder(arguments.output / "benchmark" / name)
     benchmark = prepare(arguments, store_plan(folder, plan), folder)
-    failures = run_cells(benchmark, arguments)
+    if benchmark.jobs:
+        benchmark.queue_all(benchmark.missing())
+    try:
+        failures = run_cells(benchmark, arguments)
+    finally:
+        if benchmark.jobs:
+            benchmark.cancel_all(benchmark.missing())
     summary_text, facts = write_results(benchmark, failures)
     print_result(arguments, summary_text, facts)
 
@@ -149,6 +157,7 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     from hra_diffusion.evaluation.lpips import Lpips
     from hra_diffusion.generation.requests import Settings, complete_settings
 
+    jobs = parse_jobs(arguments)
     size = complete_settings(load_base(arguments), Settings()).width
     if plan.budget != "steps" and plan.resolved is None:
         plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan)})
@@ -167,8 +176,9 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     released = ReleasedScorer.load(lpips, device) if plan.released and lpips else None
     scorer = Scorer(subjects, size, clip, judge, embedders, lpips, released)
     return Benchmark(
-        folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size
-    )
+        folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size,
+        jobs,
+    )  # fmt: skip
 
 
 def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[str, Any]]:
