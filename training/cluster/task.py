@@ -26,6 +26,8 @@ from training.runs.state import MAX_RESTARTS, Request, RunState
 SYNC_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
 """How long the storage may fail before the attempt gives up."""
+BEFORE_FIRST = 4
+"""How much longer the first event may take: it follows the base model, which may have to be downloaded."""
 REQUESTS: tuple[Request, ...] = ("stop", "sample-now")
 
 
@@ -41,7 +43,7 @@ class Attempt:
         mirror: the run's folder on this machine, and its place in the storage.
         device: "cpu" or "cuda".
         processes: how many train together, each on a GPU of its own.
-        silence: seconds without an event after which the run hangs.
+        silence: seconds without an event after which the run hangs, unless an earlier silence was half as long.
     """
 
     mirror: Mirror
@@ -94,7 +96,7 @@ class Attempt:
             now = time.monotonic()
             if (seen := _log_size(self.folder)) != size:
                 size, longest, heard = seen, max(longest, now - heard), now
-            if now - heard > max(self.silence, 2 * longest):
+            if now - heard > (max(self.silence, 2 * longest) if seen else BEFORE_FIRST * self.silence):
                 raise AttemptError(f"{self.folder.name} has written no event for {now - heard:.0f} s")
             time.sleep(SYNC_SECONDS)
 

@@ -141,7 +141,7 @@ def survived(nodes, settings, tmp_path_factory):
     kept = fill_object_store()
     raylet = nodes.other.all_processes["raylet"][0].process.pid
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as thread:
-        patch.setattr(dispatch, "SILENCE_SECONDS", 45.0)
+        patch.setattr(dispatch, "SILENCE_SECONDS", 30.0)
         done = thread.submit(dispatch.dispatch, queue.index, "ray")
         lost, process = suspended(lambda node: node == raylet)
         hung, stuck = suspended(lambda node: node != raylet)
