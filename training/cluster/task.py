@@ -89,14 +89,15 @@ class Attempt:
     def _follow(self, process: "subprocess.Popen[bytes]") -> None:
         """Mirror the run until its process ends. Raises AttemptError if it hangs."""
         synchronised = heard = time.monotonic()
-        size, longest = -1, 0.0
+        size, longest, limit = _log_size(self.folder), 0.0, BEFORE_FIRST * self.silence
         while process.poll() is None:
             if self._synchronise(synchronised):
                 synchronised = time.monotonic()
             now = time.monotonic()
             if (seen := _log_size(self.folder)) != size:
                 size, longest, heard = seen, max(longest, now - heard), now
-            if now - heard > (max(self.silence, 2 * longest) if seen else BEFORE_FIRST * self.silence):
+                limit = max(self.silence, 2 * longest)
+            if now - heard > limit:
                 raise AttemptError(f"{self.folder.name} has written no event for {now - heard:.0f} s")
             time.sleep(SYNC_SECONDS)
 
