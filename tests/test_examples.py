@@ -1,8 +1,12 @@
 """The example scripts run to their end."""
 
 import itertools
+import os
 import runpy
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -51,3 +55,24 @@ def test_an_export_gives_the_same_images_in_diffusers(run_example, adapters, tmp
 def test_a_language_model_learns_a_line(run_example):
     losses = [float(line.rsplit(" ", 1)[1]) for line in run_example("adapt_language_model").splitlines()[1:]]
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_slurm_task_that_is_stopped_is_queued_again(tmp_path):
+    """With stand-ins for the two commands that the script calls."""
+    stand_ins = {
+        "hra-diffusion": 'echo "$@" >> "$OUT/trained"; trap "exit 130" TERM; touch "$OUT/begun"; '
+        "while true; do sleep 0.05; done",
+        "scontrol": 'echo "$@" >> "$OUT/queued"',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path),
+                                "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "71"}  # fmt: skip
+    task = subprocess.Popen(["bash", ROOT / "examples" / "slurm.sh", "configs", "/shared"], env=environment)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(timeout=20) == 130
+    assert (tmp_path / "trained").read_text() == "train --config configs/3.yaml --output /shared/3 --resume\n"
+    assert (tmp_path / "queued").read_text() == "requeue 71_3\n"

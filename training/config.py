@@ -15,6 +15,7 @@ from hra_diffusion.models.sources import TOYBOX
 from training.presets import PRESETS, defaults
 from training.settings.adapter import AdapterSettings
 from training.settings.base_model import BaseModelSettings
+from training.settings.cluster import ClusterSettings
 from training.settings.execution import ExecutionSettings
 from training.settings.images import ImageSettings
 from training.settings.monitoring import MonitoringSettings
@@ -31,6 +32,7 @@ TOPICS: dict[str, type[BaseModel]] = {
     "Optimization": OptimizationSettings,
     "Memory and speed": ExecutionSettings,
     "Checkpoints and samples": MonitoringSettings,
+    "Cluster": ClusterSettings,
 }
 """The settings by topic, as the command line and the page group them."""
 
@@ -60,6 +62,7 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TrainConfig(
+    ClusterSettings,
     MonitoringSettings,
     ExecutionSettings,
     OptimizationSettings,
@@ -138,7 +141,7 @@ def _with_concepts(given: dict[str, Any]) -> dict[str, Any]:
     return {"photos": photos} | given | first
 
 
-EXECUTION_FIELDS: tuple[str, ...] = ("device", "cuda_graph", "compile", "log_every")
+EXECUTION_FIELDS: tuple[str, ...] = ("device", "cuda_graph", "compile", "log_every", "jobs", "storage")
 """Fields that determine how a run is computed. They may change when it is resumed."""
 
 

@@ -1,10 +1,14 @@
-"""Train one prepared run: ``python -m training.worker OUTPUT NAME DEVICE LEASE``.
+"""Train one prepared run: ``python -m training.worker OUTPUT NAME DEVICE LEASE [PARENT]``.
 
-A run that was interrupted continues exactly. ``LEASE`` is the lease on the run that the calling process acquired.
+A run that was interrupted continues exactly. ``LEASE`` is the lease on the run that the calling process acquired. With
+``PARENT``, the id of the process that started it on a cluster, the run ends with that process and uses the device
+without asking others. Several such processes, started by Accelerate, train it together.
 """
 
 import _thread
+import contextlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -13,6 +17,7 @@ from pathlib import Path
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide, hide_loading_bars
+from hra_diffusion.processes import start_time
 from training.memory.savings import is_out_of_memory
 from training.runs import leases
 from training.runs.dispatch import STOPPED
@@ -20,18 +25,33 @@ from training.runs.run_folder import Run
 from training.runs.state import MAX_RESTARTS
 
 
-def main(output: Path, name: str, device: str, lease: str) -> int:
+def main(output: Path, name: str, device: str, lease: str, parent: str = "") -> int:
     """Train the run ``name`` of ``output`` until it ends or is asked to stop. Returns the exit code."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(encoding="utf-8")  # as the log is read
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop installs its own handler
     run = Run(output / name)
+    if parent:
+        end_with(int(parent))
+    if int(os.environ.get("RANK", 0)) > 0:
+        return _train(run, device, alone=True)
     leases.adopt(run.index, lease, f"run {name}")
     place, requested = run.state.queued, watch_for_stop(run)
-    code = _train(run, device)
+    code = _train(run, device, alone=bool(parent))
     if code == STOPPED:
         _record_stop(run, lease, requested.is_set() or run.state.stop_requested, place)
     return code
+
+
+def end_with(parent: int) -> None:
+    """End this process once the process ``parent`` has ended: the cluster continues the run elsewhere."""
+
+    def watch() -> None:
+        while start_time(parent):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def watch_for_stop(run: Run) -> threading.Event:
@@ -66,16 +86,17 @@ def _record_stop(run: Run, lease: str, requested: bool, place: float | None) -> 
         run.write_state("waiting", now.step, now.steps, queued=place, restarts=now.restarts + 1)
 
 
-def _train(run: Run, device: str) -> int:
+def _train(run: Run, device: str, alone: bool) -> int:
+    """``alone``: no other program shares the device, which need not be reserved."""
     try:
         from training.loop import train  # bitsandbytes is hidden by now, and a stop is handled
         from training.planning import use_for_run
 
         hide_loading_bars()
         config = run.config
-        if device.startswith("cuda"):  # the only GPU that this process sees
-            config = config.model_copy(update={"device": "cuda"})
-        with use_for_run(config, run.index, device):
+        if alone or device.startswith("cuda"):  # of GPUs, the only one that this process sees
+            config = config.model_copy(update={"device": device.split(":")[0]})
+        with contextlib.nullcontext() if alone else use_for_run(config, run.index, device):
             train(config, run.folder.parent, resume=True)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -95,4 +116,4 @@ def _train(run: Run, device: str) -> int:
 
 if __name__ == "__main__":
     hide(BITSANDBYTES, PEFT)
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:5]))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:6]))

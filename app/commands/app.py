@@ -4,6 +4,7 @@ import argparse
 import getpass
 from pathlib import Path
 
+from app.commands.jobs import add_jobs, parse_jobs
 from app.web import server
 from app.web.limits import Limits
 from hra_diffusion.errors import UserError
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="whether the base models have zero terminal SNR (default: from their files)")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores comparisons: a folder, a hub "
                         "id, or none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
+    add_jobs(parser)
     safety = parser.add_argument_group("access")
     safety.add_argument(
         "--auth-file", type=Path, metavar="FILE", help="require a login; FILE holds the hashed passwords"
@@ -77,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         rescale_zero_snr=arguments.rescale_zero_snr,
         limits=Limits(arguments.max_waiting_runs, arguments.max_images_per_hour, arguments.max_gigabytes),
         keep_visitors_days=arguments.keep_visitors_days,
+        cluster=parse_jobs(arguments),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
+from app.commands.jobs import add_jobs, parse_jobs
 from app.protocols import plan as plans
 from app.protocols.plan import LPIPS, METRICS, PICTURES, RELEASED_METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
     parser.add_argument("--output", type=Path, default=OUTPUTS, metavar="DIR", help="output folder; the results are "
                         "in benchmark/NAME below")  # fmt: skip
+    add_jobs(parser)
     add_base(parser, own_seed=True)
 
 
@@ -89,7 +91,13 @@ def run(arguments: argparse.Namespace) -> None:
         print(expected, file=sys.stderr)
     benchmark = prepare(arguments, plan, folder)
     plans.store(plan, make_folder(folder))
-    failures = run_cells(benchmark, arguments)
+    if benchmark.jobs:
+        benchmark.queue_all(benchmark.missing())
+    try:
+        failures = run_cells(benchmark, arguments)
+    finally:
+        if benchmark.jobs:
+            benchmark.cancel_all(benchmark.missing())
     table, facts = running.write_results(benchmark, failures)
     report = folder / "report.html"
     print_result(arguments, f"{table}\nreport: {report}", {"folder": str(folder), "report": str(report), **facts})
@@ -170,6 +178,7 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     from hra_diffusion.evaluation.lpips import Lpips
     from hra_diffusion.generation.requests import Settings, complete_settings
 
+    jobs = parse_jobs(arguments)
     size = complete_settings(load_base(arguments), Settings()).width
     judge = None
     if plan.protocol == "toybox" and arguments.base == TOYBOX:
@@ -185,8 +194,9 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     released = ReleasedScorer.load(lpips, device) if plan.released and lpips else None
     scorer = Scorer(subjects, size, clip, judge, embedders, lpips, released)
     return Benchmark(
-        folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size
-    )
+        folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size,
+        jobs=jobs,
+    )  # fmt: skip
 
 
 def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[str, Any]]:

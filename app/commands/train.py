@@ -23,7 +23,7 @@ from training.runs import lookup
 from training.runs.event_text import PHASES
 from training.runs.events import Event, Listener, Notice, Plan
 from training.runs.listeners import ProgressBar, print_json
-from training.runs.run_folder import Run
+from training.runs.run_folder import Run, RunError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +62,38 @@ def run(arguments: argparse.Namespace) -> None:
     hide_loading_bars()
     if arguments.dry_run:
         dry_run(config, arguments.output, [*listeners, *([] if arguments.json else [print_phases])])
+    elif config.cluster:
+        train_on_cluster(config, arguments.output, listeners, arguments.resume)
     else:
         from training.loop import train  # takes seconds to import
 
         Run(arguments.output / config.name).take_request("stop")  # of an earlier process
         train(config, arguments.output, listeners, arguments.resume, plan=True)
+
+
+def train_on_cluster(config: TrainConfig, output: Path, listeners: Sequence[Listener], resume: bool) -> None:
+    """Queue a run for its cluster and follow it to its end. Ctrl-C stops it; its process saves a checkpoint."""
+    from training.runs.follow import wait_for
+    from training.runs.queue import Queue
+
+    queue, run = Queue(output), Run(output / config.name)
+    if resume and run.finished and not run.goes_on(config):
+        return
+    if resume and run.folder.exists():
+        if queue.job(config.name).status not in ("waiting", "running"):
+            queue.continue_with(config)
+    else:
+        queue.add(config)
+    try:
+        job = wait_for(queue, config.name, listeners)
+    except KeyboardInterrupt:
+        status = queue.job(config.name).status
+        queue.cancel(config.name) if status == "waiting" else queue.stop(config.name)
+        raise
+    if job.status == "stopped":
+        raise KeyboardInterrupt
+    if job.status != "finished":
+        raise RunError(f"{config.name} {job.status}: {job.reason}; see process.log in {job.run.folder}")
 
 
 def dry_run(config: TrainConfig, output: Path, listeners: Sequence[Listener]) -> None:

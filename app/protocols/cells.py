@@ -16,7 +16,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,17 +34,15 @@ from hra_diffusion.generation.png import read_image, save_png, slug
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
-from training.runs import leases
+from training.config import TrainConfig
+from training.runs.follow import wait_for
 from training.runs.owners import UNOWNED, Owner
-from training.runs.queue import OVER, Job, Queue
+from training.runs.queue import OVER, Queue
 from training.runs.run_folder import RunError
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-POLL_SECONDS = 0.5
-START_SECONDS, MAX_STARTS = 20.0, 3
-"""A worker that is not there after so many seconds is started again, so many times."""
 DRIFT_PROMPTS = 8
 """Prompts that are also drawn without the trigger, with the adapter, to measure its effect on the class."""
 
@@ -158,6 +156,7 @@ class Benchmark:
         load_base: returns the base model. A cell leaves no adapter on it.
         owner: of the training runs.
         cancelled: ends the training of a cell when it is set.
+        jobs: settings of the runs that say where they train, if not on this machine.
     """
 
     folder: Path
@@ -169,6 +168,7 @@ class Benchmark:
     batch_size: int = 8
     owner: Owner = UNOWNED
     cancelled: threading.Event = field(default_factory=threading.Event)
+    jobs: Mapping[str, Any] = field(default_factory=dict)
 
     def missing(self) -> list[Cell]:
         """Return the cells that have no result."""
@@ -204,6 +204,20 @@ class Benchmark:
         write_text(folder / "cell.json", json.dumps(dataclasses.asdict(result), indent=1))
         return result
 
+    def queue_all(self, cells: Sequence[Cell]) -> None:
+        """Queue the runs that cells need, for a cluster to train them side by side."""
+        for cell in dict.fromkeys(cell.trained for cell in cells if cell.variant != BASE):
+            if not (self.folder / cell.folder / "adapter.safetensors").is_file():
+                self._queue(cell)
+        Queue(self.output).start()
+
+    def cancel_all(self, cells: Sequence[Cell]) -> None:
+        """Take the runs of cells out of the queue, and stop those that train."""
+        queue = Queue(self.output)
+        for name in {self._config(cell).name for cell in cells if cell.variant != BASE}:
+            if (self.output / name).exists() and (status := queue.job(name).status) in ("waiting", "running"):
+                queue.cancel(name) if status == "waiting" else queue.stop(name)
+
     def _adapter(self, cell: Cell) -> Path | None:
         """Return the adapter of a trained cell, exported if that is missing. Raises RunError."""
         if cell.adapter is None:
@@ -224,33 +238,43 @@ class Benchmark:
             pipeline.unload(pipe, name)
             interop.import_adapter(pipe, done.path, target.parent, target.stem, embeddings=done.embeddings)
 
-    def _train(self, cell: Cell, folder: Path) -> None:
-        """Train the adapter of a cell in the queue, and move it to a folder. Ctrl-C or ``cancelled`` stops the run."""
-        queue, config = Queue(self.output), self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
+    def _config(self, cell: Cell) -> TrainConfig:
+        config = self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
+        return config.model_copy(update=dict(self.jobs))
+
+    def _queue(self, cell: Cell) -> str:
+        """Queue the run of a cell, unless it is, and return its name."""
+        queue, config = Queue(self.output), self._config(cell)
         if not (self.output / config.name).exists():
             queue.add(config, self.owner)
-        job = queue.job(config.name)
-        if job.status in OVER:
+        if queue.job(config.name).status in OVER:
             queue.resume(config.name)
+        return config.name
+
+    def _train(self, cell: Cell, folder: Path) -> None:
+        """Train the adapter of a cell in the queue, and move it to a folder. Ctrl-C or ``cancelled`` stops it."""
+        queue, name = Queue(self.output), self._queue(cell)
         try:
-            job = wait_for(queue, config.name, self.cancelled)
+            job = wait_for(queue, name, cancelled=self.cancelled)
+            if self.cancelled.is_set() and job.status != "finished":
+                raise Cancelled("stopped")
         except (KeyboardInterrupt, Cancelled) as stopped:
-            if (status := queue.job(config.name).status) == "running":
-                queue.stop(config.name)
+            if (status := queue.job(name).status) == "running":
+                queue.stop(name)
             elif status == "waiting":
-                queue.cancel(config.name)
+                queue.cancel(name)
             if isinstance(stopped, Cancelled):
-                wait_for(queue, config.name)  # until it has saved its state
+                wait_for(queue, name)  # until it has saved its state
             raise
         if job.status != "finished":
-            raise RunError(f"the run {config.name} {job.status}: {job.reason or 'it was stopped'}")
+            raise RunError(f"the run {name} {job.status}: {job.reason or 'it was stopped'}")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for step in self.plan.checkpoint_steps(cell.variant):
             if (checkpoint := job.run.checkpoint_folder(step) / "adapter.safetensors").is_file():  # else stopped early
                 move(checkpoint, folder / _checkpoint(step))
         move(job.run.adapter, folder / "adapter.safetensors")
         remove(job.run.folder)
-        queue.index.forget(config.name)
+        queue.index.forget(name)
 
     def _draw(
         self, cell: Cell, subject: Subject, adapter: Path | None, on_step: OnStep | None
@@ -305,25 +329,6 @@ class Benchmark:
 def missing_cells(plan: Plan, folder: Path) -> list[Cell]:
     """Return the cells of a plan that have no result in its folder."""
     return [cell for cell in cells_of(plan) if not (folder / cell.folder / "cell.json").is_file()]
-
-
-def wait_for(queue: Queue, name: str, cancelled: threading.Event | None = None) -> Job:
-    """Wait until a run of the queue ends, and start workers as long as it needs one.
-
-    Raises RunError if workers end before they begin to train, and Cancelled once ``cancelled`` is set.
-    """
-    started, starts = 0.0, 0
-    cancelled = cancelled or threading.Event()
-    while (job := queue.job(name)).status in ("waiting", "running"):
-        idle = job.status == "waiting" and not leases.live(queue.index, kind="worker")
-        if idle and time.monotonic() - started > START_SECONDS:
-            if starts == MAX_STARTS:
-                raise RunError(f"the training process ends at once; see {queue.output / '.queue' / 'worker.log'}")
-            queue.start()
-            started, starts = time.monotonic(), starts + 1
-        if cancelled.wait(POLL_SECONDS):
-            raise Cancelled("stopped")
-    return job
 
 
 def read_result(folder: Path, cell: Cell) -> Result | None:

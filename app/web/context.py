@@ -55,6 +55,8 @@ class AppContext:
     limits: Limits = DEFAULTS
     keep_visitors_days: float = 30.0
     """After how many days without a visit the folder of a visitor is deleted, unless the page is local."""
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """Settings of all runs that say where they train, if not on this machine."""
     person: Person = LOCAL
     """Who sees the page (see ``for_visitor``)."""
 

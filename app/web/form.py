@@ -31,6 +31,9 @@ NOT_IN_FORM = (
     "dtype",
     "prediction_type",
     "rescale_zero_snr",
+    "jobs",
+    "storage",
+    "processes",
 )
 """Fields that the page shows elsewhere, or that are set when it starts."""
 

@@ -45,11 +45,12 @@ def serve(
     rescale_zero_snr: bool | None = None,
     limits: Limits = DEFAULTS,
     keep_visitors_days: float = 30.0,
+    cluster: dict[str, Any] | None = None,
 ) -> Any:
     """Start the page and load the base model in the background. Returns the blocks if ``block`` is False.
 
     ``dtype``: precision of the base models; None for the one that the device is made for. ``limits``: of
-    each person, unless the page is local. ``keep_visitors_days``: see ``AppContext``.
+    each person, unless the page is local. ``keep_visitors_days``, ``cluster``: see ``AppContext``.
     """
     gc.disable()  # until all imports are done: collections take a seventh of the start and free nothing
     prepare_environment(output)
@@ -68,7 +69,7 @@ def serve(
     local = host in LOOPBACK and not auth and not share
     context = AppContext(
         output, session, list(bases), local=local, auth=auth, limits=limits,
-        keep_visitors_days=keep_visitors_days, person=LOCAL if local else Person(""),
+        keep_visitors_days=keep_visitors_days, cluster=cluster or {}, person=LOCAL if local else Person(""),
     )  # fmt: skip
     _ = context.salt  # before the first visitors: two at once would each create one
     threading.Thread(target=_warm, args=(context.session,), name=WARMING, daemon=True).start()

@@ -24,6 +24,7 @@ from training.runs.owners import Owner
 
 NOT_FROM_YAML = (
     "photos", "boxes", "concepts", "base", "base_revision", "base_variant", "prediction_type", "rescale_zero_snr",
+    "jobs", "storage", "processes",
 )  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
@@ -208,7 +209,7 @@ def queue_runs(
             raise
         for new, config in zip(names, runs, strict=True):
             settings = config.model_dump(mode="json") | {"name": new, "class_noun": values.noun}
-            config = configs.parse(settings | {"photos": [str(photos)], "boxes": boxes})
+            config = configs.parse(settings | {"photos": [str(photos)], "boxes": boxes} | context.cluster)
             context.queue.add(config, Owner(owner=context.person.name))
     context.queue.start()
     return names

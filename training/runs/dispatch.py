@@ -34,7 +34,7 @@ def dispatch(index: Index, device: str, forever: bool = False) -> None:
                 try:
                     code = _start_training(index, name, device, lease).wait()
                     if leases.exists(index, lease):  # or else the process has recorded its end itself
-                        _record_end(index, name, code)
+                        record_end(index, name, code)
                 except FileNotFoundError:  # its folder was deleted
                     index.forget(name)
                 finally:
@@ -88,7 +88,7 @@ def _visible_devices(device: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": number} if kind == "cuda" and number else {}
 
 
-def _record_end(index: Index, name: str, code: int) -> None:
+def record_end(index: Index, name: str, code: int) -> None:
     """Record the end of a process that was killed before it could do so itself."""
     folder = index.output / name
     now = state.read(folder)

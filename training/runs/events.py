@@ -170,6 +170,13 @@ def to_json(event: Event) -> str:
     )
 
 
+def from_json(values: dict[str, Any]) -> Event | None:
+    """Return the event that ``to_json`` wrote as a line, parsed as ``LoggedEvent``; None for one of unknown kind."""
+    fields = {name: value for name, value in values.items() if name not in ("event", "time")}
+    kind = _kinds().get(values["event"])
+    return kind.validate_python(fields) if kind else None
+
+
 class _Logged(BaseModel):
     event: str
     time: float = Field(0.0, ge=0, lt=2**33)

@@ -26,6 +26,7 @@ from training.runs.leases import Lease
 from training.runs.owners import LOCAL, UNOWNED, Owner, Person
 from training.runs.run_folder import RUN_FILES, Run, RunError
 from training.runs.state import MAX_RESTARTS
+from training.settings.cluster import is_cluster, require_ray
 
 Status = Literal["waiting", "running", "stopped", "failed", "died", "finished"]
 OVER = ("stopped", "failed", "died")
@@ -70,13 +71,24 @@ class Queue:
     def add(self, config: TrainConfig, owner: Owner = UNOWNED) -> Run:
         """Prepare a run and append it to the queue. Raises RunError if its name is taken."""
         run = Run(self.output / config.name)
+        require_ray(config.jobs)
         with self.index.writing():
             if run.folder.exists():
                 raise RunError(f"a run called {config.name!r} exists already; choose another name")
             owners.write(run.folder, owner)  # first: others must never see the run
             configs.write(config, run.folder / "config.yaml")
-            run.write_state("waiting", 0, config.steps, queued=self._last_place(), device=config.device or "")
+            run.write_state("waiting", 0, config.steps, queued=self._last_place(), device=_device_of(config))
         return run
+
+    def continue_with(self, config: TrainConfig) -> None:
+        """Resume a run with other settings that do not decide its weights, such as another place to train."""
+        run = Run(self.output / config.name)
+        run.require_resumable(config, resume=True)
+        with self.index.writing():
+            job = self.job(config.name)
+            self.resume(config.name, config.steps if job.status == "finished" else None)
+            configs.write(config, run.folder / "config.yaml")
+            run.write_state("waiting", job.step, config.steps, device=_device_of(config))
 
     def resume(self, name: str, steps: int | None = None) -> None:
         """Append a stopped, failed or dead run to the queue; it continues from its last checkpoint.
@@ -227,7 +239,7 @@ class Queue:
     def _start_worker(self, device: str) -> None:
         with (make_folder(self.output / ".queue") / "worker.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "training.runs.dispatch", str(self.output.resolve()), device],
+                [sys.executable, "-m", _dispatcher(device), str(self.output.resolve()), device],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -265,11 +277,20 @@ class Queue:
         return job
 
 
+def _device_of(config: TrainConfig) -> str:
+    """Return what a run waits for in the queue: a device of this machine, "" for any, or a cluster."""
+    return config.cluster or config.device or ""
+
+
+def _dispatcher(device: str) -> str:
+    return "training.cluster.dispatch" if is_cluster(device) else "training.runs.dispatch"
+
+
 def _worker_devices(asked: list[str]) -> list[str]:
     """Return the devices whose workers can train runs that ask for these devices, "" for any."""
+    found: dict[str, None] = dict.fromkeys(filter(is_cluster, asked))
     own = devices.training_devices()
-    found: dict[str, None] = {}
-    for device in asked:
+    for device in (device for device in asked if not is_cluster(device)):
         matching = [name for name in own if not device or name == device or name.split(":")[0] == device]
         found |= dict.fromkeys(matching or [device])
     return list(found)

@@ -13,7 +13,7 @@ from PIL import Image
 from app.cli import main
 from app.commands import benchmark as command
 from app.protocols import report, summary
-from app.protocols.cells import Benchmark, Cell, Result, cells_of, read_result, wait_for
+from app.protocols.cells import Benchmark, Cell, Result, cells_of, read_result
 from app.protocols.plan import BASE, Plan
 from app.protocols.scoring import Control, Scorer
 from hra_diffusion import pipeline
@@ -26,6 +26,7 @@ from hra_diffusion.generation.png import save_png
 from training.data.masks import grabcut
 from training.data.photo import Upright
 from training.data.photo_files import mask_path
+from training.runs import follow
 from training.runs.queue import Queue
 from training.runs.run_folder import RunError
 
@@ -92,6 +93,20 @@ def test_results_of_an_earlier_version_are_read(tmp_path):
         tmp_path / found.folder / "cell.json", json.dumps({"cell": cell, "figures": {"subject": [1]}, "costs": {}})
     )
     assert read_result(tmp_path, found) == Result(found, {"subject": [1.0]}, {})
+
+
+def test_a_cluster_gets_the_runs_of_all_missing_cells_at_once(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(Queue, "start", lambda self: None)
+    cluster = dataclasses.replace(benchmark, output=tmp_path, folder=tmp_path / "benchmark", jobs={"jobs": "ray"})
+    cells = [cell for cell in cells_of(PLAN) if cell.subject == "robot"]
+    cluster.queue_all(cells)
+    waiting = [f"test-robot-{variant}-{seed}" for seed in (0, 1) for variant in ("lora", "hra")]
+    assert Queue(tmp_path).waiting() == waiting
+    assert {job.run.state.device for job in Queue(tmp_path).jobs()} == {"ray"}
+    cluster.cancel_all(cells)
+    assert Queue(tmp_path).waiting() == []
+    cluster.queue_all(cells)
+    assert Queue(tmp_path).waiting() == waiting, "they are resumed"
 
 
 def test_labels_that_look_alike_have_folders_of_their_own():
@@ -252,14 +267,12 @@ def test_an_interrupted_benchmark_continues_and_leaves_no_runs(tmp_path, quick, 
 
 
 def test_a_worker_that_can_not_start_is_an_error(tmp_path, monkeypatch):
-    from app.protocols import cells
-
-    monkeypatch.setattr(cells, "START_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "START_SECONDS", 0.0)
     monkeypatch.setattr(Queue, "start", lambda self: None)
     queue = Queue(tmp_path)
     queue.add(PLAN.config(PLAN.load_subjects()["robot"], "lora", 0))
     with pytest.raises(RunError, match=r"worker\.log"):
-        wait_for(queue, "test-robot-lora-0")
+        follow.wait_for(queue, "test-robot-lora-0")
 
 
 def test_a_benchmark_without_scores_is_refused(tmp_path):

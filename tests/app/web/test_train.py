@@ -24,6 +24,7 @@ from training.rank_matching import count_parameters, layer_shapes
 from training.runs import calibration
 from training.runs.owners import Person
 from training.runs.progress import rough_duration
+from training.runs.queue import Queue
 from training.runs.run_folder import Run
 
 
@@ -236,6 +237,19 @@ def test_an_incomplete_form_is_refused_before_anything_is_written(context, entri
     with pytest.raises(ValueError, match=message):
         queue_runs(context, entries, draft, context.session.base, filled(entries, **changes))
     assert sorted(context.output.rglob("*")) == before
+
+
+def test_the_operator_alone_decides_where_runs_train(context, entries, tmp_path, monkeypatch):
+    monkeypatch.setattr(Queue, "start", lambda self: None)
+    draft, typed = Draft(tmp_path / "draft"), "jobs: ray://elsewhere:1\nstorage: s3://elsewhere/x"
+    draft.add(photos_of(context))
+    queue_runs(context, entries, draft, context.session.base, filled(entries, mode="YAML", text=typed, name="A"))
+    assert (Run(context.output / "A").config.jobs, Run(context.output / "A").state.device) == ("local", "cpu")
+    there = dataclasses.replace(context, cluster={"jobs": "ray", "storage": "s3://bucket/runs", "device": None})
+    queue_runs(there, entries, draft, context.session.base, filled(entries, mode="YAML", text=typed, name="B"))
+    config = Run(context.output / "B").config
+    assert (config.jobs, config.storage, config.device) == ("ray", "s3://bucket/runs", None)
+    assert Run(context.output / "B").state.device == "ray"
 
 
 def test_a_base_changed_by_another_visitor_is_shown_before_it_is_trained_on(context, entries, tmp_path):
