@@ -32,7 +32,7 @@ fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz
 
 slow: setup
-	$(BIN)/python -m pytest -m slow tests/slow
+	$(BIN)/python -m pytest -m slow
 
 faults: setup
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table

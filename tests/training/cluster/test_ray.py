@@ -158,6 +158,7 @@ def length(seed):
     return {"steps": 120, "checkpoint_every": 20} if seed < 3 else {}
 
 
+@pytest.mark.slow
 def test_every_run_finishes_once(survived):
     queue, configs, *_ = survived
     assert {job.run.name: job.status for job in queue.jobs()} == dict.fromkeys(configs, "finished")
@@ -169,6 +170,7 @@ def test_every_run_finishes_once(survived):
     assert not list((queue.output / ".cluster").glob("*")), "the copies in the output folder's own storage are deleted"
 
 
+@pytest.mark.slow
 def test_runs_of_a_killed_node_and_hanging_ones_go_on_from_a_checkpoint(survived):
     queue, _, *interrupted = survived
     for name, process in interrupted:
@@ -179,6 +181,7 @@ def test_runs_of_a_killed_node_and_hanging_ones_go_on_from_a_checkpoint(survived
         assert not process.is_running(), "the first attempt has ended"
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_undisturbed_runs(survived, tmp_path):
     queue, configs, (lost, _), (hung, _) = survived
     for name in {lost, hung, "r6"} - {"pair"}:
@@ -188,6 +191,7 @@ def test_the_weights_are_those_of_undisturbed_runs(survived, tmp_path):
     assert relative(weights(queue.job("pair").run.adapter), weights(train(two, tmp_path))) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_command_line_follows_a_run_while_the_head_restarts(nodes, settings, tmp_path, monkeypatch):
     """The worker of the cluster is a process of its own here; it ends with the head, and another one is started."""
     monkeypatch.setattr(follow, "START_SECONDS", 10.0)
