@@ -202,14 +202,12 @@ PIPES = {"sd": tiny_pipe, "sd2": tiny_sd2_pipe, "sdxl": tiny_xl_pipe}
 
 
 def everything(pipe) -> torch.Tensor:
-    """The outputs of a pipeline's text encoders and UNet for two prompts and fixed noise, as one vector."""
+    """The outputs of a pipeline's text encoders and denoiser for two prompts and fixed noise, as one vector."""
     family = families.of(pipe)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a dog", "a teapot in the snow"]))
-        out = pipe.unet(
-            noise, torch.full((2,), 10), text["hidden"], added_cond_kwargs=family.added_cond_kwargs(text, 16)
-        ).sample
+        out = family.predict(families.denoiser(pipe), noise, torch.full((2,), 10), text, 16)
     return torch.cat([part.flatten() for part in (out, *text.values())])
 
 

@@ -154,7 +154,7 @@ def encode_photos(config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Ca
     ids = uncropped_ids(pipe, images, views=1 + flip)
     if ids is not None and config.size_conditioning:
         ids = torch.stack([photo_time_ids(photo, flip) for photo in bucket.photos])
-    width, height = (side // pipe.vae_scale_factor for side in images[0].size)
+    width, height = (side // families.latent_pixels(pipe) for side in images[0].size)
     weights = mask_weights(
         [photo.mask for photo in bucket.photos], (width, height), flip, config.unmasked_weight,
         config.normalize_masked_area_loss,
@@ -184,8 +184,8 @@ def encode_class_images(
 
 
 def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:
-    """Return the time ids (N, views, 6) of images that are not cropped; None if the UNet takes none."""
-    if not families.size_conditioned(pipe.unet.config):
+    """Return the time ids (N, views, 6) of images that are not cropped; None if the denoiser takes none."""
+    if not families.size_conditioned(families.denoiser(pipe).config):
         return None
     return uncropped_time_ids(images[0].height, images[0].width).float().expand(len(images), views, -1)
 
