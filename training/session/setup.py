@@ -16,7 +16,7 @@ from torch import Tensor
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.generation.requests import Request, prompt_notes
-from hra_diffusion.models import families, noise
+from hra_diffusion.models import families
 from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
@@ -84,7 +84,7 @@ def set_up(
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, class_caches,
-        class_captions, held_out, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes, init_sha256,
+        class_captions, held_out, averages, fingerprint, dataset, families.noise_process(pipe), processes, init_sha256,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.models.families import sd, sdxl
 from hra_diffusion.models.families.weighting import hidden_states
+from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import parse_weights, split, without_weights
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Family(Protocol):
 
     def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
         """Paths of the text encoder's layers whose output the denoiser does not use; training them has no effect."""
+        ...
+
+    def noise_process(self, scheduler: Any) -> NoiseProcess:
+        """Return the noise process of a diffusers scheduler. Raises BaseModelError if it is not supported."""
         ...
 
     def scale(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,6 +127,11 @@ def of(pipe: DiffusionPipeline) -> Family:
 def denoiser(pipe: DiffusionPipeline) -> Any:
     """Return the denoiser of a pipeline."""
     return getattr(pipe, of(pipe).denoiser)
+
+
+def noise_process(pipe: DiffusionPipeline) -> NoiseProcess:
+    """Return the noise process of a pipeline's scheduler. Raises BaseModelError if it is not supported."""
+    return of(pipe).noise_process(cast(Any, pipe).scheduler)
 
 
 def default_side(pipe: DiffusionPipeline) -> int:

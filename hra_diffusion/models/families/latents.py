@@ -11,6 +11,6 @@ def scaled(vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return (mean - shift) * scale, std * scale
 
 
-def unet_multiple(unet: Any) -> int:
+def unet_multiple(denoiser: Any) -> int:
     """Return the number that the sides of a U-Net's latents must be multiples of: it halves them at every level."""
-    return 2 ** (len(unet.config.down_block_types) - 1)
+    return 2 ** (len(denoiser.config.down_block_types) - 1)

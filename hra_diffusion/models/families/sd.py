@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hra_diffusion.models import noise
 from hra_diffusion.models.families import clip
 from hra_diffusion.models.families.latents import scaled, unet_multiple
 
@@ -29,9 +30,11 @@ class StableDiffusion:
         {"safety_checker": None, "requires_safety_checker": False}
     )
     original_unet_names = False
+    noise_process = staticmethod(noise.of)
     scale = staticmethod(scaled)
     latent_multiple = staticmethod(unet_multiple)
-    tokenize, ids_shape = staticmethod(clip.tokenize), staticmethod(clip.ids_shape)
+    tokenize = staticmethod(clip.tokenize)
+    ids_shape = staticmethod(clip.ids_shape)
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does."""
