@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_text_encoder, tiny_unet
-from diffusers import Flux2Transformer2DModel, SD3Transformer2DModel
+from conftest import tiny_flux2_transformer, tiny_sd3_transformer, tiny_text_encoder, tiny_unet
 
 from hra_diffusion.adapters.attachment import attach
 from hra_diffusion.adapters.targets import find_targets
@@ -27,15 +26,6 @@ def test_attention_projections_are_the_default_target(unet):
 @pytest.mark.parametrize("targets", ["attention", "attention+feed-forward"])
 def test_the_named_targets_of_diffusion_transformers(targets):
     """Of Stable Diffusion 3.5, whose last block has no output for the text, and of FLUX.2."""
-    sizes = {"num_attention_heads": 2, "joint_attention_dim": 16}
-    with torch.device("meta"):
-        sd3 = SD3Transformer2DModel(
-            sample_size=8, num_layers=2, attention_head_dim=8, caption_projection_dim=16, pooled_projection_dim=16,
-            dual_attention_layers=(0,), **sizes,
-        )  # fmt: skip
-        flux2 = Flux2Transformer2DModel(
-            num_layers=1, num_single_layers=1, attention_head_dim=16, axes_dims_rope=(4, 4, 4, 4), **sizes
-        )
     own, text = ["to_q", "to_k", "to_v", "to_out.0"], ["add_q_proj", "add_k_proj", "add_v_proj"]
     with_text, dual = [f"attn.{name}" for name in (*own, *text)], [f"attn2.{name}" for name in own]
     blocks = [[*with_text, "attn.to_add_out", *dual], with_text]
@@ -45,10 +35,10 @@ def test_the_named_targets_of_diffusion_transformers(targets):
         blocks[1] = [*blocks[1], "ff.net.0.proj", "ff.net.2"]
         double += [f"{kind}.{name}" for kind in KINDS for name in ("linear_in", "linear_out")]
     expected = [f"transformer_blocks.{number}.{name}" for number, names in enumerate(blocks) for name in names]
-    assert sorted(find_targets(sd3, targets)) == sorted(expected)
+    assert sorted(find_targets(tiny_sd3_transformer(), targets)) == sorted(expected)
     expected = [f"transformer_blocks.0.{name}" for name in double]
     expected += [f"single_transformer_blocks.0.{name}" for name in single]
-    assert sorted(find_targets(flux2, targets)) == sorted(expected)
+    assert sorted(find_targets(tiny_flux2_transformer(), targets)) == sorted(expected)
 
 
 def test_a_pattern_selects_layers(unet):
