@@ -1,7 +1,7 @@
 """Adapters on a diffusers pipeline or on any torch model: attach, load, save, activate, merge and unload them.
 
-A target is a pipeline, whose UNet and text encoders take adapters, or a single model. Threads may share a target: what
-changes it holds its lock (locks.lock_of), as generation does. A pipeline and its UNet are two targets.
+A target is a pipeline, whose denoiser and text encoders take adapters, or a single model. Threads may share a target:
+what changes it holds its lock (locks.lock_of), as generation does. A pipeline and its denoiser are two targets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hra_diffusion.adapters.state import AdapterState, Fusion
 from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.errors import Note, UserError
 from hra_diffusion.locks import lock_of
-from hra_diffusion.models import noise
+from hra_diffusion.models import families, noise
 from hra_diffusion.models.sources import base_name
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = DiffusionPipeline | nn.Module
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-"""The components of a pipeline that take adapters."""
 COMPONENT_OF_CLASS = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
 """The component that a single model is in adapter files, by its class; "model" for others."""
 
@@ -49,7 +47,7 @@ def components(target: Target) -> dict[str, nn.Module]:
     """Return the models that take adapters, by component name."""
     if isinstance(target, nn.Module):
         return {COMPONENT_OF_CLASS.get(type(target).__name__, "model"): target}
-    return {name: model for name in COMPONENTS if isinstance(model := getattr(target, name, None), nn.Module)}
+    return {name: model for name in families.COMPONENTS if isinstance(model := getattr(target, name, None), nn.Module)}
 
 
 def attach(
@@ -63,11 +61,11 @@ def attach(
     seed: int = 0,
     ranks: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Add a new adapter to a model, or to the UNet of a pipeline (see ``attachment.attach``).
+    """Add a new adapter to a model, or to the denoiser of a pipeline (see ``attachment.attach``).
 
     Returns the paths of the adapted layers.
     """
-    model = target if isinstance(target, nn.Module) else cast(nn.Module, cast(Any, target).unet)
+    model = target if isinstance(target, nn.Module) else families.denoiser(target)
     return attachment.attach(
         model, method, options, name=name, targets=targets, exclude=exclude, seed=seed, ranks=ranks
     )

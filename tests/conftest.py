@@ -15,6 +15,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    Flux2Transformer2DModel,
+    SD3Transformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -59,6 +61,22 @@ def tiny_unet(cross_attention_dim: int = 32) -> UNet2DConditionModel:
         attention_head_dim=4,
         norm_num_groups=8,
     )
+
+
+def tiny_sd3_transformer() -> SD3Transformer2DModel:
+    """With dual attention in the first of two blocks, as in Stable Diffusion 3.5 medium."""
+    return SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, pos_embed_max_size=8,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+
+
+def tiny_flux2_transformer() -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
@@ -202,14 +220,12 @@ PIPES = {"sd": tiny_pipe, "sd2": tiny_sd2_pipe, "sdxl": tiny_xl_pipe}
 
 
 def everything(pipe) -> torch.Tensor:
-    """The outputs of a pipeline's text encoders and UNet for two prompts and fixed noise, as one vector."""
+    """The outputs of a pipeline's text encoders and denoiser for two prompts and fixed noise, as one vector."""
     family = families.of(pipe)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a dog", "a teapot in the snow"]))
-        out = pipe.unet(
-            noise, torch.full((2,), 10), text["hidden"], added_cond_kwargs=family.added_cond_kwargs(text, 16)
-        ).sample
+        out = family.predict(families.denoiser(pipe), noise, torch.full((2,), 10), text, 16)
     return torch.cat([part.flatten() for part in (out, *text.values())])
 
 

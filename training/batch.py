@@ -14,6 +14,7 @@ from hra_diffusion.models.families import Text
 from training import objective
 from training.config import TrainConfig
 from training.data.latent_cache import Examples, LatentCache
+from training.noising import noised
 from training.session.state import Session
 
 
@@ -23,9 +24,9 @@ class Batch:
 
     Attributes:
         latents: noisy latents (B, C, h, w).
-        timesteps: their timesteps (B,).
+        timesteps: their timesteps (B,), as the denoiser takes them.
         text: token ids or embeddings, and time ids for SDXL (see ``families``).
-        target: what the UNet should predict (B, C, h, w).
+        target: what the denoiser should predict (B, C, h, w).
         weights: weight of each sample in the loss (B,).
         thresholds: threshold of the Huber loss for each sample (B,).
         mask: weight of each latent position in the loss (B, 1, h, w), or None.
@@ -107,16 +108,17 @@ def noisy_batch(session: Session, given: Sequence[Examples], position: int) -> B
     config = session.config
     latents = torch.cat([examples.latents for examples in given])
     text = {key: torch.cat([examples.text[key] for examples in given]) for key in given[0].text}
-    alphas, kind = session.noise_process.alphas_cumprod, session.noise_process.prediction_type
+    process = session.noise_process
+    alphas, kind = process.alphas_cumprod, process.prediction_type
     noise, generator = make_noise(latents.shape, config, position)
-    timesteps = objective.sample_timesteps(len(latents), len(alphas), config, generator)
-    target = objective.prediction_target(latents, noise, timesteps, alphas, kind)
+    timesteps = objective.sample_timesteps(len(latents), process.timesteps, config, generator)
+    added = noise
     if config.input_perturbation:
         more = torch.randn(latents.shape, generator=objective.seeded_generator(config.seed, "perturbation", position))
-        noise = noise + config.input_perturbation * more  # arXiv 2301.11706: not in the target
+        added = noise + config.input_perturbation * more  # arXiv 2301.11706: not in the target
+    noisy, times, target = noised(process, latents, noise, timesteps, added)
     return Batch(
-        objective.add_noise(latents, noise, timesteps, alphas), timesteps, text, target,
-        loss_weights(config, timesteps, alphas, kind),
+        noisy, times, text, target, loss_weights(config, timesteps, alphas, kind),
         objective.huber_thresholds(timesteps, alphas, config.huber_c, config.huber_schedule), joined_masks(given),
     )  # fmt: skip
 

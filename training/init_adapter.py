@@ -68,16 +68,17 @@ def _different_layers(tensors: Mapping[str, Any], parameters: Mapping[str, nn.Pa
 
 def settings_of(info: AdapterInfo) -> dict[str, Any]:
     """Return the settings of a run that continues an adapter: method, options, layers and ranks."""
-    unet = info.fingerprint.get("unet", {})
+    encoders = {name for name in info.fingerprint if name.startswith("text_encoder")}
+    adapted = [path for name in info.fingerprint.keys() - encoders for path in info.fingerprint[name]]
     targets = info.targets
     if targets == "imported":
-        tails = sorted({re.sub(r"^.*s\.\d+\.", "", path) for path in unet})
+        tails = sorted({re.sub(r"^.*s\.\d+\.", "", path) for path in adapted})
         targets = rf".*\.({'|'.join(map(re.escape, tails))})"
     return {
         "method": info.method,
         "options": info.options,
         "targets": targets,
-        "train_text_encoder": bool(info.fingerprint.keys() - {"unet"}),
+        "train_text_encoder": bool(encoders),
         "train_trigger": bool(info.embeddings),
         "ranks": {re.escape(path): rank for ranks in info.ranks.values() for path, rank in ranks.items()},
     }

@@ -1,6 +1,7 @@
 """The DreamBooth objective as pure functions: timesteps, noise, target, weighting, prior loss.
 
-Sources: DreamBooth, arXiv 2208.12242; v-prediction, arXiv 2202.00512. kohya-ss/sd-scripts is read at 48d368fa.
+Sources: DreamBooth, arXiv 2208.12242; v-prediction, arXiv 2202.00512; rectified flow, arXiv 2403.03206.
+kohya-ss/sd-scripts is read at 48d368fa.
 """
 
 import hashlib
@@ -109,6 +110,38 @@ def prediction_target(
         alpha, sigma = _signal_and_noise(timesteps, alphas_cumprod)
         return alpha * noise - sigma * latents
     raise ValueError(f"unknown prediction type {prediction_type!r}; known: epsilon, v_prediction, sample")
+
+
+def flow_sigmas(timesteps: Tensor, total: int, shift: float) -> Tensor:
+    """Return the noise level σ (B,) of timesteps (B,) below ``total``; the last, noisiest one has σ = 1.
+
+    It is ``k t / (1 + (k − 1) t)`` for ``t = (timestep + 1) / total`` and the shift k, as in diffusers'
+    FlowMatchEulerDiscreteScheduler: a shift above 1 samples noisier levels, for larger images (section 5.3.2).
+    """
+    times = (timesteps + 1) / total
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def flow_shift(
+    tokens: int, base_shift: float = 0.5, max_shift: float = 1.15, base_tokens: int = 256, max_tokens: int = 4096
+) -> float:
+    """Return the shift ``e^μ`` for images of ``tokens`` latent patches.
+
+    μ is linear in their number: ``base_shift`` at ``base_tokens``, ``max_shift`` at ``max_tokens``. Source:
+    ``calculate_shift`` of diffusers' pipelines, whose schedulers' configurations have these values.
+    """
+    return math.exp(base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens))
+
+
+def flow_latents(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Return ``(1 − σ) x + σ ε`` for latents and noise (B, C, h, w) and noise levels (B,)."""
+    sigmas = sigmas[:, None, None, None]
+    return (1 - sigmas) * latents + sigmas * noise
+
+
+def flow_target(latents: Tensor, noise: Tensor) -> Tensor:
+    """Return what a flow-matching denoiser should predict, ``ε − x``: the derivative of ``flow_latents`` by σ."""
+    return noise - latents
 
 
 def min_snr_weights(

@@ -34,7 +34,8 @@ def layers_to_adapt(config: TrainConfig, pipe: StableDiffusionPipeline) -> list[
     every layer of a model is excluded.
     """
     texts = families.text_targets(pipe) if config.train_text_encoder else {}
-    found = [(pipe.unet, targets.find_targets(pipe.unet, config.targets))]
+    denoiser = families.denoiser(pipe)
+    found = [(denoiser, targets.find_targets(denoiser, config.targets))]
     found += [(getattr(pipe, name), paths) for name, paths in texts.items()]
     excluded = _matches(config.exclude, "exclude", found) if config.exclude else set()
     ranks: dict[tuple[int, str], int] = {}

@@ -106,7 +106,7 @@ def batch_loss(session: Session, batch: Batch) -> Tensor:
     config = session.config
     target = preservation_target(session, batch) if config.uses_base_output else batch.target
     if config.options["timestep_rank"] < 1:
-        shares = 1 - batch.timesteps / len(session.noise_process.betas)
+        shares = 1 - batch.timesteps / session.noise_process.timesteps
         for model in session.trained_components.values():
             activation.set_rank_shares(model, shares)
     prediction = session.denoiser(batch.latents, batch.timesteps, batch.text)

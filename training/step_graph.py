@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.errors import first_line
+from hra_diffusion.models import families
 from training.batch import bucket_of_step, samples_per_bucket
 from training.config import TrainConfig
 from training.objective import seeded_generator
@@ -172,7 +173,7 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 
 def _max_error(session: Session) -> float:
-    full = session.pipe.unet.dtype == torch.float32 and session.config.mixed_precision == "no"
+    full = families.denoiser(session.pipe).dtype == torch.float32 and session.config.mixed_precision == "no"
     return MAX_ERROR if full else MAX_ERROR_16_BITS
 
 

@@ -10,6 +10,7 @@ import torch
 
 from training import objective
 from training.data.latent_cache import LatentCache
+from training.noising import noised
 from training.runs.checkpoint import averaged
 from training.runs.events import Validated
 from training.session.state import Session
@@ -42,19 +43,19 @@ def validation_loss(session: Session) -> float:
     """
     photo = cast(LatentCache, session.validation)
     process, size = session.noise_process, session.config.batch_size
-    alphas, count = process.alphas_cumprod, TIMESTEPS * DRAWS
+    count = TIMESTEPS * DRAWS
     latents, text, mask = photo.batch(count, 0, 0, "validation")
     noise = torch.randn(latents.shape, generator=objective.seeded_generator(0, "validation noise"))
-    timesteps = ((torch.arange(count) % TIMESTEPS + 0.5) * len(alphas) / TIMESTEPS).long()
-    target = objective.prediction_target(latents, noise, timesteps, alphas, process.prediction_type)
-    noisy, device = objective.add_noise(latents, noise, timesteps, alphas), session.accelerator.device
+    timesteps = ((torch.arange(count) % TIMESTEPS + 0.5) * process.timesteps / TIMESTEPS).long()
+    noisy, times, target = noised(process, latents, noise, timesteps, noise)
+    device = session.accelerator.device
     errors = []
     session.denoiser.eval()
     try:
         for start in range(0, count, size):
             part = slice(start, start + size)
             own_text = {key: value[part].to(device) for key, value in text.items()}
-            prediction = session.denoiser(noisy[part].to(device), timesteps[part].to(device), own_text)
+            prediction = session.denoiser(noisy[part].to(device), times[part].to(device), own_text)
             squares = (prediction.float().cpu() - target[part]).square()
             errors.append((squares if mask is None else squares * mask[part]).mean(dim=(1, 2, 3)))
     finally:

@@ -11,13 +11,17 @@ from hra_diffusion.adapters.token_embeddings import EmbeddingAdapters
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.patterns import compile_pattern
 
-_ATTENTION = r"to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj|o_proj"
+_ATTENTION = (
+    r"to_q|to_k|to_v|to_out(\.0)?|q_proj|k_proj|v_proj|out_proj|o_proj"
+    # of the text in a transformer for both, and FLUX's projection to queries, keys, values and feed-forward at once
+    r"|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj"
+)
 # an attention in add_embedding pools the prompt for the time embedding; it belongs to none of the UNet's blocks
 _ANYWHERE = r"(?!add_embedding\.)(.*\.)?"
 TARGETS = {
     "attention": rf"{_ANYWHERE}({_ATTENTION})",
     "attention+feed-forward": rf"{_ANYWHERE}({_ATTENTION}"
-    r"|ff\.net\.0\.proj|ff\.net\.2|mlp\.fc1|mlp\.fc2|gate_proj|up_proj|down_proj)",
+    r"|ff(_context)?\.(net\.0\.proj|net\.2|linear_in|linear_out)|mlp\.fc1|mlp\.fc2|gate_proj|up_proj|down_proj)",
     "attention+conv": rf"{_ANYWHERE}({_ATTENTION}|conv1|conv2|conv_shortcut|proj_in|proj_out)",
 }
 """Named sets of layers as regular expressions for the whole path. The papers adapt attention."""

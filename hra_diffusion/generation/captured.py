@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hra_diffusion.errors import Note, first_line
+from hra_diffusion.models import families
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -185,36 +186,37 @@ def _difference(output: Any, expected: Any) -> float:
 
 
 def capturable(pipe: StableDiffusionPipeline) -> bool:
-    """Whether the UNet can be captured: on a CUDA device, neither compiled nor with hooks of an offload."""
-    if pipe.unet.device.type != "cuda":
+    """Whether the denoiser can be captured: on a CUDA device, neither compiled nor with hooks of an offload."""
+    denoiser = families.denoiser(pipe)
+    if denoiser.device.type != "cuda":
         return False
-    modules = list(pipe.unet.modules())
+    modules = list(denoiser.modules())
     hooks = ("_hf_hook", "_diffusers_hook", "_orig_mod")
-    altered = any(hasattr(module, name) for module in modules for name in hooks) or "forward" in vars(pipe.unet)
+    altered = any(hasattr(module, name) for module in modules for name in hooks) or "forward" in vars(denoiser)
     compiled = any(module._compiled_call_impl is not None for module in modules)
     return not altered and not compiled
 
 
 def captured_denoiser(pipe: StableDiffusionPipeline, cuda_graph: CudaGraph) -> CapturedCalls | None:
-    """Return the calls of the pipeline's UNet for ``denoising_with``; None if it is not captured."""
-    return CapturedCalls(pipe.unet.forward) if cuda_graph == "auto" and capturable(pipe) else None
+    """Return the calls of the pipeline's denoiser for ``denoising_with``; None if it is not captured."""
+    return CapturedCalls(families.denoiser(pipe).forward) if cuda_graph == "auto" and capturable(pipe) else None
 
 
 @contextlib.contextmanager
 def denoising_with(calls: CapturedCalls | None, pipe: StableDiffusionPipeline, plan: Hashable) -> Iterator[None]:
-    """Within the block, the pipeline's UNet runs by these calls, or uncaptured. ``plan``: its active adapters.
+    """Within the block, the pipeline's denoiser runs by these calls, or uncaptured. ``plan``: its active adapters.
 
     Blocks may nest, as when a callback generates: the outer calls, of another plan, do not apply to the inner block.
     """
-    unet: Any = pipe.unet
-    outer = vars(unet).get("forward")
+    denoiser = families.denoiser(pipe)
+    outer = vars(denoiser).get("forward")
     if calls:
-        unet.forward = functools.partial(calls, plan)
+        denoiser.forward = functools.partial(calls, plan)
     elif isinstance(getattr(outer, "func", None), CapturedCalls):
-        del unet.forward
+        del denoiser.forward
     try:
         yield
     finally:
-        vars(unet).pop("forward", None)
+        vars(denoiser).pop("forward", None)
         if outer:
-            unet.forward = outer
+            denoiser.forward = outer

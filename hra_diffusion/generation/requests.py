@@ -87,7 +87,7 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
 
     Raises UserError if the settings are invalid or do not suit the base model.
     """
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = families.default_side(pipe)
     guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), families.of(pipe).guidance_scale)
     full = FullSettings(
         settings.steps,
@@ -115,7 +115,7 @@ def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
         raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
-    multiple = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.down_block_types) - 1)
+    multiple = families.latent_pixels(pipe) * families.of(pipe).latent_multiple(families.denoiser(pipe))
     for side in (settings.width, settings.height):
         if side % multiple or not multiple <= side <= 4096:
             raise UserError(f"width and height must be multiples of {multiple} up to 4096 for this base, not {side}")
@@ -124,7 +124,7 @@ def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
 def _size_conditioning(pipe: StableDiffusionPipeline, settings: Settings | FullSettings, size: Pair) -> dict[str, Pair]:
     """Return the size conditioning for an image of this size (height, width); {} if the base model takes none."""
     given = {name: tuple(value) for name in SIZE_CONDITIONING if (value := getattr(settings, name)) is not None}
-    if not families.size_conditioned(pipe.unet.config):
+    if not families.size_conditioned(families.denoiser(pipe).config):
         if given:
             raise UserError(f"{base_name_of(pipe)} is not conditioned on sizes; only SDXL takes {', '.join(given)}")
         return {}

@@ -108,7 +108,7 @@ def generate_batch(
     Args:
         batch_size: images denoised at once, at most.
         on_step: called after every denoising step of every batch; an exception it raises ends the generation.
-        cuda_graph: "auto" captures the UNet's call on a CUDA device (see captured.CapturedCalls); "off" does not.
+        cuda_graph: "auto" captures the denoiser's call on a CUDA device (see captured.CapturedCalls); "off" does not.
         prepared: the requests' adapters, each one request has at most one of, if they are not attached to the pipeline
             (see adapters.gathered).
 
@@ -207,7 +207,7 @@ def _denoise(
     with _batch_adapters(pipe, groups, fusion, prepared), denoising_with(captured, pipe, (tuple(groups), fusion)):
         output = pipe(
             **_batch_embeddings(pipe, requests, embeddings, settings),
-            latents=_initial_noise(pipe, generators, settings).to(pipe.device, pipe.unet.dtype),
+            latents=_initial_noise(pipe, generators, settings).to(pipe.device, families.denoiser(pipe).dtype),
             generator=generators,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance_scale,
@@ -224,8 +224,8 @@ def _initial_noise(
     pipe: StableDiffusionPipeline, generators: Sequence[torch.Generator], settings: FullSettings
 ) -> Tensor:
     """Sample latents (N, channels, height, width), each from its own generator."""
-    size = settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor
-    shape = (1, pipe.unet.config.in_channels, *size)
+    size = (side // families.latent_pixels(pipe) for side in (settings.height, settings.width))
+    shape = (1, families.denoiser(pipe).config.in_channels, *size)
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 
@@ -247,7 +247,7 @@ def _require_finite(pipe: StableDiffusionPipeline, requests: Sequence[Request], 
         if np.isfinite(image).all():
             continue
         remedy = "weights of the base or an adapter are damaged, or a strength is too high: generate without adapters"
-        if torch.float16 in (pipe.unet.dtype, pipe.vae.dtype):
+        if torch.float16 in (families.denoiser(pipe).dtype, pipe.vae.dtype):
             remedy = "values overflow in float16, mostly in the VAE: use --dtype float32 or bfloat16"
         raise GenerationError(f"the picture of {request.prompt!r} with seed {request.seed} came out as NaN; {remedy}")
 

@@ -8,12 +8,12 @@ from typing import Any
 import pydantic_core
 from torch import Tensor
 
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.adapter_file import PICKLE_SUFFIXES, WEIGHT_NAMES, AdapterFileError
 from hra_diffusion.errors import UserError
 from hra_diffusion.interop import peft_settings
 from hra_diffusion.interop.peft_settings import PeftSettings
+from hra_diffusion.models import families
 
 
 class AdapterImportError(UserError):
@@ -55,7 +55,7 @@ def _read_folder(weights: Path) -> AdapterSource:
     """Read a folder's weights and settings. The folder may be named after its component."""
     config, component = weights.parent / "adapter_config.json", weights.parent.resolve().name
     settings = _read_json(config) if config.is_file() else None
-    return _read_file(weights, settings, component if component in pipeline.COMPONENTS else "")
+    return _read_file(weights, settings, component if component in families.COMPONENTS else "")
 
 
 def _from_json(data: bytes) -> Any:

@@ -133,7 +133,8 @@ def diffusers(job: ExportJob, path: Path) -> Exported:
     for layer in layers:
         key = f"{layer.component}.{public_path(layer.component, layer.path)}"
         parts = _peft_parts(layer)
-        if layer.component != "unet" and layer.magnitude is not None:  # as transformers' loader expects
+        in_text_encoder = layer.component.startswith("text_encoder")
+        if in_text_encoder and layer.magnitude is not None:  # as transformers' loader expects
             parts["lora_magnitude_vector.weight"] = parts.pop("lora_magnitude_vector")
         tensors |= {f"{key}.{part}": tensor for part, tensor in parts.items()}
     save_tensors(path, tensors, {"format": "pt"} | _lora_metadata(job, tensors))

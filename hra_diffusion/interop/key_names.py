@@ -11,21 +11,28 @@ LayerPath = tuple[str, str]
 
 PEFT_PREFIX = "base_model.model."
 """Prefix of layer names in PEFT's files."""
-COMPONENT_PREFIXES = {
+_DENOISER_PREFIXES = (
+    "lycoris_",
+    "oft_unet_",  # networks/oft.py of sd-scripts 48d368fa
+    "diffusion_model.", "model.diffusion_model.",  # ComfyUI's own names
+)  # fmt: skip
+_COMPONENT_PREFIXES = {
     **{f"{prefix}_": component for family in families.FAMILIES for component, prefix in family.kohya_prefixes},
-    "lycoris_": "unet",
-    "oft_unet_": "unet",  # networks/oft.py of sd-scripts 48d368fa
-    "unet.": "unet", "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2",
-    # ComfyUI's own names
-    "diffusion_model.": "unet", "model.diffusion_model.": "unet",
+    **{f"{component}.": component for component in families.COMPONENTS},
     # OneTrainer's files for ComfyUI: modules/model/StableDiffusion{,XL}Model.py at 23df3832
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_h.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
     # the Open Model Initiative's names, which earlier versions of OneTrainer wrote
     "clip_l.": "text_encoder", "clip_h.": "text_encoder", "clip_g.": "text_encoder_2",
 }  # fmt: skip
-"""Prefix of a key -> component."""
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+def component_prefixes(pipe: DiffusionPipeline) -> dict[str, str]:
+    """The components of a pipeline, and of other families, by the prefix of their keys."""
+    family = families.of(pipe)
+    own = {f"{prefix}_": component for component, prefix in family.kohya_prefixes}
+    return _COMPONENT_PREFIXES | own | dict.fromkeys(_DENOISER_PREFIXES, family.denoiser)
 
 
 def public_path(component: str, path: str) -> str:
@@ -56,6 +63,6 @@ def all_names(pipe: DiffusionPipeline, component: str, path: str) -> list[str]:
 def current_name(component: str, name: str) -> str:
     """The current name for a layer's name in files of old diffusers versions ("…attn1.to_out", "…self_attn.to_q")."""
     first, dot, last = name.rpartition(".")
-    if component == "unet":
+    if not component.startswith("text_encoder"):
         return f"{name}.0" if last == "to_out" else name
     return first + dot + _OLD_TEXT.get(last, last)

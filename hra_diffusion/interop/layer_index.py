@@ -10,8 +10,9 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_keys
 from hra_diffusion.adapters.linear_map import unsupported_reason
 from hra_diffusion.adapters.targets import base_modules
-from hra_diffusion.interop.key_names import COMPONENT_PREFIXES, PEFT_PREFIX, LayerPath, all_names, current_name
+from hra_diffusion.interop.key_names import PEFT_PREFIX, LayerPath, all_names, component_prefixes, current_name
 from hra_diffusion.interop.numbered_layers import numbered_layers
+from hra_diffusion.models import families
 
 _UNSUPPORTED = (
     (r".*\.(diff_b|(lora_B|lora_up)(\.\w+)?\.bias|bias)", "it changes biases; adapters here change weights only"),
@@ -35,13 +36,14 @@ class LayerIndex:
         self.keys = frozenset(keys)
         self.layers: dict[LayerPath, LayerPath] = {}
         """(component, name with underscores) -> layer."""
-        self.unet_roots: set[str] = set()
-        """First parts of the UNet's layer names."""
+        self.prefixes, self.denoiser = component_prefixes(pipe), families.of(pipe).denoiser
+        self.roots: set[str] = set()
+        """First parts of the denoiser's layer names."""
         for name, model in self.components.items():
             for path in (path for path, module in base_modules(model) if not unsupported_reason(module)):
                 for alias in all_names(pipe, name, path):
                     self.layers[name, alias.replace(".", "_")] = (name, path)
-                    self.unet_roots |= {alias.partition(".")[0]} if name == "unet" else set()
+                    self.roots |= {alias.partition(".")[0]} if name == self.denoiser else set()
         self.component = component or self._most_likely_component()
         self.numbered = {name: numbered_layers(name, model, keys, metadata) for name, model in self.components.items()}
         self.unreadable = self._unreadable_layers()
@@ -93,14 +95,14 @@ class LayerIndex:
 
     def _split_component(self, module: str) -> tuple[str | None, str]:
         """(component, name within it); for an unknown prefix (None, prefix)."""
-        for prefix, component in COMPONENT_PREFIXES.items():
+        for prefix, component in self.prefixes.items():
             if module.startswith(prefix):
                 return component, module.removeprefix(prefix)
         if self.component:
             return self.component, module
         first = module.partition(".")[0]
-        if first in self.unet_roots:
-            return "unet", module
+        if first in self.roots:
+            return self.denoiser, module
         flat = re.match(r"(lora|lycoris|oft)_[^_.]+", module)
         return None, flat[0] if flat else first
 

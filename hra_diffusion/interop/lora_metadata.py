@@ -19,8 +19,7 @@ from torch import Tensor
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.files import tensors_hash
-from hra_diffusion.models import noise
-from hra_diffusion.models.families import VERSIONS
+from hra_diffusion.models import families, noise
 from hra_diffusion.models.families.architectures import PREDICTION_KEY
 
 THUMBNAIL = 256
@@ -35,8 +34,8 @@ _RELEASES = {
 
 def base_version(pipe: Any) -> dict[str, str]:
     """Version and architecture of the base model; empty if it is not Stable Diffusion 1, 2 or XL."""
-    release, velocity = VERSIONS.get(pipe.unet.config.cross_attention_dim), "v" in _prediction(pipe).values()
-    if release is None:
+    width, velocity = families.denoiser(pipe).config.get("cross_attention_dim"), "v" in _prediction(pipe).values()
+    if (release := families.VERSIONS.get(width)) is None:
         return {}
     version, architecture, implementation = _RELEASES[release]
     if velocity and release == "sd2":
@@ -84,7 +83,7 @@ def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool)
 
 def _resolution(pipe: Any, info: AdapterInfo | None) -> int:
     """Side of the training images in pixels, by default the base model's."""
-    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    own = families.default_side(pipe)
     return info.training.get("resolution") or own if info else own
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from hra_diffusion.adapters.adapter_file import IMPORT_COMMAND, find_weights
 from hra_diffusion.errors import BaseModelError, Note
+from hra_diffusion.models.families import COMPONENTS
 
 INDEX = "model_index.json"
-COMPONENTS_WITH_WEIGHTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+COMPONENTS_WITH_WEIGHTS = (*COMPONENTS, "vae")
 
 
 def check_index(path: Path) -> None:

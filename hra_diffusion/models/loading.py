@@ -47,7 +47,7 @@ def load_base(
 
     ``source``: "toybox" (embedded), a diffusers folder, a single-file ``.safetensors`` checkpoint, or a hub id.
     ``device``: the fastest available device by default. ``dtype``: "float32", "float16" or "bfloat16".
-    ``weights``: "int8" or "nf4" quantises the UNet's weights before they are moved to the device.
+    ``weights``: "int8" or "nf4" quantises the denoiser's weights before they are moved to the device.
     ``prediction_type`` ("epsilon", "v_prediction" or "sample") and ``rescale_zero_snr`` (zero terminal SNR) override
     the base model's noise process.
     ``revision`` is a branch, a tag or a commit of a hub id, by default "main". ``variant`` chooses among the weights of
@@ -72,7 +72,7 @@ def load_base(
     pipe = _load(source, DTYPES[dtype], prediction_type, revision, variant, token)
     pipe.scheduler = noise.override(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
-        quantise(pipe.unet, weights)
+        quantise(families.denoiser(pipe), weights)
     pipe.to(device_for(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = base_name(source)
@@ -155,10 +155,11 @@ def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDi
 
 def _unsupported(pipe: Any) -> str | None:
     """Return why a pipeline is not a supported base model, or None."""
-    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
+    family, config = families.of(pipe), families.denoiser(pipe).config
+    if config.in_channels != pipe.vae.config.latent_channels:
         return "its UNet takes more than latents: an inpainting, depth or editing model, not a text-to-image model"
-    if any(getattr(pipe, name, None) is None for name, _ in families.of(pipe).encoders):
+    if any(getattr(pipe, name, None) is None for name, _ in family.encoders):
         return "a text encoder is missing: an SDXL refiner, not a base model"
-    if (kind := pipe.unet.config.addition_embed_type) not in families.of(pipe).addition_embed_types:
+    if (kind := config.addition_embed_type) not in family.addition_embed_types:
         return f"its UNet takes {kind!r} conditioning, which its pipeline does not provide"
     return None

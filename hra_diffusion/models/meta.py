@@ -30,7 +30,7 @@ def meta_pipeline(
     """
     configs = architecture(base, prediction_type) if isinstance(base, str) else _architecture_of(base)
     family: Any = families.by_pipeline_name(configs.pipeline, configs.name)
-    models: dict[str, Any] = {"unet": on_meta(configs.build_unet), "vae": on_meta(configs.build_vae)}
+    models: dict[str, Any] = {family.denoiser: on_meta(configs.build_unet), "vae": on_meta(configs.build_vae)}
     for (name, _), encoder in zip(family.encoders, on_meta(configs.build_encoders), strict=True):
         models[name] = encoder
     for model in models.values():
@@ -60,7 +60,7 @@ def _architecture_in(folder: Path) -> Architecture:
     index = _json(folder / INDEX)
     family = families.by_pipeline_name(index.get("_class_name"), str(folder))
     encoders = tuple(_json(folder / name / "config.json") for name, _ in family.encoders)
-    unet, vae = (_json(folder / name / "config.json") for name in ("unet", "vae"))
+    unet, vae = (_json(folder / name / "config.json") for name in (family.denoiser, "vae"))
     return Architecture(folder.name, family.pipeline, unet, vae, encoders, ("", {}), ())
 
 
@@ -68,7 +68,7 @@ def _architecture_of(pipe: StableDiffusionPipeline) -> Architecture:
     family: Any = families.of(pipe)
     encoders = tuple(getattr(pipe, name).config.to_dict() for name, _ in family.encoders)
     return Architecture(
-        "", family.pipeline, dict(pipe.unet.config), dict(pipe.vae.config), encoders, ("", {}), ()
+        "", family.pipeline, dict(families.denoiser(pipe).config), dict(pipe.vae.config), encoders, ("", {}), ()
     )  # fmt: skip
 
 

@@ -46,6 +46,11 @@ class NoiseProcess:
     prediction_type: str
     zero_snr: bool
 
+    @property
+    def timesteps(self) -> int:
+        """Number of timesteps T."""
+        return len(self.betas)
+
     @functools.cached_property
     def alphas_cumprod(self) -> Tensor:
         """Cumulative product of 1 − beta, ᾱ (T,); with zero terminal SNR the last one is exactly 0."""

@@ -69,9 +69,7 @@ def outputs(pipe, side=16):
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, ["a sks dog in the snow"]))
-        return pipe.unet(
-            noise, torch.tensor([500]), text["hidden"], added_cond_kwargs=family.added_cond_kwargs(text, 8 * side)
-        ).sample
+        return family.predict(pipe.unet, noise, torch.tensor([500]), text, 8 * side)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 
 from training import objective
@@ -38,6 +39,31 @@ def test_noise_and_velocity_match_diffusers(batch):
     assert objective.prediction_target(latents, noise, timesteps, alphas, "epsilon") is noise
     with pytest.raises(ValueError, match="known: epsilon"):
         objective.prediction_target(latents, noise, timesteps, alphas, "flow")
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_matches_diffusers(batch, shift):
+    """Noise levels, noisy latents and timesteps; the target leads along a straight line to any other noise level."""
+    latents, noise, timesteps, _ = batch
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    sigmas = objective.flow_sigmas(timesteps, 1000, shift)
+    torch.testing.assert_close(objective.flow_sigmas(torch.arange(1000), 1000, shift).flip(0), scheduler.sigmas)
+    theirs = scheduler.timesteps[999 - timesteps]
+    torch.testing.assert_close(1000 * sigmas, theirs)
+    noisy = objective.flow_latents(latents, noise, sigmas)
+    torch.testing.assert_close(noisy, scheduler.scale_noise(latents, theirs, noise))
+    scheduler.set_timesteps(4)
+    start = objective.flow_latents(latents, noise, scheduler.sigmas[:1].expand(6))
+    stepped = scheduler.step(objective.flow_target(latents, noise), scheduler.timesteps[0], start).prev_sample
+    torch.testing.assert_close(stepped, objective.flow_latents(latents, noise, scheduler.sigmas[1:2].expand(6)))
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_the_flow_shift_of_a_size_matches_diffusers(tokens):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=(torch.arange(1000, 0, -1) / 1000).tolist(), mu=calculate_shift(tokens))
+    sigmas = objective.flow_sigmas(torch.arange(1000), 1000, objective.flow_shift(tokens))
+    torch.testing.assert_close(sigmas.flip(0), scheduler.sigmas[:-1])
 
 
 def test_a_timestep_bias_below_1_samples_noisier_timesteps():

@@ -5,17 +5,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from hra_diffusion.adapters.linear_map import unsupported_reason
 from hra_diffusion.adapters.probe import probe
 from hra_diffusion.adapters.quantization import storage
+from hra_diffusion.adapters.targets import base_modules
 from hra_diffusion.generation.png import read_image, save_png, slug
 from hra_diffusion.generation.requests import Request, Settings, complete_settings
 from hra_diffusion.generation.sampling import generate_batch
-from hra_diffusion.models import noise
+from hra_diffusion.models import families, noise
 from hra_diffusion.pipeline import base_name_of
 from training.data.buckets import Size
 from training.data.captions import class_prompt
@@ -33,10 +35,12 @@ def load_class_images(
     settings. Image k has seed k, so that a larger count reuses the images of a smaller one.
     """
     settings = complete_settings(pipe, Settings(CLASS_IMAGE_STEPS, width=size[0], height=size[1]))
-    probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (pipe.unet.conv_in, pipe.unet.conv_out)]
+    denoiser = families.denoiser(pipe)
+    layers: list[Any] = [layer for _, layer in base_modules(denoiser) if not unsupported_reason(layer)]
+    probes = [round(probe(layer.weight.flatten(1)), 2) for layer in (layers[0], layers[-1])]
     process = noise.process_settings(pipe.scheduler)
     key = json.dumps(
-        [base_name_of(pipe), probes, storage(pipe.unet), process, class_prompt(class_noun), asdict(settings)]
+        [base_name_of(pipe), probes, storage(denoiser), process, class_prompt(class_noun), asdict(settings)]
     )
     cache = folder / f"{slug(class_noun)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     paths = [cache / f"{seed:04d}.png" for seed in range(count)]

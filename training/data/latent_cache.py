@@ -154,6 +154,4 @@ def _moments(pipe: StableDiffusionPipeline, image: Image.Image) -> tuple[Tensor,
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with vae_upcast(pipe.vae) as vae:
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
-    scale = pipe.vae.config.scaling_factor
-    return (posterior.mean[0].float().cpu() - shift) * scale, posterior.std[0].float().cpu() * scale
+    return families.of(pipe).scale(pipe.vae, posterior.mean[0].float().cpu(), posterior.std[0].float().cpu())

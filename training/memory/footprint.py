@@ -57,7 +57,7 @@ class Footprint:
 class BaseMemory:
     """Bytes of a base model's components, and the peaks of its passes without an adapter."""
 
-    unet: int
+    denoiser: int
     vae: int
     text_encoders: int
     encoding: int
@@ -82,19 +82,18 @@ def predict_footprint(
     Raises:
         UserError: the base model does not have the targets, or a layer is too small for the rank.
     """
-    shapes = meta_pipeline(
-        pipe or config.base, pipe.unet.dtype if pipe else DTYPES[config.dtype], config.prediction_type
-    )
+    dtype = families.denoiser(pipe).dtype if pipe else DTYPES[config.dtype]
+    shapes = meta_pipeline(pipe or config.base, dtype, config.prediction_type)
     if config.base_weights != "full":
-        quantise(shapes.unet, config.base_weights)
-    resolution = config.resolution or shapes.unet.config.sample_size * shapes.vae_scale_factor
+        quantise(families.denoiser(shapes), config.base_weights)
+    resolution = config.resolution or families.default_side(shapes)
     cache = {} if cache is None else cache
     base_key = (config.dtype, config.base_weights)
     step_key = (*base_key, config.batch_size, config.gradient_checkpointing, config.mixed_precision)
     base = cache[base_key] = cache.get(base_key) or measure_base(shapes, resolution)
     adapter = adapter_bytes(config, add_adapter(config, shapes).values())
     step = cache[step_key] = cache.get(step_key) or training_peak(config, shapes, resolution)
-    components = base.unet + base.vae + base.text_encoders
+    components = base.denoiser + base.vae + base.text_encoders
     offloaded = 0 if device == "cpu" else base.vae + (0 if config.runs_text_encoder else base.text_encoders)
     constant, factor = OVERHEAD[device]
     phases = {"cache": components + factor * base.encoding}
@@ -114,16 +113,16 @@ def predict_generation(base: str, dtype: str, device: str, prediction_type: str 
     Raises BaseModelError if the configuration of the base model can't be read.
     """
     shapes = meta_pipeline(base, DTYPES[dtype], prediction_type)
-    memory = measure_base(shapes, shapes.unet.config.sample_size * shapes.vae_scale_factor)
+    memory = measure_base(shapes, families.default_side(shapes))
     constant, factor = OVERHEAD[device]
-    return round(constant + memory.unet + memory.vae + memory.text_encoders + factor * memory.generation * images)
+    return round(constant + memory.denoiser + memory.vae + memory.text_encoders + factor * memory.generation * images)
 
 
 def measure_base(pipe: StableDiffusionPipeline, resolution: int) -> BaseMemory:
     """Return the sizes of a pipeline's components and the peaks of its passes at a resolution in pixels."""
     text_encoders = sum(map(module_bytes, families.text_encoders(pipe)))
     passes = encoding_peak(pipe, resolution), generation_peak(pipe, resolution)
-    return BaseMemory(module_bytes(pipe.unet), module_bytes(pipe.vae), text_encoders, *passes)
+    return BaseMemory(module_bytes(families.denoiser(pipe)), module_bytes(pipe.vae), text_encoders, *passes)
 
 
 def module_bytes(module: nn.Module) -> int:

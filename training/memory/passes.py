@@ -1,7 +1,5 @@
 """Peak memory of the passes of a run: encoding a photo, generating an image, and a training step."""
 
-from typing import Any, cast
-
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ def generation_peak(pipe: StableDiffusionPipeline, resolution: int) -> int:
         with vae_upcast(pipe.vae) as vae:
             vae.decode(latents[:1].to(vae.dtype))
 
-    return peak_bytes(generate, [pipe.unet, pipe.vae, *families.text_encoders(pipe)])
+    return peak_bytes(generate, [families.denoiser(pipe), pipe.vae, *families.text_encoders(pipe)])
 
 
 def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, resolution: int) -> int:
@@ -46,7 +44,7 @@ def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, resolution
         enable_gradient_checkpointing(pipe, config)
     count = config.batch_size * (2 if config.prior_loss_weight else 1)
     text = _token_ids(pipe, count) if config.runs_text_encoder else _cached_embeddings(pipe, count)
-    models = [pipe.unet, *families.text_encoders(pipe)][: None if config.runs_text_encoder else 1]
+    models = [families.denoiser(pipe), *families.text_encoders(pipe)][: None if config.runs_text_encoder else 1]
 
     def step() -> None:
         latents = _latents(pipe, resolution, count)
@@ -55,25 +53,24 @@ def training_peak(config: TrainConfig, pipe: StableDiffusionPipeline, resolution
         penalties = [attachment.penalty(model, config.name) for model in models]
         (loss + sum(penalty for penalty in penalties if penalty is not None)).backward()
 
-    return peak_bytes(step, models, True) + _autocast_copies(config, pipe.unet)
+    return peak_bytes(step, models, True) + _autocast_copies(config, models[0])
 
 
-def _autocast_copies(config: TrainConfig, unet: nn.Module) -> int:
+def _autocast_copies(config: TrainConfig, denoiser: nn.Module) -> int:
     """Return the bytes of the weights that autocast casts to 16 bits and keeps for the backward pass."""
     if config.mixed_precision == "no" or config.gradient_checkpointing or config.dtype != "float32":
         return 0
-    return sum(2 * parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
+    return sum(2 * parameter.numel() for parameter in denoiser.parameters() if not parameter.requires_grad)
 
 
 def _latents(pipe: StableDiffusionPipeline, resolution: int, count: int) -> Tensor:
-    size = resolution // pipe.vae_scale_factor
-    return torch.empty(count, pipe.unet.config.in_channels, size, size, device=pipe.device)
+    size = resolution // families.latent_pixels(pipe)
+    return torch.empty(count, families.denoiser(pipe).config.in_channels, size, size, device=pipe.device)
 
 
 def _token_ids(pipe: StableDiffusionPipeline, count: int) -> Text:
-    encoders = cast(list[Any], families.text_encoders(pipe))
-    length = encoders[0].config.max_position_embeddings
-    return {"ids": torch.zeros(count, len(encoders), length, dtype=torch.long, device=pipe.device)}
+    shape = families.of(pipe).ids_shape(families.text_encoders(pipe))
+    return {"ids": torch.zeros(count, *shape, dtype=torch.long, device=pipe.device)}
 
 
 def _embeddings(pipe: StableDiffusionPipeline, count: int) -> Text:

@@ -47,15 +47,15 @@ def offload(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
     """Move the VAE and frozen text encoders to the CPU and free their memory on the accelerator."""
     for model in _idle(pipe, config):
         model.to("cpu")
-    if pipe.unet.device.type == "cuda":
+    if families.denoiser(pipe).device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
-    """Within the block, the offloaded components are on the UNet's device."""
+    """Within the block, the offloaded components are on the denoiser's device."""
     for model in _idle(pipe, config):
-        model.to(pipe.unet.device)
+        model.to(families.denoiser(pipe).device)
     try:
         yield
     finally:
@@ -64,12 +64,13 @@ def onload(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]
 
 @contextlib.contextmanager
 def restore_eval(pipe: StableDiffusionPipeline, config: TrainConfig) -> Iterator[None]:
-    """After the block, all components are on the UNet's device, in eval mode, neither checkpointed nor compiled."""
+    """After the block, all components are on the denoiser's device, in eval mode, neither checkpointed nor compiled."""
     try:
         yield
     finally:
-        for model in (pipe.unet, *families.text_encoders(pipe), pipe.vae):
-            model.to(pipe.unet.device).eval()
+        denoiser = families.denoiser(pipe)
+        for model in (denoiser, *families.text_encoders(pipe), pipe.vae):
+            model.to(denoiser.device).eval()
         disable_gradient_checkpointing(pipe)
         if config.compile:
             discard_compiled_blocks(pipe)

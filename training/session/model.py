@@ -1,4 +1,4 @@
-"""The model that a run trains: UNet and text encoders with a new adapter."""
+"""The model that a run trains: denoiser and text encoders with a new adapter."""
 
 import functools
 from collections.abc import Callable
@@ -21,23 +21,22 @@ from training.session.trigger_embeddings import add_trigger_embeddings
 
 
 class Denoiser(nn.Module):
-    """UNet and trained text encoders as one module, which Accelerate wraps once for several processes."""
+    """Denoiser and trained text encoders as one module, which Accelerate wraps once for several processes."""
 
     def __init__(self, pipe: StableDiffusionPipeline, with_text: bool):
         super().__init__()
-        self.family, self.pixels = families.of(pipe), pipe.vae_scale_factor
-        self.unet = pipe.unet
+        self.family, self.pixels = families.of(pipe), families.latent_pixels(pipe)
+        self.model = families.denoiser(pipe)
         self.encoders = nn.ModuleList(families.text_encoders(pipe) if with_text else [])
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """Return the prediction (B, C, h, w) for noisy latents, timesteps (B,) and token ids or embeddings."""
         if self.encoders:
             text = text | self.family.embed(list(self.encoders), text["ids"])
-        dtype = next(self.unet.parameters()).dtype
+        dtype = next(self.model.parameters()).dtype
         # time ids stay in float32: bfloat16 would round an image size
         text = {key: value if key == "time_ids" else value.to(dtype) for key, value in text.items()}
-        added = self.family.added_cond_kwargs(text, latents.shape[-1] * self.pixels)
-        return self.unet(latents.to(dtype), timesteps, text["hidden"], added_cond_kwargs=added).sample
+        return self.family.predict(self.model, latents.to(dtype), timesteps, text, latents.shape[-1] * self.pixels)
 
 
 def add_adapter(config: TrainConfig, pipe: StableDiffusionPipeline, start: bool = True) -> dict[str, nn.Parameter]:
@@ -79,7 +78,7 @@ def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
 
 
 def compile_blocks(pipe: StableDiffusionPipeline, device: torch.device) -> None:
-    """Compile the UNet's transformer blocks in place. Raises TrainingError if no compiler works on the device.
+    """Compile the denoiser's transformer blocks in place. Raises TrainingError if no compiler works on the device.
 
     Blocks of the same shapes share their compiled code. Source: diffusers' ``compile_repeated_blocks``.
     """
@@ -90,12 +89,12 @@ def compile_blocks(pipe: StableDiffusionPipeline, device: torch.device) -> None:
             f"--compile does not work here: {first_line(error)}; install a C++ compiler such as g++ (on a GPU Triton), "
             "or use --no-compile"
         ) from error
-    pipe.unet.compile_repeated_blocks()
+    families.denoiser(pipe).compile_repeated_blocks()
 
 
 def discard_compiled_blocks(pipe: StableDiffusionPipeline) -> None:
     """Undo ``compile_blocks``."""
-    for module in pipe.unet.modules():
+    for module in families.denoiser(pipe).modules():
         module._compiled_call_impl = None
 
 
@@ -104,17 +103,17 @@ def _given_ranks(layers: LayerRanks) -> dict[str, int]:
 
 
 def enable_gradient_checkpointing(pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
-    """Recompute activations of UNet and text encoders in the backward pass: less memory, more time."""
+    """Recompute activations of denoiser and text encoders in the backward pass: less memory, more time."""
     # the state of the random number generator can't be read while a CUDA graph is captured; only dropout needs it
     options = {"use_reentrant": False, "preserve_rng_state": has_dropout(pipe, config)}
-    pipe.unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
+    families.denoiser(pipe).enable_gradient_checkpointing(functools.partial(checkpoint, **options))
     for encoder in families.text_encoders(pipe):
         _activation_checkpointing(encoder, "enable")(options)
 
 
 def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
     """Undo ``enable_gradient_checkpointing``."""
-    pipe.unet.disable_gradient_checkpointing()
+    families.denoiser(pipe).disable_gradient_checkpointing()
     for encoder in families.text_encoders(pipe):
         _activation_checkpointing(encoder, "disable")()
 
@@ -122,7 +121,7 @@ def disable_gradient_checkpointing(pipe: StableDiffusionPipeline) -> None:
 def has_dropout(pipe: StableDiffusionPipeline, config: TrainConfig) -> bool:
     """Return whether the adapter or the base model drops activations at random during training."""
     rates = [getattr(encoder.config, "attention_dropout", 0) for encoder in families.text_encoders(pipe)]
-    rates += [module.p for module in pipe.unet.modules() if isinstance(module, nn.Dropout)]
+    rates += [module.p for module in families.denoiser(pipe).modules() if isinstance(module, nn.Dropout)]
     return any([config.options.get("dropout"), *rates])
 
 

@@ -126,7 +126,7 @@ def learning_rate_scale(config: TrainConfig, key: str) -> float:
     """
     if key.endswith(f".{PARAMETER}"):
         return config.trigger_lr_scale
-    component = 1.0 if key.startswith("unet.") else config.text_encoder_lr_scale
+    component = config.text_encoder_lr_scale if key.startswith("text_encoder") else 1.0
     return component * (config.lora_plus_ratio if key.endswith(".up") else 1.0)
 
 

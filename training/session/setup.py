@@ -16,7 +16,7 @@ from torch import Tensor
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.generation.requests import Request, prompt_notes
-from hra_diffusion.models import families, noise
+from hra_diffusion.models import families
 from hra_diffusion.models.families.sdxl import uncropped_time_ids
 from hra_diffusion.models.prompts import split, without_weights
 from training.config import TrainConfig
@@ -84,7 +84,7 @@ def set_up(
     fingerprint = adapter_fingerprint(pipeline.components(pipe), config.name)
     return Session(
         config, run, accelerator, timer, pipe, denoiser, parameters, optimizer, photos, class_caches,
-        class_captions, held_out, averages, fingerprint, dataset, noise.of(pipe.scheduler), processes, init_sha256,
+        class_captions, held_out, averages, fingerprint, dataset, families.noise_process(pipe), processes, init_sha256,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def encode_photos(config: TrainConfig, pipe: StableDiffusionPipeline, bucket: Ca
     ids = uncropped_ids(pipe, images, views=1 + flip)
     if ids is not None and config.size_conditioning:
         ids = torch.stack([photo_time_ids(photo, flip) for photo in bucket.photos])
-    width, height = (side // pipe.vae_scale_factor for side in images[0].size)
+    width, height = (side // families.latent_pixels(pipe) for side in images[0].size)
     weights = mask_weights(
         [photo.mask for photo in bucket.photos], (width, height), flip, config.unmasked_weight,
         config.normalize_masked_area_loss,
@@ -184,8 +184,8 @@ def encode_class_images(
 
 
 def uncropped_ids(pipe: StableDiffusionPipeline, images: Sequence[Image.Image], views: int) -> Tensor | None:
-    """Return the time ids (N, views, 6) of images that are not cropped; None if the UNet takes none."""
-    if not families.size_conditioned(pipe.unet.config):
+    """Return the time ids (N, views, 6) of images that are not cropped; None if the denoiser takes none."""
+    if not families.size_conditioned(families.denoiser(pipe).config):
         return None
     return uncropped_time_ids(images[0].height, images[0].width).float().expand(len(images), views, -1)
 

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
+from hra_diffusion.models import families
 from hra_diffusion.models.noise import NoiseProcess
 from training.config import TrainConfig
 from training.data.dataset import Dataset
@@ -69,4 +70,5 @@ class Session:
     def trained_components(self) -> dict[str, nn.Module]:
         """The components with trained adapters, by name."""
         models = pipeline.components(self.pipe)
-        return models if self.config.runs_text_encoder else {"unet": models["unet"]}
+        denoiser = families.of(self.pipe).denoiser
+        return models if self.config.runs_text_encoder else {denoiser: models[denoiser]}

@@ -1,6 +1,7 @@
 """Families of base models: the differences between Stable Diffusion 1/2 and XL, one file each.
 
-A family defines how prompts are encoded for the UNet and how other programs name its components.
+A family defines its denoiser and the denoiser's call, the scale of its latents, how prompts are encoded, and how other
+programs name its components.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from torch import Tensor, cat, nn, stack, zeros_like
+from torch import Tensor, cat, nn, zeros_like
 
 from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.models.families import sd, sdxl
 from hra_diffusion.models.families.weighting import hidden_states
+from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import parse_weights, split, without_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Text = dict[str, Tensor]
-"""A batch of prompts: token ``ids`` (B, encoders, L), or embeddings ``hidden`` (B, L, d) and, for SDXL, ``pooled``
+"""A batch of prompts: token ``ids`` (B, rows, L), or embeddings ``hidden`` (B, L, d) and, for SDXL, ``pooled``
 (B, p). Training images add ``time_ids`` (B, 6), their size conditioning."""
 
 
@@ -31,15 +33,17 @@ class Family(Protocol):
     name: str
     pipeline: str
     """Name of the pipeline class in diffusers."""
+    denoiser: str
+    """Name of the denoiser on the pipeline, and in adapter files."""
     encoders: tuple[tuple[str, str], ...]
     """Names of the text encoders on the pipeline, each with that of its tokenizer."""
     kohya_prefixes: tuple[tuple[str, str], ...]
     """Components with the prefix of their keys in kohya's files."""
     embeddings_type: str
-    """Which hidden states of the text encoders the UNet takes: a name in compel's ReturnedEmbeddingsType."""
+    """Which hidden states of the text encoders the denoiser takes: a name in compel's ReturnedEmbeddingsType."""
     guidance_scale: float
     addition_embed_types: tuple[str | None, ...]
-    """Values of ``addition_embed_type`` that a UNet of this family may have."""
+    """Values of ``addition_embed_type`` that a denoiser of this family may have."""
     from_pretrained_kwargs: Mapping[str, Any]
     """Keyword arguments for ``from_pretrained`` and ``from_single_file``."""
     original_unet_names: bool
@@ -49,12 +53,28 @@ class Family(Protocol):
         """Encode prompts, and negative prompts for guidance, as keyword arguments of the pipeline's call."""
         ...
 
+    def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str]) -> Tensor:
+        """Return token ids (N, rows, L), padded and truncated to the length that the text encoders read."""
+        ...
+
+    def ids_shape(self, encoders: Sequence[Any]) -> tuple[int, int]:
+        """Return rows and length of the token ids of one caption."""
+        ...
+
     def embed(self, encoders: Sequence[nn.Module], ids: Tensor) -> Text:
-        """Run the text encoders on token ids (B, encoders, L); returns the embeddings that the UNet takes."""
+        """Run the text encoders on token ids (B, rows, L); returns the embeddings that the denoiser takes."""
         ...
 
     def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
-        """Paths of the text encoder's layers whose output the UNet does not use; training them has no effect."""
+        """Paths of the text encoder's layers whose output the denoiser does not use; training them has no effect."""
+        ...
+
+    def noise_process(self, scheduler: Any) -> NoiseProcess:
+        """Return the noise process of a diffusers scheduler. Raises BaseModelError if it is not supported."""
+        ...
+
+    def scale(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the mean and standard deviation of a VAE's latents (…, channels, height, width) for the denoiser."""
         ...
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
@@ -65,12 +85,23 @@ class Family(Protocol):
         """Scale decoded pixels to 0 to 1, after the pipeline's own last step."""
         ...
 
-    def added_cond_kwargs(self, text: Text, pixels: int) -> dict[str, Tensor] | None:
-        """``added_cond_kwargs`` of the UNet's call, for square images of ``pixels`` a side."""
+    def predict(self, denoiser: Any, latents: Tensor, times: Tensor, text: Text, pixels: int) -> Tensor:
+        """Call the denoiser on noisy latents (B, C, h, w) of images ``pixels`` wide; returns its prediction, as large.
+
+        ``times`` (B,): timesteps as the scheduler numbers them. ``text``: the embeddings.
+        """
+        ...
+
+    def latent_multiple(self, denoiser: Any) -> int:
+        """Return the number that the latents' height and width must be multiples of."""
         ...
 
 
 FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL())
+COMPONENTS = tuple(
+    dict.fromkeys(name for family in FAMILIES for name in (family.denoiser, *(name for name, _ in family.encoders)))
+)
+"""Names of the models on pipelines that take adapters, the denoiser first."""
 VERSIONS: Mapping[Any, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Released versions of Stable Diffusion by the width of their text embeddings (``cross_attention_dim``)."""
 
@@ -93,16 +124,36 @@ def of(pipe: DiffusionPipeline) -> Family:
     return next((family for family in reversed(FAMILIES) if isinstance(pipe, pipeline_class(family))), FAMILIES[0])
 
 
-def version(unet_config: Mapping[str, Any]) -> str:
-    """Return "sd1", "sd2" or "sdxl" for the configuration of a UNet; "sd1" for unknown widths."""
-    if size_conditioned(unet_config):
+def denoiser(pipe: DiffusionPipeline) -> Any:
+    """Return the denoiser of a pipeline."""
+    return getattr(pipe, of(pipe).denoiser)
+
+
+def noise_process(pipe: DiffusionPipeline) -> NoiseProcess:
+    """Return the noise process of a pipeline's scheduler. Raises BaseModelError if it is not supported."""
+    return of(pipe).noise_process(cast(Any, pipe).scheduler)
+
+
+def default_side(pipe: DiffusionPipeline) -> int:
+    """Return the side in pixels of the images that a base model was trained for."""
+    return denoiser(pipe).config.sample_size * cast(Any, pipe).vae_scale_factor
+
+
+def latent_pixels(pipe: DiffusionPipeline) -> int:
+    """Return the side in pixels of a position of the latents that the denoiser takes."""
+    return cast(Any, pipe).image_processor.config.vae_scale_factor
+
+
+def version(config: Mapping[str, Any]) -> str:
+    """Return "sd1", "sd2" or "sdxl" for the configuration of a denoiser; "sd1" for unknown widths."""
+    if size_conditioned(config):
         return "sdxl"
-    return "sd2" if VERSIONS.get(unet_config.get("cross_attention_dim")) == "sd2" else "sd1"
+    return "sd2" if VERSIONS.get(config.get("cross_attention_dim")) == "sd2" else "sd1"
 
 
-def size_conditioned(unet_config: Mapping[str, Any]) -> bool:
-    """Whether a UNet is conditioned on original size, crop and target size, as SDXL's is."""
-    return unet_config.get("addition_embed_type") == "text_time"
+def size_conditioned(config: Mapping[str, Any]) -> bool:
+    """Whether a denoiser is conditioned on original size, crop and target size, as SDXL's is, by its configuration."""
+    return config.get("addition_embed_type") == "text_time"
 
 
 def is_plain_prompt(pipe: DiffusionPipeline, prompt: str) -> bool:
@@ -148,17 +199,11 @@ def text_targets(pipe: DiffusionPipeline) -> dict[str, list[str]]:
 
 
 def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:
-    """Return token ids (N, encoders, L) by each encoder's tokenizer, padded and truncated to its maximum length."""
-    return stack([_ids(getattr(pipe, name), captions) for _, name in of(pipe).encoders], dim=1)
+    """Return token ids (N, rows, L) of captions, as the family's text encoders read them."""
+    family = of(pipe)
+    return family.tokenize([getattr(pipe, name) for _, name in family.encoders], captions)
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of a text without those of its start and end."""
     return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def _ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    length = tokenizer.model_max_length
-    return tokenizer(
-        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hra_diffusion.models import noise
 from hra_diffusion.models.devices import vae_upcast
+from hra_diffusion.models.families import clip
+from hra_diffusion.models.families.latents import scaled, unet_multiple
 
 
 class StableDiffusionXL:
@@ -18,6 +21,7 @@ class StableDiffusionXL:
 
     name = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
+    denoiser = "unet"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     kohya_prefixes: tuple[tuple[str, str], ...] = (
         ("unet", "lora_unet"),
@@ -29,6 +33,11 @@ class StableDiffusionXL:
     addition_embed_types: tuple[str | None, ...] = ("text_time",)
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True
+    noise_process = staticmethod(noise.of)
+    scale = staticmethod(scaled)
+    latent_multiple = staticmethod(unet_multiple)
+    tokenize = staticmethod(clip.tokenize)
+    ids_shape = staticmethod(clip.ids_shape)
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does, with zeros for empty negative prompts if the base model asks."""
@@ -74,13 +83,14 @@ class StableDiffusionXL:
             pixels = pipe.watermark.apply_watermark(pixels)
         return pipe.image_processor.postprocess(pixels, "pt")
 
-    def added_cond_kwargs(self, text: dict[str, Tensor], pixels: int) -> dict[str, Tensor]:
-        """Pooled text embedding (B, p) and time ids (B, 6), which default to those of uncropped images."""
+    def predict(self, denoiser: Any, latents: Tensor, times: Tensor, text: dict[str, Tensor], pixels: int) -> Tensor:
+        """The UNet also takes the pooled text embedding (B, p) and time ids (B, 6), by default of uncropped images."""
         pooled = text["pooled"]
         time_ids = text.get("time_ids")
         if time_ids is None:
             time_ids = uncropped_time_ids(pixels, pixels).to(pooled).expand(len(pooled), -1)
-        return {"text_embeds": pooled, "time_ids": time_ids}
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        return denoiser(latents, times, text["hidden"], added_cond_kwargs=added).sample
 
 
 def uncropped_time_ids(height: int, width: int) -> Tensor:

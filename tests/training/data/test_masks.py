@@ -186,7 +186,7 @@ def test_the_loss_ignores_the_background(settings, save, tmp_path, changes):
     assert batch.mask is not None and batch.mask[4:].eq(1).all(), "class images and captions have no mask"
     outputs = []
     session.denoiser.register_forward_hook(lambda module, given, output: outputs.append(output))
-    session.denoiser.unet.conv_out.weight.requires_grad_(True)
+    session.denoiser.model.conv_out.weight.requires_grad_(True)
     loss = batch_loss(session, batch)
     (gradient,) = torch.autograd.grad(loss, outputs[-1:])
     background = batch.mask.eq(0).expand_as(gradient)
