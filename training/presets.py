@@ -41,8 +41,8 @@ _METHOD: dict[str, dict[str, dict[str, Any]]] = {
         "hoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "shoft": {"learning_rate": 0.7e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         # not swept: DoRA as LoRA, blocks at about the angle per step of HRA's reflections. On one subject OFT shows it
-        # in .62 .69 .69 .62 of the images at half to four times its rate, BOFT in .69 .85 at its rate and twice; at four
-        # times BOFT loses the prompts' scenes
+        # in .62 .69 .69 .62 of the images at half to four times its rate, BOFT in .69 .85 at its rate and twice; at
+        # four times BOFT loses the prompts' scenes
         "dora": {"learning_rate": 2e-3, "options": {"rank": 16}},
         "oft": {"learning_rate": 0.5e-3, "weight_decay": 0.0, "options": {"rank": 16}},
         "boft": {"learning_rate": 1e-3, "weight_decay": 0.0, "options": {"rank": 8}},
