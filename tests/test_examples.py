@@ -49,7 +49,7 @@ def test_methods_are_compared_with_scores(run_example, adapters, tmp_path):
 
 def test_an_export_gives_the_same_images_in_diffusers(run_example, adapters, tmp_path):
     output = run_example("export_to_diffusers", adapters[0], "--output", tmp_path / "exported")
-    assert float(output.rsplit(" ", 1)[1]) < 1e-3
+    assert float(output.rsplit(" ", 1)[1]) < 2e-3, "half a level of 255; processors differ"
 
 
 def test_a_language_model_learns_a_line(run_example):

@@ -27,7 +27,7 @@ from app.inference_session import Cancelled
 from app.protocols.plan import BASE, NOISE_SEED, Plan
 from app.protocols.scoring import Scorer
 from app.protocols.subjects import Subject
-from hra_diffusion import interop, library, pipeline
+from hra_diffusion import library, pipeline
 from hra_diffusion.adapters.adapter_file import read_info
 from hra_diffusion.files import move, remove, sha256, write_text
 from hra_diffusion.generation.png import read_image, save_png, slug
@@ -231,6 +231,8 @@ class Benchmark:
 
     def _export(self, adapter: Path, target: Path) -> None:
         """Export an adapter for other programs, and import it again as the LoRA or DoRA that they get."""
+        from hra_diffusion import interop  # slow
+
         pipe = self.load_base()
         name = library.load_unique(pipe, adapter).name
         with tempfile.TemporaryDirectory() as folder:
