@@ -4,7 +4,6 @@ python -m benchmarks.scale
 """
 
 import functools
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.adapters.targets import find_targets, target_layer
-from hra_diffusion.files import write_text
+from hra_diffusion.files import read_json, write_text
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
 from training.presets import defaults
 
@@ -138,10 +137,10 @@ Adapters that are not in memory are read from their files when they are asked fo
 
 def drawing(results: Path) -> str:
     """Return the section on pictures per second."""
-    served = _read(results / "bench_serving.json")
+    served = read_json(results / "bench_serving.json")
     table = markdown_table(served["columns"], served["rows"]) if served else "Not measured."
     command = f"`{served['command']}`, {served['conditions']}." if served else "`python -m benchmarks.bench_serving`."
-    gpu = _read(results / "bench_inference-cuda.json")
+    gpu = read_json(results / "bench_inference-cuda.json")
     steps = {row[0]: float(row[1].split()[0]) for row in gpu["rows"]}
     rows = [(name, f"{seconds * 1000:.0f}", f"{1 / (PICTURE_STEPS * seconds):.2f}") for name, seconds in steps.items()]
     return f"""\
@@ -162,7 +161,7 @@ Batches are faster as long as a step waits for kernel launches; how much is not 
 
 def training(results: Path) -> str:
     """Return the section on trainings per hour."""
-    measured = _read(results / "bench_step-cuda.json")
+    measured = read_json(results / "bench_step-cuda.json")
     steps = defaults("sd1", "lora", "balanced")["steps"]
     rows = []
     for method, seconds, *_ in measured["rows"]:
@@ -209,10 +208,6 @@ def _bytes(value: float) -> str:
     """Return a size in MB, GB or TB."""
     unit, name = next((unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB"), (0, "MB")) if value >= unit)
     return f"{value / (unit or 1e6):.1f} {name}"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 if __name__ == "__main__":

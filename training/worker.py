@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.libraries import BITSANDBYTES, PEFT, hide, hide_loading_bars
-from hra_diffusion.processes import start_time
+from hra_diffusion.processes import is_running, start_time
 from training.memory.savings import is_out_of_memory
 from training.runs import leases
 from training.runs.dispatch import STOPPED
@@ -46,8 +46,10 @@ def main(output: Path, name: str, device: str, lease: str, parent: str = "") -> 
 def end_with(parent: int) -> None:
     """End this process once the process ``parent`` has ended: the cluster continues the run elsewhere."""
 
+    started = start_time(parent)
+
     def watch() -> None:
-        while start_time(parent):
+        while is_running(parent, started):
             time.sleep(1)
         os._exit(1)
 

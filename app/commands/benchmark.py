@@ -144,10 +144,7 @@ def expect(plan: Plan, folder: Path, arguments: argparse.Namespace) -> Estimate:
     """Return what the missing cells take; runs that were never measured on this machine are."""
     from app.protocols.estimate import estimate
 
-    def measured(config: TrainConfig) -> Calibration:
-        return calibration.load(arguments.output, config) or measure_run(config, arguments.output, arguments.quiet)
-
-    return estimate(folder, plan, plan.load_subjects(), measured)
+    return estimate(folder, plan, plan.load_subjects(), lambda config: measured(config, arguments))
 
 
 def describe(plan: Plan, expected: Estimate) -> tuple[str, dict[str, Any]]:
@@ -203,8 +200,8 @@ def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[
     """Return the settings of the variants with ranks or steps of an equal budget. Raises UserError."""
     if plan.budget == "parameters":
         return plans.equal_parameters(plan.variants, plan.base, load_base(arguments))
-    measured = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
-    return plans.equal_seconds(plan.variants, plan.base, measured)
+    found = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
+    return plans.equal_seconds(plan.variants, plan.base, found)
 
 
 def config_of(plan: Plan, variant: str) -> TrainConfig:
@@ -213,9 +210,14 @@ def config_of(plan: Plan, variant: str) -> TrainConfig:
     return plan.config(subjects[plan.subjects[0]], variant, plan.seeds[0])
 
 
+def measured(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
+    """Return the stored measurement of a run, or measure it."""
+    return calibration.load(arguments.output, config) or measure_run(config, arguments.output, arguments.quiet)
+
+
 def measure(config: TrainConfig, arguments: argparse.Namespace) -> Calibration:
-    """Return the stored measurement of a run, or measure it. Raises UserError if it fails."""
-    found = calibration.load(arguments.output, config) or measure_run(config, arguments.output, arguments.quiet)
+    """The same. Raises UserError if the measurement failed."""
+    found = measured(config, arguments)
     if found.error:
         raise UserError(f"{config.method}: {found.error}")
     return found

@@ -26,7 +26,7 @@ def parse_jobs(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.jobs == LOCAL:
         return {}
     try:
-        settings = ClusterSettings(jobs=arguments.jobs, storage=arguments.storage)
+        settings = ClusterSettings(jobs=arguments.jobs, storage=arguments.storage, processes=1)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
     require_ray(settings.jobs)

@@ -87,8 +87,7 @@ def train_on_cluster(config: TrainConfig, output: Path, listeners: Sequence[List
     try:
         job = wait_for(queue, config.name, listeners)
     except KeyboardInterrupt:
-        status = queue.job(config.name).status
-        queue.cancel(config.name) if status == "waiting" else queue.stop(config.name)
+        queue.end(config.name)
         raise
     if job.status == "stopped":
         raise KeyboardInterrupt

@@ -215,8 +215,8 @@ class Benchmark:
         """Take the runs of cells out of the queue, and stop those that train."""
         queue = Queue(self.output)
         for name in {self._config(cell).name for cell in cells if cell.variant != BASE}:
-            if (self.output / name).exists() and (status := queue.job(name).status) in ("waiting", "running"):
-                queue.cancel(name) if status == "waiting" else queue.stop(name)
+            if (self.output / name).exists():
+                queue.end(name)
 
     def _adapter(self, cell: Cell) -> Path | None:
         """Return the adapter of a trained cell, exported if that is missing. Raises RunError."""
@@ -261,10 +261,7 @@ class Benchmark:
             if self.cancelled.is_set() and job.status != "finished":
                 raise Cancelled("stopped")
         except (KeyboardInterrupt, Cancelled) as stopped:
-            if (status := queue.job(name).status) == "running":
-                queue.stop(name)
-            elif status == "waiting":
-                queue.cancel(name)
+            queue.end(name)
             if isinstance(stopped, Cancelled):
                 wait_for(queue, name)  # until it has saved its state
             raise
@@ -339,13 +336,6 @@ def read_result(folder: Path, cell: Cell) -> Result | None:
 
     result = records.read(folder / cell.folder / "cell.json", Result, None)
     return result if result and result.cell == cell else None
-
-
-def reference_images(subject: Subject, size: int) -> list[Image.Image]:
-    """Return the photos that a subject's pictures are compared with, cropped to squares of ``size`` pixels."""
-    from training.data.dataset import load_dataset
-
-    return [photo.image for photo in load_dataset(subject.references, size).photos]
 
 
 def facts(result: Result) -> dict[str, Any]:

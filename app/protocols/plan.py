@@ -93,6 +93,8 @@ class Plan(BaseModel):
 
     def checkpoint_steps(self, variant: str) -> range:
         """Return the steps whose checkpoints are drawn: evenly spaced, before the last step."""
+        if not self.checkpoints:  # often asked; steps parses the settings
+            return range(0)
         every = self._checkpoint_every(variant)
         return range(every, self.steps(variant), every)[: self.checkpoints]
 

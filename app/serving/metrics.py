@@ -1,5 +1,7 @@
 """Counters of the server for Prometheus. They name neither keys, adapters nor prompts."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
@@ -8,7 +10,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.responses = Counter("hra_responses", "Answers to requests for pictures, by status.", ["status"], **own)
         self.pictures = Counter("hra_pictures", "Pictures drawn.", **own)
         self.seconds = Histogram(

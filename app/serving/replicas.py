@@ -6,7 +6,7 @@ A client that sends the header ``serve-multiplexed-model-id`` with the adapter's
 adapter in memory, if one has. Replicas are added while more requests wait than fill their batches.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from anyio import to_thread
 from fastapi import Depends
@@ -47,7 +47,7 @@ def application(options: ClusterOptions) -> Any:
         async def announce(self, key: Annotated[Key, Depends(require_key)]) -> None:
             """Prepare the adapter of the request's header, so that Ray's router knows that it is here."""
             if (name := serve.get_multiplexed_model_id()) and key.may_use(name):
-                await self.adapter(name)
+                await cast(Any, self.adapter)(name)  # a method, which Ray's decorator hides
 
         @serve.multiplexed(max_num_models_per_replica=options.adapters_per_replica)
         async def adapter(self, name: str) -> str:
@@ -61,7 +61,7 @@ def application(options: ClusterOptions) -> Any:
             if not self.service.engine.is_alive:
                 raise RuntimeError("the engine has ended")
 
-    deployed = serve.deployment(
+    deployed: Any = serve.deployment(
         serve.ingress()(Server), name="hra-diffusion", autoscaling_config=scaling,
         max_ongoing_requests=options.max_queue, ray_actor_options={"num_gpus": options.gpus},
     )  # fmt: skip

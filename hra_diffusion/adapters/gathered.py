@@ -204,7 +204,7 @@ def _adapted(layer: nn.Module, y: Tensor, x: Tensor, factors: LayerFactors) -> T
     if factors.update:
         up, down = factors.update
         if convolves:
-            flat = torch.baddbmm(flat, up, _convolved(layer, x, down))
+            flat = torch.baddbmm(flat, up, _convolved(cast(nn.Conv2d, layer), x, down))
         else:
             flat = torch.baddbmm(flat, torch.bmm(x.reshape(rows, -1, x.shape[-1]), down.mT), up.mT)
     if factors.scale is not None:

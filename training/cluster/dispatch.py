@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from hra_diffusion.errors import UserError, first_line
 from training.cluster import inputs

@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 
 from hra_diffusion.errors import UserError
-from training.cluster.storage import LOG, Manifest, Mirror, SupersededError
+from training.cluster.storage import Manifest, Mirror, SupersededError
 from training.runs import leases, state
 from training.runs.dispatch import record_end
 from training.runs.index import Index
+from training.runs.progress import log_size
+from training.runs.run_folder import Run
 from training.runs.state import MAX_RESTARTS, Request, RunState
 
 SYNC_SECONDS = 2.0
@@ -89,12 +91,13 @@ class Attempt:
     def _follow(self, process: "subprocess.Popen[bytes]") -> None:
         """Mirror the run until its process ends. Raises AttemptError if it hangs."""
         synchronised = heard = time.monotonic()
-        size, longest, limit = _log_size(self.folder), 0.0, BEFORE_FIRST * self.silence
+        run = Run(self.folder)
+        size, longest, limit = log_size(run), 0.0, BEFORE_FIRST * self.silence
         while process.poll() is None:
             if self._synchronise(synchronised):
                 synchronised = time.monotonic()
             now = time.monotonic()
-            if (seen := _log_size(self.folder)) != size:
+            if (seen := log_size(run)) != size:
                 size, longest, heard = seen, max(longest, now - heard), now
                 limit = max(self.silence, 2 * longest)
             if now - heard > limit:
@@ -151,13 +154,6 @@ def _next_state(stored: Manifest) -> RunState:
         reason = f"it was interrupted {before.restarts + 1} times without a new checkpoint; process.log may say why"
         return before.model_copy(update={"status": "failed", "reason": reason, "queued": None})
     return before.model_copy(update={"status": "waiting", "restarts": before.restarts + 1})
-
-
-def _log_size(folder: Path) -> int:
-    try:
-        return (folder / LOG).stat().st_size
-    except OSError:
-        return 0
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -170,6 +170,14 @@ class Queue:
             raise RunError(f"{name!r} is {job.status}: there is nothing to stop")
         job.run.request("stop")
 
+    def end(self, name: str) -> None:
+        """Cancel a run that waits, or stop one that trains; a run that is over stays as it is."""
+        status = self.job(name).status
+        if status == "waiting":
+            self.cancel(name)
+        elif status == "running":
+            self.stop(name)
+
     def job(self, name: str) -> Job:
         """Return a run with its status: "died" if it is recorded as running and no process trains it."""
         folder = self.output / validated_name(name)
