@@ -21,16 +21,16 @@ NARROW = {"vocab_size": 49408, "hidden_size": 80, "intermediate_size": 160, "num
 NARROW_VAE = SD1.vae | {"block_out_channels": (32, 32, 32, 32)}
 NARROW_SD1 = replace(
     SD1,
-    unet=SD1.unet | {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 80},
+    denoiser=SD1.denoiser | {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 80},
     vae=NARROW_VAE,
-    encoders=(NARROW,),
+    encoders=(SD1.encoders[0] | NARROW,),
 )
 NARROW_SDXL = replace(
     SDXL,
-    unet=SDXL.unet | {"block_out_channels": (32, 64, 128), "attention_head_dim": (1, 2, 4), "cross_attention_dim": 160,
-                      "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 80},
+    denoiser=SDXL.denoiser | {"block_out_channels": (32, 64, 128), "attention_head_dim": (1, 2, 4),
+                              "cross_attention_dim": 160, "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 80},
     vae=NARROW_VAE,
-    encoders=(NARROW, NARROW),
+    encoders=tuple(values | NARROW for values in SDXL.encoders),
 )  # fmt: skip
 ARCHITECTURES = {"sd1": SD1, "sdxl": SDXL, "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL}
 """Architectures by name. The narrow ones have all layers of the released ones, a tenth as wide, and two text layers."""
@@ -48,7 +48,7 @@ def load_unet(base: str, device: str, dtype: str) -> Any:
     """Load toybox's UNet, or create one of a released architecture with random weights."""
     if base == sources.TOYBOX:
         return loading.load_base(base, device, dtype).unet
-    return _random_weights(ARCHITECTURES[base], "build_unet", device, dtype)
+    return _random_weights(ARCHITECTURES[base], "build_denoiser", device, dtype)
 
 
 def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:

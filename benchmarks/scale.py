@@ -65,7 +65,7 @@ def page(results: Path = RESULTS) -> str:
 @functools.cache
 def layer_shapes(architecture: Architecture) -> Counter[tuple[int, int]]:
     """Count the attention layers of the UNet by weight shape (d_out, d_in)."""
-    unet = on_meta(architecture.build_unet)
+    unet = on_meta(architecture.build_denoiser)
     return Counter(matrix_shape(target_layer(unet, path)) for path in find_targets(unet, "attention"))
 
 
@@ -84,7 +84,11 @@ def size_of(architecture: Architecture, base: str, method: str) -> Size:
 
 def base_bytes(architecture: Architecture) -> int:
     """Return the size of a base model's weights in half precision."""
-    parts = [on_meta(architecture.build_unet), on_meta(architecture.build_vae), *on_meta(architecture.build_encoders)]
+    parts = [
+        on_meta(architecture.build_denoiser),
+        on_meta(architecture.build_vae),
+        *on_meta(architecture.build_encoders),
+    ]
     return 2 * sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = DiffusionPipeline | nn.Module
 
-COMPONENT_OF_CLASS = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
+COMPONENT_OF_CLASS = {
+    "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder", "SD3Transformer2DModel": "transformer",
+    "Flux2Transformer2DModel": "transformer",
+}  # fmt: skip
 """The component that a single model is in adapter files, by its class; "model" for others."""
 
 

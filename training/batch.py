@@ -14,7 +14,7 @@ from hra_diffusion.models.families import Text
 from training import objective
 from training.config import TrainConfig
 from training.data.latent_cache import Examples, LatentCache
-from training.noising import noised
+from training.noising import noised, signal_levels
 from training.session.state import Session
 
 
@@ -109,7 +109,7 @@ def noisy_batch(session: Session, given: Sequence[Examples], position: int) -> B
     latents = torch.cat([examples.latents for examples in given])
     text = {key: torch.cat([examples.text[key] for examples in given]) for key in given[0].text}
     process = session.noise_process
-    alphas, kind = process.alphas_cumprod, process.prediction_type
+    alphas, kind = signal_levels(process, latents), process.prediction_type
     noise, generator = make_noise(latents.shape, config, position)
     timesteps = objective.sample_timesteps(len(latents), process.timesteps, config, generator)
     added = noise

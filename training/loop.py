@@ -13,8 +13,8 @@ from hra_diffusion.errors import Note
 from hra_diffusion.files import sweep
 from hra_diffusion.generation.requests import Settings as GenerationSettings
 from hra_diffusion.generation.requests import complete_settings
-from hra_diffusion.models import loading
-from hra_diffusion.models.noise import distillation_sign
+from hra_diffusion.models import families, loading
+from hra_diffusion.models.flow import FlowProcess
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
@@ -22,9 +22,11 @@ from training.data.concepts import concept_numbers
 from training.data.dataset import Dataset, load_dataset
 from training.data.photo_files import find_photos
 from training.data.validation_photo import held_out_photo
+from training.errors import TrainingError
 from training.init_adapter import check_init_adapter
 from training.memory.peak import reset_peak_memory
 from training.memory.savings import restore_reductions, restore_savings
+from training.noising import require_weighting
 from training.planning import plan_run, use_of_own_process
 from training.recovery import reduce_memory
 from training.runs.checkpoint import restore_latest, save_checkpoint, write_adapter
@@ -100,7 +102,8 @@ def train(
             accelerator = make_accelerator(config)
     with timer.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), timer)
-    if reason := distillation_sign(pipe):
+    if reason := families.of(pipe).distillation_sign(pipe):
+        require_undistilled(config, pipe, reason)
         timer.emit(Notice(f"this base looks distilled to generate in a few steps: {reason}. {DISTILLED}"))
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
@@ -118,10 +121,17 @@ def train(
 def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, dataset: Dataset) -> None:
     """Raise UserError if the adapter can't be used, or a new run lacks photos or the adapter to start from."""
     check_adapter(config, pipe)
+    require_weighting(config, families.noise_process(pipe))
     if not run.checkpoints():
         held_out_photo(dataset.photos, config.validation, config.seed)
         if config.init_adapter:
             check_init_adapter(config.init_adapter, config)
+
+
+def require_undistilled(config: TrainConfig, pipe: StableDiffusionPipeline, reason: str) -> None:
+    """Raise TrainingError for a distilled base with flow matching, whose loss is not that of its distillation."""
+    if isinstance(families.noise_process(pipe), FlowProcess):
+        raise TrainingError(f"{config.base} is distilled to generate in a few steps: {reason}. {DISTILLED}")
 
 
 def continue_run(session: Session) -> None:

@@ -101,7 +101,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
 def prediction_target(
     latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str
 ) -> Tensor:
-    """Return what the UNet should predict: the noise, the velocity ``√ᾱ ε − √(1 − ᾱ) x``, or the sample."""
+    """Return what the denoiser should predict: the noise, the velocity ``√ᾱ ε − √(1 − ᾱ) x``, or the sample."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -120,17 +120,6 @@ def flow_sigmas(timesteps: Tensor, total: int, shift: float) -> Tensor:
     """
     times = (timesteps + 1) / total
     return shift * times / (1 + (shift - 1) * times)
-
-
-def flow_shift(
-    tokens: int, base_shift: float = 0.5, max_shift: float = 1.15, base_tokens: int = 256, max_tokens: int = 4096
-) -> float:
-    """Return the shift ``e^μ`` for images of ``tokens`` latent patches.
-
-    μ is linear in their number: ``base_shift`` at ``base_tokens``, ``max_shift`` at ``max_tokens``. Source:
-    ``calculate_shift`` of diffusers' pipelines, whose schedulers' configurations have these values.
-    """
-    return math.exp(base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens))
 
 
 def flow_latents(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from hra_diffusion.adapters.state import ActiveAdapters, Fusion
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.schedulers import SCHEDULERS, own_name
-from hra_diffusion.models import families, noise, prompts
+from hra_diffusion.generation.schedulers import scheduler_name, scheduler_names
+from hra_diffusion.models import families, prompts
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.pipeline import base_name_of
 
@@ -92,7 +92,7 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
     full = FullSettings(
         settings.steps,
         guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
-        settings.scheduler or own_name(pipe),
+        scheduler_name(pipe, settings.scheduler),
         settings.width or side,
         settings.height or side,
         **_size_conditioning(pipe, settings, (settings.height or side, settings.width or side)),
@@ -104,14 +104,17 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
 def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> list[str]:
     """Return notes on the requests' prompts (see prompts.prompt_notes), without repetitions."""
     texts = dict.fromkeys(text for request in requests for text in (request.prompt, request.negative_prompt))
+    if families.of(pipe).embeddings_type is None:  # without weights and further windows
+        cut = [words for text in texts if (words := families.cut_off(pipe, text))]
+        return [f"the prompt is longer than the text encoder reads; these words have no effect: “{w}”" for w in cut]
     tokenizer = families.tokenizer(pipe)
     return list(dict.fromkeys(note for text in texts for note in prompts.prompt_notes(tokenizer, text)))
 
 
 def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
-    if settings.scheduler not in (*SCHEDULERS, own_name(pipe)):
-        raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(SCHEDULERS)}")
-    if settings.scheduler == "euler-a" and noise.of(pipe.scheduler).prediction_type == "sample":
+    if settings.scheduler not in (known := scheduler_names(pipe)):
+        raise UserError(f"unknown scheduler {settings.scheduler!r} for this base; use one of {', '.join(known)}")
+    if settings.scheduler == "euler-a" and families.noise_process(pipe).prediction_type == "sample":
         raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")

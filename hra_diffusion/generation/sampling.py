@@ -33,7 +33,7 @@ from hra_diffusion.generation.requests import (
 from hra_diffusion.generation.schedulers import use_scheduler
 from hra_diffusion.generation.subjects import with_subjects
 from hra_diffusion.locks import lock_of
-from hra_diffusion.models import families, noise, prompts
+from hra_diffusion.models import families, prompts
 from hra_diffusion.pipeline import active, active_fusion, components, frozen, require_fusable, strengths_on
 from hra_diffusion.threads import sharing_cores
 
@@ -162,7 +162,7 @@ def _generate(
 
 def _warn(pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: FullSettings) -> None:
     """Issue warnings that point at the caller of ``generate`` or ``compare``."""
-    if settings.scheduler == "dpm++-karras" and noise.of(pipe.scheduler).zero_snr:
+    if settings.scheduler == "dpm++-karras" and families.noise_process(pipe).zero_snr:
         warnings.warn(
             "dpm++-karras spends most of its steps on pure noise with this base, which has zero terminal SNR; dpm++ "
             "gives better pictures",

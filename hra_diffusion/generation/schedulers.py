@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hra_diffusion.models import noise
+from hra_diffusion.models import families, noise
+from hra_diffusion.models.flow import FlowProcess
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -20,12 +21,24 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
 }
-"""Name → (diffusers class, options)."""
+"""Name → (diffusers class, options), for base models with discrete diffusion."""
+DEFAULT = "dpm++"
 
 
 def own_name(pipe: StableDiffusionPipeline) -> str:
     """Return the class name of the pipeline's own scheduler."""
     return type(pipe.scheduler).__name__
+
+
+def scheduler_names(pipe: StableDiffusionPipeline) -> list[str]:
+    """Return the schedulers that a base model can be sampled with, its own last. Flow matching has its own only."""
+    return [own_name(pipe)] if isinstance(families.noise_process(pipe), FlowProcess) else [*SCHEDULERS, own_name(pipe)]
+
+
+def scheduler_name(pipe: StableDiffusionPipeline, name: str | None) -> str:
+    """Return the scheduler that a setting means: None is the pipeline's own, as is the default with flow matching."""
+    known = scheduler_names(pipe)
+    return known[-1] if name is None or (name == DEFAULT and name not in known) else name
 
 
 @contextlib.contextmanager
@@ -39,7 +52,7 @@ def use_scheduler(pipe: StableDiffusionPipeline, name: str) -> Iterator[None]:
         return
     class_name, options = SCHEDULERS[name]
     before = pipe.scheduler
-    pipe.scheduler = noise.of(before).scheduler(class_name, **options)
+    pipe.scheduler = noise.of(before).scheduler(class_name, **options)  # a name in SCHEDULERS: discrete diffusion
     # diffusers looks the first timestep up by its value. With Karras sigmas two timesteps near pure noise are equal; it
     # takes the second, and the last step then runs past the end.
     pipe.scheduler.index_for_timestep = lambda timestep, schedule_timesteps=None: 0

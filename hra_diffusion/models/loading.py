@@ -14,7 +14,6 @@ from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import BaseModelError, UserError, first_line
 from hra_diffusion.hub import is_hub_id
-from hra_diffusion.libraries import only_errors_logged
 from hra_diffusion.models import families, folders, noise
 from hra_diffusion.models.devices import device_for
 from hra_diffusion.models.sources import TOYBOX, base_name, local_path, model_folder
@@ -66,11 +65,8 @@ def load_base(
         raise BaseModelError(
             f"unknown prediction type {prediction_type!r}; use one of {', '.join(noise.PREDICTION_TYPES)}"
         )
-    with only_errors_logged():
-        for family in families.FAMILIES:
-            families.pipeline_class(family)
     pipe = _load(source, DTYPES[dtype], prediction_type, revision, variant, token)
-    pipe.scheduler = noise.override(pipe.scheduler, prediction_type, rescale_zero_snr)
+    pipe.scheduler = families.of(pipe).override_noise(pipe.scheduler, prediction_type, rescale_zero_snr)
     if weights != "full":
         quantise(families.denoiser(pipe), weights)
     pipe.to(device_for(device))
@@ -131,10 +127,13 @@ def _from_pretrained(name_or_path: str, place: dict[str, Any], options: dict[str
     index = cast(dict, DiffusionPipeline.load_config(name_or_path, **place))
     family = families.by_pipeline_name(index.get("_class_name"), name_or_path)
     config = cast(dict, DDIMScheduler.load_config(name_or_path, subfolder="scheduler", **place))
+    family.require_scheduler(index["scheduler"][1], config)
     scheduler = noise.load_scheduler(index["scheduler"][1], config)
+    absent = [names for names in family.encoders if names[0] in family.optional_encoders and not index[names[0]][0]]
     return families.pipeline_class(family).from_pretrained(
-        name_or_path, scheduler=scheduler, **place, **options, **family.from_pretrained_kwargs
-    )
+        name_or_path, scheduler=scheduler, **place, **options, **family.from_pretrained_kwargs,
+        **dict.fromkeys(name for names in absent for name in names),
+    )  # fmt: skip
 
 
 def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDiffusionPipeline:
@@ -156,10 +155,11 @@ def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDi
 def _unsupported(pipe: Any) -> str | None:
     """Return why a pipeline is not a supported base model, or None."""
     family, config = families.of(pipe), families.denoiser(pipe).config
-    if config.in_channels != pipe.vae.config.latent_channels:
-        return "its UNet takes more than latents: an inpainting, depth or editing model, not a text-to-image model"
-    if any(getattr(pipe, name, None) is None for name, _ in family.encoders):
-        return "a text encoder is missing: an SDXL refiner, not a base model"
-    if (kind := config.addition_embed_type) not in family.addition_embed_types:
+    if config.in_channels != family.latent_channels(pipe.vae):
+        return "its denoiser takes more than latents: an inpainting, depth or editing model, not a text-to-image model"
+    required = [name for name, _ in family.encoders if name not in family.optional_encoders]
+    if any(getattr(pipe, name, None) is None for name in required):
+        return "a text encoder is missing: an SDXL refiner, or an incomplete copy"
+    if (kind := config.get("addition_embed_type")) not in family.addition_embed_types:
         return f"its UNet takes {kind!r} conditioning, which its pipeline does not provide"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,17 @@ def meta_pipeline(
     """
     configs = architecture(base, prediction_type) if isinstance(base, str) else _architecture_of(base)
     family: Any = families.by_pipeline_name(configs.pipeline, configs.name)
-    models: dict[str, Any] = {family.denoiser: on_meta(configs.build_unet), "vae": on_meta(configs.build_vae)}
-    for (name, _), encoder in zip(family.encoders, on_meta(configs.build_encoders), strict=True):
-        models[name] = encoder
+    models: dict[str, Any] = {family.denoiser: on_meta(configs.build_denoiser), "vae": on_meta(configs.build_vae)}
+    names = [name for name, _ in family.encoders]
+    models |= dict(
+        zip(names, on_meta(configs.build_encoders), strict=False)
+    )  # an optional one, the last, may be missing
     for model in models.values():
         nn.Module.to(model.requires_grad_(False).eval(), dtype)
-    absent = dict.fromkeys(("scheduler", "feature_extractor", *(tokenizer for _, tokenizer in family.encoders)))
-    return families.pipeline_class(family)(**models, **absent, **family.from_pretrained_kwargs)
+    kind = families.pipeline_class(family)
+    expected = inspect.signature(kind).parameters.values()
+    absent = {part.name: None for part in expected if part.default is part.empty and part.name not in models}
+    return kind(**models, **absent, **family.from_pretrained_kwargs)
 
 
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:
@@ -59,17 +64,20 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
 def _architecture_in(folder: Path) -> Architecture:
     index = _json(folder / INDEX)
     family = families.by_pipeline_name(index.get("_class_name"), str(folder))
-    encoders = tuple(_json(folder / name / "config.json") for name, _ in family.encoders)
+    paths = [(name, folder / name / "config.json") for name, _ in family.encoders]
+    missing = [name for name, path in paths if name in family.optional_encoders and not path.is_file()]
+    encoders = tuple(_json(path) for name, path in paths if name not in missing)
     unet, vae = (_json(folder / name / "config.json") for name in (family.denoiser, "vae"))
     return Architecture(folder.name, family.pipeline, unet, vae, encoders, ("", {}), ())
 
 
 def _architecture_of(pipe: StableDiffusionPipeline) -> Architecture:
     family: Any = families.of(pipe)
-    encoders = tuple(getattr(pipe, name).config.to_dict() for name, _ in family.encoders)
-    return Architecture(
-        "", family.pipeline, dict(families.denoiser(pipe).config), dict(pipe.vae.config), encoders, ("", {}), ()
-    )  # fmt: skip
+    found: list[Any] = families.text_encoders(pipe)
+    encoders = tuple(encoder.config.to_dict() | {"architectures": [type(encoder).__name__]} for encoder in found)
+    parts = families.denoiser(pipe), pipe.vae
+    denoiser, vae = (dict(part.config) | {"_class_name": type(part).__name__} for part in parts)
+    return Architecture("", family.pipeline, denoiser, vae, encoders, ("", {}), ())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -30,6 +30,10 @@ DISCRETE_SCHEDULERS = {
 }  # fmt: skip
 """Schedulers in diffusers with a discrete diffusion process. The others define their own noise levels or timesteps."""
 DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+"""The scheduler in diffusers of base models trained by flow matching (see ``flow``)."""
+FLOW = "flow"
+"""The prediction type that adapter files record for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,7 @@ class NoiseProcess:
 
 def of(scheduler: Any) -> NoiseProcess:
     """Return the noise process of a diffusers scheduler. Raises BaseModelError if it is not supported."""
-    require_discrete(_class_name(scheduler), scheduler.config)
+    require(_class_name(scheduler), scheduler.config)
     settings = process_settings(scheduler)
     if settings == {"prediction_type": "epsilon", "zero_snr": True}:
         raise BaseModelError(
@@ -85,6 +89,8 @@ def of(scheduler: Any) -> NoiseProcess:
 
 def process_settings(scheduler: Any) -> dict[str, Any]:
     """Return "prediction_type" and "zero_snr" of a scheduler, as recorded in adapter files; unsupported ones too."""
+    if type(scheduler).__name__ == FLOW_SCHEDULER:
+        return {"prediction_type": FLOW, "zero_snr": False}
     config, betas = scheduler.config, getattr(scheduler, "betas", None)
     rescaled = betas is not None and bool(betas[-1] >= 1)  # rescaled betas may be given as trained_betas
     return {"prediction_type": config.get("prediction_type", ""), "zero_snr": rescaled or bool(config.get(ZERO_SNR))}
@@ -96,7 +102,7 @@ def _class_name(scheduler: Any) -> str:
     return next((name for name in names if name in DISCRETE_SCHEDULERS), names[0])
 
 
-def require_discrete(name: str, config: Mapping[str, Any]) -> None:
+def require(name: str, config: Mapping[str, Any]) -> None:
     """Raise BaseModelError unless a scheduler, given by class name and configuration, has a discrete process."""
     if name in DISTILLED_SCHEDULERS:
         reason = "samples a few fixed timesteps, for a distilled model: use the base model it was distilled from"
@@ -116,12 +122,10 @@ def require_discrete(name: str, config: Mapping[str, Any]) -> None:
 def load_scheduler(name: str, config: dict[str, Any]) -> Any:
     """Create the scheduler of a saved base model from its class name and configuration.
 
-    If it needs a package that is not installed (scipy, torchsde), return DDIM with the same noise process. Raises
-    BaseModelError if its noise process is not discrete.
+    If it needs a package that is not installed (scipy, torchsde), return DDIM with the same noise process.
     """
     import diffusers
 
-    require_discrete(name, config)
     try:
         return getattr(diffusers, name).from_config(config)
     except ImportError:
@@ -138,7 +142,7 @@ def override(scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool
     options = {"prediction_type": prediction_type, ZERO_SNR: rescale_zero_snr}
     changes = {key: value for key, value in options.items() if value is not None}
     if changes:
-        require_discrete(_class_name(scheduler), scheduler.config)
+        require(_class_name(scheduler), scheduler.config)
         changes |= {"timestep_spacing": "trailing"} if rescale_zero_snr else {}
         if rescale_zero_snr is None or ZERO_SNR in type(scheduler)().config:
             scheduler = scheduler.from_config(scheduler.config, **changes)

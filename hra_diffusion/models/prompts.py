@@ -51,16 +51,16 @@ def without_weights(prompt: str) -> str:
     return "".join(text for text, _ in parse_weights(prompt))
 
 
-def split(tokenizer: Any, text: str) -> tuple[str, str]:
-    """Split a text into the words that fit the maximum length of ``tokenizer``, and the remaining words."""
-    words = text.split()
+def split(tokenizer: Any, text: str, limit: int | None = None) -> tuple[str, str]:
+    """Split a text into the words that fit ``limit`` tokens, by default the tokenizer's maximum, and the other words."""
+    words, limit = text.split(), limit or tokenizer.model_max_length
 
     def tokens(count: int) -> int:
         return len(tokenizer(" ".join(words[:count]), verbose=False).input_ids)
 
-    if tokens(len(words)) <= tokenizer.model_max_length:
+    if tokens(len(words)) <= limit:
         return text, ""
-    fitting = bisect.bisect_right(range(len(words) + 1), tokenizer.model_max_length, key=tokens) - 1
+    fitting = bisect.bisect_right(range(len(words) + 1), limit, key=tokens) - 1
     return " ".join(words[:fitting]), " ".join(words[fitting:])
 
 

@@ -15,6 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ASSETS = PACKAGE / "assets" if (PACKAGE / "assets").is_dir() else PACKAGE.parent / "assets"
 """Folder of the embedded models: inside the installed package, or at the root of a checkout."""
 
+DENOISER_CONFIGS = tuple(dict.fromkeys(f"{family.denoiser}/config.json" for family in families.FAMILIES))
+VERSION_NAMES = {"diffusion-3": "sd3", "xl": "sdxl", "diffusion-2": "sd2"}
+"""Versions of hub ids by a part of their name."""
+
 
 def base_name(source: str) -> str:
     """Return the name that files record for a base model: the file's or folder's own name, or the hub id."""
@@ -33,7 +37,7 @@ def model_folder(source: str, revision: str | None = None) -> Path | None:
 
 
 def base_version(source: str) -> str:
-    """Return "toybox", "sd1", "sd2" or "sdxl" for a base model, from its configuration alone.
+    """Return "toybox", "sd1", "sd2", "sdxl" or "sd3" for a base model, from its configuration alone.
 
     A hub id outside the local cache is classified by its name. Unreadable models count as "sd1"; loading them raises an
     error with the reason.
@@ -44,18 +48,19 @@ def base_version(source: str) -> str:
         if Path(source).is_file():
             from hra_diffusion.models import single_file  # imports diffusers, which takes seconds
 
-            return families.version(single_file.detect_architecture(Path(source), "epsilon").unet)
+            return families.version(single_file.detect_architecture(Path(source), "epsilon").denoiser)
         if folder := model_folder(source):
-            return families.version(json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, SafetensorError):
+            config = next(file for name in DENOISER_CONFIGS if (file := folder / name).is_file())
+            return families.version(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, StopIteration, SafetensorError):
         return "sd1"
     name = source.lower()
-    return "sdxl" if "xl" in name else "sd2" if "diffusion-2" in name else "sd1"
+    return next((version for part, version in VERSION_NAMES.items() if part in name), "sd1")
 
 
 def _cached_folder(source: str, revision: str | None) -> Path | None:
     try:
-        config = try_to_load_from_cache(source, "unet/config.json", revision=revision)
+        cached = [try_to_load_from_cache(source, name, revision=revision) for name in DENOISER_CONFIGS]
     except ValueError:  # not a hub id
         return None
-    return Path(config).parent.parent if isinstance(config, str) else None
+    return next((Path(config).parent.parent for config in cached if isinstance(config, str)), None)

@@ -39,7 +39,7 @@ def random_pipe(architecture, dtype=torch.float32):
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
-        unet, vae, encoders = architecture.build_unet(), architecture.build_vae(), architecture.build_encoders()
+        unet, vae, encoders = architecture.build_denoiser(), architecture.build_vae(), architecture.build_encoders()
     finally:
         torch.set_default_dtype(torch.float32)
     tokenizers = [

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 
+from hra_diffusion.models import flow
 from training import objective
 from training.settings.objective import ObjectiveSettings
 
@@ -61,8 +62,9 @@ def test_flow_matching_matches_diffusers(batch, shift):
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])
 def test_the_flow_shift_of_a_size_matches_diffusers(tokens):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    process = flow.of(scheduler, 1)
     scheduler.set_timesteps(sigmas=(torch.arange(1000, 0, -1) / 1000).tolist(), mu=calculate_shift(tokens))
-    sigmas = objective.flow_sigmas(torch.arange(1000), 1000, objective.flow_shift(tokens))
+    sigmas = objective.flow_sigmas(torch.arange(1000), 1000, process.shift_for(16, tokens // 16))
     torch.testing.assert_close(sigmas.flip(0), scheduler.sigmas[:-1])
 
 

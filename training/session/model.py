@@ -68,6 +68,9 @@ def subject_fields(config: TrainConfig) -> dict[str, Any]:
 
 def check_adapter(config: TrainConfig, pipe: StableDiffusionPipeline) -> None:
     """Raise TrainingError if the adapter can't be attached: an unknown target, too large a rank, a name in use."""
+    if config.runs_text_encoder and not families.of(pipe).trains_text:
+        option = "train_text_encoder" if config.train_text_encoder else "train_trigger"
+        raise TrainingError(f"{option}: the text encoders of {config.base} are not trained; leave it out")
     try:
         for model, layers in layers_to_adapt(config, pipe):
             attachment.plan_attachment(

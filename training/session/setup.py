@@ -18,7 +18,7 @@ from hra_diffusion.adapters.fingerprint import adapter_fingerprint
 from hra_diffusion.generation.requests import Request, prompt_notes
 from hra_diffusion.models import families
 from hra_diffusion.models.families.sdxl import uncropped_time_ids
-from hra_diffusion.models.prompts import split, without_weights
+from hra_diffusion.models.prompts import without_weights
 from training.config import TrainConfig
 from training.data import class_images
 from training.data.buckets import Size, grouped
@@ -194,7 +194,7 @@ def prompt_notices(config: TrainConfig, pipe: StableDiffusionPipeline, captions:
     """Return notices about captions and sample prompts: text that is cut off, weights that have no effect."""
     notices = []
     for caption in captions:
-        if cut := split(families.tokenizer(pipe), caption)[1]:
+        if cut := families.cut_off(pipe, caption):
             notices.append(f"a caption is longer than the text encoder reads; these words are cut off: “{cut}”")
         if without_weights(caption) != caption:
             notices.append(f"prompt weights have no effect in captions; “{caption}” is trained as it is written")

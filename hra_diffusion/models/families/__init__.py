@@ -1,4 +1,4 @@
-"""Families of base models: the differences between Stable Diffusion 1/2 and XL, one file each.
+"""Families of base models: the differences between Stable Diffusion 1/2, XL and 3, one file each.
 
 A family defines its denoiser and the denoiser's call, the scale of its latents, how prompts are encoded, and how other
 programs name its components.
@@ -14,8 +14,10 @@ from torch import Tensor, cat, nn, zeros_like
 
 from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
-from hra_diffusion.models.families import sd, sdxl
+from hra_diffusion.libraries import only_errors_logged
+from hra_diffusion.models.families import sd, sd3, sdxl
 from hra_diffusion.models.families.weighting import hidden_states
+from hra_diffusion.models.flow import FlowProcess
 from hra_diffusion.models.noise import NoiseProcess
 from hra_diffusion.models.prompts import parse_weights, split, without_weights
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Text = dict[str, Tensor]
-"""A batch of prompts: token ``ids`` (B, rows, L), or embeddings ``hidden`` (B, L, d) and, for SDXL, ``pooled``
-(B, p). Training images add ``time_ids`` (B, 6), their size conditioning."""
+"""A batch of prompts: token ``ids`` (B, rows, L), or embeddings ``hidden`` (B, L, d) and, for SDXL and SD 3, ``pooled``
+(B, p). Training images of SDXL add ``time_ids`` (B, 6), their size conditioning."""
 
 
 class Family(Protocol):
@@ -37,10 +39,18 @@ class Family(Protocol):
     """Name of the denoiser on the pipeline, and in adapter files."""
     encoders: tuple[tuple[str, str], ...]
     """Names of the text encoders on the pipeline, each with that of its tokenizer."""
+    optional_encoders: tuple[str, ...]
+    """Those without which the denoiser works."""
+    trains_text: bool
+    """Whether adapters of the text encoders can be trained."""
+    prompt_tokens: int | None
+    """Tokens of a prompt that are read; None if the tokenizer's maximum length says it."""
     kohya_prefixes: tuple[tuple[str, str], ...]
     """Components with the prefix of their keys in kohya's files."""
-    embeddings_type: str
-    """Which hidden states of the text encoders the denoiser takes: a name in compel's ReturnedEmbeddingsType."""
+    embeddings_type: str | None
+    """Which hidden states of CLIP text encoders the denoiser takes: a name in compel's ReturnedEmbeddingsType.
+
+    None for other text encoders: prompts are then read as they are written, without weights, and cut if too long."""
     guidance_scale: float
     addition_embed_types: tuple[str | None, ...]
     """Values of ``addition_embed_type`` that a denoiser of this family may have."""
@@ -69,8 +79,24 @@ class Family(Protocol):
         """Paths of the text encoder's layers whose output the denoiser does not use; training them has no effect."""
         ...
 
-    def noise_process(self, scheduler: Any) -> NoiseProcess:
+    def noise_process(self, scheduler: Any) -> NoiseProcess | FlowProcess:
         """Return the noise process of a diffusers scheduler. Raises BaseModelError if it is not supported."""
+        ...
+
+    def require_scheduler(self, name: str, config: Mapping[str, Any]) -> None:
+        """Raise BaseModelError unless a scheduler, by class name and configuration, has this family's process."""
+        ...
+
+    def override_noise(self, scheduler: Any, prediction_type: str | None, rescale_zero_snr: bool | None) -> Any:
+        """Return a scheduler with another noise process (see ``noise.override``). Raises BaseModelError."""
+        ...
+
+    def distillation_sign(self, pipe: Any) -> str:
+        """Return why a base model looks distilled for few steps, or ""."""
+        ...
+
+    def latent_channels(self, vae: Any) -> int:
+        """Return the channels of the latents that the denoiser takes."""
         ...
 
     def scale(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +123,7 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL())
+FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL(), sd3.StableDiffusion3())
 COMPONENTS = tuple(
     dict.fromkeys(name for family in FAMILIES for name in (family.denoiser, *(name for name, _ in family.encoders)))
 )
@@ -108,7 +134,8 @@ VERSIONS: Mapping[Any, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 def pipeline_class(family: Family) -> Any:
     """Return the pipeline class of a family. Imports diffusers, which takes seconds."""
-    return getattr(importlib.import_module("diffusers"), family.pipeline)
+    with only_errors_logged():
+        return getattr(importlib.import_module("diffusers"), family.pipeline)
 
 
 def by_pipeline_name(name: str | None, source: str) -> Family:
@@ -121,7 +148,8 @@ def by_pipeline_name(name: str | None, source: str) -> Family:
 
 def of(pipe: DiffusionPipeline) -> Family:
     """Return the family of a pipeline; subclasses of its pipeline class count."""
-    return next((family for family in reversed(FAMILIES) if isinstance(pipe, pipeline_class(family))), FAMILIES[0])
+    names = {kind.__name__ for kind in type(pipe).__mro__}  # not the classes: importing all of them takes seconds
+    return next((family for family in reversed(FAMILIES) if family.pipeline in names), FAMILIES[0])
 
 
 def denoiser(pipe: DiffusionPipeline) -> Any:
@@ -129,14 +157,15 @@ def denoiser(pipe: DiffusionPipeline) -> Any:
     return getattr(pipe, of(pipe).denoiser)
 
 
-def noise_process(pipe: DiffusionPipeline) -> NoiseProcess:
+def noise_process(pipe: DiffusionPipeline) -> NoiseProcess | FlowProcess:
     """Return the noise process of a pipeline's scheduler. Raises BaseModelError if it is not supported."""
     return of(pipe).noise_process(cast(Any, pipe).scheduler)
 
 
 def default_side(pipe: DiffusionPipeline) -> int:
     """Return the side in pixels of the images that a base model was trained for."""
-    return denoiser(pipe).config.sample_size * cast(Any, pipe).vae_scale_factor
+    size = getattr(pipe, "default_sample_size", None) or denoiser(pipe).config.sample_size
+    return size * cast(Any, pipe).vae_scale_factor
 
 
 def latent_pixels(pipe: DiffusionPipeline) -> int:
@@ -145,7 +174,9 @@ def latent_pixels(pipe: DiffusionPipeline) -> int:
 
 
 def version(config: Mapping[str, Any]) -> str:
-    """Return "sd1", "sd2" or "sdxl" for the configuration of a denoiser; "sd1" for unknown widths."""
+    """Return "sd1", "sd2", "sdxl" or "sd3" for the configuration of a denoiser; "sd1" for unknown widths."""
+    if config.get("_class_name") == "SD3Transformer2DModel":
+        return "sd3"
     if size_conditioned(config):
         return "sdxl"
     return "sd2" if VERSIONS.get(config.get("cross_attention_dim")) == "sd2" else "sd1"
@@ -157,8 +188,15 @@ def size_conditioned(config: Mapping[str, Any]) -> bool:
 
 
 def is_plain_prompt(pipe: DiffusionPipeline, prompt: str) -> bool:
-    """Whether a prompt has no weights and fits the text encoders, so that ``Family.encode_prompts`` can take it."""
+    """Whether ``Family.encode_prompts`` can take a prompt: without weights and short enough, if the family has them."""
+    if of(pipe).embeddings_type is None:
+        return True
     return parse_weights(prompt) == [(prompt, 1.0)] and not split(tokenizer(pipe), prompt)[1]
+
+
+def cut_off(pipe: DiffusionPipeline, text: str) -> str:
+    """Return the words at the end of a text that the text encoders do not read in one window; "" if none."""
+    return split(tokenizer(pipe), text, of(pipe).prompt_tokens)[1]
 
 
 def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) -> dict[str, Any]:
@@ -171,7 +209,8 @@ def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) 
     start = [split(tokenizer(pipe), without_weights(text))[0] for text in prompts]
     encoded = family.encode_prompts(pipe, start[:1], start[1:] or None)
     parsed = [parse_weights(text) for text in prompts]
-    states = [hidden_states(pipe, *names, parsed, family.embeddings_type) for names in family.encoders]
+    kind = cast(str, family.embeddings_type)
+    states = [hidden_states(pipe, *names, parsed, kind) for names in family.encoders]
     hidden = [cat(parts, dim=-1) for parts in zip(*states, strict=True)]
     if negative is not None and not encoded["negative_prompt_embeds"].any():  # zeros for an empty negative prompt
         hidden[1] = zeros_like(hidden[1])
@@ -179,13 +218,17 @@ def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) 
 
 
 def tokenizer(pipe: DiffusionPipeline) -> Any:
-    """Return the tokenizer of the first text encoder; the second has the same vocabulary and length."""
-    return getattr(pipe, of(pipe).encoders[0][1])
+    """Return the tokenizer of the last text encoder: SDXL's have the same vocabulary, SD 3's last one reads most."""
+    return getattr(pipe, _present_encoders(pipe)[-1][1])
 
 
 def text_encoders(pipe: DiffusionPipeline) -> list[nn.Module]:
     """Return the text encoders of a pipeline, in the family's order."""
-    return [cast(nn.Module, getattr(pipe, name)) for name, _ in of(pipe).encoders]
+    return [cast(nn.Module, getattr(pipe, name)) for name, _ in _present_encoders(pipe)]
+
+
+def _present_encoders(pipe: DiffusionPipeline) -> list[tuple[str, str]]:
+    return [names for names in of(pipe).encoders if getattr(pipe, names[0]) is not None]
 
 
 def text_targets(pipe: DiffusionPipeline) -> dict[str, list[str]]:
@@ -201,7 +244,7 @@ def text_targets(pipe: DiffusionPipeline) -> dict[str, list[str]]:
 def tokenize(pipe: DiffusionPipeline, captions: Sequence[str]) -> Tensor:
     """Return token ids (N, rows, L) of captions, as the family's text encoders read them."""
     family = of(pipe)
-    return family.tokenize([getattr(pipe, name) for _, name in family.encoders], captions)
+    return family.tokenize([getattr(pipe, name) for _, name in _present_encoders(pipe)], captions)
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

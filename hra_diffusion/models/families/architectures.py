@@ -1,23 +1,24 @@
-"""Configurations of the released Stable Diffusion models, so that single-file checkpoints load without a network.
+"""Configurations of the released Stable Diffusion models: for single-file checkpoints, and to plan memory unloaded.
 
-The values are those of the public configuration files of Stable Diffusion 1.5, 2.1 and XL base 1.0.
+The values are those of the public configuration files of Stable Diffusion 1.5, 2.1, XL base 1.0 and 3.5 medium.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+import transformers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 Values = dict[str, Any]
 
 _CROSS, _UP = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
 _UNET_1: Values = {
+    "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
     "down_block_types": (*_CROSS, "DownBlock2D"),
@@ -46,6 +47,7 @@ _UNET_XL: Values = {
     "projection_class_embeddings_input_dim": 2816,
 }
 _VAE: Values = {
+    "_class_name": "AutoencoderKL",
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -55,6 +57,7 @@ _VAE: Values = {
     "scaling_factor": 0.18215,
 }
 _CLIP_L: Values = {
+    "architectures": ["CLIPTextModel"],
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -73,12 +76,41 @@ _OPEN_CLIP_H = _CLIP_L | {
     "projection_dim": 512,
 }
 _OPEN_CLIP_G = _CLIP_L | {
+    "architectures": ["CLIPTextModelWithProjection"],
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
     "num_attention_heads": 20,
     "hidden_act": "gelu",
     "projection_dim": 1280,
+}
+_TRANSFORMER_3: Values = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+_T5_XXL: Values = {
+    "architectures": ["T5EncoderModel"],
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": False,
 }
 _NOISE: Values = {
     "num_train_timesteps": 1000,
@@ -95,11 +127,14 @@ PREDICTION_KEY = "modelspec.prediction_type"
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """Configurations of a base model's components. ``pads``: padding token of each tokenizer."""
+    """Configurations of a base model's components, with the names of their classes.
+
+    ``pads``: padding token of each tokenizer.
+    """
 
     name: str
     pipeline: str
-    unet: Values
+    denoiser: Values
     vae: Values
     encoders: tuple[Values, ...]
     scheduler: tuple[str, Values]
@@ -113,30 +148,29 @@ class Architecture:
             noise |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return replace(self, scheduler=(name, noise))
 
-    def build_unet(self) -> UNet2DConditionModel:
-        """Build a UNet with random weights."""
-        return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(self.unet))
+    def build_denoiser(self) -> Any:
+        """Build the denoiser with random weights."""
+        return getattr(diffusers, self.denoiser["_class_name"]).from_config(self.denoiser)
 
-    def build_vae(self) -> AutoencoderKL:
-        """Build a VAE with random weights."""
-        return cast(AutoencoderKL, AutoencoderKL.from_config(self.vae))
+    def build_vae(self) -> Any:
+        """Build the VAE with random weights."""
+        return getattr(diffusers, self.vae["_class_name"]).from_config(self.vae)
 
     def build_encoders(self) -> list[nn.Module]:
-        """Build the text encoders with random weights; the second one has a projection."""
-        classes = (CLIPTextModel, CLIPTextModelWithProjection)
-        return [kind(CLIPTextConfig(**values)) for kind, values in zip(classes, self.encoders, strict=False)]
+        """Build the text encoders with random weights."""
+        classes = [getattr(transformers, values["architectures"][0]) for values in self.encoders]
+        return [kind(kind.config_class(**values)) for kind, values in zip(classes, self.encoders, strict=True)]
 
     def write(self, folder: Path) -> None:
-        """Write the configuration files of a diffusers folder, without weights and tokenizers."""
+        """Write the configuration files of a diffusers folder with a UNet, without weights and tokenizers."""
         scheduler, noise = self.scheduler
         index = {"_class_name": self.pipeline, "scheduler": ["diffusers", scheduler]}
         index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
         # include the defaults: from_single_file does not fill them in
-        unet, vae = (dict(on_meta(build).config) for build in (self.build_unet, self.build_vae))
+        unet, vae = (dict(on_meta(build).config) for build in (self.build_denoiser, self.build_vae))
         files: dict[str, Values] = {"unet/config": unet, "vae/config": vae, "scheduler/scheduler_config": noise}
-        kinds = ("CLIPTextModel", "CLIPTextModelWithProjection")
-        for number, kind, values in zip(("", "_2"), kinds, self.encoders, strict=False):
-            index[f"text_encoder{number}"] = ["transformers", kind]
+        for number, values in zip(("", "_2"), self.encoders, strict=False):
+            index[f"text_encoder{number}"] = ["transformers", values["architectures"][0]]
             index[f"tokenizer{number}"] = ["transformers", "CLIPTokenizer"]
             files[f"text_encoder{number}/config"] = values | {"model_type": "clip_text_model"}
         for name, values in (files | {"model_index": index}).items():
@@ -154,7 +188,7 @@ SD2 = Architecture(
     ("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "v_prediction"}), ("!",),
 )  # fmt: skip
 SD2_BASE = replace(
-    SD2, name="Stable Diffusion 2 base", unet=_UNET_2 | {"sample_size": 64}, vae=_VAE,
+    SD2, name="Stable Diffusion 2 base", denoiser=_UNET_2 | {"sample_size": 64}, vae=_VAE,
     scheduler=("DDIMScheduler", _NOISE | _DDIM | {"prediction_type": "epsilon"}),
 )  # fmt: skip
 SDXL = Architecture(
@@ -163,7 +197,16 @@ SDXL = Architecture(
     ("EulerDiscreteScheduler", _NOISE | {"prediction_type": "epsilon", "timestep_spacing": "leading"}),
     ("<|endoftext|>", "!"),
 )  # fmt: skip
-RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
+SD35 = Architecture(
+    "Stable Diffusion 3.5 medium", "StableDiffusion3Pipeline", _TRANSFORMER_3,
+    _VAE | {
+        "latent_channels": 16, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+        "use_quant_conv": False, "use_post_quant_conv": False,
+    },
+    (_CLIP_L | {"architectures": ["CLIPTextModelWithProjection"]}, _OPEN_CLIP_G, _T5_XXL),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), ("<|endoftext|>", "!", "<pad>"),
+)  # fmt: skip
+RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sd3": SD35}
 
 
 def on_meta(build: Callable[[], Any]) -> Any:

@@ -9,17 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hra_diffusion.models import noise
-from hra_diffusion.models.families import clip
-from hra_diffusion.models.families.latents import scaled, unet_multiple
+from hra_diffusion.models.families.unet import UNetFamily
 
 
-class StableDiffusion:
+class StableDiffusion(UNetFamily):
     """Stable Diffusion 1.x and 2.x, and models of the same architecture."""
 
     name = "sd"
     pipeline = "StableDiffusionPipeline"
-    denoiser = "unet"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     kohya_prefixes: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     embeddings_type = "LAST_HIDDEN_STATES_NORMALIZED"
@@ -30,11 +27,6 @@ class StableDiffusion:
         {"safety_checker": None, "requires_safety_checker": False}
     )
     original_unet_names = False
-    noise_process = staticmethod(noise.of)
-    scale = staticmethod(scaled)
-    latent_multiple = staticmethod(unet_multiple)
-    tokenize = staticmethod(clip.tokenize)
-    ids_shape = staticmethod(clip.ids_shape)
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does."""

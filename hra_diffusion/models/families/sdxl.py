@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.models import noise
 from hra_diffusion.models.devices import vae_upcast
-from hra_diffusion.models.families import clip
-from hra_diffusion.models.families.latents import scaled, unet_multiple
+from hra_diffusion.models.families.unet import UNetFamily
 
 
-class StableDiffusionXL:
+class StableDiffusionXL(UNetFamily):
     """Stable Diffusion XL."""
 
     name = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
-    denoiser = "unet"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     kohya_prefixes: tuple[tuple[str, str], ...] = (
         ("unet", "lora_unet"),
@@ -33,11 +30,6 @@ class StableDiffusionXL:
     addition_embed_types: tuple[str | None, ...] = ("text_time",)
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True
-    noise_process = staticmethod(noise.of)
-    scale = staticmethod(scaled)
-    latent_multiple = staticmethod(unet_multiple)
-    tokenize = staticmethod(clip.tokenize)
-    ids_shape = staticmethod(clip.ids_shape)
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does, with zeros for empty negative prompts if the base model asks."""

@@ -220,7 +220,7 @@ def test_an_import_of_mixed_ranks_can_be_saved_and_exported(tmp_path, pipe):
 
 def full_size_sd15():
     """The components of Stable Diffusion 1.5 that an import needs, on the meta device."""
-    unet, (encoder,) = on_meta(SD1.build_unet), on_meta(SD1.build_encoders)
+    unet, (encoder,) = on_meta(SD1.build_denoiser), on_meta(SD1.build_encoders)
     return SimpleNamespace(unet=unet, text_encoder=encoder, base_name="sd15")
 
 

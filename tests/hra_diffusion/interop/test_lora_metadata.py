@@ -180,7 +180,7 @@ def test_a_dora_names_a_network_module_with_magnitudes(tmp_path):
 
 def full_size(architecture):
     """The components of the released model that have keys, on the meta device."""
-    parts = {"unet": on_meta(architecture.build_unet), "vae": None, "scheduler": None}
+    parts = {"unet": on_meta(architecture.build_denoiser), "vae": None, "scheduler": None}
     for number, encoder in zip(("", "_2"), on_meta(architecture.build_encoders), strict=False):
         parts |= {f"text_encoder{number}": encoder, f"tokenizer{number}": None}
     if architecture is SDXL:

@@ -18,14 +18,14 @@ def million_parameters(module):
     ids=["sd1", "sd2", "sdxl"],
 )
 def test_parameters_in_millions(architecture, unet, vae, encoders):
-    assert million_parameters(on_meta(architecture.build_unet)) == pytest.approx(unet, abs=0.05)
+    assert million_parameters(on_meta(architecture.build_denoiser)) == pytest.approx(unet, abs=0.05)
     assert million_parameters(on_meta(architecture.build_vae)) == pytest.approx(vae, abs=0.05)
     assert [million_parameters(e) for e in on_meta(architecture.build_encoders)] == pytest.approx(encoders, abs=0.05)
 
 
 def test_attention_layers_of_sd15_and_parameters_of_adapters():
     """Published counts: 128 linears; LoRA r4 797,184; HRA r8 795,648; HOFT r4 as LoRA; SHOFT r4 897,024."""
-    unet = on_meta(SD1.build_unet)
+    unet = on_meta(SD1.build_denoiser)
     paths = targets.find_targets(unet)
     assert len(paths) == 128
     shapes = [unet.get_submodule(path).weight.shape for path in paths]
@@ -38,7 +38,7 @@ def test_attention_layers_of_sd15_and_parameters_of_adapters():
 def test_the_written_configuration_includes_defaults(architecture, tmp_path):
     """from_single_file does not fill them in."""
     architecture.write(tmp_path)
-    for name, build in (("unet", architecture.build_unet), ("vae", architecture.build_vae)):
+    for name, build in (("unet", architecture.build_denoiser), ("vae", architecture.build_vae)):
         written = json.loads((tmp_path / name / "config.json").read_text())
         assert written.keys() >= {key for key in on_meta(build).config if not key.startswith("_")}
         assert written["layers_per_block"] == 2

@@ -1,0 +1,31 @@
+"""What Stable Diffusion 1, 2 and XL have in common: a UNet, discrete diffusion, and text encoders that are CLIP models."""
+
+from typing import Any
+
+from hra_diffusion.models import noise
+from hra_diffusion.models.families import clip
+from hra_diffusion.models.families.latents import scaled
+
+
+class UNetFamily:
+    """The parts of a family whose denoiser is a UNet."""
+
+    denoiser = "unet"
+    optional_encoders: tuple[str, ...] = ()
+    trains_text = True
+    prompt_tokens = None
+    noise_process = staticmethod(noise.of)
+    require_scheduler = staticmethod(noise.require)
+    override_noise = staticmethod(noise.override)
+    distillation_sign = staticmethod(noise.distillation_sign)
+    scale = staticmethod(scaled)
+    tokenize = staticmethod(clip.tokenize)
+    ids_shape = staticmethod(clip.ids_shape)
+
+    def latent_channels(self, vae: Any) -> int:
+        """Return the channels of the VAE's latents."""
+        return vae.config.latent_channels
+
+    def latent_multiple(self, denoiser: Any) -> int:
+        """Return the number that the sides of the latents must be multiples of: the UNet halves them at every level."""
+        return 2 ** (len(denoiser.config.down_block_types) - 1)
