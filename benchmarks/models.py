@@ -28,7 +28,8 @@ NARROW_SD1 = replace(
 NARROW_SDXL = replace(
     SDXL,
     denoiser=SDXL.denoiser | {"block_out_channels": (32, 64, 128), "attention_head_dim": (1, 2, 4),
-                              "cross_attention_dim": 160, "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 80},
+                              "cross_attention_dim": 160, "addition_time_embed_dim": 8,
+                              "projection_class_embeddings_input_dim": 6 * 8 + 80},
     vae=NARROW_VAE,
     encoders=tuple(values | NARROW for values in SDXL.encoders),
 )  # fmt: skip

@@ -42,7 +42,7 @@ def signal_levels(process: NoiseProcess | FlowProcess, latents: Tensor) -> Tenso
 
 
 def require_weighting(config: TrainConfig, process: NoiseProcess | FlowProcess) -> None:
-    """Raise TrainingError for a weighting by SNR with flow matching, whose plain loss the base model is trained with."""
+    """Raise TrainingError for a weighting by SNR with flow matching, which has none."""
     given = [name for name in ("min_snr_gamma", "debiased_estimation") if getattr(config, name)]
     if given and isinstance(process, FlowProcess):
         raise TrainingError(

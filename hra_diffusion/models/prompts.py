@@ -52,7 +52,7 @@ def without_weights(prompt: str) -> str:
 
 
 def split(tokenizer: Any, text: str, limit: int | None = None) -> tuple[str, str]:
-    """Split a text into the words that fit ``limit`` tokens, by default the tokenizer's maximum, and the other words."""
+    """Split a text into the words that fit ``limit`` tokens, by default the tokenizer's maximum, and the rest."""
     words, limit = text.split(), limit or tokenizer.model_max_length
 
     def tokens(count: int) -> int:

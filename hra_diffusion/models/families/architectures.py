@@ -34,6 +34,7 @@ _UNET_2 = _UNET_1 | {
     "upcast_attention": True,
 }
 _UNET_XL: Values = {
+    "_class_name": "UNet2DConditionModel",
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", *_CROSS[:2]),

@@ -1,4 +1,4 @@
-"""What Stable Diffusion 1, 2 and XL have in common: a UNet, discrete diffusion, and text encoders that are CLIP models."""
+"""What Stable Diffusion 1, 2 and XL have in common: a UNet, discrete diffusion, and CLIP text encoders."""
 
 from typing import Any
 
