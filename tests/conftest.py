@@ -67,7 +67,7 @@ def tiny_sd3_transformer() -> SD3Transformer2DModel:
     """With dual attention in the first of two blocks, as in Stable Diffusion 3.5 medium."""
     return SD3Transformer2DModel(
         sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=64, caption_projection_dim=16, pooled_projection_dim=16, pos_embed_max_size=8,
+        joint_attention_dim=64, caption_projection_dim=16, pooled_projection_dim=16, pos_embed_max_size=32,
         dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
 

@@ -1,12 +1,12 @@
 """Tiny pipelines of the families that are trained by flow matching."""
 
+import functools
 import string
 
 import torch
+from conftest import tiny_sd3_transformer, tiny_text_config, tiny_tokenizer
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
-
-from tests.conftest import tiny_sd3_transformer, tiny_text_config, tiny_tokenizer
 
 
 def tiny_t5_tokenizer() -> T5Tokenizer:
@@ -41,3 +41,7 @@ def tiny_sd3_pipe(t5: bool = True, **scheduler) -> StableDiffusion3Pipeline:
     pipe.set_progress_bar_config(disable=True)
     pipe.base_name = "tiny-sd3"
     return pipe
+
+
+FLOW_PIPES = {"sd3": tiny_sd3_pipe, "sd3 without T5": functools.partial(tiny_sd3_pipe, t5=False)}
+"""A tiny pipeline of every family that is trained by flow matching."""

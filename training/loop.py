@@ -102,9 +102,7 @@ def train(
             accelerator = make_accelerator(config)
     with timer.phase("load base"):
         pipe = pipe or load_base(config, str(accelerator.device), timer)
-    if reason := families.of(pipe).distillation_sign(pipe):
-        require_undistilled(config, pipe, reason)
-        timer.emit(Notice(f"this base looks distilled to generate in a few steps: {reason}. {DISTILLED}"))
+    check_distillation(config, pipe, timer)
     with timer.phase("read photos"):
         size = complete_settings(pipe, GenerationSettings(width=config.resolution, height=config.resolution)).width
         config, dataset = read_photos(config, run, photos, size)
@@ -128,10 +126,13 @@ def check_run(config: TrainConfig, run: Run, pipe: StableDiffusionPipeline, data
             check_init_adapter(config.init_adapter, config)
 
 
-def require_undistilled(config: TrainConfig, pipe: StableDiffusionPipeline, reason: str) -> None:
-    """Raise TrainingError for a distilled base with flow matching, whose loss is not that of its distillation."""
-    if isinstance(families.noise_process(pipe), FlowProcess):
-        raise TrainingError(f"{config.base} is distilled to generate in a few steps: {reason}. {DISTILLED}")
+def check_distillation(config: TrainConfig, pipe: StableDiffusionPipeline, timer: PhaseTimer) -> None:
+    """Emit a notice for a base that looks distilled. Raises TrainingError for one with flow matching."""
+    if reason := families.of(pipe).distillation_sign(pipe):
+        looks = f"looks distilled to generate in a few steps: {reason}. {DISTILLED}"
+        if isinstance(families.noise_process(pipe), FlowProcess):
+            raise TrainingError(f"{config.base} {looks}")
+        timer.emit(Notice(f"this base {looks}"))
 
 
 def continue_run(session: Session) -> None:

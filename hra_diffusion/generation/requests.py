@@ -113,7 +113,7 @@ def prompt_notes(pipe: StableDiffusionPipeline, requests: Sequence[Request]) -> 
 
 def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
     if settings.scheduler not in (known := scheduler_names(pipe)):
-        raise UserError(f"unknown scheduler {settings.scheduler!r} for this base; use one of {', '.join(known)}")
+        raise UserError(f"unknown scheduler {settings.scheduler!r}; use one of {', '.join(known)}")
     if settings.scheduler == "euler-a" and families.noise_process(pipe).prediction_type == "sample":
         raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:

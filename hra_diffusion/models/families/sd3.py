@@ -119,4 +119,6 @@ class StableDiffusion3:
         hidden = text["hidden"]
         if hidden.shape[1] < T5_TOKENS:
             hidden = F.pad(hidden, (0, denoiser.config.joint_attention_dim - hidden.shape[-1], 0, T5_TOKENS))
-        return denoiser(latents, timestep=times, encoder_hidden_states=hidden, pooled_projections=text["pooled"]).sample
+        return denoiser(
+            hidden_states=latents, timestep=times, encoder_hidden_states=hidden, pooled_projections=text["pooled"]
+        ).sample

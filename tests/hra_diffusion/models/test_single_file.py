@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hra_diffusion.adapters import attachment
 from hra_diffusion.errors import BaseModelError, Note
 from hra_diffusion.interop.checkpoint import state_dict
 from hra_diffusion.models import meta, noise, single_file, sources
-from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL, Architecture
+from hra_diffusion.models.families.architectures import PREDICTION_KEY, SD1, SD2, SD2_BASE, SDXL
 from hra_diffusion.models.loading import load_base
 
 
@@ -33,10 +34,14 @@ def save_single_file(kind, folder):
 
 def tiny_architecture(kind, pipe):
     """Return the configurations of a tiny pipeline."""
-    encoders = tuple(getattr(pipe, n).config.to_dict() for n in ("text_encoder", "text_encoder_2") if hasattr(pipe, n))
     shape = {"sd": SD1, "sd2": SD2, "sdxl": SDXL}[kind]
-    values = (dict(pipe.unet.config), dict(pipe.vae.config), encoders, shape.scheduler)
-    return Architecture(kind, shape.pipeline, *values, pads=("<|endoftext|>",) * len(encoders))
+    encoders = tuple(
+        released | getattr(pipe, name).config.to_dict() | {"architectures": released["architectures"]}
+        for name, released in zip(("text_encoder", "text_encoder_2"), shape.encoders, strict=False)
+    )
+    denoiser, vae = shape.denoiser | pipe.unet.config, shape.vae | pipe.vae.config
+    pads = ("<|endoftext|>",) * len(encoders)
+    return replace(shape, name=kind, denoiser=denoiser, vae=vae, encoders=encoders, pads=pads)
 
 
 @pytest.mark.parametrize("kind", PIPES)
