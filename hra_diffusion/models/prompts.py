@@ -53,14 +53,14 @@ def without_weights(prompt: str) -> str:
 
 def split(tokenizer: Any, text: str, limit: int | None = None) -> tuple[str, str]:
     """Split a text into the words that fit ``limit`` tokens, by default the tokenizer's maximum, and the rest."""
-    words, limit = text.split(), limit or tokenizer.model_max_length
+    words, most = text.split(), limit or tokenizer.model_max_length
 
     def tokens(count: int) -> int:
         return len(tokenizer(" ".join(words[:count]), verbose=False).input_ids)
 
-    if tokens(len(words)) <= limit:
+    if tokens(len(words)) <= most:
         return text, ""
-    fitting = bisect.bisect_right(range(len(words) + 1), limit, key=tokens) - 1
+    fitting = bisect.bisect_right(range(len(words) + 1), most, key=tokens) - 1
     return " ".join(words[:fitting]), " ".join(words[fitting:])
 
 

@@ -1,7 +1,5 @@
 """Runs on base models that are trained by flow matching."""
 
-import functools
-
 import pytest
 import torch
 from conftest import distance
@@ -19,9 +17,8 @@ from training.step import batch_loss
 
 @pytest.fixture
 def flow_settings(settings):
-    return functools.partial(
-        settings, prior_loss_weight=0, train_text_encoder=False, options={"rank": 2, "orthogonality": 0.0}
-    )
+    own = {"prior_loss_weight": 0, "train_text_encoder": False, "options": {"rank": 2, "orthogonality": 0.0}}
+    return lambda **changes: settings(**own | changes)
 
 
 @pytest.mark.parametrize("kind", FLOW_PIPES)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hra_diffusion import pipeline
 from hra_diffusion.models import families
+from hra_diffusion.models.flow import FlowProcess
 from hra_diffusion.models.noise import NoiseProcess
 from training.config import TrainConfig
 from training.data.dataset import Dataset
@@ -58,7 +59,7 @@ class Session:
     moving_averages: dict[str, Tensor]
     fingerprint: dict[str, dict[str, float]]
     dataset: Dataset
-    noise_process: NoiseProcess
+    noise_process: NoiseProcess | FlowProcess
     processes: Processes
     init_sha256: str = ""
     validation_losses: dict[int, float] = field(default_factory=dict)

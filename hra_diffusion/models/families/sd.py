@@ -19,7 +19,7 @@ class StableDiffusion(UNetFamily):
     pipeline = "StableDiffusionPipeline"
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     kohya_prefixes: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
-    embeddings_type = "LAST_HIDDEN_STATES_NORMALIZED"
+    embeddings_type: str | None = "LAST_HIDDEN_STATES_NORMALIZED"
     guidance_scale = 7.5
     # "text": the UNet pools the prompt itself, as in toybox
     addition_embed_types: tuple[str | None, ...] = (None, "text")

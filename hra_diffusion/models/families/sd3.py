@@ -36,7 +36,7 @@ class StableDiffusion3:
     trains_text = False
     prompt_tokens: int | None = T5_TOKENS
     kohya_prefixes: tuple[tuple[str, str], ...] = (("transformer", "lora_unet"),)
-    embeddings_type = None
+    embeddings_type: str | None = None
     guidance_scale = 4.5
     addition_embed_types: tuple[str | None, ...] = (None,)
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({})
@@ -84,7 +84,8 @@ class StableDiffusion3:
 
         ``hidden``: (B, 77 + 256, d) in T5's width, or (B, 77, 2048) without T5. ``pooled``: (B, 2048).
         """
-        length: Any = encoders[0].config.max_position_embeddings
+        first: Any = encoders[0]
+        length = first.config.max_position_embeddings
         outputs = [encoder(ids[:, i, :length], output_hidden_states=True) for i, encoder in enumerate(encoders[:2])]
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         if len(encoders) == 3:

@@ -25,7 +25,7 @@ class StableDiffusionXL(UNetFamily):
         ("text_encoder", "lora_te1"),
         ("text_encoder_2", "lora_te2"),
     )
-    embeddings_type = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
+    embeddings_type: str | None = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
     guidance_scale = 5.0
     addition_embed_types: tuple[str | None, ...] = ("text_time",)
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})

@@ -13,7 +13,7 @@ class UNetFamily:
     denoiser = "unet"
     optional_encoders: tuple[str, ...] = ()
     trains_text = True
-    prompt_tokens = None
+    prompt_tokens: int | None = None
     noise_process = staticmethod(noise.of)
     require_scheduler = staticmethod(noise.require)
     override_noise = staticmethod(noise.override)
