@@ -14,7 +14,6 @@ from hra_diffusion.files import sweep
 from hra_diffusion.generation.requests import Settings as GenerationSettings
 from hra_diffusion.generation.requests import complete_settings
 from hra_diffusion.models import families, loading
-from hra_diffusion.models.flow import FlowProcess
 from hra_diffusion.threads import share_cores, sharing_cores
 from training.config import TrainConfig
 from training.data import moved_photos
@@ -130,7 +129,7 @@ def check_distillation(config: TrainConfig, pipe: StableDiffusionPipeline, timer
     """Emit a notice for a base that looks distilled. Raises TrainingError for one with flow matching."""
     if reason := families.of(pipe).distillation_sign(pipe):
         looks = f"looks distilled to generate in a few steps: {reason}. {DISTILLED}"
-        if isinstance(families.noise_process(pipe), FlowProcess):
+        if families.of(pipe).flow_matching:
             raise TrainingError(f"{config.base} {looks}")
         timer.emit(Notice(f"this base {looks}"))
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hra_diffusion.models import noise
+from hra_diffusion.models import families, noise
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -31,7 +31,7 @@ def own_name(pipe: StableDiffusionPipeline) -> str:
 
 def scheduler_names(pipe: StableDiffusionPipeline) -> list[str]:
     """Return the schedulers that a base model can be sampled with, its own last. Flow matching has its own only."""
-    return [*(SCHEDULERS if own_name(pipe) != noise.FLOW_SCHEDULER else ()), own_name(pipe)]
+    return [*(() if families.of(pipe).flow_matching else SCHEDULERS), own_name(pipe)]
 
 
 def scheduler_name(pipe: StableDiffusionPipeline, name: str | None) -> str:

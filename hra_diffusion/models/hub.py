@@ -16,7 +16,9 @@ from hra_diffusion.hub import user_errors
 from hra_diffusion.models import families
 from hra_diffusion.models.folders import COMPONENTS_WITH_WEIGHTS, INDEX, variant_of
 
-CONFIG_FOLDERS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", "tokenizer", "tokenizer_2")
+TOKENIZERS = tuple(dict.fromkeys(tokenizer for family in families.FAMILIES for _, tokenizer in family.encoders))
+CONFIG_FOLDERS = (*COMPONENTS_WITH_WEIGHTS, "scheduler", *TOKENIZERS)
+CONFIG_SUFFIXES = (".json", ".txt", ".jinja")
 SUGGESTIONS = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 """Well-known base models; the one with the lowest memory requirement first."""
 
@@ -68,7 +70,8 @@ def _is_complete(folder: Path) -> bool:
     known = [family.pipeline for family in families.FAMILIES]
     if not isinstance(index, dict) or index.get("_class_name") not in known:
         return False
-    return all(any((folder / part).glob("*.safetensors")) for part in COMPONENTS_WITH_WEIGHTS if part in index)
+    parts = [part for part in COMPONENTS_WITH_WEIGHTS if index.get(part, [None])[0]]
+    return all(any((folder / part).glob("*.safetensors")) for part in parts)
 
 
 def find_base(name: str, dtype: str = "float32") -> HubBase:
@@ -110,7 +113,7 @@ def required_files(files: Collection[str], variant: str = "") -> list[str]:
     configurations = [
         file
         for file in files
-        if file == INDEX or (Path(file).parent.name in CONFIG_FOLDERS and Path(file).suffix in (".json", ".txt"))
+        if file == INDEX or (Path(file).parent.name in CONFIG_FOLDERS and Path(file).suffix in CONFIG_SUFFIXES)
     ]
     by_component = [found for part in COMPONENTS_WITH_WEIGHTS if (found := _weights(files, part))]
     common = Counter(name for found in by_component for name in found)

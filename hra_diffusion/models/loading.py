@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.quantization import quantise
 from hra_diffusion.errors import BaseModelError, UserError, first_line
-from hra_diffusion.hub import is_hub_id
+from hra_diffusion.hub import is_hub_id, user_errors
 from hra_diffusion.models import families, folders, noise
 from hra_diffusion.models.devices import device_for
 from hra_diffusion.models.sources import TOYBOX, base_name, local_path, model_folder
@@ -146,6 +147,9 @@ def _checked(source: str, load: Callable[..., Any], *arguments: Any) -> StableDi
     except UserError:
         raise
     except (*LOAD_ERRORS, SingleFileComponentError) as error:
+        if isinstance(error.__context__, GatedRepoError):  # diffusers says that there is no such model
+            with user_errors(source):
+                raise error.__context__ from None
         raise BaseModelError(f"the base model {source!r} can't be loaded: {first_line(error)}") from error
     if reason := _unsupported(pipe):
         raise BaseModelError(f"{source!r} can't be used: {reason}")

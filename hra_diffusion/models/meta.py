@@ -40,8 +40,8 @@ def meta_pipeline(
         nn.Module.to(model.requires_grad_(False).eval(), dtype)
     kind = families.pipeline_class(family)
     expected = inspect.signature(kind).parameters.values()
-    absent = {part.name: None for part in expected if part.default is part.empty and part.name not in models}
-    return kind(**models, **absent, **family.from_pretrained_kwargs)
+    absent = {part.name: None for part in expected if part.default is part.empty}
+    return kind(**absent | models | dict(family.from_pretrained_kwargs))
 
 
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:

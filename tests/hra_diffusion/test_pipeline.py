@@ -56,7 +56,7 @@ def test_another_noise_process_is_incompatible(base_folder, tmp_path):
 
 
 def sd3_input(model):
-    latents, text, pooled = random_tensors((2, 4, 8, 8), (2, 5, 16), (2, 16))
+    latents, text, pooled = random_tensors((2, 4, 8, 8), (2, 5, 64), (2, 16))
     return model(latents, text, pooled, torch.tensor([900.0, 10.0])).sample
 
 

@@ -37,6 +37,8 @@ class Family(Protocol):
     """Name of the pipeline class in diffusers."""
     denoiser: str
     """Name of the denoiser on the pipeline, and in adapter files."""
+    flow_matching: bool
+    """Whether it is trained by flow matching (see ``flow``) rather than discrete diffusion (see ``noise``)."""
     encoders: tuple[tuple[str, str], ...]
     """Names of the text encoders on the pipeline, each with that of its tokenizer."""
     optional_encoders: tuple[str, ...]

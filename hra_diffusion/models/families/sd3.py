@@ -27,6 +27,7 @@ class StableDiffusion3:
     name = "sd3"
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
+    flow_matching = True
     encoders: tuple[tuple[str, str], ...] = (
         ("text_encoder", "tokenizer"),
         ("text_encoder_2", "tokenizer_2"),

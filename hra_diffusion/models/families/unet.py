@@ -11,6 +11,7 @@ class UNetFamily:
     """The parts of a family whose denoiser is a UNet."""
 
     denoiser = "unet"
+    flow_matching = False
     optional_encoders: tuple[str, ...] = ()
     trains_text = True
     prompt_tokens: int | None = None

@@ -62,7 +62,7 @@ def test_unknown_prefixes_are_reported(pipe, tmp_path):
     """They are not taken for the UNet's, although the rest of the name is that of a layer."""
     layer = targets.find_targets(pipe.unet)[0]
     strange = {
-        f"transformer.{layer}.lora_A.weight": "the prefix 'transformer' is not known",
+        f"transformer.{layer}.lora_A.weight": "this base has no transformer",
         f"model.{layer}.lora_A.weight": "the prefix 'model' is not known",
         f"lora_transformer_{layer.replace('.', '_')}.lora_up.weight": "the prefix 'lora_transformer' is not known",
         f"lora_te3_{layer.replace('.', '_')}.lora_up.weight": "the prefix 'lora_te3' is not known",

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from fake_hub import fake_hub, online, run_python
+from flow_pipes import tiny_sd3_pipe
 
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.hub import OfflineError
@@ -133,3 +134,31 @@ def test_without_a_connection():
 def test_unsupported_models_are_refused_before_the_download(files, pipeline, message):
     with pytest.raises(BaseModelError, match=message):
         hub._require_usable("a/b", files, pipeline)
+
+
+LOAD = """
+import json
+from hra_diffusion.errors import UserError
+from hra_diffusion.models import hub
+from hra_diffusion.models.loading import load_base
+
+try:
+    load_base("tester/tiny-sd3")
+except UserError as error:
+    print(json.dumps(str(error)))
+else:
+    hub.download(hub.find_base("tester/tiny-sd3"))
+    loaded = type(load_base("tester/tiny-sd3")).__name__
+    print(json.dumps([loaded, [base.name for base in hub.cached_bases()]]))
+"""
+
+
+def test_a_gated_base_model_without_an_optional_text_encoder(tmp_path):
+    """As Stable Diffusion 3.5's, whose licence must be accepted."""
+    tiny_sd3_pipe(t5=False).save_pretrained(tmp_path / "published")
+    with fake_hub("tester/tiny-sd3", tmp_path / "published", gated=True) as endpoint:
+        environment = online(endpoint, tmp_path / "home") | {"HF_HUB_DISABLE_XET": "1"}  # it knows plain downloads only
+        refused = run_python(LOAD, environment)
+        found = run_python(LOAD.replace("    load_base", "    pass  #", 1), environment | {"HF_TOKEN": "secret"})
+    assert "the licence of tester/tiny-sd3 must be accepted first: open https://hugging" in refused
+    assert found == ["StableDiffusion3Pipeline", ["tester/tiny-sd3"]]
