@@ -62,11 +62,11 @@ def load_pipe(base: str, device: str, dtype: str) -> StableDiffusionPipeline:
         return toybox
     architecture = ARCHITECTURES[base]
     parts = {
-        name: _random_weights(architecture, f"build_{name}", device, dtype) for name in ("unet", "vae", "encoders")
+        name: _random_weights(architecture, f"build_{name}", device, dtype) for name in ("denoiser", "vae", "encoders")
     }
     toybox.tokenizer.model_max_length = 77
     pipe = StableDiffusionPipeline(
-        parts["vae"], parts["encoders"][0], toybox.tokenizer, parts["unet"],
+        parts["vae"], parts["encoders"][0], toybox.tokenizer, parts["denoiser"],
         DDIMScheduler(**architecture.scheduler[1]), None, None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
