@@ -176,7 +176,7 @@ class Benchmark:
 
     def results(self) -> list[Result]:
         """Return the results of the finished cells. A damaged one counts as missing."""
-        return [result for cell in cells_of(self.plan) if (result := read_result(self.folder, cell))]
+        return read_results(self.plan, self.folder)
 
     def run(self, cell: Cell) -> Result:
         """Train, draw and score a cell. Raises RunError if its training fails."""
@@ -336,6 +336,11 @@ def read_result(folder: Path, cell: Cell) -> Result | None:
 
     result = records.read(folder / cell.folder / "cell.json", Result, None)
     return result if result and result.cell == cell else None
+
+
+def read_results(plan: Plan, folder: Path) -> list[Result]:
+    """Return the results of the finished cells of a plan. A damaged one counts as missing."""
+    return [result for cell in cells_of(plan) if (result := read_result(folder, cell))]
 
 
 def facts(result: Result) -> dict[str, Any]:
