@@ -43,6 +43,8 @@ from training.runs.run_folder import RunError
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+MEAN = "mean "
+"""Before the name of a figure where it is the mean of a cell: the figure "subject" is not the cell's subject."""
 DRIFT_PROMPTS = 8
 """Prompts that are also drawn without the trigger, with the adapter, to measure its effect on the class."""
 
@@ -344,6 +346,6 @@ def read_results(plan: Plan, folder: Path) -> list[Result]:
 
 
 def facts(result: Result) -> dict[str, Any]:
-    """Return a result as a flat row: subject, variant, seed, variation, mean figures and costs."""
-    means = {name: sum(values) / len(values) for name, values in result.figures.items() if values}
+    """Return a result as a flat row: subject, variant, seed, variation, mean figures (after ``MEAN``) and costs."""
+    means = {MEAN + name: sum(values) / len(values) for name, values in result.figures.items() if values}
     return {**dataclasses.asdict(result.cell), **means, **result.costs, "sha256": result.sha256}
