@@ -69,7 +69,8 @@ def main() -> int:
     one.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of benchmarks: OUTPUT/benchmark/NAME")
     arguments = parser.parse_args()
     if arguments.verb == "gather":
-        return _gather(arguments.name, arguments.folders)
+        _gather(arguments.name, arguments.folders)
+        return 0
     words = command(arguments.name, arguments.seeds, arguments.output, arguments.minutes)
     if arguments.verb == "command":
         print(shlex.join(["hra-diffusion", *words]))
@@ -77,7 +78,9 @@ def main() -> int:
     folder = arguments.output / "benchmark" / arguments.name
     restore(arguments.name, folder)
     code = hra_diffusion(words)
-    return code or _gather(arguments.name, [folder])
+    if plans.read(folder):  # also after Ctrl-C
+        _gather(arguments.name, [folder])
+    return code
 
 
 def command(name: str, seeds: Sequence[int], output: Path, minutes: float | None = None) -> list[str]:
@@ -87,10 +90,9 @@ def command(name: str, seeds: Sequence[int], output: Path, minutes: float | None
             "--output", str(output), *limit]  # fmt: skip
 
 
-def _gather(name: str, folders: Sequence[Path]) -> int:
+def _gather(name: str, folders: Sequence[Path]) -> None:
     gather(name, folders)
     study_tables.write()
-    return 0
 
 
 def gather(name: str, folders: Sequence[Path], results: Path = RESULTS) -> None:
