@@ -48,6 +48,7 @@ types: setup
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.study_tables
 
 .venv/tools:
 	$(PYTHON) -m venv $@

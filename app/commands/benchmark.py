@@ -57,13 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=int, default=0, metavar="N", help="also draw with N checkpoints of each "
                         "run, evenly spaced")  # fmt: skip
     parser.add_argument("--released-scoring", action="store_true", help="dreambooth: also score as the released code "
-                        "of HRA's authors does, with CLIP ViT-L/14, DINO and LPIPS from the hub")  # fmt: skip
+                        "of HRA's authors does, with dino, clip-l14 and lpips from the hub or --metrics")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three subjects, 10 prompts, the quick preset and "
                         f"{', '.join(REPRESENTATIVE)}, unless given otherwise")  # fmt: skip
     parser.add_argument("--clip", metavar="CLIP", help="CLIP model that scores the pictures: a folder, a hub id, or "
                         "none (default for toybox: its own; else openai/clip-vit-base-patch32)")  # fmt: skip
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=[], help="further models that compare the "
-                        "pictures with the photos, and LPIPS; dino and lpips are DreamBooth's")  # fmt: skip
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="NAME[=MODEL]", help="further models that "
+                        f"compare the pictures with the photos, and LPIPS: {', '.join(METRICS)}; MODEL is a folder or "
+                        "a hub id (default: the metric's own on the hub)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what is missing, what would be trained and how "
                         "long it takes on this machine, and end")  # fmt: skip
     parser.add_argument("--minutes", type=float, help="begin no cell after so many minutes; the same command continues")
@@ -112,6 +113,7 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     base = base_settings(arguments)
     variants = plans.read_variants(methods, arguments.variants)
     variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)
+    names, sources = plans.read_metrics(arguments.metrics)
     plan = Plan(
         protocol=protocol, name=name, base=base, data=arguments.data and arguments.data.absolute(),
         photos=tuple(photos), class_noun=arguments.class_noun,
@@ -120,8 +122,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         prompts=arguments.prompts or (10 if quick else None),
         pictures=arguments.pictures or PICTURES[protocol], budget=arguments.budget,
         strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
-        metrics=tuple(dict.fromkeys([*arguments.metrics, *(RELEASED_METRICS if arguments.released_scoring else ())])),
-        checkpoints=arguments.checkpoints, released=arguments.released_scoring,
+        metrics=tuple(dict.fromkeys([*names, *(RELEASED_METRICS if arguments.released_scoring else ())])),
+        sources=sources, checkpoints=arguments.checkpoints, released=arguments.released_scoring,
     )  # fmt: skip
     plans.check(plan)
     return plan
@@ -129,9 +131,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
 
 def base_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the training settings that all variants share."""
-    base = arguments.base
     given = {
-        "base": str(Path(base).resolve()) if base != TOYBOX and Path(base).exists() else base,
+        "base": arguments.base if arguments.base == TOYBOX else plans.absolute_source(arguments.base),
         "base_revision": arguments.base_revision, "base_variant": arguments.base_variant, "device": arguments.device,
         "dtype": arguments.dtype, "prediction_type": arguments.prediction_type,
         "rescale_zero_snr": arguments.rescale_zero_snr, "steps": arguments.training_steps,
@@ -186,9 +187,9 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     if missing and not arguments.quiet:
         print(f"note: {missing}; the benchmark has no CLIP scores", file=sys.stderr)
     subjects, device = plan.load_subjects(), arguments.device or "cpu"
-    embedders = {name: metrics.find(name, device) for name in plan.metrics if name != LPIPS}
-    lpips = Lpips(device=device) if LPIPS in plan.metrics else None
-    released = ReleasedScorer.load(lpips, device) if plan.released and lpips else None
+    embedders = {name: metrics.find(name, device, plan.sources.get(name)) for name in plan.metrics if name != LPIPS}
+    lpips = Lpips(plan.sources.get(LPIPS), device=device) if LPIPS in plan.metrics else None
+    released = ReleasedScorer.load(lpips, plan.sources, device) if plan.released and lpips else None
     scorer = Scorer(subjects, size, clip, judge, embedders, lpips, released)
     return Benchmark(
         folder, arguments.output, plan, subjects, lambda: load_base(arguments), scorer, arguments.batch_size,

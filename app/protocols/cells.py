@@ -43,6 +43,8 @@ from training.runs.run_folder import RunError
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+MEAN = "mean "
+"""Before the name of a figure where it is the mean of a cell: the figure "subject" is not the cell's subject."""
 DRIFT_PROMPTS = 8
 """Prompts that are also drawn without the trigger, with the adapter, to measure its effect on the class."""
 
@@ -176,7 +178,7 @@ class Benchmark:
 
     def results(self) -> list[Result]:
         """Return the results of the finished cells. A damaged one counts as missing."""
-        return [result for cell in cells_of(self.plan) if (result := read_result(self.folder, cell))]
+        return read_results(self.plan, self.folder)
 
     def run(self, cell: Cell) -> Result:
         """Train, draw and score a cell. Raises RunError if its training fails."""
@@ -338,7 +340,12 @@ def read_result(folder: Path, cell: Cell) -> Result | None:
     return result if result and result.cell == cell else None
 
 
+def read_results(plan: Plan, folder: Path) -> list[Result]:
+    """Return the results of the finished cells of a plan. A damaged one counts as missing."""
+    return [result for cell in cells_of(plan) if (result := read_result(folder, cell))]
+
+
 def facts(result: Result) -> dict[str, Any]:
-    """Return a result as a flat row: subject, variant, seed, variation, mean figures and costs."""
-    means = {name: sum(values) / len(values) for name, values in result.figures.items() if values}
+    """Return a result as a flat row: subject, variant, seed, variation, mean figures (after ``MEAN``) and costs."""
+    means = {MEAN + name: sum(values) / len(values) for name, values in result.figures.items() if values}
     return {**dataclasses.asdict(result.cell), **means, **result.costs, "sha256": result.sha256}

@@ -5,12 +5,12 @@ The time of a variant's training is that of its finished cells or else follows f
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from app.protocols.cells import DRIFT_PROMPTS, Cell, Result, cells_of, missing_cells, read_result
+from app.protocols.cells import DRIFT_PROMPTS, Cell, Result, missing_cells, read_results
 from app.protocols.plan import BASE, Plan
 from app.protocols.subjects import Subject
 from training.config import TrainConfig
@@ -57,15 +57,18 @@ class Estimate:
         return f"{what}; about {rough_duration(known)} on this machine without {names}, whose time is not measured."
 
 
-def estimate(folder: Path, plan: Plan, subjects: Mapping[str, Subject], measure: Measure) -> Estimate:
+def estimate(
+    folder: Path, plan: Plan, subjects: Mapping[str, Subject], measure: Measure, results: Sequence[Result] | None = None
+) -> Estimate:
     """Return what the missing cells take.
 
     Args:
         folder: of the benchmark.
         measure: is asked for the first run of each variant that is to be trained.
+        results: of the finished cells; None to read them.
     """
     missing = missing_cells(plan, folder)
-    results = [result for cell in cells_of(plan) if (result := read_result(folder, cell))]
+    results = read_results(plan, folder) if results is None else results
     untrained = [cell for cell in missing if _is_trained_by(folder, cell)]
     configs = {v: plan.config(subjects[plan.subjects[0]], v, plan.seeds[0]) for v in plan.variants}
     measured = {v: measure(configs[v]) for v in dict.fromkeys(cell.variant for cell in untrained)}

@@ -1,5 +1,6 @@
 """The plan of a benchmark: what is trained, drawn and compared. It decides the results and is stored beside them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,11 +41,12 @@ class Plan(BaseModel):
 
     ``variants`` maps labels to fields of TrainConfig. ``pictures`` are drawn per prompt, ``prompts`` limits the prompts
     to so many, taken evenly from the list. ``denoising_steps`` are those of the pictures. ``checkpoints`` of each run
-    are drawn, besides the finished adapter. ``released``: see ``released.ReleasedScorer``. ``resolved`` are the
-    variants with the steps or ranks of an equal budget, which the first run determines.
+    are drawn, besides the finished adapter. ``sources`` maps metrics to the folder or hub id of their model, if it is
+    not their own. ``released``: see ``released.ReleasedScorer``. ``resolved`` are the variants with the steps or ranks
+    of an equal budget, which the first run determines.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     protocol: ProtocolName
     name: str
@@ -62,6 +64,7 @@ class Plan(BaseModel):
     denoising_steps: int = 25
     clip: str | None = None
     metrics: tuple[str, ...] = ()
+    sources: dict[str, str] = {}
     checkpoints: int = Field(0, ge=0, le=50)
     released: bool = False
     resolved: dict[str, dict[str, Any]] | None = None
@@ -128,8 +131,8 @@ def as_stored(plan: Plan, folder: Path) -> Plan:
     """
     if (stored := read(folder)) is None:
         return plan
-    settings = Plan.model_fields.keys() - {"resolved"}
-    if other := sorted(name for name in settings if getattr(stored, name) != getattr(plan, name)):
+    old, new = (json.loads(one.model_dump_json(exclude={"resolved"})) for one in (stored, plan))
+    if other := sorted(name for name in new if old[name] != new[name]):
         raise UserError(
             f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
         )
@@ -180,6 +183,23 @@ def read_variants(methods: Sequence[str], file: Path | None) -> dict[str, dict[s
     if not variants:
         raise UserError("there is nothing to compare; give --methods or --variants")
     return variants
+
+
+def read_metrics(given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the metrics and the sources of their models, from texts such as "dino" and "dino=FOLDER".
+
+    Raises UserError for an unknown metric.
+    """
+    pairs = [text.partition("=") for text in given]
+    if unknown := [name for name, _, _ in pairs if name not in METRICS]:
+        raise UserError(f"there is no metric {shown(unknown[0])}; choose among {', '.join(METRICS)}")
+    names = tuple(dict.fromkeys(name for name, _, _ in pairs))
+    return names, {name: absolute_source(source) for name, _, source in pairs if source}
+
+
+def absolute_source(source: str) -> str:
+    """Return a folder or file as an absolute path, and a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -60,9 +60,10 @@ class ReleasedScorer:
     lpips: Lpips
 
     @classmethod
-    def load(cls, lpips: Lpips, device: str = "cpu") -> "ReleasedScorer":
-        """Load the models from the hub. Raises UserError if one is missing."""
-        return cls(Dino(device=device, preprocessing=dino.HUB_PROCESSOR), Clip(HUB_CLIP_L14, device), lpips)
+    def load(cls, lpips: Lpips, sources: Mapping[str, str], device: str = "cpu") -> "ReleasedScorer":
+        """Load the models from a plan's sources or else from the hub. Raises UserError if one is missing."""
+        vit = Dino(sources.get("dino", dino.HUB_DINO), device, dino.HUB_PROCESSOR)
+        return cls(vit, Clip(sources.get("clip-l14", HUB_CLIP_L14), device), lpips)
 
     def figures(self, subject: Subject, images: Sequence[Image.Image], pictures: int) -> dict[str, list[float]]:
         """Return the figures of a subject's pictures, ``pictures`` for each prompt in turn."""

@@ -165,7 +165,8 @@ def _sheet(benchmark: Benchmark, subject: str) -> dict[str, Any]:
     rows = {}
     for variant in (BASE, *plan.variants):
         cell = Cell(subject, variant, plan.seeds[0])
-        if (benchmark.folder / cell.folder / "cell.json").is_file():
+        own = benchmark.folder / cell.folder
+        if (own / "cell.json").is_file() and (own / "pictures").is_dir():  # a result may be stored without its pictures
             rows[variant] = benchmark.pictures(cell)[:: plan.pictures][:PICTURES]
     return {
         "subject": subject,

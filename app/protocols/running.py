@@ -45,14 +45,15 @@ def run_cells(
         begin: is called before each cell; returns why no more cells should begin, or "".
         end: is called after each cell with its mean figures or why it failed.
     """
-    failures, cells = dict[Cell, str](), benchmark.missing()
+    failures, cells, results = dict[Cell, str](), benchmark.missing(), benchmark.results()
     for number, cell in enumerate(cells):
-        expected = estimate(benchmark.folder, benchmark.plan, benchmark.subjects, stored(benchmark.output))
+        expected = estimate(benchmark.folder, benchmark.plan, benchmark.subjects, stored(benchmark.output), results)
         left = None if expected.total is None else sum(expected.seconds[later] for later in cells[number:])
         if reason := begin(Step(cell, number + 1, len(cells), left)):
             return failures | dict.fromkeys(cells[number:], reason)
         try:
-            end(_means(run(cell)))
+            results.append(run(cell))
+            end(_means(results[-1]))
         except Cancelled:
             raise
         except UserError as error:
@@ -94,12 +95,17 @@ def write_results(benchmark: Benchmark, failures: dict[Cell, str]) -> tuple[str,
 def _without_folders(plan: Plan) -> Plan:
     """Return the plan for whoever gets the report: files without the folders of this machine."""
 
+    def name(source: str) -> str:
+        return Path(source).name if Path(source).is_absolute() else source
+
     def bare(settings: dict[str, Any]) -> dict[str, Any]:
         boxes = {Path(path).name: box for path, box in settings.get("boxes", {}).items()}
-        named = {"base": Path(base).name} if Path(base := settings.get("base", "")).is_absolute() else {}
+        named = {"base": name(settings["base"])} if "base" in settings else {}
         return settings | named | ({"boxes": boxes} if boxes else {})
 
     return plan.model_copy(update={
         "photos": tuple(Path(photo.name) for photo in plan.photos), "data": plan.data and Path(plan.data.name),
+        "sources": {metric: name(source) for metric, source in plan.sources.items()},
+        "clip": plan.clip and name(plan.clip),
         "base": bare(plan.base), "variants": {label: bare(changes) for label, changes in plan.variants.items()},
     })  # fmt: skip

@@ -268,7 +268,7 @@ def format_cost(name: str, value: float | None) -> str:
 def as_json(summary: Summary) -> str:
     """Return the summary as JSON."""
     values: dict[str, Any] = {
-        "plan": summary.plan.model_dump(mode="json"),
+        "plan": json.loads(summary.plan.model_dump_json()),
         "means": {
             variant: {name: dataclasses.asdict(interval) for name, interval in own.items()}
             for variant, own in summary.means.items()

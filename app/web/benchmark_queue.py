@@ -21,6 +21,8 @@ from hra_diffusion.files import write_text
 
 STATE_FILE = "state.json"
 ACTIVE = ("waiting", "running")
+POLL_SECONDS = 1.0
+"""How often a running benchmark looks whether another page has stopped it."""
 
 
 class State(BaseModel):
@@ -87,16 +89,28 @@ class BenchmarkQueue:
 
     @contextlib.contextmanager
     def running(self, folder: Path) -> Iterator[threading.Event]:
-        """Within the block, a benchmark runs; yields what ``stop`` sets. Raises Cancelled if it was stopped before."""
+        """Within the block, a benchmark runs; yields what ``stop`` sets, also that of another page within a second.
+
+        Raises Cancelled if it was stopped before.
+        """
+        over = threading.Event()
         with self._lock:
-            self._running[folder] = threading.Event()
+            self._running[folder] = cancelled = threading.Event()
         try:
             self.begin(folder, "")
-            yield self._running[folder]
+            threading.Thread(target=self._watch, args=(folder, cancelled, over), daemon=True).start()
+            yield cancelled
         finally:
+            over.set()
             with self._lock:
                 del self._running[folder]
                 self.changed += 1
+
+    def _watch(self, folder: Path, cancelled: threading.Event, over: threading.Event) -> None:
+        """Set ``cancelled`` when the benchmark is no longer active, until it is over."""
+        while not over.wait(POLL_SECONDS):
+            if self.state(folder).status not in ACTIVE:
+                cancelled.set()
 
     def begin(self, folder: Path, step: str) -> None:
         """Note the cell that begins. Raises Cancelled if the benchmark was stopped."""

@@ -24,19 +24,29 @@ SOURCES = {
 """Names of models, without ``EFFICIENTNET``, which comes with a package."""
 CLASSES = {"clip": Clip, "vit": Dino, "dinov2": Dino}
 """By transformers' model type."""
+TYPES = {"clip": "clip", "clip-l14": "clip", "dino": "vit", "dinov2": "dinov2"}
+"""The model type of a name, for models from another source."""
 
 
-def find(name_or_path: str | Path, device: str = "cpu") -> Embedder:
+def find(name_or_path: str | Path, device: str = "cpu", source: str | Path | None = None) -> Embedder:
     """Load the model of a name ("efficientnet" or one of ``SOURCES``), a folder or a hub id.
 
-    A folder is recognised by its config.json. Raises UserError if there is no such model, or it can't be loaded.
+    A folder is recognised by its config.json.
+
+    Args:
+        source: a folder or a hub id with the model of the name, in place of its own.
+
+    Raises UserError if there is no such model, it is of another type, or it can't be loaded.
     """
     if name_or_path == EFFICIENTNET:
+        if source:
+            raise UserError(f"the weights of {EFFICIENTNET} come with a package; give {EFFICIENTNET} without a model")
         return EfficientNet(device)
-    source = SOURCES.get(str(name_or_path), str(name_or_path))
+    wanted = (TYPES[str(name_or_path)],) if source else tuple(CLASSES)
+    source = str(source or SOURCES.get(str(name_or_path), name_or_path))
     kind = _model_type(source)
-    if kind not in CLASSES:
-        raise UserError(f"{source} is a model of type {kind!r}; a metric needs one of {', '.join(CLASSES)}")
+    if kind not in wanted:
+        raise UserError(f"{source} is a model of type {kind!r}; {name_or_path} needs one of type {', '.join(wanted)}")
     return CLASSES[kind](source, device)
 
 

@@ -161,6 +161,7 @@ def test_few_subjects_are_said_to_show_no_difference(results):
 def test_the_csv_has_a_line_per_cell(results):
     lines = summary.as_csv(results).splitlines()
     assert len(lines) == 1 + len(results) and lines[0].startswith("subject,variant,seed,strength,")
+    assert "mean subject" in lines[0] and {line.split(",")[0] for line in lines[1:]} == set(PLAN.subjects)
 
 
 def test_the_report_is_one_file_with_pictures_and_no_address(benchmark, results):
@@ -171,6 +172,10 @@ def test_the_report_is_one_file_with_pictures_and_no_address(benchmark, results)
     assert html.count("<img") == 6 * (5 + 3 * 2) and html.count("<svg") >= 3
     for text in ("hra is clearly the best", "out of memory", "ab" * 32, "a photo of a {subject}", "0.970"):
         assert text in html
+    shutil.rmtree(benchmark.folder / results[1].cell.folder / "pictures")
+    assert report.render(benchmark, found, results).count("<img") == html.count("<img") - 2, (
+        "only the figures are known"
+    )
 
 
 def test_a_real_photo_reaches_the_ceiling_and_a_copy_exceeds_the_limit():

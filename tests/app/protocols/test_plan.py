@@ -102,6 +102,23 @@ def test_variants_of_a_file_join_the_methods(tmp_path: Path):
     plans.check(make(variants=plans.read_variants(["lora"], file)))
 
 
+def test_a_hard_constraint_is_stored_and_continued(tmp_path: Path):
+    plan = make(variants={"hra exact": {"method": "hra", "options": {"orthogonality": float("inf")}}})
+    plans.store(plan, tmp_path)
+    again = plans.as_stored(plan, tmp_path)
+    robot = plan.load_subjects()["robot"]
+    assert again.config(robot, "hra exact", 0).options == plan.config(robot, "hra exact", 0).options
+
+
+def test_the_model_of_a_metric_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("vit").mkdir()
+    found = plans.read_metrics(["lpips", "dino=vit", "clip-l14=owner/clip", "lpips"])
+    assert found == (("lpips", "dino", "clip-l14"), {"dino": str(tmp_path / "vit"), "clip-l14": "owner/clip"})
+    with pytest.raises(UserError, match=r"no metric 'dreamsim'; choose among dino, .*lpips"):
+        plans.read_metrics(["dreamsim=vit"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

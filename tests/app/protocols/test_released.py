@@ -3,12 +3,17 @@
 import pytest
 from conftest import random_images, tiny_clip
 from PIL import Image
+from transformers import ViTConfig, ViTModel
 
+from app.cli import main
+from app.commands import benchmark as command
 from app.protocols import summary
 from app.protocols.cells import Cell, Result
 from app.protocols.plan import BASE, TRIGGER, Plan
 from app.protocols.released import RELEASED, SCORINGS, STRIPPED, TRIGGER_KEPT, ReleasedScorer, best_of_checkpoints
 from app.protocols.subjects import Prompt, Subject
+from hra_diffusion.errors import UserError
+from hra_diffusion.evaluation import lpips
 from hra_diffusion.evaluation.clip import Clip
 from hra_diffusion.evaluation.preprocessing import to_pixels
 
@@ -61,6 +66,33 @@ def test_photos_are_compared_whole_with_every_picture(subject, scorer):
     square = [image.resize((512, 512), Image.Resampling.BILINEAR) for image in (*photos, images[0])]
     distances = [(to_pixels([photo]) - to_pixels(square[-1:])).abs().mean().item() for photo in square[:-1]]
     assert found[RELEASED[3]][0] == pytest.approx(sum(distances) / 2)
+
+
+@pytest.fixture
+def folders(tmp_path) -> dict[str, str]:
+    """Folders of a tiny DINO and a tiny CLIP."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, patch_size=32), add_pooling_layer=False).save_pretrained(tmp_path / "tiny-vit")
+    return {"dino": str(tmp_path / "tiny-vit"), "clip-l14": str(tiny_clip(tmp_path / "tiny-clip"))}
+
+
+def test_the_models_of_the_released_scoring_come_from_given_folders(subject, folders):
+    released = ReleasedScorer.load(PixelDistance(), folders)
+    assert (released.dino.label, released.clip.label) == ("DINO (tiny-vit)", "CLIP (tiny-clip)")
+    assert len(released.figures(subject, random_images(4), pictures=2)["released dino"]) == 4
+
+
+def test_the_models_of_metrics_come_from_given_folders(tmp_path, folders, monkeypatch):
+    _, parser = main.__globals__["load_command"]("benchmark")
+    given = [f"{name}={folder}" for name, folder in folders.items()]
+    arguments = ["toybox", "--pictures", "2", "--output", str(tmp_path / "outputs"), "--metrics", *given]
+    parsed = parser.parse_args(arguments)
+    scorer = command.prepare(parsed, command.make_plan("test", parsed), tmp_path).scorer
+    assert [model.label for model in scorer.embedders.values()] == ["DINO (tiny-vit)", "CLIP (tiny-clip)"]
+    monkeypatch.setattr(lpips, "load_packaged", lambda *package: {})
+    parsed = parser.parse_args([*arguments, f"lpips={tmp_path / 'vgg'}"])
+    with pytest.raises(UserError, match="vgg can't be used for LPIPS"):
+        command.prepare(parsed, command.make_plan("test", parsed), tmp_path)
 
 
 def figures(*prompts: tuple[float, float, float, float]) -> dict[str, list[float]]:

@@ -12,8 +12,9 @@ from visitors import ADAPTER, Visitor
 
 from app.inference_session import InferenceSession
 from app.protocols.cells import Benchmark
-from app.web import benchmark_runner, compare_benchmark, quotas
+from app.web import benchmark_queue, benchmark_runner, compare_benchmark, quotas
 from app.web.benchmark_plan import make_plan
+from app.web.benchmark_queue import BenchmarkQueue
 from app.web.context import AppContext
 from app.web.limits import Limits
 from app.web.served_files import is_served
@@ -147,6 +148,35 @@ def test_a_stopped_benchmark_cancels_its_run_and_goes_on_where_it_was(scored, sm
     assert scored.benchmarks.state(folder).status == "finished"
     events.act(click(do="delete", file=folder.name), ANN)
     assert scored.queue.jobs() == [scored.queue.job("Rex")], "the unfinished run is in the bin"
+
+
+@pytest.mark.parametrize("during", ["training", "drawing"])
+def test_a_stop_on_another_page_ends_the_cell_in_progress(scored, small_benchmarks, monkeypatch, during):
+    monkeypatch.setattr(benchmark_queue, "POLL_SECONDS", 0.01)
+    begun, stopped = threading.Event(), threading.Event()
+    if during == "training":
+        monkeypatch.setattr(Benchmark, "_train", TRAIN)
+        monkeypatch.setattr(Queue, "start", lambda self: begun.set())
+    else:
+        check = benchmark_runner._raise_if_set
+
+        def slow(cancelled):
+            begun.set()
+            stopped.wait()
+            cancelled.wait(30)
+            check(cancelled)
+
+        monkeypatch.setattr(benchmark_runner, "_raise_if_set", slow)
+    compare_benchmark.Events(scored).start([ADAPTER], 2, ANN)
+    folder = folder_of(scored, ANN)
+    thread = threading.Thread(target=benchmark_runner.run_waiting, args=(scored,))
+    thread.start()
+    assert begun.wait(60)
+    BenchmarkQueue().stop(folder)
+    stopped.set()
+    thread.join(30)
+    assert not thread.is_alive() and scored.benchmarks.state(folder).status == "stopped"
+    assert scored.queue.waiting() == []
 
 
 def test_a_failed_cell_is_named_and_others_are_run(scored, small_benchmarks, monkeypatch):

