@@ -13,6 +13,7 @@ from torch import nn
 from app.benchmarking.workloads import weight_sharing_copy
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.models import loading, sources
 from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
 
@@ -36,13 +37,14 @@ NARROW_SDXL = replace(
 ARCHITECTURES = {"sd1": SD1, "sdxl": SDXL, "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL}
 """Architectures by name. The narrow ones have all layers of the released ones, a tenth as wide, and two text layers."""
 PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+"""The attention layers of a UNet."""
 PEFT_CONFIGS = {
-    "PEFT LoRA": lambda rank: LoraConfig(r=rank, lora_alpha=rank, target_modules=PEFT_TARGETS),
-    "PEFT HRA": lambda rank: HRAConfig(r=rank, target_modules=PEFT_TARGETS),
-    "PEFT OFT": lambda rank: OFTConfig(r=0, oft_block_size=32, target_modules=PEFT_TARGETS),
-    "PEFT BOFT": lambda rank: BOFTConfig(boft_block_size=4, target_modules=PEFT_TARGETS),
+    "PEFT LoRA": lambda rank, layers=PEFT_TARGETS: LoraConfig(r=rank, lora_alpha=rank, target_modules=layers),
+    "PEFT HRA": lambda rank, layers=PEFT_TARGETS: HRAConfig(r=rank, target_modules=layers),
+    "PEFT OFT": lambda rank, layers=PEFT_TARGETS: OFTConfig(r=0, oft_block_size=32, target_modules=layers),
+    "PEFT BOFT": lambda rank, layers=PEFT_TARGETS: BOFTConfig(boft_block_size=4, target_modules=layers),
 }
-"""PEFT configurations by name, each from a rank; OFT and BOFT use block sizes instead, here PEFT's defaults."""
+"""PEFT configurations by name, each from a rank and layers; OFT and BOFT use block sizes, here PEFT's defaults."""
 
 
 def load_unet(base: str, device: str, dtype: str) -> Any:
@@ -96,7 +98,7 @@ def copy_with_adapter(unet: nn.Module, method: str, rank: int, **options: Any) -
         return model, list(attachment.adapter_parameters(model, "default").values())
     model.requires_grad_(False)
     with warnings.catch_warnings(action="ignore"):  # BOFT warns if it can't compile its CUDA kernel
-        inject_adapter_in_model(PEFT_CONFIGS[method](rank), model, "default")
+        inject_adapter_in_model(PEFT_CONFIGS[method](rank, find_targets(model)), model, "default")
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -1,4 +1,4 @@
-"""What benchmarks time: a training step of a UNet, with or without adapters, on random inputs."""
+"""What benchmarks time: a training step of a denoiser, with or without adapters, on random inputs."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hra_diffusion.allocator import retain_freed_memory
+from hra_diffusion.models import families
+
+
+TEXT_TOKENS = 512
+"""Tokens of a prompt for a transformer, as FLUX.2 reads them."""
 
 
 def weight_sharing_copy(model: nn.Module) -> Any:
@@ -22,7 +27,7 @@ def fused_adamw(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def make_training_step(
-    unet: Any,
+    denoiser: Any,
     parameters: Iterable[nn.Parameter],
     batch_size: int,
     latent_size: int | None = None,
@@ -32,7 +37,7 @@ def make_training_step(
     """Return an optimiser step on fixed inputs: forward, loss, backward, clipping and AdamW, as in training.
 
     Args:
-        unet: the UNet, with an adapter attached.
+        denoiser: a UNet or a transformer, with an adapter attached.
         parameters: the adapter's parameters.
         batch_size: the number of latents.
         latent_size: height and width of the latents; the base model's by default.
@@ -40,12 +45,12 @@ def make_training_step(
         make_optimizer: returns an optimiser of the parameters.
     """
     retain_freed_memory()  # as in a run
-    inputs, conditions = random_unet_inputs(unet, batch_size, latent_size)
-    noise, parameters = torch.randn_like(inputs[0]), list(parameters)
+    latents, predict = random_call(denoiser, batch_size, latent_size)
+    noise, parameters = torch.randn_like(latents), list(parameters)
     optimizer = make_optimizer(parameters)
 
     def step() -> None:
-        loss = F.mse_loss(unet(*inputs, **conditions).sample.float(), noise.float())
+        loss = F.mse_loss(predict().float(), noise.float())
         if (regulariser := penalty()) is not None:
             loss = loss + regulariser.to(loss.device)
         loss.backward()
@@ -70,6 +75,24 @@ def make_frozen_step(unet: Any, batch_size: int, latent_size: int | None = None)
     first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))
     first.register_forward_pre_hook(lambda module, args: (args[0] + zero, *args[1:]))
     return lambda: unet(*inputs, **conditions).sample.float().square().mean().backward()
+
+
+def random_call(
+    denoiser: Any, batch_size: int, latent_size: int | None = None
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return random latents, and a function that returns a denoiser's prediction for them, of the same shape."""
+    config, options = denoiser.config, {"device": denoiser.device, "dtype": denoiser.dtype}
+    if "cross_attention_dim" in config:  # a UNet
+        inputs, conditions = random_unet_inputs(denoiser, batch_size, latent_size)
+        return inputs[0], lambda: denoiser(*inputs, **conditions).sample
+    version = families.version({**config, "_class_name": type(denoiser).__name__})
+    family = next(family for family in families.FAMILIES if family.name == version)
+    latents = torch.randn(batch_size, config.in_channels, *[latent_size or config.sample_size] * 2, **options)
+    text = {"hidden": torch.randn(batch_size, TEXT_TOKENS, config.joint_attention_dim, **options)}
+    if pooled := config.get("pooled_projection_dim"):
+        text["pooled"] = torch.randn(batch_size, pooled, **options)
+    times = 1000 * torch.rand(batch_size, device=denoiser.device)
+    return latents, lambda: family.predict(denoiser, latents, times, text, 0)
 
 
 def random_unet_inputs(
