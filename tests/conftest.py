@@ -75,7 +75,7 @@ def tiny_sd3_transformer() -> SD3Transformer2DModel:
 def tiny_flux2_transformer() -> Flux2Transformer2DModel:
     return Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        joint_attention_dim=48, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
 
 

@@ -102,8 +102,11 @@ _OPTIMIZER: dict[str, dict[str, Any]] = {
 _LION_RATE = 0.2
 """Lion's learning rate relative to AdamW's: 3 to 10 times lower (arXiv 2302.06675)."""
 _FLOW = {"gradient_checkpointing": True, "timestep_sampling": "logit-normal"}
-_VARIANTS: dict[str, dict[str, Any]] = {"sd2": {}, "sdxl": {"gradient_checkpointing": True}, "sd3": _FLOW}
-"""Families that use the values of Stable Diffusion 1, and where they differ. The rates of SD 3 are not measured."""
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "sd2": {}, "sdxl": {"gradient_checkpointing": True}, "sd3": _FLOW, "flux2": _FLOW
+}  # fmt: skip
+"""Families that use the values of Stable Diffusion 1, and where they differ. The rates of the last two are not
+measured."""
 
 
 def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> dict[str, Any]:

@@ -19,8 +19,12 @@ from hra_diffusion.adapters.probe import probe
 from hra_diffusion.allocator import release_freed_memory
 
 BLOCK = 64
-SKIPPED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj")
-"""Layers that are not quantised: they are small and affect everything."""
+SKIPPED = (
+    "conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj",
+    "x_embedder", "pos_embed", "time_text_embed", "time_guidance_embed", "norm_out",  # of transformers
+)  # fmt: skip
+"""Layers that are not quantised: they are small and affect everything. So is the last one of a transformer."""
+LAST = "proj_out"
 
 
 class Quantised(nn.Module):
@@ -136,7 +140,7 @@ def _row_maxima(rows: Tensor) -> Tensor:
 def _quantisable_layers(model: nn.Module) -> Iterator[Any]:
     for path, module in model.named_modules():
         plain = type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
-        if plain and not any(part in SKIPPED for part in path.split(".")):
+        if plain and path != LAST and not any(part in SKIPPED for part in path.split(".")):
             yield module
 
 

@@ -88,7 +88,7 @@ def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSe
     Raises UserError if the settings are invalid or do not suit the base model.
     """
     side = families.default_side(pipe)
-    guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), families.of(pipe).guidance_scale)
+    guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), families.guidance_scale(pipe))
     full = FullSettings(
         settings.steps,
         guidance_scale if settings.guidance_scale is None else settings.guidance_scale,

@@ -144,7 +144,7 @@ def _generate(
     order = sorted(range(len(requests)), key=lambda i: (together[i], requests[i].adapters))
     while order:
         chunk = [i for i in order[:batch_size] if together[i] == together[order[0]]]
-        batch, callback = [requests[i] for i in chunk], step_callback(on_step, tuple(chunk))
+        batch, callback = [requests[i] for i in chunk], step_callback(on_step, tuple(chunk), settings)
         try:
             latents = _denoise(pipe, batch, [embeddings[i] for i in chunk], settings, callback, captured, prepared)
         except torch.OutOfMemoryError:

@@ -84,8 +84,8 @@ class LayerIndex:
         if component is None:
             return f"the prefix {name!r} is not known"
         name = _without_peft_prefix(name.replace(".processor.", "."))
-        layer = self.layers.get((component, current_name(component, name).replace(".", "_")))
-        return layer or _no_layer(component, self.components)
+        found = (self.layers.get((component, own.replace(".", "_"))) for own in (name, current_name(component, name)))
+        return next(filter(None, found), None) or _no_layer(component, self.components)
 
     def _most_likely_component(self) -> str:
         """For a PEFT file, which does not name its component, the one with most of its layers; otherwise ""."""

@@ -16,7 +16,7 @@ ASSETS = PACKAGE / "assets" if (PACKAGE / "assets").is_dir() else PACKAGE.parent
 """Folder of the embedded models: inside the installed package, or at the root of a checkout."""
 
 DENOISER_CONFIGS = tuple(dict.fromkeys(f"{family.denoiser}/config.json" for family in families.FAMILIES))
-VERSION_NAMES = {"diffusion-3": "sd3", "xl": "sdxl", "diffusion-2": "sd2"}
+VERSION_NAMES = {"flux.2": "flux2", "diffusion-3": "sd3", "xl": "sdxl", "diffusion-2": "sd2"}
 """Versions of hub ids by a part of their name."""
 
 
@@ -37,7 +37,7 @@ def model_folder(source: str, revision: str | None = None) -> Path | None:
 
 
 def base_version(source: str) -> str:
-    """Return "toybox", "sd1", "sd2", "sdxl" or "sd3" for a base model, from its configuration alone.
+    """Return "toybox", "sd1", "sd2", "sdxl", "sd3" or "flux2" for a base model, from its configuration alone.
 
     A hub id outside the local cache is classified by its name. Unreadable models count as "sd1"; loading them raises an
     error with the reason.

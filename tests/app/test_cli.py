@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, save_photos, tiny_pipe
+from flow_pipes import tiny_flux2_pipe
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -115,6 +116,18 @@ def test_train_prints_its_events_as_json(photos, base_folder, tmp_path, capsys):
     assert events[-1]["event"] == "finished" and Path(events[-1]["adapter"]).is_file()
     config = (tmp_path / "Rex" / "config.yaml").read_text()
     assert "rank: 2" in config and "orthogonality: .inf" in config
+
+
+def test_flux2_trains_and_draws(photos, tmp_path):
+    """On a base in 4 bits, and a picture that is not square on the full one."""
+    tiny_flux2_pipe().save_pretrained(tmp_path / "base")
+    options = ["--base-weights", "nf4", "--gradient-checkpointing", "--prior-loss-weight", "0"]
+    assert main(train_command(photos, tmp_path / "base", tmp_path, "Rex", *options)) == 0
+    assert main(["generate", "--prompt", "a {subject}", "--base", str(tmp_path / "base"), "--device", "cpu", "--steps",
+                 "2", "--adapter", str(tmp_path / "Rex" / "Rex.safetensors"), "--width", "32", "--height", "16",
+                 "--output", str(tmp_path / "drawn")]) == 0  # fmt: skip
+    (picture,) = (tmp_path / "drawn").glob("*.png")
+    assert Image.open(picture).size == (32, 16)
 
 
 @pytest.mark.filterwarnings("always::hra_diffusion.errors.Note")

@@ -61,7 +61,7 @@ def sd3_input(model):
 
 
 def flux2_input(model):
-    latents, text = random_tensors((2, 6, 16), (2, 5, 16))
+    latents, text = random_tensors((2, 6, 16), (2, 5, 48))
     places = {"img_ids": torch.arange(24).view(6, 4), "txt_ids": torch.zeros(5, 4)}
     return model(latents, text, torch.tensor([0.9, 0.1]), **places).sample
 
@@ -80,7 +80,7 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_model_alone_takes_every_verb(kind, tmp_path):
-    """A text model, and diffusion transformers whose pipelines can't be loaded yet."""
+    """A text model, and diffusion transformers without a pipeline."""
     torch.manual_seed(0)
     make, output = MODELS[kind]
     model = make().eval()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import distance
-from flow_pipes import FLOW_PIPES, tiny_sd3_pipe
+from flow_pipes import FLOW_PIPES, tiny_flux2_pipe, tiny_sd3_pipe
 from sessions import make_session
 
 import hra_diffusion as hra
@@ -77,6 +77,8 @@ def test_distilled_models_are_refused(flow_settings, tmp_path):
     pipe.base_name = "stable-diffusion-3.5-large-turbo"
     with pytest.raises(TrainingError, match="distilled to generate in a few steps: its name says Turbo"):
         train(flow_settings(base="sd3"), tmp_path, pipe=pipe)
+    with pytest.raises(TrainingError, match=r"distilled to .* from black-forest-labs/FLUX\.2-klein-base-4B"):
+        train(flow_settings(base="flux2"), tmp_path, pipe=tiny_flux2_pipe(is_distilled=True))
 
 
 def test_the_huber_threshold_follows_the_signal_to_noise_ratio(flow_settings, tmp_path):

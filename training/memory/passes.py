@@ -31,8 +31,7 @@ def generation_peak(pipe: StableDiffusionPipeline, resolution: int) -> int:
     def generate() -> None:
         latents = _latents(pipe, resolution, 2)
         Denoiser(pipe, False)(latents, torch.zeros(2), _embeddings(pipe, 2))
-        with vae_upcast(pipe.vae) as vae:
-            vae.decode(latents[:1].to(vae.dtype))
+        families.of(pipe).decode(pipe, latents[:1])
 
     return peak_bytes(generate, [families.denoiser(pipe), pipe.vae, *families.text_encoders(pipe)])
 

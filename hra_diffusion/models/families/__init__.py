@@ -1,4 +1,4 @@
-"""Families of base models: the differences between Stable Diffusion 1/2, XL and 3, one file each.
+"""Families of base models: the differences between Stable Diffusion 1/2, XL, 3 and FLUX.2, one file each.
 
 A family defines its denoiser and the denoiser's call, the scale of its latents, how prompts are encoded, and how other
 programs name its components.
@@ -15,7 +15,7 @@ from torch import Tensor, cat, nn, zeros_like
 from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
 from hra_diffusion.libraries import only_errors_logged
-from hra_diffusion.models.families import sd, sd3, sdxl
+from hra_diffusion.models.families import flux2, sd, sd3, sdxl
 from hra_diffusion.models.families.weighting import hidden_states
 from hra_diffusion.models.flow import FlowProcess
 from hra_diffusion.models.noise import NoiseProcess
@@ -106,7 +106,10 @@ class Family(Protocol):
         ...
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
-        """Decode latents (N, channels, height, width) to pixels from −1 to 1 (N, 3, height, width)."""
+        """Decode latents (N, channels, height, width) to pixels from −1 to 1 (N, 3, height, width).
+
+        They are those that the denoiser takes, or those that the pipeline returns for ``output_type="latent"``.
+        """
         ...
 
     def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
@@ -125,13 +128,32 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: tuple[Family, ...] = (sd.StableDiffusion(), sdxl.StableDiffusionXL(), sd3.StableDiffusion3())
+FAMILIES: tuple[Family, ...] = (
+    sd.StableDiffusion(), sdxl.StableDiffusionXL(), sd3.StableDiffusion3(), flux2.Flux2Klein()
+)  # fmt: skip
 COMPONENTS = tuple(
     dict.fromkeys(name for family in FAMILIES for name in (family.denoiser, *(name for name, _ in family.encoders)))
 )
 """Names of the models on pipelines that take adapters, the denoiser first."""
 VERSIONS: Mapping[Any, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Released versions of Stable Diffusion by the width of their text embeddings (``cross_attention_dim``)."""
+TRANSFORMERS: Mapping[Any, str] = {"SD3Transformer2DModel": "sd3", "Flux2Transformer2DModel": "flux2"}
+"""Versions of base models by the class of their transformer."""
+
+
+_KLEIN, _SD35 = flux2.UNDISTILLED, "stabilityai/stable-diffusion-3.5-medium"
+REFUSED: Mapping[str | None, str] = {
+    "FluxPipeline": f"FLUX.1 is distilled, for guidance (dev) or for few steps (schnell); use {_KLEIN}",
+    "FluxKontextPipeline": f"Kontext edits a given image and is distilled for guidance; use {_KLEIN}",
+    "FluxFillPipeline": f"Fill replaces parts of a given image and is distilled for guidance; use {_KLEIN}",
+    "Flux2Pipeline": f"FLUX.2 dev is distilled for guidance, with 32 billion parameters; use {_KLEIN}",
+    "Flux2KleinKVPipeline": f"this variant edits given images and is distilled for few steps; use {_KLEIN}",
+    "Flux2KleinInpaintPipeline": f"it replaces parts of a given image; use {_KLEIN}",
+    "StableDiffusion3Img2ImgPipeline": f"it changes a given image; use {_SD35}",
+    "StableDiffusion3InpaintPipeline": f"it replaces parts of a given image; use {_SD35}",
+    "StableDiffusion3ControlNetPipeline": f"it takes a control image, too; use {_SD35}",
+}
+"""Pipelines of related base models, with the reason why they can't be used, and the base to use instead."""
 
 
 def pipeline_class(family: Family) -> Any:
@@ -143,6 +165,8 @@ def pipeline_class(family: Family) -> Any:
 def by_pipeline_name(name: str | None, source: str) -> Family:
     """Return the family of ``source`` by its pipeline class in diffusers. Raises BaseModelError for any other class."""
     by_name = {family.pipeline: family for family in FAMILIES}
+    if name in REFUSED:
+        raise BaseModelError(f"{source} is a {name}, which can't be used: {REFUSED[name]}")
     if name not in by_name:
         raise BaseModelError(f"{source} is a {name}; only {' or '.join(by_name)} can be used")
     return by_name[name]
@@ -170,15 +194,20 @@ def default_side(pipe: DiffusionPipeline) -> int:
     return size * cast(Any, pipe).vae_scale_factor
 
 
+def guidance_scale(pipe: DiffusionPipeline) -> float:
+    """Return the default guidance scale of a base model; 1, without guidance, if FLUX.2 klein is distilled."""
+    return 1.0 if cast(Any, pipe).config.get("is_distilled") else of(pipe).guidance_scale
+
+
 def latent_pixels(pipe: DiffusionPipeline) -> int:
     """Return the side in pixels of a position of the latents that the denoiser takes."""
     return cast(Any, pipe).image_processor.config.vae_scale_factor
 
 
 def version(config: Mapping[str, Any]) -> str:
-    """Return "sd1", "sd2", "sdxl" or "sd3" for the configuration of a denoiser; "sd1" for unknown widths."""
-    if config.get("_class_name") == "SD3Transformer2DModel":
-        return "sd3"
+    """Return "sd1", "sd2", "sdxl", "sd3" or "flux2" by a denoiser's configuration; "sd1" for unknown widths."""
+    if transformer := TRANSFORMERS.get(config.get("_class_name")):
+        return transformer
     if size_conditioned(config):
         return "sdxl"
     return "sd2" if VERSIONS.get(config.get("cross_attention_dim")) == "sd2" else "sd1"

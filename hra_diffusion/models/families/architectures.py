@@ -1,6 +1,7 @@
-"""Configurations of the released Stable Diffusion models: for single-file checkpoints, and to plan memory unloaded.
+"""Configurations of released base models: for single-file checkpoints, and to plan memory unloaded.
 
-The values are those of the public configuration files of Stable Diffusion 1.5, 2.1, XL base 1.0 and 3.5 medium.
+The values are those of the public configuration files of Stable Diffusion 1.5, 2.1, XL base 1.0, 3.5 medium, and FLUX.2
+klein base 4B.
 """
 
 import json
@@ -113,6 +114,28 @@ _T5_XXL: Values = {
     "is_encoder_decoder": False,
     "tie_word_embeddings": False,
 }
+_TRANSFORMER_FLUX2: Values = {
+    "_class_name": "Flux2Transformer2DModel",
+    "in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+_QWEN3_4B: Values = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
 _NOISE: Values = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -207,7 +230,11 @@ SD35 = Architecture(
     (_CLIP_L | {"architectures": ["CLIPTextModelWithProjection"]}, _OPEN_CLIP_G, _T5_XXL),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), ("<|endoftext|>", "!", "<pad>"),
 )  # fmt: skip
-RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sd3": SD35}
+FLUX2_KLEIN = Architecture(
+    "FLUX.2 klein base 4B", "Flux2KleinPipeline", _TRANSFORMER_FLUX2, {"_class_name": "AutoencoderKLFlux2"},
+    (_QWEN3_4B,), ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}), ("<|endoftext|>",),
+)  # fmt: skip
+RELEASED = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sd3": SD35, "flux2": FLUX2_KLEIN}
 
 
 def on_meta(build: Callable[[], Any]) -> Any:

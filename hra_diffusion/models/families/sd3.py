@@ -4,8 +4,7 @@ T5 may be missing, in a folder without it; its part of the text is then zero. So
 StableDiffusion3Pipeline, whose encoding and decoding these functions follow.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,35 +14,26 @@ from torch import Tensor, nn
 from hra_diffusion.models import flow
 from hra_diffusion.models.families import clip
 from hra_diffusion.models.families.latents import scaled
+from hra_diffusion.models.families.transformer import TransformerFamily
 
 T5_TOKENS = 256
 """Tokens that the pipeline has T5 read by default (``max_sequence_length``)."""
 PATCH = 2
 
 
-class StableDiffusion3:
+class StableDiffusion3(TransformerFamily):
     """Stable Diffusion 3 and 3.5."""
 
     name = "sd3"
     pipeline = "StableDiffusion3Pipeline"
-    denoiser = "transformer"
-    flow_matching = True
     encoders: tuple[tuple[str, str], ...] = (
         ("text_encoder", "tokenizer"),
         ("text_encoder_2", "tokenizer_2"),
         ("text_encoder_3", "tokenizer_3"),
     )
     optional_encoders: tuple[str, ...] = ("text_encoder_3",)
-    trains_text = False
     prompt_tokens: int | None = T5_TOKENS
-    kohya_prefixes: tuple[tuple[str, str], ...] = (("transformer", "lora_unet"),)
-    embeddings_type: str | None = None
     guidance_scale = 4.5
-    addition_embed_types: tuple[str | None, ...] = (None,)
-    from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({})
-    original_unet_names = False
-    require_scheduler = staticmethod(flow.require)
-    override_noise = staticmethod(flow.override)
     scale = staticmethod(scaled)
 
     def noise_process(self, scheduler: Any) -> flow.FlowProcess:
@@ -94,27 +84,15 @@ class StableDiffusion3:
             hidden = torch.cat([F.pad(hidden, (0, of_t5.shape[-1] - hidden.shape[-1])), of_t5], dim=1)
         return {"hidden": hidden, "pooled": torch.cat([output.text_embeds for output in outputs], dim=-1)}
 
-    def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
-        """The text encoders are not trained."""
-        return ()
-
     def latent_channels(self, vae: Any) -> int:
         """Return the channels of the VAE's latents."""
         return vae.config.latent_channels
-
-    def latent_multiple(self, denoiser: Any) -> int:
-        """Return the side of the transformer's patches."""
-        return denoiser.config.patch_size
 
     def decode(self, pipe: Any, latents: Tensor) -> Tensor:
         """Decode latents (N, 16, height / 8, width / 8) in the VAE's precision, as the pipeline's call does."""
         config = pipe.vae.config
         latents = latents.to(pipe.vae.dtype) / config.scaling_factor + config.shift_factor
         return pipe.vae.decode(latents, return_dict=False)[0]
-
-    def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
-        """Scale pixels to 0 to 1."""
-        return pipe.image_processor.postprocess(pixels, "pt")
 
     def predict(self, denoiser: Any, latents: Tensor, times: Tensor, text: dict[str, Tensor], pixels: int) -> Tensor:
         """The transformer also takes the pooled text; the states of a missing T5 are zero."""

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import PIPES, distance, stir, tiny_pipe
+from flow_pipes import tiny_flux2_pipe
 
 import hra_diffusion as hra
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.adapter_file import AdapterFileError
 from hra_diffusion.adapters.gathered import RANK_BUCKETS, prepare
+from hra_diffusion.adapters.methods import COMPARED
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.pipeline import components
@@ -63,6 +65,18 @@ def test_every_method_in_one_batch_draws_what_it_draws_alone(tmp_path):
         for i, name in enumerate(methods)
     ]  # fmt: skip
     assert_equals_alone(pipe, paths, [1.0, 0.6, 1.3, 0.5, 1.0, 0.7][: len(paths)])
+
+
+def test_a_transformer_that_is_called_twice_for_guidance(tmp_path):
+    """FLUX.2's pipeline does not join the two calls to one batch; two of its layers are projections for everything."""
+    pipe = tiny_flux2_pipe()
+    with torch.no_grad():  # random blocks of standard size have little effect
+        for parameter in pipe.transformer.parameters():
+            parameter.mul_(3)
+    paths = [
+        save_adapter(pipe, tmp_path / f"{method}.safetensors", method, parts=("transformer",)) for method in COMPARED
+    ]
+    assert_equals_alone(pipe, paths, [1.0, 0.6, 1.3, 0.5, 1.0][: len(paths)], Settings(steps=1, guidance_scale=3.0))
 
 
 @pytest.mark.parametrize("method", ["oft", "boft"])

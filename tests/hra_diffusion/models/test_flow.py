@@ -38,7 +38,7 @@ def test_captions_are_embedded_as_the_pipeline_embeds_prompts(kind):
     side = families.default_side(pipe)
     latents = torch.randn(2, pipe.transformer.config.in_channels, *[side // families.latent_pixels(pipe)] * 2)
     with torch.no_grad():
-        pipe(PROMPTS, width=side, height=side, num_inference_steps=1, guidance_scale=1, latents=latents,
+        pipe(prompt=PROMPTS, width=side, height=side, num_inference_steps=1, guidance_scale=1, latents=latents,
              output_type="latent")  # fmt: skip
         text = family.embed(families.text_encoders(pipe), families.tokenize(pipe, PROMPTS))
         family.predict(pipe.transformer, latents, torch.full((2,), 1000.0), text, side)
@@ -59,7 +59,7 @@ def test_pictures_are_those_of_the_pipeline(kind):
     positions = side // families.latent_pixels(pipe)
     noise = torch.randn(1, pipe.transformer.config.in_channels, positions, 2 * positions,
                         generator=torch.Generator().manual_seed(5))  # fmt: skip
-    theirs = pipe("a dog", width=2 * side, height=side, num_inference_steps=3, guidance_scale=4.0, latents=noise)
+    theirs = pipe(prompt="a dog", width=2 * side, height=side, num_inference_steps=3, guidance_scale=4.0, latents=noise)
     assert np.array_equal(np.asarray(ours), np.asarray(theirs.images[0]))
     assert ours.info["hra_diffusion"]["scheduler"] == "FlowMatchEulerDiscreteScheduler"
     (last,) = steps[-1].decode()

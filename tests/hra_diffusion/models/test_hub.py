@@ -123,7 +123,8 @@ def test_without_a_connection():
     ("files", "pipeline", "message"),
     [
         (["model.safetensors"], None, "not a diffusers model"),
-        (["model_index.json"], "FluxPipeline", "is a FluxPipeline; only StableDiffusionPipeline or"),
+        (["model_index.json"], "KolorsPipeline", "is a KolorsPipeline; only StableDiffusionPipeline or"),
+        (["model_index.json"], "FluxPipeline", "is a FluxPipeline, which can't be used: .*; use black-forest-labs/"),
         (
             ["model_index.json", "unet/diffusion_pytorch_model.bin"],
             "StableDiffusionPipeline",

@@ -59,3 +59,15 @@ def test_a_loaded_pipeline_keeps_its_dtype(settings):
     )
     chosen, _ = fit.fit_to_limit(settings(**changes, memory_limit=f"{(heavy + light) / 2 / GIB:.2f}GB"), "cpu", pipe)
     assert chosen.gradient_checkpointing and (chosen.dtype, chosen.base_weights) == ("float32", "full")
+
+
+def test_flux2_klein_fits_into_24_gb(settings):
+    """At 1024 pixels in bfloat16. The text encoder is as large as the transformer, and leaves before training."""
+    config = settings(
+        base="black-forest-labs/FLUX.2-klein-base-4B", resolution=1024, batch_size=1, dtype="bfloat16", method="hra",
+        prior_loss_weight=0, train_text_encoder=False, sample_prompts=[], memory_limit="24GB",
+    )  # fmt: skip
+    chosen, footprint = fit.fit_to_limit(config, "cuda")
+    assert chosen.base_weights == "full" and chosen.gradient_checkpointing
+    assert footprint.peak <= fit.limit_bytes(config) and footprint.phases["cache"] > 15e9
+    assert footprint.phases["train"] > 7.75e9

@@ -1,0 +1,36 @@
+"""What Stable Diffusion 3 and FLUX.2 have in common: a transformer, flow matching, and text encoders of any kind."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from hra_diffusion.models import flow
+
+
+class TransformerFamily:
+    """The parts of a family whose denoiser is a transformer trained by flow matching."""
+
+    denoiser = "transformer"
+    flow_matching = True
+    trains_text = False
+    kohya_prefixes: tuple[tuple[str, str], ...] = (("transformer", "lora_unet"),)
+    embeddings_type: str | None = None
+    addition_embed_types: tuple[str | None, ...] = (None,)
+    from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({})
+    original_unet_names = False
+    require_scheduler = staticmethod(flow.require)
+    override_noise = staticmethod(flow.override)
+
+    def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
+        """The text encoders are not trained."""
+        return ()
+
+    def latent_multiple(self, denoiser: Any) -> int:
+        """Return the side of the transformer's patches."""
+        return denoiser.config.patch_size
+
+    def finish(self, pipe: Any, pixels: Tensor) -> Tensor:
+        """Scale pixels to 0 to 1."""
+        return pipe.image_processor.postprocess(pixels, "pt")
