@@ -4,11 +4,12 @@ Steps of all methods are interleaved. On the CPU peak memory is that of a proces
 
     python -m benchmarks.bench_peft [--device cuda] [--bases "sd1 sdxl"] [--side 32] [--rounds 3]
 
-The latents of SDXL have twice the side.
+The latents of SDXL have twice the side. FLUX.2 klein: see ``benchmarks.bench_klein``.
 """
 
 import argparse
 import gc
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from app.benchmarking.timing import median_with_range, ratios, time_interleaved
@@ -29,11 +30,16 @@ Rows = list[tuple[object, ...]]
 def main() -> None:
     cuda = {"side": 64, "dtype": "bfloat16", "rounds": 10, "bases": "sd1 sdxl"}
     args = parse_options(__doc__, {"side": 32, "rounds": 3, "bases": "sd1"}, cuda, rank=8, batch_size=1)
+    measure(args, [*OURS, *PEFT_CONFIGS])
+
+
+def measure(args: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Measure methods on the base models of ``--bases``, and publish what is measured after each."""
     rows: Rows = []
     targets: list[Target] = []
     raw = {}
     for base in args.bases.split():
-        rows_of_base, targets_of_base, raw[base] = compare_base(args, base)
+        rows_of_base, targets_of_base, raw[base] = compare_base(args, base, methods)
         rows += rows_of_base
         targets += targets_of_base
         names = ", ".join(BASES[measured] for measured in raw)
@@ -44,9 +50,11 @@ def main() -> None:
         publish(Report(conditions, COLUMNS, rows, targets, raw=raw), args)  # the next one may run out of memory
 
 
-def compare_base(args: argparse.Namespace, base: str) -> tuple[Rows, list[Target], dict[str, list[float]]]:
-    """Measure all methods on a base model. Returns rows, targets and seconds."""
-    names, side = [*OURS, *PEFT_CONFIGS], args.side * (2 if "sdxl" in base else 1)
+def compare_base(
+    args: argparse.Namespace, base: str, names: Sequence[str]
+) -> tuple[Rows, list[Target], dict[str, list[float]]]:
+    """Measure methods on a base model. Returns rows, targets and seconds."""
+    side = args.side * (2 if "sdxl" in base else 1)
     model, shape = (base, args.device, args.dtype), (args.rank, args.batch_size, side)
     measure = in_subprocess if args.device == "cpu" else lambda function, *arguments: function(*arguments)
     memory = {name: measure(step_memory, *model, name, *shape) for name in names}

@@ -43,15 +43,16 @@ class Part:
 
 TINY = "--base narrow-sd1 --side 8 --rounds 1 --minutes 0"
 PARTS = (
-    Part("bench_step", 45, "--rounds 20 --minutes 0.3", TINY),
-    Part("bench_floor", 45, "--rounds 20 --minutes 0.3", TINY),
-    Part("bench_peft", 105, "--rounds 10 --minutes 0.15", "--bases narrow-sd1 --side 8 --rounds 1 --minutes 0"),
-    Part("bench_generate", 45, "--rounds 10 --minutes 0.4", f"{TINY} --image-steps 1"),
-    Part("bench_inference", 35, "--rounds 20 --minutes 0.15", TINY),
-    Part("bench_side_by_side", 45, "--image-steps 5 --rounds 3 --minutes 0.4", f"{TINY} --image-steps 1"),
-    Part("bench_end_to_end", 70, "--rounds 0 --large-rounds 5 --minutes 0.2 --whole-steps 400",
+    Part("bench_step", 40, "--rounds 20 --minutes 0.3", TINY),
+    Part("bench_floor", 40, "--rounds 20 --minutes 0.3", TINY),
+    Part("bench_peft", 80, "--rounds 10 --minutes 0.15", "--bases narrow-sd1 --side 8 --rounds 1 --minutes 0"),
+    Part("bench_klein", 60, "--rounds 3 --minutes 0.2", "--bases narrow-klein --side 4 --rounds 1 --minutes 0"),
+    Part("bench_generate", 40, "--rounds 10 --minutes 0.4", f"{TINY} --image-steps 1"),
+    Part("bench_inference", 30, "--rounds 20 --minutes 0.15", TINY),
+    Part("bench_side_by_side", 40, "--image-steps 5 --rounds 3 --minutes 0.4", f"{TINY} --image-steps 1"),
+    Part("bench_end_to_end", 65, "--rounds 0 --large-rounds 5 --minutes 0.2 --whole-steps 400",
          "--rounds 0 --large narrow-sd1 --resolution 64 --large-rounds 1 --whole-steps 2 --minutes 0"),
-    Part("bench_fit", 50, "--resolution 512 --batch-size 1", "--resolution 64 --batch-size 2 --limits 1.5GB"),
+    Part("bench_fit", 45, "--resolution 512 --batch-size 1", "--resolution 64 --batch-size 2 --limits 1.5GB"),
     Part("bench_serving", 40, "--distinct 1,8,64 --minutes 0.1 --pictures 32",
          f"{TINY} --image-steps 1 --distinct 1,2 --pictures 4 --clients 2"),
 )  # fmt: skip

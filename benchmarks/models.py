@@ -15,7 +15,7 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.models import loading, sources
-from hra_diffusion.models.families.architectures import SD1, SDXL, Architecture
+from hra_diffusion.models.families.architectures import FLUX2_KLEIN, SD1, SDXL, Architecture
 
 NARROW = {"vocab_size": 49408, "hidden_size": 80, "intermediate_size": 160, "num_hidden_layers": 2,
           "num_attention_heads": 4, "max_position_embeddings": 77, "projection_dim": 80}  # fmt: skip
@@ -34,8 +34,18 @@ NARROW_SDXL = replace(
     vae=NARROW_VAE,
     encoders=tuple(values | NARROW for values in SDXL.encoders),
 )  # fmt: skip
-ARCHITECTURES = {"sd1": SD1, "sdxl": SDXL, "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL}
-"""Architectures by name. The narrow ones have all layers of the released ones, a tenth as wide, and two text layers."""
+SHALLOW_KLEIN = replace(FLUX2_KLEIN, denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 1, "num_single_layers": 4})
+NARROW_KLEIN = replace(
+    FLUX2_KLEIN,
+    denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2,
+                                     "joint_attention_dim": 64},
+)  # fmt: skip
+ARCHITECTURES = {
+    "sd1": SD1, "sdxl": SDXL, "klein": FLUX2_KLEIN, "shallow-klein": SHALLOW_KLEIN,
+    "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL, "narrow-klein": NARROW_KLEIN,
+}  # fmt: skip
+"""Architectures by name. The narrow ones of UNets have all layers of the released ones, a tenth as wide, and two text
+layers. "shallow-klein" has a fifth of FLUX.2 klein's blocks, at full width."""
 PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The attention layers of a UNet."""
 PEFT_CONFIGS = {

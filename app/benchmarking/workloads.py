@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from hra_diffusion.allocator import retain_freed_memory
 from hra_diffusion.models import families
 
-
 TEXT_TOKENS = 512
 """Tokens of a prompt for a transformer, as FLUX.2 reads them."""
 
@@ -77,9 +76,7 @@ def make_frozen_step(unet: Any, batch_size: int, latent_size: int | None = None)
     return lambda: unet(*inputs, **conditions).sample.float().square().mean().backward()
 
 
-def random_call(
-    denoiser: Any, batch_size: int, latent_size: int | None = None
-) -> tuple[Tensor, Callable[[], Tensor]]:
+def random_call(denoiser: Any, batch_size: int, latent_size: int | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
     """Return random latents, and a function that returns a denoiser's prediction for them, of the same shape."""
     config, options = denoiser.config, {"device": denoiser.device, "dtype": denoiser.dtype}
     if "cross_attention_dim" in config:  # a UNet
