@@ -16,7 +16,7 @@ def test_the_page_is_up_to_date():
 @pytest.mark.parametrize("method", COMPARED)
 def test_computed_sizes_are_those_of_an_adapter(tmp_path, monkeypatch, pipe, method):
     """On a small base, whose layers take the place of a released one's."""
-    monkeypatch.setattr(SD1.__class__, "build_unet", lambda self: pipe.unet)
+    monkeypatch.setattr(SD1.__class__, "build_denoiser", lambda self: pipe.unet)
     scale.layer_shapes.cache_clear()
     size = scale.size_of(SD1, "sd1", method)
     scale.layer_shapes.cache_clear()

@@ -27,13 +27,16 @@ from transformers import CLIPTokenizer
 
 from hra_diffusion import generate, interop, load_base, pipeline
 from hra_diffusion.adapters import attachment
+from hra_diffusion.adapters.methods import REPRESENTATIVE
 from hra_diffusion.generation.requests import Settings
 from hra_diffusion.interop import checkpoint
 from hra_diffusion.models import families
 from hra_diffusion.models.devices import computes_bfloat16
 from hra_diffusion.models.families.architectures import SD1, SD2, SD35, SDXL
+from hra_diffusion.models.meta import meta_pipeline
 from training import config as configs
 from training.loop import train
+from training.session.model import Denoiser
 
 pytestmark = [
     pytest.mark.slow,
@@ -250,3 +253,20 @@ def test_xl_exports_load_in_diffusers_exactly(xl, tmp_path):
         done = interop.export(xl, method, format, tmp_path / f"{method}.safetensors")
         pipeline.unload(xl, method)
         assert relative(diffusers_outputs(xl, done.path), ours) < EXACT
+
+
+@pytest.mark.parametrize("method", REPRESENTATIVE)
+def test_a_training_step_of_flux2_klein_without_weights(method):
+    """Shapes alone, on the meta device, of 768 × 512 pixels: with its text encoder it takes 16 GB in bfloat16."""
+    pipe = meta_pipeline("black-forest-labs/FLUX.2-klein-base-4B", torch.bfloat16)
+    attachment.attach(pipe.transformer, method, {"rank": 4}, name="Rex")
+    with torch.device("meta"), torch.no_grad():
+        ids, latents, times = torch.zeros(2, 2, 512, dtype=torch.long), torch.empty(2, 128, 32, 48), torch.empty(2)
+        text = families.of(pipe).embed(families.text_encoders(pipe), ids)
+    assert text["hidden"].shape == (2, 512, 7680)
+    prediction = Denoiser(pipe, False)(latents, times, text)
+    assert prediction.shape == latents.shape
+    prediction.square().mean().backward()
+    parameters = attachment.adapter_parameters(pipe.transformer, "Rex")
+    assert {path.partition(".")[0] for path in parameters} == {"transformer_blocks", "single_transformer_blocks"}
+    assert all(parameter.grad.shape == parameter.shape for parameter in parameters.values())
