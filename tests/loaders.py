@@ -1,19 +1,73 @@
 """Other programs' loaders, unpatched: (kind of pipeline, exported file) -> a pipeline with the adapter on it."""
 
+import functools
+
 import pytest
-from conftest import PIPES, everything, stir
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+import torch
+from conftest import PIPES, everything, stir, tiny_flux2_transformer
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from flow_pipes import tiny_sd3_pipe
 from peft import PeftModel
 from torch import nn
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.models import families
+from hra_diffusion.models.families.sd3 import StableDiffusion3
 
 EXACT = 1e-4
 FORMS = ("lora", "hra", "oft", "shoft")
 """Methods that are exported in different forms: as LoRA everywhere, or to PEFT as HRA, OFT and DoRA."""
 BOTH = ("lora", "shoft")
 """A method without and one with magnitudes."""
+
+
+class Klein(StableDiffusion3):
+    """The names of FLUX.2 klein."""
+
+    name = "flux2"
+    pipeline = "Flux2KleinPipeline"
+    encoders = (("text_encoder", "tokenizer"),)
+    kohya_prefixes = (("transformer", "lora_unet"),)
+
+
+if all(family.name != "flux2" for family in families.FAMILIES):
+    families.FAMILIES += (Klein(),)
+
+
+def tiny_klein_pipe() -> Flux2KleinPipeline:
+    """A tiny FLUX.2 klein without a text encoder and a VAE."""
+    torch.manual_seed(0)
+    parts = {"vae": None, "text_encoder": None, "tokenizer": None, "transformer": tiny_flux2_transformer()}
+    pipe = Flux2KleinPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
+    pipe.base_name = "tiny-flux2"
+    return pipe
+
+
+TRANSFORMERS = {"sd3": functools.partial(tiny_sd3_pipe, t5=False), "flux2": tiny_klein_pipe}
+"""A tiny pipeline of every family whose denoiser is a transformer."""
+
+
+def make(kind):
+    return (PIPES | TRANSFORMERS)[kind]()
+
+
+def outputs(pipe) -> torch.Tensor:
+    """The outputs of a pipeline's text encoders and denoiser for fixed noise, as one vector."""
+    if families.of(pipe).name != "flux2":
+        return everything(pipe)
+    model, generator = pipe.transformer, torch.Generator().manual_seed(1)
+    sizes = {"hidden_states": model.config.in_channels, "encoder_hidden_states": model.config.joint_attention_dim}
+    tokens = {name: torch.randn(2, 6, size, generator=generator) for name, size in sizes.items()}
+    ids = torch.randint(4, (2, 6, 4), generator=generator)
+    with torch.no_grad():
+        return model(**tokens, timestep=torch.full((2,), 0.3), img_ids=ids, txt_ids=ids).sample.flatten()
 
 
 def each_method(methods=None, kinds=PIPES):
@@ -34,22 +88,22 @@ def each_form_by_format(*formats):
 
 def adapted(kind, method, targets="attention", options=None):
     """A tiny pipeline with a random adapter on all its components, and its outputs."""
-    pipe = PIPES[kind]()
+    pipe = make(kind)
     for component, model in pipeline.components(pipe).items():
-        where = targets if component == "unet" else "attention"
+        where = targets if component == families.of(pipe).denoiser else "attention"
         attachment.attach(model, method, {"rank": 4} | (options or {}), name="Rex", targets=where)
         stir(attachment.adapter_parameters(model, "Rex").values())
-    return pipe, everything(pipe)
+    return pipe, outputs(pipe)
 
 
 def with_diffusers(kind, path):
-    pipe = PIPES[kind]()
+    pipe = make(kind)
     pipe.load_lora_weights(str(path))
     return pipe
 
 
 def with_peft(kind, path):
-    pipe = PIPES[kind]()
+    pipe = make(kind)
     for component, model in pipeline.components(pipe).items():
         pipe.register_modules(**{component: PeftModel.from_pretrained(model, path / component).get_base_model()})
     return pipe
