@@ -132,7 +132,8 @@ def with_lycoris(kind, path):
 
 
 def with_from_pretrained(kind, path):
-    return DiffusionPipeline.from_pretrained(path)
+    missing = {name: None for name, part in make(kind).components.items() if part is None}
+    return DiffusionPipeline.from_pretrained(path, **missing)
 
 
 def with_from_single_file(kind, path):
