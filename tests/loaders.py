@@ -4,22 +4,14 @@ import functools
 
 import pytest
 import torch
-from conftest import PIPES, everything, stir, tiny_flux2_transformer
-from diffusers import (
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
-from flow_pipes import tiny_sd3_pipe
+from conftest import PIPES, everything, stir
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from flow_pipes import tiny_flux2_pipe, tiny_sd3_pipe
 from peft import PeftModel
 from torch import nn
 
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.models import families
-from hra_diffusion.models.families.sd3 import StableDiffusion3
 
 EXACT = 1e-4
 FORMS = ("lora", "hra", "oft", "shoft")
@@ -28,29 +20,7 @@ BOTH = ("lora", "shoft")
 """A method without and one with magnitudes."""
 
 
-class Klein(StableDiffusion3):
-    """The names of FLUX.2 klein."""
-
-    name = "flux2"
-    pipeline = "Flux2KleinPipeline"
-    encoders = (("text_encoder", "tokenizer"),)
-    kohya_prefixes = (("transformer", "lora_unet"),)
-
-
-if all(family.name != "flux2" for family in families.FAMILIES):
-    families.FAMILIES += (Klein(),)
-
-
-def tiny_klein_pipe() -> Flux2KleinPipeline:
-    """A tiny FLUX.2 klein without a text encoder and a VAE."""
-    torch.manual_seed(0)
-    parts = {"vae": None, "text_encoder": None, "tokenizer": None, "transformer": tiny_flux2_transformer()}
-    pipe = Flux2KleinPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
-    pipe.base_name = "tiny-flux2"
-    return pipe
-
-
-TRANSFORMERS = {"sd3": functools.partial(tiny_sd3_pipe, t5=False), "flux2": tiny_klein_pipe}
+TRANSFORMERS = {"sd3": functools.partial(tiny_sd3_pipe, t5=False), "flux2": tiny_flux2_pipe}
 """A tiny pipeline of every family whose denoiser is a transformer."""
 
 
@@ -87,9 +57,10 @@ def each_form_by_format(*formats):
 
 
 def adapted(kind, method, targets="attention", options=None):
-    """A tiny pipeline with a random adapter on all its components, and its outputs."""
+    """A tiny pipeline with a random adapter on all its components that files of LoRA name, and its outputs."""
     pipe = make(kind)
-    for component, model in pipeline.components(pipe).items():
+    for component, _ in families.of(pipe).kohya_prefixes:
+        model = getattr(pipe, component)
         where = targets if component == families.of(pipe).denoiser else "attention"
         attachment.attach(model, method, {"rank": 4} | (options or {}), name="Rex", targets=where)
         stir(attachment.adapter_parameters(model, "Rex").values())
@@ -104,8 +75,9 @@ def with_diffusers(kind, path):
 
 def with_peft(kind, path):
     pipe = make(kind)
-    for component, model in pipeline.components(pipe).items():
-        pipe.register_modules(**{component: PeftModel.from_pretrained(model, path / component).get_base_model()})
+    for component, _ in families.of(pipe).kohya_prefixes:
+        model = PeftModel.from_pretrained(getattr(pipe, component), path / component)
+        pipe.register_modules(**{component: model.get_base_model()})
     return pipe
 
 

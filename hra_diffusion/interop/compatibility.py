@@ -55,7 +55,7 @@ _NORMS = (
 _BASE_NORM = f"{_NORMS}; {_REMEDY}"
 _DROPS = "it drops the magnitudes (dora_scale) without a message"
 _NOTHING = "it loads no layer of the file; --format diffusers"
-_COMFYUI = "by the source of 17358c8f"
+_COMFYUI = "by the source of 17358c8f"  # comfy/lora.py; comfy/utils.py at 09708eae
 _INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
     Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)"),
@@ -99,7 +99,9 @@ TABLE = (
     Row("kohya", "DoRA", "sd-scripts", WRONGLY, f"{_DROPS}; --lora-rank N", "by the source of 48d368fa", _SD3),
     Row("kohya", "DoRA", "musubi-tuner", WRONGLY, f"{_DROPS}; --lora-rank N", "by the source of 30c658c4", _FLUX2),
     Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)", bases=_TRANSFORMERS),
-    Row("diffusers", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras", _COMFYUI, _TRANSFORMERS),
+    Row("diffusers", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras", _COMFYUI, _SD3),
+    Row("diffusers", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras; it does not load layers of the modulation "
+        "and of the time embedding", _COMFYUI, _FLUX2),
     Row("diffusers", "DoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)", bases=_TRANSFORMERS),
     Row("diffusers", "DoRA", "ComfyUI", WRONGLY, "it drops the magnitudes; --lora-rank N", _COMFYUI, _TRANSFORMERS),
     *(Row("peft", form, "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.transformer, folder/transformer)",
