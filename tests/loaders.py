@@ -1,19 +1,43 @@
 """Other programs' loaders, unpatched: (kind of pipeline, exported file) -> a pipeline with the adapter on it."""
 
+import functools
+
 import pytest
+import torch
 from conftest import PIPES, everything, stir
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from flow_pipes import tiny_flux2_pipe, tiny_sd3_pipe
 from peft import PeftModel
 from torch import nn
 
-from hra_diffusion import pipeline
 from hra_diffusion.adapters import attachment, registry
+from hra_diffusion.models import families
 
 EXACT = 1e-4
 FORMS = ("lora", "hra", "oft", "shoft")
 """Methods that are exported in different forms: as LoRA everywhere, or to PEFT as HRA, OFT and DoRA."""
 BOTH = ("lora", "shoft")
 """A method without and one with magnitudes."""
+
+
+TRANSFORMERS = {"sd3": functools.partial(tiny_sd3_pipe, t5=False), "flux2": tiny_flux2_pipe}
+"""A tiny pipeline of every family whose denoiser is a transformer."""
+
+
+def make(kind):
+    return (PIPES | TRANSFORMERS)[kind]()
+
+
+def outputs(pipe) -> torch.Tensor:
+    """The outputs of a pipeline's text encoders and denoiser for fixed noise, as one vector."""
+    if families.of(pipe).name != "flux2":
+        return everything(pipe)
+    model, generator = pipe.transformer, torch.Generator().manual_seed(1)
+    sizes = {"hidden_states": model.config.in_channels, "encoder_hidden_states": model.config.joint_attention_dim}
+    tokens = {name: torch.randn(2, 6, size, generator=generator) for name, size in sizes.items()}
+    ids = torch.randint(4, (2, 6, 4), generator=generator)
+    with torch.no_grad():
+        return model(**tokens, timestep=torch.full((2,), 0.3), img_ids=ids, txt_ids=ids).sample.flatten()
 
 
 def each_method(methods=None, kinds=PIPES):
@@ -33,25 +57,27 @@ def each_form_by_format(*formats):
 
 
 def adapted(kind, method, targets="attention", options=None):
-    """A tiny pipeline with a random adapter on all its components, and its outputs."""
-    pipe = PIPES[kind]()
-    for component, model in pipeline.components(pipe).items():
-        where = targets if component == "unet" else "attention"
+    """A tiny pipeline with a random adapter on all its components that files of LoRA name, and its outputs."""
+    pipe = make(kind)
+    for component, _ in families.of(pipe).kohya_prefixes:
+        model = getattr(pipe, component)
+        where = targets if component == families.of(pipe).denoiser else "attention"
         attachment.attach(model, method, {"rank": 4} | (options or {}), name="Rex", targets=where)
         stir(attachment.adapter_parameters(model, "Rex").values())
-    return pipe, everything(pipe)
+    return pipe, outputs(pipe)
 
 
 def with_diffusers(kind, path):
-    pipe = PIPES[kind]()
+    pipe = make(kind)
     pipe.load_lora_weights(str(path))
     return pipe
 
 
 def with_peft(kind, path):
-    pipe = PIPES[kind]()
-    for component, model in pipeline.components(pipe).items():
-        pipe.register_modules(**{component: PeftModel.from_pretrained(model, path / component).get_base_model()})
+    pipe = make(kind)
+    for component, _ in families.of(pipe).kohya_prefixes:
+        model = PeftModel.from_pretrained(getattr(pipe, component), path / component)
+        pipe.register_modules(**{component: model.get_base_model()})
     return pipe
 
 
@@ -78,7 +104,8 @@ def with_lycoris(kind, path):
 
 
 def with_from_pretrained(kind, path):
-    return DiffusionPipeline.from_pretrained(path)
+    missing = {name: None for name, part in make(kind).components.items() if part is None}
+    return DiffusionPipeline.from_pretrained(path, **missing)
 
 
 def with_from_single_file(kind, path):

@@ -59,7 +59,7 @@ def show_compatibility(info: AdapterInfo) -> Markup:
     from hra_diffusion.interop import compatibility
 
     formats: dict[str, dict[str, list[str]]] = {}
-    for row in compatibility.expected_exports(info.method):
+    for row in compatibility.expected_exports(info.method, compatibility.family_of(info)):
         if row.form != "folder":  # the page writes single files
             formats.setdefault(FORMAT_NAMES[row.format], {}).setdefault(row.loads, []).append(row.program)
     places = {

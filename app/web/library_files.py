@@ -81,13 +81,13 @@ def _owned_folder(context: AppContext, name: str) -> Iterator[Path]:
 
 def export_warning(context: AppContext, key: str, form: str) -> Markup:
     """Return a question to confirm an export that some programs load incorrectly, or "" if none does."""
-    method = read_info(context.adapter_path(key)).method
-    if method not in registry.method_names():
+    info = read_info(context.adapter_path(key))
+    if info.method not in registry.method_names():
         return Markup("")
     import_libraries()
     from hra_diffusion.interop import compatibility
 
-    problems = compatibility.incompatible_programs(method, _format(form))
+    problems = compatibility.incompatible_programs(info.method, _format(form), compatibility.family_of(info))
     return render("library_export_warning", problems=problems, rank=PLAIN_RANK) if problems else Markup("")
 
 

@@ -52,8 +52,16 @@ def noise_markers(process: NoiseProcess) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def version(pipe: DiffusionPipeline) -> str:
-    """The version of Stable Diffusion whose layout the checkpoint has: "SD 1", "SD 2" or "SDXL"."""
-    if len(families.of(pipe).encoders) == 2:
+    """The version of Stable Diffusion whose layout the checkpoint has: "SD 1", "SD 2" or "SDXL".
+
+    Raises UserError for a base model of another family.
+    """
+    family = families.of(pipe)
+    if family.denoiser != "unet":
+        raise UserError(
+            "a single file in the original layout is for Stable Diffusion 1, 2 and XL; save a diffusers folder instead"
+        )
+    if len(family.encoders) == 2:
         return "SDXL"
     return "SD 2" if is_open_clip(cast(Any, pipe).text_encoder) else "SD 1"
 

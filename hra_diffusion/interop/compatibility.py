@@ -20,10 +20,14 @@ from hra_diffusion.interop.exports import Exported
 
 EXACTLY, WRONGLY, UNUSABLE, BY_FORMAT = "exactly", "not exactly", "unusable", "by file format"
 
+_UNETS, _SD3, _FLUX2 = ("sd", "sdxl"), ("sd3",), ("flux2",)
+_TRANSFORMERS = _SD3 + _FLUX2
+_TITLES = {_UNETS: "SD 1, 2, XL", _SD3: "SD 3.5", _FLUX2: "FLUX.2", _TRANSFORMERS: "SD 3.5, FLUX.2"}
+
 
 @dataclass(frozen=True)
 class Row:
-    """How one program loads one form of one format.
+    """How one program loads one form of one format for the base models of some families.
 
     ``loads`` is "exactly", "not exactly" or "unusable" if the program's own loader was run, otherwise "by file format".
     ``checked`` is the version and method of the check for programs whose loader is not part of the test suite.
@@ -35,6 +39,7 @@ class Row:
     loads: str
     how: str
     checked: str = ""
+    bases: tuple[str, ...] = _UNETS
 
     @property
     def verdict(self) -> str:
@@ -43,10 +48,14 @@ class Row:
 
 
 _REMEDY = "--lora-rank N, or --format merged"
-_BASE_NORM = (
+_NORMS = (
     "it divides by the norms of the base's weights, not of the changed ones: an error of about 5 % of the change, more "
-    f"for a large change; {_REMEDY}"
+    "for a large change"
 )
+_BASE_NORM = f"{_NORMS}; {_REMEDY}"
+_DROPS = "it drops the magnitudes (dora_scale) without a message"
+_NOTHING = "it loads no layer of the file; --format diffusers"
+_COMFYUI = "by the source of 17358c8f"  # comfy/lora.py; comfy/utils.py at 09708eae
 _INPUT_NORM = f"it divides by the norms of inputs, not of outputs, which destroys the weights; {_REMEDY}"
 TABLE = (
     Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)"),
@@ -64,8 +73,7 @@ TABLE = (
     Row("kohya", "DoRA", "diffusers", WRONGLY, "it drops the magnitudes; --format diffusers"),
     Row("kohya", "DoRA", "ComfyUI", WRONGLY, _BASE_NORM, "checked at a125cd84"),
     Row("kohya", "DoRA", "Forge", WRONGLY, _BASE_NORM, "checked at dfdcbab6"),
-    Row("kohya", "DoRA", "sd-scripts", WRONGLY, f"it drops the magnitudes (dora_scale) without a message; {_REMEDY}",
-        "checked at 48d368fa"),
+    Row("kohya", "DoRA", "sd-scripts", WRONGLY, f"{_DROPS}; {_REMEDY}", "checked at 48d368fa"),
     Row("kohya", "DoRA", "InvokeAI", UNUSABLE, _INPUT_NORM, "checked at 8e71a8a5"),
     Row("kohya", "DoRA", "AUTOMATIC1111", UNUSABLE, _INPUT_NORM, "by the source of 1.10.1"),
     Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)"),
@@ -78,6 +86,27 @@ TABLE = (
     Row("merged", "single file", "diffusers", EXACTLY, "from_single_file(file)"),
     Row("merged", "single file", "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, sd-scripts", BY_FORMAT,
         "put it in the checkpoint folder"),
+    Row("kohya", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(file)", bases=_FLUX2),
+    Row("kohya", "LoRA", "diffusers", UNUSABLE, _NOTHING, bases=_SD3),
+    Row("kohya", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras", _COMFYUI, _TRANSFORMERS),
+    Row("kohya", "LoRA", "sd-scripts", BY_FORMAT, "--network_module networks.lora_sd3 --network_weights FILE; it loads "
+        "layers of the blocks only", "by the source of 48d368fa", _SD3),
+    Row("kohya", "LoRA", "musubi-tuner", BY_FORMAT, "--network_module networks.lora_flux_2 --network_weights FILE; it "
+        "loads layers of the blocks only", "by the source of 30c658c4", _FLUX2),
+    Row("kohya", "DoRA", "diffusers", WRONGLY, "it drops the magnitudes; --format diffusers", bases=_FLUX2),
+    Row("kohya", "DoRA", "diffusers", UNUSABLE, _NOTHING, bases=_SD3),
+    Row("kohya", "DoRA", "ComfyUI", WRONGLY, f"{_NORMS}; --lora-rank N", _COMFYUI, _TRANSFORMERS),
+    Row("kohya", "DoRA", "sd-scripts", WRONGLY, f"{_DROPS}; --lora-rank N", "by the source of 48d368fa", _SD3),
+    Row("kohya", "DoRA", "musubi-tuner", WRONGLY, f"{_DROPS}; --lora-rank N", "by the source of 30c658c4", _FLUX2),
+    Row("diffusers", "LoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)", bases=_TRANSFORMERS),
+    Row("diffusers", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras", _COMFYUI, _SD3),
+    Row("diffusers", "LoRA", "ComfyUI", BY_FORMAT, "put it in models/loras; it does not load layers of the modulation "
+        "and of the time embedding", _COMFYUI, _FLUX2),
+    Row("diffusers", "DoRA", "diffusers", EXACTLY, "pipe.load_lora_weights(folder)", bases=_TRANSFORMERS),
+    Row("diffusers", "DoRA", "ComfyUI", WRONGLY, "it drops the magnitudes; --lora-rank N", _COMFYUI, _TRANSFORMERS),
+    *(Row("peft", form, "PEFT", EXACTLY, "PeftModel.from_pretrained(pipe.transformer, folder/transformer)",
+          bases=_TRANSFORMERS) for form in ("HRA", "OFT", "LoRA", "DoRA")),
+    Row("merged", "folder", "diffusers", EXACTLY, "from_pretrained(folder)", bases=_TRANSFORMERS),
 )  # fmt: skip
 
 
@@ -92,19 +121,27 @@ def rows(exported: Exported) -> list[Row]:
     form = exported.form
     if exported.format == "merged":
         form = "single file" if exported.path.suffix == ".safetensors" else "folder"
-    return [row for row in TABLE if (row.format, row.form) == (exported.format, form)]
+    return [row for row in TABLE if (row.format, row.form) == (exported.format, form) and exported.family in row.bases]
 
 
-def expected_exports(method: str) -> list[Row]:
-    """The rows that apply to exports of a method without a rank limit and at strength 1."""
+def family_of(info: AdapterInfo) -> str:
+    """The family of an adapter's base model, by the names of its layers; "sd" also stands for "sdxl"."""
+    if (layers := info.fingerprint.get("transformer")) is None:
+        return "sd"
+    return "flux2" if any(path.startswith("single_transformer_blocks.") for path in layers) else "sd3"
+
+
+def expected_exports(method: str, family: str = "sd") -> list[Row]:
+    """The rows that apply to exports of a method for a family without a rank limit and at strength 1."""
     form, native = _form(method), get_method(method).title if get_method(method).peft else _form(method)
     forms = {"kohya": (form,), "diffusers": (form,), "peft": (native,), "merged": ("folder", "single file")}
-    return [row for row in TABLE if row.form in forms[row.format]]
+    return [row for row in TABLE if family in row.bases and row.form in forms[row.format]]
 
 
-def incompatible_programs(method: str, format: str) -> list[str]:
-    """One line per program that loads a method's adapters wrongly from this format."""
-    rows = [row for row in expected_exports(method) if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
+def incompatible_programs(method: str, format: str, family: str = "sd") -> list[str]:
+    """One line per program that loads a method's adapters for a family wrongly from this format."""
+    expected = expected_exports(method, family)
+    rows = [row for row in expected if row.format == format and row.loads in (WRONGLY, UNUSABLE)]
     return [f"{row.program}: {row.verdict} ({row.how})" for row in rows]
 
 
@@ -195,7 +232,7 @@ def _embedding_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> 
 
 
 def _layer_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
-    if exported.format == "kohya":
+    if exported.format == "kohya" and exported.family in _UNETS:
         models = pipeline.components(pipe)
         layers = {key: list(own) for key, own in attachment.layers_by_component(models, name).items()}
         encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(models[key])]
@@ -244,5 +281,6 @@ def _missing_text_layer(exported: Exported) -> list[str]:
 
 def markdown() -> str:
     """The table in Markdown."""
-    head = ["| `--format` | as a | in | loads | how |", "|---|---|---|---|---|"]
-    return "\n".join(head + [f"| {r.format} | {r.form} | {r.program} | {r.verdict} | {r.how} |" for r in TABLE])
+    head = ["| base | `--format` | as a | in | loads | how |", "|---|---|---|---|---|---|"]
+    rows = [f"{_TITLES[r.bases]} | {r.format} | {r.form} | {r.program} | {r.verdict} | {r.how}" for r in TABLE]
+    return "\n".join(head + [f"| {row} |" for row in rows])

@@ -7,9 +7,10 @@ for this base model only.
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,10 +22,12 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.factors import MIN_SCALE, LayerFactors, LowRank, adapted_weight, compose
 from hra_diffusion.adapters.fusion import factors_of
 from hra_diffusion.adapters.layer import original_weight
+from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.quantization import Quantised
 from hra_diffusion.adapters.state import Fusion
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.errors import UserError
+from hra_diffusion.interop.transformer_keys import OriginalLayer, swap_halves
 
 ROUNDING = 1e-6
 """Relative error below which a LoRA counts as exact: float32 rounding."""
@@ -117,6 +120,30 @@ class ExportJob:
         rank = max(update.up.shape[1] for update in updates.values())
         layers = [self._export_layer(component, path, update, rank) for (component, path), update in updates.items()]
         return layers, error if error > ROUNDING else 0.0
+
+    def as_one(self, component: str, original: OriginalLayer, parts: Sequence[ExportLayer | None]) -> ExportLayer:
+        """The layers among which an original layer is split as one; None stands for a layer without an adapter."""
+        if len(parts) == 1 and not original.swapped:
+            return cast(ExportLayer, parts[0])
+        model, magnitude = self.components[component], None
+        sizes = [matrix_shape(target_layer(model, path))[0] for path in original.paths]
+        up = torch.block_diag(
+            *(part.up if part else torch.zeros(size, 0) for part, size in zip(parts, sizes, strict=True))
+        )
+        if any(part and part.magnitude is not None for part in parts):
+            pairs = zip(original.paths, parts, strict=True)
+            magnitude = torch.cat([self._magnitude(component, path, part) for path, part in pairs])
+        if original.swapped:
+            up, magnitude = swap_halves(up), None if magnitude is None else swap_halves(magnitude)
+        down = torch.cat([part.down for part in parts if part])
+        return ExportLayer(component, original.name, up, down, magnitude)
+
+    def _magnitude(self, component: str, path: str, layer: ExportLayer | None) -> Tensor:
+        """The norm of each output's weight of a layer as a DoRA."""
+        if layer and layer.magnitude is not None:
+            return layer.magnitude
+        change = layer.up.double() @ layer.down.double() if layer else 0
+        return (self._weight(component, path) + change).norm(dim=1).float()
 
     @torch.no_grad()
     def _factors(self, component: str, path: str, weight: Tensor) -> list[LayerFactors]:

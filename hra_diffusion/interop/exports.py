@@ -27,7 +27,8 @@ from hra_diffusion.files import atomic_path, save_tensors, write_text
 from hra_diffusion.interop import checkpoint, lora_metadata, textual_inversion
 from hra_diffusion.interop.export_job import ExportError, ExportJob, ExportLayer
 from hra_diffusion.interop.key_names import kohya_key, public_path
-from hra_diffusion.models import noise
+from hra_diffusion.interop.transformer_keys import original_layers
+from hra_diffusion.models import families, noise
 from hra_diffusion.models.noise import NoiseProcess
 
 
@@ -36,9 +37,10 @@ class Exported:
     """The result of an export.
 
     ``form`` is "LoRA", "DoRA", the method's own name, or "weights". ``error`` is the relative error
-    ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 if exact. For merged weights ``process`` is the base model's noise
-    process, and for a single file ``version`` is "SD 1", "SD 2" or "SDXL". ``embeddings`` are textual inversion files
+    ‖ΔW − ΔW written‖ / ‖ΔW‖ over all layers, 0 if exact. For a merged single file ``process`` is the base model's noise
+    process, and ``version`` is "SD 1", "SD 2" or "SDXL". ``embeddings`` are textual inversion files
     with the trained embeddings of the adapter's triggers; ``bundled`` says whether they are in the file instead.
+    ``family`` is that of the base model.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Exported:
     version: str = ""
     embeddings: tuple[Path, ...] = ()
     bundled: bool = False
+    family: str = ""
 
     @property
     def shape(self) -> str:
@@ -98,13 +101,14 @@ def export(
     if bundle_embeddings and format != "kohya":
         raise ExportError("--bundle-embeddings is for --format kohya; other formats get a file beside them")
     job = ExportJob(pipe, strengths, fusion, lora_rank, info, sample, bundle_embeddings)
+    _check_components(job, format)
     path, embeddings = _free_paths(job, format, Path(path))
     done = FORMATS[format](job, path)
     for adapter, triggers in embeddings.items():
         textual_inversion.write(pipe, adapter, strengths[adapter], triggers)
     files = tuple(file for triggers in embeddings.values() for file in triggers)
     bundled = bundle_embeddings and any(textual_inversion.words(pipe, adapter) for adapter in strengths)
-    return replace(done, embeddings=files, bundled=bundled)
+    return replace(done, embeddings=files, bundled=bundled, family=families.of(pipe).name)
 
 
 def kohya(job: ExportJob, path: Path) -> Exported:
@@ -112,10 +116,9 @@ def kohya(job: ExportJob, path: Path) -> Exported:
     layers, error = job.layers()
     rank = layers[0].down.shape[0]
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        key = kohya_key(job.pipe, layer.component, layer.path)
+    for key, layer in _kohya_layers(job, layers).items():
         tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = layer.down, layer.up
-        tensors[f"{key}.alpha"] = torch.tensor(float(rank))
+        tensors[f"{key}.alpha"] = torch.tensor(float(layer.down.shape[0]))
         if layer.magnitude is not None:
             tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *[1] * (layer.up.ndim - 1))
     if job.bundle_embeddings:
@@ -161,14 +164,15 @@ def merged(job: ExportJob, path: Path) -> Exported:
     if job.lora_rank is not None:
         raise ExportError("--lora-rank can't be used with --format merged, which is always exact")
     metadata = {"format": "pt"} | _provenance(job)
-    process, version = noise.of(cast(Any, job.pipe).scheduler), ""
+    single, process, version = path.suffix == ".safetensors", None, ""
+    if single:
+        version, process = checkpoint.version(job.pipe), noise.of(cast(Any, job.pipe).scheduler)
+        markers, facts = checkpoint.noise_markers(process)
     with contextlib.ExitStack() as stack:
         for model in pipeline.components(job.pipe).values():
             own = pipeline.strengths_on(model, job.strengths)
             stack.enter_context(merging.temporarily_merged(model, own, job.fusion))
-        if path.suffix == ".safetensors":
-            version = checkpoint.version(job.pipe)
-            markers, facts = checkpoint.noise_markers(process)
+        if single:
             with atomic_path(path) as temporary, _disk_errors():
                 save_file(checkpoint.state_dict(job.pipe) | markers, temporary, metadata | facts)
         else:
@@ -193,6 +197,15 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
+def _check_components(job: ExportJob, format: str) -> None:
+    """Raise ExportError if a format has no names for layers of a component."""
+    named = dict(families.of(job.pipe).kohya_prefixes)
+    if format in ("kohya", "diffusers") and (missing := [name for name in job.components if name not in named]):
+        raise ExportError(
+            f"no program reads layers of this base's {missing[0]} from a {format} file; use --format peft"
+        )
+
+
 def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[str, dict[Path, str]]]:
     """Return the path to write, and by adapter the trigger of each textual inversion file by its path.
 
@@ -212,6 +225,18 @@ def _free_paths(job: ExportJob, format: str, path: Path) -> tuple[Path, dict[str
     if path in files:
         raise ExportError(f"{path} is the file of the trained embedding; choose another path with --output")
     return path, embeddings
+
+
+def _kohya_layers(job: ExportJob, layers: list[ExportLayer]) -> dict[str, ExportLayer]:
+    """kohya's name -> layer. In a transformer's original layout, q, k and v are one layer of the sum of their ranks."""
+    own = {(layer.component, layer.path): layer for layer in layers}
+    named = {}
+    for component, model in job.components.items():
+        for original in original_layers(model):
+            parts = [own.pop((component, path), None) for path in original.paths]
+            if any(parts):
+                named[kohya_key(job.pipe, component, original.name)] = job.as_one(component, original, parts)
+    return named | {kohya_key(job.pipe, *key): layer for key, layer in own.items()}
 
 
 def _form(layers: list[ExportLayer]) -> str:

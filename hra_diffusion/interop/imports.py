@@ -25,14 +25,16 @@ from hra_diffusion import pipeline
 from hra_diffusion.adapters import adapter_file, registry
 from hra_diffusion.adapters.adapter_file import MAX_RANK, WEIGHT_NAMES, AdapterInfo
 from hra_diffusion.adapters.fingerprint import layer_probe
+from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.adapters.linear_map import matrix_shape
 from hra_diffusion.adapters.targets import target_layer
 from hra_diffusion.interop import lora_conversion, textual_inversion
 from hra_diffusion.interop.adapter_source import AdapterImportError, AdapterSource, read_sources
 from hra_diffusion.interop.key_names import LayerPath, public_path
-from hra_diffusion.interop.layer_index import LayerIndex
+from hra_diffusion.interop.layer_index import LayerIndex, Place, no_layer
 from hra_diffusion.interop.layer_tensors import LayerTensors, LayerTensorsError
 from hra_diffusion.interop.peft_settings import PeftSettings
+from hra_diffusion.models import families
 from hra_diffusion.names import cut, validated_name
 
 MAX_KEPT = 300_000
@@ -147,9 +149,10 @@ def parse_adapter(
     keys = sum(len(source.tensors) for source in sources)
     words = _embeddings(pipe, sources, embeddings)
     skipped: dict[str, list[str]] = {}
-    layers: dict[LayerPath, LayerTensors] = {}
+    layers: dict[Place, LayerTensors] = {}
     for source in sources:
         _collect(pipe, source, layers, skipped)
+    _check_transformer(pipe, path, skipped)
     if not layers:
         reasons = "; ".join(f"{reason} ({len(keys)} keys)" for reason, keys in skipped.items())
         raise AdapterImportError(
@@ -159,16 +162,30 @@ def parse_adapter(
     if words:
         tokens, vectors = textual_inversion.imported(pipe, words, _known_triggers(sources), str(path))
         imported = replace(imported, embeddings=tokens, tensors=imported.tensors | vectors)
+    own = [layer for place in layers for layer in place.layers]
     report = Report(
         file=Path(path).name,
         keys=keys,
-        layers=dict(Counter(component for component, _ in layers)),
-        kinds=dict(Counter(lora_conversion.kind(tensors) for tensors in layers.values())),
+        layers=dict(Counter(component for component, _ in own)),
+        kinds=dict(Counter(lora_conversion.kind(tensors) for place, tensors in layers.items() for _ in place.layers)),
         ranks=imported.rank_counts,
         skipped=skipped,
         metadata={key: value for source in sources for key, value in source.metadata.items()},
     )
-    return imported, list(layers), report
+    return imported, own, report
+
+
+def _check_transformer(pipe: DiffusionPipeline, path: str | Path, skipped: Mapping[str, list[str]]) -> None:
+    """Raise AdapterImportError if the pipeline's transformer lacks a layer of the file.
+
+    Transformers of several bases have some layers of the same names and sizes, such as FLUX.1 and FLUX.2 klein.
+    """
+    denoiser = families.of(pipe).denoiser
+    reason = no_layer(denoiser, pipeline.components(pipe))
+    if denoiser != "unet" and reason in skipped:
+        keys = skipped[reason]
+        base = pipeline.base_name_of(pipe)
+        raise AdapterImportError(f"{path} is not for {base}: {reason} ({len(keys)} keys, such as {keys[0]})")
 
 
 def _embeddings(
@@ -199,26 +216,26 @@ def name_for(file: Path) -> str:
 
 
 def _collect(
-    pipe: DiffusionPipeline, source: AdapterSource, layers: dict[LayerPath, LayerTensors], skipped: dict[str, list[str]]
+    pipe: DiffusionPipeline, source: AdapterSource, layers: dict[Place, LayerTensors], skipped: dict[str, list[str]]
 ) -> None:
-    """Sort a file's tensors into ``layers`` by layer and part, and the other keys into ``skipped`` by reason.
+    """Sort a file's tensors into ``layers`` by place and part, and the other keys into ``skipped`` by reason.
 
     Raises AdapterImportError if two keys name the same tensor.
     """
     index = LayerIndex(pipe, source.component, list(source.tensors), source.metadata)
     for key, tensor in source.tensors.items():
         found = index.find(key)
-        if not isinstance(found, str) and _is_left_out(pipe, source, found[0], index.name_of(key)):
+        if not isinstance(found, str) and _is_left_out(pipe, source, found[0].layers[0], index.name_of(key)):
             found = NOT_TARGETED
         if isinstance(found, str):
             skipped.setdefault(found, []).append(key)
             continue
-        layer, part = found
-        if layer not in layers:
-            layers[layer] = LayerTensors({}, _layer_settings(source, layer, index.name_of(key)))
-        by_part = layers[layer].by_part
+        place, part = found
+        if place not in layers:
+            layers[place] = LayerTensors({}, _layer_settings(source, place.layers[0], index.name_of(key)))
+        by_part = layers[place].by_part
         if part in by_part:
-            raise AdapterImportError(f"{source.path} names {'.'.join(layer)} twice ({key}); get the file again")
+            raise AdapterImportError(f"{source.path} names {place} twice ({key}); get the file again")
         by_part[part] = tensor
 
 
@@ -236,20 +253,25 @@ def _layer_settings(source: AdapterSource, layer: LayerPath, name: str) -> PeftS
     return settings and settings.of_layer([name, layer[1], public_path(*layer)])
 
 
-def _convert(pipe: DiffusionPipeline, file: str, layers: Mapping[LayerPath, LayerTensors]) -> Imported:
+def _convert(pipe: DiffusionPipeline, file: str, layers: Mapping[Place, LayerTensors]) -> Imported:
     """Convert layers to the method that they share with PEFT, or else to a LoRA with a rank per layer."""
     components = pipeline.components(pipe)
-    if native := _as_peft_method(layers, components):
+    whole = {place.layers[0]: own for place, own in layers.items() if len(place.layers) == 1 and not place.swapped}
+    if len(whole) == len(layers) and (native := _as_peft_method(whole, components)):
         return native
     tensors: dict[str, Tensor] = {}
     sizes: dict[LayerPath, int] = {}
-    for (component, path), layer_tensors in layers.items():
+    for place, layer_tensors in layers.items():
+        weights = [original_weight(target_layer(components[c], path)).detach() for c, path in place.layers]
         try:
-            up, down = lora_conversion.to_lora(target_layer(components[component], path), layer_tensors)
+            factors = lora_conversion.to_loras(weights, layer_tensors, place.swapped)
         except LayerTensorsError as error:
-            raise AdapterImportError(f"{file}: {component}.{path}: {error}") from None
-        tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
-        sizes[component, path] = len(down)
+            raise AdapterImportError(f"{file}: {place}: {error}") from None
+        for (component, path), (up, down) in zip(place.layers, factors, strict=True):
+            if (component, path) in sizes:
+                raise AdapterImportError(f"{file} names {component}.{path} twice; get the file again")
+            tensors |= {f"{component}.{path}.up": up, f"{component}.{path}.down": down}
+            sizes[component, path] = len(down)
     usual = min(Counter(sizes.values()).most_common(1)[0][0], MAX_RANK)
     ranks: dict[str, dict[str, int]] = {}
     for (component, path), rank in sizes.items():

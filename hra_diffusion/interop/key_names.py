@@ -32,6 +32,7 @@ def component_prefixes(pipe: DiffusionPipeline) -> dict[str, str]:
     """The components of a pipeline, and of other families, by the prefix of their keys."""
     family = families.of(pipe)
     own = {f"{prefix}_": component for component, prefix in family.kohya_prefixes}
+    own[f"lora_{family.denoiser}_"] = family.denoiser  # OneTrainer's
     return _COMPONENT_PREFIXES | own | dict.fromkeys(_DENOISER_PREFIXES, family.denoiser)
 
 

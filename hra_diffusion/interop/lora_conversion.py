@@ -3,12 +3,12 @@
 The conversion is exact. DoRA (arXiv 2402.09353), rotations and some initialisations depend on the layer's weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from hra_diffusion.adapters.factors import Factors
-from hra_diffusion.adapters.layer import original_weight
 from hra_diffusion.interop.layer_tensors import (
     LayerTensors,
     LayerTensorsError,
@@ -27,6 +27,7 @@ from hra_diffusion.interop.low_rank_forms import (
 )
 from hra_diffusion.interop.peft_settings import METHODS
 from hra_diffusion.interop.rotation_forms import boft_factors, diagonal_oft_factors, hra_factors, oft_factors
+from hra_diffusion.interop.transformer_keys import swap_halves
 
 FORMS = {
     "hada_": ("LoHa", loha_factors),
@@ -57,12 +58,24 @@ def kind(tensors: LayerTensors) -> str:
     return "DoRA" if name == "LoRA" else f"{name} with DoRA"
 
 
-def to_lora(layer: nn.Module, tensors: LayerTensors) -> Factors:
-    """The change of the layer's weight as (up, down) in float32.
+def to_loras(weights: Sequence[Tensor], tensors: LayerTensors, swapped: bool = False) -> list[Factors]:
+    """The change of a layer's weight as (up, down) in float32, split among the layers with these weights.
 
-    Raises LayerTensorsError if the tensors are inconsistent or don't fit the layer.
+    ``swapped``: the halves of the outputs are in the other order (see ``layer_index.Place``). Raises LayerTensorsError.
     """
-    weight = original_weight(layer).detach()
+    if len(weights) == 1 and not swapped:
+        return [to_lora(weights[0], tensors)]
+    weight = torch.cat(list(weights))
+    up, down = to_lora(swap_halves(weight) if swapped else weight, tensors)
+    ups = (swap_halves(up) if swapped else up).split([len(weight) for weight in weights])
+    return [_without_zeros(up, down, weight) for up, weight in zip(ups, weights, strict=True)]
+
+
+def to_lora(weight: Tensor, tensors: LayerTensors) -> Factors:
+    """The change of a layer's weight as (up, down) in float32.
+
+    Raises LayerTensorsError if the tensors are inconsistent or don't fit the weight.
+    """
     if (form := _form(tensors)) is None:
         raise LayerTensorsError(
             f"its up and down are missing, there is only {', '.join(tensors.by_part)}; get the file again"
@@ -83,9 +96,20 @@ def to_lora(layer: nn.Module, tensors: LayerTensors) -> Factors:
         ) from None
     if not (up.isfinite().all() and down.isfinite().all()):
         raise LayerTensorsError("its tensors give a weight that is not finite; get the file again")
+    return _of_least_rank(up, down, weight)
+
+
+def _of_least_rank(up: Tensor, down: Tensor, weight: Tensor) -> Factors:
     if up.shape[1] > min(matrix_shape(weight)):
         up, down = full_rank_factors(up @ down)
     return up.float().contiguous(), down.float().contiguous()
+
+
+def _without_zeros(up: Tensor, down: Tensor, weight: Tensor) -> Factors:
+    """The factors without columns that are zero in this part of a layer, as files with a LoRA for each part have."""
+    used = up.any(dim=0)
+    used[0] |= not used.any()  # of rank 1 at least
+    return _of_least_rank(up[:, used], down[used], weight)
 
 
 def _check_settings(kind: str, tensors: LayerTensors) -> None:

@@ -1,7 +1,8 @@
 """Metadata of a LoRA file: kohya's ``ss_*`` keys and ModelSpec's ``modelspec.*`` keys.
 
 AUTOMATIC1111 and Forge recognise the base model's version by them; AUTOMATIC1111 hides files of another version.
-Sources: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py).
+Sources: sd-scripts 48d368fa (train_network.py, library/sai_model_spec.py, library/model_util.py, library/sd3_utils.py);
+for FLUX.2 musubi-tuner 30c658c4 (utils/sai_model_spec.py, dataset/architectures.py, networks/lora_flux_2.py).
 """
 
 import base64
@@ -30,23 +31,45 @@ _RELEASES = {
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
 }
 """Version of Stable Diffusion -> kohya's version, ModelSpec's architecture and implementation."""
+_FLUX2 = {3072: "klein-4b", 4096: "klein-9b", 6144: "dev"}
+"""FLUX.2's releases by the width of the transformer."""
+_NETWORK_MODULES = {"SD3Transformer2DModel": "networks.lora_sd3", "Flux2Transformer2DModel": "networks.lora_flux_2"}
+"""Class of the transformer -> kohya's network module of its LoRA."""
 
 
 def base_version(pipe: Any) -> dict[str, str]:
-    """Version and architecture of the base model; empty if it is not Stable Diffusion 1, 2 or XL."""
-    width, velocity = families.denoiser(pipe).config.get("cross_attention_dim"), "v" in _prediction(pipe).values()
-    if (release := families.VERSIONS.get(width)) is None:
+    """Version and architecture of the base model; empty if it is not a known release."""
+    if (release := _release(pipe)) is None:
         return {}
-    version, architecture, implementation = _RELEASES[release]
-    if velocity and release == "sd2":
-        architecture = "stable-diffusion-v2-768-v"
+    version, architecture, implementation = release
     return {
-        "ss_base_model_version": version + ("_v" if velocity and release != "sdxl" else ""),
-        "ss_v2": str(release == "sd2"),
+        "ss_base_model_version": version,
+        "ss_v2": str(version.startswith("sd_v2")),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": implementation,
     }
+
+
+def _release(pipe: Any) -> tuple[str, str, str] | None:
+    """kohya's version, ModelSpec's architecture and implementation."""
+    model = families.denoiser(pipe)
+    config, kind = model.config, type(model).__name__
+    if kind == "SD3Transformer2DModel":
+        dual = "5-medium" if config["dual_attention_layers"] else "5-large"
+        version = dual if config["qk_norm"] else "medium"
+        return version, f"stable-diffusion-3-{version}", "diffusers"
+    if kind == "Flux2Transformer2DModel":
+        name = _FLUX2.get(config["num_attention_heads"] * config["attention_head_dim"], "")
+        version, url = f"flux_2_{name.replace('-', '_')}", "https://github.com/black-forest-labs/flux2"
+        return (version, f"Flux.2-{name}", url) if name else None
+    if (release := families.VERSIONS.get(config.get("cross_attention_dim"))) is None:
+        return None
+    version, architecture, implementation = _RELEASES[release]
+    if "v" in _prediction(pipe).values() and release != "sdxl":
+        version += "_v"
+        architecture = "stable-diffusion-v2-768-v" if release == "sd2" else architecture
+    return version, architecture, implementation
 
 
 def model_spec(
@@ -66,7 +89,8 @@ def model_spec(
 
 def kohya(pipe: Any, name: str, info: AdapterInfo | None, rank: int, dora: bool) -> dict[str, str]:
     """kohya's keys, except ``base_version``. A DoRA names LyCORIS' network module, since kohya's has no magnitudes."""
-    facts = {"ss_network_module": "lycoris.kohya" if dora else "networks.lora", "ss_network_dim": str(rank),
+    module = _NETWORK_MODULES.get(type(families.denoiser(pipe)).__name__, "networks.lora")
+    facts = {"ss_network_module": "lycoris.kohya" if dora else module, "ss_network_dim": str(rank),
              "ss_network_alpha": str(float(rank)), "ss_output_name": name,
              "ss_sd_model_name": pipeline.base_name_of(pipe)}  # fmt: skip
     if dora:

@@ -16,6 +16,7 @@ from torch import Tensor, cat
 
 from hra_diffusion import pipeline
 from hra_diffusion.adapters.token_embeddings import MAX_TOKENS, PARAMETER, vectors_of, vocabulary_of
+from hra_diffusion.errors import UserError
 from hra_diffusion.files import save_tensors
 from hra_diffusion.interop.adapter_source import AdapterImportError
 from hra_diffusion.models import families
@@ -33,6 +34,14 @@ PLACEHOLDERS = ("sks", "sts", "scm", "ssk", "shs", "utd", "uci", "wnv")
 """Rare words of one token each, which stand for imported vectors of unknown triggers."""
 
 
+def _parts(pipe: DiffusionPipeline) -> dict[str, str]:
+    """Return the tensors of a textual inversion file. Raises UserError for a family that has no such files here."""
+    family = families.of(pipe)
+    if family.name not in PARTS:
+        raise UserError(f"textual inversion files are for Stable Diffusion 1, 2 and XL, not for a {family.pipeline}")
+    return PARTS[family.name]
+
+
 def words(pipe: DiffusionPipeline, name: str) -> dict[str, str]:
     """Return the triggers of an adapter whose embeddings are trained, by the word that stands for them elsewhere."""
     found = [vectors for model in pipeline.components(pipe).values() if (vectors := vectors_of(model, name))]
@@ -43,7 +52,7 @@ def words(pipe: DiffusionPipeline, name: str) -> dict[str, str]:
 
 def tensors_of(pipe: DiffusionPipeline, name: str, trigger: str, strength: float = 1.0) -> dict[str, Tensor]:
     """Return the vectors (K, d) of a trigger as the tensors of a textual inversion file."""
-    parts = {component: part for part, component in reversed(PARTS[families.of(pipe).name].items())}
+    parts = {component: part for part, component in reversed(_parts(pipe).items())}
     tensors = {}
     for component, part in parts.items():
         encoder = getattr(pipe, component)
@@ -84,7 +93,7 @@ def take_bundled(pipe: DiffusionPipeline, tensors: dict[str, Tensor]) -> dict[st
     found: dict[str, dict[str, Tensor]] = {}
     for key in [key for key in tensors if key.startswith(BUNDLE)]:
         word, _, part = key.removeprefix(BUNDLE).partition(".")
-        if part in PARTS[families.of(pipe).name]:
+        if part in PARTS.get(families.of(pipe).name, {}):
             found.setdefault(word, {})[part] = tensors.pop(key)
     return found
 
@@ -111,9 +120,9 @@ def imported(
         source: the file, for errors.
 
     Returns token ids by component and trigger, and tensors by their key in the adapter file. Raises AdapterImportError
-    for embeddings of another family, or of another size.
+    for embeddings of another family, or of another size, and UserError for a pipeline without such files.
     """
-    parts, tokenizer = PARTS[families.of(pipe).name], families.tokenizer(pipe)
+    parts, tokenizer = _parts(pipe), families.tokenizer(pipe)
     tokens: dict[str, dict[str, list[int]]] = {}
     vectors: dict[str, list[Tensor]] = {}
     order = sorted(embeddings, key=lambda word: list(triggers).index(word) if word in triggers else len(triggers))

@@ -33,6 +33,11 @@ class StableDiffusion3(TransformerFamily):
     )
     optional_encoders: tuple[str, ...] = ("text_encoder_3",)
     prompt_tokens: int | None = T5_TOKENS
+    kohya_prefixes: tuple[tuple[str, str], ...] = (
+        ("transformer", "lora_unet"),
+        ("text_encoder", "lora_te1"),
+        ("text_encoder_2", "lora_te2"),
+    )
     guidance_scale = 4.5
     scale = staticmethod(scaled)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import PIPES, ROOT, everything, relative, tiny_text_encoder
+from conftest import PIPES, ROOT, relative, tiny_text_encoder
 from diffusers import DDIMScheduler
-from loaders import EXACT, LOADERS, adapted, with_from_single_file
+from loaders import BOTH, EXACT, LOADERS, TRANSFORMERS, adapted, outputs, with_from_single_file
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
@@ -16,15 +16,16 @@ from hra_diffusion.models import noise
 
 METHODS = {"LoRA": "hoft", "DoRA": "shoft", "HRA": "hra", "OFT": "oft", "folder": "hoft", "single file": "hoft"}
 RUN = [row for row in TABLE if (row.format, row.program, row.form) in LOADERS]
+CASES = [(row, kind) for row in RUN for kind in (("sd",) if "sd" in row.bases else row.bases)]
 
 
-@pytest.mark.parametrize("row", RUN, ids=lambda row: f"{row.format}-{row.form}-{row.program}".replace(" ", "-"))
-def test_a_row_agrees_with_its_loader(row, tmp_path):
-    pipe, ours = adapted("sd", METHODS[row.form])
+@pytest.mark.parametrize(("row", "kind"), CASES, ids=lambda x: x if isinstance(x, str) else f"{x.form}-{x.program}")
+def test_a_row_agrees_with_its_loader(row, kind, tmp_path):
+    pipe, ours = adapted(kind, METHODS[row.form])
     file = row.format in ("kohya", "diffusers") or row.form == "single file"
     done = interop.export(pipe, "Rex", row.format, tmp_path / ("rex.safetensors" if file else "rex"))
     assert row in compatibility.rows(done)
-    error = relative(everything(LOADERS[row.format, row.program, row.form]("sd", done.path)), ours)
+    error = relative(outputs(LOADERS[row.format, row.program, row.form](kind, done.path)), ours)
     assert (error < EXACT) == (row.loads == EXACTLY)
 
 
@@ -94,16 +95,20 @@ def test_every_export_has_rows(tmp_path):
         assert compatibility.rows(interop.export(pipe, "Rex", format, tmp_path / format))
 
 
-@pytest.mark.parametrize("method", registry.method_names())
-def test_expected_exports_agree_with_the_exports(method, tmp_path):
-    pipe, _ = adapted("sd", method)
-    paths = {format: tmp_path / format for format in interop.FORMATS} | {"single file": tmp_path / "one.safetensors"}
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("sd", name) for name in registry.method_names()] + [(kind, name) for kind in TRANSFORMERS for name in BOTH],
+)
+def test_expected_exports_agree_with_the_exports(kind, method, tmp_path):
+    pipe, _ = adapted(kind, method)
+    paths = {format: tmp_path / format for format in interop.FORMATS}
+    paths |= {"single file": tmp_path / "one.safetensors"} if kind == "sd" else {}
     done = [
         interop.export(pipe, "Rex", format.replace("single file", "merged"), path) for format, path in paths.items()
     ]
     assert sorted(
         (row for one in done for row in compatibility.rows(one)), key=TABLE.index
-    ) == compatibility.expected_exports(method)
+    ) == compatibility.expected_exports(method, kind)
 
 
 NEEDS = {
