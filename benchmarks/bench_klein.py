@@ -3,8 +3,9 @@
     python -m benchmarks.bench_klein [--device cuda] [--bases klein] [--side 32] [--rounds 3]
 
 On a GPU with the settings of PEFT's own benchmark (method_comparison/image-gen): 512 pixels, which are 32 × 32
-positions, batch 2, rank 32. There PEFT's HRA takes 9,825 s and 44.1 GiB, and its LoRA 759 s and 10.0 GiB. On the CPU a
-fifth of the blocks, at full width, and smaller images. All adapt the same layers: those of the target "attention".
+positions, batch 2, rank 32. There PEFT's HRA takes 9,825 s and 44.1 GiB, and its LoRA 759 s and 10.0 GiB. On the CPU
+three single blocks at full width, and smaller images: a double block's feed-forward takes PEFT's HRA 11 GB per layer.
+All adapt the layers that PEFT's benchmark adapts.
 """
 
 from benchmarks.bench_peft import OURS, measure

@@ -90,10 +90,10 @@ CLAIMS = (
         "bench_klein",
         "FLUX.2 klein, against PEFT",
         "HRA ≤ 0.40 of the time and memory (GPU 0.15 and 0.3), LoRA ≤ 1.0",
-        "As above, on the transformer of FLUX.2 klein, rank 32, with the layers of the target *attention*, the "
-        "fused projections of its single blocks among them. On a GPU the settings are those of PEFT's own benchmark, "
-        "which lists its HRA at 9,825 s and 44.1 GiB, and its LoRA at 759 s and 10.0 GiB. On the CPU the model has a "
-        "fifth of the blocks, at full width.",
+        "As above, on the transformer of FLUX.2 klein, rank 32, with the layers that PEFT's own image benchmark "
+        "adapts. On a GPU its settings are the same, too; it lists its HRA at 9,825 s and 44.1 GiB, and its LoRA at "
+        "759 s and 10.0 GiB. On the CPU the model has three single blocks, whose fused projections are adapted, at "
+        "full width.",
     ),
     Claim(
         "bench_floor",

@@ -34,7 +34,7 @@ NARROW_SDXL = replace(
     vae=NARROW_VAE,
     encoders=tuple(values | NARROW for values in SDXL.encoders),
 )  # fmt: skip
-SHALLOW_KLEIN = replace(FLUX2_KLEIN, denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 1, "num_single_layers": 4})
+SHALLOW_KLEIN = replace(FLUX2_KLEIN, denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 0, "num_single_layers": 3})
 NARROW_KLEIN = replace(
     FLUX2_KLEIN,
     denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2,
@@ -45,7 +45,9 @@ ARCHITECTURES = {
     "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL, "narrow-klein": NARROW_KLEIN,
 }  # fmt: skip
 """Architectures by name. The narrow ones of UNets have all layers of the released ones, a tenth as wide, and two text
-layers. "shallow-klein" has a fifth of FLUX.2 klein's blocks, at full width."""
+layers. "shallow-klein" has three of FLUX.2 klein's twenty single blocks, at full width, and no double block."""
+KLEIN_TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv_mlp_proj|linear_in|linear_out)"
+"""The layers of a transformer that PEFT's image benchmark adapts (its method_comparison/image-gen/experiments)."""
 PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 """The attention layers of a UNet."""
 PEFT_CONFIGS = {
@@ -103,12 +105,13 @@ def copy_with_adapter(unet: nn.Module, method: str, rank: int, **options: Any) -
     ``method``: one of ours ("hra") or of PEFT's ("PEFT HRA").
     """
     model = weight_sharing_copy(unet)
+    targets = "attention" if "cross_attention_dim" in model.config else KLEIN_TARGETS
     if method in registry.method_names():
-        attachment.attach(model, method, {"rank": rank} | options)
+        attachment.attach(model, method, {"rank": rank} | options, targets=targets)
         return model, list(attachment.adapter_parameters(model, "default").values())
     model.requires_grad_(False)
     with warnings.catch_warnings(action="ignore"):  # BOFT warns if it can't compile its CUDA kernel
-        inject_adapter_in_model(PEFT_CONFIGS[method](rank, find_targets(model)), model, "default")
+        inject_adapter_in_model(PEFT_CONFIGS[method](rank, find_targets(model, targets)), model, "default")
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
