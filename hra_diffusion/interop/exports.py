@@ -165,6 +165,7 @@ def merged(job: ExportJob, path: Path) -> Exported:
         raise ExportError("--lora-rank can't be used with --format merged, which is always exact")
     metadata = {"format": "pt"} | _provenance(job)
     single, process, version = path.suffix == ".safetensors", None, ""
+    markers, facts = dict[str, Tensor](), dict[str, str]()
     if single:
         version, process = checkpoint.version(job.pipe), noise.of(cast(Any, job.pipe).scheduler)
         markers, facts = checkpoint.noise_markers(process)
