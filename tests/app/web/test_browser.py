@@ -160,8 +160,13 @@ def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, sch
         )
 
 
-def test_train_is_reached_by_keyboard(page, visit):
+def test_the_form_starts_with_few_fields_and_train_is_reached_by_keyboard(page, visit):
+    """Photos, class noun, name, preset; everything else is collapsed, and the button is near the first screen."""
     there = visit(page.local_url)
+    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
+    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    there.wait_for_selector("#base-notice >> text=Base model")
+    assert there.locator("#train-button").bounding_box()["y"] < 1000
     there.locator("#upload button").first.focus()
     reached = []
     for _ in range(40):
@@ -170,21 +175,8 @@ def test_train_is_reached_by_keyboard(page, visit):
         if reached[-1] == "train-button":
             break
     assert reached[-1] == "train-button", reached
-
-
-def test_missing_photos_are_reported(page, visit):
-    there = visit(page.local_url)
-    there.click("#train-button")
+    there.keyboard.press("Enter")
     there.wait_for_selector("text=No photos yet")
-
-
-def test_the_form_starts_with_few_fields(page, visit):
-    """Photos, class noun, name, preset; everything else is collapsed, and the button is near the first screen."""
-    there = visit(page.local_url)
-    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
-    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
-    there.wait_for_selector("#base-notice >> text=Base model")
-    assert there.locator("#train-button").bounding_box()["y"] < 1000
 
 
 @pytest.fixture
