@@ -257,23 +257,15 @@ DROP = """([kind, files]) => {
 }"""
 
 
-@pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_photos_are_dropped_or_pasted_anywhere(page, visit, tmp_path, kind):
+def test_photos_are_dropped_or_pasted_anywhere_and_an_image_fills_in_its_settings(pipe, page, visit, tmp_path):
+    """The image on Generate, whose settings it holds."""
     there = visit(page.local_url)
     photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
-    there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
-    there.wait_for_selector("#thumbs .thumb >> nth=1")
-
-
-@pytest.fixture
-def saved(pipe, tmp_path):
-    """An image with its settings inside."""
+    for number, (kind, photo) in enumerate(zip(("drop", "paste"), photos, strict=True)):
+        there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())]]])
+        there.wait_for_selector(f"#thumbs .thumb >> nth={number}")
     (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
-    return save_png(picture, tmp_path / "picture.png")
-
-
-def test_an_image_dropped_on_generate_fills_in_its_settings(saved, page, visit):
-    there = visit(page.local_url)
+    saved = save_png(picture, tmp_path / "picture.png")
     go(there, "Generate")
     there.wait_for_selector("#settings-file")
     there.evaluate(DROP, ["drop", [[saved.name, "image/png", list(saved.read_bytes())]]])

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -87,7 +88,7 @@ def _mark(process):
 
 @pytest.fixture(scope="module")
 def nodes():
-    mark = uuid.uuid4().hex
+    mark, on_sigterm = uuid.uuid4().hex, signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -103,6 +104,7 @@ def nodes():
             nodes.cluster.shutdown()
         finally:
             kill_marked(mark)
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own
 
 
 def wait_for(condition, seconds=240):
