@@ -113,7 +113,7 @@ def test_training_moves_images_towards_a_held_out_subject(pipe, untrained, tmp_p
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "batch_size": 2,
-         "device": "cpu", "steps": 40, "checkpoint_every": 20, "sample_every": 20,
+         "device": "cpu", "steps": 24, "checkpoint_every": 12, "sample_every": 12,
          "sample_prompts": ["a {subject} on a blue background"]}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))
