@@ -56,18 +56,20 @@ def address(adapters, base_folder, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        serve.start(http_options={"port": port})
-        options = ClusterOptions(
-            adapters=adapters, pictures=tmp_path_factory.mktemp("served"), base=str(base_folder), device="cpu",
-            batch_size=1, max_replicas=2,
-        )  # fmt: skip
-        serve.run(application(options))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray stores a token in the home folder
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            serve.start(http_options={"port": port})
+            options = ClusterOptions(
+                adapters=adapters, pictures=tmp_path_factory.mktemp("served"), base=str(base_folder), device="cpu",
+                batch_size=1, max_replicas=2,
+            )  # fmt: skip
+            serve.run(application(options))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def ask(address, name):

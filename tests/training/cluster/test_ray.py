@@ -92,6 +92,7 @@ def nodes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, mark)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray uses a token of the home folder
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for a task of one CPU
         patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
@@ -119,21 +120,24 @@ def wait_for(condition, seconds=240):
 def trainers():
     """The processes that train, by (name of the run, process id of the node)."""
     found = {}
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["cmdline", "ppid"]):
         words = process.info["cmdline"] or []
-        if words[1:3] == ["-m", "training.worker"] and len(words) > 7 and (parent := process.parent()):
-            found[words[4], parent.ppid()] = process
+        if words[1:3] == ["-m", "training.worker"] and len(words) > 7:
+            with contextlib.suppress(psutil.Error):
+                found[words[4], psutil.Process(process.info["ppid"]).ppid()] = process
     return found
 
 
 def suspended(on):
-    """Suspend the process of a run on a node, once it has saved a checkpoint; return its name and the process."""
+    """Suspend the process of a run on a node, once it has logged a checkpoint; return its name and the process."""
 
     def suspend():
         for (name, node), process in trainers().items():
-            if on(node) and any(Path(process.cmdline()[3], name).glob("checkpoints/0*")):
-                process.suspend()
-                return name, process
+            log = Path(process.info["cmdline"][3], name, "events.jsonl")
+            with contextlib.suppress(OSError, psutil.Error):  # not begun, or ended meanwhile
+                if on(node) and '"event": "checkpoint"' in log.read_text():
+                    process.suspend()
+                    return name, process
         return None
 
     return wait_for(suspend)
