@@ -248,6 +248,7 @@ def test_the_command_line_follows_a_run_while_the_head_restarts(nodes, settings,
     assert (weights(tmp_path / "Rex" / "Rex.safetensors") == weights(train(config, tmp_path / "undisturbed"))).all()
 
 
+@pytest.mark.slow  # the embedded base model is trained, drawn with and judged
 def test_a_benchmark_trains_on_the_cluster(nodes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "Plan", functools.partial(Plan, denoising_steps=2))
     given = ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2"]
