@@ -58,7 +58,7 @@ def address(adapters, base_folder, tmp_path_factory):
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray stores a token in the home folder
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             serve.start(http_options={"port": port})
             options = ClusterOptions(
