@@ -94,6 +94,7 @@ def nodes():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray uses a token of the home folder
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or Ray ends tasks when others fill the machine's memory
         patch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for a task of one CPU
         patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
