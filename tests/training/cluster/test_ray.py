@@ -38,7 +38,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from training.cluster import dispatch  # noqa: E402
 
 SHORT = {"batch_size": 1, "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": [], "sample_every": 0}
-LONG = SHORT | {"steps": 24, "checkpoint_every": 4}
+LONG = SHORT | {"steps": 40, "checkpoint_every": 5}
 """Long enough to be interrupted. Ray decides which runs are executed first: any of them may be."""
 SILENCE = 15.0
 """Seconds without an event after which a run hangs."""
@@ -136,7 +136,8 @@ def suspended(on):
         for (name, node), process in trainers().items():
             log = Path(process.info["cmdline"][3], name, "events.jsonl")
             with contextlib.suppress(OSError, psutil.Error):  # not begun, or ended meanwhile
-                if on(node) and '"event": "checkpoint"' in log.read_text():
+                text = log.read_text()
+                if on(node) and '"event": "checkpoint"' in text and f'"step": {LONG["steps"]},' not in text:
                     process.suspend()
                     return name, process
         return None
