@@ -1,5 +1,6 @@
 """The example scripts run to their end."""
 
+import functools
 import itertools
 import os
 import runpy
@@ -10,6 +11,16 @@ import time
 
 import pytest
 from conftest import ROOT
+
+import hra_diffusion as hra
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_denoising_steps(few_denoising_steps):
+    """Pictures of the examples, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hra, "generate", functools.partial(hra.generate, settings=hra.Settings(steps=4)))
+        yield
 
 
 @pytest.fixture

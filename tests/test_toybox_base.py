@@ -12,17 +12,23 @@ from hra_diffusion.adapters import targets
 from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.models.sources import ASSETS
 from training import config as configs
+from training import samples
+from training.data import class_images
 from training.loop import train
 from training.runs import progress
 from training.runs.run_folder import Run
 
 FOLDER = ASSETS / "toybox"
-SEEDS = 2
+SEEDS, STEPS = 2, 8
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_denoising_steps():
-    """Samples and class images take as many steps as in the program."""
+    """Samples and class images take as many steps as the other images here: enough to be scored."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SAMPLE_STEPS", STEPS)
+        patch.setattr(class_images, "CLASS_IMAGE_STEPS", STEPS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def pipe():
 
 def generate(pipe, prompt, adapters=None):
     """Generate SEEDS images as one array (SEEDS, 128, 128, 3) in [0, 1]."""
-    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=8))
+    images = hra.generate(pipe, prompt, adapters or {}, seed=0, count=SEEDS, settings=hra.Settings(steps=STEPS))
     return np.stack([np.asarray(image) for image in images]) / 255
 
 
@@ -107,7 +113,7 @@ def test_training_moves_images_towards_a_held_out_subject(pipe, untrained, tmp_p
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))
     config = configs.parse(
         {"name": "Otto", "photos": photos, "class_noun": "toy", "method": method, "preset": "quick", "batch_size": 2,
-         "device": "cpu", "steps": 40, "checkpoint_every": 20, "sample_every": 20,
+         "device": "cpu", "steps": 24, "checkpoint_every": 12, "sample_every": 12,
          "sample_prompts": ["a {subject} on a blue background"]}
     )  # fmt: skip
     hra.load(pipe, train(config, tmp_path))

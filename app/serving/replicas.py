@@ -3,7 +3,7 @@
     serve run app.serving.replicas:application adapters=/shared/adapters pictures=/shared/served max_replicas=4 gpus=1
 
 A client that sends the header ``serve-multiplexed-model-id`` with the adapter's name reaches a replica that has the
-adapter in memory, if one has. Replicas are added while more requests wait than fill their batches.
+adapter in memory, if one has it and is not busy. Replicas are added while each has more requests than fill two batches.
 """
 
 from typing import Annotated, Any, cast
@@ -63,6 +63,7 @@ def application(options: ClusterOptions) -> Any:
 
     deployed: Any = serve.deployment(
         serve.ingress()(Server), name="hra-diffusion", autoscaling_config=scaling,
-        max_ongoing_requests=options.max_queue, ray_actor_options={"num_gpus": options.gpus},
+        max_ongoing_requests=4 * options.batch_size,  # a busy replica leaves requests for its adapters to others
+        max_queued_requests=options.max_queue, ray_actor_options={"num_gpus": options.gpus},
     )  # fmt: skip
     return deployed.bind()

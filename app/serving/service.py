@@ -31,6 +31,10 @@ class Service:
     pictures: PictureFolder
     usage: Usage = field(default_factory=Usage)
 
+    def __post_init__(self) -> None:
+        self.engine.metrics.adapters.set_function(lambda: len(self.store))
+        self.engine.metrics.adapter_bytes.set_function(lambda: self.store.nbytes)
+
     def order(self, asked: ImageRequest, key: Key, on_preview: Callable[[int, Image.Image], object]) -> list[Picture]:
         """Check a request, prepare its adapter, queue its pictures, and count them for the key until they are done.
 

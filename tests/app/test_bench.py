@@ -13,36 +13,29 @@ from training.runs import calibration, leases
 from training.runs.index import Index
 
 
-def test_json_results_are_used_for_predictions_and_methods_not_measured_in_time_are_named(
-    base_folder, tmp_path, capsys
+def test_results_are_used_for_predictions_and_a_method_that_fails_or_is_too_late_does_not_stop_the_others(
+    tmp_path, capsys
 ):
-    given = ["--base", str(base_folder), "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
-    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    row, lora = found["methods"]
-    assert found["rounds"] == 1 and "one round" in bench.format_results(found)
-    assert lora["step_seconds"] is None and "out of time" in lora["error"]
-    assert row["method"] == "hra" and not row["error"]
-    assert row["step_seconds"] > 0 and row["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
-    assert found["machine"]["torch"]
-    own = dict.fromkeys(("prediction_type", "rescale_zero_snr", "base_revision", "base_variant"))
-    arguments = argparse.Namespace(base=str(base_folder), device="cpu", dtype="float32", **own)
-    stored = calibration.load(tmp_path, bench.default_config("hra", arguments))
-    assert stored is not None and row["peak_memory_bytes"] == stored.memory
-    assert "| hra |" in bench.format_results(found) and found["machine"]["torch"] in bench.format_results(found)
-
-
-def test_a_method_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    """HRA's rank is too large for a narrow base model, and no time is left for HOFT."""
     narrow = tiny_pipe(cross_attention_dim=4)
     narrow.register_modules(text_encoder=tiny_text_encoder(hidden_size=4))
     narrow.save_pretrained(tmp_path / "narrow")
-    given = ["--base", str(tmp_path / "narrow"), "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)]
-    assert main(["bench", *given, "--method", "hra", "lora", "--json"]) == 0
+    base = str(tmp_path / "narrow")
+    given = ["--base", base, "--device", "cpu", "--minutes", "0", "--output", str(tmp_path)]
+    assert main(["bench", *given, "--method", "hra", "lora", "hoft", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    hra, lora = found["methods"]
-    assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None
-    assert not lora["error"] and lora["step_seconds"] > 0
-    assert "rank 8 is too large" in bench.format_results(found)
+    hra, lora, hoft = found["methods"]
+    table = bench.format_results(found)
+    assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None and hra["error"] in table
+    assert hoft["step_seconds"] is None and "out of time" in hoft["error"]
+    assert found["rounds"] == 1 and "one round" in table
+    assert lora["method"] == "lora" and not lora["error"] and "| lora |" in table
+    assert lora["step_seconds"] > 0 and lora["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
+    assert found["machine"]["torch"] and found["machine"]["torch"] in table
+    own = dict.fromkeys(("prediction_type", "rescale_zero_snr", "base_revision", "base_variant"))
+    arguments = argparse.Namespace(base=base, device="cpu", dtype="float32", **own)
+    stored = calibration.load(tmp_path, bench.default_config("lora", arguments))
+    assert stored is not None and lora["peak_memory_bytes"] == stored.memory
 
 
 def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Benchmarks: cells, interruption, tables and the report."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -241,8 +242,9 @@ def test_curves_go_through_the_base_model_and_all_variations(varied):
 
 
 @pytest.fixture
-def quick(tmp_path: Path) -> list[str]:
-    """A benchmark of one subject and one method, trained for two steps."""
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A benchmark of one subject and one method, trained for two steps, with pictures of four."""
+    monkeypatch.setattr(command, "Plan", functools.partial(Plan, denoising_steps=4))
     return ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2",
             "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--budget", "parameters", "--output", str(tmp_path),
             "--quiet"]  # fmt: skip

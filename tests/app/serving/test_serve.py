@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -116,13 +117,16 @@ def test_a_stream_sends_previews_and_then_the_picture(client, alone):
     assert same(images[2], alone("alice-cat", 1, steps=6)) and distance(images[0], images[2]) > 1
 
 
-def test_models_health_metrics_and_documentation(client, address):
+def test_models_health_metrics_and_documentation(client, address, service):
     models = client.models.list().data
     assert [model.id for model in models] == ["base", *sorted([*ADAPTERS, "foreign"])]
     assert client.models.retrieve("bob-cup").subject == "sks dog"
     assert httpx.get(f"{address}/healthz").json() == {"status": "ok"}
+    client.images.generate(model="alice-rex", prompt="a {subject}", size="16x16", extra_body=FEW)
     metrics = httpx.get(f"{address}/metrics").text
     assert 'hra_responses_total{status="200"}' in metrics and "alice" not in metrics and "sks" not in metrics
+    assert f"hra_adapters {len(service.store)}.0\n" in metrics
+    assert float(re.search(r"^hra_adapter_bytes (\S+)", metrics, re.M)[1]) == service.store.nbytes > 0
     assert "/v1/images/generations" in httpx.get(f"{address}/openapi.json").json()["paths"]
 
 

@@ -160,8 +160,13 @@ def test_every_tab_fits_and_an_empty_one_says_what_to_do(page, visit, width, sch
         )
 
 
-def test_train_is_reached_by_keyboard(page, visit):
+def test_the_form_starts_with_few_fields_and_train_is_reached_by_keyboard(page, visit):
+    """Photos, class noun, name, preset; everything else is collapsed, and the button is near the first screen."""
     there = visit(page.local_url)
+    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
+    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
+    there.wait_for_selector("#base-notice >> text=Base model")
+    assert there.locator("#train-button").bounding_box()["y"] < 1000
     there.locator("#upload button").first.focus()
     reached = []
     for _ in range(40):
@@ -170,21 +175,8 @@ def test_train_is_reached_by_keyboard(page, visit):
         if reached[-1] == "train-button":
             break
     assert reached[-1] == "train-button", reached
-
-
-def test_missing_photos_are_reported(page, visit):
-    there = visit(page.local_url)
-    there.click("#train-button")
+    there.keyboard.press("Enter")
     there.wait_for_selector("text=No photos yet")
-
-
-def test_the_form_starts_with_few_fields(page, visit):
-    """Photos, class noun, name, preset; everything else is collapsed, and the button is near the first screen."""
-    there = visit(page.local_url)
-    fields = there.locator("[role=tabpanel] >> visible=true").first.locator("input:visible, textarea:visible")
-    assert fields.count() <= 9, [fields.nth(n).get_attribute("aria-label") for n in range(fields.count())]
-    there.wait_for_selector("#base-notice >> text=Base model")
-    assert there.locator("#train-button").bounding_box()["y"] < 1000
 
 
 @pytest.fixture
@@ -265,23 +257,15 @@ DROP = """([kind, files]) => {
 }"""
 
 
-@pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_photos_are_dropped_or_pasted_anywhere(page, visit, tmp_path, kind):
+def test_photos_are_dropped_or_pasted_anywhere_and_an_image_fills_in_its_settings(pipe, page, visit, tmp_path):
+    """The image on Generate, whose settings it holds."""
     there = visit(page.local_url)
     photos = sorted(save_photos(tmp_path, 2).glob("*.jpg"))
-    there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())] for photo in photos]])
-    there.wait_for_selector("#thumbs .thumb >> nth=1")
-
-
-@pytest.fixture
-def saved(pipe, tmp_path):
-    """An image with its settings inside."""
+    for number, (kind, photo) in enumerate(zip(("drop", "paste"), photos, strict=True)):
+        there.evaluate(DROP, [kind, [[photo.name, "image/jpeg", list(photo.read_bytes())]]])
+        there.wait_for_selector(f"#thumbs .thumb >> nth={number}")
     (picture,) = generate(pipe, "a cat in the snow", seed=77, settings=Settings(steps=3))
-    return save_png(picture, tmp_path / "picture.png")
-
-
-def test_an_image_dropped_on_generate_fills_in_its_settings(saved, page, visit):
-    there = visit(page.local_url)
+    saved = save_png(picture, tmp_path / "picture.png")
     go(there, "Generate")
     there.wait_for_selector("#settings-file")
     there.evaluate(DROP, ["drop", [[saved.name, "image/png", list(saved.read_bytes())]]])

@@ -1,11 +1,15 @@
 """Runs on a real Ray cluster of two nodes on this machine."""
 
+import contextlib
+import functools
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import uuid
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +18,11 @@ import psutil
 import pytest
 from conftest import ROOT, relative, weights
 
+from app.cli import main
+from app.commands import benchmark
 from app.commands.train import train_on_cluster
+from app.protocols.plan import Plan
+from hra_diffusion import yaml_text
 from hra_diffusion.errors import UserError
 from training.loop import train
 from training.runs import calibration, follow
@@ -24,11 +32,18 @@ from training.runs.queue import Queue
 
 ray = pytest.importorskip("ray")
 
+from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from training.cluster import dispatch  # noqa: E402
 
-SHORT = {"prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": [], "sample_every": 0}
+SHORT = {"batch_size": 1, "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": [], "sample_every": 0}
+LONG = SHORT | {"steps": 40, "checkpoint_every": 5}
+"""Long enough to be interrupted. Ray decides which runs are executed first: any of them may be."""
+SILENCE = 15.0
+"""Seconds without an event after which a run hangs."""
+MARK = "HRA_DIFFUSION_TEST_CLUSTER"
+"""Environment variable of the processes that a test's cluster starts, and of those that they start."""
 STORE = 78 * 2**20
 """Bytes of a node's object store; Ray demands 75 MB."""
 
@@ -57,19 +72,41 @@ class Nodes:
         self.start()
 
 
+def kill_marked(mark):
+    """Kill all processes of a test's cluster, also those whose parents have ended."""
+    while found := [process for process in psutil.process_iter() if _mark(process) == mark]:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=5)
+
+
+def _mark(process):
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get(MARK)
+
+
 @pytest.fixture(scope="module")
 def nodes():
+    mark, on_sigterm = uuid.uuid4().hex, signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, mark)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray uses a token of the home folder
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or Ray ends tasks when others fill the machine's memory
         patch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for a task of one CPU
         patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
-        nodes = Nodes()
-        patch.setenv("RAY_ADDRESS", nodes.cluster.address)
-        yield nodes
-        ray.shutdown()
-        nodes.cluster.shutdown()
+        try:
+            nodes = Nodes()
+            patch.setenv("RAY_ADDRESS", nodes.cluster.address)
+            yield nodes
+            ray.shutdown()
+            nodes.cluster.shutdown()
+        finally:
+            kill_marked(mark)
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has one of its own
 
 
 def wait_for(condition, seconds=240):
@@ -84,21 +121,25 @@ def wait_for(condition, seconds=240):
 def trainers():
     """The processes that train, by (name of the run, process id of the node)."""
     found = {}
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["cmdline", "ppid"]):
         words = process.info["cmdline"] or []
-        if words[1:3] == ["-m", "training.worker"] and len(words) > 7 and (parent := process.parent()):
-            found[words[4], parent.ppid()] = process
+        if words[1:3] == ["-m", "training.worker"] and len(words) > 7:
+            with contextlib.suppress(psutil.Error):
+                found[words[4], psutil.Process(process.info["ppid"]).ppid()] = process
     return found
 
 
 def suspended(on):
-    """Suspend the process of a run on a node, once it has saved a checkpoint; return its name and the process."""
+    """Suspend the process of a run on a node, once it has logged a checkpoint; return its name and the process."""
 
     def suspend():
         for (name, node), process in trainers().items():
-            if on(node) and any(Path(process.cmdline()[3], name).glob("checkpoints/0*")):
-                process.suspend()
-                return name, process
+            log = Path(process.info["cmdline"][3], name, "events.jsonl")
+            with contextlib.suppress(OSError, psutil.Error):  # not begun, or ended meanwhile
+                text = log.read_text()
+                if on(node) and '"event": "checkpoint"' in text and f'"step": {LONG["steps"]},' not in text:
+                    process.suspend()
+                    return name, process
         return None
 
     return wait_for(suspend)
@@ -125,42 +166,52 @@ def fill_object_store():
     return kept
 
 
-@pytest.fixture(scope="module")
-def survived(nodes, settings, tmp_path_factory):
-    """Eight runs on two nodes. While they train, the object store is full, one run hangs, and a node is killed.
-
-    Returns the queue, the configurations, and the names of the run that was killed with its node and of the one that
-    hung, with their processes.
-    """
-    queue = Queue(tmp_path_factory.mktemp("survived"))
-    configs = {f"r{seed}": settings(name=f"r{seed}", seed=seed, jobs="ray", **SHORT, **length(seed))
-               for seed in range(7)}  # fmt: skip
+def test_eight_runs_survive_a_killed_node_a_hanging_process_and_a_full_object_store(nodes, settings, tmp_path):
+    """In one test, so that no two processes of pytest run it."""
+    queue = Queue(tmp_path / "outputs")
+    configs = {f"r{seed}": settings(name=f"r{seed}", seed=seed, jobs="ray", **LONG) for seed in range(7)}
     configs["pair"] = settings(name="pair", jobs="ray", processes=2, **SHORT)
     for config in configs.values():
         prepare(queue, config)
+    interrupted = disturb(nodes, queue)
+    every_run_finished_once(queue, configs)
+    for name, process in interrupted:
+        went_on_from_a_checkpoint(queue, name)
+        assert not process.is_running(), "the first attempt has ended"
+    for name in {"r6", *(name for name, _ in interrupted)}:
+        undisturbed = weights(train(configs[name], tmp_path))
+        assert (weights(queue.job(name).run.adapter) == undisturbed).all(), name
+    two = configs["pair"].model_copy(update={"name": "two", "gradient_accumulation_steps": 2})
+    assert relative(weights(queue.job("pair").run.adapter), weights(train(two, tmp_path))) < 1e-3
+
+
+def disturb(nodes, queue):
+    """Execute the runs of a queue. Meanwhile the object store is full, a node is killed with a run, and one hangs.
+
+    Returns the names and the processes of both runs.
+    """
     kept = fill_object_store()
     raylet = nodes.other.all_processes["raylet"][0].process.pid
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as thread:
-        patch.setattr(dispatch, "SILENCE_SECONDS", 30.0)
-        done = thread.submit(dispatch.dispatch, queue.index, "ray")
-        lost, process = suspended(lambda node: node == raylet)
-        hung, stuck = suspended(lambda node: node != raylet)
-        wait_for(lambda: events(queue, lost, "checkpoint") and events(queue, hung, "checkpoint"))
-        nodes.cluster.remove_node(nodes.other, allow_graceful=False)
-        done.result(timeout=400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "SILENCE_SECONDS", SILENCE)
+        thread = threading.Thread(target=dispatch.dispatch, args=(queue.index, "ray"), daemon=True)
+        thread.start()
+        try:
+            lost, process = suspended(lambda node: node == raylet)
+            hung, stuck = suspended(lambda node: node != raylet)
+            wait_for(lambda: events(queue, lost, "checkpoint") and events(queue, hung, "checkpoint"))
+            nodes.cluster.remove_node(nodes.other, allow_graceful=False)
+            thread.join(timeout=400)
+            assert not thread.is_alive(), "waited too long"
+        finally:
+            patch.setattr(dispatch, "follow", sys.exit)  # of the thread: it would start a cluster after this one
+            thread.join(timeout=60)
     del kept
     ray.shutdown()
-    return queue, configs, (lost, process), (hung, stuck)
+    return (lost, process), (hung, stuck)
 
 
-def length(seed):
-    """The first three runs are long enough to be interrupted."""
-    return {"steps": 120, "checkpoint_every": 20} if seed < 3 else {}
-
-
-@pytest.mark.slow
-def test_every_run_finishes_once(survived):
-    queue, configs, *_ = survived
+def every_run_finished_once(queue, configs):
     assert {job.run.name: job.status for job in queue.jobs()} == dict.fromkeys(configs, "finished")
     for name, config in configs.items():
         run = queue.job(name).run
@@ -170,32 +221,17 @@ def test_every_run_finishes_once(survived):
     assert not list((queue.output / ".cluster").glob("*")), "the copies in the output folder's own storage are deleted"
 
 
-@pytest.mark.slow
-def test_runs_of_a_killed_node_and_hanging_ones_go_on_from_a_checkpoint(survived):
-    queue, _, *interrupted = survived
-    for name, process in interrupted:
-        steps = [event["step"] for event in events(queue, name, "step")]
-        again = [after for before, after in pairwise(steps) if after != before + 1]
-        assert len(events(queue, name, "phase")) > 4, "two attempts"
-        assert again == [] or all(step % 20 == 1 and step > 1 for step in again), "none starts over"
-        assert not process.is_running(), "the first attempt has ended"
+def went_on_from_a_checkpoint(queue, name):
+    steps = [event["step"] for event in events(queue, name, "step")]
+    again = [after for before, after in pairwise(steps) if after != before + 1]
+    assert len(events(queue, name, "phase")) > 4, "two attempts"
+    assert again == [] or all(step % LONG["checkpoint_every"] == 1 and step > 1 for step in again), "none starts over"
 
 
-@pytest.mark.slow
-def test_the_weights_are_those_of_undisturbed_runs(survived, tmp_path):
-    queue, configs, (lost, _), (hung, _) = survived
-    for name in {lost, hung, "r6"} - {"pair"}:
-        undisturbed = weights(train(configs[name], tmp_path))
-        assert (weights(queue.job(name).run.adapter) == undisturbed).all(), name
-    two = configs["pair"].model_copy(update={"name": "two", "gradient_accumulation_steps": 2})
-    assert relative(weights(queue.job("pair").run.adapter), weights(train(two, tmp_path))) < 1e-3
-
-
-@pytest.mark.slow
 def test_the_command_line_follows_a_run_while_the_head_restarts(nodes, settings, tmp_path, monkeypatch):
     """The worker of the cluster is a process of its own here; it ends with the head, and another one is started."""
-    monkeypatch.setattr(follow, "START_SECONDS", 10.0)
-    config = settings(name="Rex", jobs="ray", steps=120, checkpoint_every=20, **SHORT)
+    monkeypatch.setattr(follow, "START_SECONDS", 3.0)
+    config = settings(name="Rex", jobs="ray", **LONG)
     seen = []
 
     def restart_head(event):
@@ -204,14 +240,43 @@ def test_the_command_line_follows_a_run_while_the_head_restarts(nodes, settings,
         seen.append(event)
 
     calibration.save(Calibration(memory=2**29), calibration.result_path(tmp_path, config))
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(suspended, lambda node: True)  # or it may finish before the head is gone
-        train_on_cluster(config, tmp_path, [restart_head], resume=False)
+    # or it may finish before the head is gone
+    threading.Thread(target=suspended, args=(lambda node: True,), daemon=True).start()
+    train_on_cluster(config, tmp_path, [restart_head], resume=False)
     assert Queue(tmp_path).job("Rex").run.finished
     steps = [event.step for event in seen if isinstance(event, Step)]
-    assert steps[-1] == 120 and len([event for event in seen if isinstance(event, Finished)]) == 1
-    assert len(steps) < 2 * 120, "it went on from a checkpoint"
+    assert steps[-1] == config.steps and len([event for event in seen if isinstance(event, Finished)]) == 1
+    assert len(steps) < 2 * config.steps, "it went on from a checkpoint"
     assert (weights(tmp_path / "Rex" / "Rex.safetensors") == weights(train(config, tmp_path / "undisturbed"))).all()
+
+
+@pytest.mark.slow  # the embedded base model is trained, drawn with and judged
+def test_a_benchmark_trains_on_the_cluster(nodes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "Plan", functools.partial(Plan, denoising_steps=2))
+    given = ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2"]
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(wait_for(trainers)), daemon=True)
+    thread.start()
+    more = ["--prompts", "1", "--seeds", "0", "--output", str(tmp_path), "--jobs", "ray", "--quiet", "--json"]
+    assert main([*given, *more]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    thread.join()
+    assert [name for name, _ in seen[0]] == ["toybox-quick-robot-lora-0"]
+    assert (
+        facts["missing"] == [] and facts["costs"]["lora"]["seconds"] > 0 and "subject right" in facts["means"]["lora"]
+    )
+    assert Queue(tmp_path).jobs() == [] and not list((tmp_path / ".cluster").glob("*"))
+
+
+def test_the_example_of_a_cluster_is_valid():
+    """With machines at hand, and with those of a cloud in their place. Both are checked as ``ray up`` does."""
+    text = (ROOT / "deploy" / "ray-cluster.yaml").read_text()
+    local, cloud = text.split("# place of provider")
+    in_cloud = yaml_text.parse("\n".join(line[2:] for line in cloud.splitlines()[1:]))
+    for config, workers in ((yaml_text.parse(local), 2), (yaml_text.parse(local) | in_cloud, 8)):
+        prepared = prepare_config(config)
+        validate_config(prepared)
+        assert prepared["max_workers"] == workers
 
 
 def test_without_ray_a_run_is_refused(settings, tmp_path, monkeypatch):

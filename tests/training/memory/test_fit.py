@@ -9,6 +9,7 @@ from training.config import ConfigError
 from training.loop import train
 from training.memory import fit
 from training.memory.footprint import GIB, predict_footprint
+from training.memory.savings import describe_changes
 from training.runs.events import Notice, Plan
 from training.runs.lookup import find
 
@@ -20,20 +21,33 @@ def limit_between(config, reduced):
     return f"{(heavy + light) / 2 / GIB:.2f}GB"
 
 
-def test_a_run_with_a_limit_names_its_savings_and_resumes_exactly(settings, tmp_path, monkeypatch):
+HEAVY = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 2,
+         "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
+
+
+def test_savings_are_chosen_in_order(settings, monkeypatch):
+    """bfloat16 first, where the machine computes it."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    changes = {"resolution": 128, "batch_size": 4, "prior_loss_weight": 0, "sample_prompts": [], "steps": 2,
-               "checkpoint_every": 100, "sample_every": 0}  # fmt: skip
-    lean = settings(**changes, dtype="bfloat16", gradient_checkpointing=True)
-    config = settings(**changes, memory_limit=limit_between(settings(**changes, dtype="bfloat16"), lean))
+    lean = settings(**HEAVY, dtype="bfloat16", gradient_checkpointing=True)
+    config = settings(**HEAVY, memory_limit=limit_between(settings(**HEAVY, dtype="bfloat16"), lean))
+    chosen, footprint = fit.fit_to_limit(config, "cpu")
+    assert describe_changes(config, chosen) == "dtype bfloat16, gradient checkpointing True"
+    assert footprint.peak <= fit.limit_bytes(config)
+
+
+def test_a_run_with_a_limit_names_its_savings_and_resumes_exactly(settings, tmp_path, monkeypatch):
+    """On a machine without bfloat16."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    lean = settings(**HEAVY, gradient_checkpointing=True)
+    config = settings(**HEAVY, memory_limit=limit_between(settings(**HEAVY), lean))
     events = []
     whole = weights(train(config, tmp_path / "whole", [events.append]))
     (notice,) = (event.message for event in events if isinstance(event, Notice) and "to fit in" in event.message)
-    assert notice.endswith("dtype bfloat16, gradient checkpointing True")
+    assert notice.endswith(": gradient checkpointing True")
     (plan,) = (event for event in events if isinstance(event, Plan))
     assert plan.memory == plan.phases[plan.phase] <= fit.limit_bytes(config)
     chosen = find(tmp_path / "whole", "Rex").config
-    assert (chosen.dtype, chosen.gradient_checkpointing, chosen.batch_size) == ("bfloat16", True, 4)
+    assert (chosen.dtype, chosen.gradient_checkpointing, chosen.batch_size) == ("float32", True, 4)
 
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "parts", [StopAfter(1)])
