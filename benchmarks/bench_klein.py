@@ -4,7 +4,7 @@
 
 On a GPU with the settings of PEFT's own benchmark (method_comparison/image-gen): 512 pixels, which are 32 × 32
 positions, batch 2, rank 32. There PEFT's HRA takes 9,825 s and 44.1 GiB, and its LoRA 759 s and 10.0 GiB. On the CPU
-three single blocks at full width, and smaller images: a double block's feed-forward takes PEFT's HRA 11 GB per layer.
+one single block at full width, and smaller images: a double block's feed-forward takes PEFT's HRA 11 GB per layer.
 All adapt the layers that PEFT's benchmark adapts.
 """
 

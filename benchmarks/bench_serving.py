@@ -39,6 +39,7 @@ from hra_diffusion.adapters import adapter_file
 from hra_diffusion.adapters.gathered import PreparedAdapter
 from hra_diffusion.generation.requests import FullSettings, Request, complete_settings
 from hra_diffusion.generation.sampling import generate_batch
+from training.memory.peak import in_subprocess
 
 PROMPT, GUIDANCE, EQUAL = "a toy in the snow", 3.0, 8
 METHODS = ("lora", "hra")
@@ -88,11 +89,12 @@ def main() -> None:
     pipe = load_pipe(args.base, args.device, args.dtype)
     pixels = args.side * pipe.vae_scale_factor
     settings = complete_settings(pipe, hra.Settings(args.image_steps, GUIDANCE, "dpm++", pixels, pixels))
+    model = args.base, args.device, args.dtype
+    memory = {method: in_subprocess(memory_ratio, *model, method, args.rank, max(counts)) for method in METHODS}
     with tempfile.TemporaryDirectory() as folder:
-        files = {method: write_adapters(pipe, method, args.rank, max(counts), Path(folder)) for method in METHODS}
-        memory = {method: memory_ratio(pipe, paths) for method, paths in files.items()}
-        store = AdapterStore(Path(folder) / METHODS[0], pipeline.components(pipe), 2**40)
-        equal = difference_from_alone(pipe, store, files[METHODS[0]][:EQUAL], settings)
+        files = write_adapters(pipe, METHODS[0], args.rank, max(counts), Path(folder))
+        store = AdapterStore(files[0].parent, pipeline.components(pipe), 2**40)
+        equal = difference_from_alone(pipe, store, files[:EQUAL], settings)
         engine = Engine(pipe, 8, 10**6)
         loads = {(BATCH, count): engine_load(args, engine, store, settings, Picture, count) for count in counts}
         loads |= {(IN_TURN, count): engine_load(args, engine, store, settings, InTurn, count) for count in counts[1:]}
@@ -119,17 +121,23 @@ def write_adapters(pipe: Any, method: str, rank: int, count: int, folder: Path) 
     return paths
 
 
-def memory_ratio(pipe: Any, paths: Sequence[Path]) -> float:
-    """Return the growth of this process by all adapters, prepared, divided by the size of their files."""
-    store = AdapterStore(paths[0].parent, pipeline.components(pipe), 2**40)
-    store.get(paths[0].stem, 1.0)  # what the first one allocates for all
-    gc.collect()
-    before = psutil.Process().memory_info().rss
-    for path in paths[1:]:
-        store.get(path.stem, 1.0)
-    gc.collect()
-    grown = psutil.Process().memory_info().rss - before
-    return grown / max(1, sum(path.stat().st_size for path in paths[1:]))
+def memory_ratio(base: str, device: str, dtype: str, method: str, rank: int, count: int) -> float:
+    """Return the growth of this process by all adapters, prepared, divided by the size of their files.
+
+    Call it in a process of its own, which has no freed memory to use again.
+    """
+    pipe = load_pipe(base, device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        first, *others = write_adapters(pipe, method, rank, count, Path(folder))
+        store = AdapterStore(first.parent, pipeline.components(pipe), 2**40)
+        store.get(first.stem, 1.0)  # what the first one allocates for all
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        for path in others:
+            store.get(path.stem, 1.0)
+        gc.collect()
+        grown = psutil.Process().memory_info().rss - before
+        return grown / max(1, sum(path.stat().st_size for path in others))
 
 
 def difference_from_alone(pipe: Any, store: AdapterStore, paths: Sequence[Path], settings: FullSettings) -> float:

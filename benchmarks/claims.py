@@ -92,7 +92,7 @@ CLAIMS = (
         "HRA ≤ 0.40 of the time and memory (GPU 0.15 and 0.3), LoRA ≤ 1.0",
         "As above, on the transformer of FLUX.2 klein, rank 32, with the layers that PEFT's own image benchmark "
         "adapts. On a GPU its settings are the same, too; it lists its HRA at 9,825 s and 44.1 GiB, and its LoRA at "
-        "759 s and 10.0 GiB. On the CPU the model has three single blocks, whose fused projections are adapted, at "
+        "759 s and 10.0 GiB. On the CPU the model has one single block, whose fused projection is adapted, at "
         "full width.",
     ),
     Claim(

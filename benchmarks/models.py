@@ -34,7 +34,7 @@ NARROW_SDXL = replace(
     vae=NARROW_VAE,
     encoders=tuple(values | NARROW for values in SDXL.encoders),
 )  # fmt: skip
-SHALLOW_KLEIN = replace(FLUX2_KLEIN, denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 0, "num_single_layers": 3})
+SHALLOW_KLEIN = replace(FLUX2_KLEIN, denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 0, "num_single_layers": 1})
 NARROW_KLEIN = replace(
     FLUX2_KLEIN,
     denoiser=FLUX2_KLEIN.denoiser | {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2,
@@ -45,7 +45,7 @@ ARCHITECTURES = {
     "narrow-sd1": NARROW_SD1, "narrow-sdxl": NARROW_SDXL, "narrow-klein": NARROW_KLEIN,
 }  # fmt: skip
 """Architectures by name. The narrow ones of UNets have all layers of the released ones, a tenth as wide, and two text
-layers. "shallow-klein" has three of FLUX.2 klein's twenty single blocks, at full width, and no double block."""
+layers. "shallow-klein" is one of FLUX.2 klein's twenty single blocks, at full width."""
 KLEIN_TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv_mlp_proj|linear_in|linear_out)"
 """The layers of a transformer that PEFT's image benchmark adapts (its method_comparison/image-gen/experiments)."""
 PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -21,7 +21,7 @@ BASES = {
     "sd1": "Stable Diffusion 1.5 (random weights)",
     "sdxl": "SDXL (random weights)",
     "klein": "FLUX.2 klein base 4B (random weights)",
-    "shallow-klein": "3 single blocks of FLUX.2 klein base 4B (random weights)",
+    "shallow-klein": "a single block of FLUX.2 klein base 4B (random weights)",
     "narrow-klein": "2 blocks of FLUX.2 klein at a twelfth of their width",
     "narrow-sd1": "Stable Diffusion 1.5's layers at a tenth of their width",
     "narrow-sdxl": "SDXL's layers at a tenth of their width",
