@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
     Target: TypeAlias = DiffusionPipeline | nn.Module
 
-COMPONENT_OF_CLASS = {
-    "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder", "SD3Transformer2DModel": "transformer",
-    "Flux2Transformer2DModel": "transformer",
-}  # fmt: skip
+COMPONENT_OF_CLASS: Mapping[str, str] = {
+    "UNet2DConditionModel": "unet",
+    "CLIPTextModel": "text_encoder",
+    **dict.fromkeys(families.TRANSFORMERS, "transformer"),
+}
 """The component that a single model is in adapter files, by its class; "model" for others."""
 
 

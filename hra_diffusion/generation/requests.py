@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hra_diffusion.adapters.state import ActiveAdapters, Fusion
 from hra_diffusion.errors import UserError
-from hra_diffusion.generation.schedulers import scheduler_name, scheduler_names
+from hra_diffusion.generation.schedulers import DEFAULT, scheduler_name, scheduler_names
 from hra_diffusion.models import families, prompts
 from hra_diffusion.models.sources import TOYBOX
 from hra_diffusion.pipeline import base_name_of
@@ -36,7 +36,7 @@ class Settings:
 
     steps: int = 25
     guidance_scale: float | None = None
-    scheduler: str | None = "dpm++"
+    scheduler: str | None = DEFAULT
     width: int | None = None
     height: int | None = None
     original_size: Pair | None = None

@@ -22,6 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name → (diffusers class, options), for base models with discrete diffusion."""
 DEFAULT = "dpm++"
+"""The scheduler of ``Settings``; base models with flow matching use their own instead."""
 
 
 def own_name(pipe: StableDiffusionPipeline) -> str:
