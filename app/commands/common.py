@@ -15,7 +15,7 @@ from hra_diffusion.adapters.adapter_file import AdapterInfo
 from hra_diffusion.adapters.state import FUSIONS
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
-from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.schedulers import DEFAULT, SCHEDULERS
 from hra_diffusion.models import loading, sources
 from hra_diffusion.models.noise import PREDICTION_TYPES
 
@@ -68,12 +68,12 @@ def add_generation_settings(parser: argparse.ArgumentParser) -> None:
     """Add the generation settings."""
     group = parser.add_argument_group("generation settings")
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="what the picture should not show")
-    group.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
+    group.add_argument("--steps", type=int, help="denoising steps (default: the base model's)")
     group.add_argument(
         "--guidance-scale", type=float, help="how closely to follow the prompt (default: the base model's)"
     )
     group.add_argument(
-        "--scheduler", default="dpm++", choices=tuple(SCHEDULERS), help="noise scheduler (default dpm++)"
+        "--scheduler", default=DEFAULT, choices=tuple(SCHEDULERS), help=f"noise scheduler (default {DEFAULT})"
     )
     group.add_argument("--width", type=int, help="in pixels (default: the base model's)")
     group.add_argument("--height", type=int, help="in pixels (default: the base model's)")

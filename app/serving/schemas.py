@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.serving.errors import ApiError
 from app.serving.keys import BASE
 from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.schedulers import DEFAULT
 
 MAX_PICTURES = 10
 MAX_PROMPT = 4000
@@ -32,9 +33,9 @@ class ImageRequest(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63 - MAX_PICTURES, description="Picture k has seed + k. None: random.")
     strength: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
     negative_prompt: str = Field("", max_length=MAX_PROMPT)
-    steps: int = Field(25, ge=1, le=200)
+    steps: Annotated[int | None, Field(ge=1, le=200)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=50, allow_inf_nan=False)] = None
-    scheduler: Scheduler = "dpm++"
+    scheduler: Scheduler = DEFAULT
 
     @property
     def settings(self) -> Settings:

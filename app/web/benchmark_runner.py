@@ -104,7 +104,8 @@ def _in_turn(context: AppContext, benchmark: Benchmark, function: Callable[[], T
     ``pictures``: how many it draws. Raises Cancelled, and OtherBase.
     """
     session, plan, cancelled = context.session, benchmark.plan, benchmark.cancelled
-    cost, name = context.resolution**2 * plan.denoising_steps * pictures, f"benchmark {benchmark.folder}"
+    cost = context.cost(Settings(plan.denoising_steps), pictures)
+    name = f"benchmark {benchmark.folder}"
 
     def call(on_step: OnStep) -> T:
         if absolute_base(session.base) != plan.base["base"]:

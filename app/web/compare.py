@@ -25,7 +25,7 @@ from app.web.events import HIDDEN, QUIET, checked, clicked, named, progress_text
 from app.web.html import empty_state, note, render
 from app.web.status_bar import StatusBar
 from app.web.theme import CLICKS
-from app.web.values import Line, Whole
+from app.web.values import DEFAULT_INFO, Line, Whole
 from hra_diffusion.comparison import report
 from hra_diffusion.comparison.compare import Comparison
 from hra_diffusion.comparison.storage import load_comparison
@@ -95,7 +95,7 @@ def build(context: AppContext) -> CompareTab:
         parts["seeds"] = gr.Slider(1, 6, 2, step=1, label="Seeds per prompt", min_width=140)
         parts["seed"] = gr.Number(0, precision=0, minimum=0, label="First seed", min_width=100)
         parts["strength"] = gr.Slider(0, 1.5, 1, step=0.05, label="Strength", min_width=140)
-        parts["steps"] = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=140)
+        parts["steps"] = gr.Number(None, precision=0, label="Steps", info=DEFAULT_INFO, min_width=140)
     parts["drift"] = gr.Checkbox(
         False,
         label="Also measure what else has changed (drift)",
@@ -171,7 +171,7 @@ class Events:
         context = self.context.for_visitor(request)
         quotas.require_space(context, request)
         plan = make_plan(context, values)
-        cost, name = plan.cost(self.context.resolution), f"compare {request.session_hash}"
+        cost, name = self.context.cost(plan.settings, plan.image_count), f"compare {request.session_hash}"
         with self.queue.place(sender(request), cost, name) as turn:
             try:
                 quotas.count_images(context, request, plan.image_count)

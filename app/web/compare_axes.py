@@ -27,6 +27,7 @@ from hra_diffusion.files import make_folder, next_numbered, remove
 from hra_diffusion.generation.png import read_png, save_png
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.schedulers import DEFAULT
 from training.runs.lookup import checkpoint_file
 
 SHOWN = 6
@@ -83,7 +84,7 @@ def make_plan(
     prompt = next((line.strip() for line in given.prompts.splitlines() if line.strip()), "")
     fixed = {
         "checkpoint": LAST_CHECKPOINT if adapter else BASE_CHECKPOINT, "strength": given.strength, "guidance": None,
-        "steps": given.steps, "scheduler": "dpm++", "seed": given.seed or 0,
+        "steps": given.steps or None, "scheduler": DEFAULT, "seed": given.seed or 0,
         "prompt": insert_placeholder(prompt, read_info(adapter)) if adapter else prompt,
     }  # fmt: skip
     plan = GridPlan.of(x, y, fixed, Settings())
@@ -155,7 +156,7 @@ class Events:
         context = self.context.for_visitor(request)
         quotas.require_space(context, request)
         plan, files = make_plan(context, axis_values(x, x_values), axis_values(y, y_values), values)
-        cost = self.context.resolution**2 * plan.total_steps
+        cost = sum(self.context.cost(settings, 1) for settings in plan.cell_settings)
         with self.queue.place(sender(request), cost, f"compare {request.session_hash}") as turn:
             quotas.count_images(context, request, len(plan.cells))
             for ahead in itertools.chain(self.queue.wait(turn), [0]):

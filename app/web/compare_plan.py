@@ -69,10 +69,6 @@ class Plan:
         pairs = drift_pairs(variants, self.prompts, self.seeds[0]) if self.drift else {}
         return self.sample_count + len({request for pair in pairs.values() for request in pair})
 
-    def cost(self, resolution: int) -> int:
-        """Return the pixel-steps of all images, on a base model of this resolution."""
-        return resolution**2 * self.settings.steps * self.image_count
-
     def variants(self, strengths: Sequence[Mapping[str, float]]) -> list[Variant]:
         """Return the variants, given each adapter's name on the pipeline with its strength."""
         first_noun = [self.infos[0].class_noun] if self.infos else [""]
@@ -92,7 +88,7 @@ class CompareValues(NamedTuple):
     seed: Annotated[Seed, Field(ge=0)] | None
     seeds: Annotated[Whole, Field(ge=1, le=MAX_SAMPLES)]
     strength: Strength
-    steps: Steps
+    steps: Steps | None
     drift: Flag
 
 
@@ -111,7 +107,7 @@ def make_plan(context: AppContext, values: Sequence[Any]) -> Plan:
     names = tuple(library.display_name(file) for file in files)
     plan = Plan(
         files, names, infos, given.base, prompts, tuple(range(first, first + given.seeds)), given.strength,
-        Settings(steps=given.steps), given.drift, context.person.may_change(context.owner(files[0])),
+        Settings(steps=given.steps or None), given.drift, context.person.may_change(context.owner(files[0])),
     )  # fmt: skip
     if plan.sample_count > MAX_SAMPLES:
         raise UserError(

@@ -34,6 +34,8 @@ from training.runs.run_folder import RunError
 COOKIE = "hra_visitor"
 SHARE = "Share with everyone who can log in"
 """Label of the checkboxes that share a run or an adapter."""
+MIN_STEPS = 4
+"""Denoising steps of distilled base models."""
 
 
 @dataclass(frozen=True, eq=False)  # hashable by identity, for caches
@@ -85,6 +87,11 @@ class AppContext:
     def resolution(self) -> int:
         """Resolution of the base model in pixels, or the smallest accepted photo side until it is loaded."""
         return complete_settings(self.session.pipe, Settings()).width if self.session.loaded else MIN_SIDE
+
+    def cost(self, settings: Settings, pictures: int) -> int:
+        """Return the pixel-steps of pictures; those of small ones until the base model is loaded."""
+        full = complete_settings(self.session.pipe, settings) if self.session.loaded else settings
+        return (full.width or MIN_SIDE) * (full.height or MIN_SIDE) * (full.steps or MIN_STEPS) * pictures
 
     def visitor_folder(self, request: gr.Request) -> Path:
         """Return the visitor's folder: by login, else by the browser's cookie, which ``guard`` sets."""

@@ -46,12 +46,11 @@ from app.web.generate_request import (
 )
 from app.web.html import render
 from app.web.theme import CLICKS
-from app.web.values import Keys, Strength, Text
+from app.web.values import DEFAULT_INFO, Keys, Strength, Text
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_png
-from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.schedulers import DEFAULT, SCHEDULERS
 
-DEFAULT_INFO = "0: the base model's default"
 IDEAS = ("in the snow", "on the beach", "in the jungle", "on a cobblestone street", "on top of a wooden floor",
          "with a city in the background")  # fmt: skip
 
@@ -73,7 +72,7 @@ class GenerateTab:
     seed: gr.Number
     lock: gr.Checkbox
     negative: gr.Textbox
-    steps: gr.Slider
+    steps: gr.Number
     guidance: gr.Number
     scheduler: gr.Dropdown
     width: gr.Number
@@ -115,7 +114,7 @@ def build(context: AppContext) -> GenerateTab:
                 lines=2,
                 max_length=600,
                 elem_id="prompt",
-                info="Weights from 0 to 2: (red hat:1.4)",
+                info="Weights from 0 to 2: (red hat:1.4); not with Stable Diffusion 3 and FLUX.2.",
             )
             parts["prompt_used"] = gr.HTML()
             parts["ideas"] = gr.HTML(render("generate_ideas", ideas=IDEAS), js_on_load=CLICKS)
@@ -136,10 +135,10 @@ def _more() -> dict[str, Any]:
     with gr.Accordion("More", open=False, elem_id="more"):
         negative = gr.Textbox(label="Negative prompt", info="What the picture should not show.", max_length=600)
         with gr.Row():
-            steps = gr.Slider(1, 100, 25, step=1, label="Steps", min_width=120)
             # Gradio turns an empty number into 0 once the accordion opens
+            steps = gr.Number(None, precision=0, label="Steps", info=DEFAULT_INFO, min_width=120)
             guidance = gr.Number(None, label="Guidance scale", info=DEFAULT_INFO, min_width=120)
-            scheduler = gr.Dropdown(list(SCHEDULERS), value="dpm++", label="Scheduler", min_width=120)
+            scheduler = gr.Dropdown(list(SCHEDULERS), value=DEFAULT, label="Scheduler", min_width=120)
         with gr.Row():
             width = gr.Number(None, precision=0, label="Width", info=DEFAULT_INFO, min_width=100)
             height = gr.Number(None, precision=0, label="Height", info=DEFAULT_INFO, min_width=100)
@@ -194,7 +193,7 @@ class Events:
         generation, earlier, finished = read_request(values), self.earlier(request), []
         context = self.context.for_visitor(request)
         quotas.require_space(context, request)
-        count, cost = generation.count, generation.cost(self.context.resolution)
+        count, cost = generation.count, self.context.cost(generation.settings, generation.count)
         try:
             with self.queue.place(sender(request), cost, f"generate {request.session_hash}") as turn:
                 quotas.count_images(context, request, count)

@@ -21,7 +21,7 @@ from hra_diffusion.errors import UserError
 from hra_diffusion.generation.previews import OnStep
 from hra_diffusion.generation.requests import SIZE_CONDITIONING, Settings
 from hra_diffusion.generation.sampling import generate
-from hra_diffusion.generation.schedulers import SCHEDULERS
+from hra_diffusion.generation.schedulers import DEFAULT, SCHEDULERS
 from hra_diffusion.generation.subjects import with_subject
 
 MAX_ADAPTERS, MAX_IMAGES, MAX_SIDE = 4, 8, 2048
@@ -32,7 +32,7 @@ Side = Annotated[Whole, Field(ge=0)]
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The tab's values, by name. Widths, heights and guidance of 0 or None mean the base model's default."""
+    """The tab's values, by name. Steps, widths, heights and guidance of 0 or None mean the base model's default."""
 
     adapters: Annotated[Keys, Field(max_length=MAX_ADAPTERS)]
     prompt: Text
@@ -40,7 +40,7 @@ class GenerationRequest:
     seed: Seed | None
     lock: Flag
     negative: Text
-    steps: Steps
+    steps: Steps | None
     guidance: Annotated[Number, Field(ge=0, le=100)] | None
     scheduler: Scheduler
     width: Side | None
@@ -51,11 +51,9 @@ class GenerationRequest:
     @property
     def settings(self) -> Settings:
         """Settings shared by all images."""
-        return Settings(self.steps, self.guidance or None, self.scheduler, self.width or None, self.height or None)
-
-    def cost(self, resolution: int) -> int:
-        """Return the pixel-steps of all images, on a base model of this resolution."""
-        return (self.width or resolution) * (self.height or resolution) * self.steps * self.count
+        return Settings(
+            self.steps or None, self.guidance or None, self.scheduler, self.width or None, self.height or None
+        )
 
 
 def read_request(values: Sequence[Any]) -> GenerationRequest:
@@ -116,11 +114,9 @@ def values_from_settings(context: AppContext, saved: Mapping[str, Any]) -> list[
     if others := [name for name in defaults if saved.get(name, defaults[name]) != defaults[name]]:
         say(f"This picture was made with another {', '.join(others)}; only the command line can set it.", warning=True)
     if (scheduler := saved["scheduler"]) not in SCHEDULERS:
-        say(
-            f"This picture was made with a pipeline's own {scheduler}, which is not in the list; dpm++ is filled in.",
-            warning=True,
-        )
-        scheduler = "dpm++"
+        own = f"This picture was made with a pipeline's own {scheduler}, which is not in the list"
+        say(f"{own}; {DEFAULT} is filled in.", warning=True)
+        scheduler = DEFAULT
     sliders = [*strengths.values(), *[1.0] * MAX_ADAPTERS][:MAX_ADAPTERS]
     return [
         list(strengths), saved["prompt"], 1, saved["seed"], True, saved["negative_prompt"], saved["steps"],

@@ -63,7 +63,9 @@ Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Strength = Annotated[Number, Field(ge=-10, le=10)]
-Steps = Annotated[Whole, Field(ge=1, le=100)]
+Steps = Annotated[Whole, Field(ge=0, le=100)]
+DEFAULT_INFO = "0: the base model's default"
+"""About a field whose 0 stands for the base model's default."""
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**63)]
 Flag = Annotated[bool, Field(strict=True), BeforeValidator(lambda value: False if value is None else value)]
 Keys = Annotated[list[Line], Field(max_length=200), BeforeValidator(_empty_list)]

@@ -140,9 +140,14 @@ class GridPlan:
         return list(dict.fromkeys(cell["checkpoint"] for cell in self.cells))
 
     @property
-    def total_steps(self) -> int:
-        """Denoising steps of all images."""
-        return sum(cell["steps"] for cell in self.cells)
+    def cell_settings(self) -> list[Settings]:
+        """The settings of every cell, row by row."""
+        return [
+            dataclasses.replace(
+                self.settings, steps=cell["steps"], guidance_scale=cell["guidance"], scheduler=cell["scheduler"]
+            )
+            for cell in self.cells
+        ]
 
 
 def draw_axes(
@@ -167,12 +172,7 @@ def draw_axes(
     """
     with lock_of(pipe):
         requests = with_subjects(pipe, _requests(pipe, plan, adapters))
-        settings = [
-            dataclasses.replace(
-                plan.settings, steps=cell["steps"], guidance_scale=cell["guidance"], scheduler=cell["scheduler"]
-            )
-            for cell in plan.cells
-        ]
+        settings = plan.cell_settings
         images: dict[int, Image.Image] = {}
         for shared in dict.fromkeys(settings):
             indices = [index for index, own in enumerate(settings) if own == shared]

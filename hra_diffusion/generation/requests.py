@@ -34,7 +34,7 @@ class Settings:
     ``crops_coords_top_left`` (top, left) to (0, 0).
     """
 
-    steps: int = 25
+    steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = DEFAULT
     width: int | None = None
@@ -83,14 +83,15 @@ class Request:
 
 
 def complete_settings(pipe: StableDiffusionPipeline, settings: Settings | FullSettings) -> FullSettings:
-    """Fill in the base model's image size and guidance scale where none are given.
+    """Fill in the base model's image size, steps and guidance scale where none are given.
 
     Raises UserError if the settings are invalid or do not suit the base model.
     """
     side = families.default_side(pipe)
-    guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), families.guidance_scale(pipe))
+    steps, guidance_scale = families.of(pipe).sampling_defaults(pipe)
+    guidance_scale = GUIDANCE_SCALE.get(base_name_of(pipe), guidance_scale)
     full = FullSettings(
-        settings.steps,
+        steps if settings.steps is None else settings.steps,
         guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
         scheduler_name(pipe, settings.scheduler),
         settings.width or side,

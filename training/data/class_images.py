@@ -22,8 +22,8 @@ from hra_diffusion.pipeline import base_name_of
 from training.data.buckets import Size
 from training.data.captions import class_prompt
 
-CLASS_IMAGE_STEPS = Settings.steps
-"""Denoising steps of class images."""
+CLASS_IMAGE_STEPS: int | None = None
+"""Denoising steps of class images; None: the base model's default."""
 
 
 def load_class_images(

@@ -53,7 +53,6 @@ class Family(Protocol):
     """Which hidden states of CLIP text encoders the denoiser takes: a name in compel's ReturnedEmbeddingsType.
 
     None for other text encoders: prompts are then read as they are written, without weights, and cut if too long."""
-    guidance_scale: float
     addition_embed_types: tuple[str | None, ...]
     """Values of ``addition_embed_type`` that a denoiser of this family may have."""
     from_pretrained_kwargs: Mapping[str, Any]
@@ -121,6 +120,10 @@ class Family(Protocol):
 
         ``times`` (B,): timesteps as the scheduler numbers them. ``text``: the embeddings.
         """
+        ...
+
+    def sampling_defaults(self, pipe: Any) -> tuple[int, float]:
+        """Return the default number of denoising steps and the default guidance scale."""
         ...
 
     def latent_multiple(self, denoiser: Any) -> int:
@@ -192,11 +195,6 @@ def default_side(pipe: DiffusionPipeline) -> int:
     """Return the side in pixels of the images that a base model was trained for."""
     size = getattr(pipe, "default_sample_size", None) or denoiser(pipe).config.sample_size
     return size * cast(Any, pipe).vae_scale_factor
-
-
-def guidance_scale(pipe: DiffusionPipeline) -> float:
-    """Return the default guidance scale of a base model; 1, without guidance, if FLUX.2 klein is distilled."""
-    return 1.0 if cast(Any, pipe).config.get("is_distilled") else of(pipe).guidance_scale
 
 
 def latent_pixels(pipe: DiffusionPipeline) -> int:

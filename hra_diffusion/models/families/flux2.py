@@ -34,7 +34,7 @@ class Flux2Klein(TransformerFamily):
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     optional_encoders: tuple[str, ...] = ()
     prompt_tokens: int | None = TOKENS - TEMPLATE_TOKENS
-    guidance_scale = 4.0
+    defaults = (50, 4.0)
 
     def noise_process(self, scheduler: Any) -> flow.FlowProcess:
         """Return the flow-matching process of the scheduler."""

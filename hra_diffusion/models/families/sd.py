@@ -20,7 +20,7 @@ class StableDiffusion(UNetFamily):
     encoders: tuple[tuple[str, str], ...] = (("text_encoder", "tokenizer"),)
     kohya_prefixes: tuple[tuple[str, str], ...] = (("unet", "lora_unet"), ("text_encoder", "lora_te"))
     embeddings_type: str | None = "LAST_HIDDEN_STATES_NORMALIZED"
-    guidance_scale = 7.5
+    defaults = (25, 7.5)
     # "text": the UNet pools the prompt itself, as in toybox
     addition_embed_types: tuple[str | None, ...] = (None, "text")
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType(

@@ -38,7 +38,7 @@ class StableDiffusion3(TransformerFamily):
         ("text_encoder", "lora_te1"),
         ("text_encoder_2", "lora_te2"),
     )
-    guidance_scale = 4.5
+    defaults = (40, 4.5)
     scale = staticmethod(scaled)
 
     def noise_process(self, scheduler: Any) -> flow.FlowProcess:

@@ -26,7 +26,7 @@ class StableDiffusionXL(UNetFamily):
         ("text_encoder_2", "lora_te2"),
     )
     embeddings_type: str | None = "PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
-    guidance_scale = 5.0
+    defaults = (25, 5.0)
     addition_embed_types: tuple[str | None, ...] = ("text_time",)
     from_pretrained_kwargs: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
     original_unet_names = True

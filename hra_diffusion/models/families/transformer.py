@@ -13,6 +13,8 @@ class TransformerFamily:
     """The parts of a family whose denoiser is a transformer trained by flow matching."""
 
     denoiser = "transformer"
+    defaults: tuple[int, float]
+    """Of denoising steps and guidance scale, as on the model's card."""
     flow_matching = True
     trains_text = False
     kohya_prefixes: tuple[tuple[str, str], ...] = (("transformer", "lora_unet"),)
@@ -26,6 +28,14 @@ class TransformerFamily:
     def unused_layers(self, component: str, encoder: Any) -> tuple[str, ...]:
         """The text encoders are not trained."""
         return ()
+
+    def distillation_sign(self, pipe: Any) -> str:
+        """Return why a base model looks distilled for few steps, or ""."""
+        raise NotImplementedError
+
+    def sampling_defaults(self, pipe: Any) -> tuple[int, float]:
+        """Return the defaults of the family; distilled models take 4 steps without guidance (their cards)."""
+        return (4, 1.0) if self.distillation_sign(pipe) else self.defaults
 
     def latent_multiple(self, denoiser: Any) -> int:
         """Return the side of the transformer's patches."""

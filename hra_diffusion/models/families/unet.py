@@ -11,6 +11,8 @@ class UNetFamily:
     """The parts of a family whose denoiser is a UNet."""
 
     denoiser = "unet"
+    defaults: tuple[int, float]
+    """Of denoising steps and guidance scale."""
     flow_matching = False
     optional_encoders: tuple[str, ...] = ()
     trains_text = True
@@ -22,6 +24,10 @@ class UNetFamily:
     scale = staticmethod(scaled)
     tokenize = staticmethod(clip.tokenize)
     ids_shape = staticmethod(clip.ids_shape)
+
+    def sampling_defaults(self, pipe: Any) -> tuple[int, float]:
+        """Return the defaults of the family."""
+        return self.defaults
 
     def latent_channels(self, vae: Any) -> int:
         """Return the channels of the VAE's latents."""

@@ -110,7 +110,7 @@ def test_the_whole_workflow(visit, output, base_folder, tmp_path):
 
         go(page, "Compare")
         choose(page, "#compare-adapters", "Rex", "Rex-lora")
-        page.get_by_label("number input for Steps").locator("visible=true").fill("8")
+        page.get_by_label("Steps").locator("visible=true").fill("8")
         page.click("#compare-button")
         page.wait_for_selector("#grid img[src*=file]", timeout=4 * MINUTE)
         page.get_by_role("button", name="Blind vote").click()

@@ -14,7 +14,7 @@ from hra_diffusion import interop
 from hra_diffusion.adapters import attachment, quantization
 from hra_diffusion.adapters.targets import find_targets
 from hra_diffusion.errors import BaseModelError
-from hra_diffusion.generation.requests import Settings
+from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.generation.sampling import generate
 from hra_diffusion.models import families, hub, sources
 from hra_diffusion.models.families import flux2
@@ -75,8 +75,9 @@ def test_the_distilled_model_draws_without_guidance(tmp_path):
     pipe = load_base(str(tmp_path), "cpu")
     (image,) = generate(pipe, "a dog", settings=Settings(1, width=16, height=16))
     assert image.info["hra_diffusion"]["guidance_scale"] == 1.0
+    assert families.of(pipe).sampling_defaults(pipe) == (4, 1.0)
     assert HUB_ID in families.of(pipe).distillation_sign(pipe)
-    assert families.guidance_scale(tiny_flux2_pipe()) == 4.0
+    assert complete_settings(tiny_flux2_pipe(), Settings(width=16, height=16)).steps == 50
 
 
 @pytest.mark.parametrize("name", families.REFUSED)
