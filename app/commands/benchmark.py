@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts per subject (default: all)")
     parser.add_argument("--pictures", type=int, metavar="N", help="pictures per prompt (default: toybox 1, "
                         "dreambooth 4, mine 2)")  # fmt: skip
+    parser.add_argument("--denoising-steps", type=int, default=25, metavar="N", help="of the pictures (default 25)")
     parser.add_argument("--methods", nargs="+", metavar="NAME",
                         help=f"methods to compare (default: {', '.join(COMPARED)})")  # fmt: skip
     parser.add_argument("--variants", type=Path, metavar="FILE", help="YAML file with further variants: a label each, "
@@ -120,8 +121,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         subjects=plans.choose_subjects(found, arguments.subjects, 3 if quick else None),
         variants=variants, seeds=tuple(dict.fromkeys(arguments.seeds)),
         prompts=arguments.prompts or (10 if quick else None),
-        pictures=arguments.pictures or PICTURES[protocol], budget=arguments.budget,
-        strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
+        pictures=arguments.pictures or PICTURES[protocol], denoising_steps=arguments.denoising_steps,
+        budget=arguments.budget, strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
         metrics=tuple(dict.fromkeys([*names, *(RELEASED_METRICS if arguments.released_scoring else ())])),
         sources=sources, checkpoints=arguments.checkpoints, released=arguments.released_scoring,
     )  # fmt: skip

@@ -46,10 +46,12 @@ class Flux2Klein(TransformerFamily):
         return f"its configuration says so; it comes from {UNDISTILLED} or its 9B version" if distilled else ""
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
-        """Encode prompts as the pipeline's call does."""
+        """Encode prompts as the pipeline's call does, equal ones once: the text encoder is large, without adapters."""
+        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, *(negative or ())]))}
+        hidden = pipe.encode_prompt(list(places))[0]
         return {
-            "prompt_embeds": pipe.encode_prompt(prompts)[0],
-            "negative_prompt_embeds": None if negative is None else pipe.encode_prompt(negative)[0],
+            "prompt_embeds": hidden[[places[text] for text in prompts]],
+            "negative_prompt_embeds": None if negative is None else hidden[[places[text] for text in negative]],
         }
 
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str]) -> Tensor:
