@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.commands.jobs import add_jobs, parse_jobs
 from app.protocols import plan as plans
 from app.protocols.plan import LPIPS, METRICS, PICTURES, RELEASED_METRICS, Budget, Plan, ProtocolName
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
+from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
 from hra_diffusion.files import make_folder
 from hra_diffusion.models.sources import TOYBOX
@@ -115,17 +118,20 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     variants = plans.read_variants(methods, arguments.variants)
     variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)
     names, sources = plans.read_metrics(arguments.metrics)
-    plan = Plan(
-        protocol=protocol, name=name, base=base, data=arguments.data and arguments.data.absolute(),
-        photos=tuple(photos), class_noun=arguments.class_noun,
-        subjects=plans.choose_subjects(found, arguments.subjects, 3 if quick else None),
-        variants=variants, seeds=tuple(dict.fromkeys(arguments.seeds)),
-        prompts=arguments.prompts or (10 if quick else None),
-        pictures=arguments.pictures or PICTURES[protocol], denoising_steps=arguments.denoising_steps,
-        budget=arguments.budget, strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
-        metrics=tuple(dict.fromkeys([*names, *(RELEASED_METRICS if arguments.released_scoring else ())])),
-        sources=sources, checkpoints=arguments.checkpoints, released=arguments.released_scoring,
-    )  # fmt: skip
+    try:
+        plan = Plan(
+            protocol=protocol, name=name, base=base, data=arguments.data and arguments.data.absolute(),
+            photos=tuple(photos), class_noun=arguments.class_noun,
+            subjects=plans.choose_subjects(found, arguments.subjects, 3 if quick else None),
+            variants=variants, seeds=tuple(dict.fromkeys(arguments.seeds)),
+            prompts=arguments.prompts or (10 if quick else None),
+            pictures=arguments.pictures or PICTURES[protocol], denoising_steps=arguments.denoising_steps,
+            budget=arguments.budget, strengths=tuple(dict.fromkeys([1.0, *arguments.strengths])), clip=arguments.clip,
+            metrics=tuple(dict.fromkeys([*names, *(RELEASED_METRICS if arguments.released_scoring else ())])),
+            sources=sources, checkpoints=arguments.checkpoints, released=arguments.released_scoring,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
     plans.check(plan)
     return plan
 

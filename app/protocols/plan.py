@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,7 +60,7 @@ class Plan(BaseModel):
     prompts: int | None = Field(None, ge=1)
     pictures: int = Field(1, ge=1, le=32)
     budget: Budget = "steps"
-    strengths: tuple[float, ...] = (1.0,)
+    strengths: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = (1.0,)
     denoising_steps: int = Field(25, ge=1, le=1000)
     clip: str | None = None
     metrics: tuple[str, ...] = ()

@@ -282,6 +282,12 @@ def test_a_worker_that_can_not_start_is_an_error(tmp_path, monkeypatch):
         follow.wait_for(queue, "test-robot-lora-0")
 
 
+@pytest.mark.parametrize("option", ["--denoising-steps 0", "--pictures 99", "--checkpoints -1", "--strengths nan"])
+def test_numbers_out_of_range_are_named(option, tmp_path, capsys):
+    assert main(["benchmark", "toybox", *option.split(), "--dry-run", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {option.split()[0].strip('-').replace('-', '_')}")
+
+
 def test_a_benchmark_without_scores_is_refused(tmp_path):
     arguments = ["benchmark", "mine", "--photos", str(tmp_path), "--class-noun", "dog", "--clip", "none"]
     for number in range(3):
