@@ -76,9 +76,9 @@ def tiny_qwen3_tokenizer() -> Qwen2Tokenizer:
     )  # fmt: skip
 
 
-def tiny_qwen3() -> Qwen3ForCausalLM:
+def tiny_qwen3(hidden_size: int = 16) -> Qwen3ForCausalLM:
     """Narrow, with enough layers for the 27th hidden state."""
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 28, "vocab_size": 272}
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 16, "num_hidden_layers": 28, "vocab_size": 272}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     return Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, max_position_embeddings=512, pad_token_id=259)).eval()
 

@@ -17,10 +17,12 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from flow_pipes import tiny_qwen3, tiny_qwen3_tokenizer
 from real_photos import SETTINGS, phone_photos, train_with_a_stop
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
@@ -32,7 +34,7 @@ from hra_diffusion.generation.requests import Settings
 from hra_diffusion.interop import checkpoint
 from hra_diffusion.models import families
 from hra_diffusion.models.devices import computes_bfloat16
-from hra_diffusion.models.families.architectures import SD1, SD2, SD35, SDXL
+from hra_diffusion.models.families.architectures import FLUX2_KLEIN, SD1, SD2, SD35, SDXL
 from hra_diffusion.models.meta import meta_pipeline
 from training import config as configs
 from training.loop import train
@@ -232,6 +234,26 @@ def test_two_steps_of_sd35_medium(tmp_path):
     dtype = "bfloat16" if computes_bfloat16("cpu") else "float32"
     changes = {"dtype": dtype, "steps": 2, "resolution": 128, "train_text_encoder": False, "method": "hra"}
     assert short_run(random_sd35(getattr(torch, dtype)), tmp_path, **changes)["status"] == "finished"
+
+
+def random_klein():
+    """FLUX.2 klein with random weights in bfloat16, but Qwen3 as wide as it is, and thin."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        transformer, vae = FLUX2_KLEIN.build_denoiser(), FLUX2_KLEIN.build_vae()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**FLUX2_KLEIN.scheduler[1]), vae=vae.eval(), transformer=transformer,
+        text_encoder=tiny_qwen3(hidden_size=2560), tokenizer=tiny_qwen3_tokenizer(),
+    )  # fmt: skip
+
+
+def test_two_steps_of_flux2_klein_with_nf4_weights(tmp_path):
+    """In float32 until they are quantised: 16 GiB, about half an hour, since all 512 text tokens are read."""
+    changes = {"dtype": "float32", "base_weights": "nf4", "steps": 2, "resolution": 128, "train_text_encoder": False}
+    assert short_run(random_klein(), tmp_path, **changes, method="hra")["status"] == "finished"
 
 
 def test_an_xl_single_file_is_recognised_and_opens(xl, tmp_path):
