@@ -35,7 +35,7 @@ INTRODUCTION = """\
 # Scale
 
 What many users' adapters need, by formulas and measurements. *Computed* figures follow from the architectures and the
-presets' ranks, on the UNet's attention; *measured* ones name their benchmark, and hold for its machine.
+presets' ranks, on the denoiser's attention; *measured* ones name their benchmark, and hold for its machine.
 
 Runs on many machines are described in [Clusters](cluster.md), serving in [Serve](serve.md)."""
 
