@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def write(output: Path, archive: Path) -> Backup:
     """Write an archive of an output folder. Programs may use the folder meanwhile.
 
     Files are replaced or appended to, so that each is whole; a run that trains continues from its last checkpoint.
-    Raises FileError if the folder is missing, or the archive exists or lies in the folder.
+    Raises FileError if the folder is missing, the archive exists or lies in the folder, or a file can't be read.
     """
     if not output.is_dir():
         raise FileError(f"there is no folder {output} to back up; choose another with --output")
@@ -52,9 +53,7 @@ def write(output: Path, archive: Path) -> Backup:
     with atomic_path(archive) as temporary, tarfile.open(temporary, "w") as tar:
         for path in _files(output):
             name = path.relative_to(output).as_posix()
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:  # deleted since it was listed
+            if (file := _open(path)) is None:
                 continue
             with file:
                 entry = tar.gettarinfo(arcname=name, fileobj=file)
@@ -70,15 +69,34 @@ def write(output: Path, archive: Path) -> Backup:
 def _files(output: Path) -> Iterator[Path]:
     """Yield the files to back up, also those behind links."""
     seen = set[Path]()
-    for parent, folders, names in os.walk(output, followlinks=True):
+    for parent, folders, names in os.walk(output, onerror=_require_deleted, followlinks=True):
         folder = Path(parent)
         if folder.resolve() in seen:  # a link to a folder above
             folders.clear()
             continue
         seen.add(folder.resolve())
-        left_out = LEFT_OUT if folder == output else ()
+        left_out = (*LEFT_OUT, "lost+found") if folder == output else ()  # of a mounted disk, for root alone
         folders[:] = sorted(name for name in folders if name not in left_out and not is_temporary(name))
-        yield from (folder / name for name in sorted(names) if not is_temporary(name) and (folder / name).is_file())
+        yield from (folder / name for name in sorted(names) if not is_temporary(name))
+
+
+def _open(path: Path) -> IO[bytes] | None:
+    """Open a file to back up; None for a pipe or a socket, and for what has been deleted since it was listed."""
+    try:
+        return path.open("rb") if stat.S_ISREG(path.stat().st_mode) else None
+    except OSError as error:
+        _require_deleted(error)
+        return None
+
+
+def _require_deleted(error: OSError) -> None:
+    """Raise FileError unless a file or folder could not be opened because it is gone. A broken link is not gone."""
+    if not isinstance(error, FileNotFoundError) or Path(error.filename).is_symlink():
+        raise _unreadable(error.filename, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> FileError:
+    return FileError(f"{path} can't be read ({error.strerror}); nothing was backed up")
 
 
 class _HashingReader:
@@ -88,7 +106,10 @@ class _HashingReader:
         self._file, self.hash = file, hashlib.sha256()
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size)
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise _unreadable(self._file.name, error) from error
         self.hash.update(data)
         return data
 

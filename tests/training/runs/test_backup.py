@@ -1,8 +1,10 @@
 """Backups of an output folder: everything comes back elsewhere, and a damaged or foreign archive restores nothing."""
 
 import io
+import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from conftest import StopAfter
@@ -76,6 +78,31 @@ def test_a_file_that_grows_meanwhile_is_backed_up_as_it_was(output, tmp_path, mo
     backup.write(output, tmp_path / "backup.tar")
     backup.restore(tmp_path / "backup.tar", tmp_path / "new")
     assert set((tmp_path / "new" / "Rex" / "events.jsonl").read_bytes().split()) == {b"{}"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are those of POSIX")
+@pytest.mark.parametrize(("closed", "mode", "named"), [
+    ("Rex", 0, "Rex"), ("Rex", 0o444, "Rex/adapter.safetensors"), ("photos/Rex/1.png", 0, "photos/Rex/1.png"),
+])  # fmt: skip
+def test_nothing_that_can_not_be_read_is_left_out(output, tmp_path, monkeypatch, closed, mode, named):
+    monkeypatch.chdir(tmp_path)  # so that the folders above, of root alone, do not matter
+    for path, own in ((tmp_path, 0o777), (output / ".salt", 0o644), (output / closed, mode)):
+        path.chmod(own)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(UserError, match=rf"^outputs/{named} can't be read \(Permission denied\); nothing was"):
+            backup.write(Path("outputs"), Path("backup.tar"))
+    finally:
+        os.seteuid(user)
+        (output / closed).chmod(0o755)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_a_link_to_a_disk_that_is_gone_is_named(output, tmp_path):
+    (output / "Max").symlink_to(tmp_path / "other disk")
+    with pytest.raises(UserError, match=r"Max can't be read \(No such file"):
+        backup.write(output, tmp_path / "backup.tar")
 
 
 def damage(data):
