@@ -6,7 +6,7 @@ import secrets
 import time
 from pathlib import Path
 
-from hra_diffusion.files import atomic_path, make_folder
+from hra_diffusion.files import atomic_path, is_temporary, make_folder
 
 SECONDS = 3600.0
 """How long a picture stays."""
@@ -20,9 +20,11 @@ class PictureFolder:
         self.folder = make_folder(folder)
 
     def add(self, png: bytes) -> str:
-        """Keep a picture, and return its name. Those that are too old are deleted."""
+        """Keep a picture, and return its name. Those that are too old are deleted, other files are not."""
         now = time.time()
         for file in self.folder.glob("*.png"):
+            if not (NAME.fullmatch(file.name) or is_temporary(file.name)):
+                continue
             with contextlib.suppress(FileNotFoundError):  # another server has deleted it
                 if now - file.stat().st_mtime > SECONDS:
                     file.unlink()
