@@ -36,6 +36,13 @@ def make_service(folder, adapters, keys=None, **engine):
     return Service(Engine(pipe, **engine), store, KeyRing(keys), PictureFolder(folder / "served"))
 
 
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
 @contextlib.contextmanager
 def served(service):
     """Serve it over HTTP until the block ends; yields the address."""

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import socket
-import warnings
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +12,6 @@ from app.serving import keys
 from app.web.server import LOOPBACK
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
-from hra_diffusion.models.prompts import PromptWarning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,26 +47,24 @@ def run(arguments: argparse.Namespace) -> None:
                         "--add-key NAME), or --insecure to allow everyone")  # fmt: skip
     if importlib.util.find_spec("prometheus_client") is None:
         raise UserError("the server needs prometheus-client: pip install 'hra-diffusion[serve]'")
-    import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from app.serving.api import create_app
+    from app.serving.server import Server
     from app.serving.setup import ServerOptions, make_service
 
     try:
         options = ServerOptions(**{name: getattr(arguments, name) for name in ServerOptions.model_fields})
     except ValidationError as error:
         raise UserError(explain(error)) from None
-    warnings.simplefilter("ignore", PromptWarning)  # the log holds no prompts
     with listen(arguments.host, arguments.port) as listening:
         service = make_service(options)
         app = create_app(service)
         if arguments.host in LOOPBACK and not arguments.keys:  # no foreign name may be pointed at this machine
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=sorted(LOOPBACK))
-        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=30)
         print(f"hra-diffusion serves at http://{arguments.host}:{arguments.port}/v1", flush=True)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(app, service.engine).run(sockets=[listening])
         finally:
             service.engine.stop()
 

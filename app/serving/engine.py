@@ -25,6 +25,8 @@ from hra_diffusion.generation.sampling import generate_batch
 
 BUSY_SECONDS = 5.0
 """When a client that found the queue full should try again."""
+STOP_SECONDS = 20
+"""How long the current batch may take once the engine stops."""
 
 
 @dataclass(eq=False)
@@ -80,7 +82,7 @@ class Engine:
         self._changed = threading.Condition()
         self._queue: list[Picture] = []
         self._clock, self._ends = 0, dict[str, int]()
-        self._stopping = False
+        self._stopping = self._late = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -90,15 +92,17 @@ class Engine:
         return self._thread.is_alive() and not self._stopping
 
     def require_room(self, pictures: int) -> None:
-        """Raise ApiError (503) if so many more pictures can't wait, or if the engine has stopped."""
+        """Raise ApiError: 503 if so many more pictures can't wait, or the engine has stopped; 413 if they never can."""
         if not self.is_alive:
             raise _stopping()
+        if pictures > self.max_queue:
+            raise ApiError(413, "request_too_large", f"ask for at most {self.max_queue} pictures at once")
         waiting = sum(not picture.future.cancelled() for picture in self._queue)
         if waiting + pictures > self.max_queue:
             raise ApiError(503, "overloaded", "too many pictures are waiting; try again later", BUSY_SECONDS)
 
     def submit(self, pictures: Sequence[Picture]) -> None:
-        """Put pictures into the queue. Raises ApiError (503) if there is no room for all of them."""
+        """Put pictures into the queue. Raises ApiError (503, 413) if there is no room for all of them."""
         with self._changed:
             self.require_room(len(pictures))
             for picture in pictures:
@@ -108,22 +112,29 @@ class Engine:
             self._changed.notify()
         self.metrics.waiting.set(len(self._queue))
 
-    def stop(self) -> None:
-        """Finish the current batch, and refuse all that wait."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Refuse the pictures that wait at once, and those of the current batch if it takes more than ``seconds``."""
+        self._refuse_waiting()
+        self._thread.join(seconds)
+        self._late = True
+        self._thread.join()
+
+    def _refuse_waiting(self) -> None:
         with self._changed:
             self._stopping = True
+            waiting, self._queue = self._queue, []
             self._changed.notify()
-        self._thread.join()
+        self.metrics.waiting.set(0)
+        for picture in waiting:
+            if picture.future.set_running_or_notify_cancel():
+                picture.future.set_exception(_stopping())
 
     def _run(self) -> None:
         try:
             while batch := self._next_batch():
                 self._draw(batch)
         finally:
-            self._stopping = True
-            for picture in self._queue:
-                if picture.future.set_running_or_notify_cancel():
-                    picture.future.set_exception(_stopping())
+            self._refuse_waiting()
 
     def _next_batch(self) -> list[Picture]:
         """Wait for pictures, and take those of the next batch from the queue; none if the engine stops."""
@@ -156,12 +167,12 @@ class Engine:
         self.metrics.batch_sizes.observe(len(batch))
         try:
             images = generate_batch(
-                self.pipe, requests, settings, self.batch_size, lambda step: _after(step, batch), "off", prepared
+                self.pipe, requests, settings, self.batch_size, lambda step: self._after(step, batch), "off", prepared
             )
             for image, picture in zip(images, batch, strict=True):
                 image.info[PNG_KEY] = describe(self.pipe, picture.request, settings)
         except Exception as error:  # of any picture: damaged weights, memory
-            if len(batch) == 1 or isinstance(error, Abandoned):
+            if len(batch) == 1 or isinstance(error, Abandoned | ApiError):
                 for picture in batch:
                     picture.future.set_exception(error)
                 return
@@ -174,6 +185,22 @@ class Engine:
             self.metrics.pictures.inc()
             picture.future.set_result(image)
 
+    def _after(self, step: DenoisingStep, batch: Sequence[Picture]) -> None:
+        """Send the previews of a step.
+
+        Raises Abandoned if nobody waits for a picture of the batch, and ApiError if the engine can't wait for it.
+        """
+        if all(picture.abandoned for picture in batch):
+            raise Abandoned
+        if self._late:
+            raise _stopping()
+        asked = {place: batch[i] for place, i in enumerate(step.indices) if step.step in batch[i].previews}
+        if not asked:
+            return
+        images = step.decode()
+        for place, picture in asked.items():
+            picture.on_preview(picture.previews.index(step.step), images[place])
+
 
 def _stopping() -> ApiError:
     return ApiError(503, "stopping", "the server is stopping", BUSY_SECONDS)
@@ -182,18 +209,6 @@ def _stopping() -> ApiError:
 def _use(picture: Picture) -> tuple[tuple[str, float], ...]:
     """Return a name for the prepared adapter of a picture: files of one name may differ from one moment to the next."""
     return ((f"{id(picture.adapter)}", picture.adapter.strength),) if picture.adapter else ()
-
-
-def _after(step: DenoisingStep, batch: Sequence[Picture]) -> None:
-    """Send the previews of a step. Raises Abandoned if nobody waits for a picture of the batch."""
-    if all(picture.abandoned for picture in batch):
-        raise Abandoned
-    asked = {place: batch[i] for place, i in enumerate(step.indices) if step.step in batch[i].previews}
-    if not asked:
-        return
-    images = step.decode()
-    for place, picture in asked.items():
-        picture.on_preview(picture.previews.index(step.step), images[place])
 
 
 def preview_steps(count: int, steps: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Errors of the server, each with its HTTP status, in the form that OpenAI's clients read."""
 
+import math
 from typing import Any
 
 
@@ -22,7 +23,7 @@ class ApiError(Exception):
         """Whether and when to repeat the request. OpenAI's clients read both headers."""
         if self.retry_after is None:
             return {"x-should-retry": "false"}
-        return {"retry-after": str(max(1, round(self.retry_after)))}
+        return {"retry-after": str(max(1, math.ceil(self.retry_after)))}
 
 
 def error_body(code: str, message: str) -> dict[str, Any]:

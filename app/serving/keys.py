@@ -118,16 +118,21 @@ class Usage:
         self._waiting: defaultdict[str, int] = defaultdict(int)
 
     def take(self, key: Key, pictures: int) -> None:
-        """Count pictures that a key asks for. Raises ApiError (429), and counts none, beyond its limits."""
+        """Count pictures that a key asks for.
+
+        Beyond its limits counts none and raises ApiError: 413 for more pictures than they ever allow at once, or 429.
+        """
+        if pictures > (most := min(key.waiting, key.pictures_per_hour)):
+            raise ApiError(413, "request_too_large", f"this key may ask for at most {most} pictures at once")
         now = time.monotonic()
         with self._lock:
             hour = self._hour[key.name]
-            while hour and now - hour[0] > HOUR:
+            while hour and now - hour[0] >= HOUR:
                 hour.popleft()
             if self._waiting[key.name] + pictures > key.waiting:
                 raise ApiError(429, "rate_limit_exceeded", f"at most {key.waiting} of your pictures may wait", 2)
-            if len(hour) + pictures > key.pictures_per_hour:
-                seconds = HOUR - (now - hour[0]) if hour else HOUR
+            if (excess := len(hour) + pictures - key.pictures_per_hour) > 0:
+                seconds = HOUR - (now - hour[excess - 1])  # until so many are no longer of the last hour
                 raise ApiError(429, "rate_limit_exceeded", f"at most {key.pictures_per_hour} pictures an hour", seconds)
             self._waiting[key.name] += pictures
             hour.extend([now] * pictures)
@@ -136,6 +141,13 @@ class Usage:
         """Count pictures as no longer waiting, however their request ended."""
         with self._lock:
             self._waiting[key.name] -= pictures
+
+    def refund(self, key: Key, pictures: int) -> None:
+        """Count pictures as never asked for, since their request was refused."""
+        self.give_back(key, pictures)
+        with self._lock:
+            for _ in range(pictures):
+                self._hour[key.name].pop()
 
 
 def _hash(secret: str) -> str:

@@ -40,7 +40,7 @@ class Service:
 
         Raises ApiError: 400 for values that don't suit the base model, 404 for a model that the key may not use, 409
         for a file that can't be used, 413 for a request that is too large, 429 beyond the key's limits, 503 without
-        room.
+        room. A request that is refused does not count.
         """
         if not key.may_use(asked.model):
             raise unknown_model(asked.model)
@@ -51,7 +51,7 @@ class Service:
             pictures = self._pictures(asked, settings, key, on_preview)
             self.engine.submit(pictures)
         except BaseException:
-            self.usage.give_back(key, asked.n)
+            self.usage.refund(key, asked.n)
             raise
         for picture in pictures:
             picture.future.add_done_callback(lambda _: self.usage.give_back(key, 1))

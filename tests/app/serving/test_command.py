@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 from conftest import ROOT
+from picture_server import wait_until
 
 from app.cli import main
 
@@ -43,19 +46,28 @@ def test_what_can_not_be_served_is_refused_before_the_base_is_loaded(tmp_path, c
 
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path, base_folder):
+    """Then it refuses what waits, in the form of all its errors."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--base", str(base_folder), "--device", "cpu"]
-    folders = ["--adapters", str(tmp_path / "adapters"), "--pictures", str(tmp_path / "served")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*command, *folders, "--port", str(port)], stdout=subprocess.PIPE, env=environment) as server:
+    command += ["--adapters", str(tmp_path / "adapters"), "--pictures", str(tmp_path / "served"), "--batch-size", "1"]
+    address = f"http://127.0.0.1:{port}"
+    with (
+        subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, env=environment) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
         try:
-            assert server.stdout.readline() == f"hra-diffusion serves at http://127.0.0.1:{port}/v1\n".encode()
+            assert server.stdout.readline() == f"hra-diffusion serves at {address}/v1\n".encode()
             body = {"prompt": "a secret", "steps": 1}
-            answer = httpx.post(f"http://127.0.0.1:{port}/v1/images/generations", json=body, timeout=60)
+            answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
             assert answer.status_code == 200 and answer.json()["data"][0]["b64_json"]
-            foreign = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"host": "evil.example"})
+            foreign = httpx.get(f"{address}/v1/models", headers={"host": "evil.example"})
             assert foreign.status_code == 400, "no site can point its name at this machine"
+            body |= {"n": 10, "steps": 50}
+            asked = threads.submit(httpx.post, f"{address}/v1/images/generations", json=body, timeout=60)
+            wait_until(lambda: re.search(r"^hra_waiting_pictures [3-9]", httpx.get(f"{address}/metrics").text, re.M))
         finally:
             server.send_signal(signal.SIGINT)
+        assert (asked.result().status_code, asked.result().json()["error"]["code"]) == (503, "stopping")
         assert server.wait(30) in (0, 130)

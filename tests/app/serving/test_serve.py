@@ -2,20 +2,27 @@
 
 import base64
 import io
+import logging
+import os
 import re
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 from conftest import distance, tiny_pipe
-from picture_server import ADAPTERS, make_service, save_adapter, served
+from picture_server import ADAPTERS, make_service, save_adapter, served, wait_until
 from PIL import Image
 
 import hra_diffusion as hra
-from app.serving.keys import add_key
+from app.serving import keys, setup
+from app.serving.errors import ApiError
+from app.serving.keys import LOCAL, Usage, add_key
+from app.serving.pictures import PictureFolder
+from app.serving.schemas import ImageRequest
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
 from hra_diffusion.locks import lock_of
@@ -89,13 +96,6 @@ def drawn_so_far(service):
     return [next(s.value for s in samples if s.name.endswith(name)) for name in ("_count", "_sum")]
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
-
-
 def test_several_pictures_and_addresses(client, alone):
     found = client.images.generate(
         model="alice-rex", prompt="a {subject}", n=2, size="16x16", response_format="url", extra_body=FEW | {"seed": 3}
@@ -106,6 +106,15 @@ def test_several_pictures_and_addresses(client, alone):
         assert answer.headers["cache-control"] == "no-store"
         assert same(Image.open(io.BytesIO(answer.content)), alone("alice-rex", one.seed))
     assert httpx.get(found.data[0].url[:-10] + "AAAAAA.png").status_code == 404
+
+
+def test_only_the_servers_own_pictures_are_deleted(tmp_path):
+    folder = PictureFolder(tmp_path)
+    for name in (folder.add(b""), f".{folder.add(b'')}.1-2.tmp.png", "holiday.png"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (kept,) = {path.name for path in tmp_path.iterdir() if path.stat().st_mtime}
+    assert {folder.add(b""), kept, "holiday.png"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_stream_sends_previews_and_then_the_picture(client, alone):
@@ -207,7 +216,7 @@ def test_a_picture_that_fails_does_not_fail_the_others_of_its_batch(tmp_path, ad
         client = client_of(address)
         with lock_of(service.engine.pipe):
             drawn = [threads.submit(draw, client, name, 0) for name in ("alice-rex", "wild", "base", "alice-rex")]
-            wait_until(lambda: len(service.engine._queue) >= 3)
+            wait_until(lambda: drawn_so_far(service)[1] + len(service.engine._queue) == len(drawn))
         with pytest.raises(openai.UnprocessableEntityError, match="NaN"):
             drawn[1].result()
         assert same(drawn[2].result(), alone("base", 0)) and same(drawn[3].result(), drawn[0].result())
@@ -242,9 +251,38 @@ def test_keys_see_their_own_adapters_and_have_their_own_limits(tmp_path, adapter
             bob.models.list()
 
 
+def test_more_than_is_ever_possible_is_not_to_be_retried(tmp_path, adapters):
+    """Nor does a request that is refused use up the pictures of the hour."""
+    file = tmp_path / "keys.json"
+    limits = {"two at once": (100, 2), "two an hour": (2, 100), "free": (100, 100)}
+    secrets = {name: add_key(file, name, "*", *limit) for name, limit in limits.items()}
+    with served(make_service(tmp_path, adapters, file, max_queue=4)) as address:
+        clients = {name: client_of(address, secret) for name, secret in secrets.items()}
+        for name, n in (("two at once", 3), ("two an hour", 3), ("free", 5)):
+            refused = asked_for(clients[name], "base", n=n)
+            assert refused.status_code == 413 and refused.response.headers["x-should-retry"] == "false", name
+        for model, status in (("nobody", 404), ("broken", 409), ("foreign", 409)):
+            assert asked_for(clients["two an hour"], model, n=2).status_code == status
+        assert draw(clients["two an hour"], "base", 0) and draw(clients["two an hour"], "base", 0)
+        assert asked_for(clients["two an hour"], "base").status_code == 429
+
+
+def test_a_client_that_waits_as_long_as_it_is_told_is_served(monkeypatch):
+    monkeypatch.setattr(keys, "HOUR", 0.5)
+    usage, key = Usage(), LOCAL.model_copy(update={"pictures_per_hour": 3})
+    usage.take(key, 1)
+    time.sleep(0.2)
+    usage.take(key, 2)
+    with pytest.raises(ApiError) as refused:
+        usage.take(key, 2)
+    time.sleep(refused.value.retry_after + 0.01)
+    usage.take(key, 2)
+    assert ApiError(429, "", "", 1.2).headers == {"retry-after": "2"}
+
+
 def asked_for(client, model, **values):
     with pytest.raises(openai.APIStatusError) as caught:
-        client.images.generate(model=model, prompt="a dog", extra_body=FEW, **values)
+        client.images.generate(**{"model": model, "prompt": "a dog", "extra_body": FEW} | values)
     return caught.value
 
 
@@ -254,15 +292,40 @@ def test_a_stopping_server_refuses_and_finishes_its_batch(tmp_path, adapters):
         client = client_of(address)
         with lock_of(service.engine.pipe):
             drawn = [threads.submit(draw, client, "base", seed) for seed in range(3)]
-            wait_until(lambda: len(service.engine._queue) == 2)
+            wait_until(lambda: drawn_so_far(service)[1] == 1 and len(service.engine._queue) == 2)
             stopping = threading.Thread(target=service.engine.stop)
             stopping.start()
-            wait_until(lambda: not service.engine.is_alive)
+            wait_until(lambda: sum(one.done() for one in drawn) == 2)  # at once, not after the batch
         results = [one.exception() for one in drawn]
         stopping.join()
         assert results.count(None) == 1 and sum(isinstance(one, openai.InternalServerError) for one in results) == 2
         assert httpx.get(f"{address}/healthz").status_code == 503
         assert asked_for(client, "base").status_code == 503
+
+
+def test_a_stopping_server_ends_a_batch_that_takes_too_long(tmp_path, adapters):
+    service = make_service(tmp_path, adapters)
+    with served(service) as address, ThreadPoolExecutor(1) as threads:
+        drawn = threads.submit(asked_for, client_of(address), "base", extra_body={"steps": 200})
+        wait_until(lambda: drawn_so_far(service)[0] == 1)
+        service.engine.stop(0)
+        assert drawn.result().status_code == 503 and drawn.result().code == "stopping"
+
+
+def test_the_log_holds_no_prompts(tmp_path, base_folder):
+    """Also that of a replica, which the command does not start."""
+    options = setup.ServerOptions(adapters=tmp_path, pictures=tmp_path / "served", base=str(base_folder), device="cpu")
+    logging.getLogger("diffusers").setLevel(logging.WARNING)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        service = setup.make_service(options)
+        try:
+            (picture,) = service.order(ImageRequest(prompt="secret " * 100, steps=1), LOCAL, lambda *_: None)
+            assert picture.future.result()
+        finally:
+            service.engine.stop()
+    assert not [warning for warning in shown if "secret" in str(warning.message)]
+    assert not logging.getLogger("diffusers.pipelines").isEnabledFor(logging.WARNING), "it quotes what is cut off"
 
 
 def test_a_changed_file_is_read_again_and_memory_is_bounded(tmp_path):
