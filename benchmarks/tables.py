@@ -41,11 +41,11 @@ SUBJECTS = """\
 ## Learning a subject
 
 Ten subjects that the embedded base model has not been trained on are each trained from five photos with the Balanced
-preset, and generated with the 25 prompts of the DreamBooth benchmark, for three seeds. A judge, a
-classifier with its own weights and training images, decides which of 324 known objects and ten subjects an image is
-closest to, and whether the scene is right. *renders* are real renders of the subjects (the judge's ceiling); *base* is the base model without an adapter.
-Command: `python -m benchmarks.subjects --sprites DIR`; see `--help` for what it needs. What the result means for Stable
-Diffusion is not known."""
+preset, and generated with the 25 prompts of the DreamBooth benchmark, for three seeds. A judge, a classifier with its
+own weights and training images, decides which of 324 known objects and ten subjects an image is closest to, and
+whether the scene is right. *renders* are real renders of the subjects (the judge's ceiling); *base* is the base model
+without an adapter. Command: `python -m benchmarks.subjects --sprites DIR`; see `--help` for what it needs. What the
+result means for Stable Diffusion is not known."""
 
 SWEEP = """\
 ## Settings tried
