@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+ATTENTION = (Attention, AttentionModuleMixin)
+"""Classes of the attention layers of diffusers' models: a UNet's, VAE's and SD 3's, and FLUX.2's."""
 
 
 def peak_bytes(function: Callable[[], None], models: Iterable[nn.Module], gradients: bool = False) -> int:
@@ -20,7 +24,7 @@ def peak_bytes(function: Callable[[], None], models: Iterable[nn.Module], gradie
     Attention layers of the models use a fused kernel from now on.
     """
     models = list(models)
-    for module in (module for model in models for module in model.modules() if isinstance(module, Attention)):
+    for module in (module for model in models for module in model.modules() if isinstance(module, ATTENTION)):
         module.forward = _with_fused_attention(type(module).forward.__get__(module))
     meter = AllocationMeter(tensor for model in models for tensor in tensors(model))
     with torch.set_grad_enabled(gradients), next(tensors(models[0])).device, meter:

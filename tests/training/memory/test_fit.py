@@ -75,6 +75,7 @@ def test_a_loaded_pipeline_keeps_its_dtype(settings):
     assert chosen.gradient_checkpointing and (chosen.dtype, chosen.base_weights) == ("float32", "full")
 
 
+@pytest.mark.filterwarnings("ignore:memory is predicted with the sizes of FLUX.2 klein base 4B")
 def test_flux2_klein_fits_into_24_gb(settings):
     """At 1024 pixels in bfloat16. The text encoder is as large as the transformer, and leaves before training."""
     config = settings(

@@ -1,10 +1,11 @@
 """Predicted memory of a run."""
 
 import pytest
+import torch
 from conftest import tiny_pipe, tiny_xl_pipe
 
 from hra_diffusion.models.meta import meta_pipeline
-from training.memory.footprint import predict_footprint
+from training.memory.footprint import module_bytes, predict_footprint
 from training.memory.passes import training_peak
 from training.session.model import add_adapter
 
@@ -42,3 +43,12 @@ def test_base_output_preservation_generates_no_class_images(settings):
         predict_footprint(settings(preservation=kind), "cpu").phases for kind in ("class-images", "base-output")
     )
     assert images.keys() - output.keys() == {"class images"} and images["train"] == output["train"]
+
+
+@pytest.mark.filterwarnings("ignore:memory is predicted with the sizes of FLUX.2 klein base 4B")  # which is right
+def test_attention_of_flux2_counts_as_fused(settings):
+    """Its matrices of 4,608² in every layer would take 63 GB more."""
+    shapes = meta_pipeline("black-forest-labs/FLUX.2-klein-base-4B", torch.bfloat16)
+    config = settings(train_text_encoder=False, batch_size=1, prior_loss_weight=0, dtype="bfloat16")
+    add_adapter(config, shapes)
+    assert module_bytes(shapes.transformer) + training_peak(config, shapes, 1024) < 40e9
