@@ -158,6 +158,17 @@ def download(base: HubBase, on_progress: OnProgress | None = None) -> None:
             on_progress(done)
 
 
+def download_configurations(name: str) -> None:
+    """Download the configurations of a base model's components to the local cache: kilobytes.
+
+    Raises HubError and BaseModelError as ``find_base`` and ``download`` do.
+    """
+    for file in find_base(name).files:
+        if Path(file).name in (INDEX, "config.json"):
+            with user_errors(name):
+                hf_hub_download(name, file, tqdm_class=_progress_bar(lambda done: None, 0))
+
+
 def _progress_bar(on_progress: OnProgress, start: int) -> type[tqdm]:
     """Return a silent progress bar class that calls ``on_progress`` with the bytes done, counted from ``start``."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from hra_diffusion.errors import BaseModelError, UserError, first_line
-from hra_diffusion.models import families, single_file
+from hra_diffusion.errors import BaseModelError, Note, UserError, first_line
+from hra_diffusion.hub import HubError, is_hub_id
+from hra_diffusion.models import families, hub, single_file
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
 from hra_diffusion.models.folders import INDEX, check_index
 from hra_diffusion.models.loading import LOAD_ERRORS
@@ -26,8 +29,8 @@ def meta_pipeline(
 ) -> StableDiffusionPipeline:
     """Build a pipeline on the meta device for a base model or a loaded pipeline, without tokenizers and scheduler.
 
-    A hub id outside the local cache gives the released model that its name stands for (see ``base_version``).
-    ``prediction_type`` overrides the one of a single file, as in ``load_base``. Raises BaseModelError.
+    The configurations of a hub id outside the local cache are downloaded (see ``architecture``). ``prediction_type``
+    overrides the one of a single file, as in ``load_base``. Raises BaseModelError.
     """
     configs = architecture(base, prediction_type) if isinstance(base, str) else _architecture_of(base)
     family: Any = families.by_pipeline_name(configs.pipeline, configs.name)
@@ -45,8 +48,13 @@ def meta_pipeline(
 
 
 def architecture(base: str, prediction_type: str | None = None) -> Architecture:
-    """Return the configurations of a base model. Raises BaseModelError if they can't be read."""
-    path, folder = local_path(base), model_folder(base)
+    """Return the configurations of a base model. Those of a hub id outside the local cache are downloaded.
+
+    If the hub can't be reached, or doesn't give them, they are those of the released model that the name stands for
+    (see ``base_version``), with a warning (Note). Raises BaseModelError if they can't be read.
+    """
+    path = local_path(base)
+    folder = model_folder(base) or (_downloaded(base) if is_hub_id(base) and not path.exists() else None)
     try:
         if path.is_file():
             return single_file.detect_architecture(path, prediction_type)
@@ -59,6 +67,17 @@ def architecture(base: str, prediction_type: str | None = None) -> Architecture:
     except LOAD_ERRORS as error:
         raise BaseModelError(f"the base model {base!r} can't be read: {first_line(error)}") from error
     return RELEASED[base_version(base)]
+
+
+@functools.cache  # one attempt in a process: fitting a run into memory asks many times
+def _downloaded(name: str) -> Path | None:
+    """Download the configurations of a hub id; return their folder, or None, with a warning, if that fails."""
+    try:
+        hub.download_configurations(name)
+    except HubError as error:
+        assumed = RELEASED[base_version(name)].name
+        warnings.warn(f"memory is predicted with the sizes of {assumed}: {error}", Note, stacklevel=4)
+    return model_folder(name)
 
 
 def _architecture_in(folder: Path) -> Architecture:

@@ -163,3 +163,30 @@ def test_a_gated_base_model_without_an_optional_text_encoder(tmp_path):
         found = run_python(LOAD.replace("    load_base", "    pass  #", 1), environment | {"HF_TOKEN": "secret"})
     assert "the licence of tester/tiny-sd3 must be accepted first: open https://hugging" in refused
     assert found == ["StableDiffusion3Pipeline", ["tester/tiny-sd3"]]
+
+
+SHAPES = """
+import json, os, warnings
+from hra_diffusion.models import hub, meta
+
+def sizes():
+    meta._downloaded.cache_clear()
+    return meta.architecture("tester/stable-diffusion-3-tiny").denoiser["num_layers"]
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assumed = sizes()
+os.environ["HF_TOKEN"] = "secret"
+print(json.dumps([[str(warning.message) for warning in caught], assumed, sizes(), hub.cached_bases()]))
+"""
+
+
+def test_memory_is_planned_with_the_sizes_of_the_base_before_it_is_downloaded(tmp_path):
+    """Not with those of the released model of its family, unless the hub refuses its configurations."""
+    tiny_sd3_pipe().save_pretrained(tmp_path / "published")
+    with fake_hub("tester/stable-diffusion-3-tiny", tmp_path / "published", gated=True) as endpoint:
+        environment = online(endpoint, tmp_path / "home") | {"HF_HUB_DISABLE_XET": "1"}
+        notes, assumed, found, complete = run_python(SHAPES, environment)
+    assert any("sizes of Stable Diffusion 3.5 medium: the licence of tester/" in note for note in notes)
+    assert (assumed, found, complete) == (24, 2, [])
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
