@@ -3,6 +3,7 @@
 import functools
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -216,6 +217,13 @@ _SD_SCRIPTS = re.compile(r"(.*\.)?((attentions|resnets|downsamplers|upsamplers)\
 """diffusers' paths of the layers that sd-scripts' ``networks.lora`` creates (48d368fa, networks/lora.py)."""
 
 
+_FLUX2_DIFFUSERS = re.compile(
+    r"(single_)?transformer_blocks\..+|x_embedder|context_embedder|time_guidance_embed\.timestep_embedder\..+|proj_out"
+)
+"""FLUX.2's layers that diffusers loads from kohya's files (0.42, loaders/lora_conversion_utils.py:
+``_convert_kohya_flux2_lora_to_diffusers``)."""
+
+
 def notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list[str]:
     """What some programs don't load of this export of the adapter ``name``, and what to do."""
     return [*_embedding_notes(pipe, name, exported), *_layer_notes(pipe, name, exported)]
@@ -237,6 +245,8 @@ def _layer_notes(pipe: DiffusionPipeline, name: str, exported: Exported) -> list
         layers = {key: list(own) for key, own in attachment.layers_by_component(models, name).items()}
         encoders = [paths for key, paths in layers.items() if key != "unet" and checkpoint.is_open_clip(models[key])]
         return [*_not_in_sd_scripts(layers), *_not_in_automatic1111(encoders)]
+    if exported.format == "kohya" and exported.family in _FLUX2:
+        return _not_in_diffusers(attachment.adapter_layers(pipe.transformer, name))
     if exported.format == "merged" and exported.path.suffix == ".safetensors":
         return _missing_text_layer(exported)
     return []
@@ -249,6 +259,13 @@ def _not_in_sd_scripts(layers: dict[str, list[str]]) -> list[str]:
     return [
         f"sd-scripts (networks.lora) never loads these layers of the file: {', '.join(paths)}; use --format merged."
     ]
+
+
+def _not_in_diffusers(paths: Iterable[str]) -> list[str]:
+    lost = [path for path in paths if not _FLUX2_DIFFUSERS.fullmatch(path)]
+    if not lost:
+        return []
+    return [f"diffusers never loads these layers of the file: {', '.join(lost)}; use --format diffusers."]
 
 
 def _not_in_automatic1111(encoders: list[list[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hra_diffusion import pipeline
-from hra_diffusion.adapters import attachment, merging
+from hra_diffusion.adapters import attachment, merging, quantization
 from hra_diffusion.adapters.adapter_file import AdapterInfo, parameters
 from hra_diffusion.adapters.block_rotation import BlockConfig
 from hra_diffusion.adapters.registry import PeftForm
@@ -161,6 +161,10 @@ def peft(job: ExportJob, path: Path) -> Exported:
 
 def merged(job: ExportJob, path: Path) -> Exported:
     """The base model with the adapter merged: a .safetensors file in the original layout, or else a folder."""
+    if quantization.storage(families.denoiser(job.pipe)) != "full":
+        raise ExportError(
+            "the base's weights are quantised; load the base in full precision to save it with the adapter"
+        )
     if job.lora_rank is not None:
         raise ExportError("--lora-rank can't be used with --format merged, which is always exact")
     metadata = {"format": "pt"} | _provenance(job)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PIPES, ROOT, relative, tiny_text_encoder
 from diffusers import DDIMScheduler
-from loaders import BOTH, EXACT, LOADERS, TRANSFORMERS, adapted, outputs, with_from_single_file
+from loaders import BOTH, EXACT, LOADERS, TRANSFORMERS, adapted, outputs, with_diffusers, with_from_single_file
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import interop, pipeline
@@ -87,6 +87,16 @@ def test_only_a_kohya_dora_is_loaded_wrongly():
     }
     assert [case for case, lines in wrong.items() if lines] == [(name, "kohya") for name in ("shoft", "boft", "dora")]
     assert sum("--lora-rank N" in line for line in wrong["shoft", "kohya"]) == 5
+
+
+def test_layers_that_diffusers_drops_are_named(tmp_path):
+    pipe, _ = adapted("flux2", "lora", r".*(modulation\w*|norm_out)\.linear|.*to_q|x_embedder")
+    done = interop.export(pipe, "Rex", "kohya", tmp_path / "rex.safetensors")
+    read = with_diffusers("flux2", done.path).transformer
+    lost = [path for path in attachment.adapter_layers(pipe.transformer, "Rex")
+            if not hasattr(read.get_submodule(path), "lora_A")]  # fmt: skip
+    (note,) = compatibility.notes(pipe, "Rex", done)
+    assert len(lost) == 4 and f"these layers of the file: {', '.join(lost)}; use --format diffusers" in note
 
 
 def test_every_export_has_rows(tmp_path):

@@ -133,6 +133,15 @@ def test_rotations_of_a_quantised_base_are_not_exported(method, tmp_path):
     assert pipeline.active(pipe) == {"Rex": 0.5}, "unchanged"
 
 
+def test_a_quantised_base_is_not_saved_with_an_adapter_of_other_layers(tmp_path):
+    pipe = tiny_pipe()
+    quantise(pipe.unet, "nf4")
+    attachment.attach(pipe.text_encoder, "lora", {"rank": 2}, name="Rex")
+    with pytest.raises(ExportError, match="weights are quantised; load the base in full precision"):
+        interop.export(pipe, "Rex", "merged", tmp_path / "base")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_vae_of_a_single_file_does_not_change(tmp_path):
     pipe, _ = adapted("sd", "lora")
     interop.export(pipe, "Rex", "merged", tmp_path / "rex.safetensors")
