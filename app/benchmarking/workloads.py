@@ -60,20 +60,26 @@ def make_training_step(
     return step
 
 
-def make_frozen_step(unet: Any, batch_size: int, latent_size: int | None = None) -> Callable[[], None]:
-    """Return the forward and backward pass of the frozen UNet without adapters: a lower bound for a training step.
+def make_frozen_step(denoiser: Any, batch_size: int, latent_size: int | None = None) -> Callable[[], None]:
+    """Return the forward and backward pass of the frozen denoiser without adapters: a lower bound for a training step.
 
     The gradient flows through the activations as far back as the first attention layer, as with adapters on attention.
-    The UNet is modified; pass a ``weight_sharing_copy``.
+    The denoiser is modified; pass a ``weight_sharing_copy``.
     """
-    from diffusers.models.attention_processor import Attention  # takes seconds to import, which --help doesn't need
+    from training.memory.meter import ATTENTION  # takes seconds to import, which --help doesn't need
 
     retain_freed_memory()
-    inputs, conditions = random_unet_inputs(unet, batch_size, latent_size)
-    zero = torch.zeros((), device=unet.device, requires_grad=True)
-    first = next(module for module in unet.requires_grad_(False).modules() if isinstance(module, Attention))
-    first.register_forward_pre_hook(lambda module, args: (args[0] + zero, *args[1:]))
-    return lambda: unet(*inputs, **conditions).sample.float().square().mean().backward()
+    _, predict = random_call(denoiser, batch_size, latent_size)
+    zero = torch.zeros((), device=denoiser.device, requires_grad=True)
+    first = next(module for module in denoiser.requires_grad_(False).modules() if isinstance(module, ATTENTION))
+
+    def require_gradient(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (args[0] + zero, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"] + zero}
+
+    first.register_forward_pre_hook(require_gradient, with_kwargs=True)
+    return lambda: predict().float().square().mean().backward()
 
 
 def random_call(denoiser: Any, batch_size: int, latent_size: int | None = None) -> tuple[Tensor, Callable[[], Tensor]]:

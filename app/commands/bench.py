@@ -1,11 +1,13 @@
 """hra-diffusion bench: measure training and generation on this machine. The page's predictions use the results."""
 
+from __future__ import annotations
+
 import argparse
 import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.benchmarking.calibrating import measure_run
 from app.benchmarking.machine import describe_machine, machine_facts, markdown_table
@@ -14,12 +16,16 @@ from app.benchmarking.workloads import make_frozen_step, make_training_step, wei
 from app.commands.common import OUTPUTS, Stopwatch, add_base, load_base, print_result
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.methods import COMPARED
-from hra_diffusion.generation.requests import Request, Settings
+from hra_diffusion.generation.requests import Request, Settings, complete_settings
 from hra_diffusion.generation.sampling import generate_batch
+from hra_diffusion.models import families
 from hra_diffusion.models.sources import TOYBOX
 from training import config as train_config
 from training.config import TrainConfig
 from training.runs.calibration import Calibration
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 PHOTOS = 5
 BASE_ALONE, IMAGE = "base alone", "a picture"
@@ -53,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     measured = {method: config for method, config in configs.items() if not calibrations[method].error}
     batch_size = next(iter(configs.values())).batch_size
-    seconds = time_steps(measured, batch_size, arguments, arguments.minutes - watch.seconds / 60)
+    pipe = load_base(arguments)
+    seconds = time_steps(pipe, measured, batch_size, arguments.rounds, arguments.minutes - watch.seconds / 60)
     image, base_alone = statistics.median(seconds[IMAGE]), statistics.median(seconds[BASE_ALONE])
     rows = [
         result_row(method, seconds.get(method, []), base_alone, calibrations[method], config)
@@ -61,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     results = {"base": arguments.base, "machine": machine_facts(),
                "seconds_of_the_base_alone": round(base_alone, 4), "seconds_of_a_picture": round(image, 3),
+               "steps_of_a_picture": complete_settings(pipe, Settings()).steps,
                "rounds": len(seconds[BASE_ALONE]), "methods": rows}  # fmt: skip
     print_result(arguments, format_results(results), results)
 
@@ -78,21 +86,21 @@ def default_config(method: str, arguments: argparse.Namespace) -> TrainConfig:
 
 
 def time_steps(
-    configs: dict[str, TrainConfig], batch_size: int, arguments: argparse.Namespace, minutes: float
+    pipe: StableDiffusionPipeline, configs: dict[str, TrainConfig], batch_size: int, rounds: int, minutes: float
 ) -> dict[str, list[float]]:
     """Return seconds per round: an optimiser step of each method, the base model's passes alone, and one image."""
-    pipe = load_base(arguments)
+    base, size = families.denoiser(pipe), families.default_side(pipe) // families.latent_pixels(pipe)
     functions: dict[str, Callable[[], object]] = {
-        BASE_ALONE: make_frozen_step(weight_sharing_copy(pipe.unet), batch_size)
+        BASE_ALONE: make_frozen_step(weight_sharing_copy(base), batch_size, size)
     }
     for method, config in configs.items():
-        unet = weight_sharing_copy(pipe.unet)
-        attachment.attach(unet, method, config.options)
-        parameters = attachment.adapter_parameters(unet, "default").values()
-        penalty = functools.partial(attachment.penalty, unet, "default")
-        functions[method] = make_training_step(unet, parameters, config.batch_size, penalty=penalty)
+        denoiser = weight_sharing_copy(base)
+        attachment.attach(denoiser, method, config.options)
+        parameters = attachment.adapter_parameters(denoiser, "default").values()
+        penalty = functools.partial(attachment.penalty, denoiser, "default")
+        functions[method] = make_training_step(denoiser, parameters, config.batch_size, size, penalty)
     functions[IMAGE] = lambda: generate_batch(pipe, [Request("a photo of a thing", 0)], Settings())
-    return time_interleaved(functions, arguments.rounds, minutes=minutes, min_rounds=1)
+    return time_interleaved(functions, rounds, minutes=minutes, min_rounds=1)
 
 
 def result_row(
@@ -138,5 +146,5 @@ def format_results(results: dict[str, Any]) -> str:
     return (
         f"{results['base']} on {machine}; {rounds}\n\n{markdown_table(columns, rows)}\n\n"
         f"The base model alone, forward and backward: {results['seconds_of_the_base_alone']:.3g} s. "
-        f"A picture of 25 denoising steps: {results['seconds_of_a_picture']:.3g} s."
+        f"A picture of {results['steps_of_a_picture']} denoising steps: {results['seconds_of_a_picture']:.3g} s."
     )

@@ -4,11 +4,14 @@ import argparse
 import json
 from threading import Timer
 
+import pytest
 from conftest import tiny_pipe, tiny_text_encoder
+from flow_pipes import FLOW_PIPES
 
 from app.benchmarking.calibrating import wait_for_measurement
 from app.cli import main
 from app.commands import bench
+from training.config import TrainConfig
 from training.runs import calibration, leases
 from training.runs.index import Index
 
@@ -28,7 +31,7 @@ def test_results_are_used_for_predictions_and_a_method_that_fails_or_is_too_late
     table = bench.format_results(found)
     assert "rank 8 is too large" in hra["error"] and hra["step_seconds"] is None and hra["error"] in table
     assert hoft["step_seconds"] is None and "out of time" in hoft["error"]
-    assert found["rounds"] == 1 and "one round" in table
+    assert found["rounds"] == 1 and "one round" in table and "A picture of 25 denoising steps" in table
     assert lora["method"] == "lora" and not lora["error"] and "| lora |" in table
     assert lora["step_seconds"] > 0 and lora["of_the_base_alone"] > 0 and found["seconds_of_a_picture"] > 0
     assert found["machine"]["torch"] and found["machine"]["torch"] in table
@@ -36,6 +39,13 @@ def test_results_are_used_for_predictions_and_a_method_that_fails_or_is_too_late
     arguments = argparse.Namespace(base=base, device="cpu", dtype="float32", **own)
     stored = calibration.load(tmp_path, bench.default_config("lora", arguments))
     assert stored is not None and lora["peak_memory_bytes"] == stored.memory
+
+
+@pytest.mark.parametrize("kind", FLOW_PIPES)
+def test_transformers_are_measured_too(kind):
+    pipe, config = FLOW_PIPES[kind](), TrainConfig.model_construct(options={"rank": 2}, batch_size=1)
+    seconds = bench.time_steps(pipe, {"lora": config}, 1, rounds=1, minutes=1)
+    assert seconds.keys() == {bench.BASE_ALONE, "lora", bench.IMAGE} and all(own[0] > 0 for own in seconds.values())
 
 
 def test_bench_waits_for_a_measurement_of_the_page(tmp_path, capsys):
