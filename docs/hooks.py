@@ -84,7 +84,7 @@ def method_options(_: str) -> str:
     rows = ["| method | option | default | meaning |", "|---|---|---|---|"]
     for name in registry.method_names():
         method = registry.get_method(name)
-        for option, field in method.config.model_fields.items():
+        for option, field in method.options.items():
             default = "required" if field.is_required() else field.default
             rows.append(f"| {method.title} | `{option}` | {default} | {_cell(field.description or '')} |")
     return "\n".join(rows)

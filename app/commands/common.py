@@ -73,7 +73,10 @@ def add_generation_settings(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, help="how closely to follow the prompt (default: the base model's)"
     )
     group.add_argument(
-        "--scheduler", default=DEFAULT, choices=tuple(SCHEDULERS), help=f"noise scheduler (default {DEFAULT})"
+        "--scheduler",
+        default=DEFAULT,
+        choices=tuple(SCHEDULERS),
+        help=f"noise scheduler (default {DEFAULT}; Stable Diffusion 3 and FLUX.2 use their own)",
     )
     group.add_argument("--width", type=int, help="in pixels (default: the base model's)")
     group.add_argument("--height", type=int, help="in pixels (default: the base model's)")
@@ -85,8 +88,8 @@ def add_generation_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name.replace('_', '-')}", type=int, nargs=2, metavar=metavar,
                            help=f"SDXL size conditioning: {what}")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=8, help="pictures generated at once (default 8)")
-    group.add_argument("--cuda-graph", default="auto", choices=("auto", "off"), help="auto (default) replays the UNet "
-                       "as a CUDA graph, which is faster on a GPU")  # fmt: skip
+    group.add_argument("--cuda-graph", default="auto", choices=("auto", "off"), help="auto (default) replays the "
+                       "denoiser as a CUDA graph, which is faster on a GPU")  # fmt: skip
 
 
 def add_fusion(parser: argparse.ArgumentParser) -> None:

@@ -19,18 +19,19 @@ def run(arguments: argparse.Namespace) -> None:
 def describe(method: registry.Method) -> str:
     """Format a method with its options as text."""
     lines = [f"{method.name:8} {method.title}: {method.summary} ({method.paper})"]
-    for name, field in method.config.model_fields.items():
+    for name, field in method.options.items():
         lines.append(f"{'':10}--{name.replace('_', '-')}, default {field.default}: {field.description}")
     return "\n".join(lines)
 
 
 def facts(method: registry.Method) -> dict:
     """Return a method as JSON values; its options as a JSON schema."""
+    fields = method.config.model_json_schema()["properties"]
     return {
         "name": method.name,
         "title": method.title,
         "summary": method.summary,
         "paper": method.paper,
         "starts_at_base": method.starts_at_base(method.parse({})),
-        "options": method.config.model_json_schema()["properties"],
+        "options": {name: fields[name] for name in method.options},
     }

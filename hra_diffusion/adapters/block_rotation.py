@@ -3,19 +3,20 @@
 Sources: OFT (arXiv 2306.07280), OFTv2 (2506.19847), BOFT (2311.06243), as PEFT 0.21.2 implements them.
 """
 
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from hra_diffusion.adapters.householder import own_precision
-from hra_diffusion.adapters.registry import MethodConfig
+from hra_diffusion.adapters.registry import TRAINING_OPTIONS, MethodConfig
 
 
 class BlockConfig(MethodConfig):
     """Options of the methods based on blocks. The rank is the size of a block."""
 
+    refused: ClassVar[set[str]] = TRAINING_OPTIONS
     rank: int = Field(32, ge=2, le=256, description="Size of the blocks: the capacity of the adapter and its size.")
 
     @model_validator(mode="after")

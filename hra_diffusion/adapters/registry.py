@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,8 @@ class MethodConfig(BaseModel):
     """Options common to all methods. Subclasses add fields, whose metadata make the CLI flags and the web form."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    refused: ClassVar[set[str]] = set()
+    """Options that keep their defaults with this method."""
 
     rank: int = Field(8, ge=1, le=256, description="Rank of the adapter: its capacity and its size.")
     dropout: float = Field(
@@ -126,6 +128,11 @@ class Method:
         found = _parameters(self.build, cast(Any, config), d_in, d_out).values()
         return sum(shape.numel() for shape, trained in found if trained)
 
+    @property
+    def options(self) -> dict[str, FieldInfo]:
+        """The options that can be set, by name."""
+        return {name: field for name, field in self.config.model_fields.items() if name not in self.config.refused}
+
     def parse(self, options: dict | MethodConfig) -> MethodConfig:
         """Validate options. Raises UserError naming the invalid option and the allowed values."""
         if isinstance(options, MethodConfig):
@@ -181,7 +188,7 @@ def options() -> dict[str, tuple[FieldInfo, list[str]]]:
     """All options of all methods: option -> (field, names of the methods that have it)."""
     found: dict[str, tuple[FieldInfo, list[str]]] = {}
     for name, method in _methods.items():
-        for option, field in method.config.model_fields.items():
+        for option, field in method.options.items():
             found.setdefault(option, (field, []))[1].append(name)
     return found
 

@@ -16,7 +16,7 @@ class AdapterSettings(BaseModel):
         None, description="Adapter to start from: a name or a file, of the same method, rank and layers."
     )
     targets: str = Field(
-        "attention", description="Layers of the UNet to adapt: a named set or a pattern of layer names."
+        "attention", description="Layers of the denoiser to adapt: a named set or a pattern of layer names."
     )
     exclude: str | None = Field(
         None, description="Layers that are not adapted though they are targets: a pattern of layer names."
@@ -28,14 +28,14 @@ class AdapterSettings(BaseModel):
     )
     train_text_encoder: bool = Field(description="Also train an adapter for the text encoder.")
     text_encoder_lr_scale: float = Field(
-        1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the UNet."
+        1.0, gt=0, le=10, description="Learning rate of the text encoder, relative to that of the denoiser."
     )
     train_trigger: bool = Field(
         False,
         description="Also train the embeddings of the trigger's tokens, from those of the class noun (pivotal tuning).",
     )
     trigger_lr_scale: float = Field(
-        1.0, gt=0, le=100, description="Learning rate of the trigger's embeddings, relative to that of the UNet."
+        1.0, gt=0, le=100, description="Learning rate of the trigger's embeddings, relative to that of the denoiser."
     )
 
     @property

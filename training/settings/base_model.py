@@ -21,7 +21,7 @@ class BaseModelSettings(BaseModel):
     dtype: str = Field("float32", description=f"Precision of the frozen base model: {', '.join(DTYPES)}.")
     base_weights: Literal["full", "int8", "nf4"] = Field(
         "full",
-        description="Storage of the frozen UNet weights: full precision, 8 bits or 4 bits. Fewer bits save memory.",
+        description="Storage of the frozen denoiser weights: full precision, 8 bits or 4 bits. Fewer bits save memory.",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
         None, description="Overrides the prediction type saved with the base model."

@@ -29,7 +29,7 @@ class ExecutionSettings(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="Compile the transformer blocks of the UNet with torch.compile. The first step may take minutes.",
+        description="Compile the denoiser's transformer blocks with torch.compile. The first step may take minutes.",
     )
     log_every: int | None = Field(
         None, ge=1, le=1000, description="Steps between two readings of the loss. By default 1 on a CPU, 10 on a GPU."

@@ -57,7 +57,7 @@ class ObjectiveSettings(BaseModel):
         0.3, gt=0, lt=1, description="Factor of each lower resolution in multi-resolution noise."
     )
     input_perturbation: float = Field(
-        0.0, ge=0, le=1, description="Scale of noise added to the UNet's input but not to its target. 0.1 is usual."
+        0.0, ge=0, le=1, description="Scale of noise added to the denoiser's input but not to its target. 0.1 is usual."
     )
     prior_loss_weight: float = Field(ge=0, le=10, description="Weight of the prior preservation loss. 0 disables it.")
     num_class_images: int = Field(

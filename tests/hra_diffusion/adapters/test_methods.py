@@ -1,11 +1,14 @@
 """The registry, and what single methods promise beyond the contract."""
 
+import contextlib
+
 import pytest
 import torch
 from conftest import tiny_unet
 
 from hra_diffusion.adapters import attachment, registry
 from hra_diffusion.adapters.attachment import attach
+from hra_diffusion.errors import UserError
 
 
 @pytest.fixture
@@ -43,3 +46,12 @@ def test_the_initial_mixer_is_neither_zero_nor_the_identity(unet, mixer):
 
 def test_the_mixer_is_orthogonal_by_default():
     assert registry.get_method("moslora").parse({}).mixer == "orthogonal"
+
+
+@pytest.mark.parametrize("option", sorted(registry.TRAINING_OPTIONS))
+def test_help_lists_the_methods_that_take_an_option(option):
+    _, methods = registry.options()[option]
+    for name in registry.method_names():
+        with contextlib.nullcontext() if name in methods else pytest.raises(UserError, match="act on low-rank factors"):
+            registry.get_method(name).parse({option: 0.5})
+    assert methods and len(methods) < len(registry.method_names())
