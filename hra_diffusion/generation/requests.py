@@ -119,10 +119,12 @@ def _check(pipe: StableDiffusionPipeline, settings: FullSettings) -> None:
         raise UserError("euler-a does not support base models that predict the sample; use another one, such as euler")
     if not 1 <= settings.steps <= 1000:
         raise UserError(f"steps must be from 1 to 1000, not {settings.steps}")
-    multiple = families.latent_pixels(pipe) * families.of(pipe).latent_multiple(families.denoiser(pipe))
+    if settings.guidance_scale > 1 and not families.of(pipe).takes_guidance(pipe):
+        raise UserError("this base is distilled and takes no guidance; leave out the guidance scale (--guidance-scale)")
+    multiple, most = families.side_limits(pipe)
     for side in (settings.width, settings.height):
-        if side % multiple or not multiple <= side <= 4096:
-            raise UserError(f"width and height must be multiples of {multiple} up to 4096 for this base, not {side}")
+        if side % multiple or not multiple <= side <= most:
+            raise UserError(f"width and height must be multiples of {multiple} up to {most} for this base, not {side}")
 
 
 def _size_conditioning(pipe: StableDiffusionPipeline, settings: Settings | FullSettings, size: Pair) -> dict[str, Pair]:

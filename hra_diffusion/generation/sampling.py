@@ -169,6 +169,8 @@ def _warn(pipe: StableDiffusionPipeline, requests: Sequence[Request], settings: 
             Note,
             stacklevel=4,
         )
+    if settings.guidance_scale <= 1 and any(request.negative_prompt for request in requests):
+        warnings.warn("without guidance (a scale above 1) the negative prompt has no effect", Note, stacklevel=4)
     for note in prompt_notes(pipe, requests):
         warnings.warn(note, prompts.PromptWarning, stacklevel=4)
 

@@ -90,7 +90,7 @@ def vae_upcast(vae: Any) -> Iterator[Any]:
 
     SDXL's does, since its activations overflow in float16.
     """
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     if upcast:
         vae.float()
     try:

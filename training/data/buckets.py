@@ -6,6 +6,9 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 STEP = 64
 """Sides of buckets are multiples of it."""
+LONGEST = 3072
+"""Longest side of a bucket in pixels, unless the resolution is larger: Stable Diffusion 3.5 large has no further
+positions."""
 
 
 def bucket_sizes(resolution: int) -> list[Size]:
@@ -13,10 +16,11 @@ def bucket_sizes(resolution: int) -> list[Size]:
 
     The rule is that of ``make_bucket_resolutions`` in kohya-ss/sd-scripts 48d368f, library/model_util.py: for every
     width in steps of 64 the largest height, and both orientations. Sides are half to twice the resolution, which are
-    the 256 and 1024 of its defaults at 512 pixels.
+    the 256 and 1024 of its defaults at 512 pixels, and not above ``LONGEST``.
     """
     area, square = resolution**2, resolution // STEP * STEP or resolution
-    shortest, longest = max(STEP, resolution // 2 // STEP * STEP), 2 * resolution // STEP * STEP
+    shortest = max(STEP, resolution // 2 // STEP * STEP)
+    longest = min(2 * resolution, max(resolution, LONGEST)) // STEP * STEP
     sizes = {(square, square)}
     for width in range(shortest, longest + 1, STEP):
         height = min(longest, area // width // STEP * STEP)

@@ -46,7 +46,7 @@ class Family(Protocol):
     trains_text: bool
     """Whether adapters of the text encoders can be trained."""
     prompt_tokens: int | None
-    """Tokens of a prompt that are read; None if the tokenizer's maximum length says it."""
+    """Tokens of a prompt that are read with all encoders; None if the tokenizer's maximum length says it."""
     kohya_prefixes: tuple[tuple[str, str], ...]
     """Components with the prefix of their keys in kohya's files."""
     embeddings_type: str | None
@@ -126,6 +126,10 @@ class Family(Protocol):
         """Return the default number of denoising steps and the default guidance scale."""
         ...
 
+    def takes_guidance(self, pipe: Any) -> bool:
+        """Whether a guidance scale above 1 has an effect."""
+        ...
+
     def latent_multiple(self, denoiser: Any) -> int:
         """Return the number that the latents' height and width must be multiples of."""
         ...
@@ -142,7 +146,8 @@ VERSIONS: Mapping[Any, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Released versions of Stable Diffusion by the width of their text embeddings (``cross_attention_dim``)."""
 TRANSFORMERS: Mapping[Any, str] = {"SD3Transformer2DModel": "sd3", "Flux2Transformer2DModel": "flux2"}
 """Versions of base models by the class of their transformer."""
-
+MAX_SIDE = 4096
+"""Largest side of images in pixels."""
 
 _KLEIN, _SD35 = flux2.UNDISTILLED, "stabilityai/stable-diffusion-3.5-medium"
 REFUSED: Mapping[str | None, str] = {
@@ -202,6 +207,13 @@ def latent_pixels(pipe: DiffusionPipeline) -> int:
     return cast(Any, pipe).image_processor.config.vae_scale_factor
 
 
+def side_limits(pipe: DiffusionPipeline) -> tuple[int, int]:
+    """Return the smallest side of images in pixels, of which all sides are multiples, and the largest."""
+    config = denoiser(pipe).config
+    multiple = latent_pixels(pipe) * of(pipe).latent_multiple(denoiser(pipe))
+    return multiple, min(MAX_SIDE, multiple * (config.get("pos_embed_max_size") or MAX_SIDE))
+
+
 def version(config: Mapping[str, Any]) -> str:
     """Return "sd1", "sd2", "sdxl", "sd3" or "flux2" by a denoiser's configuration; "sd1" for unknown widths."""
     if transformer := TRANSFORMERS.get(config.get("_class_name")):
@@ -225,7 +237,8 @@ def is_plain_prompt(pipe: DiffusionPipeline, prompt: str) -> bool:
 
 def cut_off(pipe: DiffusionPipeline, text: str) -> str:
     """Return the words at the end of a text that the text encoders do not read in one window; "" if none."""
-    return split(tokenizer(pipe), text, of(pipe).prompt_tokens)[1]
+    complete = len(_present_encoders(pipe)) == len(of(pipe).encoders)
+    return split(tokenizer(pipe), text, of(pipe).prompt_tokens if complete else None)[1]
 
 
 def encode_weighted(pipe: DiffusionPipeline, prompt: str, negative: str | None) -> dict[str, Any]:

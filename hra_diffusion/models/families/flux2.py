@@ -45,6 +45,10 @@ class Flux2Klein(TransformerFamily):
         distilled = pipe.config.get("is_distilled")
         return f"its configuration says so; it comes from {UNDISTILLED} or its 9B version" if distilled else ""
 
+    def takes_guidance(self, pipe: Any) -> bool:
+        """The pipeline ignores the guidance scale of distilled models."""
+        return not pipe.config.get("is_distilled")
+
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does, equal ones once: the text encoder is large, without adapters."""
         places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, *(negative or ())]))}

@@ -37,6 +37,10 @@ class TransformerFamily:
         """Return the defaults of the family; distilled models take 4 steps without guidance (their cards)."""
         return (4, 1.0) if self.distillation_sign(pipe) else self.defaults
 
+    def takes_guidance(self, pipe: Any) -> bool:
+        """The pipeline applies guidance."""
+        return True
+
     def latent_multiple(self, denoiser: Any) -> int:
         """Return the side of the transformer's patches."""
         return denoiser.config.patch_size

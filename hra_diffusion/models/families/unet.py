@@ -29,6 +29,10 @@ class UNetFamily:
         """Return the defaults of the family."""
         return self.defaults
 
+    def takes_guidance(self, pipe: Any) -> bool:
+        """The pipelines of UNets apply guidance."""
+        return True
+
     def latent_channels(self, vae: Any) -> int:
         """Return the channels of the VAE's latents."""
         return vae.config.latent_channels

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import distance, tiny_pipe
 from diffusers import EulerAncestralDiscreteScheduler, LCMScheduler, PNDMScheduler
+from flow_pipes import tiny_sd3_pipe
 
 from hra_diffusion.errors import UserError
 from hra_diffusion.generation.png import read_png, save_png
@@ -23,6 +24,13 @@ from hra_diffusion.generation.sampling import generate
 def test_invalid_settings(pipe, settings, message):
     with pytest.raises(UserError, match=message):
         complete_settings(pipe, settings)
+
+
+def test_sides_end_with_the_positions_of_the_base():
+    """The tiny one has 32 of 4 pixels; Stable Diffusion 3.5 large has 192 of 16."""
+    assert complete_settings(tiny_sd3_pipe(), Settings(width=128)).width == 128
+    with pytest.raises(UserError, match="multiples of 4 up to 128 for this base, not 132"):
+        complete_settings(tiny_sd3_pipe(), Settings(width=132))
 
 
 def test_without_a_scheduler_the_pipelines_own_samples(tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from hra_diffusion import interop
 from hra_diffusion.adapters import attachment, quantization
 from hra_diffusion.adapters.targets import find_targets
-from hra_diffusion.errors import BaseModelError
+from hra_diffusion.errors import BaseModelError, Note, UserError
 from hra_diffusion.generation.requests import Settings, complete_settings
 from hra_diffusion.generation.sampling import generate
 from hra_diffusion.models import families, hub, sources
@@ -40,6 +40,12 @@ def test_photos_are_encoded_as_the_pipeline_encodes_given_images(pipe):
             expected = pipe._encode_vae_image(image, None)[0]
         torch.testing.assert_close(cache.mean[0, view], expected)
     assert cache.mean.shape == (1, 2, 16, 4, 8) and not cache.std.any()
+
+
+def test_photos_are_encoded_in_float16():
+    """The VAE's configuration has no ``force_upcast``, unlike those of Stable Diffusion."""
+    cache = encode(tiny_flux2_pipe().to(dtype=torch.float16), [Image.new("RGB", (16, 16))], ["a"], False, False)
+    assert cache.mean.isfinite().all()
 
 
 def test_the_words_that_are_cut_off_are_those_the_encoder_does_not_read(pipe):
@@ -76,6 +82,10 @@ def test_the_distilled_model_draws_without_guidance(tmp_path):
     (image,) = generate(pipe, "a dog", settings=Settings(1, width=16, height=16))
     assert image.info["hra_diffusion"]["guidance_scale"] == 1.0
     assert families.of(pipe).sampling_defaults(pipe) == (4, 1.0)
+    with pytest.raises(UserError, match="is distilled and takes no guidance; leave out"):
+        generate(pipe, "a dog", settings=Settings(1, guidance_scale=4.0, width=16, height=16))
+    with pytest.warns(Note, match="the negative prompt has no effect"):
+        generate(pipe, "a dog", settings=Settings(1, width=16, height=16), negative_prompt="blurry")
     assert HUB_ID in families.of(pipe).distillation_sign(pipe)
     assert complete_settings(tiny_flux2_pipe(), Settings(width=16, height=16)).steps == 50
 

@@ -43,6 +43,7 @@ def test_sizes_follow_the_rule_of_sd_scripts():
         (256, 832), (256, 896), (256, 960), (256, 1024), (320, 704), (320, 768), (384, 640), (448, 576), (512, 512),
         (576, 448), (640, 384), (704, 320), (768, 320), (832, 256), (896, 256), (960, 256), (1024, 256),
     })  # fmt: skip
+    assert max(bucket_sizes(2048)) == (3072, 1344) and max(bucket_sizes(4096)) == (4096, 4096)
     for resolution in (64, 128, 200, 1024):
         assert all(w % 64 == h % 64 == 0 and w * h <= resolution**2 for w, h in bucket_sizes(resolution))
         assert {(h, w) for w, h in bucket_sizes(resolution)} == {*bucket_sizes(resolution)}
