@@ -71,7 +71,7 @@ def make_frozen_step(denoiser: Any, batch_size: int, latent_size: int | None = N
     retain_freed_memory()
     _, predict = random_call(denoiser, batch_size, latent_size)
     zero = torch.zeros((), device=denoiser.device, requires_grad=True)
-    first = next(module for module in denoiser.requires_grad_(False).modules() if isinstance(module, ATTENTION))
+    first: Any = next(module for module in denoiser.requires_grad_(False).modules() if isinstance(module, ATTENTION))
 
     def require_gradient(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hra_diffusion.errors import BaseModelError, Note, UserError, first_line
-from hra_diffusion.hub import HubError, is_hub_id
+from hra_diffusion.hub import is_hub_id
 from hra_diffusion.models import families, hub, single_file
 from hra_diffusion.models.families.architectures import RELEASED, Architecture, on_meta
 from hra_diffusion.models.folders import INDEX, check_index
@@ -74,7 +74,7 @@ def _downloaded(name: str) -> Path | None:
     """Download the configurations of a hub id; return their folder, or None, with a warning, if that fails."""
     try:
         hub.download_configurations(name)
-    except HubError as error:
+    except UserError as error:
         assumed = RELEASED[base_version(name)].name
         warnings.warn(f"memory is predicted with the sizes of {assumed}: {error}", Note, stacklevel=4)
     return model_folder(name)
