@@ -18,11 +18,12 @@ import ray
 import ray.exceptions
 
 from hra_diffusion.errors import UserError, first_line
+from training import config as configs
 from training.cluster import inputs
 from training.cluster.storage import Mirror, place_of, reaching
 from training.cluster.task import REQUESTS, AttemptError, train_run
 from training.config import TrainConfig
-from training.runs import calibration, leases
+from training.runs import calibration, leases, state
 from training.runs.index import Index
 from training.runs.run_folder import Run
 from training.runs.state import MAX_RESTARTS, RunState
@@ -116,15 +117,7 @@ def _failing(run: Run) -> Iterator[None]:
 
 def submit(run: Run) -> Submitted:
     """Put a run into the storage and hand its task to the cluster. Raises UserError if it can't be."""
-    config = inputs.gather(run)
-    place = place_of(config.storage, run.folder.parent, run.name)
-    mirror = Mirror(run.folder, place)
-    with reaching(place):
-        for what in REQUESTS:  # of an earlier attempt
-            run.take_request(what)
-            mirror.take(what)
-        mirror.claim(run.state)
-        mirror.push()
+    config, mirror = store(run)
     device = device_of(config)
     remote: Any = ray.remote(train_run).options(
         name=f"train {run.name}",
@@ -134,9 +127,28 @@ def submit(run: Run) -> Submitted:
         max_retries=-1,  # the task itself limits them (``state.MAX_RESTARTS``)
         retry_exceptions=[AttemptError],
     )
-    return Submitted(
-        run, mirror, remote.remote(place, device, config.processes, SILENCE_SECONDS), config.storage is None
-    )
+    task = remote.remote(mirror.url, device, config.processes, SILENCE_SECONDS)
+    return Submitted(run, mirror, task, config.storage is None)
+
+
+def store(run: Run) -> tuple[TrainConfig, Mirror]:
+    """Put a run into the storage. Progress that did not arrive here, as while the disk was full, is brought first."""
+    config = run.config
+    mirror = Mirror(run.folder, place_of(config.storage, run.folder.parent, run.name))
+    with reaching(mirror.url):
+        for what in REQUESTS:  # of an earlier attempt
+            run.take_request(what)
+            mirror.take(what)
+        if ahead := mirror.claim(run.state):
+            try:
+                mirror.pull()
+            finally:  # settings may have changed since
+                configs.write(config, run.folder / "config.yaml")
+            state.write(run.folder, ahead)
+    config = inputs.gather(run)
+    with reaching(mirror.url):
+        mirror.push()
+    return config, mirror
 
 
 def device_of(config: TrainConfig) -> str:
@@ -162,31 +174,43 @@ def follow(job: Submitted) -> bool:
     done, _ = ray.wait([job.task], timeout=0)
     if _is_cancelled(job):
         ray.cancel(job.task)
-        with _outage(job.mirror):
-            job.mirror.claim(job.run.state)  # a task that begins nevertheless finds it stopped
-        return True
-    if not done:
+        with _outage(job.mirror):  # a task that begins nevertheless finds it stopped
+            job.mirror.take_over(job.run.state.model_copy(update={"status": "stopped"}))
+    elif not done:
         with _outage(job.mirror):
             for what in REQUESTS:
                 if (job.run.folder / what).exists():
                     job.mirror.send(what)
                     job.run.take_request(what)
-            if (found := job.mirror.pull()) and found.status in ("waiting", "running"):  # or it ends in a moment
-                _enter(job, found)
+            begun = job.lease or ((stored := job.mirror.manifest()) and stored.attempt)
+            if begun and _hold(job) and (found := job.mirror.pull()) and found.status in ("waiting", "running"):
+                _enter(job, found)  # or it ends in a moment
         return False
-    reason = _failure(job.task)
-    with _failing(job.run), reaching(job.mirror.url):
-        if found := job.mirror.pull(strict=True):
-            _enter(job, found)
-        _finish(job, reason)
+    elif not _hold(job):
+        return False
+    else:
+        reason = _failure(job.task)
+        with _failing(job.run), reaching(job.mirror.url):
+            if found := job.mirror.pull(strict=True):
+                _enter(job, found)
+            _finish(job, reason)
     if job.lease:
         leases.release(job.run.index, job.lease)
     return True
 
 
+def _hold(job: Submitted) -> bool:
+    """Acquire the lease on a run whose task has begun. Returns False if another process trains the run here."""
+    if not job.lease:
+        name = job.run.name
+        job.lease = leases.acquire(job.run.index, f"run {name}", "train", leases.run_purpose(name)) or ""
+    return bool(job.lease)
+
+
 def _is_cancelled(job: Submitted) -> bool:
-    """Whether a person took a waiting run out of the queue, or deleted it."""
-    return not job.run.folder.exists() or job.run.state.status not in ("waiting", "running")
+    """Whether a person took a waiting run out of the queue, deleted it, or trains it here."""
+    here = not job.lease and leases.live(job.run.index, f"run {job.run.name}")
+    return bool(here) or not job.run.folder.exists() or job.run.state.status not in ("waiting", "running")
 
 
 @contextlib.contextmanager
@@ -204,9 +228,6 @@ def _enter(job: Submitted, found: RunState) -> None:
         if _is_cancelled(job):
             return
         before = job.run.state
-        if found.status != "waiting" and not job.lease:
-            name = job.run.name
-            job.lease = leases.acquire(job.run.index, f"run {name}", "train", leases.run_purpose(name)) or ""
         queued = before.queued if found.status in ("waiting", "running") else None
         now = found.model_copy(update={"device": before.device, "queued": queued})
         if now != before:

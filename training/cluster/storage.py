@@ -12,7 +12,8 @@ of photos in ``config.yaml``, are stored as URLs and read as paths of the reader
 import contextlib
 import hashlib
 import json
-import platform
+import re
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,8 @@ LOG = "events.jsonl"
 CONFIG = "config.yaml"
 TEXTS = (CONFIG, LOG, "process.log")
 """Files that change, and may hold paths of the run's folder."""
+ID = ".id"
+"""File with the random id of a run's folder or an output folder. It stays when the folder is moved or restored."""
 
 
 class StorageError(UserError):
@@ -62,7 +65,8 @@ class Manifest(BaseModel):
     """What is in the storage of a run.
 
     Attributes:
-        origin: the run's folder, with its machine: no two runs of the same name share a place.
+        output: id of the output folder: no two of them share a place.
+        run: id of the run: a later one of the same name in the output folder replaces it.
         attempt: identifies the attempt that may write, the latest one; "" for the queue.
         state: the run's state. It never refers to files that ``files`` does not name.
         files: SHA-256 by path.
@@ -70,7 +74,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    origin: str
+    output: str
+    run: str
     attempt: str = ""
     state: RunState
     files: dict[str, str] = {}
@@ -108,21 +113,27 @@ class Mirror:
         except FileNotFoundError:
             return None
 
-    def claim(self, now: RunState) -> None:
+    def claim(self, now: RunState) -> RunState | None:
         """Become the one that may write, with ``now`` as the run's state.
 
-        Raises StorageError if the place belongs to the run of another output folder.
+        If the stored run is no earlier and has files that the folder lacks, which ``push`` would delete, the state is
+        returned with its step, for after a ``pull``. Raises StorageError if the place belongs to another output folder.
         """
-        stored, origin = self.manifest(), f"{platform.node()}:{self.folder}"
-        if stored and stored.origin != origin:
+        stored, output, run = self.manifest(), id_of(self.folder.parent), id_of(self.folder)
+        if stored and stored.output != output and stored.run != run:
             raise StorageError(
-                f"{self.url} belongs to the run in {stored.origin}; choose another --name or --storage, or delete it"
+                f"{self.url} belongs to a run of another output folder; choose another --name or --storage, "
+                "or delete it"
             )
-        files = stored.files if stored else {}
-        self._write_manifest(Manifest(origin=origin, attempt=self.attempt, state=now, files=files))
+        files, ahead = stored.files if stored else {}, None
+        lacking = not all(self._path(key).exists() for key in files)
+        if stored and stored.run == run and stored.state.step >= now.step and lacking:
+            now = ahead = now.model_copy(update={"step": stored.state.step})
+        self._write_manifest(Manifest(output=output, run=run, attempt=self.attempt, state=now, files=files))
+        return ahead
 
     def take_over(self, now: RunState) -> None:
-        """The same for an attempt on another machine: the run must be in the storage."""
+        """Become the one that may write a run that is in the storage."""
         self._write_manifest(self._stored().model_copy(update={"attempt": self.attempt, "state": now}))
 
     def _stored(self) -> Manifest:
@@ -130,14 +141,17 @@ class Mirror:
             raise SupersededError(f"{self.url} was deleted")
         return stored
 
+    def _own(self) -> Manifest:
+        if (stored := self._stored()).attempt != self.attempt:
+            raise SupersededError(f"another attempt trains {self.url}")
+        return stored
+
     def push(self) -> None:
         """Upload the files that have changed, name them, and delete those that are gone.
 
         Raises SupersededError if another attempt has claimed the run.
         """
-        stored = self._stored()
-        if stored.attempt != self.attempt:
-            raise SupersededError(f"another attempt trains {self.url}")
+        stored = self._own()
         now = state.read(self.folder) or stored.state  # before the files: they may be newer, never older
         files = {}
         for path in self._files():
@@ -146,6 +160,7 @@ class Mirror:
                 files[key] = self._upload(path, key, stored.files.get(key))
         manifest = stored.model_copy(update={"state": now, "files": files})
         if manifest != stored:
+            self._own()  # uploads take time
             self._write_manifest(manifest)
         for key in stored.files.keys() - files.keys():
             with contextlib.suppress(FileNotFoundError):
@@ -263,13 +278,13 @@ class Mirror:
         """Return a text with the paths of the folder as URLs (``stored``), or the other way round."""
         paths = (str(self.folder), self.url)
         before, after = paths if stored else paths[::-1]
-        if key == "process.log":
-            return text.replace(before, after)
-        before, after = (json.dumps(place, ensure_ascii=False)[1:-1] for place in (before, after))
-        if key == LOG:
-            return text.replace(before, after)
-        values = json.dumps(yaml_text.parse(text), ensure_ascii=False).replace(before, after)
-        return yaml_text.write(json.loads(values))
+        if key != "process.log":
+            before, after = (json.dumps(place, ensure_ascii=False)[1:-1] for place in (before, after))
+        if key != CONFIG:  # no part of a longer name, such as that of Rex-merged
+            return re.sub(rf"{re.escape(before)}(?![\w-]|\.\w)", lambda _: after, text)
+        values = json.dumps(yaml_text.parse(text), ensure_ascii=False)
+        own = rf'(?<="){re.escape(before)}(?=["/\\])'
+        return yaml_text.write(json.loads(re.sub(own, lambda _: after, values)))
 
     def _path(self, key: str) -> Path:
         """Return the local path of a file. Raises StorageError for one outside the folder."""
@@ -311,3 +326,18 @@ def place_of(storage: str | None, output: Path, name: str) -> str:
 def default_storage(output: Path) -> str:
     """Return the URL of the storage of runs that name none."""
     return f"file://{(output.resolve() / '.cluster').as_posix()}"
+
+
+def id_of(folder: Path) -> str:
+    """Return the id of a run's folder or an output folder, which gets one if it has none."""
+    if not (file := folder / ID).is_file():
+        write_text(file, uuid.uuid4().hex)
+    return file.read_text(encoding="utf-8")
+
+
+def delete_copies(folder: Path, output: Path) -> None:
+    """Delete the copies of a run from the output folder's own storage. Its ``folder`` may be in the trash."""
+    if (folder / ID).is_file():
+        for manifest in (output / ".cluster").glob(f"*/{MANIFEST}"):
+            if id_of(folder) in manifest.read_text(encoding="utf-8"):
+                remove(manifest.parent)

@@ -26,8 +26,9 @@ from hra_diffusion.files import (
 )
 
 MANIFEST = "backup.json"
-LEFT_OUT = (".queue", ".gradio")
-"""Folders in the output folder: the index and the log of the workers; uploads, and copies of downloads."""
+LEFT_OUT = (".queue", ".gradio", ".cluster")
+"""Folders in the output folder: the index and the log of the workers; uploads, and copies of downloads; copies of the
+runs that a cluster trains."""
 
 
 class Backup(NamedTuple):

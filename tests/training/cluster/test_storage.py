@@ -1,5 +1,6 @@
 """Runs' folders in storage: file:// and an S3 server."""
 
+import json
 import shutil
 
 import pytest
@@ -137,6 +138,39 @@ def test_only_the_latest_attempt_writes(mirrors):
     assert names(here) == []
 
 
+def test_an_attempt_that_is_superseded_while_it_uploads_writes_nothing(mirrors, monkeypatch):
+    here, there = mirrors
+    again, put_file = Mirror(there.folder, there.url, "again"), there._system.put_file
+
+    def put(*given, **more):
+        put_file(*given, **more)
+        again.take_over(WAITING)
+
+    write_checkpoint(there, 2)
+    monkeypatch.setattr(there._system, "put_file", put)
+    with pytest.raises(SupersededError):
+        there.push()
+    assert here.manifest().attempt == "again" and "checkpoints/000002/adapter.safetensors" not in here.manifest().files
+
+
+def test_paths_of_runs_with_longer_names_stay(mirrors, settings):
+    here, there = mirrors
+
+    def message(side):
+        others = (f"{here.folder}{end}" for end in ("-merged", "2/x", "_b", ".old"))
+        return "".join(f"{side.folder}: {side.folder}/x, not {other}\n" for other in others)
+
+    base = f"{here.folder} 2"
+    configs.write(settings(photos=[str(here.folder)], base=base), here.folder / "config.yaml")
+    write_text(here.folder / "process.log", message(here))
+    append_line(here.folder / "events.jsonl", json.dumps({"event": "notice", "message": message(here)}))
+    here.claim(WAITING), here.push(), there.pull()
+    config = Run(there.folder).config
+    assert config.base == base and config.photos == (there.folder,)
+    assert (there.folder / "process.log").read_text() == message(there)
+    assert json.loads((there.folder / "events.jsonl").read_text())["message"] == message(there)
+
+
 def test_a_log_grows_in_place(mirrors):
     here, there = mirrors
     log, lines, inodes = here.folder / "events.jsonl", ['{"event": "phase"}', '{"event": "step"}'], set()
@@ -155,10 +189,21 @@ def test_requests_are_taken_once(mirrors):
     assert there.take("stop") and not there.take("stop")
 
 
-def test_the_place_of_another_run_is_refused(mirrors, tmp_path):
+def test_the_place_of_another_output_folder_is_refused(mirrors, tmp_path):
     here, _ = mirrors
-    with pytest.raises(StorageError, match=r"belongs to the run in .*choose another --name or --storage"):
+    with pytest.raises(StorageError, match="another output folder; choose another --name or --storage, or delete it"):
         Mirror(tmp_path / "other" / "Rex", here.url).claim(WAITING)
+
+
+def test_a_later_run_of_the_same_name_replaces_one_that_was_deleted(mirrors):
+    here, there = mirrors
+    write_checkpoint(there, 2)
+    there.push()
+    shutil.rmtree(here.folder)
+    write_text(here.folder / "config.yaml", "steps: 4\n")
+    assert here.claim(WAITING) is None, "nothing of the other run is brought"
+    here.push()
+    assert set(here.manifest().files) == {"config.yaml"}
 
 
 def test_a_manifest_cannot_name_files_outside_the_folder(mirrors):
@@ -195,3 +240,19 @@ def test_inputs_are_copied_into_the_run(settings, photos, tmp_path):
     assert [len(concept.photos) for concept in copied.concepts] == [3, 2]
     (boxed,) = copied.boxes
     assert boxed.read_bytes() == (other / "1.jpg").read_bytes() and len(list(run.folder.rglob("*.mask.png"))) == 1
+    assert inputs.originals(run.folder) == [photos, other]
+
+
+def test_copied_inputs_are_found_after_the_run_was_moved(settings, photos, tmp_path):
+    write_text(tmp_path / "init.safetensors", "an adapter")
+    run, moved = (Run(tmp_path / output / "Rex") for output in ("before", "after"))
+    box = {str(photos / "1.jpg"): (1, 2, 90, 90)}
+    configs.write(settings(boxes=box, init_adapter=str(tmp_path / "init.safetensors")), run.folder / "config.yaml")
+    before = inputs.gather(run)
+    moved.folder.parent.mkdir()
+    run.folder.rename(moved.folder)
+    after = inputs.gather(moved)
+    assert after == moved.config and after.init_adapter.read_text() == "an adapter"
+    for one, other in zip((*before.photos, *before.boxes), (*after.photos, *after.boxes), strict=True):
+        assert other.is_file() and other.relative_to(moved.folder) == one.relative_to(run.folder)
+    assert inputs.originals(moved.folder) == [photos]

@@ -15,7 +15,9 @@ from training.loop import train
 from training.runs import backup
 from training.runs.queue import Queue
 
-UNNEEDED = (".queue/index.sqlite3", ".gradio/upload.png", "Rex/.state.json.1-1.tmp.json")
+UNNEEDED = (
+    ".queue/index.sqlite3", ".gradio/upload.png", ".cluster/Rex/manifest.json", "Rex/.state.json.1-1.tmp.json",
+)  # fmt: skip
 
 
 @pytest.fixture
