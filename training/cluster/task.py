@@ -1,7 +1,8 @@
 """Task of a cluster: train a run on the machine that executes it, in a folder of its own.
 
 A task that is executed again continues from the last checkpoint in the storage. The process that trains is that of a
-local queue (``training.worker``), or with several processes as many, which Accelerate starts.
+local queue (``training.worker``), or with several processes as many, which Accelerate starts. The task itself imports
+neither torch nor the configuration: it waits most of the time, beside a process that needs the memory.
 """
 
 import contextlib
@@ -21,8 +22,6 @@ from training.cluster.storage import Manifest, Mirror, SupersededError
 from training.runs import leases, state
 from training.runs.dispatch import record_end
 from training.runs.index import Index
-from training.runs.progress import log_size
-from training.runs.run_folder import Run
 from training.runs.state import MAX_RESTARTS, Request, RunState
 
 SYNC_SECONDS = 2.0
@@ -91,18 +90,21 @@ class Attempt:
     def _follow(self, process: "subprocess.Popen[bytes]") -> None:
         """Mirror the run until its process ends. Raises AttemptError if it hangs."""
         synchronised = heard = time.monotonic()
-        run = Run(self.folder)
-        size, longest, limit = log_size(run), 0.0, BEFORE_FIRST * self.silence
+        size, longest, limit = self._log_size(), 0.0, BEFORE_FIRST * self.silence
         while process.poll() is None:
             if self._synchronise(synchronised):
                 synchronised = time.monotonic()
             now = time.monotonic()
-            if (seen := log_size(run)) != size:
+            if (seen := self._log_size()) != size:
                 size, longest, heard = seen, max(longest, now - heard), now
                 limit = max(self.silence, 2 * longest)
             if now - heard > limit:
                 raise AttemptError(f"{self.folder.name} has written no event for {now - heard:.0f} s")
             time.sleep(SYNC_SECONDS)
+
+    def _log_size(self) -> int:
+        log = self.folder / "events.jsonl"
+        return log.stat().st_size if log.exists() else 0
 
     def _synchronise(self, since: float) -> bool:
         """Pass on requests and upload what has changed. Returns whether the storage could be reached.

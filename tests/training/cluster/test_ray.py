@@ -38,9 +38,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from training.cluster import dispatch  # noqa: E402
 
 SHORT = {"batch_size": 1, "prior_loss_weight": 0, "train_text_encoder": False, "sample_prompts": [], "sample_every": 0}
-LONG = SHORT | {"steps": 40, "checkpoint_every": 5}
+LONG = SHORT | {"steps": 20, "checkpoint_every": 5}
 """Long enough to be interrupted. Ray decides which runs are executed first: any of them may be."""
-SILENCE = 15.0
+SILENCE = 10.0
 """Seconds without an event after which a run hangs."""
 MARK = "HRA_DIFFUSION_TEST_CLUSTER"
 """Environment variable of the processes that a test's cluster starts, and of those that they start."""
@@ -114,7 +114,7 @@ def wait_for(condition, seconds=240):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -169,7 +169,7 @@ def fill_object_store():
 def test_eight_runs_survive_a_killed_node_a_hanging_process_and_a_full_object_store(nodes, settings, tmp_path):
     """In one test, so that no two processes of pytest run it."""
     queue = Queue(tmp_path / "outputs")
-    configs = {f"r{seed}": settings(name=f"r{seed}", seed=seed, jobs="ray", **LONG) for seed in range(7)}
+    configs = {f"r{i}": settings(name=f"r{i}", seed=i % 2, jobs="ray", **LONG) for i in range(7)}
     configs["pair"] = settings(name="pair", jobs="ray", processes=2, **SHORT)
     for config in configs.values():
         prepare(queue, config)
@@ -178,9 +178,9 @@ def test_eight_runs_survive_a_killed_node_a_hanging_process_and_a_full_object_st
     for name, process in interrupted:
         went_on_from_a_checkpoint(queue, name)
         assert not process.is_running(), "the first attempt has ended"
-    for name in {"r6", *(name for name, _ in interrupted)}:
-        undisturbed = weights(train(configs[name], tmp_path))
-        assert (weights(queue.job(name).run.adapter) == undisturbed).all(), name
+    undisturbed = [weights(train(configs[name], tmp_path)) for name in ("r0", "r1")]
+    for name in configs.keys() - {"pair"}:
+        assert (weights(queue.job(name).run.adapter) == undisturbed[configs[name].seed]).all(), name
     two = configs["pair"].model_copy(update={"name": "two", "gradient_accumulation_steps": 2})
     assert relative(weights(queue.job("pair").run.adapter), weights(train(two, tmp_path))) < 1e-3
 

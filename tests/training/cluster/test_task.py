@@ -1,5 +1,8 @@
 """The task of a cluster, without one."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hra_diffusion.files import write_text
@@ -44,3 +47,9 @@ def test_a_task_whose_run_was_deleted_ends(stored):
     mirror = stored(status="waiting")
     mirror.delete()
     assert train_run(mirror.url, "cpu", 1, 1.0) == "stopped"
+
+
+def test_a_task_needs_little_memory_beside_its_run():
+    """It used to import torch: more than 200 MB as long as the run trained."""
+    code = "import sys, training.cluster.task; print([name for name in ('torch', 'PIL') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
