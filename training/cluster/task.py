@@ -44,7 +44,8 @@ class Attempt:
         mirror: the run's folder on this machine, and its place in the storage.
         device: "cpu" or "cuda".
         processes: how many train together, each on a GPU of its own.
-        silence: seconds without an event after which the run hangs, unless an earlier silence was half as long.
+        silence: seconds without an event after which the run hangs, unless a silence since the first event was half as
+            long.
     """
 
     mirror: Mirror
@@ -90,14 +91,15 @@ class Attempt:
     def _follow(self, process: "subprocess.Popen[bytes]") -> None:
         """Mirror the run until its process ends. Raises AttemptError if it hangs."""
         synchronised = heard = time.monotonic()
-        size, longest, limit = self._log_size(), 0.0, BEFORE_FIRST * self.silence
+        size, longest, limit, begun = self._log_size(), 0.0, BEFORE_FIRST * self.silence, False
         while process.poll() is None:
             if self._synchronise(synchronised):
                 synchronised = time.monotonic()
             now = time.monotonic()
             if (seen := self._log_size()) != size:
-                size, longest, heard = seen, max(longest, now - heard), now
-                limit = max(self.silence, 2 * longest)
+                if begun:
+                    longest = max(longest, now - heard)
+                size, heard, limit, begun = seen, now, max(self.silence, 2 * longest), True
             if now - heard > limit:
                 raise AttemptError(f"{self.folder.name} has written no event for {now - heard:.0f} s")
             time.sleep(SYNC_SECONDS)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from hra_diffusion.files import write_text
+from hra_diffusion.files import append_line, write_text
+from training.cluster import task
 from training.cluster.storage import Mirror
-from training.cluster.task import train_run
+from training.cluster.task import Attempt, AttemptError, train_run
 from training.runs import state
 from training.runs.state import MAX_RESTARTS, RunState
 
@@ -53,3 +55,20 @@ def test_a_task_needs_little_memory_beside_its_run():
     """It used to import torch: more than 200 MB as long as the run trained."""
     code = "import sys, training.cluster.task; print([name for name in ('torch', 'PIL') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("events", "after"), [([200], 62), ([200, 250], 102)])
+def test_a_process_hangs_after_a_silence_that_is_long_for_this_run(stored, monkeypatch, events, after):
+    """Its start, which may include a download, says nothing about later silences."""
+    mirror, now = stored(status="running"), 0.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+        if now in events:
+            append_line(mirror.folder / "events.jsonl", "{}")
+
+    monkeypatch.setattr(task, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    attempt = Attempt(Mirror(mirror.folder, mirror.url, "lost"), "cpu", 1, silence=60.0)
+    with pytest.raises(AttemptError, match=f"no event for {after} s"):
+        attempt._follow(SimpleNamespace(poll=lambda: None))
