@@ -23,7 +23,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     """Return the current paths of the photos that the run started with, in the same order.
 
     Photos are identified by the SHA-256 stored in the run folder. They are searched for in ``config.photos``, then in
-    the folders nearby and in the folder to which the page copies photos. Raises RunError if a photo is not found.
+    the folders nearby and in those to which the page and a cluster copy photos. Raises RunError if a photo is not found.
     """
     if not (stored := run.photo_records):
         emit(Notice(f"{run.folder / 'photos.json'} is missing or damaged: the photos can't be verified"))
@@ -31,7 +31,8 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     hashes, given = [photo.sha256 for photo in stored], list(_files(config.photos))
     found = _match(hashes, given)
     if None in found:
-        near = _files(_folders_near([*config.photos, run.folder.parent / "photos" / run.name]))
+        copies = [run.folder.parent / "photos" / run.name, *run.folder.glob("inputs/*/*")]
+        near = _files(_folders_near([*config.photos, *copies]))
         found = _match(hashes, [*given, *itertools.islice(near, MAX_SEARCHED)])
     if missing := found.count(None):
         places = ", ".join(map(str, config.photos))

@@ -64,10 +64,10 @@ def test_photos_in_a_given_folder_are_found_by_content(begun, run, tmp_path):
     assert {path.parent for path in run.config.photos} == {tmp_path / "new"} and len(run.config.photos) == 3
 
 
-@pytest.mark.parametrize("renamed", [True, False])
-def test_moved_photos_are_found_near_their_old_place(begun, run, tmp_path, renamed):
+@pytest.mark.parametrize("place", ["renamed", "photos/copied by the page", "Rex/inputs/00"])
+def test_moved_photos_are_found_near_their_old_place(begun, run, tmp_path, place):
     config, _, kept, whole, _ = begun
-    near = config.photos[0].with_name("renamed") if renamed else tmp_path / "out" / "photos" / "copied by the page"
+    near = config.photos[0].with_name(place) if place == "renamed" else tmp_path / "out" / place
     shuffled(kept, near)
     heard = []
     try:
