@@ -23,7 +23,7 @@ def find(run: Run, config: TrainConfig, emit: Callable[[Event], None]) -> list[P
     """Return the current paths of the photos that the run started with, in the same order.
 
     Photos are identified by the SHA-256 stored in the run folder. They are searched for in ``config.photos``, then in
-    the folders nearby and in those to which the page and a cluster copy photos. Raises RunError if a photo is not found.
+    the folders nearby and in those to which the page and a cluster copy photos. Raises RunError if one is not found.
     """
     if not (stored := run.photo_records):
         emit(Notice(f"{run.folder / 'photos.json'} is missing or damaged: the photos can't be verified"))
