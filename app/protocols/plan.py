@@ -61,7 +61,7 @@ class Plan(BaseModel):
     pictures: int = Field(1, ge=1, le=32)
     budget: Budget = "steps"
     strengths: tuple[Annotated[float, Field(ge=-10, le=10)], ...] = (1.0,)
-    denoising_steps: int = Field(25, ge=1, le=1000)
+    denoising_steps: int = Field(default=25, ge=1, le=1000)
     clip: str | None = None
     metrics: tuple[str, ...] = ()
     sources: dict[str, str] = {}
