@@ -107,7 +107,7 @@ def untrained(pipe):
     return centre(generate(pipe, ON_BLUE))
 
 
-@pytest.mark.parametrize("method", ["lora", "hra"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "hra"])
 def test_training_moves_images_towards_a_held_out_subject(pipe, untrained, tmp_path, method):
     """Five photos of an octopus move generated colours and the subject score towards it."""
     photos = sorted((ASSETS / "subjects" / "octopus").glob("*.png"))

@@ -14,6 +14,7 @@ from benchmarks import (
     bench_floor,
     bench_inference,
     bench_peft,
+    bench_serving,
     bench_side_by_side,
     bench_step,
     claims,
@@ -24,7 +25,8 @@ from benchmarks import (
 
 @pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
 def test_every_part_measures_on_tiny_models(part, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_fit, "in_subprocess", lambda function, *arguments: function(*arguments))
+    for module in (bench_fit, bench_serving):
+        monkeypatch.setattr(module, "in_subprocess", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(bench_side_by_side, "PROMPTS", bench_side_by_side.PROMPTS[:2])
     monkeypatch.setattr(bench_side_by_side, "METHODS", ("lora", "hra"))
     # in this process, which has freed memory to use, the second model may add nothing to it

@@ -1,7 +1,6 @@
 """Benchmarks: cells, interruption, tables and the report."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -242,12 +241,11 @@ def test_curves_go_through_the_base_model_and_all_variations(varied):
 
 
 @pytest.fixture
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def quick(tmp_path: Path) -> list[str]:
     """A benchmark of one subject and one method, trained for two steps, with pictures of four."""
-    monkeypatch.setattr(command, "Plan", functools.partial(Plan, denoising_steps=4))
     return ["benchmark", "toybox", "--quick", "--subjects", "robot", "--methods", "lora", "--training-steps", "2",
-            "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--budget", "parameters", "--output", str(tmp_path),
-            "--quiet"]  # fmt: skip
+            "--prompts", "2", "--seeds", "0", "--checkpoints", "1", "--budget", "parameters", "--denoising-steps", "4",
+            "--output", str(tmp_path), "--quiet"]  # fmt: skip
 
 
 def test_an_interrupted_benchmark_continues_and_leaves_no_runs(tmp_path, quick, capsys):

@@ -162,7 +162,7 @@ def test_each_subject_has_class_images_of_the_shapes_of_its_photos_and_its_repea
     assert [taken.count(cache.mean.shape[-2:]) for cache in session.photos] == [2, 1, 3]
 
 
-@pytest.mark.parametrize("preservation", ["class-images", "base-output"])
+@pytest.mark.parametrize("preservation", ["class-images", pytest.param("base-output", marks=pytest.mark.slow)])
 def test_buckets_and_masks_resume_with_subjects_captions_and_validation(settings, mixed, tmp_path, preservation):
     config = settings(
         **BUCKETS, photos=None, class_noun=None, concepts=two_subjects(mixed), caption="a {subject}, red, big",
