@@ -176,11 +176,12 @@ def test_sd15_trains_on_real_photos_resumes_exactly_and_exports(sd1, tmp_path):
         assert relative(diffusers_outputs(sd1, file), ours) < EXACT
 
 
-def short_run(pipe, tmp_path, **changes):
+def short_run(build, tmp_path, **changes):
+    """Train, load and draw; the largest pipeline that ``build`` makes fits into memory once."""
     (tmp_path / "photos").mkdir()
     save_photos(tmp_path / "photos", 2)
-    pipe.save_pretrained(tmp_path / "base")
-    del pipe  # the largest fits into memory once
+    build().save_pretrained(tmp_path / "base")
+    gc.collect()
     settings = {
         "name": "Rex",
         "photos": [str(tmp_path / "photos")],
@@ -206,11 +207,11 @@ def short_run(pipe, tmp_path, **changes):
 
 @pytest.mark.parametrize("architecture", [SD1, SD2], ids=["sd1", "sd2"])
 def test_three_steps_from_photos_to_a_picture(architecture, tmp_path):
-    assert short_run(random_pipe(architecture, torch.bfloat16), tmp_path)["status"] == "finished"
+    assert short_run(lambda: random_pipe(architecture, torch.bfloat16), tmp_path)["status"] == "finished"
 
 
 def test_three_steps_of_xl(xl, tmp_path):
-    assert short_run(xl, tmp_path)["status"] == "finished"
+    assert short_run(lambda: xl, tmp_path)["status"] == "finished"
 
 
 def random_sd35(dtype):
@@ -233,7 +234,7 @@ def test_two_steps_of_sd35_medium(tmp_path):
     """In float32 where bfloat16 is emulated: 14 GiB, about ten minutes."""
     dtype = "bfloat16" if computes_bfloat16("cpu") else "float32"
     changes = {"dtype": dtype, "steps": 2, "resolution": 128, "train_text_encoder": False, "method": "hra"}
-    assert short_run(random_sd35(getattr(torch, dtype)), tmp_path, **changes)["status"] == "finished"
+    assert short_run(lambda: random_sd35(getattr(torch, dtype)), tmp_path, **changes)["status"] == "finished"
 
 
 def random_klein():
@@ -253,7 +254,7 @@ def random_klein():
 def test_two_steps_of_flux2_klein_with_nf4_weights(tmp_path):
     """In float32 until they are quantised: 16 GiB, about half an hour, since all 512 text tokens are read."""
     changes = {"dtype": "float32", "base_weights": "nf4", "steps": 2, "resolution": 128, "train_text_encoder": False}
-    assert short_run(random_klein(), tmp_path, **changes, method="hra")["status"] == "finished"
+    assert short_run(random_klein, tmp_path, **changes, method="hra")["status"] == "finished"
 
 
 def test_an_xl_single_file_is_recognised_and_opens(xl, tmp_path):
