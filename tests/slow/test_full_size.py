@@ -252,7 +252,7 @@ def random_klein():
 
 
 def test_two_steps_of_flux2_klein_with_nf4_weights(tmp_path):
-    """In float32 until they are quantised: 16 GiB, about half an hour, since all 512 text tokens are read."""
+    """In float32 until they are quantised: 21 GiB, about twenty minutes, since all 512 text tokens are read."""
     changes = {"dtype": "float32", "base_weights": "nf4", "steps": 2, "resolution": 128, "train_text_encoder": False}
     assert short_run(random_klein, tmp_path, **changes, method="hra")["status"] == "finished"
 
