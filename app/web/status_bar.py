@@ -20,7 +20,7 @@ from hra_diffusion.models import devices
 from training.runs import catalog, progress
 from training.runs.owners import LOCAL, Person
 from training.runs.queue import Job
-from training.runs.run_folder import Run
+from training.runs.state import log_size
 
 Seen = tuple[str, str, str]
 """What a visitor has been sent: the digest of the runs, the base model and the device."""
@@ -105,7 +105,7 @@ def followed(context: AppContext) -> object:
     """Return what the status bar and the view of a run depend on."""
     session, queue = context.session, context.queue
     catalog.scan_runs(queue.index)
-    training = [(name, progress.log_size(Run(context.output / name))) for name in queue.training()]
+    training = [(name, log_size(context.output / name)) for name in queue.training()]
     minute = time.time() // 60 if training else 0  # a run that has been silent for long is marked
     return queue.index.revision(), training, minute, session.base, session.device, sharing(session)
 

@@ -25,15 +25,16 @@ from hra_diffusion import yaml_text
 from hra_diffusion.errors import UserError, first_line
 from hra_diffusion.files import append_line, atomic_path, make_folder, remove, sha256, write_text
 from training.runs import owners, state
-from training.runs.state import Request, RunState
+from training.runs.state import LOG, Request, RunState
 
 MANIFEST = "manifest.json"
 OWN_FILES = (state.FILE, owners.FILE, "stop", "sample-now")
 """Files of a run's folder that are not mirrored as files."""
-LOG = "events.jsonl"
 CONFIG = "config.yaml"
 TEXTS = (CONFIG, LOG, "process.log")
 """Files that change, and may hold paths of the run's folder."""
+OWN = ".cluster"
+"""Folder in an output folder: the storage of runs that name none."""
 ID = ".id"
 """File with the random id of a run's folder or an output folder. It stays when the folder is moved or restored."""
 
@@ -325,7 +326,7 @@ def place_of(storage: str | None, output: Path, name: str) -> str:
 
 def default_storage(output: Path) -> str:
     """Return the URL of the storage of runs that name none."""
-    return f"file://{(output.resolve() / '.cluster').as_posix()}"
+    return f"file://{(output.resolve() / OWN).as_posix()}"
 
 
 def id_of(folder: Path) -> str:
@@ -338,6 +339,6 @@ def id_of(folder: Path) -> str:
 def delete_copies(folder: Path, output: Path) -> None:
     """Delete the copies of a run from the output folder's own storage. Its ``folder`` may be in the trash."""
     if (folder / ID).is_file():
-        for manifest in (output / ".cluster").glob(f"*/{MANIFEST}"):
+        for manifest in (output / OWN).glob(f"*/{MANIFEST}"):
             if id_of(folder) in manifest.read_text(encoding="utf-8"):
                 remove(manifest.parent)

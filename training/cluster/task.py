@@ -91,22 +91,18 @@ class Attempt:
     def _follow(self, process: "subprocess.Popen[bytes]") -> None:
         """Mirror the run until its process ends. Raises AttemptError if it hangs."""
         synchronised = heard = time.monotonic()
-        size, longest, limit, begun = self._log_size(), 0.0, BEFORE_FIRST * self.silence, False
+        size, longest, limit, begun = state.log_size(self.folder), 0.0, BEFORE_FIRST * self.silence, False
         while process.poll() is None:
             if self._synchronise(synchronised):
                 synchronised = time.monotonic()
             now = time.monotonic()
-            if (seen := self._log_size()) != size:
+            if (seen := state.log_size(self.folder)) != size:
                 if begun:
                     longest = max(longest, now - heard)
                 size, heard, limit, begun = seen, now, max(self.silence, 2 * longest), True
             if now - heard > limit:
                 raise AttemptError(f"{self.folder.name} has written no event for {now - heard:.0f} s")
             time.sleep(SYNC_SECONDS)
-
-    def _log_size(self) -> int:
-        log = self.folder / "events.jsonl"
-        return log.stat().st_size if log.exists() else 0
 
     def _synchronise(self, since: float) -> bool:
         """Pass on requests and upload what has changed. Returns whether the storage could be reached.

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 
 from hra_diffusion import records
-from training.runs import leases, progress
+from training.runs import leases
 from training.runs.events import Listener, LoggedEvent, from_json
 from training.runs.queue import Job, Queue
 from training.runs.run_folder import Run, RunError
-from training.runs.state import MAX_RESTARTS
+from training.runs.state import LOG, MAX_RESTARTS, log_size
 from training.settings.cluster import is_cluster
 
 POLL_SECONDS = 0.5
@@ -58,14 +58,14 @@ class EventLog:
     """The events that a run logs from now on."""
 
     def __init__(self, run: Run):
-        self.run, self.offset = run, progress.log_size(run)
+        self.run, self.offset = run, log_size(run.folder)
 
     def read(self, listeners: Sequence[Listener]) -> None:
         """Pass the events since the last call to the listeners."""
-        size = progress.log_size(self.run)
+        size = log_size(self.run.folder)
         if not listeners or size == self.offset:
             return
-        path = self.run.folder / "events.jsonl"
+        path = self.run.folder / LOG
         with path.open("rb") as file:
             file.seek(self.offset if size > self.offset else 0)  # a run that starts over has a new log
             lines = [line for line in file if line.endswith(b"\n")]

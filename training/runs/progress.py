@@ -14,6 +14,7 @@ from hra_diffusion.evaluation.clip import Score
 from training.runs.event_text import event_line
 from training.runs.events import LoggedEvent
 from training.runs.run_folder import Run
+from training.runs.state import LOG
 
 RECENT_STEPS = 20
 """Number of steps whose median time predicts the time left."""
@@ -122,7 +123,7 @@ _reading = threading.Lock()
 
 def read(run: Run) -> Progress:
     """Return the progress of a run. Only lines added since the last call are read, unless the log was replaced."""
-    log = run.folder / "events.jsonl"
+    log = run.folder / LOG
     with _reading:
         try:
             status, file = log.stat(), log.open("rb")
@@ -140,14 +141,6 @@ def read(run: Run) -> Progress:
                 for event in records.parse_lines(log, [line], LoggedEvent):
                     reader.progress.update(event)
         return reader.progress
-
-
-def log_size(run: Run) -> int:
-    """Return the size of the run's event log in bytes, 0 if there is none."""
-    try:
-        return (run.folder / "events.jsonl").stat().st_size
-    except OSError:
-        return 0
 
 
 def smooth(values: Sequence[float], decay: float = 0.9) -> list[float]:

@@ -12,6 +12,8 @@ from training.runs import owners
 from training.runs.index import Index
 
 FILE = "state.json"
+LOG = "events.jsonl"
+"""File in a run's folder with its events."""
 MAX_RESTARTS = 3
 """How often an interrupted run is continued without a new checkpoint in between: it may be what ends the machine."""
 Request = Literal["stop", "sample-now"]
@@ -97,3 +99,11 @@ def take_request(folder: Path, what: Request) -> bool:
         return False
     remove(file)
     return True
+
+
+def log_size(folder: Path) -> int:
+    """Return the size in bytes of the event log of the run in a folder, 0 if there is none."""
+    try:
+        return (folder / LOG).stat().st_size
+    except OSError:
+        return 0

@@ -47,7 +47,7 @@ class Flux2Klein(TransformerFamily):
 
     def takes_guidance(self, pipe: Any) -> bool:
         """The pipeline ignores the guidance scale of distilled models."""
-        return not pipe.config.get("is_distilled")
+        return not self.distillation_sign(pipe)
 
     def encode_prompts(self, pipe: Any, prompts: list[str], negative: list[str] | None) -> dict[str, Any]:
         """Encode prompts as the pipeline's call does, equal ones once: the text encoder is large, without adapters."""
