@@ -3,6 +3,7 @@
 Source: ``accelerate.tracking`` of accelerate 1.15, whose classes know TensorBoard, Weights & Biases and others.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -46,9 +47,13 @@ def start_trackers(config: TrainConfig, folder: Path) -> list[tracking.GeneralTr
     for name in config.report_to:
         kind: Any = tracking.LOGGER_TYPE_TO_CLASS[name]
         place = [str(folder / LOGS)] if kind.requires_logging_directory else []
-        project = PROJECT if name in RUN_NAMES else config.name
+        project, options = config.name, {}
+        if name in RUN_NAMES:
+            project, options = PROJECT, {RUN_NAMES[name]: config.name}
+        if name == "tensorboard":  # or a run that resumes within a second of its start overwrites its first file
+            options = {"filename_suffix": f".{secrets.token_hex(4)}"}
         try:
-            tracker = kind(project, *place, **({RUN_NAMES[name]: config.name} if name in RUN_NAMES else {}))
+            tracker = kind(project, *place, **options)
             tracker.start()
             tracker.store_init_configuration(_public(config))
         except Exception as error:  # the libraries involved raise errors of many types

@@ -86,7 +86,7 @@ def test_a_missing_package_is_an_error_before_the_run_begins(settings, tmp_path)
 
 def test_a_tracker_that_can_not_be_started_fails_the_run_with_its_reason(settings, tmp_path, monkeypatch):
     class NoLogin(Notebook):
-        def __init__(self, name, place):
+        def __init__(self, name, place, **_):
             raise OSError("log in first")
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", type("Tracker", (NoLogin,), {
