@@ -3,6 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 ATTENTION = (Attention, AttentionModuleMixin)
 """Classes of the attention layers of diffusers' models: a UNet's, VAE's and SD 3's, and FLUX.2's."""
@@ -52,7 +53,7 @@ class AllocationMeter(TorchDispatchMode):
         self._seen = {tensor.untyped_storage()._cdata for tensor in excluded}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = _call(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())
@@ -70,6 +71,61 @@ class AllocationMeter(TorchDispatchMode):
     def _remove(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+_results: dict[Any, Any] = {}
+"""Results of operations by ``_key``: sizes, strides and data types, None where one is not a new tensor."""
+
+
+def _call(func: Any, args: Any, kwargs: Any) -> Any:
+    """Call an operation. The shapes of its results on "meta" are computed once: PyTorch computes them in Python."""
+    if not _is_functional(func):
+        return func(*args, **kwargs)
+    arguments = [*args, *kwargs.values()]
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    if not tensors or not all(tensor.is_meta for tensor in tensors):
+        return func(*args, **kwargs)
+    key = func, len(args), *kwargs, *map(_key, arguments)
+    if key not in _results:
+        result = func(*args, **kwargs)
+        _results[key] = _metadata(result, tensors)
+        return result
+    known = _results[key]
+    if known is None:
+        return func(*args, **kwargs)
+    return tree_map_only(_Metadata, _Metadata.new_tensor, known)
+
+
+@functools.cache
+def _is_functional(func: Any) -> bool:
+    """Whether an operation neither changes its arguments nor returns views of them, by its signature."""
+    return not func._schema.is_mutable and not any(value.alias_info for value in func._schema.returns)
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.size(), value.stride(), value.dtype
+    return tuple(map(_key, value)) if isinstance(value, list | tuple) else (type(value), value)
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def new_tensor(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _metadata(result: Any, arguments: list[Tensor]) -> Any:
+    """Return an operation's result with ``_Metadata`` in place of tensors, None if one is not new or not on "meta"."""
+    found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    storages = {tensor.untyped_storage()._cdata for tensor in [*arguments, *found]}
+    shared = len({tensor.untyped_storage()._cdata for tensor in arguments})
+    if len(storages) != shared + len(found) or not all(tensor.is_meta for tensor in found):
+        return None
+    return tree_map_only(Tensor, lambda tensor: _Metadata(tensor.size(), tensor.stride(), tensor.dtype), result)
 
 
 def _with_fused_attention(forward: Callable[..., Any]) -> Callable[..., Any]:
