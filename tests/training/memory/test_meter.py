@@ -1,5 +1,7 @@
 """The meter of allocated memory."""
 
+import functools
+
 import pytest
 import torch
 from conftest import tiny_pipe, tiny_xl_pipe
@@ -10,8 +12,7 @@ from training.memory import footprint, meter
 
 @pytest.mark.parametrize(("make", "method"), [(tiny_pipe, "lora"), (tiny_xl_pipe, "hra")])
 def test_shapes_that_are_computed_once_give_the_same_peaks(settings, make, method, monkeypatch):
-    config, pipe = settings(method=method, dtype="float32"), make()
-    predict = lambda: footprint.predict_footprint(config, "cpu", pipe)
+    predict = functools.partial(footprint.predict_footprint, settings(method=method), "cpu", make())
     monkeypatch.setattr(meter, "_results", {})
     first, again = predict(), predict()
     assert meter._results, "shapes are kept"
