@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from app.inference_session import Cancelled
-from app.protocols.plan import BASE, NOISE_SEED, Plan
+from app.protocols.plan import BASE, NOISE_SEED, WITHOUT_SAMPLES, Plan
 from app.protocols.scoring import Scorer
 from app.protocols.subjects import Subject
 from hra_diffusion import library, pipeline
@@ -244,7 +244,7 @@ class Benchmark:
 
     def _config(self, cell: Cell) -> TrainConfig:
         config = self.plan.config(self.subjects[cell.subject], cell.variant, cell.seed)
-        return config.model_copy(update=dict(self.jobs))
+        return config.model_copy(update=WITHOUT_SAMPLES | dict(self.jobs))
 
     def _queue(self, cell: Cell) -> str:
         """Queue the run of a cell, unless it is, and return its name."""

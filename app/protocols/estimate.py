@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from app.protocols.cells import DRIFT_PROMPTS, Cell, Result, missing_cells, read_results
-from app.protocols.plan import BASE, Plan
+from app.protocols.plan import BASE, WITHOUT_SAMPLES, Plan
 from app.protocols.subjects import Subject
 from training.config import TrainConfig
 from training.runs import calibration
@@ -106,7 +106,11 @@ def _seconds_of_training(
     start = found.start if found else 0.0
     if own:
         return start + fmean(own)
-    return None if found is None or found.error else start + found.seconds(config, len(subject.photos))
+    return (
+        None
+        if found is None or found.error
+        else start + found.seconds(config.model_copy(update=WITHOUT_SAMPLES), len(subject.photos))
+    )
 
 
 def _seconds_per_picture(

@@ -31,6 +31,8 @@ PLAN_FILE = "benchmark.json"
 """Where a plan lies in the folder of its benchmark."""
 PICTURES: dict[ProtocolName, int] = {"toybox": 1, "dreambooth": 4, "mine": 2}
 """Pictures per prompt by protocol; 4 as in the DreamBooth benchmark (arXiv 2208.12242, section 4.1)."""
+WITHOUT_SAMPLES = {"sample_prompts": ()}
+"""Settings of a cell's run: it needs no samples, whose time and memory would count as those of training."""
 TRIGGER = "sks"
 NOISE_SEED = 1000
 """Between the noise of two training seeds: more than the pictures of a cell."""
@@ -78,7 +80,10 @@ class Plan(BaseModel):
         return find_subjects(self.protocol, self.data, self.photos, self.class_noun)
 
     def config(self, subject: Subject, variant: str, seed: int) -> TrainConfig:
-        """Return the configuration of a cell's run. Raises ConfigError for a variant that is none."""
+        """Return the configuration of a cell's run, with samples (see ``WITHOUT_SAMPLES``).
+
+        Raises ConfigError for a variant that is none.
+        """
         every = {"checkpoint_every": self._checkpoint_every(variant)} if self.checkpoints else {}
         return configs.parse(
             {"name": f"{self.name}-{slug(subject.name)}-{slug(variant)}-{seed}", "photos": [*map(str, subject.photos)],

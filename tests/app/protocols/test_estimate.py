@@ -20,8 +20,8 @@ PLAN = Plan(
 )  # fmt: skip
 SUBJECTS = PLAN.load_subjects()
 MEASURED = Calibration(step=2.0, samples=3.0, start=4.0)
-TRAINING = 4 + 10 * 2 + 2 * 3
-"""Seconds of a run: start, steps, and samples before and after."""
+TRAINING = 4 + 10 * 2
+"""Seconds of a run: start and steps."""
 PICTURE = 3 * 25 / 15
 """Seconds of a picture of 25 denoising steps, if samples have 15."""
 
