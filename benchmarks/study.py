@@ -5,7 +5,7 @@
     python -m benchmarks.study gather study outputs/study-0/benchmark/study outputs/study-1/benchmark/study
 
 ``study`` trains all methods and variants of HRA with equal parameters on six subjects; ``rates`` trains four methods
-with half, one, two and four times their learning rates on two. Seeds can be trained side by side, each with an
+with a quarter, half, one and two times their learning rates on two. Seeds can be trained side by side, each with an
 ``--output`` of its own.
 
 ``gather`` adds the finished cells of benchmarks to benchmarks/results/NAME.csv, one line each with its mean figures and
@@ -45,7 +45,7 @@ STUDIES = {
         "--subjects", "octopus", "robot", "hedgehog", "penguin", "fire engine", "yellow parrot",
     ],
     "rates": [
-        "--methods", "lora", "hra", "hoft", "shoft", *EQUAL, "--learning-rate-factors", "0.5", "1", "2", "4",
+        "--methods", "lora", "hra", "hoft", "shoft", *EQUAL, "--learning-rate-factors", "0.25", "0.5", "1", "2",
         "--subjects", "monkey", "pineapple",
     ],
 }  # fmt: skip
