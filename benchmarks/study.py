@@ -6,7 +6,7 @@
 
 ``study`` trains all methods and variants of HRA with equal parameters on six subjects; ``rates`` trains four methods
 with a quarter, half, one and two times their learning rates on two. Seeds can be trained side by side, each with an
-``--output`` of its own.
+``--output`` of its own, and so can subjects with the printed command.
 
 ``gather`` adds the finished cells of benchmarks to benchmarks/results/NAME.csv, one line each with its mean figures and
 costs, and writes their summary, NAME.json, and the tables of docs/which-method.md. Both files have the formats of
@@ -163,13 +163,14 @@ def complete(plan: Plan, results: Iterable[Result]) -> list[Result]:
 
 
 def _joined(plan: Plan | None, other: Plan, folder: Path) -> Plan:
-    """Return a plan with the seeds of both."""
+    """Return a plan with the subjects and seeds of both."""
     if plan is None:
         return other
-    first, second = (json.loads(one.model_dump_json(exclude={"name", "seeds"})) for one in (plan, other))
+    first, second = (json.loads(one.model_dump_json(exclude={"name", "subjects", "seeds"})) for one in (plan, other))
     if differing := [key for key in first if first[key] != second[key]]:
         raise SystemExit(f"{folder} has other settings than the results so far: {', '.join(differing)}")
-    return plan.model_copy(update={"seeds": tuple(sorted({*plan.seeds, *other.seeds}))})
+    subjects = tuple(dict.fromkeys((*plan.subjects, *other.subjects)))
+    return plan.model_copy(update={"subjects": subjects, "seeds": tuple(sorted({*plan.seeds, *other.seeds}))})
 
 
 if __name__ == "__main__":

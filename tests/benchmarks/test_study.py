@@ -76,6 +76,14 @@ def test_seeds_of_several_outputs_are_joined_and_pairs_that_lack_a_variant_left_
     assert "counts as a copy for 2 of 2 subjects" in table
 
 
+def test_outputs_of_other_subjects_are_joined(gathered, tmp_path):
+    other = store(tmp_path / "other", PLAN.model_copy(update={"subjects": ("octopus",)}))
+    study.gather("study", [other], gathered)
+    data = json.loads((gathered / "study.json").read_text())
+    assert data["plan"]["subjects"] == ["robot", "penguin", "octopus"]
+    assert "4 of 6 pairs" in study_tables.study_part(data) and len(data["missing"]) == 1 + 3
+
+
 def test_other_settings_are_not_joined(gathered, tmp_path):
     other = store(tmp_path / "other", PLAN.model_copy(update={"prompts": 3}))
     with pytest.raises(SystemExit, match=r"other settings.*: prompts"):
