@@ -1,7 +1,6 @@
 """Write the generated parts of docs/which-method.md from the results: ``python -m benchmarks.study_tables``."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -148,20 +147,20 @@ def rates_part(data: Data) -> str:
     subjects, seeds = data["plan"]["subjects"], data["plan"]["seeds"]
     about = (
         f"Subjects: {', '.join(subjects)}; training seeds: {', '.join(map(str, seeds))}. Subject right / scene right "
-        "(learning rate), by multiples of the preset's learning rate."
+        "(learning rate), by multiples of the preset's learning rate. The plot names each method at its highest rate."
     )
-    return f"{about}\n\n{table}\n\n![Share of the pictures with the right subject by learning rate](images/{PLOT.name})"
+    return f"{about}\n\n{table}\n\n![Right subjects against right scenes by learning rate](images/{PLOT.name})"
 
 
 def rates_plot(data: Data) -> str:
-    """Return the curves of the right subject by learning rate, as an SVG file's content."""
+    """Return right subjects against right scenes as an SVG file, a curve per method, named at its highest rate."""
     series = []
     for method, own in _by_method(data):
-        known = sorted((factor, data["means"][label]) for factor, (label, _) in own.items() if label in data["means"])
+        known = [data["means"][label] for _, (label, _) in sorted(own.items()) if label in data["means"]]
         labels = [*[""] * (len(known) - 1), method]
-        points = zip(labels, known, strict=True)
-        series.append([Point(label, math.log2(x), own["subject right"]["mean"]) for label, (x, own) in points])
-    drawn = curves(series, "learning rate, as a power of 2 times the preset's", "subject right")
+        points = ([found[name]["mean"] for name in reversed(JUDGED)] for found in known)
+        series.append([Point(label, *point) for label, point in zip(labels, points, strict=True)])
+    drawn = curves(series, "scene right", "subject right")
     return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" color="#777" ', 1)
 
 
