@@ -33,6 +33,7 @@ from training.runs.events import Failed, Finished, Listener, Notice, Stopped
 from training.runs.identity import PhotoRecord
 from training.runs.listeners import LogFile
 from training.runs.run_folder import Run
+from training.runs.state import LOG
 from training.runs.trackers import TrackerListener, require_trackers, start_trackers
 from training.samples import generate_samples, name_best_checkpoint, samples_due
 from training.session.devices import make_accelerator, restore_eval
@@ -187,7 +188,7 @@ def run_context(
 
     The main process does so; the others wait until it has begun, and only record errors that it does not know.
     """
-    log = LogFile(run.folder / "events.jsonl")
+    log = LogFile(run.folder / LOG)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         try:

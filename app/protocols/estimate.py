@@ -106,11 +106,8 @@ def _seconds_of_training(
     start = found.start if found else 0.0
     if own:
         return start + fmean(own)
-    return (
-        None
-        if found is None or found.error
-        else start + found.seconds(config.model_copy(update=WITHOUT_SAMPLES), len(subject.photos))
-    )
+    run = config.model_copy(update=WITHOUT_SAMPLES)
+    return None if found is None or found.error else start + found.seconds(run, len(subject.photos))
 
 
 def _seconds_per_picture(

@@ -121,9 +121,8 @@ class _Metadata:
 def _metadata(result: Any, arguments: list[Tensor]) -> Any:
     """Return an operation's result with ``_Metadata`` in place of tensors, None if one is not new or not on "meta"."""
     found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    storages = {tensor.untyped_storage()._cdata for tensor in [*arguments, *found]}
-    shared = len({tensor.untyped_storage()._cdata for tensor in arguments})
-    if len(storages) != shared + len(found) or not all(tensor.is_meta for tensor in found):
+    given, new = ({tensor.untyped_storage()._cdata for tensor in own} for own in (arguments, found))
+    if given & new or len(new) < len(found) or not all(tensor.is_meta for tensor in found):
         return None
     return tree_map_only(Tensor, lambda tensor: _Metadata(tensor.size(), tensor.stride(), tensor.dtype), result)
 

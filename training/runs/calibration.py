@@ -65,8 +65,8 @@ class Calibration:
 
     def seconds(self, config: TrainConfig, photos: int) -> float:
         """Return the predicted seconds of a run with this many photos."""
-        rounds = 1 + (math.ceil(config.steps / config.sample_every) if config.sample_every else 1)
-        rounds = rounds if config.sample_prompts else 0
+        later = math.ceil(config.steps / config.sample_every) if config.sample_every else 1
+        rounds = 1 + later if config.sample_prompts else 0
         nouns = len({subject.class_noun for subject in config.subjects})
         classes = config.num_class_images * nouns if config.uses_class_images else 0
         encoded = photos + classes

@@ -36,7 +36,7 @@ from training.runs import identity as identities
 from training.runs import leases, state
 from training.runs.identity import TRAINING_STATE, Identity, PhotoRecord, pixel_hash
 from training.runs.index import Index
-from training.runs.state import Request, RunState
+from training.runs.state import LOG, Request, RunState
 
 RUN_FILES = ("state.json", "config.yaml")
 """A folder with one of these files belongs to a run."""
@@ -154,11 +154,11 @@ class Run:
             config = config.model_copy(update={name: getattr(stored, name) for name in EXECUTION_FIELDS})
         else:
             self.require_free()
-            for stale in ("samples", "events.jsonl", "sample-now", "photos", "masks"):
+            for stale in ("samples", LOG, "sample-now", "photos", "masks"):
                 remove(self.folder / stale)
             self._write_running(0, config)
             stored = None
-        if (log := self.folder / "events.jsonl").is_dir():
+        if (log := self.folder / LOG).is_dir():
             records.set_aside(log, "a folder is in its place")
         if self._listed_photos() != photos:
             write_text(self.folder / "photos.json", RootModel[list[PhotoRecord]](photos).model_dump_json(indent=1))
