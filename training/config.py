@@ -12,7 +12,7 @@ from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError, shown
 from hra_diffusion.files import write_text
 from hra_diffusion.models.sources import TOYBOX
-from training.presets import PRESETS, defaults
+from training.presets import PRESETS, defaults, rank_factor
 from training.settings.adapter import AdapterSettings
 from training.settings.base_model import BaseModelSettings
 from training.settings.cluster import ClusterSettings
@@ -87,13 +87,16 @@ class TrainConfig(
         method = registry.get_method(str(given.get("method", "hra")))
         preset = given.get("preset", "balanced")
         preset = preset if str(preset) in PRESETS else "balanced"  # validated with the other fields
-        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset, str(given.get("optimizer", "adamw")))
+        optimizer = str(given.get("optimizer", "adamw"))
+        filled = defaults(str(given.get("base", TOYBOX)), method.name, preset, optimizer)
         if given.get("preservation") == "base-output":  # chosen where the preset preserves nothing
             filled["prior_loss_weight"] = 1.0
         options = given.get("options", {})
         if not isinstance(options, dict):
             raise ValueError(f"options must be lines like 'rank: 8', not {shown(options)}")
-        return filled | given | {"options": method.parse(filled["options"] | options).model_dump()}
+        parsed = method.parse(filled["options"] | options).model_dump()
+        filled["learning_rate"] *= rank_factor(method.name, optimizer, filled["options"]["rank"], parsed["rank"])
+        return filled | given | {"options": parsed}
 
     @property
     def sample_texts(self) -> list[str]:

@@ -107,6 +107,9 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Families that use the values of Stable Diffusion 1, and where they differ. The rates of the last two are not
 measured."""
+_SUMMED = ("hra",)
+"""Methods whose change grows with the rank at the same learning rate: a product of as many reflections. LoRA divides
+its product by the rank."""
 
 
 def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> dict[str, Any]:
@@ -118,3 +121,12 @@ def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> d
     chosen = _COMMON | _BASE[values] | _PRESET[values][preset] | of_method | of_combination | _VARIANTS.get(variant, {})
     rate = chosen["learning_rate"] * (_LION_RATE if optimizer.startswith("lion") else 1)
     return chosen | {"learning_rate": rate} | _OPTIMIZER.get(optimizer, {})
+
+
+def rank_factor(method: str, optimizer: str, preset_rank: int, rank: int) -> float:
+    """Return the factor on the default learning rate at another rank than the preset's: 1, or less above it for HRA.
+
+    See docs/which-method.md for the measurement. Lower ranks are not measured and keep the rate.
+    """
+    finds_rate = "learning_rate" in _OPTIMIZER.get(optimizer, {})
+    return preset_rank / max(preset_rank, rank) if method in _SUMMED and not finds_rate else 1.0

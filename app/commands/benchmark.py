@@ -113,10 +113,8 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     quick, protocol = arguments.quick, arguments.protocol
     photos = [path.absolute() for path in arguments.photos or ()]
     found = plans.find_subjects(protocol, arguments.data, photos, arguments.class_noun)
-    methods = arguments.methods or ([] if arguments.variants else REPRESENTATIVE if quick else COMPARED)
     base = base_settings(arguments)
-    variants = plans.read_variants(methods, arguments.variants)
-    variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)
+    variants = plans.with_rate_factors(given_variants(arguments), base, arguments.learning_rate_factors)
     names, sources = plans.read_metrics(arguments.metrics)
     try:
         plan = Plan(
@@ -134,6 +132,12 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
         raise UserError(explain(error)) from None
     plans.check(plan)
     return plan
+
+
+def given_variants(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the variants that the arguments name, each at the learning rate of its own. Raises UserError."""
+    default = REPRESENTATIVE if arguments.quick else COMPARED
+    return plans.read_variants(arguments.methods or ([] if arguments.variants else default), arguments.variants)
 
 
 def base_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -207,7 +211,8 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
 def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the settings of the variants with ranks or steps of an equal budget. Raises UserError."""
     if plan.budget == "parameters":
-        return plans.equal_parameters(plan.variants, plan.base, load_base(arguments))
+        variants = plans.equal_parameters(given_variants(arguments), plan.base, load_base(arguments))
+        return plans.with_rate_factors(variants, plan.base, arguments.learning_rate_factors)  # rates depend on ranks
     found = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
     return plans.equal_seconds(plan.variants, plan.base, found)
 

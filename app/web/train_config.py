@@ -133,21 +133,23 @@ def preview_config(
     Placeholders fill in what is missing; they do not change the cost. Raises ConfigError for invalid settings.
     """
     settings = given_settings(context, entries, values) | ({"base": absolute_base(base)} if base else {})
-    return _parse({key: value for key, value in settings.items() if value not in ("", None)})
+    return _parse(settings)
 
 
 def _parse(settings: dict[str, Any]) -> TrainConfig:
-    return configs.parse({**PLACEHOLDERS, **settings, "photos": ["."], "boxes": {}})
+    filled = {key: value for key, value in settings.items() if value not in ("", None)}
+    return configs.parse({**PLACEHOLDERS, **filled, "photos": ["."], "boxes": {}})
 
 
 def changed_settings(
     context: AppContext, entries: Sequence[form.Entry], values: FormValues, config: TrainConfig
 ) -> dict[str, Any]:
-    """Return the settings in which a configuration differs from the defaults of its preset and method."""
-    defaults = values._replace(preset=config.preset, method=config.method).without_advanced()
-    bare = preview_config(context, entries, defaults)
-    changed = {name: value for name, value in config if value != getattr(bare, name)}
-    return changed | {"options": {k: v for k, v in config.options.items() if v != bare.options.get(k)}}
+    """Return the settings in which a configuration differs from the defaults of its preset, method and rank."""
+    values = values._replace(preset=config.preset, method=config.method).without_advanced()
+    bare = given_settings(context, entries, values)
+    defaults, usual = _parse(bare | {"options": config.options}), _parse(bare).options
+    changed = {name: value for name, value in config if value != getattr(defaults, name)}
+    return changed | {"options": {k: v for k, v in config.options.items() if v != usual.get(k)}}
 
 
 def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues) -> list[TrainConfig]:
@@ -173,14 +175,10 @@ def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues)
     runs = []
     for method in values.several:
         same = method == first.method
-        own = {
-            key: value
-            for key, value in settings.items()
-            if value not in ("", None) and (same or (key in by_hand and key != "options"))
-        }
-        config = _parse({**own, "method": method})
-        rank = matched_rank(method, config.options, shapes, size)
-        runs.append(config.model_copy(update={"options": config.options | {"rank": rank}}))
+        own = {key: value for key, value in settings.items() if same or (key in by_hand and key != "options")}
+        options = _parse({**own, "method": method}).options
+        rank = matched_rank(method, options, shapes, size)
+        runs.append(_parse({**own, "method": method, "options": options | {"rank": rank}}))
     return runs
 
 

@@ -267,6 +267,10 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         raise AdapterFileError(f"no adapter file {path}") from None
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror or error}") from None
+    except RuntimeError:  # torch opens the file again, which another process may have deleted
+        if path.exists():
+            raise
+        raise AdapterFileError(f"no adapter file {path}") from None
     except SafetensorError as error:
         if path.suffix in PICKLE_SUFFIXES:
             raise AdapterFileError(

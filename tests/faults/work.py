@@ -140,13 +140,25 @@ def tensor_bytes(file: Path) -> bytes:
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
+def read(file: Path) -> None:
+    """Read a file of tensors, and all of it if it is an adapter of this program. Raises AdapterFileError."""
+    with adapter_file.open_safetensors(file) as opened:
+        own = (opened.metadata() or {}).get("format") == adapter_file.FORMAT
+    if own:
+        adapter_file.read(file)
+
+
 def whole(output: Path) -> bool:
-    """Return whether every file that is not a temporary one can be read."""
+    """Return whether every file that is not a temporary one can be read.
+
+    A run that outlives the killed process trains on, and deletes the training states of its earlier checkpoints.
+    """
     for file in files(output):
-        with adapter_file.open_safetensors(file) as opened:
-            own = (opened.metadata() or {}).get("format") == adapter_file.FORMAT
-        if own:
-            adapter_file.read(file)
+        try:
+            read(file)
+        except UserError:
+            if file.exists():
+                raise
     list(library.list_adapters([output]))
     for folder in output.glob("[!.]*/"):
         if run := lookup.find(output, folder.name):

@@ -36,6 +36,19 @@ def test_learning_rates_for_stable_diffusion_are_the_papers():
     assert rates == compared | {"dora": 1e-4, "oft": 6e-5, "boft": 3e-5}
 
 
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [({}, 0.25), ({"optimizer": "lion8bit"}, 0.25), ({"optimizer": "prodigy"}, 1), ({"method": "lora"}, 1)],
+)
+def test_above_the_rank_of_the_preset_hra_has_a_lower_learning_rate(changes, factor):
+    rates = {
+        rank: configs.parse({**GIVEN, "method": "hra", **changes, "options": {"rank": rank}}).learning_rate
+        for rank in (4, 16, 64)
+    }
+    assert rates[4] == rates[16] and rates[64] == pytest.approx(factor * rates[16])
+    assert configs.parse({**GIVEN, **changes, "options": {"rank": 64}, "learning_rate": 0.5}).learning_rate == 0.5
+
+
 def test_min_snr_formula_and_flip_depend_on_the_base_model():
     toybox, real = configs.parse(GIVEN), configs.parse({**GIVEN, "base": "a/b"})
     assert (real.min_snr_formula, real.flip) == ("standard", False)

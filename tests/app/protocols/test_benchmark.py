@@ -280,6 +280,17 @@ def test_a_worker_that_can_not_start_is_an_error(tmp_path, monkeypatch):
         follow.wait_for(queue, "test-robot-lora-0")
 
 
+def test_learning_rates_are_multiplied_at_the_ranks_of_equal_parameters(tmp_path):
+    words = ["toybox", "--methods", "lora", "hra", "--budget", "parameters", "--learning-rate-factors", "1", "2"]
+    _, parser = main.__globals__["load_command"]("benchmark")
+    parsed = parser.parse_args([*words, "--output", str(tmp_path)])
+    found = command.resolve_budget(parsed, command.make_plan("equal", parsed))
+    hra, twice = found["hra"], found["hra × 2"]
+    rank = hra["options"]["rank"]
+    assert rank > 16 and hra["learning_rate"] == pytest.approx(0.7e-3 * 16 / rank)
+    assert twice == hra | {"learning_rate": 2 * hra["learning_rate"]}
+
+
 @pytest.mark.parametrize("option", ["--denoising-steps 0", "--pictures 99", "--checkpoints -1", "--strengths nan"])
 def test_numbers_out_of_range_are_named(option, tmp_path, capsys):
     assert main(["benchmark", "toybox", *option.split(), "--dry-run", "--output", str(tmp_path)]) == 1

@@ -12,7 +12,7 @@ from tiny_blip import tiny_blip
 from visitors import Visitor
 
 from app.web import form, status_bar, train_form, train_photos
-from app.web.train_config import FormValues, given_settings, plan, preview_config, queue_runs, to_yaml
+from app.web.train_config import FormValues, changed_settings, given_settings, plan, preview_config, queue_runs, to_yaml
 from app.web.train_forecast import forecast
 from hra_diffusion.adapters import registry
 from hra_diffusion.models import devices
@@ -209,6 +209,24 @@ def test_several_methods_are_one_run_each_at_a_matched_budget(context, entries):
     shapes = layer_shapes(context.session.pipe, runs[0])
     sizes = [count_parameters(config.method, config.options, shapes) for config in runs]
     assert max(sizes) / min(sizes) < 1.3 and runs[1].options["rank"] > 4
+
+
+def test_the_default_learning_rate_follows_the_matched_rank(context, entries):
+    alone = preview_config(context, entries, filled(entries, method="hra"))
+    rank = 2 * alone.options["rank"]
+    _, hra = plan(context, entries, filled(entries, {"rank": str(rank)}, method="lora", several=["lora", "hra"]))
+    ratio = hra.options["rank"] / alone.options["rank"]
+    assert ratio > 2 and hra.learning_rate == pytest.approx(alone.learning_rate / ratio)
+    given = {"rank": str(rank), "learning_rate": "0.01"}
+    _, hra = plan(context, entries, filled(entries, given, method="lora", several=["lora", "hra"]))
+    assert hra.learning_rate == 0.01
+
+
+def test_a_learning_rate_of_the_default_for_the_rank_is_no_change(context, entries):
+    values = filled(entries, {"rank": "64"}, method="hra")
+    config = preview_config(context, entries, values)
+    assert changed_settings(context, entries, values, config)["options"] == {"rank": 64}
+    assert "learning_rate" not in changed_settings(context, entries, values, config)
 
 
 def test_yaml_cannot_read_other_peoples_files(context, entries):

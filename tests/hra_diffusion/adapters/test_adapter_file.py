@@ -119,6 +119,16 @@ def test_an_invalid_file_is_refused_and_the_pipeline_does_not_change(saved, dama
     assert pipeline.loaded(fresh) == ["other"] and pipeline.active(fresh) == {"other": 0.7}
 
 
+def test_a_file_that_is_deleted_while_it_is_opened_is_missing(saved, monkeypatch):
+    def open_and_fail(path, framework):
+        path.unlink()
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode")  # torch's
+
+    monkeypatch.setattr(adapter_file, "safe_open", open_and_fail)
+    with pytest.raises(AdapterFileError, match="no adapter file"):
+        adapter_file.read_info(saved)
+
+
 def test_another_architecture_is_refused_with_both_shapes(saved):
     narrow = tiny_pipe(cross_attention_dim=16)
     with pytest.raises(
