@@ -5,7 +5,7 @@
     python -m benchmarks.study gather study outputs/study-0/benchmark/study outputs/study-1/benchmark/study
 
 ``study`` trains all methods and variants of HRA with equal parameters on six subjects; ``rates`` trains four methods
-with a quarter, half, one and two times their learning rates on two. Seeds can be trained side by side, each with an
+with a quarter, half, one and two times their learning rates on two, HRA with those of rank 16. Seeds can be trained side by side, each with an
 ``--output`` of its own, and so can subjects with the printed command.
 
 ``gather`` adds the finished cells of benchmarks to benchmarks/results/NAME.csv, one line each with its mean figures and
@@ -37,16 +37,15 @@ from hra_diffusion.evaluation.clip import Clip, default_source
 from hra_diffusion.files import write_text
 from hra_diffusion.models.sources import TOYBOX
 
-VARIANTS = "benchmarks/study.yaml"
 EQUAL = ("--budget", "parameters")
 STUDIES = {
     "study": [
-        "--methods", "lora", "moslora", "hra", "hoft", "shoft", "oft", "dora", "--variants", VARIANTS, *EQUAL,
-        "--subjects", "octopus", "robot", "hedgehog", "penguin", "fire engine", "yellow parrot",
+        "--methods", "lora", "moslora", "hra", "hoft", "shoft", "oft", "dora", "--variants", "benchmarks/study.yaml",
+        *EQUAL, "--subjects", "octopus", "robot", "hedgehog", "penguin", "fire engine", "yellow parrot",
     ],
     "rates": [
-        "--methods", "lora", "hra", "hoft", "shoft", *EQUAL, "--learning-rate-factors", "0.25", "0.5", "1", "2",
-        "--subjects", "monkey", "pineapple",
+        "--methods", "lora", "hoft", "shoft", "--variants", "benchmarks/rates.yaml", *EQUAL,
+        "--learning-rate-factors", "0.25", "0.5", "1", "2", "--subjects", "monkey", "pineapple",
     ],
 }  # fmt: skip
 """Arguments of ``hra-diffusion benchmark toybox``."""

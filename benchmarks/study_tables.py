@@ -81,13 +81,17 @@ def _coverage(data: Data) -> str:
 
 
 def _settings_table(data: Data) -> str:
-    settings = data["plan"]["resolved"] or data["plan"]["variants"]
     rows = []
-    for label, own in settings.items():
+    for label, own in _settings(data).items():
         costs = data["costs"].get(label, {})
         cells = [format_cost(name, costs.get(name)) for name in ("parameters", "seconds", "megabytes")]
         rows.append((label, own.get("options", {}).get("rank", ""), cells[0], f"{own['learning_rate']:g}", *cells[1:]))
     return markdown_table(("variant", "rank", "trainable parameters", "learning rate", "training, s", "file, MB"), rows)
+
+
+def _settings(data: Data) -> Data:
+    """Return the settings of each variant, at the rank of an equal budget."""
+    return data["plan"]["resolved"] or data["plan"]["variants"]
 
 
 def _fidelity_table(data: Data) -> str:
@@ -166,7 +170,7 @@ def rates_plot(data: Data) -> str:
 
 def _by_method(data: Data) -> Iterator[tuple[str, Mapping[float, tuple[str, float]]]]:
     """Yield each method with its labels and learning rates by factor."""
-    variants = data["plan"]["variants"]
+    variants = _settings(data)
     for method in dict.fromkeys(own["method"] for own in variants.values()):
         rates = {label: own["learning_rate"] for label, own in variants.items() if own["method"] == method}
         yield method, {rate / rates[method]: (label, rate) for label, rate in rates.items()}

@@ -57,7 +57,7 @@ def test_the_commands_are_valid_and_are_those_of_the_page(name, tmp_path, monkey
     words = study.command(name, [0, 1], tmp_path, 60)
     plan = commands.make_plan(name, load_command("benchmark")[1].parse_args(words[1:]))
     assert (
-        plan.seeds == (0, 1) and plan.budget == "parameters" and len(plan.variants) == {"study": 9, "rates": 16}[name]
+        plan.seeds == (0, 1) and plan.budget == "parameters" and len(plan.variants) == {"study": 10, "rates": 16}[name]
     )
     page = study_tables.PAGE.read_text(encoding="utf-8").replace("\\\n", "")
     shown = [shlex.split(block) for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
@@ -122,7 +122,7 @@ def test_rates_have_a_table_and_curves():
     }
     half, whole = ({"mean": value, "low": None, "high": None} for value in (0.5, 1.0))
     means = {label: {"subject right": half, "scene right": whole} for label in variants}
-    data = {"plan": {"variants": variants, "subjects": ["monkey"], "seeds": [0]}, "means": means}
+    data = {"plan": {"variants": variants, "resolved": None, "subjects": ["monkey"], "seeds": [0]}, "means": means}
     assert "| hra | 0.50 / 1.00 (0.00035) | 0.50 / 1.00 (0.0007) | 0.50 / 1.00 (0.0014) |" in study_tables.rates_part(
         data
     )
