@@ -5,8 +5,8 @@
     python -m benchmarks.study gather study outputs/study-0/benchmark/study outputs/study-1/benchmark/study
 
 ``study`` trains all methods and variants of HRA with equal parameters on six subjects; ``rates`` trains four methods
-with a quarter, half, one and two times their learning rates on two, HRA with those of rank 16. Seeds can be trained side by side, each with an
-``--output`` of its own, and so can subjects with the printed command.
+with a quarter, half, one and two times their learning rates on two, HRA with those of rank 16. Seeds can be trained
+side by side, each with an ``--output`` of its own, and so can subjects with the printed command.
 
 ``gather`` adds the finished cells of benchmarks to benchmarks/results/NAME.csv, one line each with its mean figures and
 costs, and writes their summary, NAME.json, and the tables of docs/which-method.md. Both files have the formats of
