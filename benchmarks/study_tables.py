@@ -151,7 +151,8 @@ def rates_part(data: Data) -> str:
     subjects, seeds = data["plan"]["subjects"], data["plan"]["seeds"]
     about = (
         f"Subjects: {', '.join(subjects)}; training seeds: {', '.join(map(str, seeds))}. Subject right / scene right "
-        "(learning rate), by multiples of the preset's learning rate. The plot names each method at its highest rate."
+        "(learning rate), by multiples of the preset's learning rate at rank 16. The plot names each method at its "
+        "highest rate."
     )
     return f"{about}\n\n{table}\n\n![Right subjects against right scenes by learning rate](images/{PLOT.name})"
 

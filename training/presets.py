@@ -107,9 +107,9 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Families that use the values of Stable Diffusion 1, and where they differ. The rates of the last two are not
 measured."""
-_SUMMED = ("hra",)
-"""Methods whose change grows with the rank at the same learning rate: a product of as many reflections. LoRA divides
-its product by the rank."""
+_REFLECTIONS = ("hra", "hoft", "shoft")
+"""Methods that multiply as many reflections as their rank: at the same learning rate they change the base model more
+the higher the rank is. LoRA divides its product by the rank."""
 
 
 def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> dict[str, Any]:
@@ -124,9 +124,10 @@ def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> d
 
 
 def rank_factor(method: str, optimizer: str, preset_rank: int, rank: int) -> float:
-    """Return the factor on the default learning rate at another rank than the preset's: 1, or less above it for HRA.
+    """Return the factor on the default learning rate at another rank than the preset's.
 
-    See docs/which-method.md for the measurement. Lower ranks are not measured and keep the rate.
+    It is less than 1 above the preset's rank for products of reflections: see docs/which-method.md for the measurement.
+    Lower ranks are not measured and keep the rate.
     """
     finds_rate = "learning_rate" in _OPTIMIZER.get(optimizer, {})
-    return preset_rank / max(preset_rank, rank) if method in _SUMMED and not finds_rate else 1.0
+    return preset_rank / max(preset_rank, rank) if method in _REFLECTIONS and not finds_rate else 1.0

@@ -38,9 +38,14 @@ def test_learning_rates_for_stable_diffusion_are_the_papers():
 
 @pytest.mark.parametrize(
     ("changes", "factor"),
-    [({}, 0.25), ({"optimizer": "lion8bit"}, 0.25), ({"optimizer": "prodigy"}, 1), ({"method": "lora"}, 1)],
+    [
+        ({}, 0.25),
+        ({"method": "shoft", "optimizer": "lion8bit"}, 0.25),
+        ({"optimizer": "prodigy"}, 1),
+        ({"method": "lora"}, 1),
+    ],
 )
-def test_above_the_rank_of_the_preset_hra_has_a_lower_learning_rate(changes, factor):
+def test_above_the_rank_of_the_preset_products_of_reflections_have_a_lower_learning_rate(changes, factor):
     rates = {
         rank: configs.parse({**GIVEN, "method": "hra", **changes, "options": {"rank": rank}}).learning_rate
         for rank in (4, 16, 64)
