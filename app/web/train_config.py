@@ -27,6 +27,8 @@ NOT_FROM_YAML = (
     "jobs", "storage", "processes",
 )  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
+DECISIVE = ("optimizer", "preservation")
+"""Settings on which the defaults of others depend, besides the base model, preset, method and rank."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
 """Stand in for required settings that do not change the cost of a run."""
 
@@ -144,12 +146,23 @@ def _parse(settings: dict[str, Any]) -> TrainConfig:
 def changed_settings(
     context: AppContext, entries: Sequence[form.Entry], values: FormValues, config: TrainConfig
 ) -> dict[str, Any]:
-    """Return the settings in which a configuration differs from the defaults of its preset, method and rank."""
-    values = values._replace(preset=config.preset, method=config.method).without_advanced()
-    bare = given_settings(context, entries, values)
-    defaults, usual = _parse(bare | {"options": config.options}), _parse(bare).options
+    """Return the settings in which a configuration differs from its defaults."""
+    defaults = defaults_beside(context, entries, values, config)
     changed = {name: value for name, value in config if value != getattr(defaults, name)}
-    return changed | {"options": {k: v for k, v in config.options.items() if v != usual.get(k)}}
+    return changed | {"options": {k: v for k, v in config.options.items() if v != defaults.options.get(k)}}
+
+
+def defaults_beside(
+    context: AppContext, entries: Sequence[form.Entry], values: FormValues, config: TrainConfig
+) -> TrainConfig:
+    """Return the defaults of all settings beside the preset, method, options and ``DECISIVE`` ones of a configuration.
+
+    The options and ``DECISIVE`` settings themselves are the defaults of the preset and method.
+    """
+    values = values._replace(preset=config.preset, method=config.method).without_advanced()
+    bare = given_settings(context, entries, values) | {"base": config.base}
+    usual, chosen = _parse(bare), config.model_dump(include={"options", *DECISIVE})
+    return _parse(bare | chosen).model_copy(update={name: getattr(usual, name) for name in chosen})
 
 
 def plan(context: AppContext, entries: Sequence[form.Entry], values: FormValues) -> list[TrainConfig]:

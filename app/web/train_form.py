@@ -1,5 +1,6 @@
 """Form of the Train tab: what the subject is, how long to train, which method, advanced settings."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from app.web.context import AppContext
 from app.web.events import HIDDEN, MINE, QUIET, changed, checked, user_errors
 from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
-from app.web.train_config import FormValues, changed_settings, preview_config, to_yaml
+from app.web.train_config import DECISIVE, FormValues, changed_settings, defaults_beside, preview_config, to_yaml
 from app.web.train_forecast import forecast, measurements
 from app.web.train_photos import PhotoEditor, PhotoEvents
 from app.web.values import Line, Mode
@@ -184,14 +185,17 @@ class FormEvents:
     @checked
     def show_defaults(self, base: Line, *values: Any) -> list[Any]:
         """Show the defaults of empty fields on the base model shown; the session may still be switching to it."""
+        context, entries, given = self.context, self.form.entries, FormValues.of(values)
         try:
-            defaults = FormValues.of(values).without_advanced()
-            config = preview_config(self.context, self.form.entries, defaults, base)
+            config = preview_config(context, entries, given.without_advanced(), base)
+            with contextlib.suppress(UserError):  # or else a field is not valid
+                config = preview_config(context, entries, given, base)
+            defaults = defaults_beside(context, entries, given, config)
         except UserError:
-            return [gr.skip()] * (1 + len(self.form.entries))
+            return [gr.skip()] * (1 + len(entries))
         return [
             gr.update(info=registry.get_method(config.method).summary),
-            *form.placeholder_updates(self.form.entries, config),
+            *form.placeholder_updates(entries, defaults),
         ]
 
     @checked
@@ -244,7 +248,8 @@ def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, photos: Phot
         **QUIET,
     }
     gr.on(form_.edited, events.store, inputs, None, **QUIET)
-    gr.on([form_.preset.input, form_.method.input, status.base.change], **defaults)
+    edited = dict(zip(form_.names, form_.edited, strict=True))
+    gr.on([status.base.change, *(edited[name] for name in ("preset", "method", "rank", *DECISIVE))], **defaults)
     subject = [form_.trigger, form_.noun]
     gr.on([form_.noun.change, form_.trigger.change], show_subject, subject, form_.in_prompts, **QUIET)
     switched = [form_.fields, form_.text, form_.preset, form_.method, *form_.advanced]

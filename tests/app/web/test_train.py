@@ -114,6 +114,21 @@ def test_defaults_are_those_of_the_base_shown_even_before_it_is_in_use(context, 
     assert shown("toybox") == toybox != here
 
 
+def test_defaults_depend_on_the_rank_and_the_optimizer(context, tab):
+    names = [entry.name for entry in tab.entries]
+
+    def shown(**typed):
+        values = flat(filled(tab.entries, typed, method="hra"))
+        updates = train_form.FormEvents(context, tab).show_defaults(context.session.base, *values)[1:]
+        return {name: update.get("placeholder") for name, update in zip(names, updates, strict=True)}
+
+    usual = shown()
+    rank, rate = int(usual["rank"]), float(usual["learning_rate"])
+    high = shown(rank=str(4 * rank), optimizer="lion8bit")
+    assert float(high["learning_rate"]) == pytest.approx(0.2 * rate / 4) and high["rank"] == usual["rank"]
+    assert shown(rank="three") == usual == shown(learning_rate="0.5")
+
+
 def test_options_of_other_methods_are_left_out(context, entries):
     assert "alpha" not in preview_config(context, entries, filled(entries, {"alpha": "3"}, method="hra")).options
     assert preview_config(context, entries, filled(entries, {"alpha": "3"}, method="lora")).options["alpha"] == 3
