@@ -15,7 +15,7 @@ saved when it is done, so that an interrupted benchmark continues; with --minute
 import json
 import time
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from benchmarks.subject_runs import ADAPTER, Runner, load_base, make_parser, set
 from hra_diffusion import pipeline
 from hra_diffusion.adapters import registry
 from hra_diffusion.adapters.state import FUSIONS, Fusion
+from hra_diffusion.comparison.intervals import bootstrap_interval, sign_flip_test
 from hra_diffusion.files import write_text
 from hra_diffusion.generation.requests import Request, Settings
 from hra_diffusion.generation.sampling import generate_batch
@@ -52,6 +53,12 @@ TRIGGERS = ("sks", "qwe")
 ZOOM = 1.5
 """Enlargement of a half before it is judged, because two objects are drawn at 0.66 of the size of one."""
 COLUMNS = ("subjects found", "both found", "one twice")
+Column = dict[str, dict[int, float]]
+"""A figure by pair and seed."""
+MEANS = "Means with 95 % bootstrap intervals over pairs, then seeds."
+DIFFERENCES = """\
+Paired differences with p-values of the sign-flip test over pairs, not corrected for their number. Pairs that share a
+subject are not independent: intervals and p-values are too small."""
 
 
 class Mix(NamedTuple):
@@ -144,18 +151,34 @@ def figures(pair: Sequence[str], halves: Sequence[Sequence[str]]) -> tuple[float
 
 
 def report(rows: Mapping[str, Any]) -> str:
-    """Return a table of the ways: means (minimum to maximum) over the seeds of the means over the pairs."""
-    ways: dict[tuple[str, str], dict[int, list[tuple[float, ...]]]] = {}
+    """Return a table of the ways, and one of the paired differences between those with adapters."""
+    ways: dict[tuple[str, str], list[Column]] = {}
     for row in rows.values():
-        seeds = ways.setdefault((row["method"], row["fusion"]), {})
-        seeds.setdefault(row["seed"], []).append(figures(row["pair"], row["halves"]))
-    lines = []
-    for way, seeds in ways.items():
-        means = [[fmean(column) for column in zip(*pairs, strict=True)] for pairs in seeds.values()]
-        cells = [f"{fmean(own):.2f} ({min(own):.2f} to {max(own):.2f})" for own in zip(*means, strict=True)]
-        lines.append((*way, sum(map(len, seeds.values())), *cells))
-    table = markdown_table(("method", "fusion", "runs", *COLUMNS), lines)
-    return f"Mean (minimum to maximum) over the seeds.\n\n{table}\n"
+        columns = ways.setdefault((row["method"], row["fusion"]), [{} for _ in COLUMNS])
+        for column, value in zip(columns, figures(row["pair"], row["halves"]), strict=True):
+            column.setdefault(" + ".join(row["pair"]), {})[row["seed"]] = value
+    means = [(*way, sum(map(len, own[0].values())), *map(_mean, own)) for way, own in ways.items()]
+    differences = [
+        (f"{' '.join(second)} − {' '.join(first)}", *map(_difference, ways[second], ways[first]))
+        for first, second in combinations([way for way in ways if way[0] not in (CEILING, BASE)], 2)
+    ]
+    tables = [markdown_table(("method", "fusion", "runs", *COLUMNS), means)]
+    tables += [DIFFERENCES, markdown_table(("difference", *COLUMNS), differences)] if differences else []
+    return "\n\n".join([MEANS, *tables]) + "\n"
+
+
+def _mean(column: Column) -> str:
+    return str(bootstrap_interval({pair: list(seeds.values()) for pair, seeds in column.items()}))
+
+
+def _difference(column: Column, other: Column) -> str:
+    """Return the mean of ``column − other`` over the pairs and seeds that both have."""
+    gains = {
+        pair: [value - other[pair][seed] for seed, value in seeds.items() if seed in other.get(pair, {})]
+        for pair, seeds in column.items()
+    }
+    gains = {pair: own for pair, own in gains.items() if own}
+    return f"{bootstrap_interval(gains)}, p {sign_flip_test(gains):.2g}" if gains else ""
 
 
 def main() -> None:

@@ -68,6 +68,15 @@ BEST_CHECKPOINT = """\
 Whether the checkpoint that a run with validation names as the best beats the last one, by the judge.
 Command: `python -m benchmarks.best_checkpoint --sprites DIR`."""
 
+FUSION = """\
+## Two subjects in one image
+
+Ten subjects, trained apart, in nine pairs: both adapters of a method act together, as "a photo of a sks toy next to a
+qwe animal", from the same noise. The judge names the nearest of all objects in the left and in the right half.
+*Compose* applies one adapter after the other, which for LoRA is their sum; *geodesic* combines the rotations on each
+layer (see `--fusion`). *One twice*: the same subject of the pair in both halves.
+Command: `python -m benchmarks.fusion --sprites DIR --seeds 0 --images 16`, one of three training seeds."""
+
 PIVOTAL = """\
 ## Pivotal tuning
 
@@ -85,7 +94,7 @@ def page(results: Path = RESULTS) -> str:
     summary = [(_link(claim), claim.target, *map(_verdicts, results_by_claim[claim.name].values())) for claim in CLAIMS]
     sections = [_section(claim, results_by_claim[claim.name]) for claim in CLAIMS]
     tables = {SUBJECTS: "subjects", SWEEP: "sweep", MASKS: "masks", BEST_CHECKPOINT: "best_checkpoint",
-              PIVOTAL: "pivotal"}  # fmt: skip
+              FUSION: "fusion", PIVOTAL: "pivotal"}  # fmt: skip
     judged = [f"{about}\n\n{_stored(results / f'{name}.md')}" for about, name in tables.items()]
     return (
         "\n\n".join([INTRODUCTION, markdown_table(("claim", "target", *DEVICES), summary), *sections, *judged]) + "\n"

@@ -22,9 +22,9 @@ def test_only_rotations_are_fused_and_the_table_has_a_line_for_each_way():
     ways = [("renders", "compose"), ("base", "compose"), ("lora", "compose"), ("hoft", "compose"), ("hoft", "geodesic")]
     assert [(mix.method, mix.fusion) for mix in found] == ways * 2
     rows = {mix.key: mix._asdict() | {"halves": [("robot", "monkey" if mix.seed else "fox")]} for mix in found}
-    assert "| hoft | geodesic | 2 | 0.75 (0.50 to 1.00) | 0.50 (0.00 to 1.00) | 0.00 (0.00 to 0.00) |" in fusion.report(
-        rows
-    )
+    text = fusion.report(rows)
+    assert "| hoft | geodesic | 2 | 0.750 (0.500 to 1.000) | 0.500 (0.000 to 1.000) | 0.000 (0.000 to 0.000) |" in text
+    assert text.count(" − ") == 3 and "| hoft geodesic − hoft compose | 0.000 (0.000 to 0.000), p 1 |" in text
 
 
 def test_the_benchmark_prints_its_usage(monkeypatch, capsys):
