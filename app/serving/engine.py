@@ -4,11 +4,12 @@ A picture joins a batch at its first step. It joins whichever batch starts next 
 scheduler and guidance scale.
 """
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,7 @@ class Engine:
         self._changed = threading.Condition()
         self._queue: list[Picture] = []
         self._clock, self._ends = 0, dict[str, int]()
+        self._batch: Sequence[Picture] = ()
         self._stopping = self._late = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -113,10 +115,15 @@ class Engine:
         self.metrics.waiting.set(len(self._queue))
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Refuse the pictures that wait at once, and those of the current batch if it takes more than ``seconds``."""
+        """Refuse the pictures that wait at once, and those of the current batch if it takes more than ``seconds``.
+
+        Returns when the batch has ended, which may be a denoising step later.
+        """
         self._refuse_waiting()
         self._thread.join(seconds)
         self._late = True
+        for picture in self._batch:
+            _answer(picture, _stopping())
         self._thread.join()
 
     def _refuse_waiting(self) -> None:
@@ -157,6 +164,7 @@ class Engine:
                     self._ends = {}
                 self.metrics.waiting.set(len(self._queue))
                 if batch := [picture for picture in batch if picture.future.set_running_or_notify_cancel()]:
+                    self._batch = batch
                     return batch
 
     def _draw(self, batch: Sequence[Picture]) -> None:
@@ -174,7 +182,7 @@ class Engine:
         except Exception as error:  # of any picture: damaged weights, memory
             if len(batch) == 1 or isinstance(error, Abandoned | ApiError):
                 for picture in batch:
-                    picture.future.set_exception(error)
+                    _answer(picture, error)
                 return
             half = len(batch) // 2
             self._draw(batch[:half])
@@ -183,7 +191,7 @@ class Engine:
         for image, picture in zip(images, batch, strict=True):
             self.metrics.seconds.observe(time.perf_counter() - picture.since)
             self.metrics.pictures.inc()
-            picture.future.set_result(image)
+            _answer(picture, image)
 
     def _after(self, step: DenoisingStep, batch: Sequence[Picture]) -> None:
         """Send the previews of a step.
@@ -200,6 +208,15 @@ class Engine:
         images = step.decode()
         for place, picture in asked.items():
             picture.on_preview(picture.previews.index(step.step), images[place])
+
+
+def _answer(picture: Picture, answer: Image.Image | Exception) -> None:
+    """Give a picture its image or exception, unless it has been refused since."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(answer, Exception):
+            picture.future.set_exception(answer)
+        else:
+            picture.future.set_result(answer)
 
 
 def _stopping() -> ApiError:

@@ -312,6 +312,19 @@ def test_a_stopping_server_ends_a_batch_that_takes_too_long(tmp_path, adapters):
         assert drawn.result().status_code == 503 and drawn.result().code == "stopping"
 
 
+def test_a_stopping_server_answers_before_a_long_step_ends(tmp_path, adapters):
+    service = make_service(tmp_path, adapters)
+    with served(service) as address, ThreadPoolExecutor(1) as threads:
+        with lock_of(service.engine.pipe):  # the step lasts as long
+            asked = threads.submit(asked_for, client_of(address), "base")
+            wait_until(lambda: service.engine._batch)
+            stopping = threading.Thread(target=service.engine.stop, args=[0])
+            stopping.start()
+            assert asked.result(30).code == "stopping"
+        stopping.join()
+        assert not service.engine.is_alive
+
+
 def test_the_log_holds_no_prompts(tmp_path, base_folder):
     """Also that of a replica, which the command does not start."""
     options = setup.ServerOptions(adapters=tmp_path, pictures=tmp_path / "served", base=str(base_folder), device="cpu")
