@@ -1,12 +1,13 @@
-"""The study of methods on toybox, and that of learning rates: commands, results, and how an interrupted one continues.
+"""The studies of methods, learning rates and ranks on toybox: commands, results, and how an interrupted one continues.
 
     python -m benchmarks.study command study --seeds 0 --output outputs/study-0
     python -m benchmarks.study run study --seeds 0 --output outputs/study-0 [--minutes 60]
     python -m benchmarks.study gather study outputs/study-0/benchmark/study outputs/study-1/benchmark/study
 
 ``study`` trains all methods and variants of HRA with equal parameters on six subjects; ``rates`` trains four methods
-with a quarter, half, one and two times their learning rates on two, HRA with those of rank 16. Seeds can be trained
-side by side, each with an ``--output`` of its own, and so can subjects with the printed command.
+with a quarter, half, one and two times their learning rates on two, HRA with those of rank 16; ``rank`` trains two of
+them at a higher rank. Seeds can be trained side by side, each with an ``--output`` of its own, and so can subjects with
+the printed command.
 
 ``gather`` adds the finished cells of benchmarks to benchmarks/results/NAME.csv, one line each with its mean figures and
 costs, and writes their summary, NAME.json, and the tables of docs/which-method.md. Both files have the formats of
@@ -47,6 +48,7 @@ STUDIES = {
         "--methods", "lora", "hoft", "shoft", "--variants", "benchmarks/rates.yaml", *EQUAL,
         "--learning-rate-factors", "0.25", "0.5", "1", "2", "--subjects", "monkey", "pineapple",
     ],
+    "rank": ["--variants", "benchmarks/rank.yaml", "--subjects", "monkey", "pineapple"],
 }  # fmt: skip
 """Arguments of ``hra-diffusion benchmark toybox``."""
 SIDE = 128

@@ -37,7 +37,7 @@ def write() -> None:
 
 def page(text: str, results: Path = RESULTS) -> str:
     """Return the page with its parts between ``<!-- begin NAME … -->`` and ``<!-- end NAME -->`` made anew."""
-    for name, part in (("study", study_part), ("rates", rates_part)):
+    for name, part in (("study", study_part), ("rates", rates_part), ("rank", rank_part)):
         data = _read(results / f"{name}.json")
         body = part(data) if data and data["means"] else NOT_MEASURED
         begin, end = re.search(rf"<!-- begin {name}\b.*?-->\n", text), text.index(f"<!-- end {name} -->")
@@ -155,6 +155,18 @@ def rates_part(data: Data) -> str:
         "highest rate."
     )
     return f"{about}\n\n{table}\n\n![Right subjects against right scenes by learning rate](images/{PLOT.name})"
+
+
+def rank_part(data: Data) -> str:
+    """Return the table of the study of ranks."""
+    means = data["means"]
+    rows = [
+        (own["method"], own["options"]["rank"], f"{own['learning_rate']:g}",
+         *(f"{means[label][name]['mean']:.2f}" for name in JUDGED))
+        for label, own in _settings(data).items()
+        if label in means
+    ]  # fmt: skip
+    return markdown_table(("method", "rank", "learning rate", *JUDGED), rows)
 
 
 def rates_plot(data: Data) -> str:

@@ -108,8 +108,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 """Families that use the values of Stable Diffusion 1, and where they differ. The rates of the last two are not
 measured."""
 _REFLECTIONS = ("hra", "hoft", "shoft")
-"""Methods that multiply as many reflections as their rank: at the same learning rate they change the base model more
-the higher the rank is. LoRA divides its product by the rank."""
+"""Methods that multiply reflections, whose number grows with the rank: at the same learning rate they change the base
+model more the higher the rank is. The others are not measured at other ranks."""
 
 
 def defaults(base: str, method: str, preset: str, optimizer: str = "adamw") -> dict[str, Any]:
@@ -127,7 +127,7 @@ def rank_factor(method: str, optimizer: str, preset_rank: int, rank: int) -> flo
     """Return the factor on the default learning rate at another rank than the preset's.
 
     It is less than 1 above the preset's rank for products of reflections: see docs/which-method.md for the measurement.
-    Lower ranks are not measured and keep the rate.
+    Lower ranks are not measured and keep the rate. ``rank``: the option, whatever the ranks of single layers.
     """
     finds_rate = "learning_rate" in _OPTIMIZER.get(optimizer, {})
     return preset_rank / max(preset_rank, rank) if method in _REFLECTIONS and not finds_rate else 1.0

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from app.protocols.estimate import Estimate
 
 
+Variants = dict[str, dict[str, Any]]
+"""Training settings by label."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("protocol", choices=get_args(ProtocolName), help="toybox: its ten held-out subjects; "
                         "dreambooth: the DreamBooth dataset in --data; mine: your --photos")  # fmt: skip
@@ -85,9 +89,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     name = validated_name(arguments.name or arguments.protocol + ("-quick" if arguments.quick else ""))
     folder = arguments.output / "benchmark" / name
-    plan = plans.as_stored(make_plan(name, arguments), folder)
+    variants = given_variants(arguments)
+    plan = plans.as_stored(make_plan(name, arguments, variants), folder)
     if plan.budget != "steps" and plan.resolved is None:
-        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan)})
+        plan = plan.model_copy(update={"resolved": resolve_budget(arguments, plan, variants)})
     if arguments.dry_run or not arguments.quiet:
         expected = expect(plan, folder, arguments)
         if arguments.dry_run:
@@ -108,13 +113,13 @@ def run(arguments: argparse.Namespace) -> None:
     print_result(arguments, f"{table}\nreport: {report}", {"folder": str(folder), "report": str(report), **facts})
 
 
-def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
+def make_plan(name: str, arguments: argparse.Namespace, variants: Variants) -> Plan:
     """Return the plan that the arguments describe. Raises UserError for an invalid one."""
     quick, protocol = arguments.quick, arguments.protocol
     photos = [path.absolute() for path in arguments.photos or ()]
     found = plans.find_subjects(protocol, arguments.data, photos, arguments.class_noun)
     base = base_settings(arguments)
-    variants = plans.with_rate_factors(given_variants(arguments), base, arguments.learning_rate_factors)
+    variants = plans.with_rate_factors(variants, base, arguments.learning_rate_factors)
     names, sources = plans.read_metrics(arguments.metrics)
     try:
         plan = Plan(
@@ -134,7 +139,7 @@ def make_plan(name: str, arguments: argparse.Namespace) -> Plan:
     return plan
 
 
-def given_variants(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def given_variants(arguments: argparse.Namespace) -> Variants:
     """Return the variants that the arguments name, each at the learning rate of its own. Raises UserError."""
     default = REPRESENTATIVE if arguments.quick else COMPARED
     return plans.read_variants(arguments.methods or ([] if arguments.variants else default), arguments.variants)
@@ -208,10 +213,10 @@ def prepare(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Benchmar
     )  # fmt: skip
 
 
-def resolve_budget(arguments: argparse.Namespace, plan: Plan) -> dict[str, dict[str, Any]]:
+def resolve_budget(arguments: argparse.Namespace, plan: Plan, variants: Variants) -> Variants:
     """Return the settings of the variants with ranks or steps of an equal budget. Raises UserError."""
     if plan.budget == "parameters":
-        variants = plans.equal_parameters(given_variants(arguments), plan.base, load_base(arguments))
+        variants = plans.equal_parameters(variants, plan.base, load_base(arguments))
         return plans.with_rate_factors(variants, plan.base, arguments.learning_rate_factors)  # rates depend on ranks
     found = {label: measure(config_of(plan, label), arguments) for label in plan.variants}
     return plans.equal_seconds(plan.variants, plan.base, found)

@@ -138,8 +138,11 @@ def as_stored(plan: Plan, folder: Path) -> Plan:
         return plan
     old, new = (json.loads(one.model_dump_json(exclude={"resolved"})) for one in (stored, plan))
     if other := sorted(name for name in new if old[name] != new[name]):
+        changed = [label for label, own in new["variants"].items() if old["variants"].get(label, own) != own]
+        keep = f"; or give {shown(changed[0])} the settings of {PLAN_FILE} in --variants FILE" if changed else ""
+        names = ", ".join(other)
         raise UserError(
-            f"{folder} is a benchmark with other settings ({', '.join(other)}); choose another --name, or delete it"
+            f"{folder} is a benchmark with other settings ({names}); choose another --name, or delete it{keep}"
         )
     return stored
 

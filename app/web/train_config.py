@@ -28,7 +28,9 @@ NOT_FROM_YAML = (
 )  # fmt: skip
 """Settings that YAML typed on the page cannot change."""
 DECISIVE = ("optimizer", "preservation")
-"""Settings on which the defaults of others depend, besides the base model, preset, method and rank."""
+"""Settings on which the defaults of others depend, besides base model, preset, method, rank and initial adapter."""
+DECISIVE_FIELDS = ("rank", "init_adapter", *DECISIVE)
+"""Their fields among the advanced settings."""
 PLACEHOLDERS = {"name": "preview", "class_noun": "thing"}
 """Stand in for required settings that do not change the cost of a run."""
 
@@ -58,6 +60,13 @@ class FormValues(NamedTuple):
     def without_advanced(self) -> "FormValues":
         """The same with the advanced settings left empty."""
         return self._replace(mode="Form", text="", advanced=("",) * len(self.advanced))
+
+    def decisive(self, entries: Sequence[form.Entry]) -> "FormValues":
+        """The same with only those advanced settings on which the defaults of others depend."""
+        kept = (
+            value if entry.name in DECISIVE_FIELDS else "" for entry, value in zip(entries, self.advanced, strict=True)
+        )
+        return self._replace(mode="Form", text="", advanced=tuple(kept))
 
 
 def given_settings(context: AppContext, entries: Sequence[form.Entry], values: FormValues) -> dict[str, Any]:
@@ -155,12 +164,15 @@ def changed_settings(
 def defaults_beside(
     context: AppContext, entries: Sequence[form.Entry], values: FormValues, config: TrainConfig
 ) -> TrainConfig:
-    """Return the defaults of all settings beside the preset, method, options and ``DECISIVE`` ones of a configuration.
+    """Return the defaults of all settings beside the decisive ones of a configuration.
 
-    The options and ``DECISIVE`` settings themselves are the defaults of the preset and method.
+    The options and ``DECISIVE`` settings themselves are the defaults of the preset and method, or those of the initial
+    adapter.
     """
     values = values._replace(preset=config.preset, method=config.method).without_advanced()
     bare = given_settings(context, entries, values) | {"base": config.base}
+    if config.init_adapter:
+        bare |= settings_of(read_info(Path(config.init_adapter)))
     usual, chosen = _parse(bare), config.model_dump(include={"options", *DECISIVE})
     return _parse(bare | chosen).model_copy(update={name: getattr(usual, name) for name in chosen})
 

@@ -13,7 +13,14 @@ from app.web.context import AppContext
 from app.web.events import HIDDEN, MINE, QUIET, changed, checked, user_errors
 from app.web.html import render, step_title
 from app.web.status_bar import StatusBar
-from app.web.train_config import DECISIVE, FormValues, changed_settings, defaults_beside, preview_config, to_yaml
+from app.web.train_config import (
+    DECISIVE_FIELDS,
+    FormValues,
+    changed_settings,
+    defaults_beside,
+    preview_config,
+    to_yaml,
+)
 from app.web.train_forecast import forecast, measurements
 from app.web.train_photos import PhotoEditor, PhotoEvents
 from app.web.values import Line, Mode
@@ -183,20 +190,16 @@ class FormEvents:
         return [gr.update(visible=mode == "Form"), gr.update(visible=mode == "YAML")]
 
     @checked
-    def show_defaults(self, base: Line, *values: Any) -> list[Any]:
+    def show_defaults(self, base: Line, request: gr.Request, *values: Any) -> list[Any]:
         """Show the defaults of empty fields on the base model shown; the session may still be switching to it."""
-        context, entries, given = self.context, self.form.entries, FormValues.of(values)
-        try:
-            config = preview_config(context, entries, given.without_advanced(), base)
-            with contextlib.suppress(UserError):  # or else a field is not valid
-                config = preview_config(context, entries, given, base)
-            defaults = defaults_beside(context, entries, given, config)
-        except UserError:
-            return [gr.skip()] * (1 + len(entries))
-        return [
-            gr.update(info=registry.get_method(config.method).summary),
-            *form.placeholder_updates(entries, defaults),
-        ]
+        context, entries, given = self.context.for_visitor(request), self.form.entries, FormValues.of(values)
+        for valid in (given, given.decisive(entries), given.without_advanced()):
+            with contextlib.suppress(UserError):
+                config = preview_config(context, entries, valid, base)
+                defaults = defaults_beside(context, entries, given, config)
+                about = gr.update(info=registry.get_method(given.method).summary)
+                return [about, *form.placeholder_updates(entries, defaults)]
+        return [gr.skip()] * (1 + len(entries))
 
     @checked
     def show_forecast(self, seen: str | None, request: gr.Request, *values: Any) -> tuple[Any, ...]:
@@ -249,7 +252,8 @@ def connect(context: AppContext, page: gr.Blocks, form_: TrainForm, photos: Phot
     }
     gr.on(form_.edited, events.store, inputs, None, **QUIET)
     edited = dict(zip(form_.names, form_.edited, strict=True))
-    gr.on([status.base.change, *(edited[name] for name in ("preset", "method", "rank", *DECISIVE))], **defaults)
+    deciding = [edited[name] for name in ("preset", "method", *DECISIVE_FIELDS)]
+    gr.on([status.base.change, *deciding], **defaults)
     subject = [form_.trigger, form_.noun]
     gr.on([form_.noun.change, form_.trigger.change], show_subject, subject, form_.in_prompts, **QUIET)
     switched = [form_.fields, form_.text, form_.preset, form_.method, *form_.advanced]

@@ -6,6 +6,7 @@ in the file's metadata.
 
 import contextlib
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -241,9 +242,9 @@ def attached_info(components: Mapping[str, nn.Module], name: str, **fields: Any)
     adapters = attachment.layers_by_component(components, name)
     adapter = next(iter(next(iter(adapters.values())).values()))
     fields.setdefault("fingerprint", adapter_fingerprint(components, name))
-    options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {
-        "rank": min(adapter.config.rank, MAX_RANK)
-    }
+    counts = Counter(layer.config.rank for layers in adapters.values() for layer in layers.values())
+    most_common = counts.most_common(1)[0][0]
+    options = adapter.config.model_dump(exclude=registry.TRAINING_OPTIONS) | {"rank": min(most_common, MAX_RANK)}
     ranks = {
         component: {path: layer.config.rank for path, layer in layers.items() if layer.config.rank != options["rank"]}
         for component, layers in adapters.items()
@@ -261,16 +262,12 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     """
     try:
         _check_header(path)
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             yield file
     except FileNotFoundError:
         raise AdapterFileError(f"no adapter file {path}") from None
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror or error}") from None
-    except RuntimeError:  # torch opens the file again, which another process may have deleted
-        if path.exists():
-            raise
-        raise AdapterFileError(f"no adapter file {path}") from None
     except SafetensorError as error:
         if path.suffix in PICKLE_SUFFIXES:
             raise AdapterFileError(
@@ -280,6 +277,15 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         raise AdapterFileError(
             f"{path} is not a complete safetensors file ({error}); copy it again or use another checkpoint"
         ) from None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except RuntimeError:  # torch opens the file again, which another process may have deleted
+        if not path.exists():
+            raise FileNotFoundError from None
+        raise AdapterFileError(f"{path} changed while it was opened; try again") from None
 
 
 def _check_header(path: Path) -> None:

@@ -55,10 +55,10 @@ def gathered(tmp_path):
 def test_the_commands_are_valid_and_are_those_of_the_page(name, tmp_path, monkeypatch):
     monkeypatch.chdir(options.RESULTS.parent.parent)
     words = study.command(name, [0, 1], tmp_path, 60)
-    plan = commands.make_plan(name, load_command("benchmark")[1].parse_args(words[1:]))
-    assert (
-        plan.seeds == (0, 1) and plan.budget == "parameters" and len(plan.variants) == {"study": 10, "rates": 16}[name]
-    )
+    parsed = load_command("benchmark")[1].parse_args(words[1:])
+    plan = commands.make_plan(name, parsed, commands.given_variants(parsed))
+    variants, budget = {"study": (10, "parameters"), "rates": (16, "parameters"), "rank": (4, "steps")}[name]
+    assert (plan.seeds, plan.budget, len(plan.variants)) == ((0, 1), budget, variants)
     page = study_tables.PAGE.read_text(encoding="utf-8").replace("\\\n", "")
     shown = [shlex.split(block) for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
     assert any(
@@ -111,7 +111,7 @@ def test_the_page_is_up_to_date():
 
 def test_without_results_nothing_is_claimed(tmp_path):
     text = study_tables.page(study_tables.PAGE.read_text(encoding="utf-8"), tmp_path)
-    assert text.count("Not measured yet.") == 2
+    assert text.count("Not measured yet.") == 3
 
 
 def test_rates_have_a_table_and_curves():

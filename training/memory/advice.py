@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from training import config as configs
 from training.config import TrainConfig
 from training.memory.savings import gradient_checkpointing, smaller_batches
 
@@ -29,10 +30,11 @@ def advise(reason: str, config: TrainConfig) -> Advice:
         return _less_memory(config)
     if found := re.search(r"rank \d+ is too large for .*, a (\d+) to (\d+) layer", reason):
         rank = min(int(found[1]), int(found[2])) // 4 * 2
-        return Advice(
-            f"Use rank {rank}: the layers of this base model are too small for more.",
-            {"options": config.options | {"rank": rank}},
-        )
+        changes: dict[str, Any] = {"options": config.options | {"rank": rank}}
+        default = configs.parse(config.model_dump(mode="json") | {"learning_rate": None}).learning_rate
+        if config.learning_rate == default:  # that of the other rank may differ
+            changes["learning_rate"] = None
+        return Advice(f"Use rank {rank}: the layers of this base model are too small for more.", changes)
     if "disk is full" in reason:
         return Advice("Free some disk space, then resume from the last checkpoint.")
     return Advice("The log below shows the details.")

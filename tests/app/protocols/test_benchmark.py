@@ -284,7 +284,8 @@ def test_learning_rates_are_multiplied_at_the_ranks_of_equal_parameters(tmp_path
     words = ["toybox", "--methods", "lora", "hra", "--budget", "parameters", "--learning-rate-factors", "1", "2"]
     _, parser = main.__globals__["load_command"]("benchmark")
     parsed = parser.parse_args([*words, "--output", str(tmp_path)])
-    found = command.resolve_budget(parsed, command.make_plan("equal", parsed))
+    variants = command.given_variants(parsed)
+    found = command.resolve_budget(parsed, command.make_plan("equal", parsed, variants), variants)
     hra, twice = found["hra"], found["hra × 2"]
     rank = hra["options"]["rank"]
     assert rank > 16 and hra["learning_rate"] == pytest.approx(0.7e-3 * 16 / rank)
@@ -304,4 +305,4 @@ def test_a_benchmark_without_scores_is_refused(tmp_path):
     _, parser = main.__globals__["load_command"]("benchmark")
     parsed = parser.parse_args([*arguments[1:], "--output", str(tmp_path / "out")])
     with pytest.raises(UserError, match="nothing to score with"):
-        command.prepare(parsed, command.make_plan("mine", parsed), tmp_path)
+        command.prepare(parsed, command.make_plan("mine", parsed, command.given_variants(parsed)), tmp_path)

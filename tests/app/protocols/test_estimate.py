@@ -59,7 +59,8 @@ def test_a_dry_run_writes_no_benchmark(tmp_path, capsys):
     arguments = ["toybox", "--quick", "--methods", "lora", "--subjects", "robot", "--seeds", "0", "--output",
                  str(tmp_path), "--dry-run", "--json"]  # fmt: skip
     _, parser = main.__globals__["load_command"]("benchmark")
-    plan = command.make_plan("toybox-quick", parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    plan = command.make_plan("toybox-quick", parsed, command.given_variants(parsed))
     calibration.save(MEASURED, calibration.result_path(tmp_path, command.config_of(plan, "lora")))
     assert main(["benchmark", *arguments]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -87,12 +87,12 @@ def test_the_models_of_metrics_come_from_given_folders(tmp_path, folders, monkey
     given = [f"{name}={folder}" for name, folder in folders.items()]
     arguments = ["toybox", "--pictures", "2", "--output", str(tmp_path / "outputs"), "--metrics", *given]
     parsed = parser.parse_args(arguments)
-    scorer = command.prepare(parsed, command.make_plan("test", parsed), tmp_path).scorer
+    scorer = command.prepare(parsed, command.make_plan("test", parsed, command.given_variants(parsed)), tmp_path).scorer
     assert [model.label for model in scorer.embedders.values()] == ["DINO (tiny-vit)", "CLIP (tiny-clip)"]
     monkeypatch.setattr(lpips, "load_packaged", lambda *package: {})
     parsed = parser.parse_args([*arguments, f"lpips={tmp_path / 'vgg'}"])
     with pytest.raises(UserError, match="vgg can't be used for LPIPS"):
-        command.prepare(parsed, command.make_plan("test", parsed), tmp_path)
+        command.prepare(parsed, command.make_plan("test", parsed, command.given_variants(parsed)), tmp_path)
 
 
 def figures(*prompts: tuple[float, float, float, float]) -> dict[str, list[float]]:

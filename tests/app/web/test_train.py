@@ -107,7 +107,7 @@ def test_a_draft_of_an_earlier_version_is_restored(context, tab):
 
 def test_defaults_are_those_of_the_base_shown_even_before_it_is_in_use(context, tab):
     def shown(base):
-        return train_form.FormEvents(context, tab).show_defaults(base, *flat(filled(tab.entries)))
+        return train_form.FormEvents(context, tab).show_defaults(base, Visitor("a"), *flat(filled(tab.entries)))
 
     toybox, here = shown("toybox"), shown(context.session.base)
     context.session.change("toybox", "cpu")
@@ -119,7 +119,7 @@ def test_defaults_depend_on_the_rank_and_the_optimizer(context, tab):
 
     def shown(**typed):
         values = flat(filled(tab.entries, typed, method="hra"))
-        updates = train_form.FormEvents(context, tab).show_defaults(context.session.base, *values)[1:]
+        updates = train_form.FormEvents(context, tab).show_defaults(context.session.base, Visitor("a"), *values)[1:]
         return {name: update.get("placeholder") for name, update in zip(names, updates, strict=True)}
 
     usual = shown()
@@ -127,6 +127,7 @@ def test_defaults_depend_on_the_rank_and_the_optimizer(context, tab):
     high = shown(rank=str(4 * rank), optimizer="lion8bit")
     assert float(high["learning_rate"]) == pytest.approx(0.2 * rate / 4) and high["rank"] == usual["rank"]
     assert shown(rank="three") == usual == shown(learning_rate="0.5")
+    assert shown(rank=str(4 * rank), optimizer="lion8bit", steps="many") == high, "whatever else is wrong"
 
 
 def test_options_of_other_methods_are_left_out(context, entries):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from training import config as configs
 from training.memory.advice import advise
 
 
@@ -31,3 +32,12 @@ def test_advice_on_memory_after_gradient_checkpointing_is_a_smaller_batch(settin
     odd = advise("out of memory", settings(gradient_checkpointing=True, batch_size=3)).changes
     assert odd == {"batch_size": 1, "gradient_accumulation_steps": 3}, "each step still trains on three photos"
     assert not advise("out of memory", settings(gradient_checkpointing=True, batch_size=1)).changes
+
+
+def test_a_lower_rank_takes_its_own_learning_rate_unless_one_was_given(settings):
+    reason = "hra can't be attached to x: rank 128 is too large for a.b, a 64 to 64 layer"
+    for given in (None, 0.5):
+        config = settings(method="hra", options={"rank": 128}, learning_rate=given)
+        again = configs.parse(config.model_dump(mode="json") | advise(reason, config).changes)
+        usual = settings(method="hra", options={"rank": 32}, learning_rate=given)
+        assert again.options["rank"] == 32 and again.learning_rate == usual.learning_rate
