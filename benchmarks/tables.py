@@ -75,7 +75,8 @@ Ten subjects, trained apart, in nine pairs: both adapters of a method act togeth
 qwe animal", from the same noise. The judge names the nearest of all objects in the left and in the right half.
 *Compose* applies one adapter after the other, which for LoRA is their sum; *geodesic* combines the rotations on each
 layer (see `--fusion`). *One twice*: the same subject of the pair in both halves.
-Command: `python -m benchmarks.fusion --sprites DIR --seeds 0 --images 16`. One training seed is measured."""
+Command: `python -m benchmarks.fusion --sprites DIR --seeds 0 --images 16`. One training seed is measured. In all
+three ways the features of both subjects mix in each half."""
 
 PIVOTAL = """\
 ## Pivotal tuning
