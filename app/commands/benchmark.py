@@ -15,7 +15,7 @@ from app.benchmarking.calibrating import measure_run
 from app.commands.common import OUTPUTS, add_base, load_base, print_result
 from app.commands.jobs import add_jobs, parse_jobs
 from app.protocols import plan as plans
-from app.protocols.plan import LPIPS, METRICS, PICTURES, RELEASED_METRICS, Budget, Plan, ProtocolName
+from app.protocols.plan import LPIPS, METRICS, PICTURES, RELEASED_METRICS, Budget, Plan, ProtocolName, Variants
 from hra_diffusion.adapters.methods import COMPARED, REPRESENTATIVE
 from hra_diffusion.adapters.registry import explain
 from hra_diffusion.errors import UserError
@@ -30,10 +30,6 @@ from training.runs.calibration import Calibration
 if TYPE_CHECKING:
     from app.protocols.cells import Benchmark, Cell
     from app.protocols.estimate import Estimate
-
-
-Variants = dict[str, dict[str, Any]]
-"""Training settings by label."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

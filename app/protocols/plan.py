@@ -20,6 +20,8 @@ from training.runs.calibration import Calibration
 
 ProtocolName = Literal["toybox", "dreambooth", "mine"]
 Budget = Literal["steps", "parameters", "seconds"]
+Variants = dict[str, dict[str, Any]]
+"""Training settings, fields of TrainConfig, by the label of a variant."""
 LPIPS = "lpips"
 METRICS = ("dino", "dinov2", "clip-l14", "efficientnet", LPIPS)
 """Further measures: of subject fidelity, by their names in ``hra_diffusion.evaluation.metrics``, and LPIPS."""
@@ -57,7 +59,7 @@ class Plan(BaseModel):
     photos: tuple[Path, ...] = ()
     class_noun: str = ""
     subjects: tuple[str, ...]
-    variants: dict[str, dict[str, Any]]
+    variants: Variants
     seeds: tuple[int, ...]
     prompts: int | None = Field(None, ge=1)
     pictures: int = Field(1, ge=1, le=32)
@@ -69,7 +71,7 @@ class Plan(BaseModel):
     sources: dict[str, str] = {}
     checkpoints: int = Field(0, ge=0, le=50)
     released: bool = False
-    resolved: dict[str, dict[str, Any]] | None = None
+    resolved: Variants | None = None
 
     def load_subjects(self) -> dict[str, Subject]:
         """Return the subjects by name with the prompts that are drawn."""
@@ -176,12 +178,12 @@ def choose_subjects(found: Sequence[Subject], names: Sequence[str], count: int |
     return tuple(names or known[:count])
 
 
-def read_variants(methods: Sequence[str], file: Path | None) -> dict[str, dict[str, Any]]:
+def read_variants(methods: Sequence[str], file: Path | None) -> Variants:
     """Return the variants: one for each method, and those of a YAML file that maps labels to training settings.
 
     Raises UserError if a label is taken or a variant is not a mapping.
     """
-    variants: dict[str, dict[str, Any]] = {method: {"method": method} for method in methods}
+    variants: Variants = {method: {"method": method} for method in methods}
     for label, changes in (_read_yaml(file) if file else {}).items():
         if label in (*variants, BASE):
             raise UserError(f"{file}: the variant {shown(str(label))} exists already; choose another label")
@@ -218,9 +220,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} can't be read as YAML: {first_line(error)}") from None
 
 
-def with_rate_factors(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], factors: Sequence[float]):
+def with_rate_factors(variants: Variants, base: Mapping[str, Any], factors: Sequence[float]) -> Variants:
     """Return each variant at its learning rate times each factor: "lora", "lora × 2", …"""
-    result: dict[str, dict[str, Any]] = {}
+    result: Variants = {}
     for label, changes in variants.items():
         rate = _config(base, changes).learning_rate
         for factor in factors:
@@ -229,11 +231,9 @@ def with_rate_factors(variants: Mapping[str, Mapping[str, Any]], base: Mapping[s
     return result
 
 
-def equal_parameters(
-    variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], pipe: Any
-) -> dict[str, dict[str, Any]]:
+def equal_parameters(variants: Variants, base: Mapping[str, Any], pipe: Any) -> Variants:
     """Return the variants with ranks at which they have about as many parameters as the first one."""
-    result: dict[str, dict[str, Any]] = {}
+    result: Variants = {}
     parameters = 0
     for label, changes in variants.items():
         config = _config(base, changes)
@@ -245,9 +245,7 @@ def equal_parameters(
     return result
 
 
-def equal_seconds(
-    variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], measured: Mapping[str, Calibration]
-) -> dict[str, dict[str, Any]]:
+def equal_seconds(variants: Variants, base: Mapping[str, Any], measured: Mapping[str, Calibration]) -> Variants:
     """Return the variants with as many steps as take as long as those of the first one."""
     first = next(iter(variants))
     seconds = _config(base, variants[first]).steps * measured[first].step

@@ -193,9 +193,9 @@ class FormEvents:
     def show_defaults(self, base: Line, request: gr.Request, *values: Any) -> list[Any]:
         """Show the defaults of empty fields on the base model shown; the session may still be switching to it."""
         context, entries, given = self.context.for_visitor(request), self.form.entries, FormValues.of(values)
-        for valid in (given, given.decisive(entries), given.without_advanced()):
+        for chosen in (given.decisive(entries), given.without_advanced()):  # without any if one is not valid
             with contextlib.suppress(UserError):
-                config = preview_config(context, entries, valid, base)
+                config = preview_config(context, entries, chosen, base)
                 defaults = defaults_beside(context, entries, given, config)
                 about = gr.update(info=registry.get_method(given.method).summary)
                 return [about, *form.placeholder_updates(entries, defaults)]
